@@ -1,0 +1,62 @@
+# What a person types here. Every target installs what it needs into .venv on first use.
+# A stamp file says what .venv holds: .run (the package itself) or .dev (and all that tests and checks need).
+
+PYTHON ?= python3
+ARGS   ?=
+TORCH  := torch==2.13.0
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format clean
+
+help: ## print what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  ARGS=...      is passed on, for example: make test ARGS='-k linear'"
+	@echo "  PYTHON=...    makes .venv with another interpreter (3.10 or newer)"
+
+demo: $(VENV)/.run ## hoist an example model and show what it saves
+	@$(BIN)/rankhoist demo $(ARGS)
+
+test: $(VENV)/.dev ## run the tests: two workers, one thread each
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+bench: $(VENV)/.run ## time the demo model at every level
+	@test -f benchmarks/demo_levels.py || { echo "bench: benchmarks/demo_levels.py is not in this checkout" >&2; exit 1; }
+	@$(BIN)/python benchmarks/demo_levels.py $(ARGS)
+
+lint: $(VENV)/.dev ## check format, style and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## format the code and fix what can be fixed safely
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+clean: ## remove caches and build outputs; .venv stays
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# pip is the last thing venv writes, so its presence says that the environment is whole.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "rankhoist needs Python 3.10 or newer; '$(PYTHON)' is not that. Try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "'$(PYTHON)' has no venv module. On Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(BIN)/pip
+	@echo "installing $(TORCH) (one time, about a minute)"
+	@$(PIP) install $(TORCH)
+	@echo "installing rankhoist"
+	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.run
+	@echo "installing what tests and checks need (one time)"
+	@$(PIP) install -e '.[dev]'
+	@touch $@

@@ -1,0 +1,433 @@
+"""The interpreter: walks the captured graph, applies one rule per operator, and falls back to the operator itself.
+
+Soundness: a rule may compute something at request rate only where it proves that rows do not meet. Everything else runs
+the original operator over all N rows, which is equal by definition, and is named in the report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.algebra import grid
+from rankhoist.algebra.contract import evaluate_group, group_terms, settle
+from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, Term, one_block, plain, row_layout, whole
+from rankhoist.algebra.grid import Decline
+from rankhoist.algebra.ir import ROWS, Builder, Node, Rate, Size, Workload, aten, join, live_nodes
+from rankhoist.capture import InputSpec, Program
+from rankhoist.capture.program import module_path
+from rankhoist.errors import UnsupportedModelError
+
+
+class Level(IntEnum):
+    """What may be hoisted; every level includes those below it."""
+
+    EXPAND = 0
+    LOOKUP = 1
+    REQUEST = 2
+    LINEAR = 3
+    FIRST = 4
+    FULL = 5
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A tensor over all N rows whose axes do not follow the rows (`[N, N]`, or a mean over rows)."""
+
+    node: Node
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class RowNumber:
+    """`arange(rows)`: row i holds i. It marks "my own row" in an index."""
+
+    dtype: torch.dtype
+
+
+RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
+
+Value = Any  # Form | Opaque | RowNumber | list[Value] | sympy.Expr | int | float | bool | None | dtype | device
+Rule = Callable[["Interpreter", fx.Node, list[Value], dict[str, Value]], Value]
+
+
+@dataclass
+class Outcome:
+    """What happened to one operator: for the report."""
+
+    rates: set[Rate] = field(default_factory=set)
+    reason: str | None = None
+    rule: str = ""
+
+
+class Interpreter:
+    """Runs `program` over forms.
+
+    Args:
+        rules: operator -> rule. Order and membership are decided in `rankhoist.rules`.
+        lookups: operators that are hoisted at level `lookup`.
+        keep: at level `full`, whether the forms made by a captured operator stay unevaluated.
+    """
+
+    def __init__(
+        self, program: Program, level: Level, workload: Workload, rules: Mapping[Any, Rule], lookups: frozenset[Any],
+        keep: Callable[[fx.Node], bool] = lambda _: True,
+    ) -> None:  # fmt: skip
+        self.program, self.level, self.rows = program, level, workload
+        self.rules, self.lookups, self.keep = rules, lookups, keep
+        self.b = Builder(program.device)
+        self.values: dict[fx.Node, Value] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.symbols: dict[sympy.Symbol, sympy.Expr] = {}
+        self.pinned: set[str] = set()
+        self.kept_forms: set[str] = set()
+        self.current: fx.Node | None = None
+
+    # -- the walk
+
+    def run(self) -> list[Value]:
+        """Interpret the graph; returns the output nodes (or constants), each over N rows."""
+        for node in self.program.graph.nodes:
+            self.current = node
+            self.b.source = node.name
+            if node.op == "placeholder":
+                self.values[node] = self._placeholder(node)
+            elif node.op == "call_function":
+                self.values[node] = self._call(node)
+        self.current, self.b.source = None, "output"
+        return [self._output(o) for o in self.program.outputs]
+
+    def _placeholder(self, node: fx.Node) -> Value:
+        if node.name in self.program.weights:
+            tensor = self.program.weights[node.name].tensor
+            leaf = self.b.leaf("weight", node.name, Rate.WEIGHT, tensor.shape, tensor.dtype)
+            return plain(leaf, tensor.dtype, row_layout(tensor.dim(), rows=False))
+        spec = self.program.inputs[node.name]
+        if spec.role == "packed":
+            return self._packed_input(node.name, spec)
+        rate = Rate.REQUEST if spec.role == "context" else Rate.ITEM
+        leaf = self.b.leaf("input", node.name, rate, spec.shape, spec.dtype)
+        return plain(leaf, spec.dtype, row_layout(len(spec.shape)))
+
+    def _packed_input(self, name: str, spec: InputSpec) -> Form:
+        parts = ((Rate.REQUEST, ".context", spec.columns), (Rate.ITEM, ".candidate", spec.candidate_columns))
+        blocks, segments = {}, []
+        for k, (rate, suffix, columns) in enumerate(parts):
+            leaf = self.b.leaf("input", name + suffix, rate, [len(columns)], spec.dtype)
+            label = Label(len(columns))
+            blocks[(k,)] = one_block(Factor(leaf, (label,)), ((label,),))
+            segments.append(np.asarray(columns))
+        return Form((tuple(segments),), blocks, row_layout(1), spec.dtype)
+
+    def _call(self, node: fx.Node) -> Value:
+        meta = node.meta.get("val")
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return self._python(node)
+        if isinstance(meta, torch.SymInt | torch.SymBool | torch.SymFloat | int | bool | float) or meta is None:
+            return self._scalar(node)
+        args, kwargs = self._map(node.args), self._map(node.kwargs)
+        operands = [v for v in _flat((args, list(kwargs.values()))) if isinstance(v, Form | Opaque | RowNumber)]
+        outcome = self.outcomes.setdefault(node.name, Outcome())
+        if all(isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands) and not _sizes_have_rows(meta):
+            value = self._weight_call(node, args, kwargs, meta)
+        else:
+            value = self._rule_or_fallback(node, args, kwargs, operands, outcome)
+        outcome.rates |= {block.rate for v in _flat(value) if isinstance(v, Form) for block in v.blocks.values()}
+        outcome.rates |= {Rate.PAIR for v in _flat(value) if isinstance(v, Opaque)}
+        return value
+
+    def _rule_or_fallback(
+        self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], operands: list[Value], outcome: Outcome
+    ) -> Value:
+        rule = self.rules.get(node.target)
+        if self.level is Level.EXPAND or (self.level is Level.LOOKUP and not self._is_lookup(node, operands)):
+            return self.fallback(node, args, kwargs)
+        if rule is None:
+            outcome.reason = f"no rule for {node.target}"
+            return self.fallback(node, args, kwargs)
+        try:
+            value = rule(self, node, args, kwargs)
+        except Decline as decline:
+            outcome.reason = str(decline)
+            return self.fallback(node, args, kwargs)
+        outcome.rule = rule.__name__
+        return self._finish(value)
+
+    def _is_lookup(self, node: fx.Node, operands: list[Value]) -> bool:
+        """At level `lookup` only embeddings are hoisted, and what happens to ids before."""
+        if node.target in self.lookups:
+            return True
+        return all(isinstance(v, Form) and not v.dtype.is_floating_point for v in operands)
+
+    def _python(self, node: fx.Node) -> Value:
+        """`getitem` on a result with several tensors, or arithmetic on sizes."""
+        name = getattr(node.target, "__name__", str(node.target))
+        if name == "getitem":
+            container, index = self._map(node.args)
+            return container[index]
+        return self._scalar(node)
+
+    def _scalar(self, node: fx.Node) -> Value:
+        """Sizes are expressions in the row symbol; assertions about metadata have nothing left to say."""
+        meta = node.meta.get("val")
+        if isinstance(meta, torch.SymInt | torch.SymFloat):
+            return self.size(meta)
+        if meta is None or isinstance(meta, torch.SymBool):
+            return None
+        return meta
+
+    def _weight_call(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], meta: Any) -> Value:
+        """An operator on weights alone is part of the weights stage."""
+        return self._emit(node, Rate.WEIGHT, args, kwargs, meta)
+
+    # -- sizes
+
+    def size(self, value: Any) -> sympy.Expr:
+        """An integer of the captured graph as an expression in the row symbol."""
+        expr = value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat) else sympy.Integer(value)
+        return expr.subs(self.symbols) if self.symbols else expr
+
+    def shape(self, fake: torch.Tensor) -> list[tuple[int, bool]]:
+        """Original sizes as (number, times the row count?). Declines for anything else."""
+        return [self.factored(self.size(s)) for s in fake.shape]
+
+    def factored(self, expr: sympy.Expr) -> tuple[int, bool]:
+        """`20 * rows` -> (20, True), `20` -> (20, False)."""
+        if expr.is_Integer:
+            return int(expr), False
+        quotient = sympy.simplify(expr / self.program.rows)
+        if quotient.is_Integer:
+            return int(quotient), True
+        raise Decline(f"a size of {expr} is no multiple of the row count")
+
+    # -- what rules need
+
+    def constant(self, value: Value) -> torch.Tensor | None:
+        """The value of a form that depends on no trainable weight and no input, or None.
+
+        The weights it was computed from are remembered: an update must not change them.
+        """
+        if not isinstance(value, Form) or value.rate is not Rate.WEIGHT or value.has_rows:
+            return None
+        node = grid.materialise(self.b, value, self.rows)
+        leaves = [n for n in _leaves_of(node) if n.op == "weight"]
+        weights = [self.program.weights[n.args[0]] for n in leaves]
+        if any(w.tensor.is_floating_point() for w in weights):
+            return None
+        self.pinned |= {str(n.args[0]) for n in leaves}
+        return evaluate_node(node, self.program, self.b)
+
+    def pure(self, form: Form) -> Form:
+        """All blocks evaluated."""
+        return grid.settle_all(self.b, form, self.rows)
+
+    def solid(self, form: Form) -> Form:
+        """One block."""
+        return grid.solid(self.b, form, self.rows)
+
+    def _finish(self, value: Value) -> Value:
+        """Bring a rule's result to what the level allows."""
+        if isinstance(value, list | tuple):
+            return [self._finish(v) for v in value]
+        if not isinstance(value, Form):
+            return value
+        lazy = self.level is Level.FULL and self.current is not None and self.keep(self.current)
+        blocks = {cell: self._finish_block(block, lazy) for cell, block in value.blocks.items()}
+        form = Form(value.dims, blocks, value.layout, value.dtype)
+        if self.level < Level.LINEAR and form.mixed:
+            form = self.solid(form)
+        return form
+
+    def _finish_block(self, block: Block, lazy: bool) -> Block:
+        if block.pure:
+            return block
+        if self.level is Level.FULL and self.current is not None and grid.worth_keeping(block):
+            self.kept_forms.add(self.current.name)
+        if not lazy or not grid.worth_keeping(block):
+            return settle(self.b, block, self.rows)
+        fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
+        moving = tuple(t for t in block.terms if t.rate.per_candidate)
+        if fixed:
+            fixed = settle(self.b, Block(block.labels, fixed), self.rows).terms
+        terms = []
+        for term in moving:
+            if sum(f.node.rate.per_candidate for f in term.factors) > 1:
+                (group,) = group_terms([term], set(block.visible))
+                term = Term((evaluate_group(self.b, group, set(block.visible), self.rows),))
+            terms.append(term)
+        return Block(block.labels, (*fixed, *terms))
+
+    def present(self, value: Value, rate: Rate) -> Any:
+        """A tensor with the original axes, for the original operator, with as many rows as `rate` has."""
+        if isinstance(value, Opaque):
+            return value.node
+        if isinstance(value, RowNumber):
+            return self.b.call(aten.arange.default, (ROWS,), rate, (), torch.int64)
+        if isinstance(value, Form):
+            node = grid.materialise(self.b, value, self.rows)
+            if value.has_rows:
+                node = self.b.rowwise(node, rate)
+            return self._original_axes(node, value)
+        if isinstance(value, list | tuple):
+            return [self.present(v, rate) for v in value]
+        if isinstance(value, sympy.Expr):
+            return int(value) if value.is_Integer else Size(value)
+        return value
+
+    def _original_axes(self, node: Node, form: Form) -> Node:
+        """From `[rows, *dims]` to the original layout."""
+        layout, sizes = form.layout, form.sizes
+        flat = [d for entry in layout for d in entry]
+        if not form.has_rows:
+            node = self.b.permute(node, flat) if flat else node
+            return self.b.reshape(node, [math.prod(sizes[d] for d in e) for e in layout])
+        if all(len(e) == 1 for e in layout) and flat == list(range(ROW, len(sizes))):
+            return node
+        axes = [0 if d == ROW else d + 1 for d in flat]
+        shape = [Size(self.program.rows * math.prod(sizes[d] for d in e if d != ROW)) if ROW in e
+                 else math.prod(sizes[d] for d in e) for e in layout]  # fmt: skip
+        if axes != sorted(axes):
+            node = self.b.call(aten.permute.default, (node, axes), node.rate, (), node.dtype, free=True)
+        return self.b.call(aten.reshape.default, (node, shape), node.rate, (), node.dtype, free=True)
+
+    def received(self, node: Node, fake: torch.Tensor) -> Value:
+        """The result of an original operator as a form over its rows, or opaque where its axes do not follow them."""
+        try:
+            shape = self.shape(fake)
+        except Decline:
+            return Opaque(node, fake.dtype)
+        at = [axis for axis, (_, rows) in enumerate(shape) if rows]
+        if node.rate is Rate.WEIGHT and not at:
+            return plain(node, fake.dtype, row_layout(len(shape), rows=False))
+        if len(at) != 1:
+            return Opaque(node, fake.dtype)
+        (axis,) = at
+        sizes = [n for n, _ in shape]
+        others = [n for i, n in enumerate(sizes) if i != axis]
+        if axis == 0 and sizes[0] == 1:
+            return plain(node, fake.dtype, row_layout(len(others)))
+        order = [axis, *(i for i in range(len(sizes)) if i != axis)]
+        if axis:
+            node = self.b.call(aten.permute.default, (node, order), node.rate, (), node.dtype, free=True)
+        dims = [sizes[axis], *others]
+        node = self.b.call(aten.reshape.default, (node, [-1, *dims]), node.rate, dims, node.dtype, free=True)
+        rest = iter(range(1, len(dims)))
+        layout = tuple((ROW, 0) if i == axis else (next(rest),) for i in range(len(sizes)))
+        return plain(node, fake.dtype, layout)
+
+    def fallback(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """The original operator over all N rows."""
+        return self._emit(node, Rate.PAIR, args, kwargs, node.meta["val"])
+
+    def run_rowwise(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """The original operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
+        rate = join(v.rate for v in _flat((args, list(kwargs.values()))) if isinstance(v, Form))
+        return self._emit(node, rate, args, kwargs, node.meta["val"])
+
+    def _emit(self, node: fx.Node, rate: Rate, args: list[Value], kwargs: dict[str, Value], meta: Any) -> Value:
+        if node.target._schema.name.split("::")[1] in RESHAPES and rate is not Rate.WEIGHT:
+            return self._emit_reshape(args[0], rate, meta)
+        shown = [self.present(a, rate) for a in args]
+        named = {k: self.present(v, rate) for k, v in kwargs.items()}
+        fakes = [meta] if isinstance(meta, torch.Tensor) else list(meta)
+        written, madds = self._row_work(node, fakes)
+        single = isinstance(meta, torch.Tensor)
+        shape = self._own_shape(fakes[0], rate) if single else (written,)
+        dtype = fakes[0].dtype if single else torch.float32
+        made = self.b.call(node.target, shown, rate, shape, dtype, kwargs=named, multiply_adds=madds)
+        if not single:
+            parts = [_item(self.b, made, i, f, self._own_shape(f, rate)) for i, f in enumerate(fakes) if f is not None]
+            return [self.received(p, f) for p, f in zip(parts, [f for f in fakes if f is not None], strict=True)]
+        return self.received(made, fakes[0])
+
+    def _emit_reshape(self, value: Value, rate: Rate, fake: torch.Tensor) -> Value:
+        """Sizes from the exported graph: a size of 1 (or 0) in a call must not change the number of axes."""
+        shape = [self.present(self.size(s), rate) for s in fake.shape]
+        shown = self.present(value, rate)
+        made = self.b.call(aten.reshape.default, (shown, shape), rate, self._own_shape(fake, rate), fake.dtype, free=True)
+        return self.received(made, fake)
+
+    def _own_shape(self, fake: torch.Tensor, rate: Rate) -> tuple[int, ...]:
+        """Axes after the row axis, where axis 0 is the rows; the row's share of elements otherwise."""
+        try:
+            shape = self.shape(fake)
+        except Decline:
+            return ()
+        if rate is Rate.WEIGHT:
+            return tuple(n for n, _ in shape)
+        if shape and shape[0] == (1, True):
+            return tuple(n for n, _ in shape[1:])
+        return (math.prod(n for n, _ in shape),)
+
+    def _row_work(self, node: fx.Node, fakes: Sequence[Any]) -> tuple[int, int]:
+        from rankhoist.algebra.work import original_work
+
+        work = original_work(node, self.program.rows, self.rows.candidates)
+        return work.elements, work.multiply_adds
+
+    def _output(self, output: Any) -> Value:
+        if not isinstance(output, fx.Node):
+            return output
+        value = self.values[output]
+        return self.present(value, Rate.PAIR) if isinstance(value, Form | Opaque | RowNumber) else value
+
+    def _map(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self.values[value]
+        if isinstance(value, list | tuple):
+            return [self._map(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self._map(v) for k, v in value.items()}
+        return value
+
+
+def _item(b: Builder, node: Node, index: int, fake: torch.Tensor, shape: tuple[int, ...]) -> Node:
+    import operator
+
+    return b.call(operator.getitem, (node, index), node.rate, shape, fake.dtype, free=True)
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [x for v in value for x in _flat(v)]
+    return [value]
+
+
+def _sizes_have_rows(meta: Any) -> bool:
+    tensors = [m for m in _flat(meta) if isinstance(m, torch.Tensor)]
+    return any(isinstance(s, torch.SymInt) for t in tensors for s in t.shape)
+
+
+def _leaves_of(node: Node) -> list[Node]:
+    return [n for n in live_nodes([node]) if isinstance(n.op, str)]
+
+
+def evaluate_node(node: Node, program: Program, b: Builder) -> torch.Tensor:
+    """Compute a weight-rate node now."""
+    known: dict[int, torch.Tensor] = {}
+
+    def value(x: Any) -> Any:
+        if isinstance(x, Node):
+            return known[x.index]
+        return [value(v) for v in x] if isinstance(x, list | tuple) else x
+
+    for n in live_nodes([node]):
+        if n.op == "weight":
+            known[n.index] = program.weights[n.args[0]].tensor
+        elif n.op == "constant":
+            known[n.index] = b.constants[n.args[0]]
+        else:
+            assert not isinstance(n.op, str)
+            known[n.index] = n.op(*[value(a) for a in n.args], **{k: value(v) for k, v in n.kwargs.items()})
+    return known[node.index]
+
+
+__all__ = ["Decline", "Interpreter", "Level", "Opaque", "Outcome", "RowNumber", "Rule", "Value", "whole"]

@@ -1,0 +1,92 @@
+"""Cost of the captured operators as their author wrote them: multiply-adds and written elements per row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.algebra.ir import Work, aten
+
+_VIEWS = {"view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select", "slice", "split",
+          "split_with_sizes", "chunk", "unbind", "flatten", "unflatten", "alias", "detach", "lift_fresh_copy", "view_as",
+          "expand_as", "narrow", "unsafe_split", "numpy_T", "diagonal", "_unsafe_view", "unfold"}  # fmt: skip
+
+
+def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
+    """Work of a captured operator per row, when it runs over `count` rows."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return Work()
+    meta = node.meta.get("val")
+    fakes = [m for m in (meta if isinstance(meta, list | tuple) else [meta]) if isinstance(m, torch.Tensor)]
+
+    def shape(fake: torch.Tensor) -> list[int]:
+        return [_number(s, rows, count) for s in fake.shape]
+
+    name = node.target._schema.name.split("::")[1]
+    elements = 0 if name in _VIEWS else sum(math.prod(shape(f)) for f in fakes)
+    operands = [shape(a.meta["val"]) for a in _tensor_args(node)]
+    madds = _multiply_adds(node, name, operands, [shape(f) for f in fakes])
+    divisor = count if fakes and any(isinstance(s, torch.SymInt) for f in fakes for s in f.shape) else 1
+    return Work(-(-madds // divisor), -(-elements // divisor))
+
+
+def _multiply_adds(node: fx.Node, name: str, operands: list[list[int]], results: list[list[int]]) -> int:
+    if not results:
+        return 0
+    written = math.prod(results[0])
+    if name in ("linear", "matmul", "mm", "bmm", "mv", "dot"):
+        return written * operands[0][-1]
+    if name in ("addmm", "baddbmm", "addmv"):
+        return written * operands[1][-1]
+    if name == "einsum" and isinstance(node.args[0], str):
+        return _einsum(node.args[0], operands)
+    if name in ("conv1d", "conv2d", "convolution"):
+        return written * math.prod(operands[1][1:])
+    if name == "scaled_dot_product_attention":
+        q, k, v = operands[:3]
+        return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+    if name in ("gru", "lstm", "rnn_tanh", "rnn_relu"):
+        batch, steps = math.prod(operands[0][:2]), 1
+        return batch * steps * sum(math.prod(o) for o in operands[1:] if len(o) == 2)
+    if name in ("gru_cell", "lstm_cell", "rnn_tanh_cell"):
+        return operands[0][0] * sum(math.prod(o) for o in operands[1:] if len(o) == 2 and o[0] != operands[0][0])
+    if name == "bilinear":
+        return written * operands[0][-1] * operands[1][-1]
+    return 0
+
+
+def _einsum(equation: str, operands: list[list[int]]) -> int:
+    inputs = equation.replace(" ", "").split("->")[0].split(",")
+    if "." in equation:
+        return 0
+    sizes = {letter: size for term, shape in zip(inputs, operands, strict=False) for letter, size in zip(term, shape, strict=False)}
+    return math.prod(sizes.values()) if len(inputs) > 1 else 0
+
+
+def _tensor_args(node: fx.Node) -> list[fx.Node]:
+    found: list[fx.Node] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+
+    visit(node.args)
+    return found
+
+
+def _number(size: Any, rows: sympy.Symbol, count: int) -> int:
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    value = size.node.expr.subs({rows: count})
+    free = {s: count for s in value.free_symbols}
+    return int(value.subs(free))
+
+
+__all__ = ["aten", "original_work"]

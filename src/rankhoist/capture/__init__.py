@@ -1,0 +1,6 @@
+"""Capture: a model as its author wrote it becomes one functional ATen graph with one row symbol."""
+
+from rankhoist.capture.inputs import Context, InputSpec, Split
+from rankhoist.capture.program import Program, capture
+
+__all__ = ["Context", "InputSpec", "Program", "Split", "capture"]

@@ -1,0 +1,147 @@
+"""Inputs: their names, which of them (or which of their columns) are context, and the check of what a caller passes."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from rankhoist.errors import ContextError, InputError
+
+Context = Sequence[str] | str | Mapping[str, "Sequence[int] | slice | bool"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A packed input given in its two parts.
+
+    Args:
+        context: `[R, context columns]`, the context columns in their original order.
+        candidate: `[N, candidate columns]`, the other columns in their original order.
+    """
+
+    context: torch.Tensor
+    candidate: torch.Tensor
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input tensor of the model: `[rows, *shape]`.
+
+    `columns` lists the context columns: all of them for a context input (`None` where the input has no column
+    axis), none for a candidate input, some for a packed one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: str  # "context" | "candidate" | "packed"
+    columns: tuple[int, ...] = ()
+
+    @property
+    def candidate_columns(self) -> tuple[int, ...]:
+        """The columns of a packed input that belong to the candidate, in order."""
+        context = set(self.columns)
+        return tuple(c for c in range(self.shape[0]) if c not in context)
+
+
+def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by parameter name, as the model's own signature binds them."""
+    try:
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"the inputs do not fit the model's signature {inspect.signature(forward)}: {error}") from error
+    return dict(bound.arguments)
+
+
+def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves of nested arguments by input name: the parameter name, or the key path inside a container.
+
+    A key is enough where it is unique; otherwise the parameter name stands before it (`user.age`, `item.age`).
+    """
+    paths: dict[str, Any] = {}
+    for argument, value in arguments.items():
+        leaves, _ = pytree.tree_flatten_with_path(value)
+        for path, leaf in leaves:
+            paths[".".join([argument, *(_key(k) for k in path)])] = leaf
+    short = [p.split(".", 1)[-1] for p in paths]
+    return {(s if short.count(s) == 1 else p): leaf for p, s, leaf in zip(paths, short, paths.values(), strict=True)}
+
+
+def _key(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def common_rows(leaves: Mapping[str, Any]) -> int:
+    """The row count that all example tensors share; explains what is wrong otherwise."""
+    if not leaves:
+        raise InputError("the example holds no input at all; pass a tuple of tensors, or a dict of keyword inputs")
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, torch.Tensor):
+            raise InputError(f"input {name!r} is {type(leaf).__name__}, expected a tensor with rows on axis 0")
+        if leaf.dim() == 0:
+            raise InputError(f"input {name!r} is a scalar tensor, expected rows on axis 0")
+    rows = {name: leaf.shape[0] for name, leaf in leaves.items()}
+    if len(set(rows.values())) > 1:
+        listing = ", ".join(f"{name}: {count}" for name, count in rows.items())
+        raise InputError(f"the example's inputs have different row counts ({listing}); axis 0 must be the same row")
+    count = next(iter(rows.values()))
+    if count == 0:
+        raise InputError("the example has no rows; pass at least one")
+    return count
+
+
+def mark_context(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], context: Context) -> list[InputSpec]:
+    """Roles of all inputs from the user's `context` argument (names or globs, or `{name: columns}`)."""
+    wanted = _wanted_columns(list(shapes), context)
+    specs = []
+    for name, (shape, dtype) in shapes.items():
+        columns = wanted.get(name, False)
+        if columns is True or columns is False:
+            specs.append(InputSpec(name, shape, dtype, "context" if columns else "candidate"))
+        else:
+            specs.append(_packed(name, shape, dtype, columns))
+    if all(spec.role == "context" for spec in specs):
+        raise ContextError("every input is marked as context, so there is no candidate input: nothing would be ranked")
+    return specs
+
+
+def _wanted_columns(names: list[str], context: Context) -> dict[str, Any]:
+    if isinstance(context, str):
+        context = [context]
+    items: Iterable[tuple[str, Any]]
+    items = context.items() if isinstance(context, Mapping) else ((pattern, True) for pattern in context)
+    wanted: dict[str, Any] = {}
+    for pattern, columns in items:
+        if not isinstance(pattern, str):
+            raise ContextError(f"context names are strings or globs, got {pattern!r}")
+        matched = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        if not matched:
+            raise ContextError(f"context name {pattern!r} matches no input; the inputs are {', '.join(names)}")
+        wanted.update(dict.fromkeys(matched, columns))
+    return wanted
+
+
+def _packed(name: str, shape: tuple[int, ...], dtype: torch.dtype, columns: Any) -> InputSpec:
+    if len(shape) != 1:
+        raise ContextError(f"input {name!r} has shape [rows, {', '.join(map(str, shape))}]; columns need [rows, columns]")
+    width = shape[0]
+    chosen = range(width)[columns] if isinstance(columns, slice) else list(columns)
+    wrong = [c for c in chosen if not isinstance(c, int) or not 0 <= c < width]
+    if wrong:
+        raise ContextError(f"context columns {wrong} of input {name!r} are outside 0..{width - 1}")
+    if len(set(chosen)) != len(chosen):
+        raise ContextError(f"context columns of input {name!r} are listed twice: {sorted(chosen)}")
+    if not chosen:
+        return InputSpec(name, shape, dtype, "candidate")
+    if len(chosen) == width:
+        return InputSpec(name, shape, dtype, "context")
+    return InputSpec(name, shape, dtype, "packed", tuple(sorted(chosen)))

@@ -1,0 +1,321 @@
+"""The captured program: a functional ATen graph, its inputs by name, its weights and its output structure."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture.inputs import Context, InputSpec, Split, bind, common_rows, mark_context, named_leaves
+from rankhoist.errors import (
+    CaptureError,
+    ExportError,
+    InputError,
+    TrainingModeError,
+    UnsupportedModelError,
+    UnusedInputWarning,
+)
+
+MAX_ROWS = 2**24
+RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "bernoulli", "multinomial",
+          "normal", "uniform", "exponential", "poisson", "geometric", "log_normal", "cauchy", "random"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter, buffer or plain tensor attribute of the model, by its name in the model."""
+
+    name: str
+    tensor: torch.Tensor
+    in_state_dict: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the compiler analyses.
+
+    Attributes:
+        graph: ATen operators only, functional; every node carries `meta["val"]` with symbolic sizes.
+        rows: the one symbol for the number of rows.
+        inputs: placeholder name -> what the user calls it and whether it is context.
+        weights: placeholder name -> weight.
+        outputs: nodes (or constants) in the order of `out_spec`'s leaves.
+        out_spec: the structure the model returns.
+        arguments: binds a call's arguments to parameter names, as the model's signature does.
+        dtype: the floating dtype the model computes in.
+        device: where its weights are.
+    """
+
+    graph: fx.Graph
+    rows: sympy.Symbol
+    inputs: dict[str, InputSpec]
+    weights: dict[str, Weight]
+    outputs: list[Any]
+    out_spec: pytree.TreeSpec
+    arguments: Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
+    dtype: torch.dtype
+    device: torch.device
+
+    def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's tensors by input name, checked against the inputs the model was captured with."""
+        leaves = named_leaves(self.arguments(args, kwargs))
+        known = [spec.name for spec in self.inputs.values()]
+        missing = [name for name in known if name not in leaves]
+        if missing:
+            raise InputError(f"missing inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
+        return {name: leaves[name] for name in known}
+
+
+def capture(
+    model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context
+) -> Program:
+    """Export `model` once, with a symbolic row count, and make the graph functional.
+
+    Raises:
+        TrainingModeError: a module is in training mode.
+        InputError: the example does not fit the model, or its row counts differ.
+        ContextError: `context` names inputs or columns that do not exist, or all of them.
+        ExportError: `torch.export` refuses the model.
+        UnsupportedModelError: the model draws random numbers or writes to its buffers.
+    """
+    if isinstance(model, str | os.PathLike):
+        model = _load(Path(model))
+    if isinstance(model, nn.Module):
+        _check_eval_mode(model)
+        forward = model.forward
+        args, kwargs = _example_call(forward, example)
+        names = list(named_leaves(bind(forward, args, kwargs)))
+        common_rows(named_leaves(bind(forward, args, kwargs)))
+        exported = _export(model, args, kwargs)
+
+        def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+            return bind(forward, *_as_call(forward, args, kwargs))
+    else:
+        exported = model
+        arguments = _exported_arguments(exported)
+        names = list(named_leaves(arguments(*exported.example_inputs))) if exported.example_inputs else []
+    return _program(exported.run_decompositions({}), names, context, arguments)
+
+
+def _load(path: Path) -> torch.export.ExportedProgram:
+    if not path.exists():
+        raise CaptureError(f"no such file: {path}")
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise CaptureError(f"{path} is not a readable torch.export archive (.pt2): {error}") from error
+
+
+def _check_eval_mode(model: nn.Module) -> None:
+    """A wrapper around modules in eval mode may have forgotten its own flag; what it computes is checked in the graph."""
+    leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()))
+    training = [name or "(the model itself)" for name, module in leaves if module.training]
+    if training:
+        shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+        raise TrainingModeError(f"call model.eval() first: in training mode are {shown}")
+
+
+def _example_call(forward: Callable[..., Any], example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return _as_call(forward, (), dict(example))
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    if isinstance(example, tuple | list):
+        return tuple(example), {}
+    raise InputError(f"example is {type(example).__name__}; pass the tuple of positional inputs or a dict of keyword inputs")
+
+
+def _as_call(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A dict of features is one positional argument where its keys are no parameters of a one-argument model."""
+    import inspect
+
+    parameters = list(inspect.signature(forward).parameters.values())
+    if not args and kwargs and len(parameters) == 1 and parameters[0].name not in kwargs:
+        if parameters[0].kind not in (parameters[0].VAR_KEYWORD, parameters[0].VAR_POSITIONAL):
+            return (dict(kwargs),), {}
+    return tuple(args), dict(kwargs)
+
+
+def _exported_arguments(
+    exported: torch.export.ExportedProgram,
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]:
+    signature = exported.module_call_graph[0].signature
+    names = list(signature.forward_arg_names or []) if signature is not None else []
+
+    def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        positional = [n for n in names if n not in kwargs] or [f"args_{i}" for i in range(len(args))]
+        if len(args) > len(positional):
+            raise InputError(f"the program takes {len(positional)} positional inputs, got {len(args)}")
+        return dict(zip(positional, args, strict=False)) | dict(kwargs)
+
+    return arguments
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Export with at least two rows: a size of one would be taken for a constant."""
+
+    def several(leaf: Any) -> Any:
+        return leaf if leaf.shape[0] > 1 else leaf.repeat_interleave(3, 0)
+
+    args, kwargs = pytree.tree_map(several, (args, kwargs))
+    rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
+    bound = bind(model.forward, args, kwargs)
+    dynamic = pytree.tree_map(lambda _: {0: rows}, bound)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        raise ExportError(_why_not_exported(model, error)) from error
+
+
+def _why_not_exported(model: nn.Module, error: Exception) -> str:
+    text = str(error)
+    path, kind = _failing_module(model, error)
+    if "specialized" in text or "Constraints violated" in text or "constant" in text:
+        cause = "the model fixes the number of rows (it reads the batch size as a Python number, or relates rows to each other)"
+    elif "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        cause = "its control flow depends on the values of tensors"
+    else:
+        cause = f"{type(error).__name__}"
+    return (
+        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. Hoist the largest submodule that exports "
+        f"and keep this one outside, or rewrite it without Python control flow on data.\n{text.strip()[:1500]}"
+    )
+
+
+def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:
+    """The innermost submodule whose `forward` is on the error's traceback."""
+    paths = {id(module): name for name, module in model.named_modules()}
+    found = ("", type(model).__name__)
+    current: BaseException | None = error
+    while current is not None:
+        traceback = current.__traceback__
+        while traceback is not None:
+            owner = traceback.tb_frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in paths and traceback.tb_frame.f_code.co_name == "forward":
+                found = (paths[id(owner)], type(owner).__name__)
+            traceback = traceback.tb_next
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def _program(
+    exported: torch.export.ExportedProgram, names: list[str], context: Context, arguments: Any
+) -> Program:
+    graph = exported.graph_module.graph
+    signature = exported.graph_signature
+    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    weights, users = {}, []
+    for spec in signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            users.append(placeholders[spec.arg.name])
+        else:
+            weights[spec.arg.name] = _weight(exported, spec)
+    _check_outputs(signature)
+    names = names or [node.name for node in users]
+    if len(names) != len(users):
+        raise CaptureError(f"the exported graph has {len(users)} inputs, the example {len(names)}: {', '.join(names)}")
+    rows = _row_symbol(dict(zip(names, users, strict=True)))
+    shapes = {n: (tuple(u.meta["val"].shape[1:]), u.meta["val"].dtype) for n, u in zip(names, users, strict=True)}
+    specs = mark_context(shapes, context)
+    for spec, node in zip(specs, users, strict=True):
+        if spec.role == "context" and not node.users:
+            warnings.warn(f"context input {spec.name!r} is never read by the model", UnusedInputWarning, stacklevel=3)
+    _check_operators(graph)
+    call = exported.module_call_graph[0].signature
+    if call is None:
+        raise CaptureError("the exported program has no call signature")
+    kinds = {s.arg.name: s for s in signature.output_specs if s.kind is OutputKind.USER_OUTPUT and hasattr(s.arg, "name")}
+    last = next(node for node in graph.nodes if node.op == "output")
+    outputs = [o for o in last.args[0] if not isinstance(o, fx.Node) or o.name in kinds]
+    return Program(
+        graph, rows, {u.name: s for u, s in zip(users, specs, strict=True)}, weights, outputs, call.out_spec, arguments,
+        _floating_dtype([w.tensor for w in weights.values()] + [u.meta["val"] for u in users]),
+        next((w.tensor.device for w in weights.values()), torch.device("cpu")),
+    )  # fmt: skip
+
+
+def _weight(exported: torch.export.ExportedProgram, spec: Any) -> Weight:
+    if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+        raise UnsupportedModelError(f"the exported program takes an input of kind {spec.kind}; only tensors can be hoisted")
+    name = spec.target
+    if name in exported.state_dict:
+        return Weight(name, exported.state_dict[name].detach(), True)
+    return Weight(name, exported.constants[name].detach(), False)
+
+
+def _check_outputs(signature: Any) -> None:
+    for spec in signature.output_specs:
+        if spec.kind is OutputKind.BUFFER_MUTATION:
+            raise UnsupportedModelError(
+                f"the model writes to its buffer {spec.target!r} in forward; a hoisted model keeps no state between "
+                "calls. Hoist the part of the model that only reads."
+            )
+
+
+def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
+    symbols = {}
+    for name, node in users.items():
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or value.dim() == 0 or not isinstance(value.shape[0], torch.SymInt):
+            shape = list(value.shape) if isinstance(value, torch.Tensor) else value
+            raise CaptureError(f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes)")
+        if any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
+            raise CaptureError(f"input {name!r} has shape {list(value.shape)}: only axis 0, the rows, may be symbolic")
+        symbols[name] = value.shape[0].node.expr
+    if len(set(symbols.values())) != 1:
+        raise CaptureError(f"the inputs' row counts are different symbols: {symbols}; export them with one shared Dim")
+    symbol = next(iter(symbols.values()))
+    if not isinstance(symbol, sympy.Symbol):
+        raise CaptureError(f"the row count is {symbol}, expected one symbol")
+    return symbol
+
+
+def _check_operators(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator)):
+            raise UnsupportedModelError(f"{node.target} in {module_path(node)}: control flow operators cannot be hoisted")
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            base = node.target._schema.name.split("::")[1].rstrip("_")
+            if _in_training_mode(node, base):
+                raise TrainingModeError(f"{node.target} in {module_path(node)} runs in training mode; call model.eval() first")
+            if base in RANDOM:
+                raise UnsupportedModelError(
+                    f"{node.target} in {module_path(node)} draws random numbers in forward, so equal scores have no "
+                    "meaning. Hoist the submodules before and after it."
+                )
+
+
+def _in_training_mode(node: fx.Node, base: str) -> bool:
+    """Active dropout, or statistics of the batch: both make a row's result depend on chance or on other rows."""
+    arguments = {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)} | node.kwargs  # type: ignore[union-attr]
+    if base.endswith("dropout"):
+        return arguments.get("train") is True and arguments.get("p") != 0.0
+    return "batch_norm" in base and arguments.get("training") is True
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the module whose `forward` made this node, e.g. `cross.layers.0`; the empty string is the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]) if paths else ""
+
+
+def _floating_dtype(tensors: list[torch.Tensor]) -> torch.dtype:
+    floating = [t.dtype for t in tensors if t.is_floating_point()]
+    return max(set(floating), key=floating.count) if floating else torch.float32
+
+
+__all__ = ["Program", "Split", "Weight", "capture", "module_path"]

@@ -1,0 +1,1 @@
+"""The demonstration: real models trained on real or generated requests."""

@@ -1,0 +1,45 @@
+"""The one exception tree: everything rankhoist raises on purpose derives from `RankhoistError`."""
+
+
+class RankhoistError(Exception):
+    """Base class of every error raised on purpose by rankhoist."""
+
+
+class CaptureError(RankhoistError):
+    """The model or its example inputs cannot be turned into a graph to analyse."""
+
+
+class TrainingModeError(CaptureError):
+    """A module is in training mode, where dropout and batch statistics make rows depend on chance or on each other."""
+
+
+class ContextError(CaptureError):
+    """The `context` argument does not describe the inputs: unknown names, unknown columns, or nothing left per candidate."""
+
+
+class ExportError(CaptureError):
+    """`torch.export` refused the model; the message says which module and what can be done."""
+
+
+class UnsupportedModelError(CaptureError):
+    """The model exports, but cannot be hoisted soundly: it draws random numbers or writes to its own state."""
+
+
+class InputError(RankhoistError):
+    """Inputs of a call have the wrong name, number, dtype, shape or row count."""
+
+
+class WeightsError(RankhoistError):
+    """A state dict does not fit the hoisted model."""
+
+
+class VerificationError(RankhoistError):
+    """Verification could not be carried out (a *failed* certificate is a result, not an error)."""
+
+
+class CommandError(RankhoistError):
+    """A command line argument cannot be used."""
+
+
+class UnusedInputWarning(UserWarning):
+    """An input marked as context is never read by the model."""

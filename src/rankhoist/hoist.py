@@ -1,0 +1,50 @@
+"""The pipeline: capture -> algebra and plan -> emit -> runtime."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankhoist.algebra.interpret import Level
+from rankhoist.algebra.ir import Workload
+from rankhoist.capture import Context, capture
+from rankhoist.errors import CaptureError
+from rankhoist.plan import make_plan
+from rankhoist.runtime import HoistedModel
+
+
+def hoist(
+    model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str],
+    example: Any,
+    *,
+    context: Context,
+    workload: Workload | None = None,
+    level: str = "full",
+) -> HoistedModel:
+    """An equal model that computes context work once per request.
+
+    Args:
+        model: a module in eval mode, an exported program, or the path of a `.pt2` archive of one.
+        example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor.
+        context: names or globs of the inputs that belong to the request; for a packed input `[rows, columns]` a mapping
+            `{name: columns}`.
+        workload: the number of candidates and requests per call that the plan is made for (default 1000 and 1).
+        level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
+
+    Raises:
+        CaptureError: see `rankhoist.errors` for what can be wrong with a model, its example or its context.
+    """
+    program = capture(model, example, context)
+    plan = make_plan(program, parse_level(level), workload or Workload())
+    return HoistedModel(program, plan)
+
+
+def parse_level(level: str) -> Level:
+    """A level by name."""
+    try:
+        return Level[level.upper()]
+    except KeyError:
+        raise CaptureError(f"unknown level {level!r}; levels are {', '.join(x.name.lower() for x in Level)}") from None

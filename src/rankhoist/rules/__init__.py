@@ -1,0 +1,34 @@
+"""Rules: one law per ATen operator, one file per family. The order of families is written here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankhoist.algebra.interpret import Rule
+from rankhoist.rules import linear, lookup, norm, pointwise, reduce, rowwise, shape
+
+FAMILIES = {
+    "lookup": lookup.RULES,
+    "shape": shape.RULES,
+    "pointwise": pointwise.RULES,
+    "linear": linear.RULES,
+    "reduce": reduce.RULES,
+    "norm": norm.RULES,
+    "rowwise": rowwise.RULES,
+}
+
+
+def all_rules() -> dict[Any, Rule]:
+    """Operator -> rule; no operator belongs to two families."""
+    rules: dict[Any, Rule] = {}
+    for family, own in FAMILIES.items():
+        twice = rules.keys() & own.keys()
+        if twice:
+            raise ValueError(f"family {family} repeats {sorted(map(str, twice))}")
+        rules.update(own)
+    return rules
+
+
+def lookups() -> frozenset[Any]:
+    """Operators hoisted at level `lookup`."""
+    return frozenset(lookup.LOOKUPS)

@@ -1,0 +1,116 @@
+"""Products that sum: linear, matmul, einsum. Law: `W [c; k] = W_c c + W_k k`, and, for two forms, blocks times blocks.
+
+Sources: MaRI (arXiv 2602.23105) for a weight and a concatenation; rank-aware decomposition (arXiv 2605.27450) for pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from rankhoist.algebra import grid
+from rankhoist.algebra.forms import ROW, Form
+from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
+from rankhoist.algebra.ir import Rate
+from rankhoist.rules.arguments import form, named, tidy
+from rankhoist.rules.pointwise import ARITHMETIC
+from rankhoist.rules.table import table
+
+
+def contract(c: Interpreter, operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> Form:
+    """Einsum over original axes: multiply, then sum over the names that the result lacks. Unevaluated."""
+    dtype = operands[0].dtype
+    if dtype not in ARITHMETIC or any(o.dtype != dtype for o in operands):
+        raise Decline(f"product of {', '.join(str(o.dtype) for o in operands)}")
+    names = [*result, *dict.fromkeys(n for own in axes for n in own if n not in result)]
+    if any(len(set(own)) != len(own) for own in axes):
+        raise Decline("an operand names an axis twice")
+    placed = []
+    for operand, own in zip(_operands_for_level(c, operands), axes, strict=True):
+        entries = dict(zip(own, operand.layout, strict=True))
+        placed.append(replace(operand, layout=tuple(entries.get(n, ()) for n in names)))
+    product = grid.multiply(c.b, placed, dtype)
+    inner = [d for entry in product.layout[len(result) :] for d in entry]
+    if ROW in inner:
+        raise Decline("sums over the rows")
+    return grid.sum_dims(c.b, product, inner)
+
+
+def _operands_for_level(c: Interpreter, operands: Sequence[Form]) -> list[Form]:
+    """Below level `first` only weights meet blocks; values with rows meet as whole tensors."""
+    with_rows = [o for o in operands if o.rate is not Rate.WEIGHT]
+    if len(with_rows) > 1 and c.level < Level.FIRST:
+        return [c.solid(o) if o.mixed else o for o in operands]
+    return [tidy(c, o) for o in operands]
+
+
+def linear(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x W^T + b`, x [..., k], W [h, k]."""
+    a = named(node, args, kwargs)
+    x, weight = form(a["input"]), form(a["weight"])
+    lead = [f"b{i}" for i in range(len(x.layout) - 1)]
+    out = contract(c, (x, weight), ([*lead, "k"], ["h", "k"]), [*lead, "h"])
+    return out if a["bias"] is None else _plus(c, out, form(a["bias"]))
+
+
+def addmm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`beta * input + alpha * (x @ y)`, batched or not."""
+    a = named(node, args, kwargs)
+    x, y = (form(a[k]) for k in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
+    batch = ["b"] * (len(x.layout) - 2)
+    out = contract(c, (x, y), ([*batch, "m", "k"], [*batch, "k", "n"]), [*batch, "m", "n"])
+    scales = (float(a["alpha"]), float(a["beta"]))
+    return grid.total(c.b, [out, form(a["self"] if "self" in a else a["input"])], out.dtype, scales)
+
+
+def matmul(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x @ y` by PyTorch's rules: matrices in the last two axes, batch axes broadcast, vectors contract."""
+    x, y = form(args[0]), form(args[1])
+    left = ["k"] if len(x.layout) == 1 else [*_batch(len(x.layout)), "m", "k"]
+    right = ["k"] if len(y.layout) == 1 else [*_batch(len(y.layout)), "k", "n"]
+    depth = max(len(x.layout), len(y.layout))
+    result = [n for n in [*_batch(depth), "m", "n"] if n in left or n in right]
+    return contract(c, (x, y), (left, right), result)
+
+
+def _batch(depth: int) -> list[str]:
+    return [f"b{i}" for i in range(depth - 2, 0, -1)]
+
+
+def einsum(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Any einsum without ellipsis or repeated letters in one operand."""
+    equation = str(args[0]).replace(" ", "")
+    if "." in equation:
+        raise Decline("einsum with an ellipsis")
+    left, arrow, right = equation.partition("->")
+    axes = [list(term) for term in left.split(",")]
+    if not arrow:
+        letters = left.replace(",", "")
+        right = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    return contract(c, [form(v) for v in args[1]], axes, list(right))
+
+
+def dot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x . y` of vectors."""
+    return contract(c, [form(args[0]), form(args[1])], (["k"], ["k"]), [])
+
+
+def outer(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x y^T` of vectors."""
+    return contract(c, [form(args[0]), form(args[1])], (["m"], ["n"]), ["m", "n"])
+
+
+def _plus(c: Interpreter, x: Form, bias: Form) -> Form:
+    return grid.total(c.b, [x, bias], x.dtype, (1.0, 1.0))
+
+
+RULES = table([
+    ("linear", linear),
+    ("addmm baddbmm", addmm),
+    ("matmul mm bmm mv", matmul),
+    ("einsum", einsum),
+    ("dot vdot", dot),
+    ("outer", outer),
+])  # fmt: skip

@@ -1,0 +1,224 @@
+"""Elementwise operators. Law: `f` of blocks is the blocks of `f`; arithmetic with a request-rate operand keeps the form."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import fx
+
+from rankhoist.algebra import grid
+from rankhoist.algebra.contract import arrange, settle
+from rankhoist.algebra.forms import Block, Factor, Form, Labels, Term, one_block, plain, row_layout
+from rankhoist.algebra.interpret import Interpreter, Level, Value
+from rankhoist.algebra.ir import aten
+from rankhoist.rules.arguments import form, named, tidy
+from rankhoist.rules.table import table
+
+ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def elementwise(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`f(x, y, ...)`: block by block, each at the rate of its own operands."""
+    return _blockwise(c, node.target, args, kwargs, node.meta["val"].dtype)
+
+
+def _blockwise(c: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], dtype: torch.dtype) -> Form:
+    forms, places = _forms(c, args)
+
+    def build(blocks: list[Block]) -> Block:
+        return _apply(c, op, args, kwargs, blocks, forms, places, dtype)
+
+    return grid.map_blocks(grid.align(c.b, forms), dtype, build)
+
+
+def prelu(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x if x > 0 else w x`, one `w` for all or one per channel (axis 1)."""
+    value, weight = form(args[0]), form(args[1])
+    if len(weight.layout) == 1 and len(value.layout) > 1:
+        weight = replace(weight, layout=((), weight.layout[0], *(() for _ in value.layout[2:])))
+    return _blockwise(c, aten._prelu_kernel.default, [value, weight], {}, value.dtype)
+
+
+def _forms(c: Interpreter, args: Sequence[Value]) -> tuple[list[Form], list[int]]:
+    places = [i for i, a in enumerate(args) if not isinstance(a, int | float | bool | complex | None | list | torch.dtype)]
+    return [tidy(c, form(args[i])) for i in places], places
+
+
+def _apply(
+    c: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: list[Block],
+    forms: list[Form], places: list[int], dtype: torch.dtype,
+) -> Block:  # fmt: skip
+    """The operator on one cell's blocks, evaluated."""
+    factors = [settle(c.b, block, c.rows).factor for block in blocks]
+    labels = _all_labels(blocks[0], factors)
+    shown = list(args)
+    for place, factor, own in zip(places, factors, forms, strict=True):
+        # A 0-dim tensor must stay one: it takes no part in type promotion.
+        shown[place] = factor.node if not own.layout else arrange(c.b, factor, labels)
+    return one_block(Factor(c.b.pointwise(op, shown, dtype, _plain(kwargs)), labels), blocks[0].labels)
+
+
+def _all_labels(block: Block, factors: Sequence[Factor]) -> Labels:
+    """Every label some factor has, in the order of the factor computed most often."""
+    leader = max(factors, key=lambda f: (f.node.rate, len(f.labels)))
+    have = {x for f in factors for x in f.labels}
+    missing = [x for x in block.visible if x in have and x not in leader.labels]
+    return (*missing, *leader.labels) if missing else leader.labels
+
+
+def _plain(kwargs: dict[str, Value]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if k not in ("layout", "device", "pin_memory", "memory_format") and v is not None}
+
+
+def identity(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Copies, detachments and inactive dropout change nothing."""
+    return form(args[0])
+
+
+def cast(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """A change of dtype, or nothing."""
+    value, dtype = form(args[0]), node.meta["val"].dtype
+    if dtype == value.dtype:
+        return value
+    return to_dtype(c, value, dtype)
+
+
+def to_dtype(c: Interpreter, value: Form, dtype: torch.dtype) -> Form:
+    """All blocks in another dtype."""
+    value = tidy(c, value)
+    blocks = {}
+    for cell, block in value.blocks.items():
+        f = settle(c.b, block, c.rows).factor
+        node = c.b.call(aten._to_copy.default, (f.node,), f.node.rate, f.node.shape, dtype, kwargs={"dtype": dtype})
+        blocks[cell] = one_block(Factor(node, f.labels), block.labels)
+    return Form(value.dims, blocks, value.layout, dtype)
+
+
+# -- arithmetic
+
+
+def add(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x + alpha y`: terms side by side."""
+    alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
+    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, float(alpha))))
+
+
+def subtract(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x - alpha y`: terms side by side."""
+    alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
+    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, -float(alpha))))
+
+
+def subtract_from(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`y - alpha x`: terms side by side."""
+    alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
+    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (-float(alpha), 1.0)))
+
+
+def negate(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`-x`: the scale of every term."""
+    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (-1.0,)))
+
+
+def multiply(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x * y`: where one side does not depend on the candidate, it joins the coefficients of the other."""
+    return _arithmetic(c, node, args, kwargs, _product)
+
+
+def divide(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x / y`, y per request or less: its reciprocal joins the coefficients of x."""
+    if kwargs.get("rounding_mode") is not None:
+        return elementwise(c, node, args, kwargs)
+
+    def build(blocks: list[Block]) -> Block | None:
+        if blocks[1].rate.per_candidate:
+            return None
+        f = settle(c.b, blocks[1], c.rows).factor
+        inverse = Factor(c.b.pointwise(aten.reciprocal.default, (f.node,), f.node.dtype), f.labels)
+        return _product([blocks[0], one_block(inverse, blocks[1].labels)])
+
+    return _arithmetic(c, node, args, kwargs, build)
+
+
+def _arithmetic(
+    c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value],
+    build: Callable[[list[Block]], Block | None],
+) -> Value:  # fmt: skip
+    """Per cell: keep the form where that can save work (level `full`), else run the operator on evaluated blocks."""
+    dtype = node.meta["val"].dtype
+    operands = [_number(c, a, dtype) if isinstance(a, int | float) else a for a in args[:2]]
+    forms = [tidy(c, form(o)) for o in operands]
+    if c.level < Level.FULL or dtype not in ARITHMETIC or any(f.dtype != dtype for f in forms):
+        return elementwise(c, node, args, kwargs)
+    places = [i for i, a in enumerate(args[:2]) if not isinstance(a, int | float)]
+    direct = [forms[i] for i in places]
+
+    def choose(blocks: list[Block]) -> Block:
+        lazy = build(blocks) if any(block.rate.per_candidate for block in blocks) else None
+        if lazy is None or not grid.worth_keeping(lazy):
+            return _apply(c, node.target, args, kwargs, [blocks[i] for i in places], direct, places, dtype)
+        return lazy
+
+    return grid.map_blocks(grid.align(c.b, forms), dtype, choose)
+
+
+def _number(c: Interpreter, value: float, dtype: torch.dtype) -> Form:
+    if not dtype.is_floating_point:
+        dtype = torch.int64
+    return plain(c.b.number(value, dtype), dtype, row_layout(0, rows=False))
+
+
+def _sum(blocks: list[Block], scales: Sequence[float]) -> Block:
+    terms = (Term(t.factors, t.scale * s) for block, s in zip(blocks, scales, strict=False) for t in block.terms)
+    return Block(blocks[0].labels, tuple(terms))
+
+
+def _product(blocks: list[Block]) -> Block | None:
+    """Terms times terms; `None` where more than one side depends on the candidate."""
+    if sum(block.rate.per_candidate for block in blocks) > 1:
+        return None
+    pairs = itertools.product(*(block.terms for block in blocks))
+    terms = (Term(tuple(f for t in ts for f in t.factors), reduce(lambda s, t: s * t.scale, ts, 1.0)) for ts in pairs)
+    return Block(blocks[0].labels, tuple(terms))
+
+
+def fill(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`full`, `zeros_like`, ...: one number, constant along every axis, whatever the row count."""
+    fake = node.meta["val"]
+    name = node.target._schema.name.split("::")[1]  # type: ignore[union-attr]
+    value: Any = 1 if "ones" in name else 0
+    if "full" in name or name == "scalar_tensor":
+        value = named(node, args, kwargs).get("fill_value", args[0] if name == "scalar_tensor" else None)
+    if not isinstance(value, int | float | bool):
+        raise grid.Decline("filled with a value that is no number")
+    return grid.constant_form(c.b, value, fake.dtype, c.shape(fake))
+
+
+UNARY = """abs acos acosh asin asinh atan atanh bitwise_not ceil celu clamp clamp_min clamp_max clip cos cosh deg2rad digamma elu
+erf erfc erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan
+isneginf isposinf leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num positive rad2deg
+reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit sqrt
+square tan tanh tanhshrink threshold trunc bitwise_left_shift bitwise_right_shift log_sigmoid_forward"""
+BINARY = """atan2 bitwise_and bitwise_or bitwise_xor copysign eq equal_ floor_divide fmax fmin fmod ge gt heaviside hypot le lerp
+logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum minimum ne nextafter pow remainder
+special_xlogy true_divide where xlogy __and__ __or__ __xor__ __lshift__ __rshift__ addcmul addcdiv greater greater_equal
+less less_equal not_equal multiply subtract"""
+
+RULES = table([
+    (UNARY + " " + BINARY, elementwise),
+    ("clone alias detach lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout requires_grad_", identity),
+    ("_to_copy to type_as _cast_Float float", cast),
+    ("prelu _prelu_kernel", prelu),
+    ("add", add),
+    ("sub", subtract),
+    ("rsub", subtract_from),
+    ("neg", negate),
+    ("mul", multiply),
+    ("div", divide),
+    ("full full_like new_full zeros zeros_like new_zeros ones ones_like new_ones empty empty_like new_empty scalar_tensor", fill),
+])  # fmt: skip

@@ -1,0 +1,150 @@
+"""Reductions and other operators along axes that hold no rows. Sums keep the form; the rest works block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from rankhoist.algebra import grid
+from rankhoist.algebra.contract import arrange, settle
+from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, cells, one_block, whole
+from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.algebra.ir import Node
+from rankhoist.rules.arguments import axis_of, form, named, tidy
+from rankhoist.rules.pointwise import ARITHMETIC, elementwise
+from rankhoist.rules.table import table
+
+
+def dims_of(value: Form, axes: Any) -> list[int]:
+    """Dims of the given original axes (all axes for `None` or an empty list)."""
+    chosen = range(len(value.layout)) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
+    entries = [value.layout[axis_of(value, a)] for a in chosen]
+    if any(ROW in entry for entry in entries):
+        raise Decline("reduces over the rows")
+    return [d for entry in entries for d in entry]
+
+
+def total(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`sum`: linear, so terms keep their coefficients."""
+    return _linear_reduction(c, node, args, kwargs, mean=False)
+
+
+def mean(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`mean`: a sum with a scale."""
+    return _linear_reduction(c, node, args, kwargs, mean=True)
+
+
+def _linear_reduction(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value], mean: bool) -> Value:
+    a = named(node, args, kwargs)
+    value = form(a["self"])
+    dims = dims_of(value, a.get("dim"))
+    dtype = node.meta["val"].dtype
+    if dtype not in ARITHMETIC or value.dtype != dtype:
+        return along(c, node, args, kwargs)
+    scale = 1.0 / math.prod(value.sizes[d] for d in dims) if mean else 1.0
+    axes = sorted(value.axis(d) for d in dims)
+    result = grid.sum_dims(c.b, tidy(c, value), dims, scale)
+    for axis in axes if a.get("keepdim") else []:
+        dim = len(result.dims)
+        result = grid.insert_dim(result, dim, (*result.layout[:axis], (dim,), *result.layout[axis:]))
+    return result
+
+
+def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`softmax`, `max`, `sort`, ...: one tensor along the named axes, block by block along the others."""
+    a = named(node, args, kwargs)
+    key = next((k for k in ("dim", "dims", "axis") if k in a), None)
+    value = form(a["self"] if "self" in a else args[0])
+    dims = dims_of(value, a[key] if key else None)
+    fakes = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    shown = [a[x.name] for x in schema if not x.kwarg_only]
+    extra = {x.name: a[x.name] for x in schema if x.kwarg_only and a[x.name] is not None}
+    at = next((i for i, x in enumerate(schema) if x.name == key), None)
+
+    def call(x: Node, axes: list[int], shape: Sequence[tuple[int, ...]]) -> list[Node]:
+        given = [x, *shown[1:]]
+        if at is not None:
+            given[at] = axes[0] if isinstance(shown[at], int) else axes
+        made = c.b.call(node.target, given, x.rate, shape[0], fakes[0].dtype, kwargs=extra)  # type: ignore[arg-type]
+        if isinstance(node.meta["val"], torch.Tensor):
+            return [made]
+        import operator
+
+        return [
+            c.b.call(operator.getitem, (made, i), x.rate, s, f.dtype, free=True)
+            for i, (s, f) in enumerate(zip(shape, fakes, strict=True))
+        ]
+
+    if key is None and len(value.layout) != len(dims):
+        raise Decline("reduces over the rows")
+    results = by_blocks(c, value, dims, [c.shape(f) for f in fakes], [f.dtype for f in fakes], call)
+    return results[0] if isinstance(node.meta["val"], torch.Tensor) else results
+
+
+def by_blocks(
+    c: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[tuple[int, bool]]],
+    dtypes: Sequence[torch.dtype], call: Callable[[Node, list[int], Sequence[tuple[int, ...]]], list[Node]],
+) -> list[Form]:  # fmt: skip
+    """Apply an operator that works along `dims` only. `shapes` are the original results' sizes."""
+    value = c.pure(tidy(c, value))
+    for d in dims:
+        if len(value.dims[d]) > 1:
+            value = grid.in_position_order(c.b, grid.join_segments(c.b, value, d), d)
+        elif (value.dims[d][0] != range(len(value.dims[d][0]))).any():
+            value = grid.in_position_order(c.b, value, d)
+    kept = all(len(shape) == len(value.layout) for shape in shapes)
+    sizes = [_new_sizes(value, dims, shape, kept) for shape in shapes]
+    results: list[dict[Any, Block]] = [{} for _ in shapes]
+    for cell in cells(value.dims):
+        block = settle(c.b, value.blocks[cell], c.rows)
+        flat = [Label(math.prod(x.size for x in own)) for own in block.labels]
+        present = [any(x in block.factor.labels for x in own) or d in dims for d, own in enumerate(block.labels)]
+        node = grid.expand(c.b, arrange(c.b, block.factor, block.visible), _extents(block, present))
+        node = c.b.reshape(node, [x.size if here else 1 for x, here in zip(flat, present, strict=True)])
+        first = 0 if node.rate == 0 else 1
+        own = [[n if n is not None else node.shape[d] for d, n in enumerate(s)] for s in sizes]
+        made = call(node, [d + first for d in dims], [tuple(n for n in s if n >= 0) for s in own])
+        for result, s, m in zip(results, own, made, strict=True):
+            labels = [Label(n) if d in dims else flat[d] for d, n in enumerate(s)]
+            axes = [labels[d] for d, n in enumerate(s) if n >= 0]
+            m = c.b.reshape(m, [x.size for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d]])
+            factor = Factor(m, tuple(x for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d]))
+            result[tuple(k for d, k in enumerate(cell) if s[d] >= 0)] = one_block(factor, tuple((x,) for x in axes))
+    return [_form(value, s, r, dtype, dims) for s, r, dtype in zip(sizes, results, dtypes, strict=True)]
+
+
+def _extents(block: Block, present: list[bool]) -> list[int]:
+    """Sizes per label: of its own where the operator needs the axis, else 1."""
+    return [x.size if here else 1 for own, here in zip(block.labels, present, strict=True) for x in own]
+
+
+def _new_sizes(value: Form, dims: list[int], shape: Sequence[tuple[int, bool]], kept: bool) -> list[int | None]:
+    """Per dim: its new size, `None` for unchanged, -1 for gone."""
+    sizes: list[int | None] = [None] * len(value.dims)
+    for d in dims:
+        sizes[d] = shape[value.axis(d)][0] if kept else -1
+    return sizes
+
+
+def _form(value: Form, sizes: list[int | None], blocks: dict[Any, Block], dtype: torch.dtype, dims: list[int]) -> Form:
+    left = [d for d, n in enumerate(sizes) if n is None or n >= 0]
+    number = {d: i for i, d in enumerate(left)}
+    new_dims = tuple(value.dims[d] if sizes[d] is None else whole(sizes[d] or 0) for d in left)
+    layout = tuple(tuple(d if d == ROW else number[d] for d in e if d == ROW or d in number) for e in value.layout)
+    layout = tuple(new for new, old in zip(layout, value.layout, strict=True) if new or not old)
+    return Form(new_dims, blocks, layout, dtype)
+
+
+RULES = table([
+    ("sum", total),
+    ("mean", mean),
+    ("softmax _softmax log_softmax _log_softmax cumsum cumprod logcumsumexp max min amax amin argmax argmin sort argsort topk "
+     "logsumexp any all prod var std linalg_vector_norm norm median nanmedian kthvalue mode nansum count_nonzero cummax cummin",
+     along),
+])  # fmt: skip
+RULES |= {torch.ops.aten.max.other: elementwise, torch.ops.aten.min.other: elementwise}

@@ -1,0 +1,31 @@
+"""A family's rules as a table, built from operator names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from rankhoist.algebra.interpret import Rule
+
+
+def overloads(names: str | Iterable[str]) -> list[Any]:
+    """All functional overloads of the named ATen operators that this version of torch has."""
+    found = []
+    for name in names.split() if isinstance(names, str) else names:
+        packet = getattr(torch.ops.aten, name, None)
+        if packet is not None:
+            found += [getattr(packet, o) for o in packet.overloads() if "out" not in o.split("_")]
+    return found
+
+
+def table(entries: Iterable[tuple[str, Rule]]) -> dict[Any, Rule]:
+    """`("relu sigmoid", rule)` pairs as operator -> rule; naming an operator twice is a mistake."""
+    rules: dict[Any, Rule] = {}
+    for names, rule in entries:
+        for operator in overloads(names):
+            if operator in rules:
+                raise ValueError(f"two rules for {operator}")
+            rules[operator] = rule
+    return rules

@@ -1,0 +1,5 @@
+"""Runtime: the hoisted model that callers hold."""
+
+from rankhoist.runtime.hoisted import HoistedModel, RequestState
+
+__all__ = ["HoistedModel", "RequestState"]

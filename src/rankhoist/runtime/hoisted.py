@@ -1,0 +1,232 @@
+"""The hoisted model: called like the original, with one row of context per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture import InputSpec, Program, Split
+from rankhoist.capture.inputs import named_leaves
+from rankhoist.emit import Stages, emit
+from rankhoist.errors import InputError, WeightsError
+from rankhoist.plan import Plan
+from rankhoist.runtime.retarget import retarget
+
+Offsets = Tensor | Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """One version of the weights: originals by placeholder, and what the weights stage made of them."""
+
+    original: dict[str, Tensor]
+    constants: dict[str, Tensor]
+    folded: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class RequestState:
+    """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only."""
+
+    requests: int
+    tensors: dict[int, Tensor]
+    weights: _Weights
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the state's tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
+class HoistedModel(nn.Module):
+    """An equal model that computes context work once per request.
+
+    Call it like the original, context tensors with one row per request: `[R, ...]`, candidate tensors with one row per
+    candidate: `[N, ...]`. Results have N rows. With R > 1 (or 0), `request_offsets` gives the R + 1 boundaries of the
+    requests' candidate blocks, which may be empty. A packed input is given as `rankhoist.Split(context, candidate)`.
+
+    Weights are shared with the original model, not copied: after changing them in place, call `update_weights`.
+    Calls from several threads at once are safe, also while `update_weights` runs.
+    """
+
+    def __init__(self, program: Program, plan: Plan) -> None:
+        super().__init__()
+        self.program, self.plan = program, plan
+        self.stages: Stages = emit(plan.outputs, plan.interpreter.b.constants, program.rows)
+        self._dtype, self._device = program.dtype, program.device
+        self._install({name: w.tensor for name, w in program.weights.items()}, self.stages.constants)
+        self.eval()
+
+    # -- calls
+
+    def forward(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """What the original returns for context rows repeated per candidate: N rows.
+
+        Raises:
+            InputError: an input is missing or has the wrong kind, shape or row count; offsets do not fit.
+        """
+        leaves = self.program.leaves(args, kwargs)
+        context, candidate = {}, {}
+        for spec in self.program.inputs.values():
+            value = leaves[spec.name]
+            if spec.role == "packed":
+                if not isinstance(value, Split):
+                    raise InputError(
+                        f"packed input {spec.name!r} is given as rankhoist.Split(context=[R, {len(spec.columns)}], "
+                        f"candidate=[N, {len(spec.candidate_columns)}]), got {type(value).__name__}"
+                    )
+                context[spec.name], candidate[spec.name] = value.context, value.candidate
+            else:
+                (context if spec.role == "context" else candidate)[spec.name] = value
+        return self._score(self._prepare(context), candidate, request_offsets)
+
+    def prepare(self, context_inputs: Mapping[str, Any] | Sequence[Any]) -> RequestState:
+        """The context work of R requests: `{name: [R, ...]}` (or the context inputs in order) -> state.
+
+        For a packed input, pass its context columns `[R, context columns]`.
+        """
+        return self._prepare(self._by_name(context_inputs, ("context", "packed"), "context"))
+
+    def score(
+        self, state: RequestState, candidate_inputs: Mapping[str, Any] | Sequence[Any], request_offsets: Offsets | None = None
+    ) -> Any:
+        """Scores of N candidates `{name: [N, ...]}` for a prepared state, as often as you like."""
+        return self._score(state, self._by_name(candidate_inputs, ("candidate", "packed"), "candidate"), request_offsets)
+
+    def _by_name(self, inputs: Any, roles: tuple[str, ...], what: str) -> dict[str, Any]:
+        names = [s.name for s in self.program.inputs.values() if s.role in roles]
+        if not isinstance(inputs, Mapping):
+            values = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+            if len(values) != len(names):
+                raise InputError(f"expected {len(names)} {what} inputs ({', '.join(names)}), got {len(values)}")
+            return dict(zip(names, values, strict=True))
+        leaves = named_leaves({"inputs": dict(inputs)})
+        missing = [n for n in names if n not in leaves]
+        if missing:
+            raise InputError(f"missing {what} inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
+        return {n: leaves[n] for n in names}
+
+    def _prepare(self, context: dict[str, Tensor]) -> RequestState:
+        weights = self._weights
+        requests = self._check(context, "context", default=1)
+        given = self._leaf_tensors(weights, context, ".context")
+        stage = self.stages.request
+        passed = [weights.folded[i] for i in stage.nodes]
+        made = stage.module(requests, None, None, *passed, *(given(name) for name in stage.leaves))
+        return RequestState(requests, dict(zip(self.stages.state, made, strict=True)), weights)
+
+    def _score(self, state: RequestState, candidate: dict[str, Tensor], request_offsets: Offsets | None) -> Any:
+        rows = self._check(candidate, "candidate", default=0)
+        offsets, owner = self._owners(state.requests, rows, request_offsets)
+        given = self._leaf_tensors(state.weights, candidate, ".candidate")
+        stage = self.stages.candidate
+        known = state.weights.folded | state.tensors
+        made = stage.module(rows, owner, offsets, *(known[i] for i in stage.nodes), *(given(name) for name in stage.leaves))
+        return pytree.tree_unflatten(list(made), self.program.out_spec)
+
+    def _leaf_tensors(self, weights: _Weights, inputs: dict[str, Tensor], suffix: str) -> Callable[[str], Tensor]:
+        by_leaf = {p + (suffix if s.role == "packed" else ""): inputs.get(s.name) for p, s in self.program.inputs.items()}
+
+        def given(name: str) -> Tensor:
+            tensor = by_leaf.get(name)
+            return tensor if tensor is not None else weights.original.get(name, weights.constants.get(name))  # type: ignore[return-value]
+
+        return given
+
+    def _owners(self, requests: int, rows: int, offsets: Offsets | None) -> tuple[Tensor | None, Tensor | None]:
+        """Check block boundaries; one request needs neither owners nor offsets."""
+        if offsets is None:
+            if requests != 1:
+                raise InputError(f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries")
+            return None, None
+        bounds = torch.as_tensor(offsets, dtype=torch.int64)
+        if bounds.dim() != 1 or len(bounds) != requests + 1:
+            raise InputError(f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests")
+        counts = bounds.diff()
+        if int(bounds[0]) != 0 or int(bounds[-1]) != rows or bool((counts < 0).any()):
+            raise InputError(f"request_offsets must rise from 0 to {rows} (the candidate rows), got {bounds.tolist()[:20]}")
+        if requests == 1:
+            return None, None
+        owner = torch.repeat_interleave(torch.arange(requests), counts)
+        return bounds, owner.to(self._device)
+
+    def _check(self, inputs: dict[str, Tensor], what: str, default: int) -> int:
+        """Kinds, shapes and the common row count of inputs."""
+        specs = {s.name: s for s in self.program.inputs.values()}
+        rows: dict[str, int] = {}
+        for name, tensor in inputs.items():
+            _check_input(specs[name], tensor, what, self._dtype if specs[name].dtype == self.program.dtype else specs[name].dtype)
+            rows[name] = tensor.shape[0]
+        if len(set(rows.values())) > 1:
+            listing = ", ".join(f"{name}: {count}" for name, count in rows.items())
+            raise InputError(f"the {what} inputs have different row counts ({listing})")
+        return next(iter(rows.values()), default)
+
+    # -- weights
+
+    def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        """New weights for the same model: re-runs the weights stage; calls under way keep the version they started with.
+
+        Raises:
+            WeightsError: names or shapes differ, or a buffer that the plan was made from (an index, a mask) changed.
+                The model is left as it was.
+        """
+        own = {w.name: p for p, w in self.program.weights.items() if w.in_state_dict}
+        missing = [n for n in own if n not in state_dict]
+        if missing:
+            raise WeightsError(f"the state dict lacks {len(missing)} weights: {', '.join(missing[:5])}")
+        original = dict(self._weights.original)
+        for name, placeholder in own.items():
+            old, new = original[placeholder], state_dict[name].detach()
+            if new.shape != old.shape:
+                raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
+            new = new.to(device=old.device, dtype=old.dtype)
+            if placeholder in self.plan.interpreter.pinned and not torch.equal(new, old):
+                raise WeightsError(f"{name!r} selects positions, which the plan is made for; hoist the new model instead")
+            original[placeholder] = new
+        self._install(original, self._weights.constants)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """The original model's weights under their original names."""
+        return {w.name: self._weights.original[p] for p, w in self.program.weights.items() if w.in_state_dict}
+
+    def _install(self, original: dict[str, Tensor], constants: dict[str, Tensor]) -> None:
+        stage = self.stages.weights
+        with torch.no_grad():
+            given = [original[n] if n in original else constants[n] for n in stage.leaves]
+            folded = stage.module(None, None, None, *given)
+        self._weights = _Weights(original, constants, dict(zip(self.stages.folded, folded, strict=True)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
+        """`.to()`, `.double()`, `.cuda()`: move the original weights, retarget the graphs, fold again."""
+        with torch.no_grad():
+            original = {n: fn(t) for n, t in self._weights.original.items()}
+            constants = {n: fn(t) for n, t in self._weights.constants.items()}
+            probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        retarget(self.stages, {self._dtype: probe.dtype, self._device: probe.device})
+        self._dtype, self._device = probe.dtype, probe.device
+        self._install(original, constants)
+        return self
+
+    def extra_repr(self) -> str:
+        cost = self.plan.cost
+        return f"level={self.plan.level.name.lower()}, multiply_adds={cost.multiply_adds:,} for {self.plan.workload}"
+
+
+def _check_input(spec: InputSpec, tensor: Any, what: str, dtype: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{what} input {spec.name!r} is {type(tensor).__name__}, expected a tensor")
+    shape = spec.shape
+    if spec.role == "packed":
+        shape = (len(spec.columns if what == "context" else spec.candidate_columns),)
+    if tensor.dim() != len(shape) + 1 or tuple(tensor.shape[1:]) != shape:
+        expected = ", ".join(["rows", *map(str, shape)])
+        raise InputError(f"{what} input {spec.name!r} has shape {list(tensor.shape)}, expected [{expected}]")
+    floating = dtype.is_floating_point
+    if tensor.dtype != dtype and (floating or tensor.is_floating_point() or (dtype == torch.bool) != (tensor.dtype == torch.bool)):
+        raise InputError(f"{what} input {spec.name!r} has dtype {tensor.dtype}, expected {dtype}")
