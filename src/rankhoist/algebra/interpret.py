@@ -21,7 +21,7 @@ from rankhoist.algebra import grid
 from rankhoist.algebra.contract import evaluate_group, group_terms, settle
 from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, Term, one_block, plain, row_layout, whole
 from rankhoist.algebra.grid import Decline
-from rankhoist.algebra.ir import ROWS, Builder, Node, Rate, Size, Workload, aten, join, live_nodes
+from rankhoist.algebra.ir import Builder, Node, Rate, Size, Workload, aten, join, live_nodes
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.program import module_path
 from rankhoist.errors import UnsupportedModelError
@@ -38,7 +38,7 @@ class Level(IntEnum):
     FULL = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opaque:
     """A tensor over all N rows whose axes do not follow the rows (`[N, N]`, or a mean over rows)."""
 
@@ -46,11 +46,12 @@ class Opaque:
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowNumber:
-    """`arange(rows)`: row i holds i. It marks "my own row" in an index."""
+    """`arange(0, step * rows, step)`: row i holds `step * i`. It marks "my own row" in an index."""
 
     dtype: torch.dtype
+    step: int = 1
 
 
 RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
@@ -68,6 +69,22 @@ class Outcome:
     rule: str = ""
 
 
+@dataclass
+class Memo:
+    """What interpretations of one program share: nodes, and results of operators whose operands are the same objects.
+
+    A plan search interprets the program many times; only what a choice changes is computed again.
+    """
+
+    b: Builder
+    results: dict[Any, tuple[Value, Outcome, Any]] = field(default_factory=dict)
+    symbols: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
+    measured: dict[sympy.Symbol, Node] = field(default_factory=dict)
+    pinned: set[str] = field(default_factory=set)
+    kept_forms: set[str] = field(default_factory=set)
+    placeholders: dict[str, Value] = field(default_factory=dict)
+
+
 class Interpreter:
     """Runs `program` over forms.
 
@@ -79,16 +96,14 @@ class Interpreter:
 
     def __init__(
         self, program: Program, level: Level, workload: Workload, rules: Mapping[Any, Rule], lookups: frozenset[Any],
-        keep: Callable[[fx.Node], bool] = lambda _: True,
+        keep: Callable[[fx.Node], bool] = lambda _: True, memo: Memo | None = None,
     ) -> None:  # fmt: skip
         self.program, self.level, self.rows = program, level, workload
         self.rules, self.lookups, self.keep = rules, lookups, keep
-        self.b = Builder(program.device)
+        self.memo = memo or Memo(Builder(program.device))
+        self.b = self.memo.b
         self.values: dict[fx.Node, Value] = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.symbols: dict[sympy.Symbol, sympy.Expr] = {}
-        self.pinned: set[str] = set()
-        self.kept_forms: set[str] = set()
         self.current: fx.Node | None = None
 
     # -- the walk
@@ -99,7 +114,9 @@ class Interpreter:
             self.current = node
             self.b.source = node.name
             if node.op == "placeholder":
-                self.values[node] = self._placeholder(node)
+                if node.name not in self.memo.placeholders:
+                    self.memo.placeholders[node.name] = self._placeholder(node)
+                self.values[node] = self.memo.placeholders[node.name]
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
         self.current, self.b.source = None, "output"
@@ -135,7 +152,17 @@ class Interpreter:
             return self._scalar(node)
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         operands = [v for v in _flat((args, list(kwargs.values()))) if isinstance(v, Form | Opaque | RowNumber)]
-        outcome = self.outcomes.setdefault(node.name, Outcome())
+        key = (self.level, node, self.level is Level.FULL and self.keep(node), *map(id, operands))
+        if key not in self.memo.results:
+            outcome = Outcome()
+            # The operands are kept alive with the result: their ids stay theirs.
+            self.memo.results[key] = (self._apply(node, args, kwargs, operands, outcome, meta), outcome, operands)
+        value, self.outcomes[node.name], _ = self.memo.results[key]
+        return value
+
+    def _apply(
+        self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], operands: list[Value], outcome: Outcome, meta: Any
+    ) -> Value:
         if all(isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands) and not _sizes_have_rows(meta):
             value = self._weight_call(node, args, kwargs, meta)
         else:
@@ -193,7 +220,7 @@ class Interpreter:
     def size(self, value: Any) -> sympy.Expr:
         """An integer of the captured graph as an expression in the row symbol."""
         expr = value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat) else sympy.Integer(value)
-        return expr.subs(self.symbols) if self.symbols else expr
+        return expr.subs(self.memo.symbols) if self.memo.symbols else expr
 
     def shape(self, fake: torch.Tensor) -> list[tuple[int, bool]]:
         """Original sizes as (number, times the row count?). Declines for anything else."""
@@ -222,7 +249,7 @@ class Interpreter:
         weights = [self.program.weights[n.args[0]] for n in leaves]
         if any(w.tensor.is_floating_point() for w in weights):
             return None
-        self.pinned |= {str(n.args[0]) for n in leaves}
+        self.memo.pinned |= {str(n.args[0]) for n in leaves}
         return evaluate_node(node, self.program, self.b)
 
     def pure(self, form: Form) -> Form:
@@ -250,7 +277,7 @@ class Interpreter:
         if block.pure:
             return block
         if self.level is Level.FULL and self.current is not None and grid.worth_keeping(block):
-            self.kept_forms.add(self.current.name)
+            self.memo.kept_forms.add(self.current.name)
         if not lazy or not grid.worth_keeping(block):
             return settle(self.b, block, self.rows)
         fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
@@ -270,7 +297,9 @@ class Interpreter:
         if isinstance(value, Opaque):
             return value.node
         if isinstance(value, RowNumber):
-            return self.b.call(aten.arange.default, (ROWS,), rate, (), torch.int64)
+            end = Size(self.program.rows * value.step)
+            kwargs = {"dtype": value.dtype, "device": self.program.device}
+            return self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
         if isinstance(value, Form):
             node = grid.materialise(self.b, value, self.rows)
             if value.has_rows:
@@ -279,8 +308,21 @@ class Interpreter:
         if isinstance(value, list | tuple):
             return [self.present(v, rate) for v in value]
         if isinstance(value, sympy.Expr):
-            return int(value) if value.is_Integer else Size(value)
+            return int(value) if value.is_Integer else self._size_argument(value)
         return value
+
+    def _size_argument(self, expr: sympy.Expr) -> Size:
+        """An expression of the rows and of sizes that an operator's result had (`nonzero`, `masked_select`)."""
+        measured = tuple((s, self.memo.measured[s]) for s in sorted(expr.free_symbols, key=str) if s in self.memo.measured)
+        return Size(expr, measured)
+
+    def _measure(self, node: fx.Node, made: Node, rate: Rate) -> None:
+        """Remember sizes that depend on data, as they come out of an operator over all rows."""
+        for symbol, path in (node.meta.get("unbacked_bindings") or {}).items():
+            if len(path) == 2 and getattr(path[0], "name", None) == "size":
+                self.memo.measured[symbol] = self.b.call(
+                    aten.sym_size.int, (made, path[1].idx), rate, (), torch.int64, free=True
+                )  # fmt: skip
 
     def _original_axes(self, node: Node, form: Form) -> Node:
         """From `[rows, *dims]` to the original layout."""
@@ -343,6 +385,7 @@ class Interpreter:
         shape = self._own_shape(fakes[0], rate) if single else (written,)
         dtype = fakes[0].dtype if single else torch.float32
         made = self.b.call(node.target, shown, rate, shape, dtype, kwargs=named, multiply_adds=madds)
+        self._measure(node, made, rate)
         if not single:
             parts = [_item(self.b, made, i, f, self._own_shape(f, rate)) for i, f in enumerate(fakes) if f is not None]
             return [self.received(p, f) for p, f in zip(parts, [f for f in fakes if f is not None], strict=True)]

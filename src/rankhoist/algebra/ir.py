@@ -63,9 +63,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Size:
-    """An integer argument that depends on the number of rows of the stage it is computed in."""
+    """An integer argument that depends on the number of rows of its stage, or on sizes measured during the call."""
 
     expr: sympy.Expr
+    measured: tuple[tuple[sympy.Symbol, Node], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,8 @@ def inputs_of(node: Node) -> list[Node]:
     def visit(value: Any) -> None:
         if isinstance(value, Node):
             found.append(value)
+        elif isinstance(value, Size):
+            found.extend(n for _, n in value.measured)
         elif isinstance(value, list | tuple):
             for item in value:
                 visit(item)

@@ -50,9 +50,11 @@ class Program:
         weights: placeholder name -> weight.
         outputs: nodes (or constants) in the order of `out_spec`'s leaves.
         out_spec: the structure the model returns.
+        in_spec: the structure of a call, `(args, kwargs)`, with the inputs' tensors as leaves in the order of `inputs`.
         arguments: binds a call's arguments to parameter names, as the model's signature does.
         dtype: the floating dtype the model computes in.
         device: where its weights are.
+        example: the example's tensors by input name (empty where an exported program carries none).
     """
 
     graph: fx.Graph
@@ -61,9 +63,11 @@ class Program:
     weights: dict[str, Weight]
     outputs: list[Any]
     out_spec: pytree.TreeSpec
+    in_spec: pytree.TreeSpec
     arguments: Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
     dtype: torch.dtype
     device: torch.device
+    example: dict[str, Any]
 
     def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A call's tensors by input name, checked against the inputs the model was captured with."""
@@ -93,8 +97,8 @@ def capture(
         _check_eval_mode(model)
         forward = model.forward
         args, kwargs = _example_call(forward, example)
-        names = list(named_leaves(bind(forward, args, kwargs)))
-        common_rows(named_leaves(bind(forward, args, kwargs)))
+        leaves = named_leaves(bind(forward, args, kwargs))
+        common_rows(leaves)
         exported = _export(model, args, kwargs)
 
         def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,8 +106,8 @@ def capture(
     else:
         exported = model
         arguments = _exported_arguments(exported)
-        names = list(named_leaves(arguments(*exported.example_inputs))) if exported.example_inputs else []
-    return _program(exported.run_decompositions({}), names, context, arguments)
+        leaves = named_leaves(arguments(*exported.example_inputs)) if exported.example_inputs else {}
+    return _program(exported.run_decompositions({}), leaves, context, arguments)
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:
@@ -212,7 +216,7 @@ def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:
 
 
 def _program(
-    exported: torch.export.ExportedProgram, names: list[str], context: Context, arguments: Any
+    exported: torch.export.ExportedProgram, example: dict[str, Any], context: Context, arguments: Any
 ) -> Program:
     graph = exported.graph_module.graph
     signature = exported.graph_signature
@@ -224,7 +228,7 @@ def _program(
         else:
             weights[spec.arg.name] = _weight(exported, spec)
     _check_outputs(signature)
-    names = names or [node.name for node in users]
+    names = list(example) or [node.name for node in users]
     if len(names) != len(users):
         raise CaptureError(f"the exported graph has {len(users)} inputs, the example {len(names)}: {', '.join(names)}")
     rows = _row_symbol(dict(zip(names, users, strict=True)))
@@ -241,9 +245,10 @@ def _program(
     last = next(node for node in graph.nodes if node.op == "output")
     outputs = [o for o in last.args[0] if not isinstance(o, fx.Node) or o.name in kinds]
     return Program(
-        graph, rows, {u.name: s for u, s in zip(users, specs, strict=True)}, weights, outputs, call.out_spec, arguments,
+        graph, rows, {u.name: s for u, s in zip(users, specs, strict=True)}, weights, outputs, call.out_spec, call.in_spec,
+        arguments,
         _floating_dtype([w.tensor for w in weights.values()] + [u.meta["val"] for u in users]),
-        next((w.tensor.device for w in weights.values()), torch.device("cpu")),
+        next((w.tensor.device for w in weights.values()), torch.device("cpu")), example,
     )  # fmt: skip
 
 

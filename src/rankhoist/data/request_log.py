@@ -43,12 +43,12 @@ GENRES = (
 ).split()
 START = 1_704_067_200  # 2024-01-01 00:00 UTC
 FIRST_YEAR, LAST_YEAR = 1960, 2023
-EVENTS_PER_USER = 240
+EVENTS_PER_USER = 300
 
 # Strength of each term in log-odds: the standard deviation over rows is of this order.
 BASE_RATE = -1.0
 QUALITY, ACTIVITY, NOVELTY = 0.7, 0.4, 0.25
-TASTE, DAYPART, HISTORY, WEEKEND = 1.1, 0.5, 0.35, 0.6
+TASTE, DAYPART, HISTORY, WEEKEND = 1.1, 0.5, 1.4, 0.6
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class GroundTruth:
 
 
 def generate_request_log(
-    rows: int = 120_000, *, seed: int = 0, items: int = 5000, users: int | None = None, page: int = 10
+    rows: int = 120_000, *, seed: int = 0, items: int = 3000, users: int | None = None, page: int = 10
 ) -> RankingData:
-    """Simulate `rows` impressions of `items` items over at least 120 days; `users` defaults to rows / 240."""
+    """Simulate `rows` impressions of `items` items over at least 120 days; `users` defaults to rows / 300."""
     log, probability, _ = simulate(rows, seed=seed, items=items, users=users, page=page)
     return RankingData.from_log(f"request log, seed {seed}", log, probability)
 

@@ -120,20 +120,22 @@ class _Writer:
         if isinstance(value, StageArgument):
             return self.arguments[value.name]
         if isinstance(value, Size):
-            return self._size(value.expr)
+            return self._size(value.expr, dict(value.measured))
         return value
 
-    def _size(self, expr: sympy.Expr) -> Any:
+    def _size(self, expr: sympy.Expr, measured: dict[sympy.Symbol, Node]) -> Any:
         if expr.is_Integer:
             return int(expr)
+        if expr in measured:
+            return self.values[measured[expr].index]
         if expr == self.rows:
             return self.arguments["rows"]
         operators = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
         if type(expr) not in operators:
             raise UnsupportedModelError(f"a size of the model is {expr}, which is no function of the row count alone")
-        result = self._size(expr.args[0])
+        result = self._size(expr.args[0], measured)
         for part in expr.args[1:]:
-            result = self.graph.call_function(operators[type(expr)], (result, self._size(part)))
+            result = self.graph.call_function(operators[type(expr)], (result, self._size(part, measured)))
         return result
 
 

@@ -7,13 +7,11 @@ does more work than `first`; a local rule would not do (see the design: the best
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx
-
-from rankhoist.algebra.interpret import Interpreter, Level
-from rankhoist.algebra.ir import Node, Workload, live_nodes
+from rankhoist.algebra.interpret import Interpreter, Level, Memo
+from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.capture import Program
 from rankhoist.rules import all_rules, lookups
 
@@ -30,9 +28,12 @@ class Cost:
         return self.multiply_adds + self.elements
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated."""
+    """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated.
+
+    `reasons` says, per captured operator, why no rule applied at the level that was asked for.
+    """
 
     level: Level
     workload: Workload
@@ -40,18 +41,25 @@ class Plan:
     outputs: list[Any]
     cost: Cost
     evaluated: frozenset[str]
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def make_plan(program: Program, level: Level, workload: Workload) -> Plan:
-    """The cheapest plan found for `workload`."""
-    lower = [attempt(program, x, workload, frozenset()) for x in Level if x <= min(level, Level.FIRST)]
-    best = min(lower, key=lambda p: (p.cost.multiply_adds, p.cost.units))
-    if level < Level.FULL:
-        return best
-    return _improve(program, best, workload)
+    """The cheapest plan found for `workload`.
+
+    The levels below are candidates too, so that no level does more multiply-adds than a lower one.
+    """
+    memo = Memo(Builder(program.device))
+    lower = [attempt(program, x, workload, frozenset(), memo) for x in Level if x <= min(level, Level.FIRST)]
+    best = min(lower, key=lambda p: (p.cost.multiply_adds, p.cost.units, -p.level))
+    if level is Level.FULL:
+        best = _improve(program, best, workload, memo)
+    final = attempt(program, best.level, workload, best.evaluated)
+    told = final if final.level is level else attempt(program, level, workload, frozenset())
+    return replace(final, reasons={n: o.reason for n, o in told.interpreter.outcomes.items() if o.reason})
 
 
-def _improve(program: Program, best: Plan, workload: Workload) -> Plan:
+def _improve(program: Program, best: Plan, workload: Workload, memo: Memo) -> Plan:
     """From "keep everything" and "evaluate everything", flip one operator at a time, in graph order, while it helps.
 
     A plan is accepted only if it does no more multiply-adds than the best plan of the lower levels.
@@ -62,23 +70,24 @@ def _improve(program: Program, best: Plan, workload: Workload) -> Plan:
         return (max(plan.cost.multiply_adds - bound, 0), plan.cost.units)
 
     operators = frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
-    kept = attempt(program, Level.FULL, workload, frozenset())
-    current = min(kept, attempt(program, Level.FULL, workload, operators), key=rank)
-    for node in _choices(program, kept):
-        trial = attempt(program, Level.FULL, workload, current.evaluated ^ {node.name})
-        current = min(current, trial, key=rank)
-    return min(best, current, key=rank)
+    kept = attempt(program, Level.FULL, workload, frozenset(), memo)
+    evaluated = attempt(program, Level.FULL, workload, operators, memo)
+    choices = [n.name for n in program.graph.nodes if n.name in memo.kept_forms]
+    found = []
+    for start in (kept, evaluated):
+        current = start
+        for name in choices:
+            trial = attempt(program, Level.FULL, workload, current.evaluated ^ {name}, memo)
+            current = min(current, trial, key=rank)
+        found.append(current)
+    return min(*found, best, key=rank)
 
 
-def _choices(program: Program, plan: Plan) -> list[fx.Node]:
-    """Operators whose result some plan keeps as a form."""
-    names = plan.interpreter.kept_forms
-    return [n for n in program.graph.nodes if n.name in names]
-
-
-def attempt(program: Program, level: Level, workload: Workload, evaluated: frozenset[str]) -> Plan:
+def attempt(
+    program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None = None
+) -> Plan:
     """Interpret the program with one set of choices, and count."""
-    interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated)
+    interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated, memo)
     outputs = interpreter.run()
     return Plan(level, workload, interpreter, outputs, total_cost(outputs, workload), evaluated)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from rankhoist.algebra.interpret import Rule
@@ -18,6 +19,7 @@ FAMILIES = {
 }
 
 
+@cache
 def all_rules() -> dict[Any, Rule]:
     """Operator -> rule; no operator belongs to two families."""
     rules: dict[Any, Rule] = {}

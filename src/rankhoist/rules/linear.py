@@ -14,7 +14,7 @@ from rankhoist.algebra import grid
 from rankhoist.algebra.forms import ROW, Form
 from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
 from rankhoist.algebra.ir import Rate
-from rankhoist.rules.arguments import form, named, tidy
+from rankhoist.rules.arguments import axis_of, form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC
 from rankhoist.rules.table import table
 
@@ -92,6 +92,15 @@ def einsum(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
     return contract(c, [form(v) for v in args[1]], axes, list(right))
 
 
+def tensordot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Sums over pairs of axes; the other axes of both operands follow one another."""
+    x, y = form(args[0]), form(args[1])
+    left, right = [f"x{i}" for i in range(len(x.layout))], [f"y{i}" for i in range(len(y.layout))]
+    for i, k in zip(args[2], args[3], strict=True):
+        right[axis_of(y, k)] = left[axis_of(x, i)]
+    return contract(c, (x, y), (left, right), [n for n in (*left, *right) if (n in left) != (n in right)])
+
+
 def dot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x . y` of vectors."""
     return contract(c, [form(args[0]), form(args[1])], (["k"], ["k"]), [])
@@ -111,6 +120,7 @@ RULES = table([
     ("addmm baddbmm", addmm),
     ("matmul mm bmm mv", matmul),
     ("einsum", einsum),
+    ("tensordot", tensordot),
     ("dot vdot", dot),
     ("outer", outer),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from rankhoist.algebra.contract import settle
 from rankhoist.algebra.forms import ROW, Factor, Form, Label, one_block, whole
 from rankhoist.algebra.interpret import Decline, Interpreter, RowNumber, Value
 from rankhoist.algebra.ir import Rate, aten
-from rankhoist.rules.arguments import axis_of, dim_of, form, named, tidy
+from rankhoist.rules.arguments import axis_of, dim_of, form, integer, named, tidy
 from rankhoist.rules.table import table
 
 
@@ -135,7 +136,7 @@ def _index_axis(c: Interpreter, value: Form, axis: int, index: Form) -> Form:
 def _own_row(c: Interpreter, node: fx.Node, value: Form, chosen: list[tuple[int, Value]]) -> Value:
     """`x[arange(rows), ids]` reads the own row of x: it runs at the rate of x and ids."""
     axes = [axis for axis, _ in chosen]
-    if not isinstance(chosen[0][1], RowNumber) or value.layout[axes[0]] != (ROW,):
+    if not isinstance(chosen[0][1], RowNumber) or chosen[0][1].step != 1 or value.layout[axes[0]] != (ROW,):
         raise Decline("the row number indexes another axis than the rows")
     if len(chosen) == 1:
         return value
@@ -176,26 +177,35 @@ def masked_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
     merged = grid.merge_dims(c.b, value, 0, len(inner))
     taken = grid.take_dim(c.b, replace(merged, layout=((ROW,), (0,))), 0, points.numpy())
     symbol = c.size(node.meta["val"].shape[0])
-    c.symbols[symbol] = c.program.rows * len(points)
+    c.memo.symbols[symbol] = c.program.rows * len(points)
     return replace(taken, layout=((ROW, 0),))
 
 
 def row_number(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`arange(rows)` marks "my own row"."""
+    """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` marks where the own row begins in rows of length L."""
     a = named(node, args, kwargs)
-    if a.get("start", 0) not in (0, None) or a.get("step", 1) not in (1, None) or c.shape(node.meta["val"]) != [(1, True)]:
+    if a.get("start", 0) not in (0, None) or c.shape(node.meta["val"]) != [(1, True)]:
         raise Decline("counts over the rows")
-    return RowNumber(node.meta["val"].dtype)
+    return RowNumber(node.meta["val"].dtype, integer(a.get("step") or 1))
 
 
 def embedding_bag(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Bags of ids `[rows, L]` reduce row by row. Flat ids with offsets fall back."""
-    raise Decline("bags given by offsets may cross rows")
+    """Bags `[rows, L]`, flattened, with an offset per row: every row reads its own ids."""
+    a = named(node, args, kwargs)
+    ids, offsets, weights = form(a["indices"]), a["offsets"], a.get("per_sample_weights")
+    shapes = [f.layout for f in (ids, *([form(weights)] if weights is not None else []))]
+    length = math.prod(ids.sizes)
+    if not isinstance(offsets, RowNumber) or any(len(x) != 1 or x[0][0] != ROW for x in shapes) or offsets.step != length:
+        raise Decline("bags given by offsets may cross rows")
+    if form(a["weight"]).rate is not Rate.WEIGHT:
+        raise Decline("the table is no weight")
+    return c.run_rowwise(node, args, kwargs)
 
 
 LOOKUPS = table([
     ("embedding", embedding),
     ("one_hot", one_hot),
+    ("embedding_bag _embedding_bag_forward_only _embedding_bag", embedding_bag),
 ])  # fmt: skip
 
 RULES = {**LOOKUPS, **table([
@@ -205,5 +215,4 @@ RULES = {**LOOKUPS, **table([
     ("gather", gather),
     ("masked_select", masked_select),
     ("arange", row_number),
-    ("embedding_bag _embedding_bag_forward_only _embedding_bag", embedding_bag),
 ])}  # fmt: skip

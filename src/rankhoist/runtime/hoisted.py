@@ -62,6 +62,21 @@ class HoistedModel(nn.Module):
         self._install({name: w.tensor for name, w in program.weights.items()}, self.stages.constants)
         self.eval()
 
+    @property
+    def example(self) -> dict[str, Tensor]:
+        """The example inputs by name, whole rows as they were given to `hoist`."""
+        return dict(self.program.example)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype it computes in."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self._device
+
     # -- calls
 
     def forward(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
@@ -186,7 +201,7 @@ class HoistedModel(nn.Module):
             if new.shape != old.shape:
                 raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
             new = new.to(device=old.device, dtype=old.dtype)
-            if placeholder in self.plan.interpreter.pinned and not torch.equal(new, old):
+            if placeholder in self.plan.interpreter.memo.pinned and not torch.equal(new, old):
                 raise WeightsError(f"{name!r} selects positions, which the plan is made for; hoist the new model instead")
             original[placeholder] = new
         self._install(original, self._weights.constants)

@@ -1,0 +1,12 @@
+"""Verify: is the hoisted model equal to the original? The answer is a certificate.
+
+* `batches` draws ragged batches of requests from example inputs;
+* `original` runs the original, in its own dtype and in float64;
+* `errors` says how far two results are apart;
+* `checks` runs all three and fills in the `certificate`.
+"""
+
+from rankhoist.verify.certificate import Certificate, Check, Element
+from rankhoist.verify.checks import verify
+
+__all__ = ["Certificate", "Check", "Element", "verify"]

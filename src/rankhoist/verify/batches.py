@@ -1,0 +1,139 @@
+"""Batches: R requests with ragged, also empty, blocks of candidates, drawn from rows of example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture import InputSpec, Program, Split
+
+NOISE = 0.5  # standard deviations of the column, added to a float that was drawn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of the hoisted model.
+
+    Attributes:
+        context: context inputs `[R, ...]` by name; of a packed input the context columns.
+        candidate: candidate inputs `[N, ...]` by name; of a packed input the candidate columns.
+        offsets: R + 1 boundaries of the requests' blocks of candidates.
+    """
+
+    context: dict[str, Tensor]
+    candidate: dict[str, Tensor]
+    offsets: tuple[int, ...]
+
+    @property
+    def candidates(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def requests(self) -> int:
+        return len(self.offsets) - 1
+
+    def reversed(self) -> Batch:
+        """The same context with the candidates in reverse order."""
+        return replace(self, candidate={name: rows.flip(0) for name, rows in self.candidate.items()})
+
+    def cast(self, inputs: Mapping[str, InputSpec], old: torch.dtype, new: torch.dtype) -> Batch:
+        """Inputs that were captured with dtype `old` as `new`: what a hoisted model wants that was moved to `new`."""
+
+        def moved(side: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: rows.to(new) if inputs[name].dtype == old else rows for name, rows in side.items()}
+
+        return replace(self, context=moved(self.context), candidate=moved(self.candidate))
+
+
+def arguments(program: Program, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from its inputs by name."""
+    args, kwargs = pytree.tree_unflatten([leaves[spec.name] for spec in program.inputs.values()], program.in_spec)
+    return args, kwargs
+
+
+def whole_rows(program: Program, batch: Batch) -> dict[str, Tensor]:
+    """The original's inputs `[N, ...]` by name: context repeated for each candidate, packed columns in their places."""
+    counts = torch.tensor(batch.offsets).diff()
+    owner = torch.repeat_interleave(torch.arange(batch.requests), counts)
+
+    def rows(spec: InputSpec) -> Tensor:
+        if spec.role == "candidate":
+            return batch.candidate[spec.name]
+        context = batch.context[spec.name]
+        context = context[owner.to(context.device)]
+        if spec.role == "context":
+            return context
+        packed = context.new_empty(batch.candidates, *spec.shape)
+        packed[:, list(spec.columns)] = context
+        packed[:, list(spec.candidate_columns)] = batch.candidate[spec.name]
+        return packed
+
+    return {spec.name: rows(spec) for spec in program.inputs.values()}
+
+
+def split_rows(program: Program, batch: Batch) -> dict[str, Any]:
+    """The hoisted model's inputs by name: `[R, ...]`, `[N, ...]`, or both as a `Split`."""
+
+    def given(spec: InputSpec) -> Any:
+        if spec.role == "packed":
+            return Split(batch.context[spec.name], batch.candidate[spec.name])
+        return (batch.context if spec.role == "context" else batch.candidate)[spec.name]
+
+    return {spec.name: given(spec) for spec in program.inputs.values()}
+
+
+def draw(
+    inputs: Iterable[InputSpec], pool: Mapping[str, Tensor], candidates: int, requests: int, empty: int, seed: int
+) -> Batch:
+    """A random batch.
+
+    Every input (and each side of a packed one) takes its rows from the pool independently of the others, so that ids
+    stay in their vocabularies while their combinations are new.
+
+    Args:
+        pool: example rows by input name, `[any, ...]`.
+        empty: the request that owns no candidate; any other number leaves it to chance.
+        seed: of everything that is drawn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    context: dict[str, Tensor] = {}
+    candidate: dict[str, Tensor] = {}
+    for spec in inputs:
+        rows = pool[spec.name]
+        if spec.role == "packed":
+            context[spec.name] = _drawn(rows[:, list(spec.columns)], requests, generator)
+            candidate[spec.name] = _drawn(rows[:, list(spec.candidate_columns)], candidates, generator)
+        elif spec.role == "context":
+            context[spec.name] = _drawn(rows, requests, generator)
+        else:
+            candidate[spec.name] = _drawn(rows, candidates, generator)
+    return Batch(context, candidate, _offsets(candidates, requests, empty, generator))
+
+
+def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows with replacement; floats get noise within the range of their column."""
+    chosen = rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]
+    if not rows.is_floating_point():
+        return chosen
+    values = rows.double()
+    low, high = values.amin(0), values.amax(0)
+    # Whole numbers may be ids, flags or lengths that travel in a float matrix: noise would leave the vocabulary.
+    fixed = (values == values.round()).all(0) | ~low.isfinite() | ~high.isfinite()
+    noise = torch.randn(chosen.shape, generator=generator, dtype=torch.float64).to(rows.device)
+    noisy = torch.clamp(chosen + NOISE * values.std(0, correction=0) * noise, low, high)
+    return torch.where(fixed, chosen, noisy.to(rows.dtype))
+
+
+def _offsets(candidates: int, requests: int, empty: int, generator: torch.Generator) -> tuple[int, ...]:
+    """Ragged blocks: every candidate picks its request, some requests being more popular than others."""
+    popularity = torch.rand(requests, generator=generator) + 0.05
+    if requests > 1 and 0 <= empty < requests:
+        popularity[empty] = 0.0
+    owner = torch.multinomial(popularity, candidates, replacement=True, generator=generator)
+    ends = owner.bincount(minlength=requests).cumsum(0)
+    return (0, *ends.tolist())

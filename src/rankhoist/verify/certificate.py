@@ -1,0 +1,180 @@
+"""The certificate: what was compared, the worst difference found, and where."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of one output.
+
+    Attributes:
+        output: where the model's result holds the output: `output`, `output[1]`, `output['click']`.
+        row: index on axis 0; None for an output without axes.
+        index: the other indices.
+        hoisted, truth: the two values.
+        candidates, requests: the size of the call.
+    """
+
+    output: str
+    row: int | None
+    index: tuple[int, ...]
+    hoisted: float
+    truth: float
+    candidates: int
+    requests: int
+
+    def __str__(self) -> str:
+        place = "" if self.row is None else f" row {self.row}"
+        place += f" index {list(self.index)}" if self.index else ""
+        call = f"N={self.candidates}, R={self.requests}"
+        return f"{self.output}{place} ({call}): hoisted {self.hoisted:.9g}, truth {self.truth:.9g}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison over all batches.
+
+    Attributes:
+        name: `float64`, the model's own dtype, `prepare` or `capture` (see `rankhoist.verify.checks`).
+        error: the largest error, relative to the largest absolute value of the same output over all batches.
+        tolerance: the largest error that passes.
+        original_error: the original's own error against the truth; None where the truth is its own yardstick.
+        worst: the element with that error; None where nothing differs at all.
+        problem: what made the comparison impossible (an exception, another shape), or None.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    original_error: float | None = None
+    worst: Element | None = None
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """No problem, and an error within the tolerance."""
+        return self.problem is None and self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        own = "" if self.original_error is None else f", the original's own {self.original_error:.1e}"
+        where = self.problem or (f"; worst: {self.worst}" if self.worst else "")
+        verdict = "passed" if self.passed else "FAILED"
+        if self.problem:
+            return f"{self.name:<9} {verdict}: {where}"
+        return f"{self.name:<9} {verdict}: error {self.error:.1e}, allowed {self.tolerance:.1e}{own}{where}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The result of `rankhoist.verify`; true exactly where every check passed.
+
+    Attributes:
+        level: of the plan that the hoisted model carries out.
+        dtype, device: of the hoisted model.
+        truth: what the results were compared with.
+        seed, trials, candidates, requests: the batches; each (N, R) was drawn `trials` times.
+        checks: one entry per comparison.
+        row_independent: a row's result does not change with the other rows of the call. Models that compare
+            candidates with each other are legal, so this is a property and not a check.
+        versions: of Python, torch and rankhoist.
+        date: UTC, ISO 8601.
+    """
+
+    level: str
+    dtype: str
+    device: str
+    truth: str
+    seed: int
+    trials: int
+    candidates: tuple[int, ...]
+    requests: tuple[int, ...]
+    checks: tuple[Check, ...]
+    row_independent: bool
+    versions: dict[str, str]
+    date: str
+
+    @property
+    def passed(self) -> bool:
+        """Every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __str__(self) -> str:
+        rows = "do not depend on each other" if self.row_independent else "depend on each other"
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines = [
+            f"{'PASSED' if self.passed else 'FAILED'}: level {self.level}, {self.dtype} on {self.device}",
+            *(f"  {check}" for check in self.checks),
+            f"  truth: {self.truth}; rows {rows}",
+            f"  N = {_listing(self.candidates)}; R = {_listing(self.requests)}; trials {self.trials}, seed {self.seed}",
+            f"  {versions}; {self.date}",
+        ]
+        return "\n".join(lines)
+
+    # -- as data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; NaN and infinities, which JSON lacks, are strings."""
+        checks = [{"passed": check.passed, **dataclasses.asdict(check)} for check in self.checks]
+        data = {"passed": self.passed, **dataclasses.asdict(self), "checks": checks}
+        plain = _plain(data)
+        assert isinstance(plain, dict)
+        return plain
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> Certificate:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        data.pop("passed")
+        checks = tuple(_check(check) for check in data.pop("checks"))
+        sizes = {name: tuple(data.pop(name)) for name in ("candidates", "requests")}
+        return Certificate(checks=checks, **sizes, **data)
+
+
+def _check(data: Mapping[str, Any]) -> Check:
+    own, worst = data["original_error"], data["worst"]
+    return Check(
+        data["name"],
+        float(data["error"]),
+        float(data["tolerance"]),
+        None if own is None else float(own),
+        None if worst is None else _element(worst),
+        data["problem"],
+    )
+
+
+def _element(data: Mapping[str, Any]) -> Element:
+    values = {name: float(data[name]) for name in ("hoisted", "truth")}
+    return Element(**{**data, **values, "index": tuple(data["index"])})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _listing(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

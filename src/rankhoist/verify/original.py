@@ -1,0 +1,143 @@
+"""The original model: what it computes over whole rows, in its own dtype and, as the truth, in float64."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rankhoist.algebra.interpret import Level
+from rankhoist.capture import Program
+from rankhoist.errors import VerificationError
+from rankhoist.plan.search import attempt
+from rankhoist.runtime import HoistedModel
+from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
+from rankhoist.verify.errors import FLOAT64_TOLERANCE, Outputs, difference, mismatch, outputs, scale_of
+
+Original = nn.Module | torch.export.ExportedProgram | str | os.PathLike[str]
+Run = Callable[[Batch], Outputs]
+
+MODEL = "model in float64"
+GRAPH = "captured graph in float64"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What results are compared with: its name, why it is not the model itself, and how to compute it."""
+
+    name: str
+    run: Run
+    why: str = ""
+
+
+def as_module(model: Original) -> nn.Module:
+    """The model as something to call.
+
+    Raises:
+        VerificationError: a module is in training mode, or the file cannot be read.
+    """
+    if isinstance(model, str | os.PathLike):
+        try:
+            model = torch.export.load(model)
+        except Exception as error:
+            raise VerificationError(f"{model} is not a readable torch.export archive (.pt2): {error}") from error
+    if isinstance(model, torch.export.ExportedProgram):
+        module: nn.Module = model.module()
+        return module
+    training = [name or "(the model itself)" for name, m in model.named_modules() if m.training and not any(m.children())]
+    if training:
+        raise VerificationError(f"call model.eval() first: in training mode are {', '.join(training[:5])}")
+    return model
+
+
+def run_original(module: nn.Module, program: Program, batch: Batch, dtype: torch.dtype | None = None) -> Outputs:
+    """The original over N rows, its float inputs cast to `dtype`."""
+    rows = whole_rows(program, batch)
+    if dtype is not None:
+        rows = {name: x.to(dtype) if x.is_floating_point() else x for name, x in rows.items()}
+
+    def call(rows: Mapping[str, Tensor]) -> Outputs:
+        args, kwargs = arguments(program, rows)
+        return outputs(module(*args, **kwargs))
+
+    return _one_row(call, rows) if batch.candidates == 1 else call(rows)
+
+
+def _one_row(call: Callable[[Mapping[str, Tensor]], Outputs], rows: Mapping[str, Tensor]) -> Outputs:
+    """A batch of one; where the model fails on that or loses axes (a squeeze), the first of two equal rows."""
+    twice = call({name: x.repeat_interleave(2, 0) for name, x in rows.items()})
+    try:
+        alone = call(rows)
+    except Exception:  # whatever it is, it is the model's own failure, and two rows have passed
+        alone = None
+    if alone is not None and _axes(alone) == _axes(twice):
+        return alone
+    return Outputs(twice.names, tuple(pytree.tree_map(_first_row, list(twice.leaves))))
+
+
+def _axes(result: Outputs) -> list[int | None]:
+    return [x.dim() if isinstance(x, Tensor) else None for x in result.leaves]
+
+
+def _first_row(leaf: Any) -> Any:
+    return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 2 else leaf
+
+
+def run_hoisted(hoisted: HoistedModel, batch: Batch) -> Outputs:
+    """The hoisted model on a batch."""
+    args, kwargs = arguments(hoisted.program, split_rows(hoisted.program, batch))
+    return outputs(hoisted(*args, request_offsets=list(batch.offsets), **kwargs))
+
+
+def in_float64(hoisted: HoistedModel) -> HoistedModel:
+    """The same plan with the same weights in float64."""
+    double = HoistedModel(hoisted.program, hoisted.plan).to(device=hoisted.device, dtype=torch.float64)
+    double.update_weights(hoisted.state_dict())
+    return double
+
+
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    """Tensors that a model makes without naming a dtype are float64 too, as they should be in a float64 run."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Truth:
+    """The model in float64, or its captured graph where the model itself cannot compute in float64.
+
+    A model that names float32 inside (`x.float()`) fails in float64, or rounds and is off by more than the 1e-10 that
+    is asked for; its graph, in which every float32 has become float64, does not.
+    """
+    program = hoisted.program
+
+    def run_graph(batch: Batch) -> Outputs:
+        return run_hoisted(graph, batch.cast({s.name: s for s in program.inputs.values()}, hoisted.dtype, torch.float64))
+
+    plain = attempt(program, Level.EXPAND, hoisted.plan.workload, frozenset())
+    graph = HoistedModel(program, plain).to(device=hoisted.device, dtype=torch.float64)
+    graph.update_weights(hoisted.state_dict())
+    try:
+        double = copy.deepcopy(module).double()
+        result = run_original(double, program, probe, torch.float64)
+    except Exception as error:
+        return Truth(GRAPH, run_graph, f"the model in float64 raises {type(error).__name__}: {_first_line(error)}")
+
+    def run_model(batch: Batch) -> Outputs:
+        return run_original(double, program, batch, torch.float64)
+
+    rounding = _rounding(run_graph, probe, result, torch.finfo(hoisted.dtype).eps)
+    if rounding is None:
+        return Truth(MODEL, run_model)
+    return Truth(GRAPH, run_graph, f"the model in float64 is off by {rounding:.1e}: it computes in a shorter dtype inside")

@@ -1,0 +1,194 @@
+"""Every rule: equal in float64 at every level, hoisted where its law holds, declined (with its reason) where it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers import Function, check_model, rates_of, reasons
+from rankhoist.algebra.ir import Rate
+
+N, C, K = 7, 6, 4
+G = torch.Generator().manual_seed(0)
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=G, dtype=torch.float64)
+
+
+CONTEXT, CANDIDATE = randn(3, C), randn(N, K)
+W = randn(5, C + K)
+IDS = torch.randint(0, 9, (3, 4), generator=G), torch.randint(0, 9, (N, 4), generator=G)
+FIELDS = randn(3, 4, 5), randn(N, 3, 5)
+HISTORY = randn(3, 6, 4), randn(N, 4)
+
+
+def both(c, k):
+    return torch.cat([c, k], 1)
+
+
+def interleaved(c, k):
+    return torch.cat([c[:, :2], k[:, :1], c[:, 2:], k[:, 1:]], 1)
+
+
+def fields(c, k):
+    return torch.cat([c[:, :2], k, c[:, 2:]], 1)
+
+
+# Each case: a function of (context, candidate) on dense rows, and its weights.
+DENSE = {
+    "linear": (lambda c, k, w: F.linear(both(c, k), w), dict(w=W)),
+    "linear_bias_interleaved": (lambda c, k, w, b: F.linear(interleaved(c, k), w, b), dict(w=W, b=randn(5))),
+    "two_linears": (lambda c, k, w, v: both(c, k) @ w.t() @ v, dict(w=W, v=randn(5, 3))),
+    "addmm": (lambda c, k, w, b: torch.addmm(b, both(c, k), w, beta=0.5, alpha=2), dict(w=W.t().clone(), b=randn(5))),
+    "matmul_vector": (lambda c, k, w: both(c, k) @ w, dict(w=randn(C + K))),
+    "einsum": (lambda c, k, w: torch.einsum("bi,oi->bo", both(c, k), w), dict(w=W)),
+    "tensordot": (lambda c, k, w: torch.tensordot(both(c, k), w, dims=([1], [1])), dict(w=W)),
+    "relu_of_cat": (lambda c, k: torch.relu(interleaved(c, k)) * 2 + 1, {}),
+    "arithmetic": (lambda c, k: (c[:, :4] - k) / (c[:, :4].exp() + 2) + k * c[:, 1:5] - (3 - k) * 0.5, {}),
+    "affine_chain": (lambda c, k, w: F.linear(F.linear(both(c, k), w) * c[:, :5] + 1, w[:, :5]) + c[:, :5], dict(w=W)),
+    "cross": (lambda c, k, w: both(c, k) * (both(c, k) @ w + 1) + both(c, k), dict(w=randn(C + K, C + K))),
+    "cross_twice": (
+        lambda c, k, w: (lambda x: (lambda y: x * (y @ w) + y)(x * (x @ w) + x))(interleaved(c, k)).sum(1),
+        dict(w=randn(C + K, C + K)),
+    ),
+    "gate_by_context": (lambda c, k, w: torch.sigmoid(c @ w[:4, :C].t()) * k @ w[:4, :2], dict(w=W)),
+    "gate_by_candidate": (lambda c, k, w: torch.sigmoid(k[:, :1]) * c @ w[:2, :C].t(), dict(w=W)),
+    "fm_sum_square": (lambda c, k: (c[:, :4] + k).pow(2).sum(1) - (c[:, :4] ** 2 + k**2).sum(1, keepdim=True)[:, 0], {}),
+    "comparisons": (lambda c, k: torch.where(c[:, :4] > k, c[:, :4], k).clamp(-0.5, 0.5), {}),
+    "masked_fill": (lambda c, k: k.masked_fill(c[:, :4] > 0, -1.0).maximum(c[:, 1:5]), {}),
+    "dtype_round_trip": (lambda c, k: (both(c, k) * 10).long().to(torch.float64) + (both(c, k) > 0), {}),
+    "softmax": (lambda c, k: both(c, k).softmax(-1), {}),
+    "softmax_halves": (lambda c, k: torch.stack([c[:, :4], k], 1).softmax(-1), {}),
+    "mean_max_std": (lambda c, k: torch.stack([both(c, k).mean(1), both(c, k).amax(1), both(c, k).std(1)], 1), {}),
+    "sort_topk": (lambda c, k: (torch.sort(c, 1).values, both(c, k).topk(3, dim=1).indices), {}),
+    "max_dim": (lambda c, k: both(c, k).max(1), {}),
+    "cumsum_keepdim": (lambda c, k: both(c, k).cumsum(1) + both(c, k).sum(-1, keepdim=True), {}),
+    "norm": (lambda c, k: F.normalize(both(c, k)) + both(c, k).norm(dim=1, keepdim=True), {}),
+    "layer_norm": (lambda c, k, w: F.linear(F.layer_norm(both(c, k), (C + K,)), w), dict(w=W)),
+    "batch_norm": (
+        lambda c, k, m, v, g, b: F.batch_norm(interleaved(c, k), m, v, g, b).tanh(),
+        dict(m=randn(C + K), v=randn(C + K).abs() + 0.5, g=randn(C + K), b=randn(C + K)),
+    ),
+    "prelu": (lambda c, k, w: F.prelu(interleaved(c, k), w), dict(w=randn(C + K))),
+    "split_chunk_unbind": (lambda c, k: sum(both(c, k).split([3, 3, 3, 1], 1)[:3]) + both(c, k).chunk(5, 1)[4].unbind(1)[0][:, None], {}),
+    "flip_roll_pad": (lambda c, k: F.pad(both(c, k).flip(1).roll(2, 1), (1, 2), value=0.5), {}),
+    "view_fold_rows": (lambda c, k, w: F.linear(both(c, k).view(-1, 5), w).view(-1, 6), dict(w=randn(3, 5))),
+    "transpose_fold": (lambda c, k: both(c, k).view(-1, 2, 5).transpose(1, 2).reshape(-1, 2).exp().view(-1, 10), {}),
+    "gather_columns": (lambda c, k, i: both(c, k)[:, i] + both(c, k).index_select(1, i).flip(1), dict(i=torch.tensor([9, 0, 3, 3, 7]))),
+    "constants": (lambda c, k: torch.cat([torch.zeros(k.shape[0], 2, dtype=k.dtype), k, torch.ones_like(c)], 1) + 1, {}),
+    "expand_repeat": (lambda c, k: (c.unsqueeze(1).expand(-1, 3, -1) + k[:, 0].view(-1, 1, 1)).sum(2) + k[:, :1].repeat(1, 3), {}),
+    "repeat_interleave": (lambda c, k: (c.repeat_interleave(2, 0).view(-1, 2, C) * k[:, None, :1]).sum(1), {}),
+    "einsum_three": (lambda c, k, w: torch.einsum("bi,bj,ij->b", c, k, w), dict(w=randn(C, K))),
+    "bilinear_no_rule": (lambda c, k, w: F.bilinear(c, k, w), dict(w=randn(3, C, K))),
+    "candidate_only": (lambda c, k: k.sin().sum(1), {}),
+    "context_only": (lambda c, k: (c.sin().sum(1), k[:, 0]), {}),
+    "weights_only": (lambda c, k, w: (w.sum(0)[:4] * k, w.norm()), dict(w=W)),
+    "squeeze_all": (lambda c, k, w: F.linear(both(c, k), w[:1]).squeeze() + k[:, :1].squeeze(-1), dict(w=W)),
+    "rows_of_own": (lambda c, k: both(c, k)[torch.arange(k.shape[0]), (k[:, 0] > 0).long()], {}),
+    "gather_per_row": (lambda c, k: c.gather(1, (k[:, :2] > 0).long()), {}),
+    "low_rank": (lambda c, k, w, v: F.linear(F.linear(both(c, k), v), w), dict(v=randn(2, C + K), w=randn(5, 2))),
+    "conv1d": (lambda c, k, w: F.conv1d(both(c, k).unsqueeze(1), w).flatten(1), dict(w=randn(2, 1, 3))),
+}
+
+FIELD_CASES = {
+    "gram": (lambda c, k: torch.bmm(fields(c, k), fields(c, k).transpose(1, 2)).flatten(1), {}),
+    "gram_triangle": (
+        lambda c, k, i, w: F.linear(torch.bmm(fields(c, k), fields(c, k).transpose(1, 2))[:, i[0], i[1]], w),
+        dict(i=torch.triu_indices(7, 7, 1), w=randn(3, 21)),
+    ),
+    "gram_masked": (
+        lambda c, k, m, w: F.linear(torch.masked_select(fields(c, k) @ fields(c, k).mT, m).view(-1, 21), w),
+        dict(m=torch.triu(torch.ones(7, 7), 1).bool(), w=randn(3, 21)),
+    ),
+    "pairs_by_index": (
+        lambda c, k, i: (fields(c, k)[:, i[0]] * fields(c, k)[:, i[1]]).sum(2),
+        dict(i=torch.triu_indices(7, 7, 1)),
+    ),
+    "fm_fields": (lambda c, k: (fields(c, k).sum(1) ** 2 - (fields(c, k) ** 2).sum(1)).sum(1) * 0.5, {}),
+    "per_field_matrix": (lambda c, k, w: torch.einsum("bfd,fde->bfe", fields(c, k), w).flatten(1), dict(w=randn(7, 5, 2))),
+    "shared_matrix_flatten": (lambda c, k, w, v: F.linear((fields(c, k) @ w).flatten(1), v), dict(w=randn(5, 3), v=randn(2, 21))),
+    "squeeze_excite": (lambda c, k, w: fields(c, k) * torch.sigmoid(F.linear(fields(c, k).mean(2), w)).unsqueeze(2), dict(w=randn(7, 7))),
+    "self_attention": (
+        lambda c, k, w: (lambda q: torch.softmax(q @ q.mT / 2, -1) @ q)(fields(c, k) @ w).mean(1),
+        dict(w=randn(5, 5)),
+    ),
+    "sdpa": (lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c.unsqueeze(1), c.unsqueeze(1)).squeeze(1), {}),
+    "rows_folded_with_fields": (lambda c, k, w: F.linear(fields(c, k).reshape(-1, 5), w).relu().view(-1, 7, 2).sum(1), dict(w=randn(2, 5))),
+    "batch_norm_fields": (
+        lambda c, k, m: F.batch_norm(fields(c, k), m[:7], m[:7].abs() + 1).sum(2) + F.batch_norm(fields(c, k).mT, m[7:], m[7:].abs() + 1).sum(1)[:, :1],
+        dict(m=randn(12)),
+    ),
+    "max_pool": (lambda c, k: F.max_pool1d(fields(c, k), 2), {}),
+}
+
+HISTORY_CASES = {
+    "target_attention": (
+        lambda c, k, w: F.linear(torch.cat([k.unsqueeze(1).expand(-1, 6, -1), c, k.unsqueeze(1) - c, k.unsqueeze(1) * c], -1), w).relu().sum(1),
+        dict(w=randn(3, 16)),
+    ),
+    "dot_attention": (lambda c, k: (torch.softmax((c @ k.unsqueeze(2)).squeeze(2), 1).unsqueeze(1) @ c).squeeze(1), {}),
+    "masked_mean": (lambda c, k: (c * (c[:, :, :1] > 0)).sum(1) / ((c[:, :, 0] > 0).sum(1, keepdim=True) + 1e-8) * k, {}),
+    "gru": (lambda c, k, wi, wh, b: torch.gru(c, torch.zeros(1, c.shape[0], 3, dtype=c.dtype), [wi, wh, b, b], True, 1, 0.0, False, False, True)[0][:, -1] * k[:, :3], dict(wi=randn(9, 4), wh=randn(9, 3), b=randn(9))),
+    "history_with_target": (lambda c, k, w: (torch.cat([c, k.unsqueeze(1)], 1) @ w).cumsum(1)[:, -1], dict(w=randn(4, 4))),
+}  # fmt: skip
+
+ID_CASES = {
+    "embedding": (lambda c, k, t: F.embedding(torch.cat([c, k], 1), t).flatten(1), dict(t=randn(9, 3))),
+    "offsets_one_table": (lambda c, k, t, o: F.embedding(torch.stack([c[:, 0], k[:, 0], c[:, 1]], 1) + o, t).sum(1), dict(t=randn(27, 3), o=torch.tensor([0, 9, 18]))),
+    "floats_cast_back": (lambda c, k, t: F.embedding(torch.cat([c.double(), k.double()], 1)[:, 3:6].long(), t).sum(1), dict(t=randn(9, 3))),
+    "table_index": (lambda c, k, t: t[c[:, 0]] * t[k[:, 1]], dict(t=randn(9, 3))),
+    "one_hot": (lambda c, k: F.one_hot(torch.cat([c, k], 1), 9).double().sum(1), {}),
+    "masked_pooling": (lambda c, k, t: (F.embedding(c, t) * (c != 0).unsqueeze(2)).sum(1) / (c != 0).sum(1, keepdim=True).clamp(min=1) * F.embedding(k[:, 0], t), dict(t=randn(9, 3))),
+    "embedding_bag": (lambda c, k, t: F.embedding_bag(c, t, mode="mean") + F.embedding_bag(k, t, mode="sum", padding_idx=0), dict(t=randn(9, 3))),
+    "hash_buckets": (lambda c, k, t: F.embedding((c * 31 + k[:, :1] * 17) % 9, t).sum(1), dict(t=randn(9, 3))),
+    "bucketize": (lambda c, k, e: torch.bucketize(c.double(), e) + torch.bucketize(k.double(), e), dict(e=torch.tensor([1.5, 4.5, 7.5], dtype=torch.float64))),
+}  # fmt: skip
+
+CASES = [
+    *((name, CONTEXT, CANDIDATE, case) for name, case in DENSE.items()),
+    *((name, *FIELDS, case) for name, case in FIELD_CASES.items()),
+    *((name, *HISTORY, case) for name, case in HISTORY_CASES.items()),
+    *((name, *IDS, case) for name, case in ID_CASES.items()),
+]
+
+
+@pytest.mark.parametrize(("name", "context", "candidate", "case"), CASES, ids=[c[0] for c in CASES])
+def test_equal_at_every_level(name, context, candidate, case):
+    call, weights = case
+    models = check_model(Function(call, **weights).eval(), context, candidate)
+    costs = {k: m.plan.cost.multiply_adds for k, m in models.items() if k != "kept"}
+    order = list(costs.values())
+    assert order == sorted(order, reverse=True), f"multiply-adds rise with the level: {costs}"
+
+
+NEAR_MISSES = {
+    "softmax_over_rows": (lambda c, k: both(c, k).softmax(0), "softmax", "over the rows"),
+    "sum_over_rows": (lambda c, k: both(c, k) - both(c, k).sum(0), "sum", "over the rows"),
+    "cumsum_over_rows": (lambda c, k: c.cumsum(0)[:, :4] + k, "cumsum", "over the rows"),
+    "rows_flipped": (lambda c, k: c.flip(0)[:, :4] + k, "flip", "row axis"),
+    "rows_rolled": (lambda c, k: c.roll(1, 0)[:, :4] + k, "roll", "row axis"),
+    "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows"),
+    "rows_meet_rows": (lambda c, k: (c @ c.t()).softmax(1) @ k, "matmul", "every row meets every other row"),
+    "first_row": (lambda c, k: c[:1, :4] + k, "slice", "row axis"),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_mixing_rows_declines(name):
+    """An operator that mixes rows runs over all N rows, is equal, and says why."""
+    call, operator, reason = NEAR_MISSES[name]
+    model = Function(call).eval()
+    from rankhoist.algebra.interpret import Level
+    from rankhoist.capture import capture
+
+    program = capture(model, (CONTEXT[torch.arange(N) % 3], CANDIDATE), ["context"])
+    from helpers import assert_equal, hoisted_at, repeated
+
+    for level in (Level.REQUEST, Level.FULL):
+        hoisted = hoisted_at(program, level)
+        expected = model(repeated(CONTEXT, [0, 3, 3, N]), CANDIDATE)
+        assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, N]), expected, name)
+        assert any(reason in r for r in reasons(hoisted)), reasons(hoisted)
+        assert Rate.REQUEST not in rates_of(hoisted, operator) or operator == "slice"
