@@ -50,13 +50,12 @@ class InputSpec:
         return tuple(c for c in range(self.shape[0]) if c not in context)
 
 
-def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by parameter name, as the model's own signature binds them."""
+def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+    """Arguments by parameter name, in the order of the model's own signature."""
     try:
-        bound = inspect.signature(forward).bind(*args, **kwargs)
+        return inspect.signature(forward).bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(f"the inputs do not fit the model's signature {inspect.signature(forward)}: {error}") from error
-    return dict(bound.arguments)
 
 
 def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def _wanted_columns(names: list[str], context: Context) -> dict[str, Any]:
 
 def _packed(name: str, shape: tuple[int, ...], dtype: torch.dtype, columns: Any) -> InputSpec:
     if len(shape) != 1:
-        raise ContextError(f"input {name!r} has shape [rows, {', '.join(map(str, shape))}]; columns need [rows, columns]")
+        raise ContextError(f"input {name!r} has shape [{', '.join(['rows', *map(str, shape)])}]; columns need [rows, columns]")
     width = shape[0]
     chosen = range(width)[columns] if isinstance(columns, slice) else list(columns)
     wrong = [c for c in chosen if not isinstance(c, int) or not 0 <= c < width]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -97,12 +98,13 @@ def capture(
         _check_eval_mode(model)
         forward = model.forward
         args, kwargs = _example_call(forward, example)
-        leaves = named_leaves(bind(forward, args, kwargs))
+        bound = bind(forward, args, kwargs)
+        leaves = named_leaves(bound.arguments)
         common_rows(leaves)
-        exported = _export(model, args, kwargs)
+        exported = _export(model, bound)
 
         def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-            return bind(forward, *_as_call(forward, args, kwargs))
+            return dict(bind(forward, *_as_call(forward, args, kwargs)).arguments)
     else:
         exported = model
         arguments = _exported_arguments(exported)
@@ -142,8 +144,6 @@ def _as_call(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A dict of features is one positional argument where its keys are no parameters of a one-argument model."""
-    import inspect
-
     parameters = list(inspect.signature(forward).parameters.values())
     if not args and kwargs and len(parameters) == 1 and parameters[0].name not in kwargs:
         if parameters[0].kind not in (parameters[0].VAR_KEYWORD, parameters[0].VAR_POSITIONAL):
@@ -166,16 +166,15 @@ def _exported_arguments(
     return arguments
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def _export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.ExportedProgram:
     """Export with at least two rows: a size of one would be taken for a constant."""
 
     def several(leaf: Any) -> Any:
         return leaf if leaf.shape[0] > 1 else leaf.repeat_interleave(3, 0)
 
-    args, kwargs = pytree.tree_map(several, (args, kwargs))
+    args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
     rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
-    bound = bind(model.forward, args, kwargs)
-    dynamic = pytree.tree_map(lambda _: {0: rows}, bound)
+    dynamic = pytree.tree_map(lambda _: {0: rows}, dict(bound.arguments))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

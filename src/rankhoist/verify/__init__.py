@@ -3,7 +3,8 @@
 * `batches` draws ragged batches of requests from example inputs;
 * `original` runs the original, in its own dtype and in float64;
 * `errors` says how far two results are apart;
-* `checks` runs all three and fills in the `certificate`.
+* `compare` finds where they differ most;
+* `checks` runs all of it and fills in the `certificate`.
 """
 
 from rankhoist.verify.certificate import Certificate, Check, Element

@@ -37,15 +37,19 @@ class Batch:
     def requests(self) -> int:
         return len(self.offsets) - 1
 
+    def __str__(self) -> str:
+        return f"N={self.candidates}, R={self.requests}"
+
     def reversed(self) -> Batch:
         """The same context with the candidates in reverse order."""
         return replace(self, candidate={name: rows.flip(0) for name, rows in self.candidate.items()})
 
-    def cast(self, inputs: Mapping[str, InputSpec], old: torch.dtype, new: torch.dtype) -> Batch:
-        """Inputs that were captured with dtype `old` as `new`: what a hoisted model wants that was moved to `new`."""
+    def cast(self, program: Program, dtype: torch.dtype) -> Batch:
+        """For the hoisted model in `dtype`: inputs that were captured in the model's own dtype follow the model."""
+        own = {spec.name for spec in program.inputs.values() if spec.dtype == program.dtype}
 
         def moved(side: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: rows.to(new) if inputs[name].dtype == old else rows for name, rows in side.items()}
+            return {name: rows.to(dtype) if name in own else rows for name, rows in side.items()}
 
         return replace(self, context=moved(self.context), candidate=moved(self.candidate))
 

@@ -30,11 +30,15 @@ class Element:
     candidates: int
     requests: int
 
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        row = "" if self.row is None else f" row {self.row}"
+        index = f" index {list(self.index)}" if self.index else ""
+        return f"{self.output}{row}{index} of N={self.candidates}, R={self.requests}"
+
     def __str__(self) -> str:
-        place = "" if self.row is None else f" row {self.row}"
-        place += f" index {list(self.index)}" if self.index else ""
-        call = f"N={self.candidates}, R={self.requests}"
-        return f"{self.output}{place} ({call}): hoisted {self.hoisted:.9g}, truth {self.truth:.9g}"
+        return f"{self.place}: hoisted {self.hoisted:.9g}, truth {self.truth:.9g}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,12 @@ class Check:
         return self.problem is None and self.error <= self.tolerance
 
     def __str__(self) -> str:
-        own = "" if self.original_error is None else f", the original's own {self.original_error:.1e}"
-        where = self.problem or (f"; worst: {self.worst}" if self.worst else "")
-        verdict = "passed" if self.passed else "FAILED"
         if self.problem:
-            return f"{self.name:<9} {verdict}: {where}"
-        return f"{self.name:<9} {verdict}: error {self.error:.1e}, allowed {self.tolerance:.1e}{own}{where}"
+            return f"{self.name:<9} FAILED {self.problem}"
+        own = "" if self.original_error is None else f" (original {self.original_error:.1e})"
+        text = f"{self.name:<9} {'passed' if self.passed else 'FAILED'}: error {self.error:.1e}{own}"
+        text += f", allowed {self.tolerance:.1e}"
+        return text if self.worst is None else f"{text}, at {self.worst.place if self.passed else self.worst}"
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Certificate:
     Attributes:
         level: of the plan that the hoisted model carries out.
         dtype, device: of the hoisted model.
-        truth: what the results were compared with.
-        seed, trials, candidates, requests: the batches; each (N, R) was drawn `trials` times.
+        truth: what the results were compared with: `model in float64` or `captured graph in float64`.
+        note: why the truth is not the model itself; empty where it is.
+        seed, trials, candidates, requests: the calls; each (N, R) was drawn `trials` times.
         checks: one entry per comparison.
         row_independent: a row's result does not change with the other rows of the call. Models that compare
             candidates with each other are legal, so this is a property and not a check.
@@ -91,6 +96,7 @@ class Certificate:
     dtype: str
     device: str
     truth: str
+    note: str
     seed: int
     trials: int
     candidates: tuple[int, ...]
@@ -119,7 +125,7 @@ class Certificate:
         lines = [
             f"{'PASSED' if self.passed else 'FAILED'}: level {self.level}, {self.dtype} on {self.device}",
             *(f"  {check}" for check in self.checks),
-            f"  truth: {self.truth}; rows {rows}",
+            f"  truth: {self.truth}{f' ({self.note})' if self.note else ''}; rows {rows}",
             f"  N = {_listing(self.candidates)}; R = {_listing(self.requests)}; trials {self.trials}, seed {self.seed}",
             f"  {versions}; {self.date}",
         ]
@@ -144,9 +150,9 @@ class Certificate:
         """The inverse of `to_json`."""
         data = json.loads(text)
         data.pop("passed")
-        checks = tuple(_check(check) for check in data.pop("checks"))
-        sizes = {name: tuple(data.pop(name)) for name in ("candidates", "requests")}
-        return Certificate(checks=checks, **sizes, **data)
+        data["checks"] = tuple(_check(check) for check in data["checks"])
+        data["candidates"], data["requests"] = tuple(data["candidates"]), tuple(data["requests"])
+        return Certificate(**data)
 
 
 def _check(data: Mapping[str, Any]) -> Check:

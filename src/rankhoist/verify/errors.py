@@ -26,6 +26,14 @@ def tolerance(original_error: float, dtype: torch.dtype) -> float:
     return max(2 * original_error, 8 * torch.finfo(dtype).eps)
 
 
+def capture_tolerance(dtype: torch.dtype) -> float:
+    """How far the original may be from its captured graph in float64: half of the dtype's digits are right.
+
+    Twice the original's own error is no bound here, for the graph is what defines that error.
+    """
+    return math.sqrt(torch.finfo(dtype).eps)
+
+
 @dataclass(frozen=True)
 class Outputs:
     """A result's leaves, on the CPU, with their paths: `output`, `output[0]`, `output['click']`."""
@@ -93,3 +101,11 @@ def _elementwise(a: Tensor, e: Tensor, scale: float) -> Tensor:
     a, e = a.double(), e.double()
     same = (a == e) | (a.isnan() & e.isnan())
     return torch.where(same, 0.0, (a - e).abs().nan_to_num(math.inf, math.inf) / scale)
+
+
+def distance(actual: Outputs, expected: Outputs) -> float:
+    """The largest error of two results of one batch; infinite where they cannot be compared."""
+    if mismatch(actual, expected, same_dtype=False):
+        return math.inf
+    pairs = zip(actual.leaves, expected.leaves, strict=True)
+    return max((difference([a], [e], scale_of([e])).error for a, e in pairs), default=0.0)

@@ -1,0 +1,218 @@
+"""The checks of a certificate, each over all batches:
+
+* `float64`: the hoisted model in float64 against the truth, 1e-10. This is the algebra.
+* the model's own dtype: its error against the truth, at most twice the original's own. This is the rounding.
+* `prepare`: one prepared state scored twice, with other candidates the second time, against two plain calls.
+* `capture`: only where the truth is the captured graph: the original, in its own dtype, against that truth.
+
+A hoisted model that raises, or returns another structure or shape, fails the check; the original must not raise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankhoist.capture.inputs import common_rows
+from rankhoist.errors import VerificationError
+from rankhoist.runtime import HoistedModel
+from rankhoist.verify.batches import Batch, draw
+from rankhoist.verify.certificate import Certificate, Check
+from rankhoist.verify.compare import Comparison, Result, exact, rounded
+from rankhoist.verify.errors import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs, tolerance
+from rankhoist.verify.original import (
+    GRAPH,
+    Original,
+    Run,
+    Truth,
+    as_module,
+    choose_truth,
+    float64_by_default,
+    in_float64,
+    run_hoisted,
+    run_original,
+)
+
+CANDIDATES, REQUESTS = (1, 2, 7, 100, 1000), (1, 3)
+PROBE = 16  # candidates of the call that decides what the truth is, and whether rows depend on each other
+
+
+def verify(
+    hoisted: HoistedModel,
+    model: Original,
+    inputs: Any = None,
+    *,
+    trials: int = 1,
+    seed: int = 0,
+    candidates: Sequence[int] = CANDIDATES,
+    requests: Sequence[int] = REQUESTS,
+) -> Certificate:
+    """Compare a hoisted model with its original on random batches.
+
+    The truth is the original in float64, called on context rows repeated per candidate. In float64 the hoisted model
+    must be equal to 1e-10; in its own dtype its error may be twice the original's own.
+
+    Args:
+        model: the original: the module, the exported program, or the path of a `.pt2` archive.
+        inputs: example inputs to draw rows from, as `hoist` takes them (default: those that `hoist` was given), or a
+            number of trials.
+        trials: batches per pair of sizes.
+        candidates: numbers of candidates N per call.
+        requests: numbers of requests R per call; with several, blocks are ragged and mostly one of them is empty.
+
+    Raises:
+        VerificationError: there are no inputs to draw from, or the original cannot be called.
+    """
+    if isinstance(inputs, int) and not isinstance(inputs, bool):
+        inputs, trials = None, inputs
+    module, pool = as_module(model), _pool(hoisted, inputs)
+    requests = requests if _has_context(hoisted) else (1,)
+    _check_sizes(trials, candidates, requests)
+    specs = list(hoisted.program.inputs.values())
+    batches = [
+        draw(specs, pool, n, r, empty=k % (r + 1), seed=seed + k)
+        for k, (r, n, _) in enumerate(itertools.product(requests, candidates, range(trials)))
+    ]
+    probe = draw(specs, pool, PROBE, 1, empty=0, seed=seed)
+    with torch.no_grad():
+        truth, checks, row_independent = _run(hoisted, module, batches, probe)
+    return Certificate(
+        level=hoisted.plan.level.name.lower(),
+        dtype=_name(hoisted.dtype),
+        device=str(hoisted.device),
+        truth=truth.name,
+        note=truth.note,
+        seed=seed,
+        trials=trials,
+        candidates=tuple(candidates),
+        requests=tuple(requests),
+        checks=tuple(checks),
+        row_independent=row_independent,
+        versions=_versions(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+# -- what is drawn
+
+
+def _pool(hoisted: HoistedModel, inputs: Any) -> dict[str, Tensor]:
+    """Example rows by input name, in the dtype and on the device of the hoisted model."""
+    program = hoisted.program
+    if inputs is None:
+        rows = hoisted.example
+        if not rows:
+            raise VerificationError("the program carries no example inputs to draw from; pass verify(..., inputs=...)")
+    elif isinstance(inputs, Mapping):
+        rows = program.leaves((), inputs)
+    else:
+        rows = program.leaves((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
+    common_rows(rows)
+    dtypes = {s.name: hoisted.dtype if s.dtype == program.dtype else s.dtype for s in program.inputs.values()}
+    return {name: rows[name].detach().to(hoisted.device, dtype) for name, dtype in dtypes.items()}
+
+
+def _has_context(hoisted: HoistedModel) -> bool:
+    """Without a context input nothing says how many requests there are, so there is one."""
+    return any(spec.role != "candidate" for spec in hoisted.program.inputs.values())
+
+
+def _check_sizes(trials: int, candidates: Sequence[int], requests: Sequence[int]) -> None:
+    for name, numbers in (("trials", [trials]), ("candidates", candidates), ("requests", requests)):
+        if not numbers or min(numbers) < 1:
+            raise VerificationError(f"{name} must be 1 or more, got {list(numbers)}")
+
+
+# -- what is run
+
+
+def _run(
+    hoisted: HoistedModel, module: nn.Module, batches: Sequence[Batch], probe: Batch
+) -> tuple[Truth, list[Check], bool]:
+    """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
+    program, dtype = hoisted.program, hoisted.dtype
+    own = _results(lambda b: run_original(module, program, b), batches)
+    with float64_by_default():
+        truth = choose_truth(module, hoisted, probe)
+        truths = _results(truth.run, batches)
+        row_independent = _row_independent(truth.run, probe)
+        double = in_float64(hoisted, hoisted.plan)
+        doubles = [_attempt(lambda b: run_hoisted(double, b), batch) for batch in batches]
+    calls = [_attempt(lambda b: run_hoisted(hoisted, b), batch) for batch in batches]
+    checks = [exact("float64", Comparison(batches, doubles, truths), FLOAT64_TOLERANCE)]
+    if dtype != torch.float64:
+        checks.append(rounded(_name(dtype), Comparison(batches, calls, truths), own, dtype))
+    checks.append(_prepared(hoisted, batches, calls))
+    if truth.name == GRAPH:
+        checks.append(exact("capture", Comparison(batches, own, truths), capture_tolerance(dtype)))
+    return truth, checks, row_independent
+
+
+def _results(run: Run, batches: Sequence[Batch]) -> list[Outputs]:
+    """The original's results; it is the measure, so it must not fail."""
+    results = []
+    for batch in batches:
+        try:
+            results.append(run(batch))
+        except Exception as error:
+            raise VerificationError(f"the original fails for {batch}: {type(error).__name__}: {error}") from error
+    return results
+
+
+def _attempt(run: Run, batch: Batch) -> Result:
+    """A hoisted model's result, or how it failed."""
+    try:
+        return run(batch)
+    except Exception as error:  # a wrong hoist is a failed certificate, whatever it raises
+        return f"raises {type(error).__name__}: {error}"
+
+
+def _row_independent(run: Run, probe: Batch) -> bool:
+    """Whether half of the candidates, shuffled, get the scores they had among all."""
+    order = torch.randperm(probe.candidates, generator=torch.Generator().manual_seed(0))[: probe.candidates // 2]
+    some = Batch(probe.context, {name: x[order.to(x.device)] for name, x in probe.candidate.items()}, (0, len(order)))
+    whole = run(probe)
+    picked = [x[order] if isinstance(x, Tensor) and x.dim() and len(x) == probe.candidates else x for x in whole.leaves]
+    return distance(run(some), Outputs(whole.names, tuple(picked))) <= FLOAT64_TOLERANCE
+
+
+def _prepared(hoisted: HoistedModel, batches: Sequence[Batch], calls: Sequence[Result]) -> Check:
+    """Prepare once and score twice, the second time with the candidates in reverse order."""
+
+    def scores(batch: Batch) -> list[Result]:
+        try:
+            state = hoisted.prepare(batch.context)
+            both = (batch, batch.reversed())
+            return [outputs(hoisted.score(state, b.candidate, list(b.offsets))) for b in both]
+        except Exception as error:  # a wrong hoist is a failed certificate, whatever it raises
+            return [f"prepare and score raise {type(error).__name__}: {error}"] * 2
+
+    backwards = [_attempt(lambda b: run_hoisted(hoisted, b), batch.reversed()) for batch in batches]
+    comparison = Comparison(
+        [b for batch in batches for b in (batch, batch.reversed())],
+        [result for batch in batches for result in scores(batch)],
+        [result for pair in zip(calls, backwards, strict=True) for result in pair],
+    )
+    return exact("prepare", comparison, tolerance(0.0, hoisted.dtype))
+
+
+# -- words
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = metadata.version("rankhoist")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        own = "unknown"
+    return {"rankhoist": own, "torch": torch.__version__, "python": platform.python_version()}

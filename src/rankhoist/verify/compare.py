@@ -1,0 +1,90 @@
+"""Compare results of the same batches from two sides, and say in a `Check` where they differ most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.verify.batches import Batch
+from rankhoist.verify.certificate import Check, Element
+from rankhoist.verify.errors import Difference, Outputs, difference, mismatch, scale_of, tolerance
+
+Result = Outputs | str  # or how it failed
+Leaves = list[Any]  # of one output, one per batch
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What both sides made of each batch."""
+
+    batches: Sequence[Batch]
+    actual: Sequence[Result]
+    expected: Sequence[Result]
+
+    def problem(self, *, same_dtype: bool = False) -> str | None:
+        """The first batch whose results cannot be compared element by element, and why."""
+        for batch, a, e in zip(self.batches, self.actual, self.expected, strict=True):
+            if isinstance(a, str) or isinstance(e, str):
+                return f"for {batch}: {a if isinstance(a, str) else e}"
+            reason = mismatch(a, e, same_dtype=same_dtype)
+            if reason:
+                return f"for {batch}: {reason}"
+        return None
+
+    def by_output(self) -> dict[str, tuple[Leaves, Leaves]]:
+        """Output name -> its leaves on both sides; only where there is no problem."""
+        actual, expected = ([r for r in side if isinstance(r, Outputs)] for side in (self.actual, self.expected))
+        names = expected[0].names
+        return {n: ([r.leaves[i] for r in actual], [r.leaves[i] for r in expected]) for i, n in enumerate(names)}
+
+    def element(self, output: str, found: Difference) -> Element | None:
+        """The element where a difference was found."""
+        if found.at is None:
+            return None
+        at, index = found.at
+        actual, expected = (float(side[at][index]) for side in self.by_output()[output])
+        row, rest = (index[0], index[1:]) if index else (None, ())
+        batch = self.batches[at]
+        return Element(output, row, rest, actual, expected, batch.candidates, batch.requests)
+
+
+def exact(name: str, comparison: Comparison, allowed: float) -> Check:
+    """Errors against one tolerance for all outputs."""
+    problem = comparison.problem()
+    if problem:
+        return Check(name, math.inf, allowed, problem=problem)
+    found = {output: difference(a, e, scale_of(e)) for output, (a, e) in comparison.by_output().items()}
+    output = max(found, key=lambda o: found[o].error)
+    return Check(name, found[output].error, allowed, worst=comparison.element(output, found[output]))
+
+
+def rounded(name: str, truth: Comparison, own: Sequence[Outputs], dtype: torch.dtype) -> Check:
+    """Errors against the original's `own`; shows the output that comes closest to its tolerance, or exceeds it most."""
+    problem = Comparison(truth.batches, truth.actual, own).problem(same_dtype=True)
+    if problem:
+        return Check(name, math.inf, tolerance(0.0, dtype), problem=problem)
+    originals = Comparison(truth.batches, own, truth.expected).by_output()
+    checks = []
+    for output, (actual, expected) in truth.by_output().items():
+        original = originals[output][0]
+        accepted = [_accepted(*leaves) for leaves in zip(actual, expected, original, strict=True)]
+        found = difference(actual, accepted, scale_of(expected))
+        own_error = difference(original, expected, scale_of(expected)).error if _floating(expected) else 0.0
+        checks.append(Check(name, found.error, tolerance(own_error, dtype), own_error, truth.element(output, found)))
+    return max(checks, key=lambda check: check.error / check.tolerance)
+
+
+def _floating(leaves: Leaves) -> bool:
+    return all(isinstance(x, Tensor) and x.is_floating_point() for x in leaves)
+
+
+def _accepted(actual: Any, truth: Any, original: Any) -> Any:
+    """An integer may come out as in the truth or as in the original: rounding decides which side of a tie it is."""
+    if not isinstance(truth, Tensor) or truth.is_floating_point():
+        return truth
+    return torch.where(actual == original, actual, truth)

@@ -1,0 +1,311 @@
+"""Capture: names, context by glob and by columns, every clear error, and models in all the forms that are accepted."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import rankhoist
+from helpers import assert_equal
+from rankhoist import Split, hoist
+from rankhoist.capture import capture
+from rankhoist.errors import (
+    CaptureError,
+    ContextError,
+    ExportError,
+    InputError,
+    TrainingModeError,
+    UnsupportedModelError,
+    UnusedInputWarning,
+)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.offsets = torch.tensor([2.0, 3.0, 4.0])  # a plain attribute: no parameter, no buffer
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.cat([user, item], 1)) * self.offsets
+
+
+class Nested(nn.Module):
+    def forward(self, batch: dict, extra: tuple) -> dict:
+        (scale,) = extra
+        return {"score": batch["user"]["age"] * batch["item"]["price"], "pair": (scale, batch["user"]["age"] + scale)}
+
+
+class Packed(nn.Module):
+    """Columns of both kinds, interleaved: id, dense, id, dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4)
+        self.top = nn.Linear(10, 1)
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        parts = [self.table(X[:, 0:1].long()).squeeze(), X[:, 1:2], self.table(X[:, 2:3].long()).flatten(1), X[:, 3:4]]
+        return torch.sigmoid(self.top(torch.cat([parts[0].view(-1, 4), *parts[1:]], 1))).squeeze()
+
+
+def rows(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 3), torch.randn(n, 2)
+
+
+def test_positional_and_keyword_inputs():
+    model = TwoInputs().eval()
+    user, item = rows()
+    expected = model(user[:1].expand(4, -1), item)
+    assert_equal(hoist(model, (user, item), context=["user"])(user[:1], item), expected)
+    assert_equal(hoist(model, {"item": item, "user": user}, context="us*")(item=item, user=user[:1]), expected)
+
+
+def test_one_row_example_is_enough():
+    model = TwoInputs().eval()
+    user, item = rows()
+    hoisted = hoist(model, (user[:1], item[:1]), context=["user"])
+    assert_equal(hoisted(user[:1], item), model(user[:1].expand(4, -1), item))
+
+
+def test_nested_containers_are_named_by_path():
+    model = Nested().eval()
+    batch = {"user": {"age": torch.randn(4)}, "item": {"price": torch.randn(4)}}
+    extra = (torch.randn(4),)
+    hoisted = hoist(model, (batch, extra), context=["user.*"])
+    assert [s.name for s in hoisted.program.inputs.values()] == ["user.age", "item.price", "0"]
+    one = {"user": {"age": batch["user"]["age"][:1]}, "item": batch["item"]}
+    batch["user"]["age"] = batch["user"]["age"][:1].expand(4)
+    assert_equal(hoisted(one, extra), model(batch, extra))
+
+
+def test_same_key_in_two_arguments_is_qualified():
+    class Two(nn.Module):
+        def forward(self, user: dict, item: dict) -> torch.Tensor:
+            return user["id"] * item["id"]
+
+    program = capture(Two().eval(), ({"id": torch.randn(3)}, {"id": torch.randn(3)}), ["user.*"])
+    assert {s.name: s.role for s in program.inputs.values()} == {"user.id": "context", "item.id": "candidate"}
+
+
+def test_dict_of_features_as_example_of_a_one_argument_model():
+    class Features(nn.Module):
+        def forward(self, features: dict) -> torch.Tensor:
+            return features["u"] * features["i"]
+
+    u, i = torch.randn(3), torch.randn(3)
+    hoisted = hoist(Features().eval(), {"u": u, "i": i}, context=["u"])
+    assert_equal(hoisted({"u": u[:1], "i": i}), u[:1] * i)
+    assert_equal(hoisted({"i": i, "u": u[:1]}), u[:1] * i)
+
+
+@pytest.mark.parametrize("columns", [[0, 3], [0, 1, 2], slice(1, None), range(2)])
+def test_packed_columns_of_both_kinds(columns):
+    model = Packed().eval()
+    X = torch.cat([torch.randint(0, 20, (6, 1)).float(), torch.randn(6, 1), torch.randint(0, 20, (6, 1)).float(), torch.randn(6, 1)], 1)
+    chosen = list(range(4))[columns] if isinstance(columns, slice) else list(columns)
+    others = [c for c in range(4) if c not in chosen]
+    full = X.clone()
+    full[:, chosen] = X[:1, chosen]
+    expected = model(full)
+    for level in ("expand", "linear", "full"):
+        hoisted = hoist(model, (X,), context={"X": columns}, level=level)
+        assert_equal(hoisted(Split(context=X[:1, chosen], candidate=X[:, others])), expected)
+        one = hoisted(Split(context=X[:1, chosen], candidate=X[:1, others]))
+        assert one.shape == (1,), "one candidate keeps its axis, although the model squeezes"
+        state = hoisted.prepare({"X": X[:1, chosen]})
+        assert_equal(hoisted.score(state, {"X": X[:, others]}), expected)
+
+
+def test_exported_program_and_archive(tmp_path):
+    model = TwoInputs().eval()
+    user, item = rows()
+    dim = torch.export.Dim("b", min=2, max=1000)
+    exported = torch.export.export(model, (user, item), dynamic_shapes={"user": {0: dim}, "item": {0: dim}})
+    expected = model(user[:1].expand(4, -1), item)
+    assert_equal(hoist(exported, None, context=["user"])(user[:1], item), expected)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    hoisted = hoist(tmp_path / "model.pt2", None, context=["user"])
+    assert_equal(hoisted(user[:1], item=item), expected)
+
+
+def test_archive_errors(tmp_path):
+    with pytest.raises(CaptureError, match="no such file"):
+        hoist(tmp_path / "missing.pt2", None, context=["user"])
+    (tmp_path / "bad.pt2").write_bytes(b"not an archive")
+    with pytest.raises(CaptureError, match="not a readable"):
+        hoist(tmp_path / "bad.pt2", None, context=["user"])
+
+
+def test_static_rows_are_refused():
+    exported = torch.export.export(TwoInputs().eval(), rows())
+    with pytest.raises(CaptureError, match="symbolic row count"):
+        hoist(exported, None, context=["user"])
+
+
+def test_training_mode_names_the_module():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    with pytest.raises(TrainingModeError, match="in training mode are 0, 1"):
+        hoist(model, (torch.randn(3, 2),), context=["input"])
+
+
+def test_forgotten_flag_of_a_wrapper_is_no_error_but_active_dropout_is():
+    class Wrapper(nn.Module):
+        def __init__(self, p: float) -> None:
+            super().__init__()
+            self.inner, self.p = TwoInputs().eval(), p
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(self.inner(user, item), self.p, self.training)
+
+    with pytest.raises(TrainingModeError, match="dropout"):
+        hoist(Wrapper(0.5), rows(), context=["user"])
+    assert hoist(Wrapper(0.0), rows(), context=["user"]) is not None
+
+
+def test_different_row_counts():
+    with pytest.raises(InputError, match=r"different row counts \(user: 4, item: 5\)"):
+        hoist(TwoInputs().eval(), (torch.randn(4, 3), torch.randn(5, 2)), context=["user"])
+
+
+def test_example_that_is_no_example():
+    model = TwoInputs().eval()
+    with pytest.raises(InputError, match="signature"):
+        hoist(model, (torch.randn(4, 3),), context=["user"])
+    with pytest.raises(InputError, match="example is NoneType"):
+        hoist(model, None, context=["user"])
+    with pytest.raises(InputError, match="'item' is int"):
+        hoist(model, (torch.randn(4, 3), 3), context=["user"])
+    with pytest.raises(InputError, match="scalar"):
+        hoist(model, (torch.randn(4, 3), torch.tensor(1.0)), context=["user"])
+    with pytest.raises(InputError, match="no rows"):
+        hoist(model, (torch.randn(0, 3), torch.randn(0, 2)), context=["user"])
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (["usr"], "matches no input; the inputs are user, item"),
+        (["user", "page_*"], "'page_\\*' matches no input"),
+        (["*"], "no candidate input"),
+        ({"user": [0, 7]}, r"columns \[7\] of input 'user' are outside 0..2"),
+        ({"user": [0, 0]}, "listed twice"),
+        ([3], "names are strings"),
+    ],
+)
+def test_context_errors(context, message):
+    with pytest.raises(ContextError, match=message):
+        hoist(TwoInputs().eval(), rows(), context=context)
+
+
+def test_columns_of_an_input_without_columns():
+    class Scale(nn.Module):
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return user * item
+
+    with pytest.raises(ContextError, match=r"'user' has shape \[rows\]; columns need"):
+        capture(Scale().eval(), (torch.randn(4), torch.randn(4)), {"user": [0]})
+
+
+def test_context_that_the_model_never_reads_warns():
+    class Ignores(nn.Module):
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return item * 2
+
+    with pytest.warns(UnusedInputWarning, match="'user' is never read"):
+        hoisted = hoist(Ignores().eval(), rows(), context=["user"])
+    assert_equal(hoisted(torch.randn(1, 3), torch.ones(4, 2)), torch.full((4, 2), 2.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnusedInputWarning)
+        hoist(TwoInputs().eval(), rows(), context=["user"])
+
+
+def test_random_numbers_are_refused_by_module():
+    class Noise(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.randn(x.shape[0], 3)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise = Noise()
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return self.noise(user) * item[:, :1]
+
+    with pytest.raises(UnsupportedModelError, match="in noise draws random numbers"):
+        hoist(Model().eval(), rows(), context=["user"])
+
+
+def test_control_flow_on_data_is_refused_by_module():
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = Branch()
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return self.branch(user)[:, :2] * item
+
+    with pytest.raises(ExportError, match=r"module 'branch' \(Branch\).*depends on the values.*submodule"):
+        hoist(Model().eval(), rows(), context=["user"])
+
+
+def test_state_kept_in_buffers_is_refused():
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return user[:, :2] * item + self.calls
+
+    with pytest.raises(UnsupportedModelError, match="buffer 'calls'"):
+        hoist(Counter().eval(), rows(), context=["user"])
+
+
+def test_unknown_level():
+    with pytest.raises(CaptureError, match="unknown level 'best'; levels are expand, lookup"):
+        hoist(TwoInputs().eval(), rows(), context=["user"], level="best")
+
+
+def test_in_place_operators_and_weights_shared_twice():
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.tied = self.linear
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            h = self.linear(user)
+            h += 1
+            h[:, 0] = 0
+            h = torch.relu_(self.tied(h))
+            return h[:, :2].mul_(item)
+
+    model = InPlace().eval()
+    user, item = rows()
+    for level in ("expand", "request", "full"):
+        hoisted = hoist(model, (user, item), context=["user"], level=level)
+        assert_equal(hoisted(user[:1], item), model(user[:1].expand(4, -1), item))
+
+
+def test_packed_input_needs_its_two_parts():
+    model = Packed().eval()
+    X = torch.rand(4, 4)
+    hoisted = hoist(model, (X,), context={"X": [0]})
+    with pytest.raises(InputError, match=r"Split\(context=\[R, 1\], candidate=\[N, 3\]\)"):
+        hoisted(X)
+    with pytest.raises(InputError, match=r"candidate input 'X' has shape \[4, 4\], expected \[rows, 3\]"):
+        hoisted(Split(context=X[:1, :1], candidate=X))
+
+
+def test_public_names():
+    assert set(rankhoist.__all__) <= set(dir(rankhoist))

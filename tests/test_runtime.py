@@ -1,0 +1,288 @@
+"""The hoisted model in use: calls, ragged requests, state, weights, dtypes, threads, what it allocates and what it costs."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers import assert_equal, hoisted_at, repeated
+from rankhoist import HoistedModel, hoist
+from rankhoist.algebra.interpret import Level
+from rankhoist.capture import capture
+from rankhoist.errors import InputError, WeightsError
+
+USERS, ITEMS, D = 40, 60, 8
+
+
+class Ranker(nn.Module):
+    """Embeddings, a cross layer, a norm, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(USERS, 3 * D), nn.Embedding(ITEMS, D)
+        self.cross = nn.Linear(4 * D + 3, 4 * D + 3)
+        self.hidden, self.norm, self.out = nn.Linear(4 * D + 3, 16), nn.BatchNorm1d(16), nn.Linear(16, 1)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+        self.register_buffer("order", torch.arange(16).flip(0))
+
+    def forward(self, user: torch.Tensor, dense: torch.Tensor, item: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = torch.cat([self.user(user), self.item(item), dense], 1)
+        x = x * self.cross(x) + x
+        h = torch.relu(self.norm(self.hidden(x)))[:, self.order]
+        return {"logit": self.out(h).squeeze(1), "hidden": h}
+
+
+def inputs(requests: int, candidates: int, dtype: torch.dtype = torch.float32, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    return (
+        torch.randint(0, USERS, (requests,), generator=g),
+        torch.randn(requests, 3, generator=g).to(dtype),
+        torch.randint(0, ITEMS, (candidates,), generator=g),
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Ranker().eval()
+
+
+@pytest.fixture(scope="module")
+def program(model):
+    return capture(model, inputs(5, 5), ["user", "dense"])
+
+
+@pytest.fixture(params=["request", "linear", "full"])
+def hoisted(request, program) -> HoistedModel:
+    return hoisted_at(program, Level[request.param.upper()])
+
+
+def truth(model, user, dense, item, offsets):
+    return model(repeated(user, offsets), repeated(dense, offsets), item)
+
+
+@pytest.mark.parametrize("offsets", [[0, 4], [0, 0], [0, 3, 3, 7], [0, 0, 5, 6, 6], [0, 1]])
+def test_ragged_requests(model, hoisted, offsets):
+    user, dense, item = inputs(len(offsets) - 1, offsets[-1])
+    expected = truth(model, user, dense, item, offsets)
+    assert_equal(hoisted(user, dense, item, request_offsets=offsets), expected)
+    assert_equal(hoisted(user, dense, item, request_offsets=torch.tensor(offsets, dtype=torch.int32)), expected)
+
+
+def test_no_request_at_all(hoisted):
+    user, dense, item = inputs(0, 0)
+    out = hoisted(user, dense, item, request_offsets=[0])
+    assert out["logit"].shape == (0,) and out["hidden"].shape == (0, 16)
+
+
+def test_state_is_reusable_and_equals_a_call(model, hoisted):
+    user, dense, item = inputs(1, 9)
+    state = hoisted.prepare({"user": user, "dense": dense})
+    whole = hoisted(user, dense, item)
+    for part in (slice(0, 4), slice(4, 9), slice(0, 9)):
+        expected = {k: v[part] for k, v in whole.items()}
+        assert_equal(hoisted.score(state, {"item": item[part]}), expected)
+        assert_equal(hoisted.score(state, [item[part]]), expected)
+    assert state.requests == 1 and state.bytes > 0
+
+
+def test_shuffled_candidates_shuffle_scores(hoisted):
+    user, dense, item = inputs(1, 11)
+    order = torch.randperm(11)
+    out, shuffled = hoisted(user, dense, item), hoisted(user, dense, item[order])
+    assert_equal(shuffled, {k: v[order] for k, v in out.items()})
+
+
+def test_request_state_does_not_see_candidates(hoisted):
+    """The stage that runs per request takes no candidate input, and its graph no candidate node."""
+    names = {n.name for n in hoisted.stages.request.module.graph.nodes if n.op == "placeholder"}
+    assert "item" not in names and "user" in names
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(model, program, dtype):
+    user, dense, item = inputs(1, 7, dtype)
+    reference = Ranker().eval()
+    reference.load_state_dict(model.state_dict())
+    hoisted = hoisted_at(program, Level.FULL).to(dtype)
+    expected = reference.to(dtype)(user.expand(7), dense.expand(7, -1), item)
+    assert_equal(hoisted(user, dense, item), expected)
+    with pytest.raises(InputError, match=r"'dense' has dtype torch.float32, expected"):
+        hoisted(user, dense.float(), item)
+
+
+def test_captured_in_bfloat16(model):
+    reference = Ranker().eval()
+    reference.load_state_dict(model.state_dict())
+    reference.bfloat16()
+    user, dense, item = inputs(1, 7, torch.bfloat16)
+    hoisted = hoist(reference, inputs(5, 5, torch.bfloat16), context=["user", "dense"])
+    assert_equal(hoisted(user, dense, item), reference(user.expand(7), dense.expand(7, -1), item))
+
+
+def test_inference_mode_and_no_gradients(model, hoisted):
+    user, dense, item = inputs(1, 5)
+    expected = hoisted(user, dense, item)
+    assert not expected["logit"].requires_grad
+    with torch.inference_mode():
+        assert_equal(hoisted(user, dense, item), expected)
+
+
+def test_threads(model, hoisted):
+    calls = [inputs(1, 50, seed=i) for i in range(24)]
+    expected = [hoisted(*c) for c in calls]
+    with ThreadPoolExecutor(8) as pool:
+        for got, want in zip(pool.map(lambda c: hoisted(*c), calls), expected, strict=True):
+            assert_equal(got, want)
+
+
+# -- weights
+
+
+def other_weights(model: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    new = Ranker().eval()
+    new.order.copy_(model.order)
+    return new
+
+
+def test_update_weights(model, program):
+    hoisted = hoisted_at(program, Level.FULL)
+    user, dense, item = inputs(1, 6)
+    old = hoisted(user, dense, item)
+    state = hoisted.prepare({"user": user, "dense": dense})
+    new = other_weights(model)
+    hoisted.update_weights(new.state_dict())
+    assert_equal(hoisted(user, dense, item), new(user.expand(6), dense.expand(6, -1), item))
+    assert_equal(hoisted.score(state, {"item": item}), old)  # a state keeps the weights it was made with
+    assert_equal(dict(sorted(hoisted.state_dict().items())), dict(sorted(new.state_dict().items())))
+    hoisted.update_weights(model.state_dict())
+    assert_equal(hoisted(user, dense, item), old)
+
+
+def test_update_weights_is_atomic_under_load(model, program):
+    hoisted = hoisted_at(program, Level.FULL)
+    user, dense, item = inputs(1, 20)
+    new = other_weights(model)
+    answers = [m(user.expand(20), dense.expand(20, -1), item)["logit"] for m in (model, new)]
+    stop, wrong = threading.Event(), []
+
+    def score() -> None:
+        while not stop.is_set():
+            out = hoisted(user, dense, item)["logit"]
+            if min((out - a).abs().max().item() for a in answers) > 1e-4:
+                wrong.append(out)
+
+    threads = [threading.Thread(target=score) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for i in range(30):
+        hoisted.update_weights((new, model)[i % 2].state_dict())
+    stop.set()
+    for t in threads:
+        t.join()
+    assert not wrong, "a call mixed two versions of the weights"
+
+
+def test_weights_that_do_not_fit_change_nothing(model, program):
+    hoisted = hoisted_at(program, Level.FULL)
+    before = hoisted(*inputs(1, 4))
+    state = dict(model.state_dict())
+    with pytest.raises(WeightsError, match="lacks 1 weights: out.bias"):
+        hoisted.update_weights({k: v for k, v in state.items() if k != "out.bias"})
+    with pytest.raises(WeightsError, match=r"'out.bias' has shape \[2\], expected \[1\]"):
+        hoisted.update_weights(state | {"out.bias": torch.zeros(2)})
+    with pytest.raises(WeightsError, match="'order' selects positions"):
+        hoisted.update_weights(state | {"order": torch.arange(16)})
+    assert_equal(hoisted(*inputs(1, 4)), before)
+
+
+# -- bad calls
+
+
+def test_call_errors(hoisted):
+    user, dense, item = inputs(2, 4)
+    with pytest.raises(InputError, match="the context has 2 rows; pass request_offsets with 3 boundaries"):
+        hoisted(user, dense, item)
+    with pytest.raises(InputError, match=r"request_offsets has shape \[2\], expected \[3\]"):
+        hoisted(user, dense, item, request_offsets=[0, 4])
+    for wrong in ([0, 5, 4], [0, 2, 3], [1, 2, 4], [0, -1, 4]):
+        with pytest.raises(InputError, match="rise from 0 to 4"):
+            hoisted(user, dense, item, request_offsets=wrong)
+    with pytest.raises(InputError, match=r"context inputs have different row counts \(user: 1, dense: 2\)"):
+        hoisted(user[:1], dense, item)
+    with pytest.raises(InputError, match=r"'dense' has shape \[2, 2\], expected \[rows, 3\]"):
+        hoisted(user, dense[:, :2], item, request_offsets=[0, 2, 4])
+    with pytest.raises(InputError, match="'item' has dtype torch.float32, expected torch.int64"):
+        hoisted(user[:1], dense[:1], item.float())
+    with pytest.raises(InputError, match="signature"):
+        hoisted(user[:1], dense[:1])
+    with pytest.raises(InputError, match="missing context inputs: dense"):
+        hoisted.prepare({"user": user})
+    with pytest.raises(InputError, match="expected 1 candidate inputs"):
+        hoisted.score(hoisted.prepare({"user": user[:1], "dense": dense[:1]}), [item, item])
+
+
+# -- what it costs
+
+
+class FirstLayer(nn.Module):
+    """A linear layer over context and candidate columns in a given order."""
+
+    def __init__(self, context: int, candidate: int, width: int, order: torch.Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(context + candidate, width)
+        self.register_buffer("order", order)
+
+    def forward(self, context: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.cat([context, candidate], 1)[:, self.order])
+
+
+class Largest(TorchDispatchMode):
+    """Records the sizes of all tensors that operators make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        views = out._is_view() if isinstance(out, torch.Tensor) else True
+        if isinstance(out, torch.Tensor) and not views:
+            self.sizes.append(out.numel())
+        return out
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "interleaved"])
+def test_linear_over_concatenation_costs_what_the_formula_says(layout):
+    """`Dc H + N Dk H` multiply-adds, and nothing of N x Dc elements (MaRI, arXiv 2602.23105)."""
+    dc, dk, h, n = 48, 16, 8, 50
+    order = torch.arange(dc + dk) if layout == "contiguous" else torch.randperm(dc + dk)
+    model = FirstLayer(dc, dk, h, order).eval()
+    context, candidate = torch.randn(1, dc), torch.randn(n, dk)
+    hoisted = hoist(model, (context.expand(5, -1), candidate[:5]), context=["context"], level="linear")
+    assert_equal(hoisted(context, candidate), model(context.expand(n, -1), candidate))
+    with FlopCounterMode(display=False) as counter:
+        hoisted(context, candidate)
+    assert counter.get_total_flops() == 2 * (dc * h + n * dk * h)
+    with Largest() as largest:
+        hoisted(context, candidate)
+    assert max(largest.sizes) < n * dc
+    moved = [str(x.target) for x in hoisted.stages.candidate.module.graph.nodes if x.op == "call_function"]
+    assert not any("index_select" in x or "cat" in x for x in moved), "a layout costs nothing at run time"
+
+
+def test_plan_counts_what_the_counter_counts(model, program):
+    for level in Level:
+        hoisted = hoisted_at(program, level)
+        user, dense, item = inputs(1, 1000)
+        with FlopCounterMode(display=False) as counter:
+            hoisted(user, dense, item)
+        assert counter.get_total_flops() == 2 * hoisted.plan.cost.multiply_adds, level
