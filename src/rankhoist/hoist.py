@@ -10,7 +10,7 @@ from torch import nn
 
 from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
-from rankhoist.capture import Context, capture
+from rankhoist.capture import Context, Program, capture
 from rankhoist.errors import CaptureError
 from rankhoist.plan import make_plan
 from rankhoist.runtime import HoistedModel
@@ -37,9 +37,12 @@ def hoist(
     Raises:
         CaptureError: see `rankhoist.errors` for what can be wrong with a model, its example or its context.
     """
-    program = capture(model, example, context)
-    plan = make_plan(program, parse_level(level), workload or Workload())
-    return HoistedModel(program, plan)
+    return hoist_program(capture(model, example, context), workload=workload, level=level)
+
+
+def hoist_program(program: Program, *, workload: Workload | None = None, level: str = "full") -> HoistedModel:
+    """The same for a program that is captured already: levels and workloads can be compared without exporting again."""
+    return HoistedModel(program, make_plan(program, parse_level(level), workload or Workload()))
 
 
 def parse_level(level: str) -> Level:

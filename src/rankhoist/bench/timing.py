@@ -1,0 +1,65 @@
+"""Interleaved timing: variants take turns, so that a slow second of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one call in milliseconds: median and quartiles of `calls` calls."""
+
+    median: float
+    low: float
+    high: float
+    calls: int
+
+
+def interleaved(variants: Mapping[str, Callable[[], Any]], seconds: float, warmup: int = 3) -> dict[str, Timing]:
+    """Call all variants in turn for about `seconds` in all (at least seven rounds)."""
+    for _ in range(warmup):
+        for call in variants.values():
+            call()
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < 7 or time.perf_counter() < end:
+        for name, call in variants.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append((time.perf_counter() - start) * 1e3)
+        rounds += 1
+    return {name: _timing(times) for name, times in taken.items()}
+
+
+def _timing(times: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(times, n=4)
+    return Timing(median, low, high, len(times))
+
+
+def machine() -> dict[str, Any]:
+    """What a result must name: processor, threads, versions."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
