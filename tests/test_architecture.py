@@ -27,10 +27,11 @@ LAYERS = [
     "rules",
     "plan",
     "emit",
+    "report",
     "runtime",
     "verify",
-    "report",
     "hoist",
+    "bench",
     "demo",
     "cli",
 ]

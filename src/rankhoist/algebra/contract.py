@@ -18,14 +18,45 @@ from rankhoist.algebra.ir import OFFSETS, Builder, Node, Rate, Workload, aten, f
 # -- settle: a block becomes one tensor
 
 
-def settle(b: Builder, block: Block, rows: Workload) -> Block:
+def settle(b: Builder, block: Block, workload: Workload) -> Block:
     """Evaluate a block into one factor; labels that it does not depend on stay absent."""
     if block.pure:
         return block
     visible = set(block.visible)
-    parts = [evaluate_group(b, group, visible, rows) for group in group_terms(block.terms, visible)]
+    parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible)]
     total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
     return Block(block.labels, (Term((total,)),))
+
+
+def simplify(b: Builder, block: Block, workload: Workload) -> Block:
+    """A block to keep: one evaluated fixed term, every other term with one per-candidate factor, like terms added up."""
+    visible = set(block.visible)
+    fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
+    if fixed:
+        fixed = settle(b, Block(block.labels, fixed), workload).terms
+    moving = [one_moving(b, t, visible, workload) for t in block.terms if t.rate.per_candidate]
+    folded = [t for group in group_terms(moving, visible) for t in fold_group(b, group, visible, workload)]
+    return Block(block.labels, (*fixed, *folded))
+
+
+def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Term:
+    """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of the per-candidate factors is small; else evaluated."""
+    moving = [f for f in term.factors if f.node.rate.per_candidate]
+    if len(moving) < 2:
+        return term
+    fixed = tuple(f for f in term.factors if not f.node.rate.per_candidate)
+    if not small_product(term, visible):
+        return Term((evaluate(b, term, visible, workload),))
+    keep = set(visible) | {x for f in fixed for x in f.labels}
+    return Term((*fixed, evaluate(b, Term(tuple(moving)), keep, workload)), term.scale)
+
+
+def small_product(term: Term, visible: Collection[Label]) -> bool:
+    """Whether the per-candidate factors multiply to something smaller than the block itself."""
+    fixed = {x for f in term.factors if not f.node.rate.per_candidate for x in f.labels}
+    moving = {x for f in term.factors if f.node.rate.per_candidate for x in f.labels}
+    left = [x for x in moving if x in visible or x in fixed]
+    return bool(fixed) and 2 * _size(left) <= _size(list(visible))
 
 
 def group_terms(terms: Sequence[Term], visible: Collection[Label]) -> list[list[Term]]:
@@ -43,22 +74,28 @@ def group_terms(terms: Sequence[Term], visible: Collection[Label]) -> list[list[
     return list(groups.values())
 
 
-def evaluate_group(b: Builder, terms: list[Term], visible: Collection[Label], rows: Workload) -> Factor:
+def evaluate_group(b: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> Factor:
     """The sum of a group: coefficients first where that is cheaper, one product per term otherwise."""
+    folded = fold_group(b, terms, visible, workload)
+    return reduce(lambda x, y: add(b, x, y), [evaluate(b, t, visible, workload) for t in folded])
+
+
+def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> list[Term]:
+    """`C_1 z + C_2 z = (C_1 + C_2) z`, where adding the coefficients is cheaper than multiplying each."""
     if len(terms) == 1:
-        return evaluate(b, terms[0], visible, rows)
+        return terms
     terms = _same_private_labels(terms, visible)
     moving = next(f for f in terms[0].factors if f.node.rate.per_candidate)
     keep = set(visible) | set(moving.labels)
     coefficients = [Term(tuple(f for f in t.factors if not f.node.rate.per_candidate), t.scale) for t in terms]
     labels = {x for t in coefficients for f in t.factors for x in f.labels if x in keep} | set(moving.labels)
-    joint = sum(_best(t.factors, keep, rows)[0] for t in coefficients)
-    joint += rows.of(moving.node.rate) * math.prod(x.size for x in labels)
-    if joint <= sum(_best(t.factors, visible, rows)[0] for t in terms):
-        parts = [evaluate(b, t, keep, rows) for t in coefficients]
-        total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
-        return product(b, moving, total, visible)
-    return reduce(lambda x, y: add(b, x, y), [evaluate(b, t, visible, rows) for t in terms])
+    joint = sum(_best(t.factors, keep, workload)[0] for t in coefficients)
+    joint += workload.of(moving.node.rate) * math.prod(x.size for x in labels)
+    if joint > sum(_best(t.factors, visible, workload)[0] for t in terms):
+        return terms
+    parts = [evaluate(b, t, keep, workload) for t in coefficients]
+    total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
+    return [Term((total, moving))]
 
 
 def _same_private_labels(terms: list[Term], visible: Collection[Label]) -> list[Term]:
@@ -73,14 +110,14 @@ def _same_private_labels(terms: list[Term], visible: Collection[Label]) -> list[
     return result
 
 
-def evaluate(b: Builder, term: Term, visible: Collection[Label], rows: Workload) -> Factor:
+def evaluate(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Factor:
     """One term, in its cheapest order."""
     factors = list(term.factors)
     cheap = min(range(len(factors)), key=lambda i: (factors[i].node.rate, math.prod(factors[i].node.shape)))
     early = term.scale != 1.0 and not factors[cheap].node.rate.per_candidate and len(factors) > 1
     if early:
         factors[cheap] = scaled(b, factors[cheap], term.scale)
-    tree = _best(tuple(factors), visible, rows)[1]
+    tree = _best(tuple(factors), visible, workload)[1]
     result = sum_out(b, _carry_out(b, tree, factors, visible), visible)
     return result if early else scaled(b, result, term.scale)
 
@@ -95,13 +132,13 @@ def scaled(b: Builder, f: Factor, scale: float) -> Factor:
 # -- order
 
 
-def _best(factors: Sequence[Factor], visible: Collection[Label], rows: Workload) -> tuple[int, object]:
+def _best(factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> tuple[int, object]:
     """The cheapest tree of pairwise products over all factors: its cost in units, and the tree of indices."""
     count = len(factors)
     if count == 0:
         return 0, ()
     if count > 8:
-        return _greedy(factors, visible, rows)
+        return _greedy(factors, visible, workload)
     full = (1 << count) - 1
     kept = {s: _kept(factors, s, visible) for s in range(1, full + 1)}
     rate = {s: join(f.node.rate for i, f in enumerate(factors) if s >> i & 1) for s in kept}
@@ -114,7 +151,7 @@ def _best(factors: Sequence[Factor], visible: Collection[Label], rows: Workload)
         while left:
             right = subset ^ left
             if left > right:
-                cost = rows.of(rate[subset]) * _product_units(kept[left], kept[right], kept[subset])
+                cost = workload.of(rate[subset]) * _product_units(kept[left], kept[right], kept[subset])
                 options.append((best[left][0] + best[right][0] + cost, (best[left][1], best[right][1])))
             left = (left - 1) & subset
         best[subset] = min(options, key=lambda o: o[0])
@@ -135,7 +172,7 @@ def _product_units(left: frozenset[Label], right: frozenset[Label], result: froz
     return written + (math.prod(x.size for x in union) if len(union) > len(result) else 0)
 
 
-def _greedy(factors: Sequence[Factor], visible: Collection[Label], rows: Workload) -> tuple[int, object]:
+def _greedy(factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> tuple[int, object]:
     """Long products: multiply what is computed least often first."""
     order = sorted(range(len(factors)), key=lambda i: factors[i].node.rate)
     tree: object = order[0]
@@ -144,7 +181,7 @@ def _greedy(factors: Sequence[Factor], visible: Collection[Label], rows: Workloa
         left, right = _kept(factors, subset, visible), _kept(factors, 1 << i, visible)
         subset |= 1 << i
         rate = join(f.node.rate for k, f in enumerate(factors) if subset >> k & 1)
-        cost += rows.of(rate) * _product_units(left, right, _kept(factors, subset, visible))
+        cost += workload.of(rate) * _product_units(left, right, _kept(factors, subset, visible))
         tree = (tree, i)
     return cost, tree
 
@@ -227,7 +264,7 @@ def _size(labels: Sequence[Label]) -> int:
 
 
 def _linear(b: Builder, x: Factor, y: Factor, outer: list[Label], inner: list[Label], width: list[Label]) -> Factor:
-    """Workload times a weight matrix: `[rows, outer, inner] x [width, inner] -> [rows, outer, width]`."""
+    """Rows times a weight matrix: `[rows, outer, inner] x [width, inner] -> [rows, outer, width]`."""
     left = b.reshape(arrange(b, x, [*outer, *inner]), [*(o.size for o in outer), _size(inner)])
     weight = b.reshape(arrange(b, y, [*width, *inner]), [_size(width), _size(inner)])
     work = _size(outer) * _size(inner) * _size(width)

@@ -140,7 +140,7 @@ def plain(node: Node, dtype: torch.dtype, layout: tuple[tuple[int, ...], ...]) -
 
 
 def row_layout(dims: int, *, rows: bool = True) -> tuple[tuple[int, ...], ...]:
-    """Workload on axis 0, one original axis per dim."""
+    """Rows on axis 0, one original axis per dim."""
     return (((ROW,),) if rows else ()) + tuple((d,) for d in range(dims))
 
 

@@ -317,17 +317,18 @@ def map_blocks(aligned: Aligned, dtype: torch.dtype, build: Callable[[list[Block
 
 
 def multiply(b: Builder, forms: Sequence[Form], dtype: torch.dtype) -> Form:
-    """The product, unevaluated: terms times terms. Law: `(sum_i t_i)(sum_j u_j) = sum_ij t_i u_j`."""
+    """The product, unevaluated."""
+    return map_blocks(align(b, forms), dtype, multiply_blocks)
 
-    def build(blocks: list[Block]) -> Block:
-        terms = []
-        for chosen in itertools.product(*(block.terms for block in blocks)):
-            parts = [chosen[0], *(_private_fresh(t, blocks[0]) for t in chosen[1:])]
-            factors = tuple(itertools.chain.from_iterable(t.factors for t in parts))
-            terms.append(Term(factors, math.prod(t.scale for t in parts)))
-        return Block(blocks[0].labels, tuple(terms))
 
-    return map_blocks(align(b, forms), dtype, build)
+def multiply_blocks(blocks: Sequence[Block]) -> Block:
+    """Terms times terms. Law: `(sum_i t_i)(sum_j u_j) = sum_ij t_i u_j`."""
+    terms = []
+    for chosen in itertools.product(*(block.terms for block in blocks)):
+        parts = [chosen[0], *(_private_fresh(t, blocks[0]) for t in chosen[1:])]
+        factors = tuple(itertools.chain.from_iterable(t.factors for t in parts))
+        terms.append(Term(factors, math.prod(t.scale for t in parts)))
+    return Block(blocks[0].labels, tuple(terms))
 
 
 def _private_fresh(term: Term, block: Block) -> Term:
@@ -378,12 +379,12 @@ def _summed(term: Term, labels: Sequence[Label], scale: float) -> Term:
 # -- joining blocks
 
 
-def settle_all(b: Builder, form: Form, rows: Workload) -> Form:
+def settle_all(b: Builder, form: Form, workload: Workload) -> Form:
     """Every block evaluated to one tensor."""
-    return replace(form, blocks={cell: settle(b, block, rows) for cell, block in form.blocks.items()})
+    return replace(form, blocks={cell: settle(b, block, workload) for cell, block in form.blocks.items()})
 
 
-def coalesce(b: Builder, form: Form, dim: int, rows: Workload) -> Form:
+def coalesce(b: Builder, form: Form, dim: int, workload: Workload) -> Form:
     """Join the segments of `dim` that are computed equally often into one: at most one of each stage remains.
 
     Position lists of the joined segments are kept, so an interleaved layout is sorted out here, once, at compile time.
@@ -445,9 +446,9 @@ def expand(b: Builder, node: Node, shape: Sequence[int]) -> Node:
     return b.call(aten.expand.default, (node, sizes), node.rate, shape, node.dtype, free=True)
 
 
-def materialise(b: Builder, form: Form, rows: Workload) -> Node:
+def materialise(b: Builder, form: Form, workload: Workload) -> Node:
     """The whole value as one canonical node `[rows, *dims]`, at the highest rate of its blocks."""
-    form = settle_all(b, form, rows)
+    form = settle_all(b, form, workload)
     for dim in range(len(form.dims)):
         if len(form.dims[dim]) > 1:
             form = join_segments(b, form, dim)
@@ -485,11 +486,11 @@ def _all_in_order(b: Builder, form: Form) -> Form:
     return form
 
 
-def solid(b: Builder, form: Form, rows: Workload) -> Form:
+def solid(b: Builder, form: Form, workload: Workload) -> Form:
     """The same value as one block."""
     if len(form.blocks) == 1 and form.settled:
         return _all_in_order(b, form)
-    node = materialise(b, form, rows)
+    node = materialise(b, form, workload)
     labels = tuple(Label(s) for s in form.sizes)
     block = one_block(Factor(node, labels), tuple((x,) for x in labels))
     return Form(tuple(whole(s) for s in form.sizes), {(0,) * len(labels): block}, form.layout, form.dtype)
@@ -523,3 +524,37 @@ def worth_keeping(block: Block) -> bool:
     if any(len(t.factors) > 1 or set(t.factors[0].labels) - own for t in moving) or len(moving) < len(block.terms):
         return True
     return any(set(t.factors[0].labels) != set(moving[0].factors[0].labels) for t in moving)
+
+
+def segment(form: Form, dim: int, k: int) -> Form:
+    """Segment `k` of a dim as a form of its own, its positions numbered from 0."""
+    dims = (*form.dims[:dim], whole(len(form.dims[dim][k])), *form.dims[dim + 1 :])
+    blocks = {(*cell[:dim], 0, *cell[dim + 1 :]): block for cell, block in form.blocks.items() if cell[dim] == k}
+    return replace(form, dims=dims, blocks=blocks)
+
+
+def assemble(b: Builder, form: Form, dim: int, parts: Sequence[Form]) -> Form:
+    """The inverse of `segment`: parts in place of the segments of a dim; all other dims are cut alike."""
+    axes = [f.layout for f in parts]
+    if any(len(a) != len(form.layout) for a in axes):
+        raise Decline("parts with other axes")
+    aligned = [ordered(p) for p in parts]
+    own = ordered(form)
+    at = [d for e in form.layout for d in e if d != ROW].index(dim)
+    for other in range(len(own.dims)):
+        if other != at:
+            aligned = refine(b, aligned, [other] * len(aligned))
+    dims = (*aligned[0].dims[:at], own.dims[at], *aligned[0].dims[at + 1 :])
+    blocks = {}
+    for k, part in enumerate(aligned):
+        for cell, block in part.blocks.items():
+            blocks[(*cell[:at], k, *cell[at + 1 :])] = block
+    return Form(dims, blocks, own.layout, form.dtype)
+
+
+def with_axes(form: Form, axes: Sequence[int]) -> Form:
+    """New original axes of size 1 at the given places, in ascending order."""
+    for axis in axes:
+        dim = len(form.dims)
+        form = insert_dim(form, dim, (*form.layout[:axis], (dim,), *form.layout[axis:]))
+    return form

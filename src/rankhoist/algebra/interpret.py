@@ -18,8 +18,8 @@ import torch
 from torch import fx
 
 from rankhoist.algebra import grid
-from rankhoist.algebra.contract import evaluate_group, group_terms, settle
-from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, Term, one_block, plain, row_layout, whole
+from rankhoist.algebra.contract import settle, simplify
+from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, one_block, plain, row_layout, whole
 from rankhoist.algebra.grid import Decline
 from rankhoist.algebra.ir import Builder, Node, Rate, Size, Workload, aten, join, live_nodes
 from rankhoist.capture import InputSpec, Program
@@ -98,7 +98,7 @@ class Interpreter:
         self, program: Program, level: Level, workload: Workload, rules: Mapping[Any, Rule], lookups: frozenset[Any],
         keep: Callable[[fx.Node], bool] = lambda _: True, memo: Memo | None = None,
     ) -> None:  # fmt: skip
-        self.program, self.level, self.rows = program, level, workload
+        self.program, self.level, self.workload = program, level, workload
         self.rules, self.lookups, self.keep = rules, lookups, keep
         self.memo = memo or Memo(Builder(program.device))
         self.b = self.memo.b
@@ -244,7 +244,7 @@ class Interpreter:
         """
         if not isinstance(value, Form) or value.rate is not Rate.WEIGHT or value.has_rows:
             return None
-        node = grid.materialise(self.b, value, self.rows)
+        node = grid.materialise(self.b, value, self.workload)
         leaves = [n for n in _leaves_of(node) if n.op == "weight"]
         weights = [self.program.weights[n.args[0]] for n in leaves]
         if any(w.tensor.is_floating_point() for w in weights):
@@ -254,11 +254,18 @@ class Interpreter:
 
     def pure(self, form: Form) -> Form:
         """All blocks evaluated."""
-        return grid.settle_all(self.b, form, self.rows)
+        return grid.settle_all(self.b, form, self.workload)
 
     def solid(self, form: Form) -> Form:
         """One block."""
-        return grid.solid(self.b, form, self.rows)
+        return grid.solid(self.b, form, self.workload)
+
+    def simplified(self, form: Form) -> Form:
+        """An intermediate result inside a rule: like terms added up, kept unevaluated at level `full` only."""
+        if self.level < Level.FULL:
+            return self.pure(form)
+        blocks = {cell: b if b.pure else simplify(self.b, b, self.workload) for cell, b in form.blocks.items()}
+        return Form(form.dims, blocks, form.layout, form.dtype)
 
     def _finish(self, value: Value) -> Value:
         """Bring a rule's result to what the level allows."""
@@ -279,18 +286,8 @@ class Interpreter:
         if self.level is Level.FULL and self.current is not None and grid.worth_keeping(block):
             self.memo.kept_forms.add(self.current.name)
         if not lazy or not grid.worth_keeping(block):
-            return settle(self.b, block, self.rows)
-        fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
-        moving = tuple(t for t in block.terms if t.rate.per_candidate)
-        if fixed:
-            fixed = settle(self.b, Block(block.labels, fixed), self.rows).terms
-        terms = []
-        for term in moving:
-            if sum(f.node.rate.per_candidate for f in term.factors) > 1:
-                (group,) = group_terms([term], set(block.visible))
-                term = Term((evaluate_group(self.b, group, set(block.visible), self.rows),))
-            terms.append(term)
-        return Block(block.labels, (*fixed, *terms))
+            return settle(self.b, block, self.workload)
+        return simplify(self.b, block, self.workload)
 
     def present(self, value: Value, rate: Rate) -> Any:
         """A tensor with the original axes, for the original operator, with as many rows as `rate` has."""
@@ -301,7 +298,7 @@ class Interpreter:
             kwargs = {"dtype": value.dtype, "device": self.program.device}
             return self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
         if isinstance(value, Form):
-            node = grid.materialise(self.b, value, self.rows)
+            node = grid.materialise(self.b, value, self.workload)
             if value.has_rows:
                 node = self.b.rowwise(node, rate)
             return self._original_axes(node, value)
@@ -413,7 +410,7 @@ class Interpreter:
     def _row_work(self, node: fx.Node, fakes: Sequence[Any]) -> tuple[int, int]:
         from rankhoist.algebra.work import original_work
 
-        work = original_work(node, self.program.rows, self.rows.candidates)
+        work = original_work(node, self.program.rows, self.workload.candidates)
         return work.elements, work.multiply_adds
 
     def _output(self, output: Any) -> Value:

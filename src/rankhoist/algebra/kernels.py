@@ -21,7 +21,7 @@ def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
 
 
 def request_matmul(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
-    """Workload times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
+    """Rows times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     if offsets is None:
         return batched_matmul(x, m[0])
     bounds = offsets.tolist()

@@ -6,14 +6,20 @@ does more work than `first`; a local rule would not do (see the design: the best
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import fx
 
 from rankhoist.algebra.interpret import Interpreter, Level, Memo
 from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.capture import Program
 from rankhoist.rules import all_rules, lookups
+
+
+SECONDS = 20.0  # the search stops here with the best plan so far
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def make_plan(program: Program, level: Level, workload: Workload) -> Plan:
 
 
 def _improve(program: Program, best: Plan, workload: Workload, memo: Memo) -> Plan:
-    """From "keep everything" and "evaluate everything", flip one operator at a time, in graph order, while it helps.
+    """From "keep everything" and "evaluate everything", flip like operators together, then single ones, while it helps.
 
     A plan is accepted only if it does no more multiply-adds than the best plan of the lower levels.
     """
@@ -72,15 +78,34 @@ def _improve(program: Program, best: Plan, workload: Workload, memo: Memo) -> Pl
     operators = frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
     kept = attempt(program, Level.FULL, workload, frozenset(), memo)
     evaluated = attempt(program, Level.FULL, workload, operators, memo)
-    choices = [n.name for n in program.graph.nodes if n.name in memo.kept_forms]
-    found = []
-    for start in (kept, evaluated):
-        current = start
-        for name in choices:
-            trial = attempt(program, Level.FULL, workload, current.evaluated ^ {name}, memo)
-            current = min(current, trial, key=rank)
-        found.append(current)
-    return min(*found, best, key=rank)
+    deadline = time.monotonic() + SECONDS
+
+    def climb(current: Plan, moves: Iterable[frozenset[str]]) -> Plan:
+        for names in moves:
+            if time.monotonic() < deadline:
+                trial = attempt(program, Level.FULL, workload, current.evaluated ^ names, memo)
+                current = min(current, trial, key=rank)
+        return current
+
+    groups = _like_operators(program, memo.kept_forms)
+    found = min(climb(kept, groups), climb(evaluated, groups), key=rank)
+    found = climb(found, [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)])
+    return min(found, best, key=rank)
+
+
+def _like_operators(program: Program, names: set[str]) -> list[frozenset[str]]:
+    """Operators to choose for together: the same operator with results of the same sizes, in graph order."""
+    groups: dict[Any, list[str]] = {}
+    for node in program.graph.nodes:
+        if node.name in names:
+            sizes = str([getattr(f, "shape", None) for f in _results(node)])
+            groups.setdefault((node.target, sizes), []).append(node.name)
+    return [frozenset(group) for group in groups.values()]
+
+
+def _results(node: fx.Node) -> list[Any]:
+    meta = node.meta.get("val")
+    return list(meta) if isinstance(meta, list | tuple) else [meta]
 
 
 def attempt(

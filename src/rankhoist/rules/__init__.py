@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from rankhoist.algebra.interpret import Rule
-from rankhoist.rules import linear, lookup, norm, pointwise, reduce, rowwise, shape
+from rankhoist.rules import attention, linear, lookup, norm, pointwise, reduce, rowwise, shape
 
 FAMILIES = {
     "lookup": lookup.RULES,
@@ -14,6 +14,7 @@ FAMILIES = {
     "pointwise": pointwise.RULES,
     "linear": linear.RULES,
     "reduce": reduce.RULES,
+    "attention": attention.RULES,
     "norm": norm.RULES,
     "rowwise": rowwise.RULES,
 }

@@ -38,7 +38,7 @@ def form(value: Any, what: str = "operand") -> Form:
 def tidy(c: Interpreter, value: Form) -> Form:
     """At most one block per stage along every dim, as far as blocks can be joined."""
     for dim in range(len(value.dims)):
-        value = grid.coalesce(c.b, value, dim, c.rows)
+        value = grid.coalesce(c.b, value, dim, c.workload)
     return value
 
 

@@ -16,6 +16,7 @@ from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
 from rankhoist.algebra.ir import Rate
 from rankhoist.rules.arguments import axis_of, form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC
+from rankhoist.rules.rowwise import batch_first
 from rankhoist.rules.table import table
 
 
@@ -92,6 +93,23 @@ def einsum(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
     return contract(c, [form(v) for v in args[1]], axes, list(right))
 
 
+def convolution(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """A convolution whose kernel has size 1 is a linear map of the channels; others run row by row."""
+    a = named(node, args, kwargs)
+    x, weight = form(a["input"]), form(a["weight"])
+    space = [f"s{i}" for i in range(len(weight.layout) - 2)]
+    plain = all(n == 1 for n in weight.sizes[2:]) and a["groups"] == 1 and set(a["stride"]) == {1}
+    if not plain or any(a["padding"]) or a.get("transposed") or len(x.layout) != len(weight.layout):
+        return batch_first(c, node, args, kwargs)
+    for _ in space:
+        weight = grid.drop_dim(c.b, weight, len(weight.dims) - 1)
+    out = contract(c, (x, weight), (["b", "i", *space], ["o", "i"]), ["b", "o", *space])
+    if a["bias"] is None:
+        return out
+    bias = form(a["bias"])
+    return _plus(c, out, replace(bias, layout=((), bias.layout[0], *(() for _ in space))))
+
+
 def tensordot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Sums over pairs of axes; the other axes of both operands follow one another."""
     x, y = form(args[0]), form(args[1])
@@ -121,6 +139,7 @@ RULES = table([
     ("matmul mm bmm mv", matmul),
     ("einsum", einsum),
     ("tensordot", tensordot),
+    ("conv1d conv2d conv3d convolution", convolution),
     ("dot vdot", dot),
     ("outer", outer),
 ])  # fmt: skip

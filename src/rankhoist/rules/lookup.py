@@ -20,12 +20,12 @@ from rankhoist.rules.table import table
 
 
 def embedding(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Workload of a table: `[..., ] -> [..., D]`."""
+    """Rows of a table: `[..., ] -> [..., D]`."""
     a = named(node, args, kwargs)
     weight, ids = form(a["weight"]), form(a["indices"])
     if weight.rate is not Rate.WEIGHT or weight.has_rows:
         raise Decline("the table is no weight")
-    read = grid.materialise(c.b, weight, c.rows)
+    read = grid.materialise(c.b, weight, c.workload)
     return _looked_up(c, tidy(c, ids), weight.dtype, weight.sizes[1:], lambda f: (aten.embedding.default, (read, f.node)))
 
 
@@ -33,7 +33,7 @@ def _looked_up(c: Interpreter, ids: Form, dtype: torch.dtype, extra: tuple[int, 
     """Per block of ids: `call(factor)` gives the operator; the result has the axes of the ids, then `extra`."""
     blocks = {}
     for cell, block in ids.blocks.items():
-        f = settle(c.b, block, c.rows).factor
+        f = settle(c.b, block, c.workload).factor
         op, given = call(f)
         made = c.b.call(op, given, f.node.rate, (*f.node.shape, *extra), dtype)
         new = tuple(Label(n) for n in extra)
@@ -55,10 +55,10 @@ def bucketize(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     value, edges = form(args[0]), form(args[1])
     if edges.rate is not Rate.WEIGHT:
         raise Decline("the boundaries are no weight")
-    read = grid.materialise(c.b, edges, c.rows)
+    read = grid.materialise(c.b, edges, c.workload)
     blocks = {}
     for cell, block in tidy(c, value).blocks.items():
-        f = settle(c.b, block, c.rows).factor
+        f = settle(c.b, block, c.workload).factor
         made = c.b.call(node.target, (f.node, read, *args[2:]), f.node.rate, f.node.shape, node.meta["val"].dtype, kwargs=kwargs)  # type: ignore[arg-type]
         blocks[cell] = one_block(Factor(made, f.labels), block.labels)
     return replace(tidy(c, value), blocks=blocks, dtype=node.meta["val"].dtype)
@@ -126,7 +126,7 @@ def _index_axis(c: Interpreter, value: Form, axis: int, index: Form) -> Form:
         ids = tidy(c, index)
         if ids.dtype not in (torch.int64, torch.int32):
             raise Decline(f"indexed by a tensor of {ids.dtype} that depends on the inputs")
-        read = grid.materialise(c.b, value, c.rows)
+        read = grid.materialise(c.b, value, c.workload)
         if axis == 0:
             extra = value.sizes[1:]
             return _looked_up(c, ids, value.dtype, extra, lambda f: (aten.index.Tensor, (read, [f.node])))

@@ -1,7 +1,17 @@
-"""Normalisation. Law: BatchNorm in eval mode is `s * x + t` with weights s, t; the others normalise row by row."""
+"""Normalisation.
+
+Law 1: BatchNorm in eval mode is `s * x + t` with weights s, t.
+Law 2: a row norm over mixed blocks takes its statistics from those of the blocks (Chan, Golub and LeVeque, 1983),
+
+    mean = sum_b n_b mean_b / n,    n var = sum_b M2_b + n_b (mean_b - mean)^2,
+
+and is then `(x - mean) * s * weight + bias` with atoms `s` and `mean s` of width 1: a linear map that follows never sees the
+normalised values. Context blocks contribute their statistics once per request.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -9,9 +19,10 @@ from torch import fx
 
 from rankhoist.algebra import grid
 from rankhoist.algebra.forms import ROW, Form, plain, row_layout
-from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
 from rankhoist.algebra.ir import Node, aten
-from rankhoist.rules.arguments import form, named
+from rankhoist.rules.arguments import form, named, tidy
+from rankhoist.rules.pointwise import ARITHMETIC, apply_op
 from rankhoist.rules.table import table
 
 
@@ -39,7 +50,7 @@ def _scale_and_shift(c: Interpreter, a: dict[str, Value]) -> tuple[Node, Node]:
 
     def weight(name: str, *others: str) -> Node | None:
         value = next((a[n] for n in (name, *others) if a.get(n) is not None), None)
-        return None if value is None else grid.materialise(b, form(value), c.rows)
+        return None if value is None else grid.materialise(b, form(value), c.workload)
 
     mean, var = weight("running_mean", "mean"), weight("running_var", "var")
     if mean is None or var is None:
@@ -64,7 +75,60 @@ def row_norm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str,
         raise Decline("normalises over the rows")
     if "normalized_shape" not in a and x.layout[0] != (ROW,):
         raise Decline("normalises groups of an axis other than the rows'")
+    if "normalized_shape" in a and _by_blocks(c, x, [d for e in last for d in e]):
+        result = _block_norm(c, node, a, x, count)
+        return result if isinstance(node.meta["val"], torch.Tensor) else [result, None, None]
     return c.run_rowwise(node, args, kwargs)
+
+
+def _by_blocks(c: Interpreter, x: Form, dims: list[int]) -> bool:
+    joined = tidy(c, x)
+    cut = [d for d in dims if len(joined.dims[d]) > 1]
+    return c.level is Level.FULL and len(cut) == 1 and joined.mixed and x.dtype in ARITHMETIC
+
+
+def _block_norm(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, count: int) -> Form:
+    """`layer_norm` (or `rms_norm`, which has no mean) by law 2, unevaluated."""
+    x = tidy(c, c.pure(tidy(c, x)))
+    dims = [d for e in x.layout[len(x.layout) - count :] for d in e]
+    axes = sorted(x.axis(d) for d in dims)
+    size = math.prod(x.sizes[d] for d in dims)
+    centred = "rms_norm" not in str(node.target)
+    mean = _mean(c, x, dims, axes) if centred else None
+    squares = _mean_square(c, x, dims, axes, size, mean)
+    eps = a["eps"] if a["eps"] is not None else torch.finfo(x.dtype).eps
+    scale = apply_op(c, aten.rsqrt.default, [apply_op(c, aten.add.Scalar, [squares, eps])])
+    parts = [grid.multiply(c.b, [x, scale], x.dtype)]
+    if mean is not None:
+        parts.append(grid.multiply(c.b, [mean, scale], x.dtype))
+    result = grid.total(c.b, parts, x.dtype, (1.0, -1.0)[: len(parts)])
+    if a["weight"] is not None:
+        result = grid.multiply(c.b, [result, form(a["weight"])], x.dtype)
+    if a.get("bias") is not None:
+        result = grid.total(c.b, [result, form(a["bias"])], x.dtype, (1.0, 1.0))
+    return result
+
+
+def _mean(c: Interpreter, x: Form, dims: list[int], axes: list[int]) -> Form:
+    scale = 1.0 / math.prod(x.sizes[d] for d in dims)
+    return c.pure(grid.with_axes(grid.sum_dims(c.b, x, dims, scale), axes))
+
+
+def _mean_square(c: Interpreter, x: Form, dims: list[int], axes: list[int], size: int, mean: Form | None) -> Form:
+    """Mean square distance from `mean` (or from 0), block statistics first."""
+    cut = next(d for d in dims if len(x.dims[d]) > 1)
+    parts = []
+    for k in range(len(x.dims[cut])):
+        block = grid.segment(x, cut, k)
+        own = math.prod(block.sizes[d] for d in dims)
+        if mean is not None:
+            middle = _mean(c, block, dims, axes)
+            shift = apply_op(c, aten.square.default, [apply_op(c, aten.sub.Tensor, [middle, mean])])
+            parts.append((shift, own / size))
+            block = apply_op(c, aten.sub.Tensor, [block, middle])
+        squares = apply_op(c, aten.square.default, [block])
+        parts.append((_mean(c, squares, dims, axes), own / size))
+    return c.pure(grid.total(c.b, [p for p, _ in parts], x.dtype, [s for _, s in parts]))
 
 
 RULES = table([

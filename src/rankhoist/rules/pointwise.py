@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import fx
 
 from rankhoist.algebra import grid
-from rankhoist.algebra.contract import arrange, settle
+from rankhoist.algebra.contract import arrange, settle, small_product
 from rankhoist.algebra.forms import Block, Factor, Form, Labels, Term, one_block, plain, row_layout
 from rankhoist.algebra.interpret import Interpreter, Level, Value
 from rankhoist.algebra.ir import aten
@@ -36,12 +34,18 @@ def _blockwise(c: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str,
     return grid.map_blocks(grid.align(c.b, forms), dtype, build)
 
 
+def apply_op(c: Interpreter, op: Any, args: Sequence[Value]) -> Form:
+    """An elementwise operator that a rule is made of, on forms and numbers of one dtype."""
+    dtype = next(a.dtype for a in reversed(args) if isinstance(a, Form))
+    return _blockwise(c, op, args, {}, dtype)
+
+
 def prelu(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x if x > 0 else w x`, one `w` for all or one per channel (axis 1)."""
     value, weight = form(args[0]), form(args[1])
     if len(weight.layout) == 1 and len(value.layout) > 1:
         weight = replace(weight, layout=((), weight.layout[0], *(() for _ in value.layout[2:])))
-    return _blockwise(c, aten._prelu_kernel.default, [value, weight], {}, value.dtype)
+    return apply_op(c, aten._prelu_kernel.default, [value, weight])
 
 
 def _forms(c: Interpreter, args: Sequence[Value]) -> tuple[list[Form], list[int]]:
@@ -54,7 +58,7 @@ def _apply(
     forms: list[Form], places: list[int], dtype: torch.dtype,
 ) -> Block:  # fmt: skip
     """The operator on one cell's blocks, evaluated."""
-    factors = [settle(c.b, block, c.rows).factor for block in blocks]
+    factors = [settle(c.b, block, c.workload).factor for block in blocks]
     labels = _all_labels(blocks[0], factors)
     shown = list(args)
     for place, factor, own in zip(places, factors, forms, strict=True):
@@ -93,7 +97,7 @@ def to_dtype(c: Interpreter, value: Form, dtype: torch.dtype) -> Form:
     value = tidy(c, value)
     blocks = {}
     for cell, block in value.blocks.items():
-        f = settle(c.b, block, c.rows).factor
+        f = settle(c.b, block, c.workload).factor
         node = c.b.call(aten._to_copy.default, (f.node,), f.node.rate, f.node.shape, dtype, kwargs={"dtype": dtype})
         blocks[cell] = one_block(Factor(node, f.labels), block.labels)
     return Form(value.dims, blocks, value.layout, dtype)
@@ -138,7 +142,7 @@ def divide(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
     def build(blocks: list[Block]) -> Block | None:
         if blocks[1].rate.per_candidate:
             return None
-        f = settle(c.b, blocks[1], c.rows).factor
+        f = settle(c.b, blocks[1], c.workload).factor
         inverse = Factor(c.b.pointwise(aten.reciprocal.default, (f.node,), f.node.dtype), f.labels)
         return _product([blocks[0], one_block(inverse, blocks[1].labels)])
 
@@ -179,12 +183,11 @@ def _sum(blocks: list[Block], scales: Sequence[float]) -> Block:
 
 
 def _product(blocks: list[Block]) -> Block | None:
-    """Terms times terms; `None` where more than one side depends on the candidate."""
-    if sum(block.rate.per_candidate for block in blocks) > 1:
-        return None
-    pairs = itertools.product(*(block.terms for block in blocks))
-    terms = (Term(tuple(f for t in ts for f in t.factors), reduce(lambda s, t: s * t.scale, ts, 1.0)) for ts in pairs)
-    return Block(blocks[0].labels, tuple(terms))
+    """Terms times terms; `None` where the per-candidate factors of both sides make something as large as the block."""
+    block = grid.multiply_blocks(blocks)
+    visible = set(block.visible)
+    moving = [t for t in block.terms if sum(f.node.rate.per_candidate for f in t.factors) > 1]
+    return block if all(small_product(t, visible) for t in moving) else None
 
 
 def fill(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:

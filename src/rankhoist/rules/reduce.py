@@ -48,10 +48,7 @@ def _linear_reduction(c: Interpreter, node: fx.Node, args: list[Value], kwargs: 
     scale = 1.0 / math.prod(value.sizes[d] for d in dims) if mean else 1.0
     axes = sorted(value.axis(d) for d in dims)
     result = grid.sum_dims(c.b, tidy(c, value), dims, scale)
-    for axis in axes if a.get("keepdim") else []:
-        dim = len(result.dims)
-        result = grid.insert_dim(result, dim, (*result.layout[:axis], (dim,), *result.layout[axis:]))
-    return result
+    return grid.with_axes(result, axes) if a.get("keepdim") else result
 
 
 def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -101,7 +98,7 @@ def by_blocks(
     sizes = [_new_sizes(value, dims, shape, kept) for shape in shapes]
     results: list[dict[Any, Block]] = [{} for _ in shapes]
     for cell in cells(value.dims):
-        block = settle(c.b, value.blocks[cell], c.rows)
+        block = settle(c.b, value.blocks[cell], c.workload)
         flat = [Label(math.prod(x.size for x in own)) for own in block.labels]
         present = [any(x in block.factor.labels for x in own) or d in dims for d, own in enumerate(block.labels)]
         node = grid.expand(c.b, arrange(c.b, block.factor, block.visible), _extents(block, present))
@@ -143,7 +140,7 @@ def _form(value: Form, sizes: list[int | None], blocks: dict[Any, Block], dtype:
 RULES = table([
     ("sum", total),
     ("mean", mean),
-    ("softmax _softmax log_softmax _log_softmax cumsum cumprod logcumsumexp max min amax amin argmax argmin sort argsort topk "
+    ("log_softmax _log_softmax cumsum cumprod logcumsumexp max min amax amin argmax argmin sort argsort topk "
      "logsumexp any all prod var std linalg_vector_norm norm median nanmedian kthvalue mode nansum count_nonzero cummax cummin",
      along),
 ])  # fmt: skip

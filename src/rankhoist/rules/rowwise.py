@@ -76,9 +76,8 @@ def _name(node: fx.Node) -> str:
 
 
 RULES = table([
-    ("conv1d conv2d conv3d convolution bilinear gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist", batch_first),
+    ("bilinear gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist", batch_first),
     ("max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d "
      "adaptive_avg_pool2d adaptive_max_pool1d", pooling),
-    ("scaled_dot_product_attention", attention),
     ("gru lstm rnn_tanh rnn_relu", recurrent),
 ])  # fmt: skip

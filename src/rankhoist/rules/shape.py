@@ -152,9 +152,7 @@ def permuted(value: Form, order: Sequence[int]) -> Form:
 def unsqueeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """A new axis of size 1."""
     value = form(args[0])
-    at = args[1] if args[1] >= 0 else args[1] + len(value.layout) + 1
-    dim = len(value.dims)
-    return grid.insert_dim(value, dim, (*value.layout[:at], (dim,), *value.layout[at:]))
+    return grid.with_axes(value, [args[1] if args[1] >= 0 else args[1] + len(value.layout) + 1])
 
 
 def squeeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -267,9 +265,8 @@ def stack(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
     dtype = node.meta["val"].dtype
     forms = []
     for value in (form(v) for v in a["tensors"]):
-        dim = len(value.dims)
         value = value if value.dtype == dtype else to_dtype(c, value, dtype)
-        forms.append(grid.insert_dim(value, dim, (*value.layout[:axis], (dim,), *value.layout[axis:])))
+        forms.append(grid.with_axes(value, [axis]))
     return joined(c, forms, axis)
 
 

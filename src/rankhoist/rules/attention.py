@@ -1,0 +1,131 @@
+"""Softmax over mixed blocks, and attention. Law (log-sum-exp): blocks are normalised by themselves and rescaled,
+
+    softmax(x)_b = exp(x_b - m_b) * g_b,   g_b = exp(m_b - M) / sum_b' S_b' exp(m_b' - M),
+
+with the running max `m_b` and sum `S_b` of each block and `M = max m_b`. For a context block everything but the scalar `g_b`
+is computed once per request, and `g_b` is an atom of width 1: the form survives the product with the values.
+Source: rank-aware decomposition (arXiv 2605.27450), section 4.3, made exact for scores that exist per candidate only in part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import fx
+
+from rankhoist.algebra import grid
+from rankhoist.algebra.forms import ROW, Form, plain, row_layout
+from rankhoist.algebra.interpret import Interpreter, Level, Value
+from rankhoist.algebra.ir import aten
+from rankhoist.rules import reduce as reductions
+from rankhoist.rules.arguments import dim_of, form, named, tidy
+from rankhoist.rules.linear import contract
+from rankhoist.rules.pointwise import ARITHMETIC, apply_op
+from rankhoist.rules.rowwise import attention as rowwise_attention
+from rankhoist.rules.table import table
+
+
+def softmax(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Along one axis: by log-sum-exp over its blocks from level `first` on, else as one tensor."""
+    a = named(node, args, kwargs)
+    value = form(a["self"])
+    if not _by_blocks(c, value, dim_of(value, a["dim"])) or node.meta["val"].dtype != value.dtype:
+        return reductions.along(c, node, args, kwargs)
+    return softmax_of(c, value, dim_of(value, a["dim"]))
+
+
+def _by_blocks(c: Interpreter, value: Form, dim: int) -> bool:
+    joined = tidy(c, value)
+    return c.level >= Level.FIRST and len(joined.dims[dim]) > 1 and joined.mixed and value.dtype in ARITHMETIC
+
+
+def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
+    """Softmax along a dim, unevaluated."""
+    value = tidy(c, c.pure(tidy(c, value)))
+    axis = value.axis(dim)
+    parts = [grid.segment(value, dim, k) for k in range(len(value.dims[dim]))]
+    peaks = [_reduce(c, aten.amax.default, part, dim) for part in parts]
+    lowest = torch.finfo(value.dtype).min  # a fully masked block has peak -inf, and -inf - -inf is no number
+    peaks = [apply_op(c, aten.clamp_min.default, [p, lowest]) for p in peaks]
+    powers = [apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [x, p])]) for x, p in zip(parts, peaks, strict=True)]
+    sums = [c.pure(grid.with_axes(grid.sum_dims(c.b, p, [dim]), [axis])) for p in powers]
+    peak = reduce(lambda x, y: apply_op(c, aten.maximum.default, [x, y]), peaks)
+    shares = [apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [p, peak])]) for p in peaks]
+    weighted = [apply_op(c, aten.mul.Tensor, [s, g]) for s, g in zip(sums, shares, strict=True)]
+    norm = reduce(lambda x, y: apply_op(c, aten.add.Tensor, [x, y]), weighted)
+    gains = [apply_op(c, aten.div.Tensor, [g, norm]) for g in shares]
+    results = [grid.multiply(c.b, [p, g], value.dtype) for p, g in zip(powers, gains, strict=True)]
+    return grid.assemble(c.b, value, dim, results)
+
+
+def _reduce(c: Interpreter, op: Any, part: Form, dim: int) -> Form:
+    """A reduction that keeps its axis, block by block."""
+    shape = [(1 if i == part.axis(dim) else _size(part, e), ROW in e) for i, e in enumerate(part.layout)]
+
+    def call(x: Any, axes: list[int], shapes: Any) -> list[Any]:
+        return [c.b.call(op, (x, axes, True), x.rate, shapes[0], part.dtype)]
+
+    return reductions.by_blocks(c, part, [dim], [shape], [part.dtype], call)[0]
+
+
+def _size(value: Form, entry: tuple[int, ...]) -> int:
+    size = 1
+    for d in entry:
+        size *= 1 if d == ROW else value.sizes[d]
+    return size
+
+
+def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`softmax(q k^T scale + mask) v`: from level `first` on by its parts, where they are known at different rates."""
+    a = named(node, args, kwargs)
+    q, k, v = (form(a[n]) for n in ("query", "key", "value"))
+    operands = [q, k, v]
+    alike = not any(o.mixed for o in operands) and len({o.rate.per_candidate for o in operands}) == 1
+    if c.level < Level.FIRST or alike or a["dropout_p"] or a.get("enable_gqa") or len(q.layout) != len(k.layout):
+        return rowwise_attention(c, node, args, kwargs)
+    batch = [f"b{i}" for i in range(len(q.layout) - 2)]
+    width = q.sizes[dim_of(q, -1)]
+    scale = a["scale"] if a["scale"] is not None else width**-0.5
+    scores = contract(c, (q, k), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
+    mask = _mask(c, a, scores)
+    scores = grid.total(c.b, [scores, mask] if mask is not None else [scores], q.dtype, (scale, 1.0)[: 1 + (mask is not None)])
+    scores = grid.ordered(c.pure(scores))
+    last = scores.layout[-1][0]
+    whole = tidy(c, scores)
+    weights = softmax_of(c, whole, last) if len(whole.dims[last]) > 1 else _plain_softmax(c, scores, last)
+    return contract(c, (c.simplified(weights), v), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
+
+
+def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
+    shape = [(_size(scores, e), ROW in e) for e in scores.layout]
+
+    def call(x: Any, axes: list[int], shapes: Any) -> list[Any]:
+        return [c.b.call(aten.softmax.int, (x, axes[0]), x.rate, shapes[0], scores.dtype)]
+
+    return reductions.by_blocks(c, scores, [dim], [shape], [scores.dtype], call)[0]
+
+
+def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> Form | None:
+    """The mask as something to add."""
+    if a["is_causal"]:
+        ordered = grid.ordered(scores)
+        i, j = (ordered.sizes[e[0]] for e in ordered.layout[-2:])
+        allowed = c.b.constant(torch.ones(i, j, dtype=torch.bool).tril())
+        mask = plain(allowed, torch.bool, row_layout(2, rows=False))
+    elif a["attn_mask"] is None:
+        return None
+    else:
+        mask = form(a["attn_mask"])
+    if mask.dtype != torch.bool:
+        return mask
+    low, high = (plain(c.b.number(x, scores.dtype), scores.dtype, ()) for x in (float("-inf"), 0.0))
+    return replace(apply_op(c, aten.where.self, [mask, high, low]), dtype=scores.dtype)
+
+
+RULES = table([
+    ("softmax _softmax", softmax),
+    ("scaled_dot_product_attention", attention),
+])  # fmt: skip
