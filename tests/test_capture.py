@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
+from helpers import assert_equal
 from torch import nn
 
 import rankhoist
-from helpers import assert_equal
 from rankhoist import Split, hoist
 from rankhoist.capture import capture
 from rankhoist.errors import (
@@ -105,7 +105,15 @@ def test_dict_of_features_as_example_of_a_one_argument_model():
 @pytest.mark.parametrize("columns", [[0, 3], [0, 1, 2], slice(1, None), range(2)])
 def test_packed_columns_of_both_kinds(columns):
     model = Packed().eval()
-    X = torch.cat([torch.randint(0, 20, (6, 1)).float(), torch.randn(6, 1), torch.randint(0, 20, (6, 1)).float(), torch.randn(6, 1)], 1)
+    X = torch.cat(
+        [
+            torch.randint(0, 20, (6, 1)).float(),
+            torch.randn(6, 1),
+            torch.randint(0, 20, (6, 1)).float(),
+            torch.randn(6, 1),
+        ],
+        1,
+    )
     chosen = list(range(4))[columns] if isinstance(columns, slice) else list(columns)
     others = [c for c in range(4) if c not in chosen]
     full = X.clone()

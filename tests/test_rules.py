@@ -1,12 +1,14 @@
-"""Every rule: equal in float64 at every level, hoisted where its law holds, declined (with its reason) where it does not."""
+"""Every rule: equal in float64 at every level, hoisted where its law holds, declined (with its reason) where it does
+not.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-
 from helpers import Function, check_model, rates_of, reasons
+
 from rankhoist.algebra.ir import Rate
 
 N, C, K = 7, 6, 4
@@ -55,7 +57,10 @@ DENSE = {
     ),
     "gate_by_context": (lambda c, k, w: torch.sigmoid(c @ w[:4, :C].t()) * k @ w[:4, :2], dict(w=W)),
     "gate_by_candidate": (lambda c, k, w: torch.sigmoid(k[:, :1]) * c @ w[:2, :C].t(), dict(w=W)),
-    "fm_sum_square": (lambda c, k: (c[:, :4] + k).pow(2).sum(1) - (c[:, :4] ** 2 + k**2).sum(1, keepdim=True)[:, 0], {}),
+    "fm_sum_square": (
+        lambda c, k: (c[:, :4] + k).pow(2).sum(1) - (c[:, :4] ** 2 + k**2).sum(1, keepdim=True)[:, 0],
+        {},
+    ),
     "comparisons": (lambda c, k: torch.where(c[:, :4] > k, c[:, :4], k).clamp(-0.5, 0.5), {}),
     "masked_fill": (lambda c, k: k.masked_fill(c[:, :4] > 0, -1.0).maximum(c[:, 1:5]), {}),
     "dtype_round_trip": (lambda c, k: (both(c, k) * 10).long().to(torch.float64) + (both(c, k) > 0), {}),
@@ -72,13 +77,25 @@ DENSE = {
         dict(m=randn(C + K), v=randn(C + K).abs() + 0.5, g=randn(C + K), b=randn(C + K)),
     ),
     "prelu": (lambda c, k, w: F.prelu(interleaved(c, k), w), dict(w=randn(C + K))),
-    "split_chunk_unbind": (lambda c, k: sum(both(c, k).split([3, 3, 3, 1], 1)[:3]) + both(c, k).chunk(5, 1)[4].unbind(1)[0][:, None], {}),
+    "split_chunk_unbind": (
+        lambda c, k: sum(both(c, k).split([3, 3, 3, 1], 1)[:3]) + both(c, k).chunk(5, 1)[4].unbind(1)[0][:, None],
+        {},
+    ),
     "flip_roll_pad": (lambda c, k: F.pad(both(c, k).flip(1).roll(2, 1), (1, 2), value=0.5), {}),
     "view_fold_rows": (lambda c, k, w: F.linear(both(c, k).view(-1, 5), w).view(-1, 6), dict(w=randn(3, 5))),
     "transpose_fold": (lambda c, k: both(c, k).view(-1, 2, 5).transpose(1, 2).reshape(-1, 2).exp().view(-1, 10), {}),
-    "gather_columns": (lambda c, k, i: both(c, k)[:, i] + both(c, k).index_select(1, i).flip(1), dict(i=torch.tensor([9, 0, 3, 3, 7]))),
-    "constants": (lambda c, k: torch.cat([torch.zeros(k.shape[0], 2, dtype=k.dtype), k, torch.ones_like(c)], 1) + 1, {}),
-    "expand_repeat": (lambda c, k: (c.unsqueeze(1).expand(-1, 3, -1) + k[:, 0].view(-1, 1, 1)).sum(2) + k[:, :1].repeat(1, 3), {}),
+    "gather_columns": (
+        lambda c, k, i: both(c, k)[:, i] + both(c, k).index_select(1, i).flip(1),
+        dict(i=torch.tensor([9, 0, 3, 3, 7])),
+    ),
+    "constants": (
+        lambda c, k: torch.cat([torch.zeros(k.shape[0], 2, dtype=k.dtype), k, torch.ones_like(c)], 1) + 1,
+        {},
+    ),
+    "expand_repeat": (
+        lambda c, k: (c.unsqueeze(1).expand(-1, 3, -1) + k[:, 0].view(-1, 1, 1)).sum(2) + k[:, :1].repeat(1, 3),
+        {},
+    ),
     "repeat_interleave": (lambda c, k: (c.repeat_interleave(2, 0).view(-1, 2, C) * k[:, None, :1]).sum(1), {}),
     "einsum_three": (lambda c, k, w: torch.einsum("bi,bj,ij->b", c, k, w), dict(w=randn(C, K))),
     "bilinear_no_rule": (lambda c, k, w: F.bilinear(c, k, w), dict(w=randn(3, C, K))),
@@ -107,17 +124,35 @@ FIELD_CASES = {
         dict(i=torch.triu_indices(7, 7, 1)),
     ),
     "fm_fields": (lambda c, k: (fields(c, k).sum(1) ** 2 - (fields(c, k) ** 2).sum(1)).sum(1) * 0.5, {}),
-    "per_field_matrix": (lambda c, k, w: torch.einsum("bfd,fde->bfe", fields(c, k), w).flatten(1), dict(w=randn(7, 5, 2))),
-    "shared_matrix_flatten": (lambda c, k, w, v: F.linear((fields(c, k) @ w).flatten(1), v), dict(w=randn(5, 3), v=randn(2, 21))),
-    "squeeze_excite": (lambda c, k, w: fields(c, k) * torch.sigmoid(F.linear(fields(c, k).mean(2), w)).unsqueeze(2), dict(w=randn(7, 7))),
+    "per_field_matrix": (
+        lambda c, k, w: torch.einsum("bfd,fde->bfe", fields(c, k), w).flatten(1),
+        dict(w=randn(7, 5, 2)),
+    ),
+    "shared_matrix_flatten": (
+        lambda c, k, w, v: F.linear((fields(c, k) @ w).flatten(1), v),
+        dict(w=randn(5, 3), v=randn(2, 21)),
+    ),
+    "squeeze_excite": (
+        lambda c, k, w: fields(c, k) * torch.sigmoid(F.linear(fields(c, k).mean(2), w)).unsqueeze(2),
+        dict(w=randn(7, 7)),
+    ),
     "self_attention": (
         lambda c, k, w: (lambda q: torch.softmax(q @ q.mT / 2, -1) @ q)(fields(c, k) @ w).mean(1),
         dict(w=randn(5, 5)),
     ),
-    "sdpa": (lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c.unsqueeze(1), c.unsqueeze(1)).squeeze(1), {}),
-    "rows_folded_with_fields": (lambda c, k, w: F.linear(fields(c, k).reshape(-1, 5), w).relu().view(-1, 7, 2).sum(1), dict(w=randn(2, 5))),
+    "sdpa": (
+        lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c.unsqueeze(1), c.unsqueeze(1)).squeeze(1),
+        {},
+    ),
+    "rows_folded_with_fields": (
+        lambda c, k, w: F.linear(fields(c, k).reshape(-1, 5), w).relu().view(-1, 7, 2).sum(1),
+        dict(w=randn(2, 5)),
+    ),
     "batch_norm_fields": (
-        lambda c, k, m: F.batch_norm(fields(c, k), m[:7], m[:7].abs() + 1).sum(2) + F.batch_norm(fields(c, k).mT, m[7:], m[7:].abs() + 1).sum(1)[:, :1],
+        lambda c, k, m: (
+            F.batch_norm(fields(c, k), m[:7], m[:7].abs() + 1).sum(2)
+            + F.batch_norm(fields(c, k).mT, m[7:], m[7:].abs() + 1).sum(1)[:, :1]
+        ),
         dict(m=randn(12)),
     ),
     "max_pool": (lambda c, k: F.max_pool1d(fields(c, k), 2), {}),
@@ -125,26 +160,63 @@ FIELD_CASES = {
 
 HISTORY_CASES = {
     "target_attention": (
-        lambda c, k, w: F.linear(torch.cat([k.unsqueeze(1).expand(-1, 6, -1), c, k.unsqueeze(1) - c, k.unsqueeze(1) * c], -1), w).relu().sum(1),
+        lambda c, k, w: (
+            F.linear(torch.cat([k.unsqueeze(1).expand(-1, 6, -1), c, k.unsqueeze(1) - c, k.unsqueeze(1) * c], -1), w)
+            .relu()
+            .sum(1)
+        ),
         dict(w=randn(3, 16)),
     ),
     "dot_attention": (lambda c, k: (torch.softmax((c @ k.unsqueeze(2)).squeeze(2), 1).unsqueeze(1) @ c).squeeze(1), {}),
-    "masked_mean": (lambda c, k: (c * (c[:, :, :1] > 0)).sum(1) / ((c[:, :, 0] > 0).sum(1, keepdim=True) + 1e-8) * k, {}),
-    "gru": (lambda c, k, wi, wh, b: torch.gru(c, torch.zeros(1, c.shape[0], 3, dtype=c.dtype), [wi, wh, b, b], True, 1, 0.0, False, False, True)[0][:, -1] * k[:, :3], dict(wi=randn(9, 4), wh=randn(9, 3), b=randn(9))),
-    "history_with_target": (lambda c, k, w: (torch.cat([c, k.unsqueeze(1)], 1) @ w).cumsum(1)[:, -1], dict(w=randn(4, 4))),
-}  # fmt: skip
+    "masked_mean": (
+        lambda c, k: (c * (c[:, :, :1] > 0)).sum(1) / ((c[:, :, 0] > 0).sum(1, keepdim=True) + 1e-8) * k,
+        {},
+    ),
+    "gru": (
+        lambda c, k, wi, wh, b: (
+            torch.gru(
+                c, torch.zeros(1, c.shape[0], 3, dtype=c.dtype), [wi, wh, b, b], True, 1, 0.0, False, False, True
+            )[0][:, -1]
+            * k[:, :3]
+        ),
+        dict(wi=randn(9, 4), wh=randn(9, 3), b=randn(9)),
+    ),
+    "history_with_target": (
+        lambda c, k, w: (torch.cat([c, k.unsqueeze(1)], 1) @ w).cumsum(1)[:, -1],
+        dict(w=randn(4, 4)),
+    ),
+}
 
 ID_CASES = {
     "embedding": (lambda c, k, t: F.embedding(torch.cat([c, k], 1), t).flatten(1), dict(t=randn(9, 3))),
-    "offsets_one_table": (lambda c, k, t, o: F.embedding(torch.stack([c[:, 0], k[:, 0], c[:, 1]], 1) + o, t).sum(1), dict(t=randn(27, 3), o=torch.tensor([0, 9, 18]))),
-    "floats_cast_back": (lambda c, k, t: F.embedding(torch.cat([c.double(), k.double()], 1)[:, 3:6].long(), t).sum(1), dict(t=randn(9, 3))),
+    "offsets_one_table": (
+        lambda c, k, t, o: F.embedding(torch.stack([c[:, 0], k[:, 0], c[:, 1]], 1) + o, t).sum(1),
+        dict(t=randn(27, 3), o=torch.tensor([0, 9, 18])),
+    ),
+    "floats_cast_back": (
+        lambda c, k, t: F.embedding(torch.cat([c.double(), k.double()], 1)[:, 3:6].long(), t).sum(1),
+        dict(t=randn(9, 3)),
+    ),
     "table_index": (lambda c, k, t: t[c[:, 0]] * t[k[:, 1]], dict(t=randn(9, 3))),
     "one_hot": (lambda c, k: F.one_hot(torch.cat([c, k], 1), 9).double().sum(1), {}),
-    "masked_pooling": (lambda c, k, t: (F.embedding(c, t) * (c != 0).unsqueeze(2)).sum(1) / (c != 0).sum(1, keepdim=True).clamp(min=1) * F.embedding(k[:, 0], t), dict(t=randn(9, 3))),
-    "embedding_bag": (lambda c, k, t: F.embedding_bag(c, t, mode="mean") + F.embedding_bag(k, t, mode="sum", padding_idx=0), dict(t=randn(9, 3))),
+    "masked_pooling": (
+        lambda c, k, t: (
+            (F.embedding(c, t) * (c != 0).unsqueeze(2)).sum(1)
+            / (c != 0).sum(1, keepdim=True).clamp(min=1)
+            * F.embedding(k[:, 0], t)
+        ),
+        dict(t=randn(9, 3)),
+    ),
+    "embedding_bag": (
+        lambda c, k, t: F.embedding_bag(c, t, mode="mean") + F.embedding_bag(k, t, mode="sum", padding_idx=0),
+        dict(t=randn(9, 3)),
+    ),
     "hash_buckets": (lambda c, k, t: F.embedding((c * 31 + k[:, :1] * 17) % 9, t).sum(1), dict(t=randn(9, 3))),
-    "bucketize": (lambda c, k, e: torch.bucketize(c.double(), e) + torch.bucketize(k.double(), e), dict(e=torch.tensor([1.5, 4.5, 7.5], dtype=torch.float64))),
-}  # fmt: skip
+    "bucketize": (
+        lambda c, k, e: torch.bucketize(c.double(), e) + torch.bucketize(k.double(), e),
+        dict(e=torch.tensor([1.5, 4.5, 7.5], dtype=torch.float64)),
+    ),
+}
 
 CASES = [
     *((name, CONTEXT, CANDIDATE, case) for name, case in DENSE.items()),

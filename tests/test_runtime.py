@@ -1,4 +1,6 @@
-"""The hoisted model in use: calls, ragged requests, state, weights, dtypes, threads, what it allocates and what it costs."""
+"""The hoisted model in use: calls, ragged requests, state, weights, dtypes, threads, what it allocates and what it
+costs.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from helpers import assert_equal, hoisted_at, repeated
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import assert_equal, hoisted_at, repeated
 from rankhoist import HoistedModel, hoist
 from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
@@ -195,7 +197,7 @@ def test_weights_that_do_not_fit_change_nothing(model, program):
     hoisted = hoisted_at(program, Level.FULL)
     before = hoisted(*inputs(1, 4))
     state = dict(model.state_dict())
-    with pytest.raises(WeightsError, match="lacks 1 weights: out.bias"):
+    with pytest.raises(WeightsError, match=r"lacks 1 weights: out\.bias"):
         hoisted.update_weights({k: v for k, v in state.items() if k != "out.bias"})
     with pytest.raises(WeightsError, match=r"'out.bias' has shape \[2\], expected \[1\]"):
         hoisted.update_weights(state | {"out.bias": torch.zeros(2)})
@@ -220,7 +222,7 @@ def test_call_errors(hoisted):
         hoisted(user[:1], dense, item)
     with pytest.raises(InputError, match=r"'dense' has shape \[2, 2\], expected \[rows, 3\]"):
         hoisted(user, dense[:, :2], item, request_offsets=[0, 2, 4])
-    with pytest.raises(InputError, match="'item' has dtype torch.float32, expected torch.int64"):
+    with pytest.raises(InputError, match=r"'item' has dtype torch\.float32, expected torch\.int64"):
         hoisted(user[:1], dense[:1], item.float())
     with pytest.raises(InputError, match="signature"):
         hoisted(user[:1], dense[:1])

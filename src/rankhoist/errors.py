@@ -14,7 +14,9 @@ class TrainingModeError(CaptureError):
 
 
 class ContextError(CaptureError):
-    """The `context` argument does not describe the inputs: unknown names, unknown columns, or nothing left per candidate."""
+    """The `context` argument does not describe the inputs: unknown names, unknown columns, or nothing left per
+    candidate.
+    """
 
 
 class ExportError(CaptureError):

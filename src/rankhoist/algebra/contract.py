@@ -1,7 +1,8 @@
 """Products of factors: the cheapest order, and the operators that carry it out.
 
 Law: a block's value is a sum of einsums whose row label is absent from weight-rate operands and shared by all rows of a
-request in request-rate ones. Any order of pairwise products gives the same value; the cheapest for the workload is taken.
+request in request-rate ones. Any order of pairwise products gives the same value; the cheapest for the workload is
+taken.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from functools import reduce
 from rankhoist.algebra import kernels
 from rankhoist.algebra.forms import Block, Factor, Label, Labels, Term
 from rankhoist.algebra.ir import OFFSETS, Builder, Node, Rate, Workload, aten, first_axis, join
-
 
 # -- settle: a block becomes one tensor
 
@@ -29,7 +29,7 @@ def settle(b: Builder, block: Block, workload: Workload) -> Block:
 
 
 def simplify(b: Builder, block: Block, workload: Workload) -> Block:
-    """A block to keep: one evaluated fixed term, every other term with one per-candidate factor, like terms added up."""
+    """A block to keep: one evaluated fixed term; in all others one per-candidate factor, like terms added up."""
     visible = set(block.visible)
     fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
     if fixed:
@@ -40,7 +40,9 @@ def simplify(b: Builder, block: Block, workload: Workload) -> Block:
 
 
 def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Term:
-    """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of the per-candidate factors is small; else evaluated."""
+    """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of the per-candidate factors is small; else
+    evaluated.
+    """
     moving = [f for f in term.factors if f.node.rate.per_candidate]
     if len(moving) < 2:
         return term
@@ -250,7 +252,9 @@ def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor
     inner = [label for label in x.labels if label in y.labels and label not in keep]
     if not inner:
         labels = _union(x, y)
-        return Factor(b.pointwise(aten.mul.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype), labels)
+        return Factor(
+            b.pointwise(aten.mul.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype), labels
+        )
     batch = [label for label in x.labels if label in y.labels and label in keep]
     outer = [label for label in x.labels if label not in y.labels]
     width = [label for label in y.labels if label not in x.labels]
@@ -279,7 +283,7 @@ def _linear(b: Builder, x: Factor, y: Factor, outer: list[Label], inner: list[La
 def _matmul(
     b: Builder, x: Factor, y: Factor, batch: list[Label], outer: list[Label], inner: list[Label], width: list[Label]
 ) -> Factor:
-    """The general product `[rows, batch, outer, inner] x [rows, batch, inner, width] -> [rows, batch, outer, width]`."""
+    """`[rows, batch, outer, inner] x [rows, batch, inner, width] -> [rows, batch, outer, width]`."""
     left = b.reshape(arrange(b, x, [*batch, *outer, *inner]), [_size(batch), _size(outer), _size(inner)])
     right = b.reshape(arrange(b, y, [*batch, *inner, *width]), [_size(batch), _size(inner), _size(width)])
     shape = [_size(batch), _size(outer), _size(width)]

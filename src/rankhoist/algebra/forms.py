@@ -1,19 +1,20 @@
 """Forms: what the compiler knows of a value.
 
-A value has row axis and *dims*. Every dim is cut into *segments* (sets of positions), and every cell of the resulting grid
-holds a *block*
+A value has row axis and *dims*. Every dim is cut into *segments* (sets of positions), and every cell of the
+resulting grid holds a *block*
 
     block  =  sum over terms of  scale * product of factors,      summed over labels that are not the block's own
 
-A factor is a node whose axes carry labels, as in einsum. A label that a block has and a term has not means: constant along
-it. So a concatenation is a grid of single factors, an affine form `a + sum_j M_j z_j` is a sum of terms, a diagonal
-coefficient is a repeated label, "the same matrix for every field" is an absent one, and a broadcast costs nothing.
+A factor is a node whose axes carry labels, as in einsum. A label that a block has and a term has not means:
+constant along it. So a concatenation is a grid of single factors, an affine form `a + sum_j M_j z_j` is a sum of
+terms, a diagonal coefficient is a repeated label, "the same matrix for every field" is an absent one, and a
+broadcast costs nothing.
 
 `layout` says how the original tensor arranges the dims: one entry per original axis, each a tuple of dims and of `ROW`.
 `[B * F, d]` is `((ROW, 0), (1,))`; a transpose or a fold of rows with another axis only changes the layout.
 
-Invariant: terms without any per-candidate factor are evaluated at once, so a block has at most one of them, and it comes
-first.
+Invariant: terms without any per-candidate factor are evaluated at once, so a block has at most one of them, and it
+comes first.
 """
 
 from __future__ import annotations
@@ -229,7 +230,10 @@ def _product_lists(coordinates: Sequence[np.ndarray], count: int) -> list[np.nda
 
 def _take_each(b: Builder, block: Block, dim: int, lists: Sequence[np.ndarray]) -> Block:
     old = block.labels[dim]
-    new = tuple(x if len(i) == x.size and (i == np.arange(x.size)).all() else Label(len(i)) for x, i in zip(old, lists, strict=True))
+    new = tuple(
+        x if len(i) == x.size and (i == np.arange(x.size)).all() else Label(len(i))
+        for x, i in zip(old, lists, strict=True)
+    )
     chosen = {o: (n, i) for o, n, i in zip(old, new, lists, strict=True) if o is not n}
 
     def build(f: Factor) -> Factor:
@@ -277,7 +281,9 @@ def refine(b: Builder, forms: Sequence[Form], dims: Sequence[int]) -> list[Form]
     """
     segments = [f.dims[d] for f, d in zip(forms, dims, strict=True)]
     first = segments[0]
-    if all(len(s) == len(first) and all(np.array_equal(x, y) for x, y in zip(s, first, strict=True)) for s in segments[1:]):
+    if all(
+        len(s) == len(first) and all(np.array_equal(x, y) for x, y in zip(s, first, strict=True)) for s in segments[1:]
+    ):
         return list(forms)
     size = sum(len(s) for s in first)
     owner = np.empty((len(forms), size), dtype=np.int64)
@@ -315,7 +321,7 @@ def unify(b: Builder, blocks: Sequence[Block], dims: Sequence[int]) -> list[Bloc
         result = [without_ones(b, block, d) for block, d in zip(result, dims, strict=True)]
         lists = [block.labels[d] for block, d in zip(result, dims, strict=True)]
         bounds = sorted({p for ls in lists for p in _bounds(ls)})
-        chain = all(high % low == 0 for low, high in zip(bounds, bounds[1:], strict=False))
+        chain = all(high % low == 0 for low, high in itertools.pairwise(bounds))
         for i, d in enumerate(dims):
             result[i] = split_at(b, result[i], d, bounds) if chain else flatten_labels(b, result[i], d)
         lists = [block.labels[d] for block, d in zip(result, dims, strict=True)]
@@ -353,7 +359,7 @@ def split_at(b: Builder, block: Block, dim: int, bounds: Sequence[int]) -> Block
         inner = math.prod(x.size for x in block.labels[dim][at + 1 :])
         inside = sorted({p // inner for p in bounds if inner < p < inner * label.size and p % inner == 0})
         steps = [1, *inside, label.size]
-        if inside and all(high % low == 0 for low, high in zip(steps, steps[1:], strict=False)):
-            sizes = [high // low for low, high in zip(steps, steps[1:], strict=False)][::-1]
+        if inside and all(high % low == 0 for low, high in itertools.pairwise(steps)):
+            sizes = [high // low for low, high in itertools.pairwise(steps)][::-1]
             block = split_label(b, block, dim, label, sizes)
     return block

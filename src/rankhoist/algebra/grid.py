@@ -37,7 +37,7 @@ from rankhoist.algebra.forms import (
 from rankhoist.algebra.ir import Builder, Node, Rate, Workload, aten, join
 
 
-class Decline(Exception):
+class Decline(Exception):  # noqa: N818 - it is an answer, not a mistake
     """A rule that does not apply says why; the original operator then runs on materialised operands."""
 
 
@@ -103,13 +103,15 @@ def take_dim(b: Builder, form: Form, dim: int, index: Positions) -> Form:
     dims = (*form.dims[:dim], tuple(segments), *form.dims[dim + 1 :])
     blocks = {}
     for cell in cells(dims):
-        old = (*cell[:dim], kept[cell[dim]], *cell[dim + 1 :])
+        old = replaced(cell, dim, kept[cell[dim]])
         blocks[cell] = take(b, form.blocks[old], dim, offset[index[segments[cell[dim]]]])
     return replace(form, dims=dims, blocks=blocks)
 
 
 def _cheap_order(places: Positions, offsets: Positions) -> Positions:
-    """List a segment's positions in the order in which the block already has them: then a permutation gathers nothing."""
+    """List a segment's positions in the order in which the block already has them: then a permutation gathers
+    nothing.
+    """
     return places[np.argsort(offsets, kind="stable")]
 
 
@@ -130,7 +132,7 @@ def merge_dims(b: Builder, form: Form, first: int, count: int) -> Form:
     dims = (*form.dims[:first], tuple(segments), *form.dims[last:])
     blocks = {}
     for cell in cells(dims):
-        old = form.blocks[(*cell[:first], *combinations[cell[first]], *cell[first + 1 :])]
+        old = form.blocks[cell[:first] + combinations[cell[first]] + cell[first + 1 :]]
         joined = tuple(itertools.chain.from_iterable(old.labels[first:last]))
         blocks[cell] = Block((*old.labels[:first], joined, *old.labels[last:]), old.terms)
 
@@ -156,7 +158,7 @@ def split_dim(b: Builder, form: Form, dim: int, sizes: Sequence[int]) -> Form:
         flat = np.ravel_multi_index([g.reshape(-1) for g in grid], sizes)
         if (owner[flat] != owner[flat[0]]).any():
             raise Decline("a reshape cuts through a block")
-        old = form.blocks[(*cell[:dim], int(owner[flat[0]]), *cell[dim + count :])]
+        old = form.blocks[replaced(cell, dim, int(owner[flat[0]]), count)]
         part = take(b, old, dim, offset[flat])
         blocks[cell] = _distribute(b, part, dim, [len(c) for c in chosen])
     layout = tuple(
@@ -209,12 +211,17 @@ def _cut_labels(labels: Labels, sizes: Sequence[int]) -> list[Labels] | None:
     return None if rest else parts
 
 
+def replaced(cell: Cell, dim: int, k: int, count: int = 1) -> Cell:
+    """The cell with `k` in place of `count` entries from `dim` on."""
+    return (*cell[:dim], k, *cell[dim + count :])
+
+
 # -- several forms at once
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """Operands broadcast against each other: common dims and layout, and per cell one block per operand, same labels."""
+    """Operands broadcast against each other: common dims and layout; per cell one block each, with the same labels."""
 
     dims: tuple[tuple[Positions, ...], ...]
     layout: tuple[tuple[int, ...], ...]
@@ -231,7 +238,9 @@ def align(b: Builder, forms: Sequence[Form]) -> Aligned:
         cut = refine(b, [placed[i] for i in having], [dim] * len(having))
         for i, form in zip(having, cut, strict=True):
             placed[i] = form
-    dims = tuple(next(p.dims[d] for p, place in zip(placed, places, strict=True) if d in place.values()) for d in range(count))
+    dims = tuple(
+        next(p.dims[d] for p, place in zip(placed, places, strict=True) if d in place.values()) for d in range(count)
+    )
     blocks = {}
     for cell in cells(dims):
         own = []
@@ -394,7 +403,7 @@ def coalesce(b: Builder, form: Form, dim: int, workload: Workload) -> Form:
     others = list(cells([*form.dims[:dim], *form.dims[dim + 1 :]]))
     kinds: dict[object, list[int]] = {}
     for k in range(len(form.dims[dim])):
-        column = [form.blocks[(*cell[:dim], k, *cell[dim:])] for cell in others]
+        column = [form.blocks[replaced(cell, dim, k, 0)] for cell in others]
         joinable = all(block.pure and set(block.labels[dim]) <= set(block.factor.labels) for block in column)
         kind = tuple((_stage(x), _present(x, dim)) for x in column) if joinable else (k,)
         kinds.setdefault(kind, []).append(k)
@@ -405,7 +414,7 @@ def coalesce(b: Builder, form: Form, dim: int, workload: Workload) -> Form:
     dims = (*form.dims[:dim], segments, *form.dims[dim + 1 :])
     blocks = {}
     for cell in cells(dims):
-        parts = [form.blocks[(*cell[:dim], k, *cell[dim + 1 :])] for k in groups[cell[dim]]]
+        parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
         blocks[cell] = join_blocks(b, parts, dim) if len(parts) > 1 else parts[0]
     return replace(form, dims=dims, blocks=blocks)
 
@@ -466,7 +475,7 @@ def join_segments(b: Builder, form: Form, dim: int) -> Form:
     dims = (*form.dims[:dim], (positions,), *form.dims[dim + 1 :])
     blocks = {}
     for cell in cells(dims):
-        parts = [form.blocks[(*cell[:dim], k, *cell[dim + 1 :])] for k in order]
+        parts = [form.blocks[replaced(cell, dim, k)] for k in order]
         blocks[cell] = join_blocks(b, parts, dim)
     return replace(form, dims=dims, blocks=blocks)
 
@@ -504,7 +513,8 @@ def highest(forms: Sequence[Form]) -> Rate:
 def constant_form(b: Builder, value: float, dtype: torch.dtype, shape: Sequence[tuple[int, bool]]) -> Form:
     """A number along axes of the given sizes, each `(size, times the row count?)`; nothing of that size ever exists."""
     node = b.number(value, dtype)
-    sizes, layout = [], []
+    sizes: list[int] = []
+    layout: list[tuple[int, ...]] = []
     for size, rows in shape:
         entry = [ROW] if rows else []
         if size != 1 or not rows:
@@ -516,7 +526,7 @@ def constant_form(b: Builder, value: float, dtype: torch.dtype, shape: Sequence[
 
 
 def worth_keeping(block: Block) -> bool:
-    """Whether an unevaluated block can save work: not if all its terms are per-candidate tensors along the same axes."""
+    """Whether an unevaluated block can save work: not if all terms are per-candidate tensors along the same axes."""
     own = set(block.visible)
     moving = [t for t in block.terms if t.rate.per_candidate]
     if not moving:
@@ -548,7 +558,7 @@ def assemble(b: Builder, form: Form, dim: int, parts: Sequence[Form]) -> Form:
     blocks = {}
     for k, part in enumerate(aligned):
         for cell, block in part.blocks.items():
-            blocks[(*cell[:at], k, *cell[at + 1 :])] = block
+            blocks[replaced(cell, at, k)] = block
     return Form(dims, blocks, own.layout, form.dtype)
 
 

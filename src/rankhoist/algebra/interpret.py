@@ -19,12 +19,11 @@ from torch import fx
 
 from rankhoist.algebra import grid
 from rankhoist.algebra.contract import settle, simplify
-from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, one_block, plain, row_layout, whole
+from rankhoist.algebra.forms import ROW, Block, Cell, Factor, Form, Label, one_block, plain, row_layout, whole
 from rankhoist.algebra.grid import Decline
 from rankhoist.algebra.ir import Builder, Node, Rate, Size, Workload, aten, join, live_nodes
 from rankhoist.capture import InputSpec, Program
-from rankhoist.capture.program import module_path
-from rankhoist.errors import UnsupportedModelError
+from rankhoist.capture.program import operator_name, overload
 
 
 class Level(IntEnum):
@@ -136,7 +135,8 @@ class Interpreter:
 
     def _packed_input(self, name: str, spec: InputSpec) -> Form:
         parts = ((Rate.REQUEST, ".context", spec.columns), (Rate.ITEM, ".candidate", spec.candidate_columns))
-        blocks, segments = {}, []
+        blocks: dict[Cell, Block] = {}
+        segments = []
         for k, (rate, suffix, columns) in enumerate(parts):
             leaf = self.b.leaf("input", name + suffix, rate, [len(columns)], spec.dtype)
             label = Label(len(columns))
@@ -161,9 +161,17 @@ class Interpreter:
         return value
 
     def _apply(
-        self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], operands: list[Value], outcome: Outcome, meta: Any
+        self,
+        node: fx.Node,
+        args: list[Value],
+        kwargs: dict[str, Value],
+        operands: list[Value],
+        outcome: Outcome,
+        meta: Any,
     ) -> Value:
-        if all(isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands) and not _sizes_have_rows(meta):
+        if all(
+            isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands
+        ) and not _sizes_have_rows(meta):
             value = self._weight_call(node, args, kwargs, meta)
         else:
             value = self._rule_or_fallback(node, args, kwargs, operands, outcome)
@@ -184,6 +192,10 @@ class Interpreter:
             value = rule(self, node, args, kwargs)
         except Decline as decline:
             outcome.reason = str(decline)
+            return self.fallback(node, args, kwargs)
+        except Exception as error:
+            # A rule that breaks is a mistake of ours; the original operator is right all the same.
+            outcome.reason = f"rule {rule.__name__} failed ({type(error).__name__}: {error}); please report it"
             return self.fallback(node, args, kwargs)
         outcome.rule = rule.__name__
         return self._finish(value)
@@ -310,7 +322,9 @@ class Interpreter:
 
     def _size_argument(self, expr: sympy.Expr) -> Size:
         """An expression of the rows and of sizes that an operator's result had (`nonzero`, `masked_select`)."""
-        measured = tuple((s, self.memo.measured[s]) for s in sorted(expr.free_symbols, key=str) if s in self.memo.measured)
+        measured = tuple(
+            (s, self.memo.measured[s]) for s in sorted(expr.free_symbols, key=str) if s in self.memo.measured
+        )
         return Size(expr, measured)
 
     def _measure(self, node: fx.Node, made: Node, rate: Rate) -> None:
@@ -372,7 +386,7 @@ class Interpreter:
         return self._emit(node, rate, args, kwargs, node.meta["val"])
 
     def _emit(self, node: fx.Node, rate: Rate, args: list[Value], kwargs: dict[str, Value], meta: Any) -> Value:
-        if node.target._schema.name.split("::")[1] in RESHAPES and rate is not Rate.WEIGHT:
+        if operator_name(node) in RESHAPES and rate is not Rate.WEIGHT:
             return self._emit_reshape(args[0], rate, meta)
         shown = [self.present(a, rate) for a in args]
         named = {k: self.present(v, rate) for k, v in kwargs.items()}
@@ -381,18 +395,22 @@ class Interpreter:
         single = isinstance(meta, torch.Tensor)
         shape = self._own_shape(fakes[0], rate) if single else (written,)
         dtype = fakes[0].dtype if single else torch.float32
-        made = self.b.call(node.target, shown, rate, shape, dtype, kwargs=named, multiply_adds=madds)
+        made = self.b.call(overload(node), shown, rate, shape, dtype, kwargs=named, multiply_adds=madds)
         self._measure(node, made, rate)
         if not single:
-            parts = [_item(self.b, made, i, f, self._own_shape(f, rate)) for i, f in enumerate(fakes) if f is not None]
-            return [self.received(p, f) for p, f in zip(parts, [f for f in fakes if f is not None], strict=True)]
+            parts = [
+                None if f is None else _item(self.b, made, i, f, self._own_shape(f, rate)) for i, f in enumerate(fakes)
+            ]
+            return [None if p is None else self.received(p, f) for p, f in zip(parts, fakes, strict=True)]
         return self.received(made, fakes[0])
 
     def _emit_reshape(self, value: Value, rate: Rate, fake: torch.Tensor) -> Value:
         """Sizes from the exported graph: a size of 1 (or 0) in a call must not change the number of axes."""
         shape = [self.present(self.size(s), rate) for s in fake.shape]
         shown = self.present(value, rate)
-        made = self.b.call(aten.reshape.default, (shown, shape), rate, self._own_shape(fake, rate), fake.dtype, free=True)
+        made = self.b.call(
+            aten.reshape.default, (shown, shape), rate, self._own_shape(fake, rate), fake.dtype, free=True
+        )
         return self.received(made, fake)
 
     def _own_shape(self, fake: torch.Tensor, rate: Rate) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The intermediate graph: nodes with a rate, built without duplicates.
 
-A canonical node is a tensor `[rows, *shape]`; at weight rate there is no row axis. Nodes are interned, so building the same
-thing twice yields the same node: common subexpressions cost nothing.
+A canonical node is a tensor `[rows, *shape]`; at weight rate there is no row axis. Nodes are interned, so building
+the same thing twice yields the same node: common subexpressions cost nothing.
 """
 
 from __future__ import annotations
@@ -112,7 +112,14 @@ class Node:
         return f"%{self.index}:{self.rate.name.lower()}{list(self.shape)} = {name}"
 
 
-VIEWS = {aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.select.int, aten.expand.default, kernels.spread}
+VIEWS = {
+    aten.reshape.default,
+    aten.permute.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.expand.default,
+    kernels.spread,
+}
 
 
 class Builder:

@@ -1,10 +1,13 @@
 """The few operators of emitted graphs that ATen does not have: they join request-rate with candidate-rate tensors.
 
-`R` requests own contiguous blocks of the `N` rows. `owner` is the request of each row (`[N]`), or `None` when R = 1: then
+`R` requests own contiguous blocks of the `N` rows. `owner` is the request of each row (`[N]`), or `None` when R = 1:
+then
 one row broadcasts and nothing is gathered. `offsets` are the R + 1 block boundaries, or `None` when R = 1.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ def request_matmul(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
     if offsets is None:
         return batched_matmul(x, m[0])
     bounds = offsets.tolist()
-    parts = [batched_matmul(x[a:b], m[r]) for r, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)) if a < b]
+    parts = [batched_matmul(x[a:b], m[r]) for r, (a, b) in enumerate(itertools.pairwise(bounds)) if a < b]
     return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
 
 

@@ -9,11 +9,15 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.algebra.ir import Work, aten
+from rankhoist.algebra.ir import Work
+from rankhoist.capture.program import operator_name
 
-_VIEWS = {"view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select", "slice", "split",
-          "split_with_sizes", "chunk", "unbind", "flatten", "unflatten", "alias", "detach", "lift_fresh_copy", "view_as",
-          "expand_as", "narrow", "unsafe_split", "numpy_T", "diagonal", "_unsafe_view", "unfold"}  # fmt: skip
+_VIEWS = set(
+    """
+view reshape permute transpose t unsqueeze squeeze expand select slice split split_with_sizes chunk unbind flatten
+unflatten alias detach lift_fresh_copy view_as expand_as narrow unsafe_split numpy_T diagonal _unsafe_view unfold
+""".split()
+)
 
 
 def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
@@ -26,7 +30,7 @@ def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
     def shape(fake: torch.Tensor) -> list[int]:
         return [_number(s, rows, count) for s in fake.shape]
 
-    name = node.target._schema.name.split("::")[1]
+    name = operator_name(node)
     elements = 0 if name in _VIEWS else sum(math.prod(shape(f)) for f in fakes)
     operands = [shape(a.meta["val"]) for a in _tensor_args(node)]
     madds = _multiply_adds(node, name, operands, [shape(f) for f in fakes])
@@ -63,7 +67,11 @@ def _einsum(equation: str, operands: list[list[int]]) -> int:
     inputs = equation.replace(" ", "").split("->")[0].split(",")
     if "." in equation:
         return 0
-    sizes = {letter: size for term, shape in zip(inputs, operands, strict=False) for letter, size in zip(term, shape, strict=False)}
+    sizes = {
+        letter: size
+        for term, shape in zip(inputs, operands, strict=False)
+        for letter, size in zip(term, shape, strict=False)
+    }
     return math.prod(sizes.values()) if len(inputs) > 1 else 0
 
 
@@ -87,6 +95,3 @@ def _number(size: Any, rows: sympy.Symbol, count: int) -> int:
     value = size.node.expr.subs({rows: count})
     free = {s: count for s in value.free_symbols}
     return int(value.subs(free))
-
-
-__all__ = ["aten", "original_work"]

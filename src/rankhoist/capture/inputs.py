@@ -55,7 +55,9 @@ def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
     try:
         return inspect.signature(forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"the inputs do not fit the model's signature {inspect.signature(forward)}: {error}") from error
+        raise InputError(
+            f"the inputs do not fit the model's signature {inspect.signature(forward)}: {error}"
+        ) from error
 
 
 def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
     if len(set(rows.values())) > 1:
         listing = ", ".join(f"{name}: {count}" for name, count in rows.items())
         raise InputError(f"the example's inputs have different row counts ({listing}); axis 0 must be the same row")
-    count = next(iter(rows.values()))
+    count = int(next(iter(rows.values())))
     if count == 0:
         raise InputError("the example has no rows; pass at least one")
     return count
@@ -131,7 +133,9 @@ def _wanted_columns(names: list[str], context: Context) -> dict[str, Any]:
 
 def _packed(name: str, shape: tuple[int, ...], dtype: torch.dtype, columns: Any) -> InputSpec:
     if len(shape) != 1:
-        raise ContextError(f"input {name!r} has shape [{', '.join(['rows', *map(str, shape)])}]; columns need [rows, columns]")
+        raise ContextError(
+            f"input {name!r} has shape [{', '.join(['rows', *map(str, shape)])}]; columns need [rows, columns]"
+        )
     width = shape[0]
     chosen = range(width)[columns] if isinstance(columns, slice) else list(columns)
     wrong = [c for c in chosen if not isinstance(c, int) or not 0 <= c < width]

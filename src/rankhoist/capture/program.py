@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.inputs import Context, InputSpec, Split, bind, common_rows, mark_context, named_leaves
+from rankhoist.capture.inputs import Context, InputSpec, bind, common_rows, mark_context, named_leaves
 from rankhoist.errors import (
     CaptureError,
     ExportError,
@@ -102,9 +102,7 @@ def capture(
         leaves = named_leaves(bound.arguments)
         common_rows(leaves)
         exported = _export(model, bound)
-
-        def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-            return dict(bind(forward, *_as_call(forward, args, kwargs)).arguments)
+        arguments = _module_arguments(forward)
     else:
         exported = model
         arguments = _exported_arguments(exported)
@@ -122,7 +120,9 @@ def _load(path: Path) -> torch.export.ExportedProgram:
 
 
 def _check_eval_mode(model: nn.Module) -> None:
-    """A wrapper around modules in eval mode may have forgotten its own flag; what it computes is checked in the graph."""
+    """A wrapper around modules in eval mode may have forgotten its own flag; what it computes is checked in the
+    graph.
+    """
     leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()))
     training = [name or "(the model itself)" for name, module in leaves if module.training]
     if training:
@@ -137,7 +137,9 @@ def _example_call(forward: Callable[..., Any], example: Any) -> tuple[tuple[Any,
         return (example,), {}
     if isinstance(example, tuple | list):
         return tuple(example), {}
-    raise InputError(f"example is {type(example).__name__}; pass the tuple of positional inputs or a dict of keyword inputs")
+    raise InputError(
+        f"example is {type(example).__name__}; pass the tuple of positional inputs or a dict of keyword inputs"
+    )
 
 
 def _as_call(
@@ -145,10 +147,20 @@ def _as_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A dict of features is one positional argument where its keys are no parameters of a one-argument model."""
     parameters = list(inspect.signature(forward).parameters.values())
-    if not args and kwargs and len(parameters) == 1 and parameters[0].name not in kwargs:
-        if parameters[0].kind not in (parameters[0].VAR_KEYWORD, parameters[0].VAR_POSITIONAL):
-            return (dict(kwargs),), {}
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    one = len(parameters) == 1 and parameters[0].kind not in variadic
+    if one and not args and kwargs and parameters[0].name not in kwargs:
+        return (dict(kwargs),), {}
     return tuple(args), dict(kwargs)
+
+
+def _module_arguments(
+    forward: Callable[..., Any],
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]:
+    def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(bind(forward, *_as_call(forward, args, kwargs)).arguments)
+
+    return arguments
 
 
 def _exported_arguments(
@@ -187,14 +199,15 @@ def _why_not_exported(model: nn.Module, error: Exception) -> str:
     text = str(error)
     path, kind = _failing_module(model, error)
     if "specialized" in text or "Constraints violated" in text or "constant" in text:
-        cause = "the model fixes the number of rows (it reads the batch size as a Python number, or relates rows to each other)"
+        cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
     elif "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
         cause = "its control flow depends on the values of tensors"
     else:
         cause = f"{type(error).__name__}"
     return (
-        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. Hoist the largest submodule that exports "
-        f"and keep this one outside, or rewrite it without Python control flow on data.\n{text.strip()[:1500]}"
+        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. Hoist the largest submodule that "
+        "exports and keep this one outside, or rewrite it without Python control flow on data.\n"
+        f"{text.strip()[:1500]}"
     )
 
 
@@ -240,12 +253,14 @@ def _program(
     call = exported.module_call_graph[0].signature
     if call is None:
         raise CaptureError("the exported program has no call signature")
-    kinds = {s.arg.name: s for s in signature.output_specs if s.kind is OutputKind.USER_OUTPUT and hasattr(s.arg, "name")}
+    kinds = {
+        s.arg.name: s for s in signature.output_specs if s.kind is OutputKind.USER_OUTPUT and hasattr(s.arg, "name")
+    }
     last = next(node for node in graph.nodes if node.op == "output")
     outputs = [o for o in last.args[0] if not isinstance(o, fx.Node) or o.name in kinds]
+    inputs = {u.name: s for u, s in zip(users, specs, strict=True)}
     return Program(
-        graph, rows, {u.name: s for u, s in zip(users, specs, strict=True)}, weights, outputs, call.out_spec, call.in_spec,
-        arguments,
+        graph, rows, inputs, weights, outputs, call.out_spec, call.in_spec, arguments,
         _floating_dtype([w.tensor for w in weights.values()] + [u.meta["val"] for u in users]),
         next((w.tensor.device for w in weights.values()), torch.device("cpu")), example,
     )  # fmt: skip
@@ -253,7 +268,9 @@ def _program(
 
 def _weight(exported: torch.export.ExportedProgram, spec: Any) -> Weight:
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-        raise UnsupportedModelError(f"the exported program takes an input of kind {spec.kind}; only tensors can be hoisted")
+        raise UnsupportedModelError(
+            f"the exported program takes an input of kind {spec.kind}; only tensors can be hoisted"
+        )
     name = spec.target
     if name in exported.state_dict:
         return Weight(name, exported.state_dict[name].detach(), True)
@@ -270,12 +287,14 @@ def _check_outputs(signature: Any) -> None:
 
 
 def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
-    symbols = {}
+    symbols: dict[str, Any] = {}
     for name, node in users.items():
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor) or value.dim() == 0 or not isinstance(value.shape[0], torch.SymInt):
             shape = list(value.shape) if isinstance(value, torch.Tensor) else value
-            raise CaptureError(f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes)")
+            raise CaptureError(
+                f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes)"
+            )
         if any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
             raise CaptureError(f"input {name!r} has shape {list(value.shape)}: only axis 0, the rows, may be symbolic")
         symbols[name] = value.shape[0].node.expr
@@ -289,29 +308,43 @@ def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
 
 def _check_operators(graph: fx.Graph) -> None:
     for node in graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator)):
-            raise UnsupportedModelError(f"{node.target} in {module_path(node)}: control flow operators cannot be hoisted")
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            base = node.target._schema.name.split("::")[1].rstrip("_")
-            if _in_training_mode(node, base):
-                raise TrainingModeError(f"{node.target} in {module_path(node)} runs in training mode; call model.eval() first")
-            if base in RANDOM:
-                raise UnsupportedModelError(
-                    f"{node.target} in {module_path(node)} draws random numbers in forward, so equal scores have no "
-                    "meaning. Hoist the submodules before and after it."
-                )
+        where = f"{node.target} in {module_path(node) or 'the model itself'}"
+        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise UnsupportedModelError(f"{where}: control flow operators cannot be hoisted")
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if _in_training_mode(node):
+            raise TrainingModeError(f"{where} runs in training mode; call model.eval() first")
+        if operator_name(node).rstrip("_") in RANDOM:
+            raise UnsupportedModelError(
+                f"{where} draws random numbers in forward, so equal scores have no meaning. "
+                "Hoist the submodules before and after it."
+            )
 
 
-def _in_training_mode(node: fx.Node, base: str) -> bool:
+def _in_training_mode(node: fx.Node) -> bool:
     """Active dropout, or statistics of the batch: both make a row's result depend on chance or on other rows."""
-    arguments = {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)} | node.kwargs  # type: ignore[union-attr]
-    if base.endswith("dropout"):
+    names = [a.name for a in overload(node)._schema.arguments]
+    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    if operator_name(node).endswith("dropout"):
         return arguments.get("train") is True and arguments.get("p") != 0.0
-    return "batch_norm" in base and arguments.get("training") is True
+    return "batch_norm" in operator_name(node) and arguments.get("training") is True
+
+
+def overload(node: fx.Node) -> torch._ops.OpOverload:
+    """The ATen operator that a node calls."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        raise CaptureError(f"{node.name} calls {node.target}, which is no ATen operator")
+    return node.target
+
+
+def operator_name(node: fx.Node) -> str:
+    """The operator without namespace and overload: `linear`, `add`."""
+    return str(overload(node)._schema.name).split("::")[1]
 
 
 def module_path(node: fx.Node) -> str:
-    """Path of the module whose `forward` made this node, e.g. `cross.layers.0`; the empty string is the model itself."""
+    """Path of the module whose `forward` made this node, e.g. `cross.layers.0`; empty for the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     return str(paths[-1]) if paths else ""
@@ -320,6 +353,3 @@ def module_path(node: fx.Node) -> str:
 def _floating_dtype(tensors: list[torch.Tensor]) -> torch.dtype:
     floating = [t.dtype for t in tensors if t.is_floating_point()]
     return max(set(floating), key=floating.count) if floating else torch.float32
-
-
-__all__ = ["Program", "Split", "Weight", "capture", "module_path"]

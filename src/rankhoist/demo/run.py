@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def main(data: str | None = None, out: str = "runs/demo", seed: int = 0, candida
     ranking = load_data(data, seed, console)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    results, passed = {}, True
+    results: dict[str, Any] = {}
+    passed = True
     for name in MODEL_NAMES:
         console.rule(name)
         model = _trained(name, ranking, seed, console)
@@ -98,7 +100,9 @@ def _hoist_and_show(
 def _request(ranking: RankingData, seed: int, candidates: int) -> Request:
     """A real user's request, with as many candidates as the catalogue can give."""
     row = ranking.draw_row(seed)
-    available = ranking.log.catalogue.size - len(ranking.builder.items_met(int(ranking.log.users[row]), int(ranking.log.times[row])))
+    available = ranking.log.catalogue.size - len(
+        ranking.builder.items_met(int(ranking.log.users[row]), int(ranking.log.times[row]))
+    )
     return ranking.request(row, max(1, min(candidates, available - 1)))
 
 
@@ -130,7 +134,7 @@ def _compare(model: nn.Module, levels: dict[str, HoistedModel], request: Request
         with torch.inference_mode():
             truth = model(request.rows())
             worst = {n: float((h(inputs) - truth).abs().max()) for n, h in levels.items()}
-            times = interleaved({n: lambda h=h: h(inputs) for n, h in levels.items()}, SECONDS_OF_TIMING)
+            times = interleaved({n: partial(h, inputs) for n, h in levels.items()}, SECONDS_OF_TIMING)
     finally:
         torch.set_num_threads(threads)
     base = times["expand"].median

@@ -31,15 +31,24 @@ PATIENCE = 1  # epochs without a better validation log loss before training stop
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How well a model ranks, in AUC and in nats per row (log loss); the weights kept are those of `best_epoch`."""
+    """How well a model ranks, in AUC and in nats per row (log loss); the weights kept are those of `best_epoch`.
+
+    epoch_losses  validation log loss after each epoch run
+    seconds       wall time, evaluation included
+    """
 
     validation_auc: float
     validation_logloss: float
     test_auc: float
     test_logloss: float
-    epochs: int
+    epoch_losses: tuple[float, ...]
     best_epoch: int
     seconds: float
+
+    @property
+    def epochs(self) -> int:
+        """Epochs run."""
+        return len(self.epoch_losses)
 
 
 def build_model(name: str, data: RankingData, seed: int = 0) -> nn.Module:
@@ -56,7 +65,7 @@ def train(
     model: nn.Module,
     data: RankingData,
     *,
-    epochs: int = 3,
+    epochs: int = 2,
     batch_size: int = 512,
     seed: int = 0,
     progress: bool = True,
@@ -73,23 +82,23 @@ def train(
     steps = epochs * -(-data.train.stop // batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1.0 / steps, total_iters=steps)
     shuffle = torch.Generator().manual_seed(seed)
-    best_loss, best_epoch, epoch = float("inf"), 0, 0
-    best_state = copy.deepcopy(model.state_dict())
+    losses: list[float] = []
+    best_epoch, best_state = 0, copy.deepcopy(model.state_dict())
     with _seeded(seed), _progress_bar(progress) as bar:
-        task = bar.add_task(type(model).__name__, total=steps, loss=best_loss)
+        task = bar.add_task(type(model).__name__, total=steps, loss=float("nan"))
         for epoch in range(1, epochs + 1):
             for rows in torch.randperm(data.train.stop, generator=shuffle).split(batch_size):
                 _step(model, optimizer, data, rows)
                 schedule.step()
                 bar.advance(task)
-            loss = log_loss(data.labels[data.validation], predict(model, data, data.validation))
-            bar.update(task, loss=loss)
-            if loss < best_loss:
-                best_loss, best_epoch, best_state = loss, epoch, copy.deepcopy(model.state_dict())
+            losses.append(log_loss(data.labels[data.validation], predict(model, data, data.validation)))
+            bar.update(task, loss=losses[-1])
+            if losses[-1] <= min(losses):
+                best_epoch, best_state = epoch, copy.deepcopy(model.state_dict())
             elif epoch - best_epoch >= PATIENCE:
                 break
     model.load_state_dict(best_state)
-    return _evaluate(model, data, epoch, best_epoch, started)
+    return _evaluate(model, data, tuple(losses), best_epoch, started)
 
 
 def predict(model: nn.Module, data: RankingData, rows: slice) -> Tensor:
@@ -143,14 +152,16 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, data: RankingData,
     optimizer.step()
 
 
-def _evaluate(model: nn.Module, data: RankingData, epochs: int, best_epoch: int, started: float) -> TrainResult:
+def _evaluate(
+    model: nn.Module, data: RankingData, losses: tuple[float, ...], best_epoch: int, started: float
+) -> TrainResult:
     validation, test = predict(model, data, data.validation), predict(model, data, data.test)
     return TrainResult(
         validation_auc=auc(data.labels[data.validation], validation),
         validation_logloss=log_loss(data.labels[data.validation], validation),
         test_auc=auc(data.labels[data.test], test),
         test_logloss=log_loss(data.labels[data.test], test),
-        epochs=epochs,
+        epoch_losses=losses,
         best_epoch=best_epoch,
         seconds=time.perf_counter() - started,
     )

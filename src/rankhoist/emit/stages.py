@@ -23,7 +23,9 @@ from rankhoist.errors import UnsupportedModelError
 
 @dataclass
 class Stage:
-    """One emitted graph and what it reads: `leaves` are weight, constant or input names, `nodes` come from earlier stages."""
+    """One emitted graph and what it reads: `leaves` are weight, constant or input names, `nodes` come from earlier
+    stages.
+    """
 
     module: fx.GraphModule
     leaves: list[str]
@@ -62,7 +64,9 @@ def emit(outputs: Sequence[Any], constants: dict[str, torch.Tensor], rows: sympy
     )  # fmt: skip
 
 
-def _stage(nodes: Sequence[Node], results: Sequence[Any], earlier: Sequence[Node], rows: sympy.Symbol, name: str) -> Stage:
+def _stage(
+    nodes: Sequence[Node], results: Sequence[Any], earlier: Sequence[Node], rows: sympy.Symbol, name: str
+) -> Stage:
     writer = _Writer(rows)
     needed = {x.index for n in nodes for x in inputs_of(n)} | {r.index for r in results if isinstance(r, Node)}
     own = {n.index for n in nodes}
@@ -110,7 +114,9 @@ class _Writer:
             return
         args = tuple(self.argument(a) for a in node.args)
         kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}
-        self.values[node.index] = self.graph.create_node("call_function", node.op, args, kwargs, name=node.source or None)  # type: ignore[arg-type]
+        self.values[node.index] = self.graph.create_node(
+            "call_function", node.op, args, kwargs, name=node.source or None
+        )
 
     def argument(self, value: Any) -> Any:
         if isinstance(value, Node):
@@ -137,5 +143,3 @@ class _Writer:
         for part in expr.args[1:]:
             result = self.graph.call_function(operators[type(expr)], (result, self._size(part, measured)))
         return result
-
-

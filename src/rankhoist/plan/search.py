@@ -18,7 +18,6 @@ from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.capture import Program
 from rankhoist.rules import all_rules, lookups
 
-
 SECONDS = 20.0  # the search stops here with the best plan so far
 
 

@@ -9,12 +9,13 @@ from torch import fx
 from rankhoist.algebra import grid
 from rankhoist.algebra.forms import ROW, Form
 from rankhoist.algebra.interpret import Decline, Interpreter, Opaque, RowNumber
+from rankhoist.capture.program import overload
 
 
 def named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments by schema name, defaults filled in."""
     values = {}
-    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for i, argument in enumerate(overload(node)._schema.arguments):
         if i < len(args):
             values[argument.name] = args[i]
         elif argument.name in kwargs:

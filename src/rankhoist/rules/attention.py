@@ -1,10 +1,13 @@
-"""Softmax over mixed blocks, and attention. Law (log-sum-exp): blocks are normalised by themselves and rescaled,
+"""Softmax over mixed blocks, and attention.
+
+Law (log-sum-exp): blocks are normalised by themselves and rescaled,
 
     softmax(x)_b = exp(x_b - m_b) * g_b,   g_b = exp(m_b - M) / sum_b' S_b' exp(m_b' - M),
 
-with the running max `m_b` and sum `S_b` of each block and `M = max m_b`. For a context block everything but the scalar `g_b`
-is computed once per request, and `g_b` is an atom of width 1: the form survives the product with the values.
-Source: rank-aware decomposition (arXiv 2605.27450), section 4.3, made exact for scores that exist per candidate only in part.
+with the running max `m_b` and sum `S_b` of each block and `M = max m_b`. For a context block everything but the scalar
+`g_b` is computed once per request, and `g_b` is an atom of width 1: the form survives the product with the values.
+Source: rank-aware decomposition (arXiv 2605.27450), section 4.3, made exact for scores that exist per candidate
+only in part.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
     peaks = [_reduce(c, aten.amax.default, part, dim) for part in parts]
     lowest = torch.finfo(value.dtype).min  # a fully masked block has peak -inf, and -inf - -inf is no number
     peaks = [apply_op(c, aten.clamp_min.default, [p, lowest]) for p in peaks]
-    powers = [apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [x, p])]) for x, p in zip(parts, peaks, strict=True)]
+    powers = [
+        apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [x, p])]) for x, p in zip(parts, peaks, strict=True)
+    ]
     sums = [c.pure(grid.with_axes(grid.sum_dims(c.b, p, [dim]), [axis])) for p in powers]
     peak = reduce(lambda x, y: apply_op(c, aten.maximum.default, [x, y]), peaks)
     shares = [apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [p, peak])]) for p in peaks]
@@ -91,7 +96,9 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     scale = a["scale"] if a["scale"] is not None else width**-0.5
     scores = contract(c, (q, k), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
     mask = _mask(c, a, scores)
-    scores = grid.total(c.b, [scores, mask] if mask is not None else [scores], q.dtype, (scale, 1.0)[: 1 + (mask is not None)])
+    scores = grid.total(
+        c.b, [scores, mask] if mask is not None else [scores], q.dtype, (scale, 1.0)[: 1 + (mask is not None)]
+    )
     scores = grid.ordered(c.pure(scores))
     last = scores.layout[-1][0]
     whole = tidy(c, scores)

@@ -1,6 +1,7 @@
 """Products that sum: linear, matmul, einsum. Law: `W [c; k] = W_c c + W_k k`, and, for two forms, blocks times blocks.
 
-Sources: MaRI (arXiv 2602.23105) for a weight and a concatenation; rank-aware decomposition (arXiv 2605.27450) for pairs.
+Sources: MaRI (arXiv 2602.23105) for a weight and a concatenation; rank-aware decomposition (arXiv 2605.27450) for
+pairs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Lookups: tables read by ids, and elements chosen by index. Law: a lookup of blocks of ids is the blocks of the lookup."""
+"""Lookups: tables read by ids, and elements chosen by index. Law: a lookup of blocks of ids is the blocks of the
+lookup.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from rankhoist.algebra.contract import settle
 from rankhoist.algebra.forms import ROW, Factor, Form, Label, one_block, whole
 from rankhoist.algebra.interpret import Decline, Interpreter, RowNumber, Value
 from rankhoist.algebra.ir import Rate, aten
+from rankhoist.capture.program import overload
 from rankhoist.rules.arguments import axis_of, dim_of, form, integer, named, tidy
 from rankhoist.rules.table import table
 
@@ -26,7 +29,9 @@ def embedding(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     if weight.rate is not Rate.WEIGHT or weight.has_rows:
         raise Decline("the table is no weight")
     read = grid.materialise(c.b, weight, c.workload)
-    return _looked_up(c, tidy(c, ids), weight.dtype, weight.sizes[1:], lambda f: (aten.embedding.default, (read, f.node)))
+    return _looked_up(
+        c, tidy(c, ids), weight.dtype, weight.sizes[1:], lambda f: (aten.embedding.default, (read, f.node))
+    )
 
 
 def _looked_up(c: Interpreter, ids: Form, dtype: torch.dtype, extra: tuple[int, ...], call: Any) -> Form:
@@ -37,7 +42,8 @@ def _looked_up(c: Interpreter, ids: Form, dtype: torch.dtype, extra: tuple[int, 
         op, given = call(f)
         made = c.b.call(op, given, f.node.rate, (*f.node.shape, *extra), dtype)
         new = tuple(Label(n) for n in extra)
-        blocks[(*cell, *(0 for _ in extra))] = one_block(Factor(made, (*f.labels, *new)), (*block.labels, *((x,) for x in new)))
+        labels = (*block.labels, *((x,) for x in new))
+        blocks[cell + (0,) * len(extra)] = one_block(Factor(made, (*f.labels, *new)), labels)
     depth = len(ids.dims)
     layout = (*ids.layout, *((depth + i,) for i in range(len(extra))))
     return Form((*ids.dims, *(whole(n) for n in extra)), blocks, layout, dtype)
@@ -59,7 +65,8 @@ def bucketize(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     blocks = {}
     for cell, block in tidy(c, value).blocks.items():
         f = settle(c.b, block, c.workload).factor
-        made = c.b.call(node.target, (f.node, read, *args[2:]), f.node.rate, f.node.shape, node.meta["val"].dtype, kwargs=kwargs)  # type: ignore[arg-type]
+        given = (f.node, read, *args[2:])
+        made = c.b.call(overload(node), given, f.node.rate, f.node.shape, node.meta["val"].dtype, kwargs=kwargs)
         blocks[cell] = one_block(Factor(made, f.labels), block.labels)
     return replace(tidy(c, value), blocks=blocks, dtype=node.meta["val"].dtype)
 
@@ -71,7 +78,9 @@ def index_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[
 
 
 def index(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`x[..., i, j, ...]`: constant indices move positions; ids read a weight; "my own row" reads every row for itself."""
+    """`x[..., i, j, ...]`: constant indices move positions; ids read a weight; "my own row" reads every row for
+    itself.
+    """
     value = form(args[0])
     chosen = [(axis, i) for axis, i in enumerate(args[1]) if i is not None]
     if any(isinstance(i, RowNumber) for _, i in chosen):
@@ -96,7 +105,9 @@ def _constant_index(c: Interpreter, value: Form, axes: list[int], constants: lis
     value = grid.ordered(value)
     dims = [dim_of(value, axis) for axis in axes]
     sizes = [value.sizes[d] for d in dims]
-    wrapped = [np.where(p.numpy() < 0, p.numpy() + n, p.numpy()).reshape(-1) for p, n in zip(points, sizes, strict=True)]
+    wrapped = [
+        np.where(p.numpy() < 0, p.numpy() + n, p.numpy()).reshape(-1) for p, n in zip(points, sizes, strict=True)
+    ]
     flat = np.ravel_multi_index(wrapped, sizes)
     first = value.layout[: axes[0]]
     merged = grid.merge_dims(c.b, replace(value, layout=_merged_layout(value, axes, dims[0])), dims[0], len(dims))
@@ -182,7 +193,7 @@ def masked_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
 
 
 def row_number(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` marks where the own row begins in rows of length L."""
+    """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` where the own row begins among rows of length L."""
     a = named(node, args, kwargs)
     if a.get("start", 0) not in (0, None) or c.shape(node.meta["val"]) != [(1, True)]:
         raise Decline("counts over the rows")
@@ -195,7 +206,11 @@ def embedding_bag(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
     ids, offsets, weights = form(a["indices"]), a["offsets"], a.get("per_sample_weights")
     shapes = [f.layout for f in (ids, *([form(weights)] if weights is not None else []))]
     length = math.prod(ids.sizes)
-    if not isinstance(offsets, RowNumber) or any(len(x) != 1 or x[0][0] != ROW for x in shapes) or offsets.step != length:
+    if (
+        not isinstance(offsets, RowNumber)
+        or any(len(x) != 1 or x[0][0] != ROW for x in shapes)
+        or offsets.step != length
+    ):
         raise Decline("bags given by offsets may cross rows")
     if form(a["weight"]).rate is not Rate.WEIGHT:
         raise Decline("the table is no weight")

@@ -5,8 +5,8 @@ Law 2: a row norm over mixed blocks takes its statistics from those of the block
 
     mean = sum_b n_b mean_b / n,    n var = sum_b M2_b + n_b (mean_b - mean)^2,
 
-and is then `(x - mean) * s * weight + bias` with atoms `s` and `mean s` of width 1: a linear map that follows never sees the
-normalised values. Context blocks contribute their statistics once per request.
+and is then `(x - mean) * s * weight + bias` with atoms `s` and `mean s` of width 1: a linear map that follows never
+sees the normalised values. Context blocks contribute their statistics once per request.
 """
 
 from __future__ import annotations

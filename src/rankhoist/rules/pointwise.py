@@ -1,4 +1,6 @@
-"""Elementwise operators. Law: `f` of blocks is the blocks of `f`; arithmetic with a request-rate operand keeps the form."""
+"""Elementwise operators. Law: `f` of blocks is the blocks of `f`; arithmetic with a request-rate operand keeps the
+form.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from rankhoist.algebra.contract import arrange, settle, small_product
 from rankhoist.algebra.forms import Block, Factor, Form, Labels, Term, one_block, plain, row_layout
 from rankhoist.algebra.interpret import Interpreter, Level, Value
 from rankhoist.algebra.ir import aten
+from rankhoist.capture.program import operator_name
 from rankhoist.rules.arguments import form, named, tidy
 from rankhoist.rules.table import table
 
@@ -22,6 +25,8 @@ ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def elementwise(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`f(x, y, ...)`: block by block, each at the rate of its own operands."""
+    if not isinstance(node.meta["val"], torch.Tensor):
+        raise grid.Decline("makes several tensors")
     return _blockwise(c, node.target, args, kwargs, node.meta["val"].dtype)
 
 
@@ -49,7 +54,9 @@ def prelu(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
 
 
 def _forms(c: Interpreter, args: Sequence[Value]) -> tuple[list[Form], list[int]]:
-    places = [i for i, a in enumerate(args) if not isinstance(a, int | float | bool | complex | None | list | torch.dtype)]
+    places = [
+        i for i, a in enumerate(args) if not isinstance(a, int | float | bool | complex | None | list | torch.dtype)
+    ]
     return [tidy(c, form(args[i])) for i in places], places
 
 
@@ -76,7 +83,11 @@ def _all_labels(block: Block, factors: Sequence[Factor]) -> Labels:
 
 
 def _plain(kwargs: dict[str, Value]) -> dict[str, Any]:
-    return {k: v for k, v in kwargs.items() if k not in ("layout", "device", "pin_memory", "memory_format") and v is not None}
+    return {
+        k: v
+        for k, v in kwargs.items()
+        if k not in ("layout", "device", "pin_memory", "memory_format") and v is not None
+    }
 
 
 def identity(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -108,20 +119,24 @@ def to_dtype(c: Interpreter, value: Form, dtype: torch.dtype) -> Form:
 
 def add(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x + alpha y`: terms side by side."""
-    alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
-    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, float(alpha))))
+    alpha = _alpha(args, kwargs)
+    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, alpha)))
 
 
 def subtract(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x - alpha y`: terms side by side."""
-    alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
-    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, -float(alpha))))
+    alpha = _alpha(args, kwargs)
+    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, -alpha)))
 
 
 def subtract_from(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`y - alpha x`: terms side by side."""
-    alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
-    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (-float(alpha), 1.0)))
+    alpha = _alpha(args, kwargs)
+    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (-alpha, 1.0)))
+
+
+def _alpha(args: list[Value], kwargs: dict[str, Value]) -> float:
+    return float(kwargs["alpha"] if "alpha" in kwargs else args[2] if len(args) > 2 else 1)
 
 
 def negate(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -193,7 +208,7 @@ def _product(blocks: list[Block]) -> Block | None:
 def fill(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`full`, `zeros_like`, ...: one number, constant along every axis, whatever the row count."""
     fake = node.meta["val"]
-    name = node.target._schema.name.split("::")[1]  # type: ignore[union-attr]
+    name = operator_name(node)
     value: Any = 1 if "ones" in name else 0
     if "full" in name or name == "scalar_tensor":
         value = named(node, args, kwargs).get("fill_value", args[0] if name == "scalar_tensor" else None)
@@ -202,19 +217,23 @@ def fill(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Val
     return grid.constant_form(c.b, value, fake.dtype, c.shape(fake))
 
 
-UNARY = """abs acos acosh asin asinh atan atanh bitwise_not ceil celu clamp clamp_min clamp_max clip cos cosh deg2rad digamma elu
-erf erfc erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan
-isneginf isposinf leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num positive rad2deg
-reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit sqrt
-square tan tanh tanhshrink threshold trunc bitwise_left_shift bitwise_right_shift log_sigmoid_forward"""
-BINARY = """atan2 bitwise_and bitwise_or bitwise_xor copysign eq equal_ floor_divide fmax fmin fmod ge gt heaviside hypot le lerp
-logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum minimum ne nextafter pow remainder
-special_xlogy true_divide where xlogy __and__ __or__ __xor__ __lshift__ __rshift__ addcmul addcdiv greater greater_equal
-less less_equal not_equal multiply subtract"""
+UNARY = """
+abs acos acosh asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clip cos cosh deg2rad digamma
+elu erf erfc erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf
+isnan isneginf isposinf leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
+positive rad2deg reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus
+softshrink special_expit sqrt square tan tanh tanhshrink threshold trunc
+"""
+SEVERAL = """
+__and__ __lshift__ __or__ __rshift__ __xor__ addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or
+bitwise_right_shift bitwise_xor copysign eq floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot
+le lerp less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum minimum
+multiply ne nextafter not_equal pow remainder special_xlogy subtract true_divide where xlogy
+"""
 
 RULES = table([
-    (UNARY + " " + BINARY, elementwise),
-    ("clone alias detach lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout requires_grad_", identity),
+    (UNARY + SEVERAL, elementwise),
+    ("clone alias detach lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout", identity),
     ("_to_copy to type_as _cast_Float float", cast),
     ("prelu _prelu_kernel", prelu),
     ("add", add),
@@ -223,5 +242,6 @@ RULES = table([
     ("neg", negate),
     ("mul", multiply),
     ("div", divide),
-    ("full full_like new_full zeros zeros_like new_zeros ones ones_like new_ones empty empty_like new_empty scalar_tensor", fill),
+    ("full full_like new_full zeros zeros_like new_zeros ones ones_like new_ones", fill),
+    ("empty empty_like new_empty scalar_tensor", fill),
 ])  # fmt: skip

@@ -14,6 +14,7 @@ from rankhoist.algebra.contract import arrange, settle
 from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, cells, one_block, whole
 from rankhoist.algebra.interpret import Decline, Interpreter, Value
 from rankhoist.algebra.ir import Node
+from rankhoist.capture.program import overload
 from rankhoist.rules.arguments import axis_of, form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC, elementwise
 from rankhoist.rules.table import table
@@ -58,7 +59,7 @@ def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
     value = form(a["self"] if "self" in a else args[0])
     dims = dims_of(value, a[key] if key else None)
     fakes = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    schema = overload(node)._schema.arguments
     shown = [a[x.name] for x in schema if not x.kwarg_only]
     extra = {x.name: a[x.name] for x in schema if x.kwarg_only and a[x.name] is not None}
     at = next((i for i, x in enumerate(schema) if x.name == key), None)
@@ -67,7 +68,7 @@ def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
         given = [x, *shown[1:]]
         if at is not None:
             given[at] = axes[0] if isinstance(shown[at], int) else axes
-        made = c.b.call(node.target, given, x.rate, shape[0], fakes[0].dtype, kwargs=extra)  # type: ignore[arg-type]
+        made = c.b.call(overload(node), given, x.rate, shape[0], fakes[0].dtype, kwargs=extra)
         if isinstance(node.meta["val"], torch.Tensor):
             return [made]
         import operator
@@ -109,8 +110,12 @@ def by_blocks(
         for result, s, m in zip(results, own, made, strict=True):
             labels = [Label(n) if d in dims else flat[d] for d, n in enumerate(s)]
             axes = [labels[d] for d, n in enumerate(s) if n >= 0]
-            m = c.b.reshape(m, [x.size for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d]])
-            factor = Factor(m, tuple(x for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d]))
+            m = c.b.reshape(
+                m, [x.size for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d]]
+            )
+            factor = Factor(
+                m, tuple(x for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d])
+            )
             result[tuple(k for d, k in enumerate(cell) if s[d] >= 0)] = one_block(factor, tuple((x,) for x in axes))
     return [_form(value, s, r, dtype, dims) for s, r, dtype in zip(sizes, results, dtypes, strict=True)]
 
@@ -140,8 +145,8 @@ def _form(value: Form, sizes: list[int | None], blocks: dict[Any, Block], dtype:
 RULES = table([
     ("sum", total),
     ("mean", mean),
-    ("log_softmax _log_softmax cumsum cumprod logcumsumexp max min amax amin argmax argmin sort argsort topk "
-     "logsumexp any all prod var std linalg_vector_norm norm median nanmedian kthvalue mode nansum count_nonzero cummax cummin",
-     along),
+    ("log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk kthvalue", along),
+    ("max min amax amin argmax argmin logsumexp any all prod var std linalg_vector_norm norm", along),
+    ("median nanmedian mode nansum count_nonzero", along),
 ])  # fmt: skip
 RULES |= {torch.ops.aten.max.other: elementwise, torch.ops.aten.min.other: elementwise}

@@ -1,4 +1,6 @@
-"""Operators that treat one axis as a batch. Law: rows on the batch axis never meet, so they run at their operands' rate."""
+"""Operators that treat one axis as a batch. Law: rows on the batch axis never meet, so they run at their operands'
+rate.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,14 @@ from torch import fx
 
 from rankhoist.algebra.forms import ROW, Form
 from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.capture.program import operator_name
 from rankhoist.rules.arguments import form, named
 from rankhoist.rules.table import table
 
 
 def batch_first(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Convolution, pooling and the like: axis 0 is the batch; weights have no rows."""
-    depth = {"conv1d": 3, "conv2d": 4, "conv3d": 5}.get(_name(node))
+    depth = {"conv1d": 3, "conv2d": 4, "conv3d": 5}.get(operator_name(node))
     first = form(args[0])
     if depth is not None and len(first.layout) != depth:
         raise Decline("a convolution without a batch axis")
@@ -26,7 +29,7 @@ def batch_first(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[s
 def pooling(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Pooling works on the last axes only."""
     value = form(args[0])
-    last = 2 if "2d" in _name(node) else 1
+    last = 2 if "2d" in operator_name(node) else 1
     if any(ROW in e for e in value.layout[len(value.layout) - last :]):
         raise Decline("pools over the rows")
     return c.run_rowwise(node, args, kwargs)
@@ -35,7 +38,9 @@ def pooling(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, 
 def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`scaled_dot_product_attention` over the last two axes; rows are in an axis before."""
     a = named(node, args, kwargs)
-    operands = [form(a[k]) for k in ("query", "key", "value")] + ([form(a["attn_mask"])] if a["attn_mask"] is not None else [])
+    operands = [form(a[k]) for k in ("query", "key", "value")] + (
+        [form(a["attn_mask"])] if a["attn_mask"] is not None else []
+    )
     depth = max(len(o.layout) for o in operands)
     places = {axis + depth - len(o.layout) for o in operands for axis, e in enumerate(o.layout) if ROW in e}
     folds = {tuple(o.sizes[d] if d != ROW else ROW for d in e) for o in operands for e in o.layout if ROW in e}
@@ -59,7 +64,8 @@ def recurrent(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
 
 
 def _check_rows(value: Form, axis: int) -> None:
-    if any(ROW in entry and (i != axis or entry[0] != ROW and len(entry) > 1) for i, entry in enumerate(value.layout)):
+    elsewhere = any(ROW in entry for i, entry in enumerate(value.layout) if i != axis)
+    if elsewhere or (ROW in value.layout[axis] and value.layout[axis][0] != ROW):
         raise Decline(f"rows are not on axis {axis}")
 
 
@@ -69,10 +75,6 @@ def _forms(value: Any) -> list[Form]:
     if isinstance(value, list | tuple):
         return [f for v in value for f in _forms(v)]
     return []
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target._schema.name.split("::")[1])  # type: ignore[union-attr]
 
 
 RULES = table([

@@ -50,13 +50,17 @@ def _groups(items: list[int], shape: Sequence[Extent]) -> list[tuple[list[int], 
     groups = []
     i = k = 0
     while i < len(items) or k < len(shape):
-        own, axes = [], []
+        own: list[int] = []
+        axes: list[Extent] = []
         left, right = (1, 0), (1, 0)
         while True:
-            if own or axes:
-                if left == right:
-                    break
-            if i < len(items) and (not own or _behind(left, right)) and not (not own and k < len(shape) and shape[k] == (1, False)):
+            if (own or axes) and left == right:
+                break
+            if (
+                i < len(items)
+                and (not own or _behind(left, right))
+                and not (not own and k < len(shape) and shape[k] == (1, False))
+            ):
                 own.append(items[i])
                 left = (left[0], left[1] + 1) if items[i] == ROW else (left[0] * items[i], left[1])
                 i += 1
@@ -80,7 +84,9 @@ def _behind(left: tuple[int, int], right: tuple[int, int]) -> bool:
 def _regroup(
     c: Interpreter, value: Form, dim: int, own: list[int], axes: list[Extent]
 ) -> tuple[Form, list[tuple[int, ...]], int]:
-    """Rearrange the dims of one group; returns the layout entries of its axes (dims counted from `dim`) and their number."""
+    """Rearrange the dims of one group; returns the layout entries of its axes (dims counted from `dim`) and their
+    number.
+    """
     if ROW not in own:
         merged = grid.merge_dims(c.b, value, dim, len(own))
         if not axes:
@@ -274,7 +280,9 @@ def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
     """Forms side by side along an axis that holds no rows."""
     forms = [grid.ordered(f) for f in forms]
     dim = dim_of(forms[0], axis)
-    shapes = {tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms}
+    shapes = {
+        tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms
+    }
     if len(shapes) > 1:
         raise Decline("joins tensors that fold rows differently")
     for other in range(len(forms[0].dims)):
@@ -285,7 +293,7 @@ def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
     offset = 0
     for f in forms:
         for cell, block in f.blocks.items():
-            blocks[(*cell[:dim], cell[dim] + len(segments), *cell[dim + 1 :])] = block
+            blocks[grid.replaced(cell, dim, cell[dim] + len(segments))] = block
         segments += [positions + offset for positions in f.dims[dim]]
         offset += f.sizes[dim]
     dims = (*forms[0].dims[:dim], tuple(segments), *forms[0].dims[dim + 1 :])

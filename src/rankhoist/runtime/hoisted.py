@@ -15,6 +15,7 @@ from rankhoist.capture.inputs import named_leaves
 from rankhoist.emit import Stages, emit
 from rankhoist.errors import InputError, WeightsError
 from rankhoist.plan import Plan
+from rankhoist.report import Report, make_report
 from rankhoist.runtime.retarget import retarget
 
 Offsets = Tensor | Sequence[int]
@@ -77,6 +78,10 @@ class HoistedModel(nn.Module):
         """Where its weights are."""
         return self._device
 
+    def report(self) -> Report:
+        """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
+        return make_report(self.plan)
+
     # -- calls
 
     def forward(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
@@ -108,10 +113,15 @@ class HoistedModel(nn.Module):
         return self._prepare(self._by_name(context_inputs, ("context", "packed"), "context"))
 
     def score(
-        self, state: RequestState, candidate_inputs: Mapping[str, Any] | Sequence[Any], request_offsets: Offsets | None = None
+        self,
+        state: RequestState,
+        candidate_inputs: Mapping[str, Any] | Sequence[Any],
+        request_offsets: Offsets | None = None,
     ) -> Any:
         """Scores of N candidates `{name: [N, ...]}` for a prepared state, as often as you like."""
-        return self._score(state, self._by_name(candidate_inputs, ("candidate", "packed"), "candidate"), request_offsets)
+        return self._score(
+            state, self._by_name(candidate_inputs, ("candidate", "packed"), "candidate"), request_offsets
+        )
 
     def _by_name(self, inputs: Any, roles: tuple[str, ...], what: str) -> dict[str, Any]:
         names = [s.name for s in self.program.inputs.values() if s.role in roles]
@@ -141,11 +151,15 @@ class HoistedModel(nn.Module):
         given = self._leaf_tensors(state.weights, candidate, ".candidate")
         stage = self.stages.candidate
         known = state.weights.folded | state.tensors
-        made = stage.module(rows, owner, offsets, *(known[i] for i in stage.nodes), *(given(name) for name in stage.leaves))
+        made = stage.module(
+            rows, owner, offsets, *(known[i] for i in stage.nodes), *(given(name) for name in stage.leaves)
+        )
         return pytree.tree_unflatten(list(made), self.program.out_spec)
 
     def _leaf_tensors(self, weights: _Weights, inputs: dict[str, Tensor], suffix: str) -> Callable[[str], Tensor]:
-        by_leaf = {p + (suffix if s.role == "packed" else ""): inputs.get(s.name) for p, s in self.program.inputs.items()}
+        by_leaf = {
+            p + (suffix if s.role == "packed" else ""): inputs.get(s.name) for p, s in self.program.inputs.items()
+        }
 
         def given(name: str) -> Tensor:
             tensor = by_leaf.get(name)
@@ -157,14 +171,20 @@ class HoistedModel(nn.Module):
         """Check block boundaries; one request needs neither owners nor offsets."""
         if offsets is None:
             if requests != 1:
-                raise InputError(f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries")
+                raise InputError(
+                    f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries"
+                )
             return None, None
         bounds = torch.as_tensor(offsets, dtype=torch.int64)
         if bounds.dim() != 1 or len(bounds) != requests + 1:
-            raise InputError(f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests")
+            raise InputError(
+                f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests"
+            )
         counts = bounds.diff()
         if int(bounds[0]) != 0 or int(bounds[-1]) != rows or bool((counts < 0).any()):
-            raise InputError(f"request_offsets must rise from 0 to {rows} (the candidate rows), got {bounds.tolist()[:20]}")
+            raise InputError(
+                f"request_offsets must rise from 0 to {rows} (the candidate rows), got {bounds.tolist()[:20]}"
+            )
         if requests == 1:
             return None, None
         owner = torch.repeat_interleave(torch.arange(requests), counts)
@@ -175,7 +195,9 @@ class HoistedModel(nn.Module):
         specs = {s.name: s for s in self.program.inputs.values()}
         rows: dict[str, int] = {}
         for name, tensor in inputs.items():
-            _check_input(specs[name], tensor, what, self._dtype if specs[name].dtype == self.program.dtype else specs[name].dtype)
+            _check_input(
+                specs[name], tensor, what, self._dtype if specs[name].dtype == self.program.dtype else specs[name].dtype
+            )
             rows[name] = tensor.shape[0]
         if len(set(rows.values())) > 1:
             listing = ", ".join(f"{name}: {count}" for name, count in rows.items())
@@ -185,7 +207,8 @@ class HoistedModel(nn.Module):
     # -- weights
 
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
-        """New weights for the same model: re-runs the weights stage; calls under way keep the version they started with.
+        """New weights for the same model: re-runs the weights stage; calls under way keep the version they started
+        with.
 
         Raises:
             WeightsError: names or shapes differ, or a buffer that the plan was made from (an index, a mask) changed.
@@ -202,7 +225,9 @@ class HoistedModel(nn.Module):
                 raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
             new = new.to(device=old.device, dtype=old.dtype)
             if placeholder in self.plan.interpreter.memo.pinned and not torch.equal(new, old):
-                raise WeightsError(f"{name!r} selects positions, which the plan is made for; hoist the new model instead")
+                raise WeightsError(
+                    f"{name!r} selects positions, which the plan is made for; hoist the new model instead"
+                )
             original[placeholder] = new
         self._install(original, self._weights.constants)
 
@@ -243,5 +268,7 @@ def _check_input(spec: InputSpec, tensor: Any, what: str, dtype: torch.dtype) ->
         expected = ", ".join(["rows", *map(str, shape)])
         raise InputError(f"{what} input {spec.name!r} has shape {list(tensor.shape)}, expected [{expected}]")
     floating = dtype.is_floating_point
-    if tensor.dtype != dtype and (floating or tensor.is_floating_point() or (dtype == torch.bool) != (tensor.dtype == torch.bool)):
+    if tensor.dtype != dtype and (
+        floating or tensor.is_floating_point() or (dtype == torch.bool) != (tensor.dtype == torch.bool)
+    ):
         raise InputError(f"{what} input {spec.name!r} has dtype {tensor.dtype}, expected {dtype}")
