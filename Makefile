@@ -10,10 +10,10 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test test-all bench lint format clean
 
 help: ## print what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  ARGS=...      is passed on, for example: make test ARGS='-k linear'"
 	@echo "  PYTHON=...    makes .venv with another interpreter (3.10 or newer)"
 
@@ -23,9 +23,12 @@ demo: $(VENV)/.run ## hoist an example model and show what it saves
 test: $(VENV)/.dev ## run the tests: two workers, one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
+test-all: $(VENV)/.dev ## run the slow tests too: every public model
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m '' $(ARGS)
+
 bench: $(VENV)/.run ## time the demo model at every level
-	@test -f benchmarks/demo_levels.py || { echo "bench: benchmarks/demo_levels.py is not in this checkout" >&2; exit 1; }
-	@$(BIN)/python benchmarks/demo_levels.py $(ARGS)
+	@test -f benchmarks/levels.py || { echo "bench: benchmarks/levels.py is not in this checkout" >&2; exit 1; }
+	@$(BIN)/python benchmarks/levels.py $(ARGS)
 
 lint: $(VENV)/.dev ## check format, style and types
 	@$(BIN)/ruff format --check .

@@ -154,6 +154,9 @@ def _best(factors: Sequence[Factor], visible: Collection[Label], workload: Workl
             right = subset ^ left
             if left > right:
                 cost = workload.of(rate[subset]) * _product_units(kept[left], kept[right], kept[subset])
+                if rate[subset] is not Rate.WEIGHT:
+                    # Weights multiplied out beforehand are free to compute but not to read, once per call.
+                    cost += sum(_size(list(kept[s])) for s in (left, right) if rate[s] is Rate.WEIGHT)
                 options.append((best[left][0] + best[right][0] + cost, (best[left][1], best[right][1])))
             left = (left - 1) & subset
         best[subset] = min(options, key=lambda o: o[0])

@@ -6,7 +6,7 @@
 | context | `history` | ids [20] | latest items met, newest first |
 | context | `liked`, `disliked` | ids [20] | latest items liked, and met but not liked |
 | context | `favourite_genres` | ids [3] | genres liked most often |
-| context | `genre_taste` | dense [2G] | share of each genre in the past; how much more it is liked than the user's average |
+| context | `genre_taste` | dense [2G] | each genre's share of the past; how much more it is liked than average |
 | context | `user_stats` | dense [6] | see `USER_STATS` |
 | context | `hour`, `weekday` | id | UTC |
 | candidate | `movie_id` | id | the item |
@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rankhoist.data.log import DAY, FloatArray, InteractionLog, IntArray, day_of_week, hour_of_day
+from rankhoist.data.log import DAY, FloatArray, IntArray, InteractionLog, day_of_week, hour_of_day
 from rankhoist.data.prior import PriorItems, PriorSums
 
 Side = Literal["context", "candidate"]

@@ -91,9 +91,15 @@ class InteractionLog:
         stop = int(np.searchsorted(self.times, time, side="left"))
         users = self.users[:stop]
         names = self.user_names[: int(users.max(initial=0)) + 1]
-        columns = (column[:stop] for column in (self.items, self.times, self.values, self.liked))
-        items, times, values, liked = columns
-        return InteractionLog(users, items, times, values, liked, names, self.catalogue)
+        return InteractionLog(
+            users,
+            self.items[:stop],
+            self.times[:stop],
+            self.values[:stop],
+            self.liked[:stop],
+            names,
+            self.catalogue,
+        )
 
 
 def number_by_appearance(names: IntArray) -> tuple[IntArray, IntArray]:

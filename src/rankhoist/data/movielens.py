@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rankhoist.data.log import Catalogue, DataError, FloatArray, InteractionLog, IntArray, pad_lists
+from rankhoist.data.log import Catalogue, DataError, FloatArray, IntArray, InteractionLog, pad_lists
 from rankhoist.data.ranking import RankingData
 
 LIKED_FROM = 4.0  # stars

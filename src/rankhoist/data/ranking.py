@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.data.features import Feature, FeatureBuilder, schema
-from rankhoist.data.log import DataError, FloatArray, InteractionLog, IntArray
+from rankhoist.data.log import DataError, FloatArray, IntArray, InteractionLog
 
 TRAIN_SHARE = 0.8
 VALIDATION_SHARE = 0.1
@@ -65,9 +65,7 @@ class RankingData:
     true_probability: Tensor | None = None
 
     @classmethod
-    def from_log(
-        cls, source: str, log: InteractionLog, true_probability: FloatArray | None = None
-    ) -> RankingData:
+    def from_log(cls, source: str, log: InteractionLog, true_probability: FloatArray | None = None) -> RankingData:
         """Compute the features of every event and split the rows by time."""
         builder = FeatureBuilder(log)
         features = builder.context(log.users, log.times) | builder.candidate(log.items, log.times)
@@ -102,15 +100,23 @@ class RankingData:
         pick = np.random.default_rng(seed).integers(len(rows))
         return start + int(rows[pick])
 
+    def choices(self, row: int) -> int:
+        """The most candidates that `request` can offer at a row."""
+        return len(self._unseen(*self._moment(row))) + 1
+
     def request(self, row: int, n: int = 1000) -> Request:
         """The row's user at the row's moment, with the row's own item and the n - 1 most popular unseen items.
 
         Popularity and every feature are as of just before that moment. The row's own item is candidate 0.
         """
-        if not 0 <= row < len(self.labels):
-            raise DataError(f"request for row {row}: the data set has rows 0..{len(self.labels) - 1}")
-        user, time, own = (int(column[row]) for column in (self.log.users, self.log.times, self.log.items))
-        items = self._candidates(user, time, own, n)
+        user, time, own = self._moment(row)
+        ranked = self._unseen(user, time, own)
+        if not 1 <= n <= len(ranked) + 1:
+            raise DataError(
+                f"request for {n} candidates: row {row} has 1 to {len(ranked) + 1} to choose from; "
+                "see `choices`, or use a larger catalogue"
+            )
+        items = np.concatenate([[own], ranked[: n - 1]]).astype(np.int64)
         return Request(
             context={name: self.features[name][row : row + 1] for name in self.context},
             candidates=self.builder.candidate(items, np.full_like(items, time)),
@@ -120,18 +126,17 @@ class RankingData:
             time=time,
         )
 
-    def _candidates(self, user: int, time: int, own: int, n: int) -> IntArray:
-        """[n] item numbers: `own`, then unseen items by falling popularity."""
+    def _moment(self, row: int) -> tuple[int, int, int]:
+        """User number, time and item number of a row."""
+        if not 0 <= row < len(self.labels):
+            raise DataError(f"request for row {row}: the data set has rows 0 to {len(self.labels) - 1}")
+        return int(self.log.users[row]), int(self.log.times[row]), int(self.log.items[row])
+
+    def _unseen(self, user: int, time: int, own: int) -> IntArray:
+        """Numbers of the items, other than `own`, that the user has not met, by falling popularity."""
         popularity = self.builder.popularity(time)
-        excluded = np.concatenate([[0, own], self.builder.items_met(user, time)])
-        popularity[excluded] = -1.0
-        ranked = np.argsort(-popularity, kind="stable")[: int((popularity >= 0).sum())]
-        if not 1 <= n <= len(ranked) + 1:
-            raise DataError(
-                f"request for {n} candidates: this user has {len(ranked) + 1} to choose from; "
-                "ask for fewer, or use a larger catalogue"
-            )
-        return np.concatenate([[own], ranked[: n - 1]]).astype(np.int64)
+        popularity[np.append(self.builder.items_met(user, time), [0, own])] = -1.0
+        return np.argsort(-popularity, kind="stable")[: int((popularity >= 0).sum())]
 
 
 def split_by_time(times: IntArray) -> tuple[slice, slice, slice]:

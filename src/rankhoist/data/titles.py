@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 ADJECTIVES = (
@@ -17,12 +19,12 @@ NOUNS = (
 PLACES = "Lisbon Kyoto Havana Prague Tangier Oslo Cairo Montreal Naples Jaipur".split()
 
 
-def make_titles(count: int, years: np.ndarray[tuple[int, ...], np.dtype[np.int64]], seed: int) -> list[str]:
+def make_titles(count: int, years: Sequence[int], seed: int) -> list[str]:
     """`count` different titles with their years, such as "The Silent Harbour (1987)"."""
     names = [f"The {adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
     names += [f"{adjective} {noun} of {place}" for adjective in ADJECTIVES for noun in NOUNS for place in PLACES]
-    order = np.random.default_rng(seed).permutation(len(names))
-    return [_sequel(names[order[i % len(names)]], i // len(names) + 1, int(years[i])) for i in range(count)]
+    order = np.random.default_rng(seed).permutation(len(names)).tolist()
+    return [_sequel(names[order[i % len(names)]], i // len(names) + 1, years[i]) for i in range(count)]
 
 
 def _sequel(name: str, part: int, year: int) -> str:

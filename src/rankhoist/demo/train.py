@@ -71,11 +71,15 @@ def train(
     progress: bool = True,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.1,
+    threads: int = 1,
 ) -> TrainResult:
     """Train in place until the validation log loss stops falling; leaves the model in eval mode.
 
     AdamW with a learning rate that falls linearly to zero over `epochs`: users and items seen a few times each are
     learnt by heart in a second or third pass at full rate, and then the early stop comes after the first.
+
+    One thread by default: the same weights on every machine, whatever its cores, and at this size threads that wait for
+    each other on a busy machine cost far more than a second one gains on an idle one.
     """
     started = time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
@@ -84,7 +88,7 @@ def train(
     shuffle = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     best_epoch, best_state = 0, copy.deepcopy(model.state_dict())
-    with _seeded(seed), _progress_bar(progress) as bar:
+    with _seeded(seed), _threads(threads), _progress_bar(progress) as bar:
         task = bar.add_task(type(model).__name__, total=steps, loss=float("nan"))
         for epoch in range(1, epochs + 1):
             for rows in torch.randperm(data.train.stop, generator=shuffle).split(batch_size):
@@ -173,6 +177,17 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run torch's operators on `count` threads inside, on as many as before after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _progress_bar(wanted: bool) -> Progress:

@@ -55,13 +55,14 @@ class DCNv2(nn.Module):
         low_rank: int | None = None,
         hidden: Sequence[int] = (256, 128),
         structure: Literal["parallel", "stacked"] = "parallel",
+        batch_norm: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.embedding = FeatureEmbedding(fields)
         width = self.embedding.width
         self.cross = CrossNetV2(width, cross_layers, low_rank=low_rank)
-        self.mlp = MLP(width, hidden, dropout=dropout)
+        self.mlp = MLP(width, hidden, batch_norm=batch_norm, dropout=dropout)
         self.structure = structure
         self.head = nn.Linear(self.mlp.width + (width if structure == "parallel" else 0), 1)
 
@@ -69,11 +70,8 @@ class DCNv2(nn.Module):
         """Named features with B rows -> logits `[B]`."""
         x = concatenate(self.embedding(features))
         crossed = self.cross(x)
-        if self.structure == "parallel":
-            joined = torch.cat([crossed, self.mlp(x)], dim=1)
-        else:
-            joined = self.mlp(crossed)
-        logits: Tensor = self.head(joined)
+        parallel = self.structure == "parallel"
+        logits: Tensor = self.head(torch.cat([crossed, self.mlp(x)], dim=1) if parallel else self.mlp(crossed))
         return logits.squeeze(1)
 
 

@@ -58,8 +58,8 @@ class DeepFM(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Named features with B rows -> logits `[B]`."""
-        linear = concatenate(self.first_order(features)).sum(dim=1)
+        first_order = concatenate(self.first_order(features)).sum(dim=1)
         vectors = self.embedding(features)
-        pairs = self.fm(torch.stack(vectors, dim=1))
+        pairs: Tensor = self.fm(torch.stack(vectors, dim=1))
         deep: Tensor = self.head(self.mlp(concatenate(vectors)))
-        return linear + pairs + deep.squeeze(1)
+        return first_order + pairs + deep.squeeze(1)

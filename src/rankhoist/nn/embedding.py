@@ -38,7 +38,7 @@ class Field:
 class FeatureEmbedding(nn.Module):
     """`{name: [B, ...]} -> F tensors [B, width_f]`, in the order of `fields`.
 
-    Number 0 of every table is padding: its row is zero and stays so only where lists use the table; ids may be 0.
+    Number 0 is padding in a list, which leaves it out of the mean; in an id it is a number like any other.
 
     Parameters: sum of size * width over the tables and the projected dense fields.
     Cost per row: T * width additions for a list, size * width multiply-adds for a projected dense field.
@@ -82,11 +82,11 @@ class FeatureEmbedding(nn.Module):
             table = nn.Embedding(field.size, field.width)
             nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
             self.tables[name] = table
-        shape = tuple(self.tables[name].weight.shape)
-        if shape != (field.size, field.width):
+        weight = self.tables[name].get_parameter("weight")
+        if weight.shape != (field.size, field.width):
             raise ValueError(
-                f"field {field.name!r} wants table {name!r} of {(field.size, field.width)}, "
-                f"but an earlier field made it {shape}; fields that share a table must agree"
+                f"field {field.name!r} wants table {name!r} of {[field.size, field.width]}, "
+                f"but an earlier field made it {list(weight.shape)}; fields that share a table must agree"
             )
 
 

@@ -15,9 +15,7 @@ class MLP(nn.Module):
     Cost per row: sum of in * out multiply-adds.
     """
 
-    def __init__(
-        self, width: int, hidden: Sequence[int], *, batch_norm: bool = False, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], *, batch_norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         steps: list[nn.Module] = []
         for wide, narrow in pairwise((width, *hidden)):
