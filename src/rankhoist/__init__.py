@@ -4,7 +4,19 @@ from rankhoist.algebra.ir import Workload
 from rankhoist.capture import Split
 from rankhoist.errors import RankhoistError
 from rankhoist.hoist import hoist
+from rankhoist.report import Report
 from rankhoist.runtime import HoistedModel, RequestState
+from rankhoist.verify import Certificate, verify
 
 __version__ = "0.1.0"
-__all__ = ["HoistedModel", "RankhoistError", "RequestState", "Split", "Workload", "hoist"]
+__all__ = [
+    "Certificate",
+    "HoistedModel",
+    "RankhoistError",
+    "Report",
+    "RequestState",
+    "Split",
+    "Workload",
+    "hoist",
+    "verify",
+]

@@ -100,10 +100,7 @@ def _hoist_and_show(
 def _request(ranking: RankingData, seed: int, candidates: int) -> Request:
     """A real user's request, with as many candidates as the catalogue can give."""
     row = ranking.draw_row(seed)
-    available = ranking.log.catalogue.size - len(
-        ranking.builder.items_met(int(ranking.log.users[row]), int(ranking.log.times[row]))
-    )
-    return ranking.request(row, max(1, min(candidates, available - 1)))
+    return ranking.request(row, min(candidates, ranking.choices(row)))
 
 
 def _levels(program: Program, count: int) -> dict[str, HoistedModel]:

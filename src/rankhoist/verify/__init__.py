@@ -2,7 +2,7 @@
 
 * `batches` draws ragged batches of requests from example inputs;
 * `original` runs the original, in its own dtype and in float64;
-* `errors` says how far two results are apart;
+* `measure` says how far two results are apart;
 * `compare` finds where they differ most;
 * `checks` runs all of it and fills in the `certificate`.
 """

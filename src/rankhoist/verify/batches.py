@@ -61,13 +61,16 @@ def arguments(program: Program, leaves: Mapping[str, Any]) -> tuple[tuple[Any, .
 
 
 def whole_rows(program: Program, batch: Batch) -> dict[str, Tensor]:
-    """The original's inputs `[N, ...]` by name: context repeated for each candidate, packed columns in their places."""
+    """The original's inputs `[N, ...]` by name: context repeated for each candidate, packed columns in their places.
+
+    They are copies: a model may write into its inputs.
+    """
     counts = torch.tensor(batch.offsets).diff()
     owner = torch.repeat_interleave(torch.arange(batch.requests), counts)
 
     def rows(spec: InputSpec) -> Tensor:
         if spec.role == "candidate":
-            return batch.candidate[spec.name]
+            return batch.candidate[spec.name].clone()
         context = batch.context[spec.name]
         context = context[owner.to(context.device)]
         if spec.role == "context":

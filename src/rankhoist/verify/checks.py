@@ -14,6 +14,7 @@ import itertools
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -26,7 +27,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.verify.batches import Batch, draw
 from rankhoist.verify.certificate import Certificate, Check
 from rankhoist.verify.compare import Comparison, Result, exact, rounded
-from rankhoist.verify.errors import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs, tolerance
+from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs, tolerance
 from rankhoist.verify.original import (
     GRAPH,
     Original,
@@ -138,13 +139,13 @@ def _run(
 ) -> tuple[Truth, list[Check], bool]:
     """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
     program, dtype = hoisted.program, hoisted.dtype
-    own = _results(lambda b: run_original(module, program, b), batches)
+    double = cache(lambda: in_float64(hoisted, hoisted.plan))
+    own = _results("original", lambda b: run_original(module, program, b), batches)
     with float64_by_default():
         truth = choose_truth(module, hoisted, probe)
-        truths = _results(truth.run, batches)
+        truths = _results(truth.name, truth.run, batches)
         row_independent = _row_independent(truth.run, probe)
-        double = in_float64(hoisted, hoisted.plan)
-        doubles = [_attempt(lambda b: run_hoisted(double, b), batch) for batch in batches]
+        doubles = [_attempt(lambda b: run_hoisted(double(), b), batch) for batch in batches]
     calls = [_attempt(lambda b: run_hoisted(hoisted, b), batch) for batch in batches]
     checks = [exact("float64", Comparison(batches, doubles, truths), FLOAT64_TOLERANCE)]
     if dtype != torch.float64:
@@ -155,14 +156,14 @@ def _run(
     return truth, checks, row_independent
 
 
-def _results(run: Run, batches: Sequence[Batch]) -> list[Outputs]:
-    """The original's results; it is the measure, so it must not fail."""
+def _results(name: str, run: Run, batches: Sequence[Batch]) -> list[Outputs]:
+    """The results of what others are measured by, which must not fail."""
     results = []
     for batch in batches:
         try:
             results.append(run(batch))
         except Exception as error:
-            raise VerificationError(f"the original fails for {batch}: {type(error).__name__}: {error}") from error
+            raise VerificationError(f"the {name} fails for {batch}: {type(error).__name__}: {error}") from error
     return results
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankhoist.verify.batches import Batch
 from rankhoist.verify.certificate import Check, Element
-from rankhoist.verify.errors import Difference, Outputs, difference, mismatch, scale_of, tolerance
+from rankhoist.verify.measure import Difference, Outputs, difference, mismatch, scale_of, tolerance
 
 Result = Outputs | str  # or how it failed
 Leaves = list[Any]  # of one output, one per batch

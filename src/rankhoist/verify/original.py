@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from rankhoist.plan import Plan
 from rankhoist.plan.search import attempt
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
-from rankhoist.verify.errors import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
+from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 
 Original = nn.Module | torch.export.ExportedProgram | str | os.PathLike[str]
 Run = Callable[[Batch], Outputs]
@@ -109,7 +110,10 @@ def in_float64(hoisted: HoistedModel, plan: Plan) -> HoistedModel:
 
 @contextmanager
 def float64_by_default() -> Iterator[None]:
-    """Tensors that a model makes without naming a dtype are float64 too, as they should be in a float64 run."""
+    """Tensors that a model makes without naming a dtype are float64 too, as they should be in a float64 run.
+
+    The default is torch's own, and so the whole process's, until the run is over.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -140,18 +144,12 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Trut
 
 
 def _model_in_float64(module: nn.Module, program: Program) -> Truth:
-    double: list[nn.Module] = []
-
-    def run(batch: Batch) -> Outputs:
-        if not double:
-            double.append(copy.deepcopy(module).double())
-        return run_original(double[0], program, batch, torch.float64)
-
-    return Truth(MODEL, run)
+    double = cache(lambda: copy.deepcopy(module).double())
+    return Truth(MODEL, lambda batch: run_original(double(), program, batch, torch.float64))
 
 
 def _graph_in_float64(hoisted: HoistedModel) -> Truth:
     """The captured operators over all rows, nothing hoisted."""
     plan = attempt(hoisted.program, Level.EXPAND, hoisted.plan.workload, frozenset())
-    double = in_float64(hoisted, plan)
-    return Truth(GRAPH, lambda batch: run_hoisted(double, batch))
+    double = cache(lambda: in_float64(hoisted, plan))
+    return Truth(GRAPH, lambda batch: run_hoisted(double(), batch))

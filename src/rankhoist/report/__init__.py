@@ -1,0 +1,11 @@
+"""Report: what a plan does with every captured operator.
+
+* `operators` attributes the plan's work to the operators of the captured graph;
+* `report` adds it up, per module and in all;
+* `text` lays it out for people.
+"""
+
+from rankhoist.report.operators import Amount, Operator
+from rankhoist.report.report import Module, Report, make_report
+
+__all__ = ["Amount", "Module", "Operator", "Report", "make_report"]

@@ -1,0 +1,224 @@
+"""Per captured operator: at which rate it is computed, what that costs before and after, and why the rest stayed.
+
+A node of the plan belongs to the operator whose rule made it (`Node.source`). A matrix operator may keep its result as
+a form, though, and leave its products to the operators that evaluate it: products made for an operator that has none
+of its own belong to the nearest matrix operator before it, if that one did leave them. Work on weights alone is done
+once per model and counts nothing, before as after.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from rankhoist.algebra.interpret import Level
+from rankhoist.algebra.ir import Node, Rate, live_nodes
+from rankhoist.algebra.work import original_work
+from rankhoist.capture.program import module_path
+from rankhoist.plan import Plan
+from rankhoist.plan.search import attempt
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Work: multiply-adds of products, and bytes written."""
+
+    multiply_adds: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Amount:
+        return Amount(self.multiply_adds * times, self.bytes * times)
+
+    def __bool__(self) -> bool:
+        return bool(self.multiply_adds or self.bytes)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of the captured graph.
+
+    Attributes:
+        name: of the graph's node, e.g. `linear_1`; `output` is what the results need after the last operator.
+        operator: e.g. `aten.linear.default`; empty for `output`.
+        module: path of the module that calls it; the empty string is the model itself.
+        rates: the rates of its result's parts, e.g. `("request", "pair")`.
+        level: the lowest level that leaves less of its own work in the candidate stage; None where none does.
+        reason: why work of it stays in the candidate stage; None where none does.
+        before: work per candidate in the original, which does nothing per request.
+        request, candidate: work per request and per candidate in the plan.
+    """
+
+    name: str
+    operator: str
+    module: str
+    rates: tuple[str, ...]
+    level: str | None
+    reason: str | None
+    before: Amount
+    request: Amount
+    candidate: Amount
+
+    @property
+    def works(self) -> bool:
+        """Whether it costs anything, before or after; views do not."""
+        return bool(self.before or self.request or self.candidate)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether what is left of its work counts for another operator: an equal one, or one that evaluates it."""
+        return bool(self.before) and not self.request and not self.candidate
+
+
+def operators(plan: Plan) -> list[Operator]:
+    """Every operator that makes tensors, in graph order, and a last one for work that belongs to the outputs."""
+    outcomes = plan.interpreter.outcomes
+    before = _before(plan)
+    levels = _levels(plan, before)
+    work = _attributed(plan, before)
+    found = [
+        Operator(
+            name=node.name,
+            operator=str(node.target),
+            module=module_path(node),
+            rates=tuple(rate.name.lower() for rate in sorted(outcomes[node.name].rates)),
+            level=levels.get(node.name),
+            reason=_reason(plan, node) if work.candidate[node.name] else None,
+            before=before[node.name],
+            request=work.request[node.name],
+            candidate=work.candidate[node.name],
+        )
+        for node in plan.interpreter.program.graph.nodes
+        if node.name in outcomes
+    ]
+    rest = Operator(
+        name="output",
+        operator="",
+        module="",
+        rates=("pair",),
+        level=None,
+        reason="every result has one row per candidate",
+        before=Amount(),
+        request=_rest(work.request, outcomes),
+        candidate=_rest(work.candidate, outcomes),
+    )
+    return [*found, rest] if rest.works else found
+
+
+# -- before
+
+
+def _before(plan: Plan) -> dict[str, Amount]:
+    """Work per candidate of every operator as its author wrote it."""
+    outcomes = plan.interpreter.outcomes
+    return {n.name: _original(plan, n) for n in plan.interpreter.program.graph.nodes if n.name in outcomes}
+
+
+def _original(plan: Plan, node: fx.Node) -> Amount:
+    if plan.interpreter.outcomes[node.name].rates <= {Rate.WEIGHT}:
+        return Amount()
+    work = original_work(node, plan.interpreter.program.rows, plan.workload.candidates)
+    value = node.meta["val"]
+    first = value if isinstance(value, torch.Tensor) else next(v for v in value if isinstance(v, torch.Tensor))
+    return Amount(work.multiply_adds, work.elements * first.dtype.itemsize)
+
+
+# -- after
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Work per request and per candidate by operator name; names that are missing have none."""
+
+    request: defaultdict[str, Amount]
+    candidate: defaultdict[str, Amount]
+
+
+def _attributed(plan: Plan, before: Mapping[str, Amount]) -> _Work:
+    """The plan's work by the operator that it belongs to."""
+    nodes = live_nodes([o for o in plan.outputs if isinstance(o, Node)])
+    evaluated = {n.source for n in nodes if n.rate.per_candidate}
+    multiplied = {n.source for n in nodes if n.rate.per_candidate and n.work.multiply_adds}
+    # Behind a value that exists per candidate, products of candidates have been made; coefficients may reach further.
+    candidate, request = (_matrix_operators(plan, before, stop) for stop in (evaluated, set[str]()))
+    work = {stage: defaultdict[str, Amount](Amount) for stage in ("weight", "request", "candidate")}
+    for n in nodes:
+        name = (candidate if n.rate.per_candidate else request).get(n.source, n.source)
+        if name in multiplied or not n.work.multiply_adds or not _per_candidate(plan, n.source):
+            name = n.source
+        work[n.rate.stage][name] += Amount(n.work.multiply_adds, n.work.elements * n.dtype.itemsize)
+    return _Work(work["request"], work["candidate"])
+
+
+def _per_candidate(plan: Plan, name: str) -> bool:
+    """Whether an operator's result has parts that differ per candidate; the outputs themselves do."""
+    outcome = plan.interpreter.outcomes.get(name)
+    return outcome is None or any(rate.per_candidate for rate in outcome.rates)
+
+
+def _matrix_operators(plan: Plan, before: Mapping[str, Amount], stop: Container[str]) -> dict[str, str]:
+    """Operator -> the nearest one before it that has products of its own; no way leads through those in `stop`."""
+    found: dict[fx.Node, tuple[int, int, str]] = {}
+    for order, node in enumerate(plan.interpreter.program.graph.nodes):
+        if node.name in before and before[node.name].multiply_adds:
+            found[node] = (0, -order, node.name)
+            continue
+        reached = [found[x] for x in node.all_input_nodes if x in found and (not found[x][0] or x.name not in stop)]
+        if reached:
+            steps, place, name = min(reached)
+            found[node] = (steps + 1, place, name)
+    return {node.name: name for node, (_, _, name) in found.items()}
+
+
+def _rest(work: dict[str, Amount], outcomes: Container[str]) -> Amount:
+    """Work that is attributed to no operator."""
+    return sum((amount for name, amount in work.items() if name not in outcomes), Amount())
+
+
+# -- levels and reasons
+
+
+def _levels(plan: Plan, before: Mapping[str, Amount]) -> dict[str, str]:
+    """Operator -> the lowest level that leaves it less work per candidate; only what this plan moved."""
+    program = plan.interpreter.program
+    moved = _moved(plan, before)
+    levels: dict[str, str] = {}
+    for level in (level for level in Level if Level.EXPAND < level < plan.level):
+        lower = _moved(attempt(program, level, plan.workload, frozenset()), before)
+        levels = {name: level.name.lower() for name in moved & lower} | levels
+    return {name: plan.level.name.lower() for name in moved} | levels
+
+
+def _moved(plan: Plan, before: Mapping[str, Amount]) -> set[str]:
+    """Operators on context that `plan` leaves less work per candidate: fewer multiply-adds, or as many and fewer bytes.
+
+    What reads candidate inputs only may be shared or evaluated later, but no level can take it out of the stage.
+    """
+    left, outcomes = _attributed(plan, before).candidate, plan.interpreter.outcomes
+    smaller = {name for name, amount in before.items() if _size(left[name]) < _size(amount)}
+    return {name for name in smaller if not outcomes[name].rates <= {Rate.WEIGHT, Rate.ITEM}}
+
+
+def _size(amount: Amount) -> tuple[int, int]:
+    return amount.multiply_adds, amount.bytes
+
+
+def _reason(plan: Plan, node: fx.Node) -> str:
+    """Why an operator has work left per candidate: what its rule said when it declined, or what its result reads."""
+    declined = plan.reasons.get(node.name)
+    if declined:
+        return declined
+    rates = plan.interpreter.outcomes[node.name].rates
+    if plan.level <= Level.LOOKUP and Rate.PAIR in rates:
+        return f"level {plan.level.name.lower()} runs it on all rows"
+    if Rate.PAIR in rates:
+        return "its result depends on context and candidate"
+    if Rate.ITEM in rates:
+        return "reads candidate inputs"
+    return "its result is repeated for each candidate"
