@@ -4,6 +4,7 @@ costs.
 
 from __future__ import annotations
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -127,6 +128,16 @@ def test_captured_in_bfloat16(model):
     user, dense, item = inputs(1, 7, torch.bfloat16)
     hoisted = hoist(reference, inputs(5, 5, torch.bfloat16), context=["user", "dense"])
     assert_equal(hoisted(user, dense, item), reference(user.expand(7), dense.expand(7, -1), item))
+
+
+def test_a_copy_has_weights_of_its_own(model, program):
+    hoisted = hoisted_at(program, Level.FULL)
+    copied = copy.deepcopy(hoisted).double()
+    user, dense, item = inputs(1, 5)
+    before = hoisted(user, dense, item)
+    copied.update_weights(other_weights(model).state_dict())
+    assert copied(user, dense.double(), item)["logit"].dtype == torch.float64
+    assert_equal(hoisted(user, dense, item), before)
 
 
 def test_inference_mode_and_no_gradients(model, hoisted):

@@ -29,6 +29,11 @@ import torch
 
 from rankhoist.algebra.ir import Builder, Node, Rate, join
 
+
+class Decline(Exception):  # noqa: N818 - it is an answer, not a mistake
+    """A rule that does not apply says why; the original operator then runs on materialised operands."""
+
+
 ROW = -1
 Cell = tuple[int, ...]
 Positions = np.ndarray

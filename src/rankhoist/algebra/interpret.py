@@ -17,10 +17,9 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import grid, joins
 from rankhoist.algebra.contract import settle, simplify
-from rankhoist.algebra.forms import ROW, Block, Cell, Factor, Form, Label, one_block, plain, row_layout, whole
-from rankhoist.algebra.grid import Decline
+from rankhoist.algebra.forms import ROW, Block, Cell, Decline, Factor, Form, Label, one_block, plain, row_layout, whole
 from rankhoist.algebra.ir import Builder, Node, Rate, Size, Workload, aten, join, live_nodes
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.program import operator_name, overload
@@ -256,7 +255,7 @@ class Interpreter:
         """
         if not isinstance(value, Form) or value.rate is not Rate.WEIGHT or value.has_rows:
             return None
-        node = grid.materialise(self.b, value, self.workload)
+        node = joins.materialise(self.b, value, self.workload)
         leaves = [n for n in _leaves_of(node) if n.op == "weight"]
         weights = [self.program.weights[n.args[0]] for n in leaves]
         if any(w.tensor.is_floating_point() for w in weights):
@@ -266,11 +265,11 @@ class Interpreter:
 
     def pure(self, form: Form) -> Form:
         """All blocks evaluated."""
-        return grid.settle_all(self.b, form, self.workload)
+        return joins.settle_all(self.b, form, self.workload)
 
     def solid(self, form: Form) -> Form:
         """One block."""
-        return grid.solid(self.b, form, self.workload)
+        return joins.solid(self.b, form, self.workload)
 
     def simplified(self, form: Form) -> Form:
         """An intermediate result inside a rule: like terms added up, kept unevaluated at level `full` only."""
@@ -310,7 +309,7 @@ class Interpreter:
             kwargs = {"dtype": value.dtype, "device": self.program.device}
             return self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
         if isinstance(value, Form):
-            node = grid.materialise(self.b, value, self.workload)
+            node = joins.materialise(self.b, value, self.workload)
             if value.has_rows:
                 node = self.b.rowwise(node, rate)
             return self._original_axes(node, value)

@@ -195,7 +195,7 @@ class Builder:
         """A request-rate node where candidates read it: one row broadcasts, several are gathered by owner."""
         if x.rate is not Rate.REQUEST or not rate.per_candidate:
             return x
-        return self.call(kernels.spread, (x, OWNER), Rate.PAIR, x.shape, x.dtype)
+        return self.call(kernels.spread, (x, OWNER), Rate.PAIR, x.shape, x.dtype, free=True)
 
     def rowwise(self, x: Node, rate: Rate) -> Node:
         """`x` with a row axis of its own at `rate`: `[rows, *shape]`, no broadcasting."""
@@ -203,7 +203,7 @@ class Builder:
             sizes = [ROWS, *x.shape]
             return self.call(aten.expand.default, (x, sizes), rate, x.shape, x.dtype, free=True)
         if x.rate is Rate.REQUEST and rate.per_candidate:
-            return self.call(kernels.repeat_rows, (x, OWNER, ROWS), Rate.PAIR, x.shape, x.dtype)
+            return self.call(kernels.repeat_rows, (x, OWNER, ROWS), Rate.PAIR, x.shape, x.dtype, free=True)
         return x
 
     def cat(self, parts: Sequence[Node], axis: int) -> Node:

@@ -59,6 +59,8 @@ class CrossLayers(nn.Module):
 class DotPairs(nn.Module):
     """All pairs of fields by dot product, then a linear layer (DLRM, arXiv 1906.00091)."""
 
+    pairs: Tensor
+
     def __init__(self, fields: int, *widths: int) -> None:
         super().__init__()
         self.register_buffer("pairs", torch.triu_indices(fields, fields, 1))
@@ -85,7 +87,8 @@ class TargetAttention(nn.Module):
     def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
         q = candidate.unsqueeze(1).expand(-1, context.shape[1], -1)
         weight = self.unit(torch.cat([q, context, q - context, q * context], -1))
-        return (weight * context).sum(1)
+        pooled: Tensor = (weight * context).sum(1)
+        return pooled
 
 
 class NormLinear(nn.Module):
@@ -109,7 +112,8 @@ class TokenAttention(nn.Module):
 
     def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
         x = torch.cat([context, candidate], 1)
-        return (x + self.attention(x, x, x, need_weights=False)[0]).mean(1)
+        pooled: Tensor = (x + self.attention(x, x, x, need_weights=False)[0]).mean(1)
+        return pooled
 
 
 class CompressedPairs(nn.Module):
@@ -134,6 +138,8 @@ class CompressedPairs(nn.Module):
 
 class MatrixPairs(nn.Module):
     """A matrix per pair of fields (FmFM, arXiv 2102.12994)."""
+
+    pairs: Tensor
 
     def __init__(self, fields: int, width: int) -> None:
         super().__init__()

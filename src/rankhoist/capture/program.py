@@ -107,7 +107,10 @@ def capture(
         exported = model
         arguments = _exported_arguments(exported)
         leaves = named_leaves(arguments(*exported.example_inputs)) if exported.example_inputs else {}
-    return _program(exported.run_decompositions({}), leaves, context, arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        functional = exported.run_decompositions({})
+    return _program(functional, leaves, context, arguments)
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import joins, moves
 from rankhoist.algebra.forms import ROW, Form
 from rankhoist.algebra.interpret import Decline, Interpreter, Opaque, RowNumber
 from rankhoist.capture.program import overload
@@ -28,7 +28,7 @@ def named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> dict[str, A
 def form(value: Any, what: str = "operand") -> Form:
     """The value as a form with its dims in the order of its axes."""
     if isinstance(value, Form):
-        return grid.ordered(value)
+        return moves.ordered(value)
     if isinstance(value, Opaque):
         raise Decline(f"the {what} is a tensor whose axes do not follow the rows")
     if isinstance(value, RowNumber):
@@ -39,7 +39,7 @@ def form(value: Any, what: str = "operand") -> Form:
 def tidy(c: Interpreter, value: Form) -> Form:
     """At most one block per stage along every dim, as far as blocks can be joined."""
     for dim in range(len(value.dims)):
-        value = grid.coalesce(c.b, value, dim, c.workload)
+        value = joins.coalesce(c.b, value, dim, c.workload)
     return value
 
 

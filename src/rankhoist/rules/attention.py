@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.forms import ROW, Form, plain, row_layout
 from rankhoist.algebra.interpret import Interpreter, Level, Value
 from rankhoist.algebra.ir import aten
@@ -49,21 +49,21 @@ def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
     """Softmax along a dim, unevaluated."""
     value = tidy(c, c.pure(tidy(c, value)))
     axis = value.axis(dim)
-    parts = [grid.segment(value, dim, k) for k in range(len(value.dims[dim]))]
+    parts = [joins.segment(value, dim, k) for k in range(len(value.dims[dim]))]
     peaks = [_reduce(c, aten.amax.default, part, dim) for part in parts]
     lowest = torch.finfo(value.dtype).min  # a fully masked block has peak -inf, and -inf - -inf is no number
     peaks = [apply_op(c, aten.clamp_min.default, [p, lowest]) for p in peaks]
     powers = [
         apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [x, p])]) for x, p in zip(parts, peaks, strict=True)
     ]
-    sums = [c.pure(grid.with_axes(grid.sum_dims(c.b, p, [dim]), [axis])) for p in powers]
+    sums = [c.pure(moves.with_axes(grid.sum_dims(c.b, p, [dim]), [axis])) for p in powers]
     peak = reduce(lambda x, y: apply_op(c, aten.maximum.default, [x, y]), peaks)
     shares = [apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [p, peak])]) for p in peaks]
     weighted = [apply_op(c, aten.mul.Tensor, [s, g]) for s, g in zip(sums, shares, strict=True)]
     norm = reduce(lambda x, y: apply_op(c, aten.add.Tensor, [x, y]), weighted)
     gains = [apply_op(c, aten.div.Tensor, [g, norm]) for g in shares]
     results = [grid.multiply(c.b, [p, g], value.dtype) for p, g in zip(powers, gains, strict=True)]
-    return grid.assemble(c.b, value, dim, results)
+    return joins.assemble(c.b, value, dim, results)
 
 
 def _reduce(c: Interpreter, op: Any, part: Form, dim: int) -> Form:
@@ -99,7 +99,7 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     scores = grid.total(
         c.b, [scores, mask] if mask is not None else [scores], q.dtype, (scale, 1.0)[: 1 + (mask is not None)]
     )
-    scores = grid.ordered(c.pure(scores))
+    scores = moves.ordered(c.pure(scores))
     last = scores.layout[-1][0]
     whole = tidy(c, scores)
     weights = softmax_of(c, whole, last) if len(whole.dims[last]) > 1 else _plain_softmax(c, scores, last)
@@ -118,7 +118,7 @@ def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
 def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> Form | None:
     """The mask as something to add."""
     if a["is_causal"]:
-        ordered = grid.ordered(scores)
+        ordered = moves.ordered(scores)
         i, j = (ordered.sizes[e[0]] for e in ordered.layout[-2:])
         allowed = c.b.constant(torch.ones(i, j, dtype=torch.bool).tril())
         mask = plain(allowed, torch.bool, row_layout(2, rows=False))

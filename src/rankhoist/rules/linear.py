@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import grid, moves
 from rankhoist.algebra.forms import ROW, Form
 from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
 from rankhoist.algebra.ir import Rate
@@ -103,7 +103,7 @@ def convolution(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[s
     if not plain or any(a["padding"]) or a.get("transposed") or len(x.layout) != len(weight.layout):
         return batch_first(c, node, args, kwargs)
     for _ in space:
-        weight = grid.drop_dim(c.b, weight, len(weight.dims) - 1)
+        weight = moves.drop_dim(c.b, weight, len(weight.dims) - 1)
     out = contract(c, (x, weight), (["b", "i", *space], ["o", "i"]), ["b", "o", *space])
     if a["bias"] is None:
         return out

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import joins, moves
 from rankhoist.algebra.contract import settle
 from rankhoist.algebra.forms import ROW, Factor, Form, Label, one_block, whole
 from rankhoist.algebra.interpret import Decline, Interpreter, RowNumber, Value
@@ -28,7 +28,7 @@ def embedding(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     weight, ids = form(a["weight"]), form(a["indices"])
     if weight.rate is not Rate.WEIGHT or weight.has_rows:
         raise Decline("the table is no weight")
-    read = grid.materialise(c.b, weight, c.workload)
+    read = joins.materialise(c.b, weight, c.workload)
     return _looked_up(
         c, tidy(c, ids), weight.dtype, weight.sizes[1:], lambda f: (aten.embedding.default, (read, f.node))
     )
@@ -61,7 +61,7 @@ def bucketize(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     value, edges = form(args[0]), form(args[1])
     if edges.rate is not Rate.WEIGHT:
         raise Decline("the boundaries are no weight")
-    read = grid.materialise(c.b, edges, c.workload)
+    read = joins.materialise(c.b, edges, c.workload)
     blocks = {}
     for cell, block in tidy(c, value).blocks.items():
         f = settle(c.b, block, c.workload).factor
@@ -102,7 +102,7 @@ def _constant_index(c: Interpreter, value: Form, axes: list[int], constants: lis
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise Decline("indexed along axes that are not neighbours")
     points = torch.broadcast_tensors(*constants)
-    value = grid.ordered(value)
+    value = moves.ordered(value)
     dims = [dim_of(value, axis) for axis in axes]
     sizes = [value.sizes[d] for d in dims]
     wrapped = [
@@ -110,14 +110,14 @@ def _constant_index(c: Interpreter, value: Form, axes: list[int], constants: lis
     ]
     flat = np.ravel_multi_index(wrapped, sizes)
     first = value.layout[: axes[0]]
-    merged = grid.merge_dims(c.b, replace(value, layout=_merged_layout(value, axes, dims[0])), dims[0], len(dims))
-    taken = grid.take_dim(c.b, merged, dims[0], flat)
+    merged = moves.merge_dims(c.b, replace(value, layout=_merged_layout(value, axes, dims[0])), dims[0], len(dims))
+    taken = moves.take_dim(c.b, merged, dims[0], flat)
     shape = list(points[0].shape)
     if len(shape) == 1:
         return taken
     if not shape:
-        return grid.drop_dim(c.b, taken, dims[0])
-    split = grid.split_dim(c.b, replace(taken, layout=tuple((d,) for e in taken.layout for d in e)), dims[0], shape)
+        return moves.drop_dim(c.b, taken, dims[0])
+    split = moves.split_dim(c.b, replace(taken, layout=tuple((d,) for e in taken.layout for d in e)), dims[0], shape)
     rest = [e for e in taken.layout[len(first) + 1 :]]
     shifted = [tuple(d + len(shape) - 1 if d > dims[0] else d for d in e) for e in rest]
     return replace(split, layout=(*first, *((dims[0] + i,) for i in range(len(shape))), *shifted))
@@ -137,7 +137,7 @@ def _index_axis(c: Interpreter, value: Form, axis: int, index: Form) -> Form:
         ids = tidy(c, index)
         if ids.dtype not in (torch.int64, torch.int32):
             raise Decline(f"indexed by a tensor of {ids.dtype} that depends on the inputs")
-        read = grid.materialise(c.b, value, c.workload)
+        read = joins.materialise(c.b, value, c.workload)
         if axis == 0:
             extra = value.sizes[1:]
             return _looked_up(c, ids, value.dtype, extra, lambda f: (aten.index.Tensor, (read, [f.node])))
@@ -185,8 +185,8 @@ def masked_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
     if shown.dim() == len(inner) + 1 and shown.shape[0] == 1:
         shown = shown[0]
     points = torch.broadcast_to(shown, inner).reshape(-1).nonzero().reshape(-1)
-    merged = grid.merge_dims(c.b, value, 0, len(inner))
-    taken = grid.take_dim(c.b, replace(merged, layout=((ROW,), (0,))), 0, points.numpy())
+    merged = moves.merge_dims(c.b, value, 0, len(inner))
+    taken = moves.take_dim(c.b, replace(merged, layout=((ROW,), (0,))), 0, points.numpy())
     symbol = c.size(node.meta["val"].shape[0])
     c.memo.symbols[symbol] = c.program.rows * len(points)
     return replace(taken, layout=((ROW, 0),))

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.forms import ROW, Form, plain, row_layout
 from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
 from rankhoist.algebra.ir import Node, aten
@@ -50,7 +50,7 @@ def _scale_and_shift(c: Interpreter, a: dict[str, Value]) -> tuple[Node, Node]:
 
     def weight(name: str, *others: str) -> Node | None:
         value = next((a[n] for n in (name, *others) if a.get(n) is not None), None)
-        return None if value is None else grid.materialise(b, form(value), c.workload)
+        return None if value is None else joins.materialise(b, form(value), c.workload)
 
     mean, var = weight("running_mean", "mean"), weight("running_var", "var")
     if mean is None or var is None:
@@ -111,7 +111,7 @@ def _block_norm(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, cou
 
 def _mean(c: Interpreter, x: Form, dims: list[int], axes: list[int]) -> Form:
     scale = 1.0 / math.prod(x.sizes[d] for d in dims)
-    return c.pure(grid.with_axes(grid.sum_dims(c.b, x, dims, scale), axes))
+    return c.pure(moves.with_axes(grid.sum_dims(c.b, x, dims, scale), axes))
 
 
 def _mean_square(c: Interpreter, x: Form, dims: list[int], axes: list[int], size: int, mean: Form | None) -> Form:
@@ -119,7 +119,7 @@ def _mean_square(c: Interpreter, x: Form, dims: list[int], axes: list[int], size
     cut = next(d for d in dims if len(x.dims[d]) > 1)
     parts = []
     for k in range(len(x.dims[cut])):
-        block = grid.segment(x, cut, k)
+        block = joins.segment(x, cut, k)
         own = math.prod(block.sizes[d] for d in dims)
         if mean is not None:
             middle = _mean(c, block, dims, axes)

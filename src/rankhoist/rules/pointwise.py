@@ -14,7 +14,7 @@ from torch import fx
 from rankhoist.algebra import grid
 from rankhoist.algebra.contract import arrange, settle, small_product
 from rankhoist.algebra.forms import Block, Factor, Form, Labels, Term, one_block, plain, row_layout
-from rankhoist.algebra.interpret import Interpreter, Level, Value
+from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
 from rankhoist.algebra.ir import aten
 from rankhoist.capture.program import operator_name
 from rankhoist.rules.arguments import form, named, tidy
@@ -26,7 +26,7 @@ ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def elementwise(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`f(x, y, ...)`: block by block, each at the rate of its own operands."""
     if not isinstance(node.meta["val"], torch.Tensor):
-        raise grid.Decline("makes several tensors")
+        raise Decline("makes several tensors")
     return _blockwise(c, node.target, args, kwargs, node.meta["val"].dtype)
 
 
@@ -213,7 +213,7 @@ def fill(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Val
     if "full" in name or name == "scalar_tensor":
         value = named(node, args, kwargs).get("fill_value", args[0] if name == "scalar_tensor" else None)
     if not isinstance(value, int | float | bool):
-        raise grid.Decline("filled with a value that is no number")
+        raise Decline("filled with a value that is no number")
     return grid.constant_form(c.b, value, fake.dtype, c.shape(fake))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.contract import arrange, settle
 from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, cells, one_block, whole
 from rankhoist.algebra.interpret import Decline, Interpreter, Value
@@ -49,7 +49,7 @@ def _linear_reduction(c: Interpreter, node: fx.Node, args: list[Value], kwargs: 
     scale = 1.0 / math.prod(value.sizes[d] for d in dims) if mean else 1.0
     axes = sorted(value.axis(d) for d in dims)
     result = grid.sum_dims(c.b, tidy(c, value), dims, scale)
-    return grid.with_axes(result, axes) if a.get("keepdim") else result
+    return moves.with_axes(result, axes) if a.get("keepdim") else result
 
 
 def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -92,9 +92,9 @@ def by_blocks(
     value = c.pure(tidy(c, value))
     for d in dims:
         if len(value.dims[d]) > 1:
-            value = grid.in_position_order(c.b, grid.join_segments(c.b, value, d), d)
+            value = joins.in_position_order(c.b, joins.join_segments(c.b, value, d), d)
         elif (value.dims[d][0] != range(len(value.dims[d][0]))).any():
-            value = grid.in_position_order(c.b, value, d)
+            value = joins.in_position_order(c.b, value, d)
     kept = all(len(shape) == len(value.layout) for shape in shapes)
     sizes = [_new_sizes(value, dims, shape, kept) for shape in shapes]
     results: list[dict[Any, Block]] = [{} for _ in shapes]
@@ -102,7 +102,7 @@ def by_blocks(
         block = settle(c.b, value.blocks[cell], c.workload)
         flat = [Label(math.prod(x.size for x in own)) for own in block.labels]
         present = [any(x in block.factor.labels for x in own) or d in dims for d, own in enumerate(block.labels)]
-        node = grid.expand(c.b, arrange(c.b, block.factor, block.visible), _extents(block, present))
+        node = joins.expand(c.b, arrange(c.b, block.factor, block.visible), _extents(block, present))
         node = c.b.reshape(node, [x.size if here else 1 for x, here in zip(flat, present, strict=True)])
         first = 0 if node.rate == 0 else 1
         own = [[n if n is not None else node.shape[d] for d, n in enumerate(s)] for s in sizes]

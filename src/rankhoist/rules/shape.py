@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from torch import fx
 
-from rankhoist.algebra import grid
+from rankhoist.algebra import grid, moves
 from rankhoist.algebra.forms import ROW, Block, Cell, Form, refine
 from rankhoist.algebra.interpret import Decline, Interpreter, Value
 from rankhoist.rules.arguments import axis_of, dim_of, form, integer, named
@@ -88,10 +88,10 @@ def _regroup(
     number.
     """
     if ROW not in own:
-        merged = grid.merge_dims(c.b, value, dim, len(own))
+        merged = moves.merge_dims(c.b, value, dim, len(own))
         if not axes:
-            return grid.drop_dim(c.b, merged, dim), [], 0
-        split = grid.split_dim(c.b, merged, dim, [n for n, _ in axes]) if len(axes) > 1 else merged
+            return moves.drop_dim(c.b, merged, dim), [], 0
+        split = moves.split_dim(c.b, merged, dim, [n for n, _ in axes]) if len(axes) > 1 else merged
         return split, [(i,) for i in range(len(axes))], len(axes)
     at = own.index(ROW)
     if len(axes) == 1:
@@ -116,10 +116,10 @@ def _resize(c: Interpreter, value: Form, dim: int, count: int, sizes: list[int])
     """`count` dims from `dim` on become dims of the given sizes."""
     if count == 0 and not sizes:
         return value
-    value = grid.merge_dims(c.b, value, dim, count)
+    value = moves.merge_dims(c.b, value, dim, count)
     if not sizes:
-        return grid.drop_dim(c.b, value, dim)
-    return grid.split_dim(c.b, value, dim, sizes) if len(sizes) > 1 else value
+        return moves.drop_dim(c.b, value, dim)
+    return moves.split_dim(c.b, value, dim, sizes) if len(sizes) > 1 else value
 
 
 def _text(shape: Sequence[Extent]) -> str:
@@ -158,7 +158,7 @@ def permuted(value: Form, order: Sequence[int]) -> Form:
 def unsqueeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """A new axis of size 1."""
     value = form(args[0])
-    return grid.with_axes(value, [args[1] if args[1] >= 0 else args[1] + len(value.layout) + 1])
+    return moves.with_axes(value, [args[1] if args[1] >= 0 else args[1] + len(value.layout) + 1])
 
 
 def squeeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -170,7 +170,7 @@ def squeeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, 
         entry = value.layout[axis]
         if ROW not in entry and math.prod(value.sizes[d] for d in entry) == 1:
             for dim in sorted(entry, reverse=True):
-                value = grid.drop_dim(c.b, value, dim)
+                value = moves.drop_dim(c.b, value, dim)
     return value
 
 
@@ -182,7 +182,7 @@ def select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
     value = form(args[0])
     dim = dim_of(value, integer(args[1]))
     index = integer(args[2]) % value.sizes[dim]
-    return grid.drop_dim(c.b, grid.take_dim(c.b, value, dim, np.asarray([index])), dim)
+    return moves.drop_dim(c.b, moves.take_dim(c.b, value, dim, np.asarray([index])), dim)
 
 
 def slice_axis(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -194,7 +194,7 @@ def slice_axis(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[st
         return value
     dim = dim_of(value, axis)
     start, end, step = (None if a[k] is None else integer(a[k]) for k in ("start", "end", "step"))
-    return grid.take_dim(c.b, value, dim, np.arange(value.sizes[dim])[slice(start, end, step)])
+    return moves.take_dim(c.b, value, dim, np.arange(value.sizes[dim])[slice(start, end, step)])
 
 
 def narrow(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -202,7 +202,7 @@ def narrow(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
     value = form(args[0])
     dim = dim_of(value, integer(args[1]))
     start = integer(args[2]) % value.sizes[dim]
-    return grid.take_dim(c.b, value, dim, np.arange(start, start + integer(args[3])))
+    return moves.take_dim(c.b, value, dim, np.arange(start, start + integer(args[3])))
 
 
 def _operand(node: fx.Node) -> fx.Node:
@@ -219,14 +219,14 @@ def split(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
     dim = dim_of(value, axis)
     sizes = [c.shape(fake)[axis][0] for fake in node.meta["val"]]
     ends = np.cumsum(sizes)
-    return [grid.take_dim(c.b, value, dim, np.arange(e - s, e)) for s, e in zip(sizes, ends, strict=True)]
+    return [moves.take_dim(c.b, value, dim, np.arange(e - s, e)) for s, e in zip(sizes, ends, strict=True)]
 
 
 def unbind(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Every position of an axis by itself."""
     value = form(args[0])
     dim = dim_of(value, args[1] if len(args) > 1 else 0)
-    return [grid.drop_dim(c.b, grid.take_dim(c.b, value, dim, np.asarray([i])), dim) for i in range(value.sizes[dim])]
+    return [moves.drop_dim(c.b, moves.take_dim(c.b, value, dim, np.asarray([i])), dim) for i in range(value.sizes[dim])]
 
 
 def flip(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -234,7 +234,7 @@ def flip(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Val
     value = form(args[0])
     for axis in args[1]:
         dim = dim_of(value, axis)
-        value = grid.take_dim(c.b, value, dim, np.arange(value.sizes[dim])[::-1])
+        value = moves.take_dim(c.b, value, dim, np.arange(value.sizes[dim])[::-1])
     return value
 
 
@@ -246,7 +246,7 @@ def roll(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Val
         raise Decline("rolls over all axes at once")
     for axis, shift in zip(a["dims"], a["shifts"], strict=True):
         dim = dim_of(value, axis)
-        value = grid.take_dim(c.b, value, dim, np.roll(np.arange(value.sizes[dim]), integer(shift)))
+        value = moves.take_dim(c.b, value, dim, np.roll(np.arange(value.sizes[dim]), integer(shift)))
     return value
 
 
@@ -272,13 +272,13 @@ def stack(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
     forms = []
     for value in (form(v) for v in a["tensors"]):
         value = value if value.dtype == dtype else to_dtype(c, value, dtype)
-        forms.append(grid.with_axes(value, [axis]))
+        forms.append(moves.with_axes(value, [axis]))
     return joined(c, forms, axis)
 
 
 def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
     """Forms side by side along an axis that holds no rows."""
-    forms = [grid.ordered(f) for f in forms]
+    forms = [moves.ordered(f) for f in forms]
     dim = dim_of(forms[0], axis)
     shapes = {
         tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms
@@ -293,7 +293,7 @@ def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
     offset = 0
     for f in forms:
         for cell, block in f.blocks.items():
-            blocks[grid.replaced(cell, dim, cell[dim] + len(segments))] = block
+            blocks[moves.replaced(cell, dim, cell[dim] + len(segments))] = block
         segments += [positions + offset for positions in f.dims[dim]]
         offset += f.sizes[dim]
     dims = (*forms[0].dims[:dim], tuple(segments), *forms[0].dims[dim + 1 :])
@@ -314,7 +314,7 @@ def pad(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Valu
         low, high = amounts[k : k + 2]
         if low < 0 or high < 0:
             end = value.sizes[dim] + min(high, 0)
-            value = grid.take_dim(c.b, value, dim, np.arange(-min(low, 0), end))
+            value = moves.take_dim(c.b, value, dim, np.arange(-min(low, 0), end))
         parts = [_constant_like(c, value, axis, low, number), value, _constant_like(c, value, axis, high, number)]
         value = joined(c, [p for p in parts if p is not None], axis)
     return value
@@ -370,7 +370,7 @@ def repeat(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
                 raise Decline("repeats the rows themselves")
         elif number != own:
             dim = dim_of(value, axis - lead)
-            value = grid.take_dim(c.b, value, dim, np.tile(np.arange(own), number // own))
+            value = moves.take_dim(c.b, value, dim, np.tile(np.arange(own), number // own))
         goal.append((number, rows))
     return stretched(c, value, goal)
 
@@ -384,13 +384,13 @@ def repeat_interleave(c: Interpreter, node: fx.Node, args: list[Value], kwargs: 
     axis = axis_of(value, a["dim"])
     if ROW in value.layout[axis]:
         dim = len(value.dims)
-        value = grid.insert_dim(value, dim, (*value.layout, (dim,)))
-        value = grid.take_dim(c.b, value, dim, np.zeros(count, dtype=np.int64))
+        value = moves.insert_dim(value, dim, (*value.layout, (dim,)))
+        value = moves.take_dim(c.b, value, dim, np.zeros(count, dtype=np.int64))
         layout = list(value.layout[:-1])
         layout[axis] = (*layout[axis], dim)
         return replace(value, layout=tuple(layout))
     dim = dim_of(value, axis)
-    return grid.take_dim(c.b, value, dim, np.repeat(np.arange(value.sizes[dim]), count))
+    return moves.take_dim(c.b, value, dim, np.repeat(np.arange(value.sizes[dim]), count))
 
 
 RULES = table([

@@ -253,6 +253,14 @@ class HoistedModel(nn.Module):
         self._install(original, constants)
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> HoistedModel:
+        """A model with weights of its own; program and plan, which nobody changes, are shared."""
+        copy = HoistedModel(self.program, self.plan)
+        retarget(copy.stages, {copy._dtype: self._dtype, copy._device: self._device})
+        copy._dtype, copy._device = self._dtype, self._device
+        copy._install({n: t.clone() for n, t in self._weights.original.items()}, dict(self._weights.constants))
+        return copy
+
     def extra_repr(self) -> str:
         cost = self.plan.cost
         return f"level={self.plan.level.name.lower()}, multiply_adds={cost.multiply_adds:,} for {self.plan.workload}"

@@ -1,0 +1,250 @@
+"""The command line, run in this process: what is printed, what is written, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import rankhoist
+from rankhoist import cli
+from rankhoist.rules import all_rules
+from rankhoist.verify import Certificate
+
+SOURCE = """
+import torch
+from torch import nn
+
+
+class Ranker(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.top = nn.Linear(7, 8), nn.Linear(8, 1)
+
+    def forward(self, user_age, user_taste, item):
+        x = torch.relu(self.hidden(torch.cat([user_age, user_taste, item], 1)))
+        return {"click": self.top(x)}
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.top = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.top(x)
+
+
+def ranker():
+    torch.manual_seed(0)
+    return Ranker().eval(), (torch.randn(5, 1), torch.randn(5, 2), torch.randn(5, 4))
+
+
+def packed():
+    torch.manual_seed(0)
+    return Packed().eval(), (torch.randn(5, 6),)
+
+
+def training():
+    model, example = ranker()
+    return model.train(), example
+
+
+def alone():
+    return Ranker()
+
+
+def failing():
+    raise RuntimeError("no weights here")
+"""
+LINEAR = torch.ops.aten.linear.default
+CONTEXT = ["--context", "user_*"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with a module of models; the import path and the modules are as before afterwards."""
+    (tmp_path / "some_models.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "some_models", raising=False)
+    return tmp_path
+
+
+def without_bias(c, node, args, kwargs):
+    return all_rules()[LINEAR](c, node, args[:2], kwargs)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hoisting forgets the bias of linear layers."""
+    monkeypatch.setattr("rankhoist.plan.search.all_rules", lambda: all_rules() | {LINEAR: without_bias})
+
+
+# -- hoist
+
+
+def test_hoist_shows_every_level_and_verifies(capsys, folder: Path):
+    assert cli.main(["hoist", "some_models:ranker", *CONTEXT, "--candidates", "500", "--json", "levels.json"]) == 0
+    out = capsys.readouterr().out
+    data = json.loads((folder / "levels.json").read_text())
+    names = [level["level"] for level in data["levels"]]
+    assert names == ["expand", "lookup", "request", "linear", "first", "full"]
+    costs = {level["level"]: level["multiply_adds"] for level in data["levels"]}
+    assert costs["expand"] == 500 * (7 * 8 + 8)
+    assert costs["linear"] == 500 * (4 * 8 + 8) + 3 * 8
+    for name in names:
+        (line,) = (line for line in out.splitlines() if re.match(rf"│ {name} ", line))
+        assert f"{costs[name]:,}" in line and f"{costs['expand'] / costs[name]:.2f}x" in line
+    assert "PASSED" in out
+    assert data["certificate"]["passed"] is True and 500 in data["certificate"]["candidates"]
+
+
+def test_hoist_without_verification(capsys, broken):
+    arguments = ["hoist", "some_models:ranker", *CONTEXT, "--level", "linear", "--no-verify", "--json", "x.json"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "│ linear" in out and "│ first" not in out and "PASSED" not in out
+    assert json.loads(Path("x.json").read_text())["certificate"] is None
+
+
+def test_hoist_fails_with_its_certificate(broken):
+    assert cli.main(["hoist", "some_models:ranker", *CONTEXT]) == 1
+
+
+# -- verify
+
+
+def test_verify_passes(capsys, folder: Path):
+    assert (
+        cli.main(["verify", "some_models:ranker", *CONTEXT, "--requests", "5", "--seed", "9", "--json", "c.json"]) == 0
+    )
+    certificate = Certificate.from_json((folder / "c.json").read_text())
+    assert certificate.passed and certificate.seed == 9 and certificate.requests == (1, 3, 5)
+    assert capsys.readouterr().out == f"{certificate}\n"
+
+
+def test_verify_fails_with_exit_code_1_and_names_the_output(capsys, broken):
+    assert cli.main(["verify", "some_models:ranker", *CONTEXT]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("FAILED") and "output['click'] row" in out
+
+
+def test_packed_columns(capsys):
+    assert cli.main(["verify", "some_models:packed", "--context", "x=0,2-4"]) == 0
+    assert cli.main(["verify", "some_models:packed", "--context", "x=0,6"]) == 2
+    assert "columns [6] of input 'x' are outside 0..5" in capsys.readouterr().err
+
+
+def test_an_archive(folder: Path, capsys):
+    sys.path.insert(0, str(folder))
+    import some_models
+
+    model, example = some_models.ranker()
+    rows = torch.export.Dim("rows", min=2)
+    torch.export.save(torch.export.export(model, example, dynamic_shapes=[{0: rows}] * 3), folder / "ranker.pt2")
+    assert cli.main(["verify", "ranker.pt2", *CONTEXT]) == 0
+
+
+# -- report
+
+
+def test_report(capsys, folder: Path):
+    assert cli.main(["report", "some_models:ranker", *CONTEXT, "--level", "linear", "--json", "r.json"]) == 0
+    out = capsys.readouterr().out
+    data = json.loads((folder / "r.json").read_text())
+    assert out.startswith("level linear, planned for 1000 candidates of 1 request ")
+    layer = next(o for o in data["operators"] if o["module"] == "hidden" and "linear" in o["operator"])
+    assert layer["request"]["multiply_adds"] == 3 * 8 and layer["candidate"]["multiply_adds"] == 4 * 8
+
+
+# -- what cannot be carried out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["some_models", *CONTEXT], "'some_models' is neither package.module:function nor the path of a .pt2"),
+        (["some_models:nobody", *CONTEXT], "AttributeError: module 'some_models' has no attribute 'nobody'"),
+        (["no_such_module:f", *CONTEXT], "ModuleNotFoundError: No module named 'no_such_module'"),
+        (["some_models:failing", *CONTEXT], "some_models:failing cannot be called: RuntimeError: no weights here"),
+        (["some_models:alone", *CONTEXT], "returned Ranker, expected the tuple (model, example inputs)"),
+        (["some_models:training", *CONTEXT], "call model.eval() first"),
+        (["some_models:ranker", "--context", "usr"], "context name 'usr' matches no input"),
+        (["some_models:packed", "--context", "x=1-z"], "--context x=1-z: '1-z' is no column"),
+        (["none.pt2", *CONTEXT], "no such file: none.pt2"),
+        (["some_models:ranker", *CONTEXT, "--json", "none/x.json"], "--json none/x.json: No such file or directory"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_2(capsys, arguments: list[str], message: str):
+    assert cli.main(["report", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rankhoist: ") and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["verify", "some_models:ranker"],
+        ["verify", "some_models:ranker", *CONTEXT, "--level", "highest"],
+        ["verify", "some_models:ranker", *CONTEXT, "--candidates", "0"],
+        ["report", "some_models:ranker", *CONTEXT, "--no-verify"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(capsys, arguments: list[str]):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "usage: rankhoist" in capsys.readouterr().err
+
+
+def test_context_arguments():
+    assert cli.context_of(["user_*", "x=0,2,5-9"]) == {"user_*": True, "x": [0, 2, 5, 6, 7, 8, 9]}
+    assert cli.context_of(["x=3", "hour", "y= 1 , 2"]) == {"x": [3], "hour": True, "y": [1, 2]}
+
+
+# -- help, version, demo
+
+
+@pytest.mark.parametrize("command", ["demo", "hoist", "verify", "report"])
+def test_help_has_examples_that_parse(capsys, command: str):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    examples = [line.strip() for line in capsys.readouterr().out.partition("examples:")[2].splitlines() if line.strip()]
+    assert examples
+    for example in examples:
+        program, *arguments = shlex.split(example)
+        assert program == "rankhoist" and arguments[0] == command
+        cli._parser().parse_args(arguments)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"rankhoist {rankhoist.__version__}\n"
+
+
+def test_demo_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr("rankhoist.demo.run.main", lambda *args: calls.append(args) or 1)
+    assert cli.main(["demo"]) == 1
+    assert cli.main(["demo", "--data", "d", "--out", "o", "--seed", "7", "--candidates", "4000"]) == 1
+    assert calls == [(None, "runs/demo", 0, 1000), ("d", "o", 7, 4000)]
+
+
+def test_python_dash_m():
+    done = subprocess.run(
+        [sys.executable, "-m", "rankhoist", "verify", "nothing", *CONTEXT], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("rankhoist: 'nothing' is neither")

@@ -1,0 +1,541 @@
+"""Verification: certificates of right hoists pass, those of wrong ones fail and say where."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankhoist import HoistedModel, Workload, hoist
+from rankhoist.algebra import grid
+from rankhoist.algebra.interpret import Interpreter, Level
+from rankhoist.capture import Program, capture
+from rankhoist.capture.program import module_path
+from rankhoist.errors import VerificationError
+from rankhoist.plan import Plan, make_plan
+from rankhoist.plan.search import total_cost
+from rankhoist.rules import all_rules, lookups
+from rankhoist.verify import Certificate, Check, verify
+from rankhoist.verify.batches import Batch, draw, whole_rows
+from rankhoist.verify.compare import Comparison, rounded
+from rankhoist.verify.measure import difference, mismatch, outputs, scale_of, tolerance
+
+LINEAR = torch.ops.aten.linear.default
+USER = (torch.arange(6), torch.linspace(-1, 1, 12).view(6, 2))  # id, dense
+ITEM = torch.linspace(-2, 2, 18).view(6, 3).sin()
+
+
+class Ranker(nn.Module):
+    """Two scores, one of them without bias, the best column of the item, and the user as it came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids, self.hidden = nn.Embedding(6, 4), nn.Linear(9, 8)
+        self.click, self.like = nn.Linear(8, 1), nn.Linear(8, 1, bias=False)
+
+    def forward(self, user: Tensor, dense: Tensor, item: Tensor) -> dict[str, Any]:
+        x = torch.relu(self.hidden(torch.cat([self.ids(user), dense, item], 1)))
+        return {"click": self.click(x).squeeze(), "like": [self.like(x)], "best": item.argmax(1), "user": user}
+
+
+class Packed(nn.Module):
+    """One float matrix: user id, item id, user dense, item dense, ids as floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item, self.top = nn.Embedding(5, 4), nn.Embedding(7, 4), nn.Linear(10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(torch.cat([self.user(x[:, 0].long()), self.item(x[:, 1].long()), x[:, 2:]], 1))
+
+
+class Casting(nn.Module):
+    """`Ranker` in small that names float32: in float64 the linear layer meets two dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Linear(5, 1)
+
+    def forward(self, dense: Tensor, item: Tensor) -> Tensor:
+        return self.top(torch.cat([dense, item], 1).float())
+
+
+class Function(nn.Module):
+    """A function of (dense, item)."""
+
+    def __init__(self, call: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, dense: Tensor, item: Tensor) -> Tensor:
+        return self.call(dense, item)
+
+
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return make().eval()
+
+
+def packed_rows() -> Tensor:
+    ids = torch.stack([torch.arange(8) % 5, torch.arange(8) % 7], 1)
+    return torch.cat([ids, torch.linspace(-1, 1, 16).view(8, 2)], 1)
+
+
+def broken(program: Program, rule: Callable[..., Any], module: str) -> HoistedModel:
+    """`program` hoisted with `rule(right, c, node, args, kwargs)` for the linear layers of one module."""
+    rules = all_rules()
+    right = rules[LINEAR]
+
+    def wrong(c, node, args, kwargs):
+        return rule(right, c, node, args, kwargs) if module_path(node) == module else right(c, node, args, kwargs)
+
+    interpreter = Interpreter(program, Level.LINEAR, Workload(), rules | {LINEAR: wrong}, lookups())
+    nodes = interpreter.run()
+    cost = total_cost(nodes, Workload())
+    return HoistedModel(program, Plan(Level.LINEAR, Workload(), interpreter, nodes, cost, frozenset()))
+
+
+def linear_plan(program: Program) -> Plan:
+    return make_plan(program, Level.LINEAR, Workload())
+
+
+def without_bias(right, c, node, args, kwargs):
+    return right(c, node, args[:2], kwargs)
+
+
+def off_by_a_millionth(right, c, node, args, kwargs):
+    value = right(c, node, args, kwargs)
+    return grid.total(c.b, [value], value.dtype, [1 + 1e-6])
+
+
+@pytest.fixture(scope="module")
+def ranker() -> nn.Module:
+    return seeded(Ranker)
+
+
+@pytest.fixture(scope="module")
+def program(ranker: nn.Module) -> Program:
+    return capture(ranker, (*USER, ITEM), ["user", "dense"])
+
+
+@pytest.fixture(scope="module")
+def hoisted(ranker: nn.Module) -> HoistedModel:
+    return hoist(ranker, (*USER, ITEM), context=["user", "dense"])
+
+
+@pytest.fixture(scope="module")
+def certificate(hoisted: HoistedModel, ranker: nn.Module) -> Certificate:
+    return verify(hoisted, ranker, seed=3)
+
+
+@pytest.fixture(scope="module")
+def packed() -> tuple[nn.Module, HoistedModel]:
+    model = seeded(Packed)
+    return model, hoist(model, (packed_rows(),), context={"x": [0, 2]})
+
+
+def check(certificate: Certificate, name: str) -> Check:
+    (found,) = (c for c in certificate.checks if c.name == name)
+    return found
+
+
+def failed(certificate: Certificate) -> list[str]:
+    return [c.name for c in certificate.checks if not c.passed]
+
+
+# -- what passes
+
+
+def test_a_right_hoist_passes(certificate: Certificate):
+    assert certificate and certificate.passed
+    assert [c.name for c in certificate.checks] == ["float64", "float32", "prepare"]
+    assert (certificate.level, certificate.dtype, certificate.truth) == ("full", "float32", "model in float64")
+    assert certificate.row_independent
+    assert 0 < check(certificate, "float64").error < 1e-14
+    own = check(certificate, "float32")
+    assert 0 < own.error <= own.tolerance == tolerance(own.original_error, torch.float32)
+
+
+def test_a_certificate_says_what_was_done(certificate: Certificate):
+    assert (certificate.candidates, certificate.requests, certificate.seed) == ((1, 2, 7, 100, 1000), (1, 3), 3)
+    assert certificate.versions["torch"] == torch.__version__
+    assert certificate.versions.keys() == {"rankhoist", "torch", "python"}
+    assert datetime.fromisoformat(certificate.date).utcoffset().total_seconds() == 0
+
+
+def test_the_seed_decides_everything(hoisted: HoistedModel, ranker: nn.Module, certificate: Certificate):
+    again = verify(hoisted, ranker, seed=3)
+    other = verify(hoisted, ranker, seed=4)
+    assert again.checks == certificate.checks
+    assert other.checks != certificate.checks
+
+
+def test_packed_columns_pass(packed):
+    model, hoisted = packed
+    assert verify(hoisted, model)
+
+
+def test_verify_draws_from_given_inputs(packed):
+    model, hoisted = packed
+    bare = HoistedModel(dataclasses.replace(hoisted.program, example={}), hoisted.plan)
+    with pytest.raises(VerificationError, match=r"no example inputs .*verify\(..., inputs=...\)"):
+        verify(bare, model)
+    assert verify(bare, model, (packed_rows(),))
+    assert verify(bare, model, {"x": packed_rows()})
+
+
+def test_a_number_of_trials(hoisted: HoistedModel, ranker: nn.Module):
+    assert verify(hoisted, ranker, 2, candidates=[3]).trials == 2
+    with pytest.raises(VerificationError, match="trials must be 1 or more"):
+        verify(hoisted, ranker, 0)
+    with pytest.raises(VerificationError, match="candidates must be 1 or more"):
+        verify(hoisted, ranker, candidates=[0, 1])
+
+
+def test_updated_weights_are_verified(program: Program):
+    model = HoistedModel(program, linear_plan(program))
+    other = seeded(Ranker, seed=1)
+    assert failed(verify(model, other, candidates=[7])) == ["float64", "float32"]
+    model.update_weights(other.state_dict())
+    assert verify(model, other, candidates=[7])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(program: Program, dtype: torch.dtype):
+    model = seeded(Ranker).to(dtype)
+    certificate = verify(HoistedModel(program, linear_plan(program)).to(dtype), model)
+    assert certificate
+    names = {torch.bfloat16: ["float64", "bfloat16", "prepare"], torch.float64: ["float64", "prepare"]}
+    assert [c.name for c in certificate.checks] == names[dtype]
+
+
+def test_an_exported_program_and_its_file(ranker: nn.Module, tmp_path):
+    rows = torch.export.Dim("rows", min=2)
+    exported = torch.export.export(ranker, (*USER, ITEM), dynamic_shapes=[{0: rows}] * 3)
+    path = tmp_path / "ranker.pt2"
+    torch.export.save(exported, path)
+    hoisted = hoist(path, None, context=["user", "dense"])
+    assert verify(hoisted, exported, candidates=[1, 7])
+    assert verify(hoisted, path, candidates=[1, 7])
+    assert verify(hoisted, ranker, candidates=[1, 7])
+    with pytest.raises(VerificationError, match="not a readable"):
+        verify(hoisted, tmp_path / "none.pt2")
+
+
+# -- what fails
+
+
+def test_a_wrong_rule_fails_and_names_output_and_row(program: Program, ranker: nn.Module):
+    certificate = verify(broken(program, without_bias, "click"), ranker)
+    assert not certificate
+    assert failed(certificate) == ["float64", "float32"]
+    worst = check(certificate, "float64").worst
+    assert worst.output == "output['click']"
+    bias = ranker.click.bias.item()
+    assert worst.truth - worst.hoisted == pytest.approx(bias)
+    assert f"output['click'] row {worst.row} of N={worst.candidates}, R={worst.requests}" in str(certificate)
+    assert str(certificate).startswith("FAILED")
+
+
+def test_an_error_below_float32_fails_in_float64(program: Program, ranker: nn.Module):
+    certificate = verify(broken(program, off_by_a_millionth, "like"), ranker)
+    assert failed(certificate)[0] == "float64"
+    assert check(certificate, "float64").worst.output == "output['like'][0]"
+    assert check(certificate, "float64").error == pytest.approx(1e-6, rel=0.01)
+
+
+class Rounding(HoistedModel):
+    """Right in float64; in float32 everything is off by a part in ten thousand."""
+
+    def forward(self, *args, **kwargs):
+        result = super().forward(*args, **kwargs)
+        return {**result, "like": [result["like"][0] * 1.0001]}
+
+
+class Forgetful(HoistedModel):
+    """`score` remembers its first result of each size."""
+
+    def score(self, state, candidate_inputs, request_offsets=None):
+        seen = self.__dict__.setdefault("seen", {})
+        return seen.setdefault(str(request_offsets), super().score(state, candidate_inputs, request_offsets))
+
+
+class Squeezing(HoistedModel):
+    """One row loses its axis, as in the original."""
+
+    def forward(self, *args, **kwargs):
+        result = super().forward(*args, **kwargs)
+        return {**result, "click": result["click"].squeeze()}
+
+
+class Failing(HoistedModel):
+    """Raises."""
+
+    def forward(self, *args, **kwargs):
+        raise ZeroDivisionError("no rows today")
+
+
+def test_rounding_is_held_against_the_originals_own(program: Program, ranker: nn.Module):
+    certificate = verify(Rounding(program, linear_plan(program)), ranker)
+    assert failed(certificate) == ["float32", "prepare"]  # plain calls are wrong, prepared ones are right
+    own = check(certificate, "float32")
+    assert own.worst.output == "output['like'][0]" and own.error > 50 * own.original_error
+
+
+def test_a_state_that_is_not_reusable_fails(program: Program, ranker: nn.Module):
+    certificate = verify(Forgetful(program, linear_plan(program)), ranker)
+    assert failed(certificate) == ["prepare"]
+
+
+def test_a_lost_axis_fails(program: Program, ranker: nn.Module):
+    assert seeded(Ranker)(*(x[:1] for x in (*USER, ITEM)))["click"].shape == ()  # the original loses it
+    certificate = verify(Squeezing(program, linear_plan(program)), ranker)
+    assert failed(certificate) == ["float32", "prepare"]
+    assert "for N=1, R=1: output['click'] has shape [], expected [1]" in check(certificate, "float32").problem
+
+
+def test_an_exception_is_a_failed_certificate(program: Program, ranker: nn.Module):
+    certificate = verify(Failing(program, linear_plan(program)), ranker)
+    assert failed(certificate) == ["float32", "prepare"]
+    assert check(certificate, "float32").problem == "for N=1, R=1: raises ZeroDivisionError: no rows today"
+    assert "no rows today" in str(certificate)
+
+
+def test_another_structure_fails(program: Program, ranker: nn.Module):
+    class Listing(HoistedModel):
+        def forward(self, *args, **kwargs):
+            return list(super().forward(*args, **kwargs).values())
+
+    certificate = verify(Listing(program, linear_plan(program)), ranker, candidates=[2])
+    assert "the outputs are output[0]" in check(certificate, "float32").problem
+
+
+# -- the original
+
+
+def test_a_failing_original_is_an_error(hoisted: HoistedModel):
+    class Picky(Ranker):
+        def forward(self, user, dense, item):
+            if len(item) > 50:
+                raise ValueError("too many")
+            return super().forward(user, dense, item)
+
+    with pytest.raises(VerificationError, match="the original fails for N=100, R=1: ValueError: too many"):
+        verify(hoisted, seeded(Picky))
+
+
+def test_training_mode_is_an_error(hoisted: HoistedModel):
+    with pytest.raises(VerificationError, match="in training mode are ids, hidden"):
+        verify(hoisted, seeded(Ranker).train())
+
+
+def test_a_model_that_fails_for_one_row_is_compared_with_two(hoisted: HoistedModel):
+    class Shy(Ranker):
+        def forward(self, user, dense, item):
+            assert len(item) > 1
+            return super().forward(user, dense, item)
+
+    assert verify(hoisted, seeded(Shy), candidates=[1, 2])
+
+
+@pytest.fixture(scope="module")
+def casting() -> tuple[nn.Module, HoistedModel]:
+    model = seeded(Casting)
+    return model, hoist(model, (USER[1], ITEM), context=["dense"])
+
+
+def test_a_model_that_cannot_run_in_float64_is_replaced_by_its_graph(casting):
+    model, hoisted = casting
+    certificate = verify(hoisted, model)
+    assert certificate and certificate.truth == "captured graph in float64"
+    assert certificate.note.startswith(
+        "the model in float64 raises RuntimeError: mat1 and mat2 must have the same dtype"
+    )
+    assert [c.name for c in certificate.checks] == ["float64", "float32", "prepare", "capture"]
+    assert certificate.note in str(certificate)
+
+
+def test_the_captured_graph_must_be_the_model(casting):
+    _, hoisted = casting
+    certificate = verify(hoisted, seeded(Casting, seed=1))
+    assert failed(certificate) == ["capture"]
+
+
+def test_a_model_that_rounds_inside_is_replaced_by_its_graph():
+    model = Function(lambda dense, item: dense.float().sum(1) * item.double()[:, 0]).eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
+    assert certificate and certificate.truth == "captured graph in float64"
+    assert "it rounds to a shorter dtype inside" in certificate.note
+
+
+def test_tensors_of_the_default_dtype_follow_to_float64():
+    class Dividing(nn.Module):
+        """An integer divided by a number has the default dtype, whatever the model's weights have."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.top = nn.Linear(1, 1)
+
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return self.top(user.unsqueeze(1) / 3) + item
+
+    model = seeded(Dividing)
+    before = torch.get_default_dtype()
+    certificate = verify(hoist(model, (USER[0], ITEM), context=["user"]), model)
+    assert certificate and certificate.truth == "model in float64"
+    assert torch.get_default_dtype() == before
+
+
+def test_without_context_there_is_one_request():
+    model = Function(lambda dense, item: dense.sum(1) * item.sum(1)).eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=[]), model)
+    assert certificate and certificate.requests == (1,)
+
+
+def test_a_model_may_write_into_its_inputs(hoisted: HoistedModel):
+    class Writing(Ranker):
+        def forward(self, user, dense, item):
+            result = super().forward(user, dense, item.clone())
+            item.zero_()
+            return result
+
+    assert verify(hoisted, seeded(Writing), candidates=[2, 7])
+
+
+def test_a_hoist_that_cannot_be_float64_is_a_failed_certificate(program: Program, ranker: nn.Module):
+    model = HoistedModel(program, linear_plan(program))
+    model.plan = dataclasses.replace(model.plan, outputs=[])
+    certificate = verify(model, ranker, candidates=[2])
+    assert failed(certificate) == ["float64"]
+
+
+def test_rows_that_meet_are_legal_and_reported():
+    model = Function(lambda dense, item: (dense.sum(1) + item.sum(1)).softmax(0)).eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
+    assert certificate and not certificate.row_independent
+    assert "rows depend on each other" in str(certificate)
+
+
+def test_nan_and_infinity_match():
+    model = Function(lambda dense, item: item[:, 0].log() + dense[:, 0] + 1 / (item[:, 2] < 0.9).float()).eval()
+    rows = (USER[1], ITEM)
+    found = model(USER[1][:1].expand(6, 2), ITEM)
+    assert found.isnan().any() and found.isinf().any()
+    assert verify(hoist(model, rows, context=["dense"]), model)
+
+
+# -- data
+
+
+def test_a_certificate_survives_json(certificate: Certificate, program: Program, ranker: nn.Module):
+    assert Certificate.from_json(certificate.to_json()) == certificate
+    bad = verify(Failing(program, linear_plan(program)), ranker, candidates=[1])
+    assert bad.checks[1].error == math.inf
+    assert Certificate.from_json(bad.to_json()) == bad
+    data = json.loads(bad.to_json(), parse_constant=pytest.fail)  # JSON has no Infinity
+    assert data["passed"] is False and [c["passed"] for c in data["checks"]] == [True, False, False]
+
+
+# -- batches
+
+
+def test_offsets_are_ragged_and_every_request_is_empty_once(program: Program):
+    pool = program.example
+    drawn = [draw(program.inputs.values(), pool, 100, 3, empty, seed=empty) for empty in range(4)]
+    counts = [torch.tensor(b.offsets).diff().tolist() for b in drawn]
+    assert all(sum(c) == 100 and len(set(c)) == 3 for c in counts)
+    assert [[r for r in range(3) if c[r] == 0] for c in counts] == [[0], [1], [2], []]
+
+
+def test_verify_tries_every_empty_request(hoisted: HoistedModel, ranker: nn.Module, monkeypatch):
+    seen = []
+
+    def record(*args, **kwargs):
+        seen.append(draw(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr("rankhoist.verify.checks.draw", record)
+    verify(hoisted, ranker)
+    empty = {r for b in seen if b.requests == 3 for r in range(3) if b.offsets[r] == b.offsets[r + 1]}
+    assert empty == {0, 1, 2}
+    assert {(b.candidates, b.requests) for b in seen} >= {(n, r) for n in (1, 2, 7, 100, 1000) for r in (1, 3)}
+
+
+def test_whole_numbers_stay_and_other_floats_get_noise_in_their_range(packed):
+    _, hoisted = packed
+    rows = hoisted.example["x"]
+    batch = draw(hoisted.program.inputs.values(), hoisted.example, 500, 1, 0, seed=0)
+    item, dense = batch.candidate["x"].unbind(1)
+    assert set(item.tolist()) == set(rows[:, 1].tolist())
+    assert len(set(dense.tolist())) > 100  # the example has 8 values
+    assert rows[:, 3].min() <= dense.min() and dense.max() <= rows[:, 3].max()
+
+
+def test_packed_columns_find_their_places(packed):
+    _, hoisted = packed
+    batch = Batch(
+        {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, {"x": torch.tensor([[5.0, 6.0], [7.0, 8.0]])}, (0, 0, 2)
+    )
+    assert whole_rows(hoisted.program, batch)["x"].tolist() == [[3, 5, 4, 6], [3, 7, 4, 8]]
+
+
+# -- the measure
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "error"),
+    [
+        ([1.0, 2.5], [1.0, 2.0], 0.25),
+        ([math.nan, 2.0], [math.nan, 2.0], 0.0),
+        ([math.nan, 2.0], [1.0, 2.0], math.inf),
+        ([1.0, 2.0], [math.nan, 2.0], math.inf),
+        ([math.inf, 2.0], [math.inf, 2.0], 0.0),
+        ([-math.inf, 2.0], [math.inf, 2.0], math.inf),
+        ([1e-9, 0.0], [0.0, 0.0], 1e-9),  # all zero: the scale is 1
+    ],
+)
+def test_errors_are_relative_to_the_outputs_scale(actual, expected, error):
+    a, e = torch.tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+    found = difference([e, a], [e, e], scale_of([e, e]))
+    assert found.error == pytest.approx(error)
+    assert found.at is None if error == 0 else found.at == (1, (int((a != e).nonzero()[0]),))
+
+
+def test_integers_may_be_those_of_the_truth_or_those_of_the_original():
+    def errors(actual: list[int]) -> float:
+        batch = Batch({}, {}, (0, 2))
+        given, truth, own = (outputs(torch.tensor(x)) for x in (actual, [1, 5], [1, 6]))
+        return rounded("float32", Comparison([batch], [given], [truth]), [own], torch.float32).error
+
+    assert [errors(actual) for actual in ([1, 5], [1, 6], [1, 7], [2, 5])] == [0.0, 0.0, math.inf, math.inf]
+
+
+def test_integers_are_equal_or_not():
+    assert difference([torch.tensor([1, 2])], [torch.tensor([1, 3])], 1e9).error == math.inf
+    assert difference([torch.tensor([True])], [torch.tensor([True])], 1.0).error == 0.0
+
+
+@pytest.mark.parametrize(
+    ("actual", "words"),
+    [
+        ({"a": torch.zeros(2, 1)}, "output['a'] has shape [2, 1], expected [2]"),
+        ({"a": torch.zeros(2).double()}, "output['a'] has dtype torch.float64, expected torch.float32"),
+        ({"b": torch.zeros(2)}, "the outputs are output['b'], expected output['a']"),
+        ({"a": 3}, "output['a'] is 3, expected tensor"),
+    ],
+)
+def test_results_that_cannot_be_compared(actual, words):
+    assert words in mismatch(outputs(actual), outputs({"a": torch.zeros(2)}), same_dtype=True)
+
+
+def test_tolerance_has_one_formula():
+    eps = torch.finfo(torch.float32).eps
+    assert tolerance(0.0, torch.float32) == 8 * eps
+    assert tolerance(1e-3, torch.float32) == 2e-3
