@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -461,7 +462,7 @@ def test_verify_tries_every_empty_request(hoisted: HoistedModel, ranker: nn.Modu
         seen.append(draw(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr("rankhoist.verify.checks.draw", record)
+    monkeypatch.setattr(sys.modules["rankhoist.verify.checks"], "draw", record)
     verify(hoisted, ranker)
     empty = {r for b in seen if b.requests == 3 for r in range(3) if b.offsets[r] == b.offsets[r + 1]}
     assert empty == {0, 1, 2}
