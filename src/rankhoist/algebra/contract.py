@@ -13,7 +13,7 @@ from functools import reduce
 
 from rankhoist.algebra import kernels
 from rankhoist.algebra.forms import Block, Factor, Label, Labels, Term
-from rankhoist.algebra.ir import OFFSETS, Builder, Node, Rate, Workload, aten, first_axis, join
+from rankhoist.algebra.ir import OFFSETS, OWNER, Builder, Node, Rate, Workload, aten, first_axis, join
 
 # -- settle: a block becomes one tensor
 
@@ -219,10 +219,30 @@ def arrange(b: Builder, f: Factor, labels: Sequence[Label]) -> Node:
 
 
 def add(b: Builder, x: Factor, y: Factor) -> Factor:
-    """Sum of two factors; either may lack labels of the other."""
+    """Sum of two factors; either may lack labels of the other. A sum with a matrix product becomes part of it."""
+    fused = _biased(b, x, y) or _biased(b, y, x)
+    if fused is not None:
+        return fused
     labels = _union(x, y)
     node = b.pointwise(aten.add.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype)
     return Factor(node, labels)
+
+
+def _biased(b: Builder, x: Factor, y: Factor) -> Factor | None:
+    """`x + W z` as one operator, where x has the width of the product and no rows of its own."""
+    node = y.node
+    if node.op is not aten.linear.default or len(node.args) != 2 or x.labels != y.labels[-1:]:
+        return None
+    madds = node.work.multiply_adds
+    if x.node.rate is Rate.WEIGHT:
+        args = (*node.args, x.node)
+        made = b.call(aten.linear.default, args, node.rate, node.shape, node.dtype, multiply_adds=madds)
+    elif x.node.rate is Rate.REQUEST and node.rate.per_candidate:
+        args = (*node.args, x.node, OWNER)
+        made = b.call(kernels.linear_from, args, Rate.PAIR, node.shape, node.dtype, multiply_adds=madds)
+    else:
+        return None
+    return Factor(made, y.labels)
 
 
 def _union(x: Factor, y: Factor) -> Labels:

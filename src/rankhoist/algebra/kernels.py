@@ -23,6 +23,15 @@ def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
     return x.expand(rows, *x.shape[1:]) if owner is None else x.index_select(0, owner)
 
 
+def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor | None) -> Tensor:
+    """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
+    if owner is None and start.shape[0] == 1:
+        return torch.nn.functional.linear(x, weight, start[0])
+    product = torch.nn.functional.linear(x, weight)
+    gathered = start if owner is None else start.index_select(0, owner)
+    return product.add_(gathered.reshape(-1, *[1] * (x.dim() - 2), start.shape[-1]))
+
+
 def request_matmul(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
     """Rows times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     if offsets is None:
