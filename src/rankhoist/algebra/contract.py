@@ -235,11 +235,11 @@ def _biased(b: Builder, x: Factor, y: Factor) -> Factor | None:
         return None
     madds = node.work.multiply_adds
     if x.node.rate is Rate.WEIGHT:
-        args = (*node.args, x.node)
-        made = b.call(aten.linear.default, args, node.rate, node.shape, node.dtype, multiply_adds=madds)
+        made = b.call(aten.linear.default, (*node.args, x.node), node.rate, node.shape, node.dtype, multiply_adds=madds)
     elif x.node.rate is Rate.REQUEST and node.rate.per_candidate:
-        args = (*node.args, x.node, OWNER)
-        made = b.call(kernels.linear_from, args, Rate.PAIR, node.shape, node.dtype, multiply_adds=madds)
+        made = b.call(
+            kernels.linear_from, (*node.args, x.node, OWNER), Rate.PAIR, node.shape, node.dtype, multiply_adds=madds
+        )
     else:
         return None
     return Factor(made, y.labels)
