@@ -87,6 +87,7 @@ def check_model(model: nn.Module, context: Tensor, candidate: Tensor) -> dict[st
         expected = model(repeated(context[:3], offsets), candidate)
         assert_equal(hoisted(context[:3], candidate, request_offsets=offsets), expected, f"{name}, three requests")
         hoisted(context[:1], candidate[:0])
+        assert not [r for r in reasons(hoisted) if "please report" in r], "a rule broke"
     return models
 
 

@@ -1,0 +1,74 @@
+"""One condition away from a law: the rule declines with its reason, and what runs over all rows is equal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Function, assert_equal, hoisted_at, kept, reasons, repeated
+
+from rankhoist.algebra.interpret import Level
+from rankhoist.capture import capture
+
+N = 7
+OFFSETS = [0, 3, 3, N]
+G = torch.Generator().manual_seed(3)
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=G, dtype=torch.float64)
+
+
+CONTEXT, CANDIDATE, W = randn(3, 6), randn(N, 4), randn(4, 3)
+
+
+def positive(x: torch.Tensor) -> torch.Tensor:
+    return (x > 0).long()
+
+
+# (context, candidate) -> scores; the reason; weights.
+CASES = {
+    "product_sums_over_rows": (lambda c, k: k @ torch.einsum("bi,bj->ij", c, k).mT[:, :2], "sums over the rows", {}),
+    "einsum_ellipsis": (
+        lambda c, k, w: torch.einsum("...i,ij->...j", k, w) * c[:, :3], "einsum with an ellipsis", dict(w=W),
+    ),
+    "einsum_diagonal": (
+        lambda c, k: torch.einsum("bii->bi", c[:, :4].view(-1, 2, 2)) * k[:, :2], "names an axis twice", {},
+    ),
+    "every_row_with_every_row": (lambda c, k: (c[:, :1] - c[:, 0]).abs() @ k, "every row meets every other row", {}),
+    "table_of_rows": (lambda c, k: F.embedding(positive(k[:, 0]), c), "the table is no weight", {}),
+    "index_of_rows": (lambda c, k: c[positive(k[:, 0])], "depends on the inputs", {}),
+    "row_number_of_a_weight": (
+        lambda c, k, w: w[torch.arange(k.shape[0]) % 4] * c[:, :3] + k[:, :1], "the row number", dict(w=W),
+    ),
+    "gather_over_rows": (lambda c, k: c[:, :4].gather(0, positive(k)), "row axis", {}),
+    "mask_by_candidate": (
+        lambda c, k: torch.masked_select(c[:, :4], k > 0).sum() + k, "mask that depends on the inputs", {},
+    ),
+    "rows_repeated": (lambda c, k: c[:, :4].repeat(2, 1)[: k.shape[0]] + k, "repeats the rows themselves", {}),
+    "attention_over_rows": (
+        lambda c, k: F.scaled_dot_product_attention(k[None], c[None, :, :4], c[None, :, :4])[0],
+        "every row meets every other row", {},
+    ),
+    "pool_over_rows": (lambda c, k: k + F.avg_pool1d(c.t()[None], 3, 1, 1)[0].amax(1)[:4], "pools over the rows", {}),
+    "convolution_over_rows": (
+        lambda c, k, w: k + F.conv1d(c[:, :4].t(), w, padding=1).t(), "without a batch axis", dict(w=randn(4, 4, 3)),
+    ),
+    "bags_by_offsets": (
+        lambda c, k, t: F.embedding_bag(positive(k).flatten(), t, torch.arange(k.shape[0]) * 2, mode="sum") * c[:, :3],
+        "may cross rows", dict(t=W),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_declines(name: str):
+    call, reason, weights = CASES[name]
+    model = Function(call, **weights).eval()
+    example = (CONTEXT[torch.arange(8) % 3], CANDIDATE[torch.arange(8) % N])
+    program = capture(model, example, ["context"])
+    expected = model(repeated(CONTEXT, OFFSETS), CANDIDATE)
+    models = [hoisted_at(program, Level.REQUEST), kept(program), hoisted_at(program, Level.FULL)]
+    for hoisted in models:
+        assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), expected, name)
+    assert any(reason in r for r in reasons(models[-1])), reasons(models[-1])
