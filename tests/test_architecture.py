@@ -59,9 +59,7 @@ PUBLIC_MODELS = {
 ORDINARY_WORDS = {"Dice", "Identity", "Linear", "MIND", "SINE", "STAMP"}
 
 # The layer classes of PyTorch; `capture` is given an nn.Module, so that one it may name.
-NN_LAYERS = {
-    name for name, value in vars(nn).items() if isinstance(value, type) and issubclass(value, nn.Module)
-}
+NN_LAYERS = {name for name, value in vars(nn).items() if isinstance(value, type) and issubclass(value, nn.Module)}
 NN_LAYERS -= {"Module"}
 
 
@@ -148,9 +146,7 @@ def installed_model_names(package: str) -> set[str]:
     if spec is None or spec.origin is None:
         return set()
     places = [Path(spec.origin).parent / place for place in PUBLIC_MODELS[package]]
-    return class_names(
-        file for place in places for file in ([place] if place.is_file() else place.rglob("*.py"))
-    )
+    return class_names(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
 
 
 @cache
@@ -186,21 +182,15 @@ def names_layers(path: str, source: str) -> list[str]:
         match node:
             case ast.ImportFrom(module=str(module), names=names, level=0):
                 found += [
-                    (node.lineno, f"{module}.{alias.name}")
-                    for alias in names
-                    if is_layer(f"{module}.{alias.name}")
+                    (node.lineno, f"{module}.{alias.name}") for alias in names if is_layer(f"{module}.{alias.name}")
                 ]
             case ast.Attribute():
                 first, *rest = ast.unparse(node).split(".")
                 if is_layer(full := ".".join([bound.get(first, first), *rest])):
                     found.append((node.lineno, full))
             case ast.Constant(value=str(text)) if not re.search(r"\s", text):
-                found += [
-                    (node.lineno, repr(text)) for word in re.findall(r"\w+", text) if word in NN_LAYERS - ours
-                ]
-    return [
-        f"{path}:{line}: the compiler must not match the layer class {name}" for line, name in sorted(found)
-    ]
+                found += [(node.lineno, repr(text)) for word in re.findall(r"\w+", text) if word in NN_LAYERS - ours]
+    return [f"{path}:{line}: the compiler must not match the layer class {name}" for line, name in sorted(found)]
 
 
 def imported_names(tree: ast.Module) -> dict[str, str]:

@@ -36,9 +36,7 @@ def blocks(text: str) -> list[Block]:
         if fence:
             if match and match["fence"].startswith(fence) and not line.strip().strip(fence[0]):
                 if language == "python":
-                    found.append(
-                        Block(start, textwrap.dedent("\n".join(lines[start - 1 : number - 1])), reason)
-                    )
+                    found.append(Block(start, textwrap.dedent("\n".join(lines[start - 1 : number - 1])), reason))
                 fence, reason = "", None
         elif match:
             fence, language, start = match["fence"], match["language"], number + 1

@@ -105,6 +105,10 @@ DENSE = {
     "squeeze_all": (lambda c, k, w: F.linear(both(c, k), w[:1]).squeeze() + k[:, :1].squeeze(-1), dict(w=W)),
     "rows_of_own": (lambda c, k: both(c, k)[torch.arange(k.shape[0]), (k[:, 0] > 0).long()], {}),
     "gather_per_row": (lambda c, k: c.gather(1, (k[:, :2] > 0).long()), {}),
+    "atom_inside_and_outside_a_sum": (
+        lambda c, k, b, w: F.linear(c[:, :4] * k + c[:, 2:] * F.linear(k, b), w),
+        dict(b=randn(1, 4), w=randn(1, 4)),
+    ),
     "low_rank": (lambda c, k, w, v: F.linear(F.linear(both(c, k), v), w), dict(v=randn(2, C + K), w=randn(5, 2))),
     "conv1d": (lambda c, k, w: F.conv1d(both(c, k).unsqueeze(1), w).flatten(1), dict(w=randn(2, 1, 3))),
 }

@@ -101,12 +101,16 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
 
 
 def _same_private_labels(terms: list[Term], visible: Collection[Label]) -> list[Term]:
-    """Call the summed axes of the shared factor the same in all terms."""
+    """Call the summed axes of the shared factor the same in all terms.
+
+    A term's other summed labels get new names: they may be those that another term has on the shared factor.
+    """
     first = next(f for f in terms[0].factors if f.node.rate.per_candidate)
     result = []
     for term in terms:
         own = next(f for f in term.factors if f.node.rate.per_candidate)
-        names = {o: n for o, n in zip(own.labels, first.labels, strict=True) if o is not n}
+        names = {x: Label(x.size) for f in term.factors for x in f.labels if x not in visible}
+        names |= dict(zip(own.labels, first.labels, strict=True))
         factors = tuple(Factor(f.node, tuple(names.get(x, x) for x in f.labels)) for f in term.factors)
         result.append(Term(factors, term.scale))
     return result
