@@ -49,7 +49,7 @@ def _multiply_adds(node: fx.Node, name: str, operands: list[list[int]], results:
     if name == "einsum" and isinstance(node.args[0], str):
         return _einsum(node.args[0], operands)
     if name == "tensordot":
-        summed: Any = node.args[2]
+        summed: list[int] = list(node.args[2])  # type: ignore[arg-type]
         return written * math.prod(operands[0][d] for d in summed)
     if name in ("conv1d", "conv2d", "convolution"):
         return written * math.prod(operands[1][1:])
