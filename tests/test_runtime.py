@@ -156,6 +156,24 @@ def test_threads(model, hoisted):
             assert_equal(got, want)
 
 
+def test_lookup_reads_tables_once_also_from_a_packed_matrix():
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.top = nn.Embedding(20, 4), nn.Linear(9, 1)
+
+        def forward(self, X: torch.Tensor) -> torch.Tensor:
+            ids = X[:, :2].long()
+            return self.top(torch.cat([self.table(ids[:, 0]), self.table(ids[:, 1]), X[:, 2:]], 1))
+
+    hoisted = hoist(Packed().eval(), (torch.rand(4, 3),), context={"X": [0]}, level="lookup")
+    request, candidate = (
+        sum("aten.embedding" in str(n.target) for n in stage.module.graph.nodes)
+        for stage in (hoisted.stages.request, hoisted.stages.candidate)
+    )
+    assert (request, candidate) == (1, 1)
+
+
 # -- weights
 
 

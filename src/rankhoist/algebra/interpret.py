@@ -182,13 +182,14 @@ class Interpreter:
         self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], operands: list[Value], outcome: Outcome
     ) -> Value:
         rule = self.rules.get(node.target)
-        if self.level is Level.EXPAND or (self.level is Level.LOOKUP and not self._is_lookup(node, operands)):
+        carries = self._is_lookup(node, operands)
+        if self.level is Level.EXPAND or (self.level is Level.LOOKUP and not carries):
             return self.fallback(node, args, kwargs)
         if rule is None:
             outcome.reason = f"no rule for {node.target}"
             return self.fallback(node, args, kwargs)
         try:
-            value = rule(self, node, args, kwargs)
+            value = rule(self, node, args if carries else self._unmixed(args), kwargs)
         except Decline as decline:
             outcome.reason = str(decline)
             return self.fallback(node, args, kwargs)
@@ -197,10 +198,18 @@ class Interpreter:
             outcome.reason = f"rule {rule.__name__} failed ({type(error).__name__}: {error}); please report it"
             return self.fallback(node, args, kwargs)
         outcome.rule = rule.__name__
-        return self._finish(value)
+        return self._finish(value, carries)
+
+    def _unmixed(self, value: Any) -> Any:
+        """Below level `linear`, operands of anything that computes are one tensor each."""
+        if self.level >= Level.LINEAR:
+            return value
+        if isinstance(value, list | tuple):
+            return [self._unmixed(v) for v in value]
+        return self.solid(value) if isinstance(value, Form) and value.mixed else value
 
     def _is_lookup(self, node: fx.Node, operands: list[Value]) -> bool:
-        """At level `lookup` only embeddings are hoisted, and what happens to ids before."""
+        """Embeddings, what happens to ids before, and what only moves elements: blocks stay apart at every level."""
         if node.target in self.lookups:
             return True
         return all(isinstance(v, Form) and not v.dtype.is_floating_point for v in operands)
@@ -278,16 +287,16 @@ class Interpreter:
         blocks = {cell: b if b.pure else simplify(self.b, b, self.workload) for cell, b in form.blocks.items()}
         return Form(form.dims, blocks, form.layout, form.dtype)
 
-    def _finish(self, value: Value) -> Value:
+    def _finish(self, value: Value, carries: bool) -> Value:
         """Bring a rule's result to what the level allows."""
         if isinstance(value, list | tuple):
-            return [self._finish(v) for v in value]
+            return [self._finish(v, carries) for v in value]
         if not isinstance(value, Form):
             return value
         lazy = self.level is Level.FULL and self.current is not None and self.keep(self.current)
         blocks = {cell: self._finish_block(block, lazy) for cell, block in value.blocks.items()}
         form = Form(value.dims, blocks, value.layout, value.dtype)
-        if self.level < Level.LINEAR and form.mixed:
+        if self.level < Level.LINEAR and form.mixed and not carries:
             form = self.solid(form)
         return form
 
@@ -369,6 +378,7 @@ class Interpreter:
         order = [axis, *(i for i in range(len(sizes)) if i != axis)]
         if axis:
             node = self.b.call(aten.permute.default, (node, order), node.rate, (), node.dtype, free=True)
+        self.b.raw.add(node.index)
         dims = [sizes[axis], *others]
         node = self.b.call(aten.reshape.default, (node, [-1, *dims]), node.rate, dims, node.dtype, free=True)
         rest = iter(range(1, len(dims)))

@@ -130,6 +130,7 @@ class Builder:
         self.nodes: list[Node] = []
         self.source = ""
         self.constants: dict[str, torch.Tensor] = {}
+        self.raw: set[int] = set()  # nodes in an original layout: axis 0 is not the rows
         self._interned: dict[Any, Node] = {}
 
     # -- leaves
@@ -172,7 +173,8 @@ class Builder:
         """Reshape the axes after the row axis."""
         if tuple(shape) == x.shape:
             return x
-        if x.op is aten.reshape.default and first_axis(x.args[0]) == first_axis(x):
+        inner = x.args[0] if x.op is aten.reshape.default else None
+        if inner is not None and inner.index not in self.raw and first_axis(inner) == first_axis(x):
             return self.reshape(x.args[0], shape)
         sizes = [-1] * first_axis(x) + list(shape)
         return self.call(aten.reshape.default, (x, sizes), x.rate, shape, x.dtype, free=True)

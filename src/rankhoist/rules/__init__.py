@@ -33,5 +33,5 @@ def all_rules() -> dict[Any, Rule]:
 
 
 def lookups() -> frozenset[Any]:
-    """Operators hoisted at level `lookup`."""
-    return frozenset(lookup.LOOKUPS)
+    """Operators hoisted at level `lookup`: table reads, and what only moves or casts elements before and after them."""
+    return frozenset(lookup.LOOKUPS) | frozenset(shape.RULES) | frozenset(pointwise.CASTS)

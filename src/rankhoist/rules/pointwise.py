@@ -231,10 +231,11 @@ le lerp less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor 
 multiply ne nextafter not_equal pow remainder special_xlogy subtract true_divide where xlogy
 """
 
-RULES = table([
+CASTS = table([("_to_copy to type_as _cast_Float float", cast)])
+
+RULES = CASTS | table([
     (UNARY + SEVERAL, elementwise),
     ("clone alias detach lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout", identity),
-    ("_to_copy to type_as _cast_Float float", cast),
     ("prelu _prelu_kernel", prelu),
     ("add", add),
     ("sub", subtract),
