@@ -23,7 +23,7 @@ from rankhoist.nn import DCNv2, DeepFM, Field
 ModelName = Literal["dcnv2", "deepfm"]
 MODEL_NAMES: tuple[ModelName, ...] = ("dcnv2", "deepfm")
 
-DCNV2_WIDTHS = {"user": 64, "item": 64, "genre": 48, "hour": 32, "weekday": 32, "year": 16, "": 0}
+DCNV2_WIDTHS = {"user": 64, "item": 64, "genre": 48, "hour": 32, "weekday": 32, "year": 16, "": 24}
 DEEPFM_WIDTH = 40
 EVALUATION_ROWS = 8192  # rows per call when scoring, to bound memory
 PATIENCE = 1  # epochs without a better validation log loss before training stops
@@ -52,7 +52,7 @@ class TrainResult:
 
 
 def build_model(name: str, data: RankingData, seed: int = 0) -> nn.Module:
-    """An untrained `dcnv2` (context about 410 columns, candidate about 130) or `deepfm` (360 and 160)."""
+    """An untrained `dcnv2` (context about 410 columns, candidate about 150) or `deepfm` (360 and 160)."""
     with _seeded(seed):
         if name == "dcnv2":
             return DCNv2([_field(feature, DCNV2_WIDTHS[feature.vocabulary]) for feature in data.schema])
