@@ -91,7 +91,7 @@ def test_models_are_real_sized(data):
             w for field, w in zip(embedding.fields, embedding.widths, strict=True) if field.name in data.context
         )
         sides[name] = (context, embedding.width - context)
-    assert sides == {"dcnv2": (410, 132), "deepfm": (360, 160)}
+    assert sides == {"dcnv2": (416, 152), "deepfm": (360, 160)}
 
 
 def test_an_unknown_model_is_named(data):

@@ -52,7 +52,7 @@ class TrainResult:
 
 
 def build_model(name: str, data: RankingData, seed: int = 0) -> nn.Module:
-    """An untrained `dcnv2` (context about 410 columns, candidate about 150) or `deepfm` (360 and 160)."""
+    """An untrained `dcnv2` (context 416 columns, candidate 152) or `deepfm` (360 and 160)."""
     with _seeded(seed):
         if name == "dcnv2":
             return DCNv2([_field(feature, DCNV2_WIDTHS[feature.vocabulary]) for feature in data.schema])
