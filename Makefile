@@ -29,7 +29,7 @@ test-all: $(VENV)/.dev ## run the slow tests too: every public model
 fuzz: $(VENV)/.dev ## check 10 000 random models, new ones in every run
 	@RANKHOIST_FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_random_models.py $(ARGS)
 
-bench: $(VENV)/.run ## time the demo model at every level
+bench: $(VENV)/.run ## time every scenario at every level
 	@test -f benchmarks/levels.py || { echo "bench: benchmarks/levels.py is not in this checkout" >&2; exit 1; }
 	@$(BIN)/python benchmarks/levels.py $(ARGS)
 

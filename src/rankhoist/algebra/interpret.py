@@ -7,7 +7,8 @@ the original operator over all N rows, which is equal by definition, and is name
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -21,6 +22,7 @@ from rankhoist.algebra import grid, joins
 from rankhoist.algebra.contract import settle, simplify
 from rankhoist.algebra.forms import ROW, Block, Cell, Decline, Factor, Form, Label, one_block, plain, row_layout, whole
 from rankhoist.algebra.ir import Builder, Node, Rate, Size, Workload, aten, join, live_nodes
+from rankhoist.algebra.work import original_work
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.program import operator_name, overload
 
@@ -171,7 +173,7 @@ class Interpreter:
         if all(
             isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands
         ) and not _sizes_have_rows(meta):
-            value = self._weight_call(node, args, kwargs, meta)
+            value = self._emit(node, Rate.WEIGHT, args, kwargs, meta)  # part of the weights stage
         else:
             value = self._rule_or_fallback(node, args, kwargs, operands, outcome)
         outcome.rates |= {block.rate for v in _flat(value) if isinstance(v, Form) for block in v.blocks.values()}
@@ -230,10 +232,6 @@ class Interpreter:
         if meta is None or isinstance(meta, torch.SymBool):
             return None
         return meta
-
-    def _weight_call(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], meta: Any) -> Value:
-        """An operator on weights alone is part of the weights stage."""
-        return self._emit(node, Rate.WEIGHT, args, kwargs, meta)
 
     # -- sizes
 
@@ -400,11 +398,11 @@ class Interpreter:
         shown = [self.present(a, rate) for a in args]
         named = {k: self.present(v, rate) for k, v in kwargs.items()}
         fakes = [meta] if isinstance(meta, torch.Tensor) else list(meta)
-        written, madds = self._row_work(node, fakes)
+        work = original_work(node, self.program.rows, self.workload.candidates)
         single = isinstance(meta, torch.Tensor)
-        shape = self._own_shape(fakes[0], rate) if single else (written,)
+        shape = self._own_shape(fakes[0], rate) if single else (work.elements,)
         dtype = fakes[0].dtype if single else torch.float32
-        made = self.b.call(overload(node), shown, rate, shape, dtype, kwargs=named, multiply_adds=madds)
+        made = self.b.call(overload(node), shown, rate, shape, dtype, kwargs=named, multiply_adds=work.multiply_adds)
         self._measure(node, made, rate)
         if not single:
             parts = [
@@ -434,12 +432,6 @@ class Interpreter:
             return tuple(n for n, _ in shape[1:])
         return (math.prod(n for n, _ in shape),)
 
-    def _row_work(self, node: fx.Node, fakes: Sequence[Any]) -> tuple[int, int]:
-        from rankhoist.algebra.work import original_work
-
-        work = original_work(node, self.program.rows, self.workload.candidates)
-        return work.elements, work.multiply_adds
-
     def _output(self, output: Any) -> Value:
         if not isinstance(output, fx.Node):
             return output
@@ -457,8 +449,6 @@ class Interpreter:
 
 
 def _item(b: Builder, node: Node, index: int, fake: torch.Tensor, shape: tuple[int, ...]) -> Node:
-    import operator
-
     return b.call(operator.getitem, (node, index), node.rate, shape, fake.dtype, free=True)
 
 

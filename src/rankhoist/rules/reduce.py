@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,8 +72,6 @@ def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
         made = c.b.call(overload(node), given, x.rate, shape[0], fakes[0].dtype, kwargs=extra)
         if isinstance(node.meta["val"], torch.Tensor):
             return [made]
-        import operator
-
         return [
             c.b.call(operator.getitem, (made, i), x.rate, s, f.dtype, free=True)
             for i, (s, f) in enumerate(zip(shape, fakes, strict=True))
