@@ -13,7 +13,7 @@ from functools import reduce
 
 from rankhoist.algebra import kernels
 from rankhoist.algebra.forms import Block, Factor, Label, Labels, Term
-from rankhoist.algebra.ir import OFFSETS, OWNER, Builder, Node, Rate, Workload, aten, first_axis, join
+from rankhoist.algebra.ir import OFFSETS, Builder, Node, Rate, Workload, aten, first_axis, join
 
 # -- settle: a block becomes one tensor
 
@@ -223,30 +223,10 @@ def arrange(b: Builder, f: Factor, labels: Sequence[Label]) -> Node:
 
 
 def add(b: Builder, x: Factor, y: Factor) -> Factor:
-    """Sum of two factors; either may lack labels of the other. A sum with a matrix product becomes part of it."""
-    fused = _biased(b, x, y) or _biased(b, y, x)
-    if fused is not None:
-        return fused
+    """Sum of two factors; either may lack labels of the other."""
     labels = _union(x, y)
     node = b.pointwise(aten.add.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype)
     return Factor(node, labels)
-
-
-def _biased(b: Builder, x: Factor, y: Factor) -> Factor | None:
-    """`x + W z` as one operator, where x has the width of the product and no rows of its own."""
-    node = y.node
-    if node.op is not aten.linear.default or len(node.args) != 2 or x.labels != y.labels[-1:]:
-        return None
-    madds = node.work.multiply_adds
-    if x.node.rate is Rate.WEIGHT:
-        made = b.call(aten.linear.default, (*node.args, x.node), node.rate, node.shape, node.dtype, multiply_adds=madds)
-    elif x.node.rate is Rate.REQUEST and node.rate.per_candidate:
-        made = b.call(
-            kernels.linear_from, (*node.args, x.node, OWNER), Rate.PAIR, node.shape, node.dtype, multiply_adds=madds
-        )
-    else:
-        return None
-    return Factor(made, y.labels)
 
 
 def _union(x: Factor, y: Factor) -> Labels:
@@ -285,7 +265,7 @@ def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor
     batch = [label for label in x.labels if label in y.labels and label in keep]
     outer = [label for label in x.labels if label not in y.labels]
     width = [label for label in y.labels if label not in x.labels]
-    if y.node.rate is Rate.WEIGHT and not batch:
+    if not batch and (y.node.rate is Rate.WEIGHT or (y.node.rate is Rate.REQUEST and x.node.rate.per_candidate)):
         return _linear(b, x, y, outer, inner, width)
     return _matmul(b, x, y, batch, outer, inner, width)
 
@@ -295,14 +275,17 @@ def _size(labels: Sequence[Label]) -> int:
 
 
 def _linear(b: Builder, x: Factor, y: Factor, outer: list[Label], inner: list[Label], width: list[Label]) -> Factor:
-    """Rows times a weight matrix: `[rows, outer, inner] x [width, inner] -> [rows, outer, width]`."""
+    """Rows times one matrix, of the model or of their request: `[rows, outer, inner]` -> `[rows, outer, width]`."""
     left = b.reshape(arrange(b, x, [*outer, *inner]), [*(o.size for o in outer), _size(inner)])
-    weight = b.reshape(arrange(b, y, [*width, *inner]), [_size(width), _size(inner)])
-    work = _size(outer) * _size(inner) * _size(width)
-    node = b.call(
-        aten.linear.default, (left, weight), x.node.rate, [*(o.size for o in outer), _size(width)], x.node.dtype,
-        multiply_adds=work,
-    )  # fmt: skip
+    shape = [*(o.size for o in outer), _size(width)]
+    madds = _size(outer) * _size(inner) * _size(width)
+    if y.node.rate is Rate.WEIGHT:
+        weight = b.reshape(arrange(b, y, [*width, *inner]), [_size(width), _size(inner)])
+        node = b.call(aten.linear.default, (left, weight), x.node.rate, shape, x.node.dtype, multiply_adds=madds)
+    else:
+        matrix = b.reshape(arrange(b, y, [*inner, *width]), [_size(inner), _size(width)])
+        args = (left, matrix, OFFSETS)
+        node = b.call(kernels.request_linear, args, Rate.PAIR, shape, x.node.dtype, multiply_adds=madds)
     labels = (*outer, *width)
     return Factor(b.reshape(node, [label.size for label in labels]), labels)
 

@@ -403,6 +403,8 @@ class Interpreter:
         shape = self._own_shape(fakes[0], rate) if single else (work.elements,)
         dtype = fakes[0].dtype if single else torch.float32
         made = self.b.call(overload(node), shown, rate, shape, dtype, kwargs=named, multiply_adds=work.multiply_adds)
+        if not self._rows_first(fakes[0], rate):
+            self.b.raw.add(made.index)
         self._measure(node, made, rate)
         if not single:
             parts = [
@@ -431,6 +433,14 @@ class Interpreter:
         if shape and shape[0] == (1, True):
             return tuple(n for n, _ in shape[1:])
         return (math.prod(n for n, _ in shape),)
+
+    def _rows_first(self, fake: torch.Tensor, rate: Rate) -> bool:
+        """Whether axis 0 is the rows, as in every node that is not in an original layout."""
+        try:
+            shape = self.shape(fake)
+        except Decline:
+            return False
+        return rate is Rate.WEIGHT or shape[:1] == [(1, True)]
 
     def _output(self, output: Any) -> Value:
         if not isinstance(output, fx.Node):

@@ -226,6 +226,15 @@ class Builder:
         spread = [self.spread(a, rate) if isinstance(a, Node) else a for a in args]
         return self.call(op, spread, rate, shape, dtype, kwargs=kwargs)
 
+    def again(self, node: Node, value: Callable[[Node], Node]) -> Node:
+        """The same operation over other operands."""
+        args = tuple(_mapped(a, value) for a in node.args)
+        kwargs = {k: _mapped(v, value) for k, v in node.kwargs.items()}
+        made = self._make(node.op, args, kwargs, node.rate, node.shape, node.dtype, node.work)
+        if node.index in self.raw:
+            self.raw.add(made.index)
+        return made
+
     def _make(
         self, op: Op | str, args: tuple[Any, ...], kwargs: dict[str, Any], rate: Rate,
         shape: tuple[int, ...], dtype: torch.dtype, work: Work,
@@ -237,6 +246,16 @@ class Builder:
             self._interned[key] = node
             self.nodes.append(node)
         return node
+
+
+def _mapped(value: Any, new: Callable[[Node], Node]) -> Any:
+    if isinstance(value, Node):
+        return new(value)
+    if isinstance(value, Size):
+        return Size(value.expr, tuple((s, new(n)) for s, n in value.measured))
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(v, new) for v in value)
+    return value
 
 
 def first_axis(node: Node) -> int:

@@ -1,8 +1,7 @@
 """The few operators of emitted graphs that ATen does not have: they join request-rate with candidate-rate tensors.
 
 `R` requests own contiguous blocks of the `N` rows. `owner` is the request of each row (`[N]`), or `None` when R = 1:
-then
-one row broadcasts and nothing is gathered. `offsets` are the R + 1 block boundaries, or `None` when R = 1.
+then one row broadcasts and nothing is gathered. `offsets` are the R + 1 block boundaries, or `None` when R = 1.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,11 +25,54 @@ def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor | None) -> Tensor:
     """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
-    if owner is None and start.shape[0] == 1:
-        return torch.nn.functional.linear(x, weight, start[0])
-    product = torch.nn.functional.linear(x, weight)
-    gathered = start if owner is None else start.index_select(0, owner)
-    return product.add_(gathered.reshape(-1, *[1] * (x.dim() - 2), start.shape[-1]))
+    if owner is None:
+        return F.linear(x, weight, start[0])
+    return F.linear(x, weight).add_(_owned(start, owner, x.dim()))
+
+
+def linear_onto(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`[N, ..., n] + [N, ..., k] x [n, k] -> [N, ..., n]`."""
+    return torch.addmm(_flat(total), _flat(x), weight.t()).view(total.shape)
+
+
+def linear_onto_(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The same, written over `total`."""
+    flat = _flat(total)
+    torch.addmm(flat, _flat(x), weight.t(), out=flat)
+    return total
+
+
+def request_linear(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
+    """Rows times the matrix of their request: `[N, ..., k] x [R, k, n] -> [N, ..., n]`."""
+    if offsets is None:
+        return torch.matmul(x, m[0])
+    result = x.new_empty(*x.shape[:-1], m.shape[-1])
+    for r, (a, b) in enumerate(itertools.pairwise(offsets.tolist())):
+        torch.mm(_flat(x[a:b]), m[r], out=_flat(result[a:b]))
+    return result
+
+
+def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor | None, offsets: Tensor | None) -> Tensor:
+    """`start` of the row's request plus the row times its matrix: `[N, ..., k] x [R, k, n] + [R, n] -> [N, ..., n]`."""
+    if owner is None:
+        return torch.addmm(start, _flat(x), m[0]).view(*x.shape[:-1], m.shape[-1])
+    return request_linear(x, m, offsets).add_(_owned(start, owner, x.dim()))
+
+
+def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
+    """`[N, ..., n] + [N, ..., k] x [R, k, n] -> [N, ..., n]`."""
+    if offsets is None:
+        return torch.addmm(_flat(total), _flat(x), m[0]).view(total.shape)
+    return request_linear_onto_(total.clone(memory_format=torch.contiguous_format), x, m, offsets)
+
+
+def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
+    """The same, written over `total`."""
+    bounds = [0, total.shape[0]] if offsets is None else offsets.tolist()
+    for r, (a, b) in enumerate(itertools.pairwise(bounds)):
+        flat = _flat(total[a:b])
+        torch.addmm(flat, _flat(x[a:b]), m[r], out=flat)
+    return total
 
 
 def request_matmul(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
@@ -48,3 +91,13 @@ def batched_matmul(x: Tensor, m: Tensor) -> Tensor:
         return torch.mm(x.reshape(rows * width, inner), m[0]).view(rows, 1, width, m.shape[-1])
     flat = x.transpose(0, 1).reshape(batch, rows * width, inner)
     return torch.bmm(flat, m).view(batch, rows, width, m.shape[-1]).transpose(0, 1)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """`[..., k] -> [rows, k]`."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _owned(start: Tensor, owner: Tensor, dims: int) -> Tensor:
+    """`[R, n] -> [N, 1, ..., n]`, of as many axes as the rows have."""
+    return start.index_select(0, owner).view(-1, *[1] * (dims - 2), start.shape[-1])

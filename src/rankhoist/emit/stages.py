@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from rankhoist.algebra.ir import Node, Size, StageArgument, inputs_of, live_nodes
+from rankhoist.emit.over import write_over
 from rankhoist.errors import UnsupportedModelError
 
 
@@ -81,6 +82,7 @@ def _stage(
     for node in nodes:
         writer.write(node)
     writer.graph.output(tuple(writer.argument(r) for r in results))
+    write_over(writer.graph, writer.values, nodes)
     writer.graph.lint()
     module = fx.GraphModule(nn.Module(), writer.graph, class_name=name)
     return Stage(module, [str(n.args[0]) for n in leaves], [n.index for n in passed])

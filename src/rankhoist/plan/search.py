@@ -15,6 +15,7 @@ from torch import fx
 
 from rankhoist.algebra.interpret import Interpreter, Level, Memo
 from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
+from rankhoist.algebra.lean import lean
 from rankhoist.capture import Program
 from rankhoist.rules import all_rules, lookups
 
@@ -112,7 +113,7 @@ def attempt(
 ) -> Plan:
     """Interpret the program with one set of choices, and count."""
     interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated, memo)
-    outputs = interpreter.run()
+    outputs = lean(interpreter.b, interpreter.run())
     return Plan(level, workload, interpreter, outputs, total_cost(outputs, workload), evaluated)
 
 

@@ -51,7 +51,7 @@ class HoistedModel(nn.Module):
     candidate: `[N, ...]`. Results have N rows. With R > 1 (or 0), `request_offsets` gives the R + 1 boundaries of the
     requests' candidate blocks, which may be empty. A packed input is given as `rankhoist.Split(context, candidate)`.
 
-    Weights are shared with the original model, not copied: after changing them in place, call `update_weights`.
+    It computes scores, not gradients. Weights are shared with the original model, not copied: after changing them in place, call `update_weights`.
     Calls from several threads at once are safe, also while `update_weights` runs.
     """
 
@@ -136,6 +136,7 @@ class HoistedModel(nn.Module):
             raise InputError(f"missing {what} inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
         return {n: leaves[n] for n in names}
 
+    @torch.no_grad()
     def _prepare(self, context: dict[str, Tensor]) -> RequestState:
         weights = self._weights
         requests = self._check(context, "context", default=1)
@@ -145,6 +146,7 @@ class HoistedModel(nn.Module):
         made = stage.module(requests, None, None, *passed, *(given(name) for name in stage.leaves))
         return RequestState(requests, dict(zip(self.stages.state, made, strict=True)), weights)
 
+    @torch.no_grad()
     def _score(self, state: RequestState, candidate: dict[str, Tensor], request_offsets: Offsets | None) -> Any:
         rows = self._check(candidate, "candidate", default=0)
         offsets, owner = self._owners(state.requests, rows, request_offsets)
