@@ -45,3 +45,7 @@ class CommandError(RankhoistError):
 
 class UnusedInputWarning(UserWarning):
     """An input marked as context is never read by the model."""
+
+
+class ProfileError(RankhoistError):
+    """A machine profile cannot be read, or is of another version."""

@@ -83,6 +83,7 @@ class Memo:
     pinned: set[str] = field(default_factory=set)
     kept_forms: set[str] = field(default_factory=set)
     placeholders: dict[str, Value] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)  # predicted, by node, for the search's workload
 
 
 class Interpreter:

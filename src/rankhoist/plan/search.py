@@ -1,7 +1,7 @@
 """The search over plans: which captured operators keep their result as a form (push), and which evaluate it.
 
-A level below `full` leaves no choice. At `full`, every plan of a lower level is among the candidates, so `full` never
-does more work than `first`; a local rule would not do (see the design: the best choice depends on N and on all layers).
+A level below `full` leaves no choice. The plans of all lower levels are candidates too, so no level is predicted to be
+slower than a lower one; a local rule would not do (see the design: the best choice depends on N and on all layers).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from rankhoist.algebra.interpret import Interpreter, Level, Memo
 from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.algebra.lean import lean
 from rankhoist.capture import Program
+from rankhoist.plan.predict import seconds
+from rankhoist.plan.profile import Profile, load_profile
 from rankhoist.rules import all_rules, lookups
 
 SECONDS = 20.0  # the search stops here with the best plan so far
+ALIKE = 1.03  # predictions closer than this are equal: then fewer multiply-adds win
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one call of the workload, both stages: multiply-adds, and elements written."""
+    """Work of one call of the workload, both stages: multiply-adds, elements written, and predicted seconds."""
 
     multiply_adds: int
     elements: int
-
-    @property
-    def units(self) -> int:
-        return self.multiply_adds + self.elements
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -49,48 +49,61 @@ class Plan:
     evaluated: frozenset[str]
     reasons: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def nodes(self) -> list[Node]:
+        """Everything it computes, operands first."""
+        return live_nodes([o for o in self.outputs if isinstance(o, Node)])
 
-def make_plan(program: Program, level: Level, workload: Workload) -> Plan:
-    """The cheapest plan found for `workload`.
 
-    The levels below are candidates too, so that no level does more multiply-adds than a lower one.
-    """
-    memo = Memo(Builder(program.device))
-    lower = [attempt(program, x, workload, frozenset(), memo) for x in Level if x <= min(level, Level.FIRST)]
-    best = min(lower, key=lambda p: (p.cost.multiply_adds, p.cost.units, -p.level))
-    if level is Level.FULL:
-        best = _improve(program, best, workload, memo)
-    final = attempt(program, best.level, workload, best.evaluated)
-    told = final if final.level is level else attempt(program, level, workload, frozenset())
+def make_plan(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plan:
+    """The plan for `workload` that is predicted to be fastest."""
+    found = best(search(program, level, workload, profile or load_profile()))
+    return settled(program, level, found, Builder(program.device))
+
+
+def best(plans: Iterable[Plan]) -> Plan:
+    """The fastest; among those that are as fast, the one with the fewest multiply-adds, then of the lowest level."""
+    pool = list(plans)
+    limit = ALIKE * min(p.cost.seconds for p in pool)
+    fast = [p for p in pool if p.cost.seconds <= limit]
+    return min(fast, key=lambda p: (p.cost.multiply_adds, p.cost.seconds, p.level))
+
+
+def settled(program: Program, level: Level, plan: Plan, b: Builder) -> Plan:
+    """The plan once more, without what the search left in its builder, and with the reasons at the level asked for."""
+    final = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b))
+    final = replace(final, cost=plan.cost)
+    told = final if final.level is level else attempt(program, level, plan.workload, frozenset())
     return replace(final, reasons={n: o.reason for n, o in told.interpreter.outcomes.items() if o.reason})
 
 
-def _improve(program: Program, best: Plan, workload: Workload, memo: Memo) -> Plan:
-    """From "keep everything" and "evaluate everything", flip like operators together, then single ones, while it helps.
+def search(program: Program, level: Level, workload: Workload, profile: Profile) -> list[Plan]:
+    """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found."""
+    memo = Memo(Builder(program.device))
+    levels = [x for x in Level if x <= min(level, Level.FIRST)]
+    lower = [attempt(program, x, workload, frozenset(), memo, profile) for x in levels]
+    return [*lower, _improved(program, workload, memo, profile)] if level is Level.FULL else lower
 
-    A plan is accepted only if it does no more multiply-adds than the best plan of the lower levels.
-    """
-    bound = best.cost.multiply_adds
 
-    def rank(plan: Plan) -> tuple[int, int]:
-        return (max(plan.cost.multiply_adds - bound, 0), plan.cost.units)
-
+def _improved(program: Program, workload: Workload, memo: Memo, profile: Profile) -> Plan:
+    """From "keep all" and "evaluate all", flip like operators together, then single ones, while it helps."""
     operators = frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
-    kept = attempt(program, Level.FULL, workload, frozenset(), memo)
-    evaluated = attempt(program, Level.FULL, workload, operators, memo)
+
+    def tried(evaluated: frozenset[str]) -> Plan:
+        return attempt(program, Level.FULL, workload, evaluated, memo, profile)
+
+    kept, evaluated = tried(frozenset()), tried(operators)
     deadline = time.monotonic() + SECONDS
 
     def climb(current: Plan, moves: Iterable[frozenset[str]]) -> Plan:
         for names in moves:
             if time.monotonic() < deadline:
-                trial = attempt(program, Level.FULL, workload, current.evaluated ^ names, memo)
-                current = min(current, trial, key=rank)
+                current = best([current, tried(current.evaluated ^ names)])
         return current
 
     groups = _like_operators(program, memo.kept_forms)
-    found = min(climb(kept, groups), climb(evaluated, groups), key=rank)
-    found = climb(found, [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)])
-    return min(found, best, key=rank)
+    found = best([climb(kept, groups), climb(evaluated, groups)])
+    return climb(found, [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)])
 
 
 def _like_operators(program: Program, names: set[str]) -> list[frozenset[str]]:
@@ -109,17 +122,24 @@ def _results(node: fx.Node) -> list[Any]:
 
 
 def attempt(
-    program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None = None
-) -> Plan:
+    program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None = None,
+    profile: Profile | None = None,
+) -> Plan:  # fmt: skip
     """Interpret the program with one set of choices, and count."""
     interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated, memo)
     outputs = lean(interpreter.b, interpreter.run())
-    return Plan(level, workload, interpreter, outputs, total_cost(outputs, workload), evaluated)
+    cost = total_cost(outputs, workload, interpreter.memo.seconds, profile or load_profile())
+    return Plan(level, workload, interpreter, outputs, cost, evaluated)
 
 
-def total_cost(outputs: Sequence[Any], workload: Workload) -> Cost:
-    """Work of everything that `outputs` need."""
+def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[int, float], profile: Profile) -> Cost:
+    """Work of everything that `outputs` need; `known` remembers the seconds of nodes."""
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
-    madds = sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes)
-    elements = sum(n.work.elements * workload.of(n.rate) for n in nodes)
-    return Cost(madds, elements)
+    for n in nodes:
+        if n.index not in known:
+            known[n.index] = float(seconds(n, profile, workload.candidates, workload.requests))
+    return Cost(
+        sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes),
+        sum(n.work.elements * workload.of(n.rate) for n in nodes),
+        sum(known[n.index] for n in nodes),
+    )

@@ -51,7 +51,8 @@ class HoistedModel(nn.Module):
     candidate: `[N, ...]`. Results have N rows. With R > 1 (or 0), `request_offsets` gives the R + 1 boundaries of the
     requests' candidate blocks, which may be empty. A packed input is given as `rankhoist.Split(context, candidate)`.
 
-    It computes scores, not gradients. Weights are shared with the original model, not copied: after changing them in place, call `update_weights`.
+    It computes scores, not gradients. Weights are shared with the original model, not copied: after changing them in
+    place, call `update_weights`.
     Calls from several threads at once are safe, also while `update_weights` runs.
     """
 

@@ -1,0 +1,88 @@
+"""Predicted seconds of a plan: what each operator of the intermediate graph needs on the profile's machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rankhoist.algebra import kernels
+from rankhoist.algebra.ir import VIEWS, Node, Rate, aten, live_nodes
+from rankhoist.plan.profile import Profile
+
+FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
+             "rsqrt", "sin", "cos", "elu", "selu", "mish", "log_softmax", "hardswish", "logsumexp"}  # fmt: skip
+GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag"}
+ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
+
+
+def predicted(nodes: Sequence[Node], profile: Profile, candidates: Any, requests: Any) -> Any:
+    """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array."""
+    return sum((seconds(n, profile, candidates, requests) for n in nodes), start=np.asarray(0.0))
+
+
+def seconds(node: Node, profile: Profile, candidates: Any, requests: Any) -> Any:
+    """Seconds of one operator in one call; work on weights alone is done before."""
+    if node.rate is Rate.WEIGHT or isinstance(node.op, str):
+        return 0.0
+    rows = candidates if node.rate.per_candidate else requests
+    name = getattr(node.op, "__name__", "").partition(".")[0]
+    if node.op in ROW_TENSORS:
+        moved = np.where(np.asarray(requests) > 1, profile.gathers(_bytes(node, rows)), 0.0)
+        return profile.view + moved
+    if node.op in VIEWS:
+        return profile.view + (_copy(node, profile, rows) if node.op is aten.reshape.default else 0.0)
+    if node.work.multiply_adds:
+        return profile.call + _product(node, profile, rows, requests)
+    if name in GATHERS:
+        return profile.call + profile.gathers(_bytes(node, rows))
+    if name in FUNCTIONS:
+        return profile.call + profile.functions(_bytes(node, rows))
+    read = max([_bytes(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
+    if node.work.elements == 0 and np.max(read) == 0:
+        return profile.view
+    return profile.call + profile.streams(np.maximum(_bytes(node, rows), np.asarray(read) / 2))
+
+
+def _bytes(node: Node, rows: Any) -> Any:
+    """Of the node's tensor, had it so many rows (a weight has none)."""
+    size = math.prod(node.shape) * node.dtype.itemsize
+    return float(size) if node.rate is Rate.WEIGHT else size * np.asarray(rows, float)
+
+
+def _copy(node: Node, profile: Profile, rows: Any) -> Any:
+    """A reshape after a transposition copies, unless only axes of size 1 moved."""
+    source = node.args[0]
+    if source.op is not aten.permute.default:
+        return 0.0
+    axes, skip = list(source.args[1]), len(source.args[1]) - len(source.shape)
+    moved = [axis for i, axis in enumerate(axes) if i < skip or source.shape[i - skip] != 1]
+    return 0.0 if moved == sorted(moved) else profile.streams(_bytes(node, rows))
+
+
+def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    """A matrix product: rows and outer axes together are m; what is added to comes along in the same pass."""
+    n, madds = max(node.shape[-1], 1) if node.shape else 1, node.work.multiply_adds
+    rows, requests = np.asarray(rows, float), np.asarray(requests, float)
+    outer = max(math.prod(node.shape[:-1]), 1)
+    k = max(madds // max(math.prod(node.shape), 1), 1)
+    each = rows / np.maximum(requests, 1)  # rows that share a matrix of their request
+    if node.op in (aten.matmul.default, aten.bmm.default, aten.baddbmm.default):
+        *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
+        return profile.products(rows * math.prod(batch), m, k, n)
+    if node.op in (kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto):
+        return requests * (profile.products(1, each * outer, k, n) + (requests > 1) * profile.call)
+    if node.op in (kernels.batched_matmul, kernels.request_matmul) and len(node.shape) == 3:
+        b, m = node.shape[:2]
+        moved = profile.streams(rows * b * m * k * 4.0) + profile.streams(rows * b * m * n * 4.0) if b > 1 else 0.0
+        if node.op is kernels.batched_matmul:
+            return profile.products(b, rows * m, k, n) + moved
+        return requests * profile.products(b, each * m, k, n) + moved
+    return profile.products(1, rows * outer, k, n)
+
+
+def stage_nodes(outputs: Sequence[Any]) -> list[Node]:
+    """The nodes of both stages that `outputs` need."""
+    return [n for n in live_nodes([o for o in outputs if isinstance(o, Node)]) if n.rate is not Rate.WEIGHT]

@@ -1,0 +1,150 @@
+"""What this machine needs for the operators that plans are made of, as measured once by `rankhoist calibrate`.
+
+A profile is a table of seconds. Between its points, the logarithm of the time is linear in the logarithms of the sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankhoist.errors import ProfileError
+
+VERSION = 1
+BUILT_IN = Path(__file__).with_name("profile.json")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds on one machine, float32, with a fixed number of threads.
+
+    Attributes:
+        date, processor, torch: when and on what it was measured.
+        threads: torch threads while measuring.
+        call: one operator on a tiny tensor; `view`: one that only makes a view.
+        sizes: `{"m": [...], "k": [...], "n": [...], "batch": [...], "bytes": [...]}`, the points of the tables.
+        product: `[m, k] x [k, n]`, `[len(m)][len(k)][len(n)]` seconds.
+        batched: `batch` products `[m, k] x [k, n]` at the first three m, k and n, `[batch][m][k][n]` seconds.
+        stream: an elementwise operator that writes so many bytes and reads twice as many.
+        gather: reading rows of 256 bytes by index, so many bytes in all.
+        function: an exponential that writes so many bytes.
+    """
+
+    date: str
+    processor: str
+    torch: str
+    threads: int
+    call: float
+    view: float
+    sizes: dict[str, list[int]]
+    product: list[Any]
+    batched: list[Any]
+    stream: list[float]
+    gather: list[float]
+    function: list[float]
+    version: int = VERSION
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in asdict(self).items())
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+    @staticmethod
+    def load(path: Path) -> Profile:
+        """Read it.
+
+        Raises:
+            ProfileError: the file is no profile, or one of another version.
+        """
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ProfileError(f"{path} is no readable profile: {error}") from error
+        missing = [f.name for f in fields(Profile) if not isinstance(data, dict) or f.name not in data]
+        if missing or data["version"] != VERSION:
+            raise ProfileError(f"{path} is not a profile of version {VERSION}; run `rankhoist calibrate` again")
+        return Profile(**{f.name: data[f.name] for f in fields(Profile)})
+
+    # -- seconds
+
+    def products(self, batch: Any, m: Any, k: Any, n: Any) -> Any:
+        """Seconds of `batch` products `[m, k] x [k, n]`."""
+        single = self._product_table(np.maximum(m, 1), k, n)
+        several = self._batched_table(np.maximum(batch, 1), np.maximum(m, 1), k, n)
+        return np.where(np.asarray(batch) <= 1, single, np.minimum(several, single * np.asarray(batch)))
+
+    def streams(self, size: Any) -> Any:
+        """Seconds to write so many bytes elementwise."""
+        return self._curve("stream")(np.maximum(size, 1.0))
+
+    def gathers(self, size: Any) -> Any:
+        """Seconds to read so many bytes by row indices."""
+        return self._curve("gather")(np.maximum(size, 1.0))
+
+    def functions(self, size: Any) -> Any:
+        """Seconds to write so many bytes of an exponential or the like."""
+        return self._curve("function")(np.maximum(size, 1.0))
+
+    @functools.cached_property
+    def _product_table(self) -> _Table:
+        return _Table([self.sizes[x] for x in "mkn"], self.product)
+
+    @functools.cached_property
+    def _batched_table(self) -> _Table:
+        small = [self.sizes[f"batched_{x}"] for x in "mkn"]
+        return _Table([self.sizes["batch"], *small], self.batched)
+
+    @functools.cache  # noqa: B019 (profiles are few and live as long as the process)
+    def _curve(self, name: str) -> _Table:
+        return _Table([self.sizes["bytes"]], getattr(self, name))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class _Table:
+    """Multilinear interpolation of log(seconds) over log(sizes); beyond the table, in proportion to size."""
+
+    def __init__(self, axes: Sequence[Sequence[int]], seconds: Any) -> None:
+        self.axes = [np.log(np.asarray(a, float)) for a in axes]
+        self.values = np.log(np.asarray(seconds, float))
+
+    def __call__(self, *sizes: Any) -> Any:
+        points = np.broadcast_arrays(*(np.log(np.asarray(s, float)) for s in sizes))
+        beyond = sum(np.maximum(p - a[-1], 0.0) for p, a in zip(points, self.axes, strict=True))
+        corners: list[tuple[Any, tuple[Any, ...]]] = [(1.0, ())]
+        for p, a in zip(points, self.axes, strict=True):
+            inside = np.clip(p, a[0], a[-1])
+            low = np.clip(np.searchsorted(a, inside, side="right") - 1, 0, max(len(a) - 2, 0))
+            high = np.minimum(low + 1, len(a) - 1)
+            share = np.where(high > low, (inside - a[low]) / np.maximum(a[high] - a[low], 1e-12), 0.0)
+            corners = [(w * f, (*at, i)) for w, at in corners for f, i in ((1 - share, low), (share, high))]
+        return np.exp(sum(w * self.values[at] for w, at in corners) + beyond)
+
+
+def path() -> Path:
+    """Where this machine's profile is: `$RANKHOIST_PROFILE`, or the user's cache folder."""
+    named = os.environ.get("RANKHOIST_PROFILE")
+    if named:
+        return Path(named)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "rankhoist" / f"profile-{torch.get_num_threads()}-threads.json"
+
+
+def load_profile() -> Profile:
+    """This machine's profile for the present number of threads, or the built-in one."""
+    return _cached(path())
+
+
+@functools.cache
+def _cached(file: Path) -> Profile:
+    return Profile.load(file if file.exists() else BUILT_IN)
