@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from rankhoist import Split
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.program import Weight
+from rankhoist.capture.signature import Arguments
 
 aten = torch.ops.aten
 ROWS = 10007  # a prime that no other size is a multiple of
@@ -1093,12 +1094,9 @@ def _finished(r: Recorder) -> RandomModel:
     names = list(r.inputs)
     example = {n: next(r.sample[p] for p in r.sample if p.name == n and p.op == "placeholder") for n in names}
 
-    def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(zip(names, args, strict=False)) | dict(kwargs)
-
     program = Program(
         r.graph, _symbols()[1].node.expr, r.inputs, r.weights, outputs, pytree.tree_structure([0] * len(outputs)),
-        pytree.tree_structure((tuple(names), {})), arguments, torch.float64, torch.device("cpu"), example,
+        pytree.tree_structure((tuple(names), {})), Arguments.named(names), torch.float64, torch.device("cpu"), example,
     )  # fmt: skip
     return RandomModel(program, r.context, r.candidate, bool(r.mixed & live))
 

@@ -105,7 +105,7 @@ def test_shuffled_candidates_shuffle_scores(hoisted):
 
 def test_request_state_does_not_see_candidates(hoisted):
     """The stage that runs per request takes no candidate input, and its graph no candidate node."""
-    names = {n.name for n in hoisted.stages.request.module.graph.nodes if n.op == "placeholder"}
+    names = {n.name for n in hoisted.stages.variants[0].request.module.graph.nodes if n.op == "placeholder"}
     assert "item" not in names and "user" in names
 
 
@@ -169,7 +169,7 @@ def test_lookup_reads_tables_once_also_from_a_packed_matrix():
     hoisted = hoist(Packed().eval(), (torch.rand(4, 3),), context={"X": [0]}, level="lookup")
     request, candidate = (
         sum("aten.embedding" in str(n.target) for n in stage.module.graph.nodes)
-        for stage in (hoisted.stages.request, hoisted.stages.candidate)
+        for stage in (hoisted.stages.variants[0].request, hoisted.stages.variants[0].candidate)
     )
     assert (request, candidate) == (1, 1)
 
@@ -306,7 +306,7 @@ def test_linear_over_concatenation_costs_what_the_formula_says(layout):
     with Largest() as largest:
         hoisted(context, candidate)
     assert max(largest.sizes) < n * dc
-    moved = [str(x.target) for x in hoisted.stages.candidate.module.graph.nodes if x.op == "call_function"]
+    moved = [str(x.target) for x in hoisted.stages.variants[0].candidate.module.graph.nodes if x.op == "call_function"]
     assert not any("index_select" in x or "cat" in x for x in moved), "a layout costs nothing at run time"
 
 

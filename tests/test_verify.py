@@ -21,6 +21,7 @@ from rankhoist.capture import Program, capture
 from rankhoist.capture.program import module_path
 from rankhoist.errors import VerificationError
 from rankhoist.plan import Plan, make_plan
+from rankhoist.plan.profile import load_profile
 from rankhoist.plan.search import total_cost
 from rankhoist.rules import all_rules, lookups
 from rankhoist.verify import Certificate, Check, verify
@@ -99,7 +100,7 @@ def broken(program: Program, rule: Callable[..., Any], module: str) -> HoistedMo
 
     interpreter = Interpreter(program, Level.LINEAR, Workload(), rules | {LINEAR: wrong}, lookups())
     nodes = interpreter.run()
-    cost = total_cost(nodes, Workload())
+    cost = total_cost(nodes, Workload(), {}, load_profile())
     return HoistedModel(program, Plan(Level.LINEAR, Workload(), interpreter, nodes, cost, frozenset()))
 
 

@@ -12,7 +12,7 @@ from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
 from rankhoist.capture import Context, Program, capture
 from rankhoist.errors import CaptureError
-from rankhoist.plan import make_plan
+from rankhoist.plan import make_plans
 from rankhoist.runtime import HoistedModel
 
 
@@ -42,7 +42,7 @@ def hoist(
 
 def hoist_program(program: Program, *, workload: Workload | None = None, level: str = "full") -> HoistedModel:
     """The same for a program that is captured already: levels and workloads can be compared without exporting again."""
-    return HoistedModel(program, make_plan(program, parse_level(level), workload or Workload()))
+    return HoistedModel(program, make_plans(program, parse_level(level), workload or Workload()))
 
 
 def parse_level(level: str) -> Level:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +47,6 @@ class InputSpec:
         """The columns of a packed input that belong to the candidate, in order."""
         context = set(self.columns)
         return tuple(c for c in range(self.shape[0]) if c not in context)
-
-
-def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
-    """Arguments by parameter name, in the order of the model's own signature."""
-    try:
-        return inspect.signature(forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise InputError(
-            f"the inputs do not fit the model's signature {inspect.signature(forward)}: {error}"
-        ) from error
 
 
 def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.inputs import Context, InputSpec, bind, common_rows, mark_context, named_leaves
+from rankhoist.capture.inputs import Context, InputSpec, common_rows, mark_context, named_leaves
+from rankhoist.capture.signature import Arguments, plain_tensors
 from rankhoist.errors import (
     CaptureError,
     ExportError,
@@ -65,14 +66,15 @@ class Program:
     outputs: list[Any]
     out_spec: pytree.TreeSpec
     in_spec: pytree.TreeSpec
-    arguments: Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
+    arguments: Arguments
     dtype: torch.dtype
     device: torch.device
     example: dict[str, Any]
 
     def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A call's tensors by input name, checked against the inputs the model was captured with."""
-        leaves = named_leaves(self.arguments(args, kwargs))
+        given = self.arguments(args, kwargs)
+        leaves = given if plain_tensors(given) else named_leaves(given)
         known = [spec.name for spec in self.inputs.values()]
         missing = [name for name in known if name not in leaves]
         if missing:
@@ -96,13 +98,11 @@ def capture(
         model = _load(Path(model))
     if isinstance(model, nn.Module):
         _check_eval_mode(model)
-        forward = model.forward
-        args, kwargs = _example_call(forward, example)
-        bound = bind(forward, args, kwargs)
+        arguments = Arguments.of(model.forward)
+        bound = _example_call(arguments, example)
         leaves = named_leaves(bound.arguments)
         common_rows(leaves)
         exported = _export(model, bound)
-        arguments = _module_arguments(forward)
     else:
         exported = model
         arguments = _exported_arguments(exported)
@@ -133,52 +133,26 @@ def _check_eval_mode(model: nn.Module) -> None:
         raise TrainingModeError(f"call model.eval() first: in training mode are {shown}")
 
 
-def _example_call(forward: Callable[..., Any], example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _example_call(arguments: Arguments, example: Any) -> inspect.BoundArguments:
     if isinstance(example, Mapping):
-        return _as_call(forward, (), dict(example))
+        return arguments.bind((), dict(example))
     if isinstance(example, torch.Tensor):
-        return (example,), {}
+        return arguments.bind((example,), {})
     if isinstance(example, tuple | list):
-        return tuple(example), {}
+        return arguments.bind(tuple(example), {})
     raise InputError(
         f"example is {type(example).__name__}; pass the tuple of positional inputs or a dict of keyword inputs"
     )
 
 
-def _as_call(
-    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A dict of features is one positional argument where its keys are no parameters of a one-argument model."""
-    parameters = list(inspect.signature(forward).parameters.values())
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    one = len(parameters) == 1 and parameters[0].kind not in variadic
-    if one and not args and kwargs and parameters[0].name not in kwargs:
-        return (dict(kwargs),), {}
-    return tuple(args), dict(kwargs)
-
-
-def _module_arguments(
-    forward: Callable[..., Any],
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]:
-    def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(bind(forward, *_as_call(forward, args, kwargs)).arguments)
-
-    return arguments
-
-
-def _exported_arguments(
-    exported: torch.export.ExportedProgram,
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]:
-    signature = exported.module_call_graph[0].signature
-    names = list(signature.forward_arg_names or []) if signature is not None else []
-
-    def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        positional = [n for n in names if n not in kwargs] or [f"args_{i}" for i in range(len(args))]
-        if len(args) > len(positional):
-            raise InputError(f"the program takes {len(positional)} positional inputs, got {len(args)}")
-        return dict(zip(positional, args, strict=False)) | dict(kwargs)
-
-    return arguments
+def _exported_arguments(exported: torch.export.ExportedProgram) -> Arguments:
+    """By the names that the program was exported with; an archive without names takes `args_0`, `args_1`, ..."""
+    call = exported.module_call_graph[0].signature
+    names = list(call.forward_arg_names or []) if call is not None else []
+    if not names and exported.example_inputs:
+        args, kwargs = exported.example_inputs
+        names = [*(f"args_{i}" for i in range(len(args))), *kwargs]
+    return Arguments.named(names)
 
 
 def _export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.ExportedProgram:
@@ -231,7 +205,7 @@ def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:
 
 
 def _program(
-    exported: torch.export.ExportedProgram, example: dict[str, Any], context: Context, arguments: Any
+    exported: torch.export.ExportedProgram, example: dict[str, Any], context: Context, arguments: Arguments
 ) -> Program:
     graph = exported.graph_module.graph
     signature = exported.graph_signature

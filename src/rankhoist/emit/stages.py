@@ -1,4 +1,4 @@
-"""Cut the intermediate graph into its stages.
+"""Cut the intermediate graph of one or several plans into stages.
 
 * weights: original parameters -> folded weights, once per model (and once per weight update);
 * request: folded weights, context inputs -> state `[R, ...]`, once per request;
@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -17,8 +17,9 @@ import torch
 from torch import fx, nn
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from rankhoist.algebra.ir import Node, Size, StageArgument, inputs_of, live_nodes
+from rankhoist.algebra.ir import Node, Rate, Size, StageArgument, inputs_of, live_nodes
 from rankhoist.emit.over import write_over
+from rankhoist.emit.spelling import spelled
 from rankhoist.errors import UnsupportedModelError
 
 
@@ -26,42 +27,67 @@ from rankhoist.errors import UnsupportedModelError
 class Stage:
     """One emitted graph and what it reads: `leaves` are weight, constant or input names, `nodes` come from earlier
     stages.
+
+    `module` is the graph in ATen operators, to read and to export; `run` does the same with less overhead.
     """
 
     module: fx.GraphModule
     leaves: list[str]
-    nodes: list[int] = field(default_factory=list)
+    nodes: list[int]
+    run: Callable[..., tuple[Any, ...]]
+
+    def renew(self) -> None:
+        """After a change of the graph."""
+        self.module.recompile()
+        self.run = spelled(self.module)
+
+
+@dataclass
+class Variant:
+    """One plan as graphs; `state` are the nodes that pass from the request to the candidate stage."""
+
+    request: Stage
+    candidate: Stage
+    state: list[int]
 
 
 @dataclass
 class Stages:
-    """The three graphs. `folded` and `state` are the nodes that pass from one to the next."""
+    """What several plans of one model share, and each plan's own; `folded` nodes come out of the weights stage."""
 
     weights: Stage
-    request: Stage
-    candidate: Stage
     folded: list[int]
-    state: list[int]
     constants: dict[str, torch.Tensor]
+    variants: list[Variant]
+
+    @property
+    def all(self) -> list[Stage]:
+        """Every stage there is."""
+        return [self.weights, *(stage for v in self.variants for stage in (v.request, v.candidate))]
 
 
-def emit(outputs: Sequence[Any], constants: dict[str, torch.Tensor], rows: sympy.Symbol) -> Stages:
-    """Three graphs that together compute `outputs` (nodes; anything else is returned as it is)."""
-    nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
-    by_stage: dict[str, list[Node]] = {"weight": [], "request": [], "candidate": []}
-    for node in nodes:
-        by_stage[node.rate.stage].append(node)
+def emit(plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol) -> Stages:
+    """Graphs that compute each plan's outputs (nodes; anything else is returned as it is)."""
+    by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in plans]
+    nodes = list({n.index: n for own in by_plan for n in own}.values())
+    weights = sorted((n for n in nodes if n.rate is Rate.WEIGHT), key=lambda n: n.index)
     wanted = {x.index for n in nodes for x in inputs_of(n) if x.rate.stage != n.rate.stage}
-    wanted |= {o.index for o in outputs if isinstance(o, Node) and not o.rate.per_candidate}
-    folded = [n for n in by_stage["weight"] if n.index in wanted]
-    state = [n for n in by_stage["request"] if n.index in wanted]
-    weights = _stage(by_stage["weight"], folded, [], rows, "Weights")
-    request = _stage(by_stage["request"], state, folded, rows, "Request")
-    candidate = _stage(by_stage["candidate"], outputs, [*folded, *state], rows, "Candidate")
+    wanted |= {o.index for outputs in plans for o in outputs if isinstance(o, Node) and not o.rate.per_candidate}
+    folded = [n for n in weights if n.index in wanted]
+    variants = []
+    for outputs, own in zip(plans, by_plan, strict=True):
+        state = [n for n in own if n.rate is Rate.REQUEST and n.index in wanted]
+        variants.append(
+            Variant(
+                _stage([n for n in own if n.rate is Rate.REQUEST], state, folded, rows, "Request"),
+                _stage([n for n in own if n.rate.per_candidate], outputs, [*folded, *state], rows, "Candidate"),
+                [n.index for n in state],
+            )
+        )
     used = {n.args[0] for n in nodes if n.op == "constant"}
     return Stages(
-        weights, request, candidate, [n.index for n in folded], [n.index for n in state],
-        {k: v for k, v in constants.items() if k in used},
+        _stage(weights, folded, [], rows, "Weights"), [n.index for n in folded],
+        {k: v for k, v in constants.items() if k in used}, variants,
     )  # fmt: skip
 
 
@@ -85,7 +111,7 @@ def _stage(
     write_over(writer.graph, writer.values, nodes)
     writer.graph.lint()
     module = fx.GraphModule(nn.Module(), writer.graph, class_name=name)
-    return Stage(module, [str(n.args[0]) for n in leaves], [n.index for n in passed])
+    return Stage(module, [str(n.args[0]) for n in leaves], [n.index for n in passed], spelled(module))
 
 
 def _label(node: Node) -> str:
@@ -116,9 +142,9 @@ class _Writer:
             return
         args = tuple(self.argument(a) for a in node.args)
         kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}
-        self.values[node.index] = self.graph.create_node(
-            "call_function", node.op, args, kwargs, name=node.source or None
-        )
+        made = self.graph.create_node("call_function", node.op, args, kwargs, name=node.source or None)
+        made.meta["shape"] = node.shape
+        self.values[node.index] = made
 
     def argument(self, value: Any) -> Any:
         if isinstance(value, Node):

@@ -1,7 +1,8 @@
 """The search over plans: which captured operators keep their result as a form (push), and which evaluate it.
 
-A level below `full` leaves no choice. The plans of all lower levels are candidates too, so no level is predicted to be
-slower than a lower one; a local rule would not do (see the design: the best choice depends on N and on all layers).
+A level below `full` leaves no choice: it is a baseline, and takes the plan of a lower level only where that does fewer
+multiply-adds. At `full`, every plan of a lower level is among the candidates and predicted time decides; a local rule
+would not do (see the design: the best choice depends on N and on all layers).
 """
 
 from __future__ import annotations
@@ -56,9 +57,16 @@ class Plan:
 
 
 def make_plan(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plan:
-    """The plan for `workload` that is predicted to be fastest."""
-    found = best(search(program, level, workload, profile or load_profile()))
+    """The plan for `workload`: the fastest by prediction, below `full` the one with the fewest multiply-adds."""
+    found = choice(level, search(program, level, workload, profile or load_profile()))
     return settled(program, level, found, Builder(program.device))
+
+
+def choice(level: Level, plans: Sequence[Plan]) -> Plan:
+    """What a level takes of the plans that it may use."""
+    if level is Level.FULL:
+        return best(plans)
+    return min(plans, key=lambda p: (p.cost.multiply_adds, p.cost.multiply_adds + p.cost.elements, -p.level))
 
 
 def best(plans: Iterable[Plan]) -> Plan:

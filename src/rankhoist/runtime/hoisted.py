@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import InputSpec, Program, Split
+from rankhoist.capture import Program, Split
 from rankhoist.capture.inputs import named_leaves
-from rankhoist.emit import Stages, emit
+from rankhoist.emit import Stage, Stages, emit
 from rankhoist.errors import InputError, WeightsError
-from rankhoist.plan import Plan
+from rankhoist.plan import Plan, Plans, single
 from rankhoist.report import Report, make_report
 from rankhoist.runtime.retarget import retarget
 
@@ -32,11 +32,15 @@ class _Weights:
 
 @dataclass(frozen=True)
 class RequestState:
-    """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only."""
+    """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
+
+    `plan` is the number of the plan that it was computed for, and that scores it.
+    """
 
     requests: int
     tensors: dict[int, Tensor]
     weights: _Weights
+    plan: int = 0
 
     @property
     def bytes(self) -> int:
@@ -56,13 +60,21 @@ class HoistedModel(nn.Module):
     Calls from several threads at once are safe, also while `update_weights` runs.
     """
 
-    def __init__(self, program: Program, plan: Plan) -> None:
+    def __init__(self, program: Program, plans: Plans | Plan) -> None:
         super().__init__()
-        self.program, self.plan = program, plan
-        self.stages: Stages = emit(plan.outputs, plan.interpreter.b.constants, program.rows)
+        self.program, self.plans = program, plans if isinstance(plans, Plans) else single(plans)
+        outputs = [p.outputs for p in self.plans.plans]
+        self.stages: Stages = emit(outputs, self.plan.interpreter.b.constants, program.rows)
         self._dtype, self._device = program.dtype, program.device
+        self._specs = {spec.name: spec for spec in program.inputs.values()}
+        self._expected = self._expect()
         self._install({name: w.tensor for name, w in program.weights.items()}, self.stages.constants)
         self.eval()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan for the workload that it was hoisted for."""
+        return self.plans.main
 
     @property
     def example(self) -> dict[str, Tensor]:
@@ -93,7 +105,7 @@ class HoistedModel(nn.Module):
         """
         leaves = self.program.leaves(args, kwargs)
         context, candidate = {}, {}
-        for spec in self.program.inputs.values():
+        for spec in self._specs.values():
             value = leaves[spec.name]
             if spec.role == "packed":
                 if not isinstance(value, Split):
@@ -104,14 +116,17 @@ class HoistedModel(nn.Module):
                 context[spec.name], candidate[spec.name] = value.context, value.candidate
             else:
                 (context if spec.role == "context" else candidate)[spec.name] = value
-        return self._score(self._prepare(context), candidate, request_offsets)
+        with torch.no_grad():
+            return self._score(self._prepare(context, self._rows(candidate)), candidate, request_offsets)
 
-    def prepare(self, context_inputs: Mapping[str, Any] | Sequence[Any]) -> RequestState:
+    def prepare(self, context_inputs: Mapping[str, Any] | Sequence[Any], candidates: int | None = None) -> RequestState:
         """The context work of R requests: `{name: [R, ...]}` (or the context inputs in order) -> state.
 
-        For a packed input, pass its context columns `[R, context columns]`.
+        For a packed input, pass its context columns `[R, context columns]`. `candidates` is how many will be scored
+        with the state, in all, if it is not what the model was hoisted for: it chooses the plan, not the scores.
         """
-        return self._prepare(self._by_name(context_inputs, ("context", "packed"), "context"))
+        with torch.no_grad():
+            return self._prepare(self._by_name(context_inputs, ("context", "packed"), "context"), candidates)
 
     def score(
         self,
@@ -120,9 +135,9 @@ class HoistedModel(nn.Module):
         request_offsets: Offsets | None = None,
     ) -> Any:
         """Scores of N candidates `{name: [N, ...]}` for a prepared state, as often as you like."""
-        return self._score(
-            state, self._by_name(candidate_inputs, ("candidate", "packed"), "candidate"), request_offsets
-        )
+        with torch.no_grad():
+            given = self._by_name(candidate_inputs, ("candidate", "packed"), "candidate")
+            return self._score(state, given, request_offsets)
 
     def _by_name(self, inputs: Any, roles: tuple[str, ...], what: str) -> dict[str, Any]:
         names = [s.name for s in self.program.inputs.values() if s.role in roles]
@@ -137,27 +152,35 @@ class HoistedModel(nn.Module):
             raise InputError(f"missing {what} inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
         return {n: leaves[n] for n in names}
 
-    @torch.no_grad()
-    def _prepare(self, context: dict[str, Tensor]) -> RequestState:
+    def _prepare(self, context: dict[str, Tensor], candidates: int | None) -> RequestState:
         weights = self._weights
         requests = self._check(context, "context", default=1)
-        given = self._leaf_tensors(weights, context, ".context")
-        stage = self.stages.request
-        passed = [weights.folded[i] for i in stage.nodes]
-        made = stage.module(requests, None, None, *passed, *(given(name) for name in stage.leaves))
-        return RequestState(requests, dict(zip(self.stages.state, made, strict=True)), weights)
+        workload = self.plan.workload
+        expected = workload.candidates * requests // workload.requests if candidates is None else candidates
+        number = self.plans.ranges.choose(expected, requests)
+        variant = self.stages.variants[number]
+        made = self._run(variant.request, weights, {}, context, ".context", requests, None, None)
+        return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number)
 
-    @torch.no_grad()
     def _score(self, state: RequestState, candidate: dict[str, Tensor], request_offsets: Offsets | None) -> Any:
         rows = self._check(candidate, "candidate", default=0)
         offsets, owner = self._owners(state.requests, rows, request_offsets)
-        given = self._leaf_tensors(state.weights, candidate, ".candidate")
-        stage = self.stages.candidate
-        known = state.weights.folded | state.tensors
-        made = stage.module(
-            rows, owner, offsets, *(known[i] for i in stage.nodes), *(given(name) for name in stage.leaves)
-        )
+        stage = self.stages.variants[state.plan].candidate
+        made = self._run(stage, state.weights, state.tensors, candidate, ".candidate", rows, owner, offsets)
         return pytree.tree_unflatten(list(made), self.program.out_spec)
+
+    def _run(
+        self, stage: Stage, weights: _Weights, state: dict[int, Tensor], inputs: dict[str, Tensor], suffix: str,
+        rows: int, owner: Tensor | None, offsets: Tensor | None,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        given = self._leaf_tensors(weights, inputs, suffix)
+        passed = [state[i] if i in state else weights.folded[i] for i in stage.nodes]
+        return stage.run(rows, owner, offsets, *passed, *map(given, stage.leaves))
+
+    def _rows(self, candidate: dict[str, Any]) -> int:
+        """Of the first candidate input; whether all agree is checked later."""
+        first = next(iter(candidate.values()), None)
+        return first.shape[0] if isinstance(first, Tensor) and first.dim() else 0
 
     def _leaf_tensors(self, weights: _Weights, inputs: dict[str, Tensor], suffix: str) -> Callable[[str], Tensor]:
         by_leaf = {
@@ -195,17 +218,29 @@ class HoistedModel(nn.Module):
 
     def _check(self, inputs: dict[str, Tensor], what: str, default: int) -> int:
         """Kinds, shapes and the common row count of inputs."""
-        specs = {s.name: s for s in self.program.inputs.values()}
-        rows: dict[str, int] = {}
+        rows, same = -1, True
         for name, tensor in inputs.items():
-            _check_input(
-                specs[name], tensor, what, self._dtype if specs[name].dtype == self.program.dtype else specs[name].dtype
-            )
-            rows[name] = tensor.shape[0]
-        if len(set(rows.values())) > 1:
-            listing = ", ".join(f"{name}: {count}" for name, count in rows.items())
+            dtype, shape = self._expected[what][name]
+            if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.shape[1:] != shape:
+                _explain_input(name, tensor, what, dtype, shape)
+            same = same and rows in (-1, tensor.shape[0])
+            rows = tensor.shape[0]
+        if not same:
+            listing = ", ".join(f"{name}: {tensor.shape[0]}" for name, tensor in inputs.items())
             raise InputError(f"the {what} inputs have different row counts ({listing})")
-        return next(iter(rows.values()), default)
+        return default if rows < 0 else rows
+
+    def _expect(self) -> dict[str, dict[str, tuple[torch.dtype, torch.Size]]]:
+        """Dtype and shape of a row, by side and input."""
+        expected: dict[str, dict[str, tuple[torch.dtype, torch.Size]]] = {"context": {}, "candidate": {}}
+        for name, spec in self._specs.items():
+            dtype = self._dtype if spec.dtype == self.program.dtype else spec.dtype
+            if spec.role == "packed":
+                expected["context"][name] = dtype, torch.Size([len(spec.columns)])
+                expected["candidate"][name] = dtype, torch.Size([len(spec.candidate_columns)])
+            else:
+                expected[spec.role][name] = dtype, torch.Size(spec.shape)
+        return expected
 
     # -- weights
 
@@ -222,12 +257,13 @@ class HoistedModel(nn.Module):
         if missing:
             raise WeightsError(f"the state dict lacks {len(missing)} weights: {', '.join(missing[:5])}")
         original = dict(self._weights.original)
+        pinned = {name for plan in self.plans.plans for name in plan.interpreter.memo.pinned}
         for name, placeholder in own.items():
             old, new = original[placeholder], state_dict[name].detach()
             if new.shape != old.shape:
                 raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
             new = new.to(device=old.device, dtype=old.dtype)
-            if placeholder in self.plan.interpreter.memo.pinned and not torch.equal(new, old):
+            if placeholder in pinned and not torch.equal(new, old):
                 raise WeightsError(
                     f"{name!r} selects positions, which the plan is made for; hoist the new model instead"
                 )
@@ -242,7 +278,7 @@ class HoistedModel(nn.Module):
         stage = self.stages.weights
         with torch.no_grad():
             given = [original[n] if n in original else constants[n] for n in stage.leaves]
-            folded = stage.module(None, None, None, *given)
+            folded = stage.run(None, None, None, *given)
         self._weights = _Weights(original, constants, dict(zip(self.stages.folded, folded, strict=True)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
@@ -253,14 +289,15 @@ class HoistedModel(nn.Module):
             probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
         retarget(self.stages, {self._dtype: probe.dtype, self._device: probe.device})
         self._dtype, self._device = probe.dtype, probe.device
+        self._expected = self._expect()
         self._install(original, constants)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HoistedModel:
         """A model with weights of its own; program and plan, which nobody changes, are shared."""
-        copy = HoistedModel(self.program, self.plan)
+        copy = HoistedModel(self.program, self.plans)
         retarget(copy.stages, {copy._dtype: self._dtype, copy._device: self._device})
-        copy._dtype, copy._device = self._dtype, self._device
+        copy._dtype, copy._device, copy._expected = self._dtype, self._device, self._expected
         copy._install({n: t.clone() for n, t in self._weights.original.items()}, dict(self._weights.constants))
         return copy
 
@@ -269,17 +306,13 @@ class HoistedModel(nn.Module):
         return f"level={self.plan.level.name.lower()}, multiply_adds={cost.multiply_adds:,} for {self.plan.workload}"
 
 
-def _check_input(spec: InputSpec, tensor: Any, what: str, dtype: torch.dtype) -> None:
+def _explain_input(name: str, tensor: Any, what: str, dtype: torch.dtype, shape: torch.Size) -> None:
+    """Raise what is wrong with an input; integers of another width are fine."""
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{what} input {spec.name!r} is {type(tensor).__name__}, expected a tensor")
-    shape = spec.shape
-    if spec.role == "packed":
-        shape = (len(spec.columns if what == "context" else spec.candidate_columns),)
-    if tensor.dim() != len(shape) + 1 or tuple(tensor.shape[1:]) != shape:
+        raise InputError(f"{what} input {name!r} is {type(tensor).__name__}, expected a tensor")
+    if tensor.dim() != len(shape) + 1 or tensor.shape[1:] != shape:
         expected = ", ".join(["rows", *map(str, shape)])
-        raise InputError(f"{what} input {spec.name!r} has shape {list(tensor.shape)}, expected [{expected}]")
+        raise InputError(f"{what} input {name!r} has shape {list(tensor.shape)}, expected [{expected}]")
     floating = dtype.is_floating_point
-    if tensor.dtype != dtype and (
-        floating or tensor.is_floating_point() or (dtype == torch.bool) != (tensor.dtype == torch.bool)
-    ):
-        raise InputError(f"{what} input {spec.name!r} has dtype {tensor.dtype}, expected {dtype}")
+    if floating or tensor.is_floating_point() or (dtype == torch.bool) != (tensor.dtype == torch.bool):
+        raise InputError(f"{what} input {name!r} has dtype {tensor.dtype}, expected {dtype}")

@@ -11,15 +11,15 @@ from rankhoist.emit import Stages
 
 
 def retarget(stages: Stages, names: Mapping[Any, Any]) -> None:
-    """Replace dtypes and devices in the arguments of all three graphs."""
+    """Replace dtypes and devices in the arguments of all graphs."""
     changed = {old: new for old, new in names.items() if old != new}
     if not changed:
         return
-    for stage in (stages.weights, stages.request, stages.candidate):
+    for stage in stages.all:
         for node in stage.module.graph.nodes:
             node.args = _replaced(node.args, changed)
             node.kwargs = _replaced(dict(node.kwargs), changed)
-        stage.module.recompile()
+        stage.renew()
 
 
 def _replaced(value: Any, names: Mapping[Any, Any]) -> Any:

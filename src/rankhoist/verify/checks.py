@@ -139,7 +139,7 @@ def _run(
 ) -> tuple[Truth, list[Check], bool]:
     """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
     program, dtype = hoisted.program, hoisted.dtype
-    double = cache(lambda: in_float64(hoisted, hoisted.plan))
+    double = cache(lambda: in_float64(hoisted, hoisted.plans))
     own = _results("original", lambda b: run_original(module, program, b), batches)
     with float64_by_default():
         truth = choose_truth(module, hoisted, probe)

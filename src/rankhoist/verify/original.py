@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.algebra.interpret import Level
 from rankhoist.capture import Program
 from rankhoist.errors import VerificationError
-from rankhoist.plan import Plan
+from rankhoist.plan import Plan, Plans
 from rankhoist.plan.search import attempt
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
@@ -101,9 +101,9 @@ def run_hoisted(hoisted: HoistedModel, batch: Batch) -> Outputs:
     return outputs(hoisted(*args, request_offsets=list(batch.offsets), **kwargs))
 
 
-def in_float64(hoisted: HoistedModel, plan: Plan) -> HoistedModel:
-    """A plan for the same program, with the same weights, in float64."""
-    double = HoistedModel(hoisted.program, plan).to(device=hoisted.device, dtype=torch.float64)
+def in_float64(hoisted: HoistedModel, plans: Plans | Plan) -> HoistedModel:
+    """Plans for the same program, with the same weights, in float64."""
+    double = HoistedModel(hoisted.program, plans).to(device=hoisted.device, dtype=torch.float64)
     double.update_weights(hoisted.state_dict())
     return double
 

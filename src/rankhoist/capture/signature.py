@@ -1,0 +1,68 @@
+"""The model's own signature: which argument of a call is which input."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rankhoist.capture.inputs import Split
+from rankhoist.errors import InputError
+
+VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+class Arguments:
+    """Binds a call's arguments to parameter names, in the order of the signature.
+
+    A dict of features is one positional argument where its keys are no parameters of a one-argument model.
+    """
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self.signature = signature
+        self.parameters = list(signature.parameters.values())
+        simple = not any(p.kind in VARIADIC or p.kind is inspect.Parameter.KEYWORD_ONLY for p in self.parameters)
+        self._names = [p.name for p in self.parameters] if simple else None
+
+    @staticmethod
+    def of(forward: Callable[..., Any]) -> Arguments:
+        """Of a function or bound method."""
+        return Arguments(inspect.signature(forward))
+
+    @staticmethod
+    def named(names: Sequence[str]) -> Arguments:
+        """Of a program that takes these inputs, by position or by name."""
+        return Arguments(
+            inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names])
+        )
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._names is not None and not kwargs and len(args) == len(self._names):
+            return dict(zip(self._names, args, strict=True))
+        return dict(self.bind(args, kwargs).arguments)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+        """As Python binds them.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        args, kwargs = self.as_call(args, kwargs)
+        try:
+            return self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"the inputs do not fit the model's signature {self.signature}: {error}") from error
+
+    def as_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, a dict of features as the one positional argument."""
+        one = len(self.parameters) == 1 and self.parameters[0].kind not in VARIADIC
+        if one and not args and kwargs and self.parameters[0].name not in kwargs:
+            return (dict(kwargs),), {}
+        return tuple(args), dict(kwargs)
+
+
+def plain_tensors(arguments: Mapping[str, Any]) -> bool:
+    """Whether every argument is one input, so that its name is the parameter's."""
+    return all(isinstance(v, torch.Tensor | Split) for v in arguments.values())

@@ -1,0 +1,114 @@
+"""Plans for ranges of candidates and requests: no plan is the fastest for one candidate and for five thousand."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankhoist.algebra.interpret import Level
+from rankhoist.algebra.ir import Builder, Node, Rate, Workload
+from rankhoist.capture import Program
+from rankhoist.plan.predict import predicted
+from rankhoist.plan.profile import Profile, load_profile
+from rankhoist.plan.search import ALIKE, Plan, attempt, choice, search, settled
+
+CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
+REQUESTS = [1, 2, 8, 32, 128]
+ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered anew
+SECONDS = 8.0  # no further plans are made after that
+
+
+@dataclass(frozen=True)
+class Range:
+    """`first` candidates per call and more, up to the next range, are scored by plan number `plan`."""
+
+    first: int
+    plan: int
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Which plan scores how many candidates, for each number of requests in `requests` (ascending)."""
+
+    requests: tuple[int, ...]
+    candidates: tuple[tuple[Range, ...], ...]
+
+    def choose(self, candidates: int, requests: int) -> int:
+        """The number of the plan for a call."""
+        row = self.candidates[max(bisect.bisect_right(self.requests, requests) - 1, 0)]
+        if len(row) == 1:
+            return row[0].plan
+        return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0)].plan
+
+
+EVERYWHERE = Ranges((1,), ((Range(0, 0),),))
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Plans of one program over one builder, the first made for `workload`, and where each is used."""
+
+    plans: tuple[Plan, ...]
+    ranges: Ranges
+    profile: Profile
+
+    @property
+    def main(self) -> Plan:
+        return self.plans[0]
+
+
+def make_plans(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plans:
+    """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent."""
+    profile = profile or load_profile()
+    deadline = time.monotonic() + SECONDS
+    found = search(program, level, workload, profile)
+    main = choice(level, found)
+    b = Builder(program.device)
+    if level is not Level.FULL:
+        return Plans((settled(program, level, main, b),), EVERYWHERE, profile)
+    pool = [main, *(p for p in found if p is not main)]
+    for count in ELSEWHERE:
+        if time.monotonic() < deadline and not 0.3 < count / workload.candidates < 3:
+            other = Workload(count, workload.requests)
+            pool.append(attempt(program, level, other, pool[-1].evaluated, profile=profile))
+    chosen = _chosen(pool, profile)
+    used = sorted({0, *(i for row in chosen for i in row)})
+    plans = tuple(settled(program, level, pool[i], b) for i in used)
+    rows = [_joined([used.index(i) for i in row]) for row in chosen]
+    return Plans(plans, Ranges(tuple(REQUESTS), tuple(rows)), profile)
+
+
+def single(plan: Plan) -> Plans:
+    """One plan for every call."""
+    return Plans((plan,), EVERYWHERE, load_profile())
+
+
+def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:
+    """Number of the plan, by requests and candidates; the first plan where no other is clearly faster."""
+    nodes = [_moving(p.nodes) for p in pool]
+    result = []
+    for requests in REQUESTS:
+        counts = np.maximum(np.asarray(CANDIDATES, float), 1)
+        times = np.stack([predicted(n, profile, counts, np.full_like(counts, requests)) for n in nodes])
+        fastest = times.argmin(0)
+        keep = times[0] <= ALIKE * times.min(0)
+        result.append([0 if keep[i] else int(fastest[i]) for i in range(len(CANDIDATES))])
+    return result
+
+
+def _moving(nodes: Sequence[Node]) -> list[Node]:
+    return [n for n in nodes if n.rate is not Rate.WEIGHT]
+
+
+def _joined(row: Sequence[int]) -> tuple[Range, ...]:
+    """Runs of equal numbers, each from the middle between the two counts where the number changes."""
+    ranges = [Range(0, row[0])]
+    for (low, a), (high, b) in itertools.pairwise(zip(CANDIDATES, row, strict=True)):
+        if a != b:
+            ranges.append(Range(round((low * high) ** 0.5 + 0.5), b))
+    return tuple(ranges)
