@@ -1,0 +1,279 @@
+"""The layers that tell context from candidate: their formulas, plain rows and grouped batches, and what they cost."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers import assert_equal, check_model, repeated
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankhoist import Workload
+from rankhoist.capture import capture
+from rankhoist.errors import InputError
+from rankhoist.hoist import hoist_program
+from rankhoist.nn import RDCN, RankSplitLinear
+
+OFFSETS = [0, 3, 3, 8]  # three requests, one without candidates
+C, T = 5, 3  # widths of context and candidate
+
+WIDE = {"context": (C,), "candidate": (T,)}
+LAYERS = {
+    "rdcn": (lambda: RDCN(C, T, 3), WIDE),
+    "rdcn of rank 2": (lambda: RDCN(C, T, 2, low_rank=2), WIDE),
+    "rdcn, fixed context": (lambda: RDCN(C, T, 3, evolve_context=False), WIDE),
+    "split linear": (lambda: RankSplitLinear(C, T, 4), WIDE),
+}
+STREAMS = [name for name, (build, _) in LAYERS.items() if hasattr(build(), "streams")]
+
+
+def inputs(shapes, requests=3, candidates=8, seed=1):
+    make = partial(torch.randn, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return make(requests, *shapes["context"]), make(candidates, *shapes["candidate"])
+
+
+def built(name):
+    build, shapes = LAYERS[name]
+    return build().double(), shapes
+
+
+def costs(model, shapes, *candidates):
+    """Multiply-adds of one request at level `full`, for each number of candidates."""
+    program = capture(model.double().eval(), inputs(shapes, 4, 4), ["context"])
+    return [hoist_program(program, workload=Workload(n)).plan.cost.multiply_adds for n in candidates]
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class Head(nn.Module):
+    """A linear layer to one score, over what a layer returns."""
+
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.linear = layer, nn.Linear(width, 1)
+
+    def forward(self, context, candidate):
+        return self.linear(self.layer(context, candidate))
+
+
+class CandidateStream(nn.Module):
+    """What a layer returns for the candidates alone."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, context, candidate):
+        return self.layer.streams(context, candidate)[1]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+# --------------------------------------------------------------------------------------------------
+# Formulas, row by row
+# --------------------------------------------------------------------------------------------------
+
+
+def matrices(net, depth):
+    """(W_c, b_c, W_ct, W_t, b_t) of one layer, multiplied out; W_c is None without a context stream."""
+    layer = net.candidate_layers[depth]
+    narrow = torch.cat([layer.split.context.weight, layer.split.candidate.weight], dim=1)
+    low_rank = isinstance(layer.widen, nn.Linear)
+    joined, b_t = (layer.widen.weight @ narrow, layer.widen.bias) if low_rank else (narrow, layer.split.context.bias)
+    if not net.context_layers:
+        return None, None, joined[:, :C], joined[:, C:], b_t
+    last = net.context_layers[depth][1] if low_rank else net.context_layers[depth]
+    w_c = last.weight @ net.context_layers[depth][0].weight if low_rank else last.weight
+    return w_c, last.bias, joined[:, :C], joined[:, C:], b_t
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("rdcn")])
+def test_rdcn_is_its_formula(name):
+    net, shapes = built(name)
+    contexts, candidates = inputs(shapes, 8, 8)
+    expected = []
+    for c_0, t_0 in zip(contexts, candidates, strict=True):
+        c, t = c_0, t_0
+        for depth in range(len(net.candidate_layers)):
+            w_c, b_c, w_ct, w_t, b_t = matrices(net, depth)
+            before = c
+            if w_c is not None:
+                c = c_0 * (w_c @ c + b_c) + c
+            t = t_0 * (w_ct @ before + w_t @ t + b_t) + t
+        expected.append(torch.cat([c, t]))
+    assert_equal(net(contexts, candidates), torch.stack(expected))
+    assert (net.streams(contexts, candidates)[0] == contexts).all() == (not net.context_layers)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_split_linear_is_a_linear_over_the_concatenation(bias):
+    context, candidate = inputs(WIDE, 8, 8)
+    linear = nn.Linear(C + T, 4, bias=bias).double()
+    split = RankSplitLinear.from_linear(linear, C)
+    assert_equal(split(context, candidate), linear(torch.cat([context, candidate], dim=1)))
+    back = split.to_linear()
+    assert all(torch.equal(value, linear.state_dict()[key]) for key, value in back.state_dict().items())
+    assert back.state_dict().keys() == linear.state_dict().keys()
+    assert back.weight.data_ptr() != split.context.weight.data_ptr() != linear.weight.data_ptr()
+
+
+def test_split_linear_starts_as_a_linear():
+    """Its weights stay within the bound of the joined fan-in, and fill it."""
+    split = RankSplitLinear(16, 9, 100)
+    for weight in (split.context.weight, split.candidate.weight, split.context.bias):
+        assert 0.95 * 25**-0.5 < weight.abs().max() <= 25**-0.5
+
+
+def test_documented_parameter_counts():
+    assert count(RDCN(C, T, 3)) == 3 * (C * C + C * T + T * T + C + T)
+    assert count(RDCN(C, T, 3, evolve_context=False)) == 3 * (C * T + T * T + T)
+    assert count(RDCN(C, T, 3, low_rank=2)) == 3 * (2 * (3 * C + 2 * T) + C + T)
+    assert count(RankSplitLinear(C, T, 4)) == (C + T) * 4 + 4
+
+
+# --------------------------------------------------------------------------------------------------
+# Plain rows and grouped batches
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rows_and_grouped_batches_give_equal_results_and_gradients(name):
+    model, shapes = built(name)
+    context, candidate = (x.requires_grad_() for x in inputs(shapes))
+    learned = dict(model.named_parameters())
+    results, gradients = [], []
+    for given in ((context, candidate, OFFSETS), (context, candidate, torch.tensor(OFFSETS))):
+        results.append(model(*given))
+    results.append(model(repeated(context, OFFSETS), candidate))
+    weights = torch.randn_like(results[0])
+    for result in results:
+        loss = (result * weights).sum()
+        gradients.append(torch.autograd.grad(loss, [context, candidate, *learned.values()]))
+    for result, gradient in zip(results[:2], gradients[:2], strict=True):
+        assert_equal(result, results[2])
+        for label, a, b in zip(["context", "candidate", *learned], gradient, gradients[2], strict=True):
+            assert_equal(a, b, label)
+    assert not gradients[0][0][1].any(), "the request without candidates"
+    assert all(gradient.any() for gradient in gradients[0]), "every parameter learns"
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_context_stream_knows_no_candidate(name):
+    model, shapes = built(name)
+    context, candidate = inputs(shapes)
+    candidate.requires_grad_()
+    first, per_candidate = model.streams(context, candidate, OFFSETS)
+    assert first.shape == context.shape and per_candidate.shape == candidate.shape
+    assert torch.equal(first, model.streams(context, candidate * 7 - 1, OFFSETS)[0])
+    assert not first.requires_grad or torch.autograd.grad(first.sum(), candidate, allow_unused=True) == (None,)
+    joined = model(context, candidate, OFFSETS)
+    assert_equal(joined, torch.cat([repeated(first, OFFSETS), per_candidate], dim=1))
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_candidate_knows_its_request_and_no_other_candidate(name):
+    model, shapes = built(name)
+    context, candidate = (x.requires_grad_() for x in inputs(shapes))
+    last = model.streams(context, candidate, OFFSETS)[1][3]  # the first candidate of the last request
+    by_context, by_candidate = torch.autograd.grad(last.square().sum(), [context, candidate])
+    assert [bool(g.any()) for g in by_context] == [False, False, True]
+    assert [bool(g.any()) for g in by_candidate] == [n == 3 for n in range(8)]
+
+
+GROUPED_COSTS = {  # multiply-adds per request, per candidate
+    "rdcn": (3 * (C * C + C * T), 3 * T * T),
+    "rdcn of rank 2": (2 * 2 * 3 * C, 2 * 2 * 2 * T),
+    "rdcn, fixed context": (3 * C * T, 3 * T * T),
+    "split linear": (C * 4, T * 4),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_grouped_batch_does_context_work_once_per_request(name):
+    model, shapes = built(name)
+    per_request, per_candidate = GROUPED_COSTS[name]
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs(shapes), OFFSETS)
+    assert counter.get_total_flops() == 2 * (3 * per_request + 8 * per_candidate)
+
+
+# --------------------------------------------------------------------------------------------------
+# Hoisted like any other model
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_hoisted_equals_the_layer(name):
+    model, shapes = built(name)
+    context, candidate = inputs(shapes)
+    hoisted = check_model(model.eval(), context, candidate)["full"]
+    grouped = model(context, candidate, OFFSETS)
+    assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), grouped)
+
+
+def rdcn_costs(c, t, layers):
+    """Models, and their multiply-adds per request and per candidate."""
+    context, candidate = c * c + c * t, t * t
+    build = partial(RDCN, c, t, layers)
+    return {
+        "one layer": (lambda: RDCN(c, t, 1), context, candidate),
+        "all layers": (build, layers * context, layers * candidate),
+        "a head": (lambda: Head(build(), c + t), layers * context + c, layers * candidate + t),
+        # Whoever reads the candidate stream alone does without the last map of the context.
+        "candidate stream": (lambda: CandidateStream(build()), layers * context - c * c, layers * candidate),
+        "fixed context": (partial(build, evolve_context=False), layers * c * t, layers * candidate),
+        "rank 2": (partial(build, low_rank=2), layers * 2 * 3 * c, layers * 2 * 2 * t),
+    }
+
+
+RDCN_COSTS = rdcn_costs(12, 5, 3)
+
+
+@pytest.mark.parametrize("name", RDCN_COSTS)
+def test_hoisted_rdcn_costs_its_formula(name):
+    build, per_request, per_candidate = RDCN_COSTS[name]
+    shapes = {"context": (12,), "candidate": (5,)}
+    assert costs(build(), shapes, 1, 1000) == [per_request + n * per_candidate for n in (1, 1000)]
+
+
+def test_hoisted_split_linear_costs_its_formula():
+    assert costs(RankSplitLinear(C, T, 4), WIDE, 1, 1000) == [C * 4 + n * T * 4 for n in (1, 1000)]
+
+
+# --------------------------------------------------------------------------------------------------
+# What does not fit
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_row_counts_and_offsets_that_do_not_fit(name):
+    model, shapes = built(name)
+    context, candidate = inputs(shapes)
+    with pytest.raises(InputError, match="context has 3 rows and candidate 8; pass request_offsets with 4 boundaries"):
+        model(context, candidate)
+    with pytest.raises(InputError, match=r"request_offsets has shape \[3\], expected \[4\] for 3 requests"):
+        model(context, candidate, OFFSETS[1:])
+    for wrong in ([0, 3, 3, 7], [1, 3, 3, 8], [0, 5, 3, 8]):
+        with pytest.raises(InputError, match="must rise from 0 to 8"):
+            model(context, candidate, wrong)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_shapes_that_do_not_fit(name):
+    model, shapes = built(name)
+    context, candidate = inputs(shapes, 8, 8)
+    with pytest.raises(InputError, match=r"candidate has shape \[8, .*\], expected \[rows, .*\d\]"):
+        model(context, candidate[..., 1:])
+    with pytest.raises(InputError, match=r"context has shape \[8.*\], expected \[rows, .*\]"):
+        model(context[..., 0], candidate)
+
+
+def test_arguments_that_do_not_fit():
+    for width in (0, 8):
+        with pytest.raises(ValueError, match=f"0 < {width} < 8 is false"):
+            RankSplitLinear.from_linear(nn.Linear(8, 2), width)
