@@ -6,22 +6,26 @@ import pytest
 import torch
 from helpers import assert_equal, check_model, repeated
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankhoist import Workload
 from rankhoist.capture import capture
 from rankhoist.errors import InputError
 from rankhoist.hoist import hoist_program
-from rankhoist.nn import RDCN, RankSplitLinear
+from rankhoist.nn import RDCN, RankAwareAttention, RankSplitLinear
 
 OFFSETS = [0, 3, 3, 8]  # three requests, one without candidates
 C, T = 5, 3  # widths of context and candidate
+TOKENS = {"context": (4, 6), "candidate": (2, 6)}  # tokens, width
 
 WIDE = {"context": (C,), "candidate": (T,)}
 LAYERS = {
     "rdcn": (lambda: RDCN(C, T, 3), WIDE),
     "rdcn of rank 2": (lambda: RDCN(C, T, 2, low_rank=2), WIDE),
     "rdcn, fixed context": (lambda: RDCN(C, T, 3, evolve_context=False), WIDE),
+    "attention": (lambda: RankAwareAttention(6, 2, hidden=7), TOKENS),
+    "attention, 2 layers": (lambda: RankAwareAttention(6, 3, 2, hidden=7), TOKENS),
     "split linear": (lambda: RankSplitLinear(C, T, 4), WIDE),
 }
 STREAMS = [name for name, (build, _) in LAYERS.items() if hasattr(build(), "streams")]
@@ -110,6 +114,49 @@ def test_rdcn_is_its_formula(name):
     assert (net.streams(contexts, candidates)[0] == contexts).all() == (not net.context_layers)
 
 
+def normed(tokens, layer):
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + layer.eps).sqrt() * layer.weight + layer.bias
+
+
+def mapped(tokens, layer):
+    return tokens @ layer.weight.T + layer.bias
+
+
+def attended(own, source, tokens, heads):
+    """Queries from `own` tokens; keys and values from `tokens`, pairs of (normed tokens, their projections)."""
+    query = mapped(own, source.query)
+    keys = torch.cat([mapped(x, s.key) for x, s in tokens])
+    values = torch.cat([mapped(x, s.value) for x, s in tokens])
+    parts = []
+    for columns in torch.arange(query.shape[1]).chunk(heads):
+        scores = query[:, columns] @ keys[:, columns].T / len(columns) ** 0.5
+        weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+        parts.append(weights @ values[:, columns])
+    return mapped(torch.cat(parts, dim=1), source.output)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention, 2 layers"])
+def test_attention_is_its_formula(name):
+    net, shapes = built(name)
+    for parameter in net.parameters():  # biases and norms too must count
+        nn.init.normal_(parameter, std=0.5)
+    contexts, candidates = inputs(shapes, 8, 8)
+    expected = []
+    for c, k in zip(contexts, candidates, strict=True):
+        for layer in net.layers:
+            own, other = layer.context, layer.candidate
+            c_in, k_in = normed(c, own.norm), normed(k, other.norm)
+            c = c + attended(c_in, own, [(c_in, own)], own.heads)
+            k = k + attended(k_in, other, [(c_in, own), (k_in, other)], own.heads)
+            norm_c, first_c, _, second_c = own.feed_forward
+            norm_k, first_k, _, second_k = other.feed_forward
+            c = c + mapped(mapped(normed(c, norm_c), first_c).clamp(min=0), second_c)
+            k = k + mapped(mapped(normed(k, norm_k), first_k).clamp(min=0), second_k)
+        expected.append(torch.cat([c, k]))
+    assert_equal(net(contexts, candidates), torch.stack(expected))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_split_linear_is_a_linear_over_the_concatenation(bias):
     context, candidate = inputs(WIDE, 8, 8)
@@ -133,6 +180,8 @@ def test_documented_parameter_counts():
     assert count(RDCN(C, T, 3)) == 3 * (C * C + C * T + T * T + C + T)
     assert count(RDCN(C, T, 3, evolve_context=False)) == 3 * (C * T + T * T + T)
     assert count(RDCN(C, T, 3, low_rank=2)) == 3 * (2 * (3 * C + 2 * T) + C + T)
+    d, f = 6, 7
+    assert count(RankAwareAttention(d, 2, 3, hidden=f)) == 3 * 2 * (4 * (d * d + d) + 4 * d + 2 * d * f + f + d)
     assert count(RankSplitLinear(C, T, 4)) == (C + T) * 4 + 4
 
 
@@ -185,10 +234,18 @@ def test_a_candidate_knows_its_request_and_no_other_candidate(name):
     assert [bool(g.any()) for g in by_candidate] == [n == 3 for n in range(8)]
 
 
+def attention_cost(c, t, d, f):
+    """Multiply-adds of one layer: per request, per candidate."""
+    projections, feed_forward = 4 * d * d, 2 * d * f
+    return c * (projections + 2 * c * d + feed_forward), t * (projections + 2 * (c + t) * d + feed_forward)
+
+
 GROUPED_COSTS = {  # multiply-adds per request, per candidate
     "rdcn": (3 * (C * C + C * T), 3 * T * T),
     "rdcn of rank 2": (2 * 2 * 3 * C, 2 * 2 * 2 * T),
     "rdcn, fixed context": (3 * C * T, 3 * T * T),
+    "attention": attention_cost(4, 2, 6, 7),
+    "attention, 2 layers": tuple(2 * work for work in attention_cost(4, 2, 6, 7)),
     "split linear": (C * 4, T * 4),
 }
 
@@ -197,7 +254,8 @@ GROUPED_COSTS = {  # multiply-adds per request, per candidate
 def test_a_grouped_batch_does_context_work_once_per_request(name):
     model, shapes = built(name)
     per_request, per_candidate = GROUPED_COSTS[name]
-    with FlopCounterMode(display=False) as counter:
+    # Other kernels of attention are not counted.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*inputs(shapes), OFFSETS)
     assert counter.get_total_flops() == 2 * (3 * per_request + 8 * per_candidate)
 
@@ -241,6 +299,17 @@ def test_hoisted_rdcn_costs_its_formula(name):
     assert costs(build(), shapes, 1, 1000) == [per_request + n * per_candidate for n in (1, 1000)]
 
 
+@pytest.mark.parametrize(("depth", "reader"), [(1, "all tokens"), (2, "candidate tokens"), (3, "all tokens")])
+def test_hoisted_attention_costs_its_formula(depth, reader):
+    """Candidates do no work on context tokens but that of their own scores and values, `2 T C d`."""
+    c, t, d, f = 12, 2, 8, 16
+    per_request, per_candidate = (depth * work for work in attention_cost(c, t, d, f))
+    net = RankAwareAttention(d, 2, depth, hidden=f)
+    if reader == "candidate tokens":  # of the last layer's context, keys and values are left
+        net, per_request = CandidateStream(net), per_request - attention_cost(c, t, d, f)[0] + 2 * c * d * d
+    assert costs(net, {"context": (c, d), "candidate": (t, d)}, 1000) == [per_request + 1000 * per_candidate]
+
+
 def test_hoisted_split_linear_costs_its_formula():
     assert costs(RankSplitLinear(C, T, 4), WIDE, 1, 1000) == [C * 4 + n * T * 4 for n in (1, 1000)]
 
@@ -274,6 +343,8 @@ def test_shapes_that_do_not_fit(name):
 
 
 def test_arguments_that_do_not_fit():
+    with pytest.raises(ValueError, match="multiple of heads, got 6 and 4"):
+        RankAwareAttention(6, 4)
     for width in (0, 8):
         with pytest.raises(ValueError, match=f"0 < {width} < 8 is false"):
             RankSplitLinear.from_linear(nn.Linear(8, 2), width)

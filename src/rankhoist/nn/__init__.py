@@ -5,6 +5,7 @@ Layers that tell context from candidate: R requests, N candidates; T then is the
 C that of the context (`rankhoist.nn.rows`).
 """
 
+from rankhoist.nn.attention import RankAwareAttention
 from rankhoist.nn.dcnv2 import CrossNetV2, DCNv2
 from rankhoist.nn.deepfm import DeepFM, FactorizationMachine
 from rankhoist.nn.embedding import FeatureEmbedding, Field
@@ -21,5 +22,6 @@ __all__ = [
     "FactorizationMachine",
     "FeatureEmbedding",
     "Field",
+    "RankAwareAttention",
     "RankSplitLinear",
 ]
