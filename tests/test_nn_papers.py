@@ -1,6 +1,7 @@
 """The layers that tell context from candidate: their formulas, plain rows and grouped batches, and what they cost."""
 
 from functools import partial
+from math import comb
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from rankhoist import Workload
 from rankhoist.capture import capture
 from rankhoist.errors import InputError
 from rankhoist.hoist import hoist_program
-from rankhoist.nn import RDCN, RankAwareAttention, RankSplitLinear
+from rankhoist.nn import DLRM, RDCN, DotPairs, Field, RankAwareAttention, RankSplitLinear
 
 OFFSETS = [0, 3, 3, 8]  # three requests, one without candidates
 C, T = 5, 3  # widths of context and candidate
@@ -27,8 +28,33 @@ LAYERS = {
     "attention": (lambda: RankAwareAttention(6, 2, hidden=7), TOKENS),
     "attention, 2 layers": (lambda: RankAwareAttention(6, 3, 2, hidden=7), TOKENS),
     "split linear": (lambda: RankSplitLinear(C, T, 4), WIDE),
+    "dot pairs": (DotPairs, TOKENS),
 }
 STREAMS = [name for name, (build, _) in LAYERS.items() if hasattr(build(), "streams")]
+
+CONTEXT_FIELDS = (Field("user", "id", 11, 4), Field("history", "ids", 13, 4, "item"), Field("profile", "dense", 3, 4))
+CANDIDATE_FIELDS = (Field("item", "id", 13, 4, "item"), Field("price", "dense", 2, 4))
+
+
+class Features(nn.Module):
+    """DLRM on one tensor per side, as the layers take them: the columns of its features."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = DLRM(CONTEXT_FIELDS, CANDIDATE_FIELDS, bottom=(5,), hidden=(6,))
+
+    def forward(self, context, candidate, request_offsets=None):
+        return self.model(*named(context, candidate), request_offsets)
+
+
+LAYERS["dlrm"] = (Features, {"context": (9,), "candidate": (3,)})
+
+
+def named(context, candidate):
+    """Columns of random numbers as named features; ids are made of the first columns."""
+    ids = (context[:, :6].abs() * 4).long().clamp(max=10)
+    user = {"user": ids[:, 0], "history": ids[:, 1:], "profile": context[:, 6:]}
+    return user, {"item": (candidate[:, 0].abs() * 4).long().clamp(max=12), "price": candidate[:, 1:]}
 
 
 def inputs(shapes, requests=3, candidates=8, seed=1):
@@ -176,6 +202,27 @@ def test_split_linear_starts_as_a_linear():
         assert 0.95 * 25**-0.5 < weight.abs().max() <= 25**-0.5
 
 
+def test_dot_pairs_are_all_pairs_in_the_documented_order():
+    context, candidate = inputs({"context": (3, 4), "candidate": (2, 4)}, 5, 5)
+    vectors = [*context.unbind(1), *candidate.unbind(1)]
+    order = [(0, 1), (0, 2), (1, 2), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (3, 4)]
+    expected = torch.stack([(vectors[i] * vectors[j]).sum(1) for i, j in order], dim=1)
+    assert_equal(DotPairs()(context, candidate), expected)
+
+
+def test_dlrm_is_bottom_pairs_and_top():
+    model, shapes = built("dlrm")
+    user, item = named(*inputs(shapes, 8, 8))
+    dlrm, tables = model.model, model.model.embedding.tables
+    clicked = tables["item"](user["history"]) * (user["history"] != 0).unsqueeze(2)
+    history = clicked.sum(1) / (user["history"] != 0).sum(1, keepdim=True).clamp(min=1)
+    profile, price = dlrm.bottoms["profile"](user["profile"]), dlrm.bottoms["price"](item["price"])
+    c = torch.stack([tables["user"](user["user"]), history, profile], dim=1)
+    k = torch.stack([tables["item"](item["item"]), price], dim=1)
+    expected = dlrm.head(dlrm.top(torch.cat([profile, price, DotPairs()(c, k)], dim=1)))[:, 0]
+    assert_equal(dlrm(user, item), expected)
+
+
 def test_documented_parameter_counts():
     assert count(RDCN(C, T, 3)) == 3 * (C * C + C * T + T * T + C + T)
     assert count(RDCN(C, T, 3, evolve_context=False)) == 3 * (C * T + T * T + T)
@@ -183,6 +230,8 @@ def test_documented_parameter_counts():
     d, f = 6, 7
     assert count(RankAwareAttention(d, 2, 3, hidden=f)) == 3 * 2 * (4 * (d * d + d) + 4 * d + 2 * d * f + f + d)
     assert count(RankSplitLinear(C, T, 4)) == (C + T) * 4 + 4
+    bottoms = (4 * 5 + 6 * 4) + (3 * 5 + 6 * 4)
+    assert count(Features()) == (11 + 13) * 4 + bottoms + (2 * 4 + comb(5, 2) + 1) * 6 + 7
 
 
 # --------------------------------------------------------------------------------------------------
@@ -247,6 +296,8 @@ GROUPED_COSTS = {  # multiply-adds per request, per candidate
     "attention": attention_cost(4, 2, 6, 7),
     "attention, 2 layers": tuple(2 * work for work in attention_cost(4, 2, 6, 7)),
     "split linear": (C * 4, T * 4),
+    "dot pairs": (4 * 4 * 6, 2 * (4 + 2) * 6),
+    "dlrm": (3 * 5 + 5 * 4 + 3 * 3 * 4, 2 * 5 + 5 * 4 + 2 * 5 * 4 + (2 * 4 + comb(5, 2) + 1) * 6),
 }
 
 
@@ -310,8 +361,21 @@ def test_hoisted_attention_costs_its_formula(depth, reader):
     assert costs(net, {"context": (c, d), "candidate": (t, d)}, 1000) == [per_request + 1000 * per_candidate]
 
 
-def test_hoisted_split_linear_costs_its_formula():
+def test_hoisted_split_linear_and_dot_pairs_cost_their_formulas():
+    c, t, k = 6, 3, 4
     assert costs(RankSplitLinear(C, T, 4), WIDE, 1, 1000) == [C * 4 + n * T * 4 for n in (1, 1000)]
+    shapes = {"context": (c, k), "candidate": (t, k)}
+    assert costs(DotPairs(), shapes, 1, 1000) == [c * c * k + n * t * (c + t) * k for n in (1, 1000)]
+
+
+def test_hoisted_dlrm_costs_the_closed_form():
+    """Pairs: `C(F_c, 2) k` per request, `(F_c F_k + C(F_k, 2)) k` per candidate (arXiv 2605.27450, Eq. 6)."""
+    f_c, f_k, k, bottom, top = 3, 2, 4, 5, 6
+    per_request = 3 * bottom + bottom * k + comb(f_c, 2) * k + (k + comb(f_c, 2)) * top
+    pairs = f_c * f_k + comb(f_k, 2)
+    per_candidate = 2 * bottom + bottom * k + pairs * k + (k + pairs) * top + top
+    model, shapes = built("dlrm")
+    assert costs(model, shapes, 1, 1000) == [per_request + n * per_candidate for n in (1, 1000)]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -332,7 +396,7 @@ def test_row_counts_and_offsets_that_do_not_fit(name):
             model(context, candidate, wrong)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "dlrm"])
 def test_shapes_that_do_not_fit(name):
     model, shapes = built(name)
     context, candidate = inputs(shapes, 8, 8)
@@ -342,9 +406,24 @@ def test_shapes_that_do_not_fit(name):
         model(context[..., 0], candidate)
 
 
+def test_dlrm_says_which_features_do_not_fit():
+    model = Features().model
+    user, item = named(*inputs(LAYERS["dlrm"][1], 8, 8, seed=2))
+    with pytest.raises(InputError, match="missing candidate features: price; got item"):
+        model(user, {"item": item["item"]})
+    with pytest.raises(InputError, match=r"context features have different row counts \(user: 3, history: 8"):
+        model(user | {"user": user["user"][:3]}, item)
+
+
 def test_arguments_that_do_not_fit():
     with pytest.raises(ValueError, match="multiple of heads, got 6 and 4"):
         RankAwareAttention(6, 4)
     for width in (0, 8):
         with pytest.raises(ValueError, match=f"0 < {width} < 8 is false"):
             RankSplitLinear.from_linear(nn.Linear(8, 2), width)
+    with pytest.raises(ValueError, match="one width above 0"):
+        DLRM(CONTEXT_FIELDS, (Field("item", "id", 13, 5),))
+    with pytest.raises(ValueError, match="different names"):
+        DLRM(CONTEXT_FIELDS, CONTEXT_FIELDS[:1])
+    with pytest.raises(ValueError, match=r"both context and candidate, got \[\[\], \['item', 'price'\]\]"):
+        DLRM((), CANDIDATE_FIELDS)

@@ -8,17 +8,20 @@ C that of the context (`rankhoist.nn.rows`).
 from rankhoist.nn.attention import RankAwareAttention
 from rankhoist.nn.dcnv2 import CrossNetV2, DCNv2
 from rankhoist.nn.deepfm import DeepFM, FactorizationMachine
+from rankhoist.nn.dlrm import DLRM, DotPairs
 from rankhoist.nn.embedding import FeatureEmbedding, Field
 from rankhoist.nn.mlp import MLP
 from rankhoist.nn.rdcn import RDCN
 from rankhoist.nn.split_linear import RankSplitLinear
 
 __all__ = [
+    "DLRM",
     "MLP",
     "RDCN",
     "CrossNetV2",
     "DCNv2",
     "DeepFM",
+    "DotPairs",
     "FactorizationMachine",
     "FeatureEmbedding",
     "Field",
