@@ -27,7 +27,7 @@ class CrossNetV2(nn.Module):
 
     def __init__(self, width: int, layers: int, *, low_rank: int | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_cross_weight(width, low_rank) for _ in range(layers))
+        self.layers = nn.ModuleList(cross_weight(width, low_rank) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, D] -> [B, D]`."""
@@ -75,7 +75,7 @@ class DCNv2(nn.Module):
         return logits.squeeze(1)
 
 
-def _cross_weight(width: int, low_rank: int | None) -> nn.Module:
+def cross_weight(width: int, low_rank: int | None) -> nn.Module:
     """The map `x -> W x + b` of one cross layer."""
     if low_rank is None:
         return nn.Linear(width, width)
