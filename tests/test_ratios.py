@@ -9,9 +9,11 @@ import torch
 from helpers import assert_equal, repeated
 
 from rankhoist import Workload
+from rankhoist.algebra.interpret import Level
 from rankhoist.bench.scenarios import CrossLayers, DotPairs, NormLinear, Scenario, scenario
 from rankhoist.capture import Program, capture
 from rankhoist.hoist import hoist_program
+from rankhoist.plan.search import ALIKE, attempt, make_plan
 
 GOALS = {
     "cross_full": 4.0,
@@ -38,10 +40,9 @@ def multiply_adds(program: Program, level: str, candidates: int = 1000) -> int:
 def test_full_saves_what_was_promised(name):
     case = scenario(name)
     program = captured(case)
-    costs = {level: multiply_adds(program, level) for level in ("expand", "first")}
     hoisted = hoist_program(program)
-    assert costs["expand"] / hoisted.plan.cost.multiply_adds >= GOALS[name]
-    assert hoisted.plan.cost.multiply_adds <= costs["first"]
+    assert multiply_adds(program, "expand") / hoisted.plan.cost.multiply_adds >= GOALS[name]
+    assert hoisted.plan.cost.seconds <= ALIKE * hoist_program(program, level="first").plan.cost.seconds
     context, candidate = case.inputs(3, 5, seed=1, dtype=torch.float64)
     model = case.model(dtype=torch.float64)
     offsets = [0, 2, 2, 5]
@@ -50,10 +51,12 @@ def test_full_saves_what_was_promised(name):
 
 @pytest.mark.parametrize("candidates", [1, 100, 1000])
 def test_a_plan_that_does_not_pay_is_not_chosen(candidates):
-    """Wide candidate, few of them: the design's last rows; `full` never does more than `first`."""
+    """Wide candidate, few of them: the design's last rows; `full` is never predicted to be slower than `first`."""
     program = captured(Scenario("wide", lambda: CrossLayers(96, 3, 32), (64,), (32,)))
-    order = [multiply_adds(program, x, candidates) for x in ("expand", "lookup", "request", "linear", "first", "full")]
+    order = [multiply_adds(program, x, candidates) for x in ("expand", "lookup", "request", "linear", "first")]
     assert order == sorted(order, reverse=True)
+    seconds = [make_plan(program, x, Workload(candidates)).cost.seconds for x in Level]
+    assert seconds[-1] <= ALIKE * min(seconds)
 
 
 def test_pairs_cost_at_most_the_closed_form():
@@ -87,4 +90,5 @@ def test_norm_then_linear_is_a_small_addition_to_the_linear_map():
     """Statistics of blocks, then `Dc H + N Dk H` products: no term in N Dc."""
     dc, dk, out, n = 90, 12, 20, 1000
     program = captured(Scenario("norm", lambda: NormLinear(dc + dk, out), (dc,), (dk,)))
-    assert multiply_adds(program, "full", n) <= dc * out + n * dk * out + (dc + dk + 2) * out * 2
+    every = attempt(program, Level.FULL, Workload(n), frozenset())
+    assert every.cost.multiply_adds <= dc * out + n * dk * out + (dc + dk + 2) * out * 2

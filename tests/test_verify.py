@@ -20,7 +20,7 @@ from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.capture import Program, capture
 from rankhoist.capture.program import module_path
 from rankhoist.errors import VerificationError
-from rankhoist.plan import Plan, make_plan
+from rankhoist.plan import Plan, make_plan, single
 from rankhoist.plan.profile import load_profile
 from rankhoist.plan.search import total_cost
 from rankhoist.rules import all_rules, lookups
@@ -413,7 +413,7 @@ def test_a_model_may_write_into_its_inputs(hoisted: HoistedModel):
 
 def test_a_hoist_that_cannot_be_float64_is_a_failed_certificate(program: Program, ranker: nn.Module):
     model = HoistedModel(program, linear_plan(program))
-    model.plan = dataclasses.replace(model.plan, outputs=[])
+    model.plans = single(dataclasses.replace(model.plan, outputs=[]))
     certificate = verify(model, ranker, candidates=[2])
     assert failed(certificate) == ["float64"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rankhoist.algebra import kernels
-from rankhoist.algebra.ir import VIEWS, Node, Rate, aten, live_nodes
+from rankhoist.algebra.ir import VIEWS, Node, Rate, aten
 from rankhoist.plan.profile import Profile
 
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
@@ -80,9 +80,8 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
         if node.op is kernels.batched_matmul:
             return profile.products(b, rows * m, k, n) + moved
         return requests * profile.products(b, each * m, k, n) + moved
-    return profile.products(1, rows * outer, k, n)
-
-
-def stage_nodes(outputs: Sequence[Any]) -> list[Node]:
-    """The nodes of both stages that `outputs` need."""
-    return [n for n in live_nodes([o for o in outputs if isinstance(o, Node)]) if n.rate is not Rate.WEIGHT]
+    weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
+    product = profile.products(1, rows * outer, k, n)
+    if node.op in (aten.linear.default, kernels.linear_from, kernels.linear_onto):
+        return product
+    return np.maximum(product, profile.streams(weights))  # an original operator: at least, it reads its weights

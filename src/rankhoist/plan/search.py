@@ -39,7 +39,8 @@ class Cost:
 class Plan:
     """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated.
 
-    `reasons` says, per captured operator, why no rule applied at the level that was asked for.
+    `level` is that of the plan, which may be lower than the one that was `asked` for; `reasons` says, per captured
+    operator, why no rule applied at the level asked for.
     """
 
     level: Level
@@ -49,6 +50,7 @@ class Plan:
     cost: Cost
     evaluated: frozenset[str]
     reasons: dict[str, str] = field(default_factory=dict)
+    asked: Level | None = None
 
     @property
     def nodes(self) -> list[Node]:
@@ -82,7 +84,8 @@ def settled(program: Program, level: Level, plan: Plan, b: Builder) -> Plan:
     final = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b))
     final = replace(final, cost=plan.cost)
     told = final if final.level is level else attempt(program, level, plan.workload, frozenset())
-    return replace(final, reasons={n: o.reason for n, o in told.interpreter.outcomes.items() if o.reason})
+    reasons = {n: o.reason for n, o in told.interpreter.outcomes.items() if o.reason}
+    return replace(final, reasons=reasons, asked=level)
 
 
 def search(program: Program, level: Level, workload: Workload, profile: Profile) -> list[Plan]:

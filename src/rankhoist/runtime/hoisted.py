@@ -77,6 +77,11 @@ class HoistedModel(nn.Module):
         return self.plans.main
 
     @property
+    def level(self) -> str:
+        """The level that was asked for; where nothing pays, its plan is that of a lower one."""
+        return (self.plan.asked or self.plan.level).name.lower()
+
+    @property
     def example(self) -> dict[str, Tensor]:
         """The example inputs by name, whole rows as they were given to `hoist`."""
         return dict(self.program.example)
@@ -303,7 +308,7 @@ class HoistedModel(nn.Module):
 
     def extra_repr(self) -> str:
         cost = self.plan.cost
-        return f"level={self.plan.level.name.lower()}, multiply_adds={cost.multiply_adds:,} for {self.plan.workload}"
+        return f"level={self.level}, multiply_adds={cost.multiply_adds:,} for {self.plan.workload}"
 
 
 def _explain_input(name: str, tensor: Any, what: str, dtype: torch.dtype, shape: torch.Size) -> None:

@@ -85,7 +85,7 @@ def verify(
     with torch.no_grad():
         truth, checks, row_independent = _run(hoisted, module, batches, probe)
     return Certificate(
-        level=hoisted.plan.level.name.lower(),
+        level=hoisted.level,
         dtype=_name(hoisted.dtype),
         device=str(hoisted.device),
         truth=truth.name,
