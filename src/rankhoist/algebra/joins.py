@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -70,20 +71,22 @@ def _present(block: Block, dim: int) -> tuple[bool, ...]:
 
 
 def join_blocks(b: Builder, parts: Sequence[Block], dim: int) -> Block:
-    """Pure blocks side by side along `dim`, as one tensor."""
+    """Pure blocks side by side along `dim`, as one tensor; its axes are in the order of the largest part's."""
     flat = [flatten_labels(b, p, dim) for p in [parts[0], *(fresh(p) for p in parts[1:])]]
     for d in range(len(flat[0].labels)):
         if d != dim:
             flat = unify(b, flat, [d] * len(flat))
+    lead = max(flat, key=lambda p: (p.rate.per_candidate, math.prod(p.factor.node.shape)))
+    first = [x for x in lead.factor.labels if x not in lead.labels[dim]]
     used = {x for p in flat for x in p.factor.labels}
-    others = [x for d, own in enumerate(flat[0].labels) if d != dim for x in own if x in used]
+    others = [*first, *(x for d, own in enumerate(lead.labels) if d != dim for x in own if x in used - set(first))]
+    at = next((i for i, x in enumerate(lead.factor.labels) if x in lead.labels[dim]), 0)
     nodes = []
     for p in flat:
-        node = arrange(b, p.factor, [*p.labels[dim], *others])
-        shape = [*(x.size for x in p.labels[dim]), *(x.size for x in others)]
-        nodes.append(expand(b, node, shape))
-    label = Label(sum(n.shape[0] for n in nodes))
-    factor = Factor(b.cat(nodes, 0), (label, *others))
+        order = [*others[:at], *p.labels[dim], *others[at:]]
+        nodes.append(expand(b, arrange(b, p.factor, order), [x.size for x in order]))
+    label = Label(sum(n.shape[at] for n in nodes))
+    factor = Factor(b.cat(nodes, at), (*others[:at], label, *others[at:]))
     return one_block(factor, (*flat[0].labels[:dim], (label,), *flat[0].labels[dim + 1 :]))
 
 

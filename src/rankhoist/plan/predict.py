@@ -80,8 +80,18 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
         if node.op is kernels.batched_matmul:
             return profile.products(b, rows * m, k, n) + moved
         return requests * profile.products(b, each * m, k, n) + moved
+    if node.op is aten.scaled_dot_product_attention.default:
+        return _attention(node, profile, rows)
     weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
     product = profile.products(1, rows * outer, k, n)
     if node.op in (aten.linear.default, kernels.linear_from, kernels.linear_onto):
         return product
     return np.maximum(product, profile.streams(weights))  # an original operator: at least, it reads its weights
+
+
+def _attention(node: Node, profile: Profile, rows: Any) -> Any:
+    """Two batched products and the exponentials between them."""
+    q, k, v = (a.shape for a in node.args[:3])
+    batch = rows * math.prod(q[:-2])
+    scores = profile.products(batch, q[-2], q[-1], k[-2]) + profile.functions(batch * q[-2] * k[-2] * 4.0)
+    return scores + profile.products(batch, q[-2], k[-2], v[-1])
