@@ -80,7 +80,7 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
         if node.op is kernels.batched_matmul:
             return profile.products(b, rows * m, k, n) + moved
         return requests * profile.products(b, each * m, k, n) + moved
-    if node.op is aten.scaled_dot_product_attention.default:
+    if node.op is aten.scaled_dot_product_attention.default and all(len(a.shape) > 1 for a in node.args[:3]):
         return _attention(node, profile, rows)
     weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
     product = profile.products(1, rows * outer, k, n)
