@@ -347,12 +347,11 @@ class Interpreter:
         flat = [d for entry in layout for d in entry]
         if not form.has_rows:
             node = self.b.permute(node, flat) if flat else node
-            return self.b.reshape(node, [math.prod(sizes[d] for d in e) for e in layout])
+            return self.b.reshape(node, [size for size, _ in form.extents])
         if all(len(e) == 1 for e in layout) and flat == list(range(ROW, len(sizes))):
             return node
         axes = [0 if d == ROW else d + 1 for d in flat]
-        shape = [Size(self.program.rows * math.prod(sizes[d] for d in e if d != ROW)) if ROW in e
-                 else math.prod(sizes[d] for d in e) for e in layout]  # fmt: skip
+        shape = [Size(self.program.rows * size) if rows else size for size, rows in form.extents]
         if axes != sorted(axes):
             node = self.b.call(aten.permute.default, (node, axes), node.rate, (), node.dtype, free=True)
         return self.b.call(aten.reshape.default, (node, shape), node.rate, (), node.dtype, free=True)
