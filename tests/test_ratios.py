@@ -1,15 +1,13 @@
-"""How much work the levels save: whole request, both stages, N = 1000, and the closed forms of the paper."""
+"""How much work level `full` saves: whole request, both stages, N = 1000. Closed forms: `test_closed_forms.py`."""
 
 from __future__ import annotations
-
-from math import comb
 
 import pytest
 import torch
 from helpers import assert_equal, repeated
 
 from rankhoist import Workload
-from rankhoist.bench.scenarios import CrossLayers, DotPairs, NormLinear, Scenario, scenario
+from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import Program, capture
 from rankhoist.hoist import hoist_program
 
@@ -54,37 +52,3 @@ def test_a_plan_that_does_not_pay_is_not_chosen(candidates):
     program = captured(Scenario("wide", lambda: CrossLayers(96, 3, 32), (64,), (32,)))
     order = [multiply_adds(program, x, candidates) for x in ("expand", "lookup", "request", "linear", "first", "full")]
     assert order == sorted(order, reverse=True)
-
-
-def test_pairs_cost_at_most_the_closed_form():
-    """`C(K, 2) D + N (K M + C(M, 2)) D` (arXiv 2605.27450, Eq. 6), beside the layer that reads the pairs."""
-    k, m, d, out, n = 9, 4, 8, 3, 100
-    program = captured(Scenario("pairs", lambda: DotPairs(k + m, out), (k, d), (m, d)))
-    cross = k * m + comb(m, 2)
-    layer = comb(k, 2) * out + n * cross * out
-    # One matrix product per group computes both orders of a symmetric pair and the squares on its diagonal.
-    assert multiply_adds(program, "first", n) <= k * k * d + n * (k * m + m * m) * d + layer
-    assert multiply_adds(program, "expand", n) == n * ((k + m) ** 2 * d + comb(k + m, 2) * out)
-
-
-def test_linear_over_a_concatenation_is_exact():
-    """`Dc H + N Dk H` (arXiv 2602.23105)."""
-    program = captured(Scenario("linear", lambda: CrossLayers(40, 0, 16), (30,), (10,)))
-    assert multiply_adds(program, "linear", 50) == 30 * 16 + 50 * 10 * 16
-    assert multiply_adds(program, "full", 50) == 30 * 16 + 50 * 10 * 16
-
-
-def test_first_cross_layer_is_exact():
-    """One cross layer: `Dc D + N Dk D`, and the layer after it over all of x_1 (arXiv 2605.27450, section 4.2)."""
-    dc, dk, out, n = 30, 10, 16, 50
-    program = captured(Scenario("cross", lambda: CrossLayers(dc + dk, 1, out), (dc,), (dk,)))
-    width = dc + dk
-    assert multiply_adds(program, "first", n) == dc * width + n * dk * width + n * width * out
-    assert multiply_adds(program, "expand", n) == n * width * (width + out)
-
-
-def test_norm_then_linear_is_a_small_addition_to_the_linear_map():
-    """Statistics of blocks, then `Dc H + N Dk H` products: no term in N Dc."""
-    dc, dk, out, n = 90, 12, 20, 1000
-    program = captured(Scenario("norm", lambda: NormLinear(dc + dk, out), (dc,), (dk,)))
-    assert multiply_adds(program, "full", n) <= dc * out + n * dk * out + (dc + dk + 2) * out * 2

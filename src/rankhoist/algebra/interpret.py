@@ -279,9 +279,7 @@ class Interpreter:
         return joins.solid(self.b, form, self.workload)
 
     def simplified(self, form: Form) -> Form:
-        """An intermediate result inside a rule: like terms added up, kept unevaluated at level `full` only."""
-        if self.level < Level.FULL:
-            return self.pure(form)
+        """An intermediate result inside a rule: like terms added up, unevaluated."""
         blocks = {cell: b if b.pure else simplify(self.b, b, self.workload) for cell, b in form.blocks.items()}
         return Form(form.dims, blocks, form.layout, form.dtype)
 
