@@ -39,12 +39,15 @@ class Rate(IntEnum):
         return "candidate" if self.per_candidate else self.name.lower()
 
 
+RATES = tuple(Rate)
+
+
 def join(rates: Iterable[Rate]) -> Rate:
     """The lowest rate at which something that reads all of `rates` can be computed."""
     result = 0
     for rate in rates:
-        result |= int(rate)
-    return Rate(result)
+        result |= rate
+    return RATES[result]
 
 
 @dataclass(frozen=True)
