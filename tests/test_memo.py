@@ -1,15 +1,16 @@
-"""What interpretations of one program share: nothing is computed twice, and no choice is overlooked."""
+"""What interpretations of one program share: nothing is computed or copied twice, and no choice is overlooked."""
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 from helpers import Function, assert_equal, hoisted_at, repeated
 
 from rankhoist import HoistedModel, Workload
 from rankhoist.algebra.interpret import Level, Memo
-from rankhoist.algebra.ir import Builder
+from rankhoist.algebra.ir import Builder, Rate
 from rankhoist.capture import Program, capture
 from rankhoist.plan.search import attempt
 
@@ -93,3 +94,14 @@ def test_sizes_that_depend_on_data_are_not_shared():
     for level in (Level.EXPAND, Level.FULL):
         scores = hoisted_at(program, level)(CONTEXT, CANDIDATE, request_offsets=OFFSETS)
         assert_equal(scores, original(call), level.name)
+
+
+def test_what_is_taken_twice_is_copied_once():
+    """A gather of a gather, or of a slice, reads the source; along another axis it reads the first."""
+    b = Builder()
+    x = b.leaf("input", "x", Rate.ITEM, [10, 3], torch.float64)
+    some, every_other = b.take(x, 0, np.array([5, 2, 7, 9])), b.take(x, 0, np.array([1, 3, 5, 7]))
+    assert b.take(some, 0, np.array([2, 0])) is b.take(x, 0, np.array([7, 5]))
+    assert b.take(every_other, 0, np.array([3, 0, 1])) is b.take(x, 0, np.array([7, 1, 3]))
+    assert b.take(some, 1, np.array([2, 0])).args[0] is some
+    assert b.take(b.take(some, 0, np.array([2, 0])), 0, np.array([1, 0])) is b.take(x, 0, np.array([5, 7]))
