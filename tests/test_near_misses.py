@@ -50,6 +50,10 @@ CASES = {
         lambda c, k: F.scaled_dot_product_attention(k[None], c[None, :, :4], c[None, :, :4])[0],
         "every row meets every other row", {},
     ),
+    "learned_queries_over_rows": (
+        lambda c, k, w: F.scaled_dot_product_attention(w[None], k[None], k[None])[0, :1] + c[:, :4],
+        "works along the row axis", dict(w=randn(2, 4)),
+    ),
     "pool_over_rows": (lambda c, k: k + F.avg_pool1d(c.t()[None], 3, 1, 1)[0].amax(1)[:4], "pools over the rows", {}),
     "convolution_over_rows": (
         lambda c, k, w: k + F.conv1d(c[:, :4].t(), w, padding=1).t(), "without a batch axis", dict(w=randn(4, 4, 3)),

@@ -83,9 +83,9 @@ def test_equal_at_every_level(case: Case, monkeypatch: pytest.MonkeyPatch):
             assert_equal(hoisted(*inputs), expected, f"{name}, {count} candidates")
         inputs = case.hoisted_inputs(context, candidate)
         assert_equal(hoisted(*inputs, request_offsets=OFFSETS), ragged, f"{name}, three requests")
-        costs[name] = hoisted.plan.cost.multiply_adds
-    assert costs["full"] == min(costs["full"], *(v for k, v in costs.items() if k != "kept")), costs
-    assert costs["full"] < costs["expand"] or case.name in NOTHING_TO_SAVE, costs
+        costs[name] = hoisted.plan.cost
+    assert costs["full"].seconds <= search.ALIKE * min(c.seconds for c in costs.values()), costs
+    assert costs["full"].multiply_adds < costs["expand"].multiply_adds or case.name in NOTHING_TO_SAVE, costs
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES if c.often and not c.alone])

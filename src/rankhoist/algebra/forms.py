@@ -120,6 +120,12 @@ class Form:
         return tuple(sum(len(s) for s in segments) for segments in self.dims)
 
     @property
+    def extents(self) -> list[tuple[int, bool]]:
+        """Sizes of the original axes, each `(size, times the row count?)`."""
+        sizes = self.sizes
+        return [(math.prod(sizes[d] for d in entry if d != ROW), ROW in entry) for entry in self.layout]
+
+    @property
     def mixed(self) -> bool:
         """Some blocks exist per request, others per candidate."""
         return len({b.rate.per_candidate for b in self.blocks.values()}) > 1

@@ -73,7 +73,8 @@ class Outcome:
 class Memo:
     """What interpretations of one program share: nodes, and results of operators whose operands are the same objects.
 
-    A plan search interprets the program many times; only what a choice changes is computed again.
+    A plan search interprets the program many times; only what a choice changes is computed again. An operator that the
+    model's author repeats, such as `x[:, i]` for every pair that field i is in, is computed once.
     """
 
     b: Builder
@@ -81,7 +82,7 @@ class Memo:
     symbols: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     measured: dict[sympy.Symbol, Node] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
-    kept_forms: set[str] = field(default_factory=set)
+    kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice
     placeholders: dict[str, Value] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)  # predicted, by node, for the search's workload
 
@@ -106,6 +107,7 @@ class Interpreter:
         self.values: dict[fx.Node, Value] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.current: fx.Node | None = None
+        self.chose = False  # whether the current operator's result depends on `keep`
 
     # -- the walk
 
@@ -154,12 +156,20 @@ class Interpreter:
             return self._scalar(node)
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         operands = [v for v in _flat((args, list(kwargs.values()))) if isinstance(v, Form | Opaque | RowNumber)]
-        key = (self.level, node, self.level is Level.FULL and self.keep(node), *map(id, operands))
-        if key not in self.memo.results:
+        # Sizes that depend on data have names of their own in every operator.
+        what = node if "unbacked_bindings" in node.meta else node.target
+        key = (self.level, what, _identity(args), _identity(kwargs))
+        choice = (*key, self.keep(node))
+        self.chose = choice in self.memo.results
+        known = self.memo.results.get(choice if self.chose else key)
+        if known is None:
             outcome = Outcome()
             # The operands are kept alive with the result: their ids stay theirs.
-            self.memo.results[key] = (self._apply(node, args, kwargs, operands, outcome, meta), outcome, operands)
-        value, self.outcomes[node.name], _ = self.memo.results[key]
+            known = self._apply(node, args, kwargs, operands, outcome, meta), outcome, operands
+            self.memo.results[choice if self.chose else key] = known
+        if self.chose:
+            self.memo.kept_forms.add(node.name)
+        value, self.outcomes[node.name], _ = known
         return value
 
     def _apply(
@@ -280,9 +290,7 @@ class Interpreter:
         return joins.solid(self.b, form, self.workload)
 
     def simplified(self, form: Form) -> Form:
-        """An intermediate result inside a rule: like terms added up, kept unevaluated at level `full` only."""
-        if self.level < Level.FULL:
-            return self.pure(form)
+        """An intermediate result inside a rule: like terms added up, unevaluated."""
         blocks = {cell: b if b.pure else simplify(self.b, b, self.workload) for cell, b in form.blocks.items()}
         return Form(form.dims, blocks, form.layout, form.dtype)
 
@@ -302,11 +310,10 @@ class Interpreter:
     def _finish_block(self, block: Block, lazy: bool) -> Block:
         if block.pure:
             return block
-        if self.level is Level.FULL and self.current is not None and grid.worth_keeping(block):
-            self.memo.kept_forms.add(self.current.name)
-        if not lazy or not grid.worth_keeping(block):
+        if self.level < Level.FULL or not grid.worth_keeping(block):
             return settle(self.b, block, self.workload)
-        return simplify(self.b, block, self.workload)
+        self.chose = True
+        return simplify(self.b, block, self.workload) if lazy else settle(self.b, block, self.workload)
 
     def present(self, value: Value, rate: Rate) -> Any:
         """A tensor with the original axes, for the original operator, with as many rows as `rate` has."""
@@ -348,12 +355,11 @@ class Interpreter:
         flat = [d for entry in layout for d in entry]
         if not form.has_rows:
             node = self.b.permute(node, flat) if flat else node
-            return self.b.reshape(node, [math.prod(sizes[d] for d in e) for e in layout])
+            return self.b.reshape(node, [size for size, _ in form.extents])
         if all(len(e) == 1 for e in layout) and flat == list(range(ROW, len(sizes))):
             return node
         axes = [0 if d == ROW else d + 1 for d in flat]
-        shape = [Size(self.program.rows * math.prod(sizes[d] for d in e if d != ROW)) if ROW in e
-                 else math.prod(sizes[d] for d in e) for e in layout]  # fmt: skip
+        shape = [Size(self.program.rows * size) if rows else size for size, rows in form.extents]
         if axes != sorted(axes):
             node = self.b.call(aten.permute.default, (node, axes), node.rate, (), node.dtype, free=True)
         return self.b.call(aten.reshape.default, (node, shape), node.rate, (), node.dtype, free=True)
@@ -467,6 +473,17 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, list | tuple):
         return [x for v in value for x in _flat(v)]
     return [value]
+
+
+def _identity(value: Any) -> Any:
+    """Equal for arguments that give equal results: tensors by identity, all else by type and value."""
+    if isinstance(value, Form | Opaque | RowNumber):
+        return id(value)
+    if isinstance(value, list | tuple):
+        return tuple(_identity(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _identity(v)) for k, v in value.items())
+    return type(value), value
 
 
 def _sizes_have_rows(meta: Any) -> bool:

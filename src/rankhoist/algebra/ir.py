@@ -39,12 +39,15 @@ class Rate(IntEnum):
         return "candidate" if self.per_candidate else self.name.lower()
 
 
+RATES = tuple(Rate)
+
+
 def join(rates: Iterable[Rate]) -> Rate:
     """The lowest rate at which something that reads all of `rates` can be computed."""
     result = 0
     for rate in rates:
-        result |= int(rate)
-    return Rate(result)
+        result |= rate
+    return RATES[result]
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,9 @@ class Builder:
         self.constants: dict[str, torch.Tensor] = {}
         self.raw: set[int] = set()  # nodes in an original layout: axis 0 is not the rows
         self._interned: dict[Any, Node] = {}
+        self._taken: dict[
+            tuple[int, int], tuple[Node, np.ndarray]
+        ] = {}  # (node, axis) -> what it was taken from, where
 
     # -- leaves
 
@@ -180,18 +186,27 @@ class Builder:
         return self.call(aten.reshape.default, (x, sizes), x.rate, shape, x.dtype, free=True)
 
     def take(self, x: Node, axis: int, index: np.ndarray) -> Node:
-        """Elements `index` of one axis after the row axis: a slice where it is one, a gather otherwise."""
+        """Elements `index` of one axis after the row axis: a slice where it is one, a gather otherwise.
+
+        What is taken from a node that was itself taken along this axis is taken from where that came from.
+        """
         size, at = x.shape[axis], axis + first_axis(x)
         if len(index) == size and (index == np.arange(size)).all():
             return x
+        source, inner = self._taken.get((x.index, axis), (None, index))
+        if source is not None:
+            return self.take(source, axis, inner[index])
         shape = [*x.shape[:axis], len(index), *x.shape[axis + 1 :]]
         steps = np.diff(index)
         step = int(steps[0]) if len(index) > 1 else 1
         if len(index) and step > 0 and (steps == step).all():
             args = (x, at, int(index[0]), int(index[-1]) + 1, step)
-            return self.call(aten.slice.Tensor, args, x.rate, shape, x.dtype, free=True)
-        chosen = self.constant(torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)))
-        return self.call(aten.index_select.default, (x, at, chosen), x.rate, shape, x.dtype)
+            made = self.call(aten.slice.Tensor, args, x.rate, shape, x.dtype, free=True)
+        else:
+            chosen = self.constant(torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)))
+            made = self.call(aten.index_select.default, (x, at, chosen), x.rate, shape, x.dtype)
+        self._taken[made.index, axis] = x, index
+        return made
 
     def spread(self, x: Node, rate: Rate) -> Node:
         """A request-rate node where candidates read it: one row broadcasts, several are gathered by owner."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -93,8 +94,11 @@ def _tensor_args(node: fx.Node) -> list[fx.Node]:
 
 
 def _number(size: Any, rows: sympy.Symbol, count: int) -> int:
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    value = size.node.expr.subs({rows: count})
-    free = {s: count for s in value.free_symbols}
-    return int(value.subs(free))
+    return _value(size.node.expr, rows, count) if isinstance(size, torch.SymInt) else int(size)
+
+
+@lru_cache
+def _value(expr: sympy.Expr, rows: sympy.Symbol, count: int) -> int:
+    """A size with `count` rows; sizes that depend on data are taken for the row count too."""
+    value = expr.subs({rows: count})
+    return int(value.subs(dict.fromkeys(value.free_symbols, count)))

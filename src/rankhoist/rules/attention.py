@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from rankhoist.algebra import grid, joins, moves
-from rankhoist.algebra.forms import ROW, Form, plain, row_layout
+from rankhoist.algebra.forms import Form, plain, row_layout
 from rankhoist.algebra.interpret import Interpreter, Level, Value
 from rankhoist.algebra.ir import aten
 from rankhoist.rules import reduce as reductions
@@ -68,19 +68,13 @@ def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
 
 def _reduce(c: Interpreter, op: Any, part: Form, dim: int) -> Form:
     """A reduction that keeps its axis, block by block."""
-    shape = [(1 if i == part.axis(dim) else _size(part, e), ROW in e) for i, e in enumerate(part.layout)]
+    shape = part.extents
+    shape[part.axis(dim)] = (1, False)
 
     def call(x: Any, axes: list[int], shapes: Any) -> list[Any]:
         return [c.b.call(op, (x, axes, True), x.rate, shapes[0], part.dtype)]
 
     return reductions.by_blocks(c, part, [dim], [shape], [part.dtype], call)[0]
-
-
-def _size(value: Form, entry: tuple[int, ...]) -> int:
-    size = 1
-    for d in entry:
-        size *= 1 if d == ROW else value.sizes[d]
-    return size
 
 
 def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -100,19 +94,17 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
         c.b, [scores, mask] if mask is not None else [scores], q.dtype, (scale, 1.0)[: 1 + (mask is not None)]
     )
     scores = moves.ordered(c.pure(scores))
-    last = scores.layout[-1][0]
+    last = dim_of(scores, -1)
     whole = tidy(c, scores)
     weights = softmax_of(c, whole, last) if len(whole.dims[last]) > 1 else _plain_softmax(c, scores, last)
     return contract(c, (c.simplified(weights), v), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
 
 
 def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
-    shape = [(_size(scores, e), ROW in e) for e in scores.layout]
-
     def call(x: Any, axes: list[int], shapes: Any) -> list[Any]:
         return [c.b.call(aten.softmax.int, (x, axes[0]), x.rate, shapes[0], scores.dtype)]
 
-    return reductions.by_blocks(c, scores, [dim], [shape], [scores.dtype], call)[0]
+    return reductions.by_blocks(c, scores, [dim], [scores.extents], [scores.dtype], call)[0]
 
 
 def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> Form | None:

@@ -167,9 +167,8 @@ def squeeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, 
     chosen = range(len(value.layout)) if len(args) < 2 else [args[1]] if isinstance(args[1], int) else args[1]
     axes = sorted((axis_of(value, a) for a in chosen), reverse=True)
     for axis in axes:
-        entry = value.layout[axis]
-        if ROW not in entry and math.prod(value.sizes[d] for d in entry) == 1:
-            for dim in sorted(entry, reverse=True):
+        if value.extents[axis] == (1, False):
+            for dim in sorted(value.layout[axis], reverse=True):
                 value = moves.drop_dim(c.b, value, dim)
     return value
 
@@ -323,7 +322,7 @@ def pad(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Valu
 def _constant_like(c: Interpreter, value: Form, axis: int, size: int, number: float) -> Form | None:
     if size <= 0:
         return None
-    sizes = [(math.prod(value.sizes[d] for d in e if d != ROW), ROW in e) for e in value.layout]
+    sizes = value.extents
     sizes[axis] = (size, False)
     made = grid.constant_form(c.b, number, value.dtype, sizes)
     if any(ROW in e and len(e) > 1 for e in value.layout):
@@ -344,8 +343,7 @@ def stretched(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
     lead = len(shape) - len(value.layout)
     value = replace(value, layout=((),) * lead + value.layout)
     grown: list[Extent] = []
-    for entry, (number, rows) in zip(value.layout, shape, strict=True):
-        own = (math.prod(value.sizes[d] for d in entry if d != ROW), ROW in entry)
+    for own, (number, rows) in zip(value.extents, shape, strict=True):
         if own not in ((number, rows), (1, False)):
             raise Decline("expands an axis that is not of size 1")
         grown.append((1, False) if own == (number, rows) else (number, rows))
@@ -360,12 +358,11 @@ def repeat(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
     lead = len(shape) - len(value.layout)
     goal: list[Extent] = []
     for axis, (number, rows) in enumerate(shape):
-        entry = value.layout[axis - lead] if axis >= lead else ()
-        own = math.prod(value.sizes[d] for d in entry if d != ROW)
-        if own == 1 and ROW not in entry:
+        own, own_rows = value.extents[axis - lead] if axis >= lead else (1, False)
+        if (own, own_rows) == (1, False):
             goal.append((number, rows))
             continue
-        if ROW in entry or rows:
+        if own_rows or rows:
             if (own, True) != (number, rows):
                 raise Decline("repeats the rows themselves")
         elif number != own:

@@ -1,0 +1,235 @@
+"""Counted work equals the closed forms of the papers that the levels stand for, to the last multiply-add.
+
+K context and M candidate fields (or tokens) of width D, or Dc context and Dk candidate columns; N candidates of one
+request; layers of width H. Both stages count, one unit per multiply-add. Unless another source is named, equations and
+sections are those of arXiv 2605.27450.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import comb
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Function, assert_equal
+from torch import Tensor, nn
+
+from rankhoist import Workload
+from rankhoist.algebra.interpret import Level
+from rankhoist.algebra.ir import aten, live_nodes
+from rankhoist.bench.scenarios import DotPairs, NormLinear
+from rankhoist.capture import Program, capture
+from rankhoist.hoist import hoist_program
+from rankhoist.plan.search import attempt
+
+MANY = 10**9  # candidates: the limit, in which what is done once per request counts nothing
+FIELDS = [(5, 2, 3), (3, 4, 2), (1, 3, 4), (6, 1, 5)]  # K, M, D
+COLUMNS = [(30, 10, 16), (7, 9, 4), (1, 5, 3), (12, 1, 8)]  # Dc, Dk, H
+CANDIDATES = [1, 50, 1000]
+
+Shape = tuple[int, ...]
+
+
+def program(model: nn.Module | Callable[..., Any], context: Shape, candidate: Shape, **weights: Tensor) -> Program:
+    """A model, or a function of (context, candidate, **weights), in float64; its scores are equal at level `first`."""
+    module = model if isinstance(model, nn.Module) else Function(model, **weights)
+    module = module.double().eval()
+    g = torch.Generator().manual_seed(0)
+    rows = [torch.randn(4, *shape, generator=g, dtype=torch.float64) for shape in (context, candidate)]
+    captured = capture(module, tuple(rows), ["context"])
+    for level in ("expand", "first"):
+        expected = module(rows[0][:1].expand_as(rows[0]), rows[1])
+        assert_equal(hoist_program(captured, level=level)(rows[0][:1], rows[1]), expected, level)
+    return captured
+
+
+def multiply_adds(captured: Program, level: str, n: int) -> int:
+    return hoist_program(captured, workload=Workload(n), level=level).plan.cost.multiply_adds
+
+
+def saving(captured: Program) -> float:
+    """Share of the multiply-adds that level `first` saves for many candidates."""
+    return 1 - multiply_adds(captured, "first", MANY) / multiply_adds(captured, "expand", MANY)
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def both(c: Tensor, k: Tensor) -> Tensor:
+    return torch.cat([c, k], 1)
+
+
+# -- pairs of fields
+
+
+def gram(c: Tensor, k: Tensor) -> Tensor:
+    """All dot products of fields, in both orders."""
+    x = both(c, k)
+    return torch.bmm(x, x.mT)
+
+
+def dots(c: Tensor, k: Tensor, pairs: Tensor) -> Tensor:
+    """The dot product of each pair of fields once."""
+    x = both(c, k)
+    return torch.einsum("npd,npd->np", x[:, pairs[0]], x[:, pairs[1]])
+
+
+def products(c: Tensor, k: Tensor, pairs: Tensor) -> Tensor:
+    """The same without a matrix product: elements are multiplied, then added."""
+    x = both(c, k)
+    return (x[:, pairs[0]] * x[:, pairs[1]]).sum(-1)
+
+
+def pair_list(fields: int) -> Tensor:
+    return torch.triu_indices(fields, fields, 1)
+
+
+@pytest.mark.parametrize(("k", "m", "d"), FIELDS)
+def test_gram_matrix(k, m, d):
+    """`K^2 D + N (K M + M^2) D` for `N (K + M)^2 D`: a context-candidate block serves both of its orders."""
+    captured = program(gram, (k, d), (m, d))
+    for n in CANDIDATES:
+        assert multiply_adds(captured, "expand", n) == n * (k + m) ** 2 * d
+        assert multiply_adds(captured, "first", n) == k * k * d + n * (k * m + m * m) * d
+
+
+@pytest.mark.parametrize(("k", "m", "d"), FIELDS)
+def test_dot_pairs(k, m, d):
+    """`C(K, 2) D + N (K M + C(M, 2)) D` (Eq. 6) for `N C(K + M, 2) D`; their ratio is Eq. 7."""
+    captured = program(dots, (k, d), (m, d), pairs=pair_list(k + m))
+    for n in CANDIDATES:
+        assert multiply_adds(captured, "expand", n) == n * comb(k + m, 2) * d
+        assert multiply_adds(captured, "first", n) == comb(k, 2) * d + n * (k * m + comb(m, 2)) * d
+
+
+@pytest.mark.parametrize(("k", "m", "d"), FIELDS)
+def test_dot_pairs_without_a_matrix_product(k, m, d):
+    """Eq. 6 again, in elements that `mul` writes: no operator here multiplies and adds.
+
+    Counted without the choice among levels: gathers write elements too, so a plan may well prefer `expand` here.
+    """
+    captured = program(products, (k, d), (m, d), pairs=pair_list(k + m))
+
+    def multiplied(level: Level, n: int) -> int:
+        plan = attempt(captured, level, Workload(n), frozenset())
+        products = [x for x in live_nodes(plan.outputs) if x.op is aten.mul.Tensor]
+        return sum(x.work.elements * plan.workload.of(x.rate) for x in products)
+
+    for n in CANDIDATES:
+        assert multiplied(Level.EXPAND, n) == n * comb(k + m, 2) * d
+        assert multiplied(Level.FIRST, n) == comb(k, 2) * d + n * (k * m + comb(m, 2)) * d
+
+
+@pytest.mark.parametrize(("k", "m"), [(27, 4), (5, 2), (3, 4)])
+def test_share_saved_of_all_pairs(k, m):
+    """For many candidates: K / (K + M) of a Gram matrix, `C(K, 2) / C(K + M, 2)` (Eq. 8) of its pairs."""
+    assert saving(program(gram, (k, 2), (m, 2))) == pytest.approx(k / (k + m), abs=1e-6)
+    listed = saving(program(dots, (k, 2), (m, 2), pairs=pair_list(k + m)))
+    assert listed == pytest.approx(comb(k, 2) / comb(k + m, 2), abs=1e-6)
+
+
+def test_share_saved_as_published():
+    """27 context and 4 candidate fields: 87 % of the Gram matrix, 75.5 % of the pairs."""
+    assert saving(program(gram, (27, 2), (4, 2))) == pytest.approx(0.87, abs=5e-3)
+    assert saving(program(dots, (27, 2), (4, 2), pairs=pair_list(31))) == pytest.approx(0.755, abs=5e-4)
+
+
+# -- layers
+
+
+@pytest.mark.parametrize(("dc", "dk", "h"), COLUMNS)
+def test_linear_over_a_concatenation(dc, dk, h):
+    """`Dc H + N Dk H` for `N (Dc + Dk) H` (arXiv 2602.23105), also with the columns in any order."""
+    n, order = 50, torch.randperm(dc + dk, generator=torch.Generator().manual_seed(2))
+    weight = randn(h, dc + dk)
+    for call in (lambda c, k, w: F.linear(both(c, k), w), lambda c, k, w: F.linear(both(c, k)[:, order], w)):
+        captured = program(call, (dc,), (dk,), w=weight)
+        assert multiply_adds(captured, "expand", n) == n * (dc + dk) * h
+        for level in ("linear", "first", "full"):
+            assert multiply_adds(captured, level, n) == dc * h + n * dk * h
+
+
+@pytest.mark.parametrize(("k", "m", "d"), FIELDS)
+def test_dot_pairs_then_linear(k, m, d):
+    """Eq. 6, and the layer that reads the pairs: `C(K, 2) H + N (K M + C(M, 2)) H` for `N C(K + M, 2) H`."""
+    h, once, each = 3, comb(k, 2), k * m + comb(m, 2)
+    captured = program(
+        lambda c, k, pairs, w: F.linear(dots(c, k, pairs), w), (k, d), (m, d), pairs=pair_list(k + m),
+        w=randn(h, comb(k + m, 2)),
+    )  # fmt: skip
+    for n in CANDIDATES:
+        assert multiply_adds(captured, "expand", n) == n * (once + each) * (d + h)
+        assert multiply_adds(captured, "first", n) == (once + n * each) * (d + h)
+
+
+@pytest.mark.parametrize(("k", "m", "d"), FIELDS)
+def test_triangle_of_a_gram_matrix_then_linear(k, m, d):
+    """`K^2 D + N (K M + M^2) D` and the same layer (DLRM, arXiv 1906.00091); a single field's square is never read."""
+    h, once, each = 3, comb(k, 2), k * m + comb(m, 2)
+    own, other = (f * f if f > 1 else 0 for f in (k, m))
+    captured = program(DotPairs(k + m, h), (k, d), (m, d))
+    for n in CANDIDATES:
+        assert multiply_adds(captured, "expand", n) == n * ((k + m) ** 2 * d + (once + each) * h)
+        assert multiply_adds(captured, "first", n) == (own + n * (k * m + other)) * d + (once + n * each) * h
+
+
+@pytest.mark.parametrize(("dc", "dk", "h"), COLUMNS)
+def test_first_cross_layer(dc, dk, h):
+    """`Dc D + N Dk D` for `N D^2`, D = Dc + Dk (section 4.2): Dc / D of it; a layer after it reads all of x_1."""
+    n, d = 50, dc + dk
+
+    def cross(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor | None = None) -> Tensor:
+        x = both(c, k)
+        out = x * F.linear(x, w, b) + x
+        return out if v is None else F.linear(out, v)
+
+    alone = program(cross, (dc,), (dk,), w=randn(d, d), b=randn(d))
+    assert multiply_adds(alone, "expand", n) == n * d * d
+    assert multiply_adds(alone, "first", n) == dc * d + n * dk * d
+    assert saving(alone) == pytest.approx(dc / d, abs=1e-6)
+    read = program(cross, (dc,), (dk,), w=randn(d, d), b=randn(d), v=randn(h, d))
+    assert multiply_adds(read, "first", n) == dc * d + n * dk * d + n * d * h
+
+
+class SelfAttention(nn.Module):
+    """One layer over context and candidate tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = both(context, candidate)
+        out: Tensor = self.layer(x, x, x, need_weights=False)[0]
+        return out
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize(("k", "m", "d"), [(5, 2, 4), (2, 3, 4), (6, 1, 8)])
+def test_first_attention_layer(k, m, d, heads):
+    """Projections `3 K D^2 + N 3 M D^2`; scores, and values, `K^2 D + N (2 K M + M^2) D` each (section 4.3).
+
+    What context queries take from context keys is merged with what they take from candidate keys per candidate, so the
+    output projection reads all K + M tokens of every candidate. Our count is lower for M = 1 only: values of a single
+    candidate key are scaled, not summed, and what an elementwise operator does counts as elements.
+    """
+    n, t = 50, k + m
+    captured = program(SelfAttention(d, heads), (k, d), (m, d))
+    pairs = k * k * d + n * (2 * k * m + m * m) * d
+    scaled = n * t * d if m == 1 else 0
+    assert multiply_adds(captured, "expand", n) == n * (3 * t * d * d + 2 * t * t * d + t * d * d)
+    assert multiply_adds(captured, "first", n) == 3 * (k + n * m) * d * d + 2 * pairs - scaled + n * t * d * d
+
+
+# -- beyond the papers
+
+
+def test_norm_then_linear_is_a_small_addition_to_the_linear_map():
+    """Statistics of blocks, then `Dc H + N Dk H` products: no term in N Dc."""
+    dc, dk, h, n = 90, 12, 20, 1000
+    captured = program(NormLinear(dc + dk, h), (dc,), (dk,))
+    assert multiply_adds(captured, "full", n) <= dc * h + n * dk * h + (dc + dk + 2) * h * 2
