@@ -84,7 +84,7 @@ class Memo:
     pinned: set[str] = field(default_factory=set)
     kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice
     placeholders: dict[str, Value] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)  # predicted, by node, for the search's workload
+    seconds: dict[Any, float] = field(default_factory=dict)  # predicted for nodes, at the search's workload
 
 
 class Interpreter:

@@ -20,7 +20,24 @@ ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
 
 def predicted(nodes: Sequence[Node], profile: Profile, candidates: Any, requests: Any) -> Any:
     """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array."""
-    return sum((seconds(n, profile, candidates, requests) for n in nodes), start=np.asarray(0.0))
+    alike: dict[Any, list[Node]] = {}
+    for n in nodes:
+        alike.setdefault(kind(n), []).append(n)
+    each = (len(group) * seconds(group[0], profile, candidates, requests) for group in alike.values())
+    return sum(each, start=np.asarray(0.0))
+
+
+def kind(node: Node) -> Any:
+    """All that the prediction depends on."""
+    operands = tuple(
+        (a.shape, a.rate) if isinstance(a, Node) else None for a in node.args if not isinstance(a, list | tuple)
+    )
+    moved = node.args[0].args[1] if _transposed(node) else None
+    return node.op, node.rate, node.shape, node.dtype, node.work, operands, tuple(moved or ())
+
+
+def _transposed(node: Node) -> bool:
+    return node.op is aten.reshape.default and node.args[0].op is aten.permute.default
 
 
 def seconds(node: Node, profile: Profile, candidates: Any, requests: Any) -> Any:
@@ -55,7 +72,7 @@ def _bytes(node: Node, rows: Any) -> Any:
 def _copy(node: Node, profile: Profile, rows: Any) -> Any:
     """A reshape after a transposition copies, unless only axes of size 1 moved."""
     source = node.args[0]
-    if source.op is not aten.permute.default:
+    if not _transposed(node):
         return 0.0
     axes, skip = list(source.args[1]), len(source.args[1]) - len(source.shape)
     moved = [axis for i, axis in enumerate(axes) if i < skip or source.shape[i - skip] != 1]

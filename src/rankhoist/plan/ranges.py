@@ -15,7 +15,7 @@ from rankhoist.algebra.ir import Builder, Node, Rate, Workload
 from rankhoist.capture import Program
 from rankhoist.plan.predict import predicted
 from rankhoist.plan.profile import Profile, load_profile
-from rankhoist.plan.search import ALIKE, Plan, attempt, choice, search, settled
+from rankhoist.plan.search import ALIKE, Plan, attempt, choice, explained, search, settled
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 8, 32, 128]
@@ -70,7 +70,7 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
     main = choice(level, found)
     b = Builder(program.device)
     if level is not Level.FULL:
-        return Plans((settled(program, level, main, b),), EVERYWHERE, profile)
+        return Plans((explained(program, level, settled(program, main, b)),), EVERYWHERE, profile)
     pool = [main, *(p for p in found if p is not main)]
     for count in ELSEWHERE:
         if time.monotonic() < deadline and not 0.3 < count / workload.candidates < 3:
@@ -78,9 +78,9 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
             pool.append(attempt(program, level, other, pool[-1].evaluated, profile=profile))
     chosen = _chosen(pool, profile)
     used = sorted({0, *(i for row in chosen for i in row)})
-    plans = tuple(settled(program, level, pool[i], b) for i in used)
+    plans = [settled(program, pool[i], b) for i in used]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
-    return Plans(plans, Ranges(tuple(REQUESTS), tuple(rows)), profile)
+    return Plans((explained(program, level, plans[0]), *plans[1:]), Ranges(tuple(REQUESTS), tuple(rows)), profile)
 
 
 def single(plan: Plan) -> Plans:

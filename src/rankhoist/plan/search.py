@@ -18,11 +18,11 @@ from rankhoist.algebra.interpret import Interpreter, Level, Memo
 from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.algebra.lean import lean
 from rankhoist.capture import Program
-from rankhoist.plan.predict import seconds
+from rankhoist.plan.predict import kind, seconds
 from rankhoist.plan.profile import Profile, load_profile
 from rankhoist.rules import all_rules, lookups
 
-SECONDS = 20.0  # the search stops here with the best plan so far
+SECONDS = 15.0  # the search stops here with the best plan so far
 ALIKE = 1.03  # predictions closer than this are equal: then fewer multiply-adds win
 
 
@@ -61,7 +61,7 @@ class Plan:
 def make_plan(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plan:
     """The plan for `workload`: the fastest by prediction, below `full` the one with the fewest multiply-adds."""
     found = choice(level, search(program, level, workload, profile or load_profile()))
-    return settled(program, level, found, Builder(program.device))
+    return explained(program, level, settled(program, found, Builder(program.device)))
 
 
 def choice(level: Level, plans: Sequence[Plan]) -> Plan:
@@ -79,13 +79,16 @@ def best(plans: Iterable[Plan]) -> Plan:
     return min(fast, key=lambda p: (p.cost.multiply_adds, p.cost.seconds, p.level))
 
 
-def settled(program: Program, level: Level, plan: Plan, b: Builder) -> Plan:
-    """The plan once more, without what the search left in its builder, and with the reasons at the level asked for."""
-    final = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b))
-    final = replace(final, cost=plan.cost)
-    told = final if final.level is level else attempt(program, level, plan.workload, frozenset())
+def settled(program: Program, plan: Plan, b: Builder) -> Plan:
+    """The plan once more, without what the search left in its builder."""
+    return replace(attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b)), cost=plan.cost)
+
+
+def explained(program: Program, level: Level, plan: Plan) -> Plan:
+    """The plan with the level asked for, and why rules declined at that level."""
+    told = plan if plan.level is level else attempt(program, level, plan.workload, frozenset())
     reasons = {n: o.reason for n, o in told.interpreter.outcomes.items() if o.reason}
-    return replace(final, reasons=reasons, asked=level)
+    return replace(plan, reasons=reasons, asked=level)
 
 
 def search(program: Program, level: Level, workload: Workload, profile: Profile) -> list[Plan]:
@@ -143,12 +146,15 @@ def attempt(
     return Plan(level, workload, interpreter, outputs, cost, evaluated)
 
 
-def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[int, float], profile: Profile) -> Cost:
-    """Work of everything that `outputs` need; `known` remembers the seconds of nodes."""
+def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], profile: Profile) -> Cost:
+    """Work of everything that `outputs` need; `known` remembers the seconds of nodes, and of all that are alike."""
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
     for n in nodes:
         if n.index not in known:
-            known[n.index] = float(seconds(n, profile, workload.candidates, workload.requests))
+            alike = kind(n)
+            if alike not in known:
+                known[alike] = float(seconds(n, profile, workload.candidates, workload.requests))
+            known[n.index] = known[alike]
     return Cost(
         sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes),
         sum(n.work.elements * workload.of(n.rate) for n in nodes),
