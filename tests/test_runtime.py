@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import assert_equal, hoisted_at, repeated
+from helpers import Function, assert_equal, hoisted_at, repeated
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -119,6 +119,16 @@ def test_other_dtypes(model, program, dtype):
     assert_equal(hoisted(user, dense, item), expected)
     with pytest.raises(InputError, match=r"'dense' has dtype torch.float32, expected"):
         hoisted(user, dense.float(), item)
+
+
+def test_back_in_its_own_dtype_the_model_still_rounds_where_it_did():
+    """A dtype that the model names is not the one it was moved to in between."""
+    model = Function(lambda c, k: (c + k).bfloat16().float()).eval()
+    context, candidate = torch.randn(1, 4), torch.randn(7, 4)
+    hoisted = hoist(model, (context.expand(7, 4), candidate), context=["context"])
+    expected = hoisted(context, candidate)
+    assert torch.equal(hoisted.bfloat16().float()(context, candidate), expected)
+    assert torch.equal(expected, expected.bfloat16().float())
 
 
 def test_captured_in_bfloat16(model):

@@ -20,7 +20,7 @@ from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.capture import Program, capture
 from rankhoist.capture.program import module_path
 from rankhoist.errors import VerificationError
-from rankhoist.plan import Plan, make_plan, single
+from rankhoist.plan import Plan, make_plan
 from rankhoist.plan.profile import load_profile
 from rankhoist.plan.search import total_cost
 from rankhoist.rules import all_rules, lookups
@@ -101,7 +101,7 @@ def broken(program: Program, rule: Callable[..., Any], module: str) -> HoistedMo
     interpreter = Interpreter(program, Level.LINEAR, Workload(), rules | {LINEAR: wrong}, lookups())
     nodes = interpreter.run()
     cost = total_cost(nodes, Workload(), {}, load_profile())
-    return HoistedModel(program, Plan(Level.LINEAR, Workload(), interpreter, nodes, cost, frozenset()))
+    return HoistedModel(program, Plan(Level.LINEAR, Level.LINEAR, Workload(), cost, interpreter, nodes, frozenset()))
 
 
 def linear_plan(program: Program) -> Plan:
@@ -413,7 +413,8 @@ def test_a_model_may_write_into_its_inputs(hoisted: HoistedModel):
 
 def test_a_hoist_that_cannot_be_float64_is_a_failed_certificate(program: Program, ranker: nn.Module):
     model = HoistedModel(program, linear_plan(program))
-    model.plans = single(dataclasses.replace(model.plan, outputs=[]))
+    stages = dataclasses.replace(model.blueprint.stages, folded=[])
+    model.blueprint = dataclasses.replace(model.blueprint, stages=stages)
     certificate = verify(model, ranker, candidates=[2])
     assert failed(certificate) == ["float64"]
 
@@ -473,7 +474,7 @@ def test_verify_tries_every_empty_request(hoisted: HoistedModel, ranker: nn.Modu
 def test_whole_numbers_stay_and_other_floats_get_noise_in_their_range(packed):
     _, hoisted = packed
     rows = hoisted.example["x"]
-    batch = draw(hoisted.program.inputs.values(), hoisted.example, 500, 1, 0, seed=0)
+    batch = draw(hoisted.interface.inputs.values(), hoisted.example, 500, 1, 0, seed=0)
     item, dense = batch.candidate["x"].unbind(1)
     assert set(item.tolist()) == set(rows[:, 1].tolist())
     assert len(set(dense.tolist())) > 100  # the example has 8 values
@@ -485,7 +486,7 @@ def test_packed_columns_find_their_places(packed):
     batch = Batch(
         {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, {"x": torch.tensor([[5.0, 6.0], [7.0, 8.0]])}, (0, 0, 2)
     )
-    assert whole_rows(hoisted.program, batch)["x"].tolist() == [[3, 5, 4, 6], [3, 7, 4, 8]]
+    assert whole_rows(hoisted.interface, batch)["x"].tolist() == [[3, 5, 4, 6], [3, 7, 4, 8]]
 
 
 # -- the measure

@@ -22,7 +22,7 @@ from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
 from rankhoist.errors import CommandError, RankhoistError
 from rankhoist.hoist import hoist
-from rankhoist.plan import Plan, make_plan
+from rankhoist.plan import PlanSummary, make_plan
 from rankhoist.report.text import ratio
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify import Certificate, verify
@@ -227,14 +227,15 @@ def _certificate(args: argparse.Namespace, hoisted: HoistedModel, model: Any) ->
     return verify(hoisted, model, seed=args.seed, candidates=candidates, requests=requests)
 
 
-def _plans(hoisted: HoistedModel, level: str) -> dict[str, Plan]:
+def _plans(hoisted: HoistedModel, level: str) -> dict[str, PlanSummary]:
     """Level -> plan, for all levels up to the one asked for."""
     lower = LEVELS[: LEVELS.index(level)]
+    assert hoisted.program is not None, "captured a moment ago"
     plans = {name: make_plan(hoisted.program, Level[name.upper()], hoisted.plan.workload) for name in lower}
     return {**plans, level: hoisted.plan}
 
 
-def _level_table(plans: dict[str, Plan]) -> Table:
+def _level_table(plans: dict[str, PlanSummary]) -> Table:
     workload = next(iter(plans.values())).workload
     calls = f"N = {workload.candidates:,} candidates, R = {workload.requests:,} requests"
     table = Table("level", "same as", title=f"work of a call with {calls}", caption="ratio: expand / level")
@@ -254,7 +255,7 @@ def _level_table(plans: dict[str, Plan]) -> Table:
     return table
 
 
-def _level_data(level: str, plan: Plan) -> dict[str, Any]:
+def _level_data(level: str, plan: PlanSummary) -> dict[str, Any]:
     cost = plan.cost
     chosen = plan.level.name.lower()
     return {"level": level, "same_as": chosen, "multiply_adds": cost.multiply_adds, "elements": cost.elements}

@@ -17,7 +17,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.inputs import Context, InputSpec, common_rows, mark_context, named_leaves
-from rankhoist.capture.signature import Arguments, plain_tensors
+from rankhoist.capture.interface import Interface
+from rankhoist.capture.signature import Arguments
 from rankhoist.errors import (
     CaptureError,
     ExportError,
@@ -71,15 +72,13 @@ class Program:
     device: torch.device
     example: dict[str, Any]
 
-    def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's tensors by input name, checked against the inputs the model was captured with."""
-        given = self.arguments(args, kwargs)
-        leaves = given if plain_tensors(given) else named_leaves(given)
-        known = [spec.name for spec in self.inputs.values()]
-        missing = [name for name in known if name not in leaves]
-        if missing:
-            raise InputError(f"missing inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
-        return {name: leaves[name] for name in known}
+    @property
+    def interface(self) -> Interface:
+        """What its callers see."""
+        state = {w.name: p for p, w in self.weights.items() if w.in_state_dict}
+        return Interface(
+            self.inputs, self.out_spec, self.in_spec, self.arguments, state, self.dtype, self.device, self.example
+        )
 
 
 def capture(

@@ -36,10 +36,12 @@ class Stage:
     nodes: list[int]
     run: Callable[..., tuple[Any, ...]]
 
-    def renew(self) -> None:
-        """After a change of the graph."""
-        self.module.recompile()
-        self.run = spelled(self.module)
+    @staticmethod
+    def of(graph: fx.Graph, name: str, leaves: list[str], nodes: list[int]) -> Stage:
+        """From its graph."""
+        graph.lint()
+        module = fx.GraphModule(nn.Module(), graph, class_name=name)
+        return Stage(module, leaves, nodes, spelled(module))
 
 
 @dataclass
@@ -109,9 +111,7 @@ def _stage(
         writer.write(node)
     writer.graph.output(tuple(writer.argument(r) for r in results))
     write_over(writer.graph, writer.values, nodes)
-    writer.graph.lint()
-    module = fx.GraphModule(nn.Module(), writer.graph, class_name=name)
-    return Stage(module, [str(n.args[0]) for n in leaves], [n.index for n in passed], spelled(module))
+    return Stage.of(writer.graph, name, [str(n.args[0]) for n in leaves], [n.index for n in passed])
 
 
 def _label(node: Node) -> str:

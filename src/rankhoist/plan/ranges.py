@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from rankhoist.algebra.ir import Builder, Node, Rate, Workload
 from rankhoist.capture import Program
 from rankhoist.plan.predict import predicted
 from rankhoist.plan.profile import Profile, load_profile
-from rankhoist.plan.search import ALIKE, Plan, attempt, choice, explained, search, settled
+from rankhoist.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, explained, search, settled
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 8, 32, 128]
 ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered anew
 SECONDS = 8.0  # no further plans are made after that
+
+P = TypeVar("P", bound=PlanSummary, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,18 @@ EVERYWHERE = Ranges((1,), ((Range(0, 0),),))
 
 
 @dataclass(frozen=True)
-class Plans:
+class Plans(Generic[P]):
     """Plans of one program over one builder, the first made for `workload`, and where each is used."""
 
-    plans: tuple[Plan, ...]
+    plans: tuple[P, ...]
     ranges: Ranges
-    profile: Profile
 
     @property
-    def main(self) -> Plan:
+    def main(self) -> P:
         return self.plans[0]
 
 
-def make_plans(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plans:
+def make_plans(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plans[Plan]:
     """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent."""
     profile = profile or load_profile()
     deadline = time.monotonic() + SECONDS
@@ -70,7 +72,7 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
     main = choice(level, found)
     b = Builder(program.device)
     if level is not Level.FULL:
-        return Plans((explained(program, level, settled(program, main, b)),), EVERYWHERE, profile)
+        return Plans((explained(program, level, settled(program, main, b)),), EVERYWHERE)
     pool = [main, *(p for p in found if p is not main)]
     for count in ELSEWHERE:
         if time.monotonic() < deadline and not 0.3 < count / workload.candidates < 3:
@@ -80,12 +82,12 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
     used = sorted({0, *(i for row in chosen for i in row)})
     plans = [settled(program, pool[i], b) for i in used]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
-    return Plans((explained(program, level, plans[0]), *plans[1:]), Ranges(tuple(REQUESTS), tuple(rows)), profile)
+    return Plans((explained(program, level, plans[0]), *plans[1:]), Ranges(tuple(REQUESTS), tuple(rows)))
 
 
-def single(plan: Plan) -> Plans:
+def single(plan: Plan) -> Plans[Plan]:
     """One plan for every call."""
-    return Plans((plan,), EVERYWHERE, load_profile())
+    return Plans((plan,), EVERYWHERE)
 
 
 def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:

@@ -36,21 +36,29 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated.
+class PlanSummary:
+    """A plan in numbers, which is all that is left of it in a file.
 
-    `level` is that of the plan, which may be lower than the one that was `asked` for; `reasons` says, per captured
-    operator, why no rule applied at the level asked for.
+    `level` is that of the plan, which may be lower than the one that was `asked` for.
     """
 
     level: Level
+    asked: Level
     workload: Workload
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Plan(PlanSummary):
+    """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated.
+
+    `reasons` says, per captured operator, why no rule applied at the level asked for.
+    """
+
     interpreter: Interpreter
     outputs: list[Any]
-    cost: Cost
     evaluated: frozenset[str]
     reasons: dict[str, str] = field(default_factory=dict)
-    asked: Level | None = None
 
     @property
     def nodes(self) -> list[Node]:
@@ -143,7 +151,7 @@ def attempt(
     interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated, memo)
     outputs = lean(interpreter.b, interpreter.run())
     cost = total_cost(outputs, workload, interpreter.memo.seconds, profile or load_profile())
-    return Plan(level, workload, interpreter, outputs, cost, evaluated)
+    return Plan(level, level, workload, cost, interpreter, outputs, evaluated)
 
 
 def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], profile: Profile) -> Cost:

@@ -137,4 +137,4 @@ def _module_row(name: str, m: Module) -> list[str]:
 
 def make_report(plan: Plan) -> Report:
     """The report of a plan, for the workload it was made for."""
-    return Report((plan.asked or plan.level).name.lower(), plan.workload, tuple(operators(plan)))
+    return Report(plan.asked.name.lower(), plan.workload, tuple(operators(plan)))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import Program, Split
+from rankhoist.capture import Interface, Program, Split
 from rankhoist.capture.inputs import named_leaves
-from rankhoist.emit import Stage, Stages, emit
+from rankhoist.emit import Stage, Stages
 from rankhoist.errors import InputError, WeightsError
-from rankhoist.plan import Plan, Plans, single
-from rankhoist.report import Report, make_report
-from rankhoist.runtime.retarget import retarget
+from rankhoist.plan import Plan, Plans, PlanSummary, single
+from rankhoist.report import Report
+from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.retarget import retargeted
 
 Offsets = Tensor | Sequence[int]
 
@@ -60,31 +61,60 @@ class HoistedModel(nn.Module):
     Calls from several threads at once are safe, also while `update_weights` runs.
     """
 
-    def __init__(self, program: Program, plans: Plans | Plan) -> None:
+    def __init__(self, program: Program, plans: Plans[Plan] | Plan) -> None:
+        blueprint = Blueprint.of(program, plans if isinstance(plans, Plans) else single(plans))
+        original = {name: w.tensor for name, w in program.weights.items()}
+        self._build(blueprint, original, blueprint.stages.constants, program.dtype, program.device)
+
+    @classmethod
+    def of(
+        cls, blueprint: Blueprint, original: dict[str, Tensor], constants: dict[str, Tensor],
+        dtype: torch.dtype, device: torch.device,
+    ) -> HoistedModel:  # fmt: skip
+        """From a blueprint and weights by placeholder, which are in `dtype` and on `device`."""
+        made = cls.__new__(cls)
+        made._build(blueprint, original, constants, dtype, device)
+        return made
+
+    def _build(
+        self, blueprint: Blueprint, original: dict[str, Tensor], constants: dict[str, Tensor],
+        dtype: torch.dtype, device: torch.device,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.program, self.plans = program, plans if isinstance(plans, Plans) else single(plans)
-        outputs = [p.outputs for p in self.plans.plans]
-        self.stages: Stages = emit(outputs, self.plan.interpreter.b.constants, program.rows)
-        self._dtype, self._device = program.dtype, program.device
-        self._specs = {spec.name: spec for spec in program.inputs.values()}
-        self._expected = self._expect()
-        self._install({name: w.tensor for name, w in program.weights.items()}, self.stages.constants)
+        self.blueprint = blueprint
+        self._specs = {spec.name: spec for spec in self.interface.inputs.values()}
+        self._place(original, constants, dtype, device)
         self.eval()
 
     @property
-    def plan(self) -> Plan:
+    def interface(self) -> Interface:
+        """How it is called."""
+        return self.blueprint.interface
+
+    @property
+    def program(self) -> Program | None:
+        """The captured program; None where it was loaded from a file."""
+        return self.blueprint.program
+
+    @property
+    def plans(self) -> Plans[PlanSummary]:
+        """Its plans, and how many candidates and requests each is used for."""
+        return self.blueprint.plans
+
+    @property
+    def plan(self) -> PlanSummary:
         """The plan for the workload that it was hoisted for."""
         return self.plans.main
 
     @property
     def level(self) -> str:
         """The level that was asked for; where nothing pays, its plan is that of a lower one."""
-        return (self.plan.asked or self.plan.level).name.lower()
+        return self.plan.asked.name.lower()
 
     @property
     def example(self) -> dict[str, Tensor]:
         """The example inputs by name, whole rows as they were given to `hoist`."""
-        return dict(self.program.example)
+        return dict(self.interface.example)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,7 +128,7 @@ class HoistedModel(nn.Module):
 
     def report(self) -> Report:
         """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
-        return make_report(self.plan)
+        return self.blueprint.report()
 
     # -- calls
 
@@ -108,7 +138,7 @@ class HoistedModel(nn.Module):
         Raises:
             InputError: an input is missing or has the wrong kind, shape or row count; offsets do not fit.
         """
-        leaves = self.program.leaves(args, kwargs)
+        leaves = self.interface.leaves(args, kwargs)
         context, candidate = {}, {}
         for spec in self._specs.values():
             value = leaves[spec.name]
@@ -145,7 +175,7 @@ class HoistedModel(nn.Module):
             return self._score(state, given, request_offsets)
 
     def _by_name(self, inputs: Any, roles: tuple[str, ...], what: str) -> dict[str, Any]:
-        names = [s.name for s in self.program.inputs.values() if s.role in roles]
+        names = [s.name for s in self.interface.inputs.values() if s.role in roles]
         if not isinstance(inputs, Mapping):
             values = [inputs] if isinstance(inputs, Tensor) else list(inputs)
             if len(values) != len(names):
@@ -172,7 +202,7 @@ class HoistedModel(nn.Module):
         offsets, owner = self._owners(state.requests, rows, request_offsets)
         stage = self.stages.variants[state.plan].candidate
         made = self._run(stage, state.weights, state.tensors, candidate, ".candidate", rows, owner, offsets)
-        return pytree.tree_unflatten(list(made), self.program.out_spec)
+        return pytree.tree_unflatten(list(made), self.interface.out_spec)
 
     def _run(
         self, stage: Stage, weights: _Weights, state: dict[int, Tensor], inputs: dict[str, Tensor], suffix: str,
@@ -189,7 +219,7 @@ class HoistedModel(nn.Module):
 
     def _leaf_tensors(self, weights: _Weights, inputs: dict[str, Tensor], suffix: str) -> Callable[[str], Tensor]:
         by_leaf = {
-            p + (suffix if s.role == "packed" else ""): inputs.get(s.name) for p, s in self.program.inputs.items()
+            p + (suffix if s.role == "packed" else ""): inputs.get(s.name) for p, s in self.interface.inputs.items()
         }
 
         def given(name: str) -> Tensor:
@@ -239,7 +269,7 @@ class HoistedModel(nn.Module):
         """Dtype and shape of a row, by side and input."""
         expected: dict[str, dict[str, tuple[torch.dtype, torch.Size]]] = {"context": {}, "candidate": {}}
         for name, spec in self._specs.items():
-            dtype = self._dtype if spec.dtype == self.program.dtype else spec.dtype
+            dtype = self._dtype if spec.dtype == self.interface.dtype else spec.dtype
             if spec.role == "packed":
                 expected["context"][name] = dtype, torch.Size([len(spec.columns)])
                 expected["candidate"][name] = dtype, torch.Size([len(spec.candidate_columns)])
@@ -257,18 +287,17 @@ class HoistedModel(nn.Module):
             WeightsError: names or shapes differ, or a buffer that the plan was made from (an index, a mask) changed.
                 The model is left as it was.
         """
-        own = {w.name: p for p, w in self.program.weights.items() if w.in_state_dict}
+        own = self.interface.state
         missing = [n for n in own if n not in state_dict]
         if missing:
             raise WeightsError(f"the state dict lacks {len(missing)} weights: {', '.join(missing[:5])}")
         original = dict(self._weights.original)
-        pinned = {name for plan in self.plans.plans for name in plan.interpreter.memo.pinned}
         for name, placeholder in own.items():
             old, new = original[placeholder], state_dict[name].detach()
             if new.shape != old.shape:
                 raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
             new = new.to(device=old.device, dtype=old.dtype)
-            if placeholder in pinned and not torch.equal(new, old):
+            if placeholder in self.blueprint.pinned and not torch.equal(new, old):
                 raise WeightsError(
                     f"{name!r} selects positions, which the plan is made for; hoist the new model instead"
                 )
@@ -277,7 +306,7 @@ class HoistedModel(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The original model's weights under their original names."""
-        return {w.name: self._weights.original[p] for p, w in self.program.weights.items() if w.in_state_dict}
+        return {name: self._weights.original[p] for name, p in self.interface.state.items()}
 
     def _install(self, original: dict[str, Tensor], constants: dict[str, Tensor]) -> None:
         stage = self.stages.weights
@@ -292,19 +321,24 @@ class HoistedModel(nn.Module):
             original = {n: fn(t) for n, t in self._weights.original.items()}
             constants = {n: fn(t) for n, t in self._weights.constants.items()}
             probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
-        retarget(self.stages, {self._dtype: probe.dtype, self._device: probe.device})
-        self._dtype, self._device = probe.dtype, probe.device
-        self._expected = self._expect()
-        self._install(original, constants)
+        self._place(original, constants, probe.dtype, probe.device)
         return self
 
+    def _place(
+        self, original: dict[str, Tensor], constants: dict[str, Tensor], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Install weights that are in `dtype` and on `device`, and graphs that name these."""
+        captured = self.interface
+        moved = {captured.dtype: dtype, captured.device: device}
+        self.stages: Stages = retargeted(self.blueprint.stages, moved)
+        self._dtype, self._device = dtype, device
+        self._expected = self._expect()
+        self._install(original, constants)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> HoistedModel:
-        """A model with weights of its own; program and plan, which nobody changes, are shared."""
-        copy = HoistedModel(self.program, self.plans)
-        retarget(copy.stages, {copy._dtype: self._dtype, copy._device: self._device})
-        copy._dtype, copy._device, copy._expected = self._dtype, self._device, self._expected
-        copy._install({n: t.clone() for n, t in self._weights.original.items()}, dict(self._weights.constants))
-        return copy
+        """A model with weights of its own; the blueprint, which nobody changes, is shared."""
+        original = {n: t.clone() for n, t in self._weights.original.items()}
+        return HoistedModel.of(self.blueprint, original, dict(self._weights.constants), self._dtype, self._device)
 
     def extra_repr(self) -> str:
         cost = self.plan.cost

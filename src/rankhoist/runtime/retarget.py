@@ -1,25 +1,34 @@
-"""Change the dtype or device that emitted graphs name, when the hoisted model moves."""
+"""The same graphs with another dtype or device in their arguments, for a hoisted model that moves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from rankhoist.emit import Stages
+from rankhoist.emit import Stage, Stages, Variant
 
 
-def retarget(stages: Stages, names: Mapping[Any, Any]) -> None:
-    """Replace dtypes and devices in the arguments of all graphs."""
+def retargeted(stages: Stages, names: Mapping[Any, Any]) -> Stages:
+    """Stages of the caller's own, with dtypes and devices replaced in the arguments of all graphs."""
     changed = {old: new for old, new in names.items() if old != new}
-    if not changed:
-        return
-    for stage in stages.all:
-        for node in stage.module.graph.nodes:
-            node.args = _replaced(node.args, changed)
-            node.kwargs = _replaced(dict(node.kwargs), changed)
-        stage.renew()
+
+    def own(stage: Stage) -> Stage:
+        return _retargeted(stage, changed) if changed else replace(stage)
+
+    variants = [Variant(own(v.request), own(v.candidate), v.state) for v in stages.variants]
+    return replace(stages, weights=own(stages.weights), variants=variants)
+
+
+def _retargeted(stage: Stage, names: Mapping[Any, Any]) -> Stage:
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in stage.module.graph.nodes:
+        values[node] = made = graph.node_copy(node, values.__getitem__)
+        made.args, made.kwargs = _replaced(made.args, names), _replaced(dict(made.kwargs), names)
+    return Stage.of(graph, type(stage.module).__name__, stage.leaves, stage.nodes)
 
 
 def _replaced(value: Any, names: Mapping[Any, Any]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import InputSpec, Program, Split
+from rankhoist.capture import InputSpec, Interface, Split
 
 NOISE = 0.5  # standard deviations of the column, added to a float that was drawn
 
@@ -44,9 +44,9 @@ class Batch:
         """The same context with the candidates in reverse order."""
         return replace(self, candidate={name: rows.flip(0) for name, rows in self.candidate.items()})
 
-    def cast(self, program: Program, dtype: torch.dtype) -> Batch:
+    def cast(self, interface: Interface, dtype: torch.dtype) -> Batch:
         """For the hoisted model in `dtype`: inputs that were captured in the model's own dtype follow the model."""
-        own = {spec.name for spec in program.inputs.values() if spec.dtype == program.dtype}
+        own = {spec.name for spec in interface.inputs.values() if spec.dtype == interface.dtype}
 
         def moved(side: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: rows.to(dtype) if name in own else rows for name, rows in side.items()}
@@ -54,13 +54,13 @@ class Batch:
         return replace(self, context=moved(self.context), candidate=moved(self.candidate))
 
 
-def arguments(program: Program, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(interface: Interface, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call, from its inputs by name."""
-    args, kwargs = pytree.tree_unflatten([leaves[spec.name] for spec in program.inputs.values()], program.in_spec)
+    args, kwargs = pytree.tree_unflatten([leaves[spec.name] for spec in interface.inputs.values()], interface.in_spec)
     return args, kwargs
 
 
-def whole_rows(program: Program, batch: Batch) -> dict[str, Tensor]:
+def whole_rows(interface: Interface, batch: Batch) -> dict[str, Tensor]:
     """The original's inputs `[N, ...]` by name: context repeated for each candidate, packed columns in their places.
 
     They are copies: a model may write into its inputs.
@@ -80,10 +80,10 @@ def whole_rows(program: Program, batch: Batch) -> dict[str, Tensor]:
         packed[:, list(spec.candidate_columns)] = batch.candidate[spec.name]
         return packed
 
-    return {spec.name: rows(spec) for spec in program.inputs.values()}
+    return {spec.name: rows(spec) for spec in interface.inputs.values()}
 
 
-def split_rows(program: Program, batch: Batch) -> dict[str, Any]:
+def split_rows(interface: Interface, batch: Batch) -> dict[str, Any]:
     """The hoisted model's inputs by name: `[R, ...]`, `[N, ...]`, or both as a `Split`."""
 
     def given(spec: InputSpec) -> Any:
@@ -91,7 +91,7 @@ def split_rows(program: Program, batch: Batch) -> dict[str, Any]:
             return Split(batch.context[spec.name], batch.candidate[spec.name])
         return (batch.context if spec.role == "context" else batch.candidate)[spec.name]
 
-    return {spec.name: given(spec) for spec in program.inputs.values()}
+    return {spec.name: given(spec) for spec in interface.inputs.values()}
 
 
 def draw(

@@ -83,7 +83,7 @@ class Certificate:
         level: of the plan that the hoisted model carries out.
         dtype, device: of the hoisted model.
         truth: what the results were compared with: `model in float64` or `captured graph in float64`.
-        note: why the truth is not the model itself; empty where it is.
+        note: why the truth is not the model itself, or why nothing else was considered; otherwise empty.
         seed, trials, candidates, requests: the calls; each (N, R) was drawn `trials` times.
         checks: one entry per comparison.
         row_independent: a row's result does not change with the other rows of the call. Models that compare

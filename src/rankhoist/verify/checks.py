@@ -76,7 +76,7 @@ def verify(
     module, pool = as_module(model), _pool(hoisted, inputs)
     requests = requests if _has_context(hoisted) else (1,)
     _check_sizes(trials, candidates, requests)
-    specs = list(hoisted.program.inputs.values())
+    specs = list(hoisted.interface.inputs.values())
     batches = [
         draw(specs, pool, n, r, empty=k % (r + 1), seed=seed + k)
         for k, (r, n, _) in enumerate(itertools.product(requests, candidates, range(trials)))
@@ -106,23 +106,23 @@ def verify(
 
 def _pool(hoisted: HoistedModel, inputs: Any) -> dict[str, Tensor]:
     """Example rows by input name, in the dtype and on the device of the hoisted model."""
-    program = hoisted.program
+    interface = hoisted.interface
     if inputs is None:
         rows = hoisted.example
         if not rows:
             raise VerificationError("the program carries no example inputs to draw from; pass verify(..., inputs=...)")
     elif isinstance(inputs, Mapping):
-        rows = program.leaves((), inputs)
+        rows = interface.leaves((), inputs)
     else:
-        rows = program.leaves((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
+        rows = interface.leaves((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
     common_rows(rows)
-    dtypes = {s.name: hoisted.dtype if s.dtype == program.dtype else s.dtype for s in program.inputs.values()}
+    dtypes = {s.name: hoisted.dtype if s.dtype == interface.dtype else s.dtype for s in interface.inputs.values()}
     return {name: rows[name].detach().to(hoisted.device, dtype) for name, dtype in dtypes.items()}
 
 
 def _has_context(hoisted: HoistedModel) -> bool:
     """Without a context input nothing says how many requests there are, so there is one."""
-    return any(spec.role != "candidate" for spec in hoisted.program.inputs.values())
+    return any(spec.role != "candidate" for spec in hoisted.interface.inputs.values())
 
 
 def _check_sizes(trials: int, candidates: Sequence[int], requests: Sequence[int]) -> None:
@@ -138,9 +138,9 @@ def _run(
     hoisted: HoistedModel, module: nn.Module, batches: Sequence[Batch], probe: Batch
 ) -> tuple[Truth, list[Check], bool]:
     """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
-    program, dtype = hoisted.program, hoisted.dtype
-    double = cache(lambda: in_float64(hoisted, hoisted.plans))
-    own = _results("original", lambda b: run_original(module, program, b), batches)
+    interface, dtype = hoisted.interface, hoisted.dtype
+    double = cache(lambda: in_float64(hoisted))
+    own = _results("original", lambda b: run_original(module, interface, b), batches)
     with float64_by_default():
         truth = choose_truth(module, hoisted, probe)
         truths = _results(truth.name, truth.run, batches)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.algebra.interpret import Level
-from rankhoist.capture import Program
+from rankhoist.capture import Interface, Program
 from rankhoist.errors import VerificationError
-from rankhoist.plan import Plan, Plans
 from rankhoist.plan.search import attempt
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
@@ -28,6 +27,7 @@ Run = Callable[[Batch], Outputs]
 
 MODEL = "model in float64"
 GRAPH = "captured graph in float64"
+NO_GRAPH = "loaded from a file, the hoisted model has no captured graph that could be the truth"
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def as_module(model: Original) -> nn.Module:
     return model
 
 
-def run_original(module: nn.Module, program: Program, batch: Batch, dtype: torch.dtype | None = None) -> Outputs:
+def run_original(module: nn.Module, interface: Interface, batch: Batch, dtype: torch.dtype | None = None) -> Outputs:
     """The original over N rows, its float inputs cast to `dtype`."""
-    rows = whole_rows(program, batch)
+    rows = whole_rows(interface, batch)
     if dtype is not None:
         rows = {name: x.to(dtype) if x.is_floating_point() else x for name, x in rows.items()}
 
     def call(rows: Mapping[str, Tensor]) -> Outputs:
-        args, kwargs = arguments(program, rows)
+        args, kwargs = arguments(interface, rows)
         return outputs(module(*args, **kwargs))
 
     return _one_row(call, rows) if batch.candidates == 1 else call(rows)
@@ -96,14 +96,23 @@ def _first_row(leaf: Any) -> Any:
 
 def run_hoisted(hoisted: HoistedModel, batch: Batch) -> Outputs:
     """The hoisted model on a batch."""
-    batch = batch.cast(hoisted.program, hoisted.dtype)
-    args, kwargs = arguments(hoisted.program, split_rows(hoisted.program, batch))
+    batch = batch.cast(hoisted.interface, hoisted.dtype)
+    args, kwargs = arguments(hoisted.interface, split_rows(hoisted.interface, batch))
     return outputs(hoisted(*args, request_offsets=list(batch.offsets), **kwargs))
 
 
-def in_float64(hoisted: HoistedModel, plans: Plans | Plan) -> HoistedModel:
-    """Plans for the same program, with the same weights, in float64."""
-    double = HoistedModel(hoisted.program, plans).to(device=hoisted.device, dtype=torch.float64)
+def in_float64(hoisted: HoistedModel) -> HoistedModel:
+    """The same graphs and weights in float64; tensors outside the state dict as captured, not as rounded since then."""
+    program, blueprint = hoisted.program, hoisted.blueprint
+    if program is None:
+        return copy.deepcopy(hoisted).to(torch.float64)
+    original = {name: weight.tensor for name, weight in program.weights.items()}
+    captured = HoistedModel.of(blueprint, original, blueprint.stages.constants, program.dtype, program.device)
+    return _with_weights_of(hoisted, captured)
+
+
+def _with_weights_of(hoisted: HoistedModel, other: HoistedModel) -> HoistedModel:
+    double = other.to(device=hoisted.device, dtype=torch.float64)
     double.update_weights(hoisted.state_dict())
     return double
 
@@ -128,12 +137,17 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Trut
     A model that names float32 inside (`x.float()`) fails in float64, or rounds and is off by more than the 1e-10 that
     is asked for; in its graph every float32 can be replaced. A larger distance is no rounding: then the model is right.
     """
-    graph, model = _graph_in_float64(hoisted), _model_in_float64(module, hoisted.program)
+    model, program = _model_in_float64(module, hoisted.interface), hoisted.program
     try:
         expected = model.run(probe)
     except Exception as error:  # whatever the model raises when it meets float64
-        line = str(error).strip().split("\n")[0]
-        return replace(graph, note=f"the model in float64 raises {type(error).__name__}: {line}")
+        note = f"the model in float64 raises {type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        if program is None:
+            raise VerificationError(f"{note}; {NO_GRAPH}: verify it before it is saved") from error
+        return replace(_graph_in_float64(hoisted, program), note=note)
+    if program is None:
+        return replace(model, note=NO_GRAPH)
+    graph = _graph_in_float64(hoisted, program)
     try:
         rounding = distance(expected, graph.run(probe))
     except Exception:  # the fallback is not needed: the model works
@@ -143,13 +157,13 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Trut
     return model
 
 
-def _model_in_float64(module: nn.Module, program: Program) -> Truth:
+def _model_in_float64(module: nn.Module, interface: Interface) -> Truth:
     double = cache(lambda: copy.deepcopy(module).double())
-    return Truth(MODEL, lambda batch: run_original(double(), program, batch, torch.float64))
+    return Truth(MODEL, lambda batch: run_original(double(), interface, batch, torch.float64))
 
 
-def _graph_in_float64(hoisted: HoistedModel) -> Truth:
+def _graph_in_float64(hoisted: HoistedModel, program: Program) -> Truth:
     """The captured operators over all rows, nothing hoisted."""
-    plan = attempt(hoisted.program, Level.EXPAND, hoisted.plan.workload, frozenset())
-    double = cache(lambda: in_float64(hoisted, plan))
+    plan = attempt(program, Level.EXPAND, hoisted.plan.workload, frozenset())
+    double = cache(lambda: _with_weights_of(hoisted, HoistedModel(program, plan)))
     return Truth(GRAPH, lambda batch: run_hoisted(double(), batch))

@@ -1,0 +1,49 @@
+"""The interface of a model: what its callers see of it, and all that scoring needs beside graphs and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture.inputs import InputSpec, named_leaves
+from rankhoist.capture.signature import Arguments, plain_tensors
+from rankhoist.errors import InputError
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a model is called, what it returns and what its weights are called.
+
+    Attributes:
+        inputs: placeholder name -> what the user calls it and whether it is context.
+        out_spec: the structure the model returns.
+        in_spec: the structure of a call, `(args, kwargs)`, with the inputs' tensors as leaves in the order of `inputs`.
+        arguments: binds a call's arguments to parameter names, as the model's signature does.
+        state: name in the state dict -> placeholder name, of the weights that are in the state dict.
+        dtype: the floating dtype the model was captured in.
+        device: where its weights were.
+        example: the example's tensors by input name (empty where an exported program carries none).
+    """
+
+    inputs: dict[str, InputSpec]
+    out_spec: pytree.TreeSpec
+    in_spec: pytree.TreeSpec
+    arguments: Arguments
+    state: dict[str, str]
+    dtype: torch.dtype
+    device: torch.device
+    example: dict[str, Any]
+
+    def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's tensors by input name, checked against the inputs the model was captured with."""
+        given = self.arguments(args, kwargs)
+        leaves = given if plain_tensors(given) else named_leaves(given)
+        known = [spec.name for spec in self.inputs.values()]
+        missing = [name for name in known if name not in leaves]
+        if missing:
+            raise InputError(f"missing inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
+        return {name: leaves[name] for name in known}

@@ -1,0 +1,40 @@
+"""The blueprint of a hoisted model: everything but its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from rankhoist.capture import Interface, Program
+from rankhoist.emit import Stages, emit
+from rankhoist.plan import Plan, Plans, PlanSummary
+from rankhoist.report import Report, make_report
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What scoring needs beside weights; never changed, so that copies of a model share it.
+
+    Attributes:
+        interface: how the model is called.
+        plans: the plans in numbers, and where each is used.
+        stages: the plans as graphs, in the dtype and on the device of the interface.
+        pinned: placeholders of the buffers that the plans were made from (indices, masks).
+        report: makes the report.
+        program: the captured program; None where the model was loaded from a file, which does not hold it.
+    """
+
+    interface: Interface
+    plans: Plans[PlanSummary]
+    stages: Stages
+    pinned: frozenset[str]
+    report: Callable[[], Report]
+    program: Program | None = None
+
+    @staticmethod
+    def of(program: Program, plans: Plans[Plan]) -> Blueprint:
+        """Emit the graphs of a captured program's plans."""
+        stages = emit([p.outputs for p in plans.plans], plans.main.interpreter.b.constants, program.rows)
+        pinned = frozenset(name for plan in plans.plans for name in plan.interpreter.memo.pinned)
+        return Blueprint(program.interface, plans, stages, pinned, partial(make_report, plans.main), program)
