@@ -75,6 +75,15 @@ def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, offsets: Tensor | 
     return total
 
 
+def read_tables(table: Tensor, ids: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
+    """Rows of F tables that lie one below the other in `table`: ids `[N, F]` -> `[N, F, D]`."""
+    if ids.shape[0] and not torch.compiler.is_compiling():
+        low, high = torch.aminmax(ids, dim=0)
+        if bool((low < 0).any()) or bool((high >= sizes).any()):
+            raise IndexError("an id is outside of its embedding table")
+    return F.embedding(ids + starts, table)
+
+
 def request_matmul(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
     """Rows times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     if offsets is None:

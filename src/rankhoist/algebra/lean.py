@@ -3,7 +3,8 @@
 * `x + z W` is one product that starts from x (a weight, a request's row, or another product: sums of products pile up
   in one tensor);
 * `x + a * b` is one pass over memory;
-* linear maps of the same tensor are one product, cut apart by views.
+* linear maps of the same tensor are one product, cut apart by views;
+* several embedding tables are read by one gather (`tables.py`).
 
 Only what has one reader is merged into its reader, so nothing is computed twice.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 from rankhoist.algebra import kernels
 from rankhoist.algebra.ir import OWNER, Builder, Node, Rate, aten, first_axis, inputs_of, join, live_nodes
+from rankhoist.algebra.tables import one_gather
 
 WIDE = 256  # a product with as many outputs gains nothing by being joined to another
 PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
@@ -24,7 +26,9 @@ PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
 
 def lean(b: Builder, outputs: Sequence[Any]) -> list[Any]:
     """`outputs` by fewer operators."""
-    return _rebuilt(b, _rebuilt(b, outputs, _fused), _joined)
+    for make in (_fused, _joined, _gathered):
+        outputs = _rebuilt(b, outputs, make)
+    return list(outputs)
 
 
 Make = Callable[[Builder, Node, "_Readers", Callable[[Node], Node]], "Node | None"]
@@ -188,3 +192,11 @@ def _joined(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], N
     at = len(shape) - 1 + first_axis(made)
     cut = (made, at, start, start + node.shape[-1], 1)
     return b.call(aten.slice.Tensor, cut, made.rate, node.shape, node.dtype, free=True)
+
+
+# -- lookups
+
+
+def _gathered(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """One gather for several tables."""
+    return one_gather(b, node, readers.once, value)

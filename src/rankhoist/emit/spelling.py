@@ -28,6 +28,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.permute.default: torch.permute,
     aten.select.int: torch.select,
     aten.cat.default: torch.cat,
+    aten.stack.default: torch.stack,
     aten.index_select.default: torch.index_select,
     aten.relu.default: torch.relu,
     aten.sigmoid.default: torch.sigmoid,

@@ -14,7 +14,7 @@ from rankhoist.plan.profile import Profile
 
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
              "rsqrt", "sin", "cos", "elu", "selu", "mish", "log_softmax", "hardswish", "logsumexp"}  # fmt: skip
-GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag"}
+GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag", "read_tables"}
 ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
 
 

@@ -1,0 +1,122 @@
+"""Fewer operators for the same values: what is merged, what is not, and that nothing is computed twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_equal, repeated
+from torch import Tensor, nn
+
+from rankhoist import HoistedModel, Workload
+from rankhoist.algebra import tables
+from rankhoist.algebra.interpret import Level
+from rankhoist.capture import capture
+from rankhoist.plan.search import attempt
+
+OFFSETS = [0, 3, 3, 7]
+
+
+class Calls(nn.Module):
+    """A model from a function of (context, candidate) and its weights."""
+
+    def __init__(self, call, **weights):
+        super().__init__()
+        self.call = call
+        self.weights = nn.ParameterDict({k: nn.Parameter(torch.randn(*s)) for k, s in weights.items()})
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        return self.call(context, candidate, self.weights)
+
+
+def emitted(model: nn.Module, context: Tensor, candidate: Tensor, level: Level = Level.FULL) -> list[str]:
+    """Operators of the candidate stage, after the check that scores are equal for one and for several requests."""
+    model = model.double().eval()
+    rows = torch.arange(len(candidate)) % len(context)
+    program = capture(model, (context[rows], candidate), ["context"])
+    hoisted = HoistedModel(program, attempt(program, level, Workload(), frozenset()))
+    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(7, *context.shape[1:]), candidate))
+    expected = model(repeated(context, OFFSETS), candidate)
+    assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), expected)
+    graph = hoisted.stages.variants[0].candidate.module.graph
+    return [getattr(n.target, "__name__", "") for n in graph.nodes if n.op == "call_function"]
+
+
+def dense(*shapes: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(n, w, generator=g, dtype=torch.float64) for n, w in zip((3, 7), shapes, strict=True)]
+
+
+def test_sums_of_products_pile_up_in_one_tensor():
+    """Two atoms, one product by weights and one by a matrix of the request, a start per request: three operators."""
+
+    def call(c, k, w):
+        z = torch.tanh(k @ w["a"])
+        return c @ w["d"] + k @ w["b"] + torch.einsum("nk,nkj->nj", z, (c @ w["e"]).view(-1, 5, 4))
+
+    found = emitted(Calls(call, a=(6, 5), b=(6, 4), d=(8, 4), e=(8, 20)), *dense(8, 6))
+    assert not [x for x in found if x.startswith("add")], found
+    assert "request_linear_from" in found or "request_linear_onto_" in found, found
+
+
+def test_a_product_with_two_readers_is_computed_once():
+    def call(c, k, w):
+        shared = torch.relu(k) @ w["b"]
+        return torch.sigmoid(shared + c @ w["d"]) * torch.tanh(shared - k @ w["b"])
+
+    found = emitted(Calls(call, b=(6, 4), d=(8, 4)), *dense(8, 6), level=Level.REQUEST)
+    assert len([x for x in found if "linear" in x or "matmul" in x or x.startswith("mm")]) == 2, found
+
+
+def test_products_of_one_tensor_are_one_product():
+    def call(c, k, w):
+        x = torch.cat([c, k], 1)
+        return torch.stack([torch.relu(x @ w[name]).sum(1) for name in ("a", "b", "d")], 1)
+
+    found = emitted(Calls(call, a=(14, 4), b=(14, 5), d=(14, 6)), *dense(8, 6))
+    assert found.count("linear_from") == 1 and found.count("linear.default") == 0, found
+
+
+def test_an_addition_to_a_product_is_one_pass():
+    found = emitted(Calls(lambda c, k, w: torch.relu(k) + torch.sigmoid(k) * torch.tanh(k)), *dense(8, 6))
+    assert [x for x in found if x.startswith("addcmul")] and not [x for x in found if x.startswith(("add.", "mul."))]
+
+
+class Tables(nn.Module):
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(5 + i, w) for i, w in enumerate(widths))
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        rows = [table(candidate[:, i]) for i, table in enumerate(self.tables)]
+        return torch.relu(torch.cat([*rows, context], 1))
+
+
+def ids(*high: int) -> tuple[Tensor, Tensor]:
+    return dense(4, 1)[0], torch.stack([torch.arange(7) % h for h in high], 1)
+
+
+def test_several_tables_are_read_by_one_gather():
+    found = emitted(Tables([4, 4, 4, 4]), *ids(5, 6, 7, 8), level=Level.REQUEST)
+    assert found.count("read_tables") == 1 and not [x for x in found if x.startswith("embedding")], found
+
+
+@pytest.mark.parametrize("why", ["two tables", "other widths", "large tables"])
+def test_tables_stay_apart(why, monkeypatch):
+    if why == "large tables":
+        monkeypatch.setattr(tables, "BYTES", 100)
+    widths = {"two tables": [4, 4], "other widths": [4, 3, 5], "large tables": [4, 4, 4]}[why]
+    found = emitted(Tables(widths), *ids(*range(5, 5 + len(widths))), level=Level.REQUEST)
+    assert "read_tables" not in found
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_an_id_that_its_own_table_lacks_is_an_error(wrong):
+    model = Tables([4, 4, 4]).double().eval()
+    context, candidate = ids(5, 6, 7)
+    program = capture(model, (context[:1].expand(7, -1), candidate), ["context"])
+    hoisted = HoistedModel(program, attempt(program, Level.REQUEST, Workload(), frozenset()))
+    candidate[3, 0] = wrong
+    with pytest.raises(IndexError):
+        model(context[:1].expand(7, -1), candidate)
+    with pytest.raises(IndexError, match="outside of its embedding table"):
+        hoisted(context[:1], candidate)
