@@ -11,24 +11,32 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from rankhoist import __version__
 from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
+from rankhoist.bench.calibrate import calibrate
+from rankhoist.bench.timing import interleaved
 from rankhoist.errors import CommandError, RankhoistError
 from rankhoist.hoist import hoist
 from rankhoist.plan import PlanSummary, make_plan
+from rankhoist.plan.profile import path as profile_path
 from rankhoist.report.text import ratio
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify import Certificate, verify
+from rankhoist.verify.batches import arguments, draw, split_rows
 from rankhoist.verify.checks import CANDIDATES, REQUESTS
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
+SECONDS = 5.0  # of timing, with --time
 LEVELS = [level.name.lower() for level in Level]
 
 MODEL_HELP = """\
@@ -53,6 +61,11 @@ examples:
 examples:
   rankhoist verify mymodels.ranker:build --context 'user_*'
   rankhoist verify ranker.pt2 --context user --requests 8 --seed 3 --json certificate.json""",
+    "calibrate": """\
+examples:
+  rankhoist calibrate
+  rankhoist calibrate --threads 4
+  rankhoist calibrate --out serving-host.json && RANKHOIST_PROFILE=serving-host.json rankhoist hoist ...""",
     "report": """\
 examples:
   rankhoist report mymodels.ranker:build --context 'user_*'
@@ -92,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report, "hoist a model and list its operators: their rates, their work, what stayed and why"),
     ):
         _model_arguments(_command(commands, name, command, text))
+    text = "measure this machine once (half a minute), so that plans are chosen by its own times"
+    calibrate = _command(commands, "calibrate", _calibrate, text)
+    calibrate.add_argument("--threads", metavar="T", type=_count, help="torch threads (default: as torch has them)")
+    calibrate.add_argument("--out", metavar="FILE", help="where the profile goes (default: where hoist looks for it)")
+    commands.choices["hoist"].add_argument(
+        "--time", action="store_true", help="also measure every level, to stand beside the prediction"
+    )
     commands.choices["hoist"].add_argument("--no-verify", action="store_true", help="do not compare with the original")
     return parser
 
@@ -184,14 +204,26 @@ def _demo(args: argparse.Namespace) -> int:
     return run(args.data, args.out, args.seed, args.candidates)
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    profile = calibrate(lambda points: track(points, "measuring", console=Console(stderr=True)))
+    out = Path(args.out) if args.out else profile_path()
+    profile.save(out)
+    print(f"{out}\n{profile.summary()}")
+    return DONE
+
+
 def _hoist(args: argparse.Namespace) -> int:
     model, hoisted = _hoisted(args)
     plans = _plans(hoisted, args.level)
-    Console().print(_level_table(plans))
+    measured = _timed(args, hoisted, plans) if args.time else {}
+    Console().print(_level_table(plans, measured))
+    print(f"break-even points by prediction:\n{hoisted.plans}")
     certificate = None if args.no_verify else _certificate(args, hoisted, model)
     if certificate is not None:
         print(certificate)
-    levels = [_level_data(level, plan) for level, plan in plans.items()]
+    levels = [_level_data(level, plan, measured.get(level)) for level, plan in plans.items()]
     _write(args.json, {"levels": levels, "certificate": certificate.to_dict() if certificate is not None else None})
     return DONE if certificate is None or certificate.passed else FAILED
 
@@ -235,15 +267,32 @@ def _plans(hoisted: HoistedModel, level: str) -> dict[str, PlanSummary]:
     return {**plans, level: hoisted.plan}
 
 
-def _level_table(plans: dict[str, PlanSummary]) -> Table:
+def _timed(args: argparse.Namespace, hoisted: HoistedModel, plans: dict[str, PlanSummary]) -> dict[str, float]:
+    """Level -> measured seconds of a call, the levels in turn, on rows drawn from the example."""
+    assert hoisted.program is not None, "captured a moment ago"
+    calls = {}
+    interface = hoisted.interface
+    batch = draw(interface.inputs.values(), hoisted.example, args.candidates, args.requests, -1, args.seed)
+    positional, named = arguments(interface, split_rows(interface, batch))
+    for level, plan in plans.items():
+        model = hoisted if level == args.level else HoistedModel(hoisted.program, plan)  # type: ignore[arg-type]
+        calls[level] = partial(model, *positional, request_offsets=list(batch.offsets), **named)
+    return {level: t.median / 1e3 for level, t in interleaved(calls, seconds=SECONDS).items()}
+
+
+def _level_table(plans: dict[str, PlanSummary], measured: dict[str, float]) -> Table:
     workload = next(iter(plans.values())).workload
     calls = f"N = {workload.candidates:,} candidates, R = {workload.requests:,} requests"
     table = Table("level", "same as", title=f"work of a call with {calls}", caption="ratio: expand / level")
     for column in ("multiply-adds", "ratio", "elements written", "ratio"):
         table.add_column(column, justify="right")
+    table.add_column("predicted ms", justify="right")
+    if measured:
+        table.add_column("measured ms", justify="right")
     expand = plans["expand"].cost
     for level, plan in plans.items():
         cost, chosen = plan.cost, plan.level.name.lower()
+        seconds = [cost.seconds, *([measured[level]] if measured else [])]
         table.add_row(
             level,
             "" if chosen == level else chosen,
@@ -251,14 +300,15 @@ def _level_table(plans: dict[str, PlanSummary]) -> Table:
             ratio(expand.multiply_adds, cost.multiply_adds),
             f"{cost.elements:,}",
             ratio(expand.elements, cost.elements),
+            *(f"{s * 1e3:.3f}" for s in seconds),
         )
     return table
 
 
-def _level_data(level: str, plan: PlanSummary) -> dict[str, Any]:
-    cost = plan.cost
-    chosen = plan.level.name.lower()
-    return {"level": level, "same_as": chosen, "multiply_adds": cost.multiply_adds, "elements": cost.elements}
+def _level_data(level: str, plan: PlanSummary, measured: float | None) -> dict[str, Any]:
+    cost, chosen = plan.cost, plan.level.name.lower()
+    work = {"multiply_adds": cost.multiply_adds, "elements": cost.elements}
+    return {"level": level, "same_as": chosen, **work, "predicted_seconds": cost.seconds, "measured_seconds": measured}
 
 
 def _write(path: str | None, data: dict[str, Any]) -> None:

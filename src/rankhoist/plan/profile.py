@@ -74,6 +74,16 @@ class Profile:
             raise ProfileError(f"{path} is not a profile of version {VERSION}; run `rankhoist calibrate` again")
         return Profile(**{f.name: data[f.name] for f in fields(Profile)})
 
+    def summary(self) -> str:
+        """What it says, in a few lines."""
+        rate = 1024 * 256 * 256 / float(self.products(1, 1024, 256, 256)) / 1e9
+        moved = 2**21 / float(self.streams(2**21)) / 1e9
+        return (
+            f"{self.processor}, {self.threads} thread(s), torch {self.torch}, {self.date}\n"
+            f"an operator call {self.call * 1e6:.1f} us, a view {self.view * 1e6:.1f} us, "
+            f"[1024, 256] x [256, 256] {rate:.1f} G multiply-adds/s, 2 MiB written at {moved:.1f} GB/s"
+        )
+
     # -- seconds
 
     def products(self, batch: Any, m: Any, k: Any, n: Any) -> Any:

@@ -61,7 +61,16 @@ class Plans(Generic[P]):
 
     @property
     def main(self) -> P:
+        """The plan for the workload asked for."""
         return self.plans[0]
+
+    def __str__(self) -> str:
+        """Break-even points: how many candidates are scored by the plan of which level."""
+        lines = []
+        for requests, row in zip(self.ranges.requests, self.ranges.candidates, strict=True):
+            names = [f"{r.first or 1}+: {self.plans[r.plan].level.name.lower()} (plan {r.plan})" for r in row]
+            lines.append(f"{requests} request{'s' * (requests > 1)}, candidates " + ", ".join(names))
+        return "\n".join(lines)
 
 
 def make_plans(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plans[Plan]:

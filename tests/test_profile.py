@@ -1,0 +1,152 @@
+"""The machine profile, what it predicts, and the ranges that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_equal
+
+from rankhoist import Workload
+from rankhoist.algebra.interpret import Level
+from rankhoist.bench import calibrate as calibration
+from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
+from rankhoist.capture import capture
+from rankhoist.errors import ProfileError
+from rankhoist.hoist import hoist_program
+from rankhoist.plan.predict import predicted
+from rankhoist.plan.profile import BUILT_IN, Profile, load_profile
+from rankhoist.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
+from rankhoist.plan.search import attempt
+
+IDEAL = Path(__file__).with_name("profile.json")
+REAL = Profile.load(BUILT_IN)
+
+
+def program(case: Scenario):
+    return capture(case.model(), case.inputs(4, 4), ["context"])
+
+
+def test_an_ideal_machine_counts_work():
+    ideal = Profile.load(IDEAL)
+    assert ideal.products(1, 30, 7, 5) == pytest.approx(30 * 7 * 5 * 1e-10)
+    assert ideal.products(20, 3, 7, 5) == pytest.approx(20 * 3 * 7 * 5 * 1e-10)
+    assert ideal.streams(4 * 12345) == pytest.approx(12345e-10)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("product", (64, 256, 16)), ("batched", (64, 4, 16, 16))])
+def test_a_table_gives_back_its_points(kind, sizes):
+    axes = ["m", "k", "n"] if kind == "product" else ["batch", "batched_m", "batched_k", "batched_n"]
+    value = getattr(REAL, kind)
+    for axis, size in zip(axes, sizes, strict=True):
+        value = value[REAL.sizes[axis].index(size)]
+    table = REAL._product_table if kind == "product" else REAL._batched_table
+    assert table(*sizes) == pytest.approx(value)
+
+
+def test_more_work_is_never_predicted_to_be_free():
+    assert REAL.products(1, 8192, 2048, 2048) > REAL.products(1, 4096, 1024, 1024) > 0
+    assert REAL.streams(2**28) == pytest.approx(8 * REAL.streams(2**25))
+
+
+def test_a_profile_survives_its_file(tmp_path):
+    REAL.save(tmp_path / "deep" / "p.json")
+    assert dataclasses.asdict(Profile.load(tmp_path / "deep" / "p.json")) == dataclasses.asdict(REAL)
+    assert "G multiply-adds/s" in REAL.summary()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other version", "missing", "no json object"])
+def test_a_file_that_is_no_profile_is_an_error(tmp_path, damage):
+    text = BUILT_IN.read_text()
+    data = json.loads(text) | {"version": 99}
+    written = {"truncated": text[:500], "other version": json.dumps(data), "no json object": "[]"}
+    if damage != "missing":
+        (tmp_path / "p.json").write_text(written[damage])
+    with pytest.raises(ProfileError, match=r"p\.json"):
+        Profile.load(tmp_path / "p.json")
+
+
+def test_the_environment_names_the_profile(monkeypatch, tmp_path):
+    REAL.save(tmp_path / "mine.json")
+    monkeypatch.setenv("RANKHOIST_PROFILE", str(tmp_path / "mine.json"))
+    assert load_profile().processor == REAL.processor != Profile.load(IDEAL).processor
+
+
+def test_calibration_measures_every_point(monkeypatch):
+    few = {k: v[:2] for k, v in calibration.SIZES.items()}
+    monkeypatch.setattr(calibration, "SIZES", few)
+    monkeypatch.setattr(calibration, "SECONDS", 0.0005)
+    seen = []
+    profile = calibration.calibrate(lambda points: seen.extend(points) or iter(points))
+    assert len(seen) == 2 + 2**3 + 2**4 + 3 * 2
+    assert profile.threads == torch.get_num_threads() and 0 < profile.view < 1e-3 and 0 < profile.call < 1e-3
+    assert torch.tensor(profile.batched).shape == (2, 2, 2, 2) and (torch.tensor(profile.product) > 0).all()
+
+
+# -- plans for ranges
+
+
+def test_ranges_choose_by_requests_and_candidates():
+    ranges = Ranges((1, 8), ((Range(0, 1), Range(10, 0)), (Range(0, 1), Range(50, 0), Range(90, 2))))
+    assert [ranges.choose(n, 1) for n in (0, 1, 9, 10, 5000)] == [1, 1, 1, 0, 0]
+    assert [ranges.choose(n, 9) for n in (49, 50, 90)] == [1, 0, 2]
+    assert ranges.choose(49, 7) == 0 and ranges.choose(0, 0) == 1
+
+
+@pytest.fixture(scope="module")
+def cross():
+    return Scenario("cross", lambda: CrossLayers(200, 3, 64), (160,), (40,))
+
+
+def test_the_plan_of_every_range_is_the_fastest_by_prediction(cross):
+    plans = make_plans(program(cross), Level.FULL, Workload(), REAL)
+    assert len(plans.plans) > 1, "one candidate is not worth what a thousand are"
+    for requests in REQUESTS:
+        for count in CANDIDATES:
+            times = [float(predicted(p.nodes, REAL, count, requests)) for p in plans.plans]
+            assert times[plans.ranges.choose(count, requests)] <= 1.1 * min(times), (count, requests)
+
+
+def test_every_plan_gives_equal_scores(cross, monkeypatch):
+    monkeypatch.setenv("RANKHOIST_PROFILE", str(BUILT_IN))
+    hoisted, model = hoist_program(program(cross)), cross.model()
+    used = set()
+    for count in (1, 3, 30, 300, 3000):
+        context, candidate = cross.inputs(1, count)
+        used.add(hoisted.plans.ranges.choose(count, 1))
+        assert_equal(hoisted(context, candidate), model(context.expand(count, -1), candidate))
+        state = hoisted.prepare([context], candidates=count)
+        assert_equal(hoisted.score(state, [candidate]), model(context.expand(count, -1), candidate))
+    assert len(used) > 1
+    state = hoisted.prepare([context])
+    for count in (1, 7, 300):  # a state scores any number of candidates by the plan it was prepared for
+        assert_equal(hoisted.score(state, [candidate[:count]]), model(context.expand(count, -1), candidate[:count]))
+
+
+def test_plans_share_their_weights(cross, monkeypatch):
+    monkeypatch.setenv("RANKHOIST_PROFILE", str(BUILT_IN))
+    hoisted = hoist_program(program(cross))
+    read = [set(v.candidate.nodes) & set(hoisted.stages.folded) for v in hoisted.stages.variants]
+    assert len(read) > 1 and len(set().union(*read)) < sum(len(r) for r in read)
+
+
+def test_a_level_below_full_is_one_plan_on_any_machine(cross):
+    own = program(cross)
+    for level in Level:
+        if level is not Level.FULL:
+            plans = make_plans(own, level, Workload(2), REAL)
+            assert len(plans.plans) == 1 and plans.main.asked is level
+
+
+def test_break_even_points_are_printed(cross):
+    text = str(make_plans(program(cross), Level.FULL, Workload(), REAL))
+    assert text.startswith("1 request, candidates 1+: ") and "full (plan 0)" in text
+
+
+def test_cells_that_are_alike_are_predicted_once():
+    own = program(scenario("dot_pairs_27_4"))
+    plan = attempt(own, Level.FULL, Workload(), frozenset(), profile=REAL)
+    assert plan.cost.seconds == pytest.approx(float(predicted(plan.nodes, REAL, 1000, 1)))
