@@ -24,11 +24,15 @@ Offsets = Tensor | Sequence[int]
 
 @dataclass(frozen=True)
 class _Weights:
-    """One version of the weights: originals by placeholder, and what the weights stage made of them."""
+    """One version of the weights: originals by placeholder, and what the weights stage made of them.
+
+    `arguments` are those of every plan's (request, candidate) stage: a weight, or what each call puts in its place: the
+    number of a node of the state, or the name of an input.
+    """
 
     original: dict[str, Tensor]
     constants: dict[str, Tensor]
-    folded: dict[int, Tensor]
+    arguments: list[tuple[list[Tensor | int | str], list[Tensor | int | str]]]
 
 
 @dataclass(frozen=True)
@@ -194,39 +198,22 @@ class HoistedModel(nn.Module):
         expected = workload.candidates * requests // workload.requests if candidates is None else candidates
         number = self.plans.ranges.choose(expected, requests)
         variant = self.stages.variants[number]
-        made = self._run(variant.request, weights, {}, context, ".context", requests, None, None)
+        arguments = _filled(weights.arguments[number][0], {}, context)
+        made = variant.request.run(requests, None, None, *arguments) if variant.state else ()
         return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], request_offsets: Offsets | None) -> Any:
         rows = self._check(candidate, "candidate", default=0)
         offsets, owner = self._owners(state.requests, rows, request_offsets)
         stage = self.stages.variants[state.plan].candidate
-        made = self._run(stage, state.weights, state.tensors, candidate, ".candidate", rows, owner, offsets)
+        arguments = _filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
+        made = stage.run(rows, owner, offsets, *arguments)
         return pytree.tree_unflatten(list(made), self.interface.out_spec)
-
-    def _run(
-        self, stage: Stage, weights: _Weights, state: dict[int, Tensor], inputs: dict[str, Tensor], suffix: str,
-        rows: int, owner: Tensor | None, offsets: Tensor | None,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        given = self._leaf_tensors(weights, inputs, suffix)
-        passed = [state[i] if i in state else weights.folded[i] for i in stage.nodes]
-        return stage.run(rows, owner, offsets, *passed, *map(given, stage.leaves))
 
     def _rows(self, candidate: dict[str, Any]) -> int:
         """Of the first candidate input; whether all agree is checked later."""
         first = next(iter(candidate.values()), None)
         return first.shape[0] if isinstance(first, Tensor) and first.dim() else 0
-
-    def _leaf_tensors(self, weights: _Weights, inputs: dict[str, Tensor], suffix: str) -> Callable[[str], Tensor]:
-        by_leaf = {
-            p + (suffix if s.role == "packed" else ""): inputs.get(s.name) for p, s in self.interface.inputs.items()
-        }
-
-        def given(name: str) -> Tensor:
-            tensor = by_leaf.get(name)
-            return tensor if tensor is not None else weights.original.get(name, weights.constants.get(name))  # type: ignore[return-value]
-
-        return given
 
     def _owners(self, requests: int, rows: int, offsets: Offsets | None) -> tuple[Tensor | None, Tensor | None]:
         """Check block boundaries; one request needs neither owners nor offsets."""
@@ -313,7 +300,18 @@ class HoistedModel(nn.Module):
         with torch.no_grad():
             given = [original[n] if n in original else constants[n] for n in stage.leaves]
             folded = stage.run(None, None, None, *given)
-        self._weights = _Weights(original, constants, dict(zip(self.stages.folded, folded, strict=True)))
+        known = dict(zip(self.stages.folded, folded, strict=True))
+        inputs: dict[str, str] = {}
+        for placeholder, spec in self.interface.inputs.items():
+            suffixes = (".context", ".candidate") if spec.role == "packed" else ("",)
+            inputs |= {placeholder + suffix: spec.name for suffix in suffixes}
+
+        def arguments(stage: Stage) -> list[Tensor | int | str]:
+            leaves = (inputs.get(n) or original.get(n, constants.get(n)) for n in stage.leaves)
+            return [*(known.get(i, i) for i in stage.nodes), *leaves]
+
+        stages = [(arguments(v.request), arguments(v.candidate)) for v in self.stages.variants]
+        self._weights = _Weights(original, constants, stages)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
         """`.to()`, `.double()`, `.cuda()`: move the original weights, retarget the graphs, fold again."""
@@ -343,6 +341,11 @@ class HoistedModel(nn.Module):
     def extra_repr(self) -> str:
         cost = self.plan.cost
         return f"level={self.level}, multiply_adds={cost.multiply_adds:,} for {self.plan.workload}"
+
+
+def _filled(arguments: list[Tensor | int | str], state: dict[int, Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The arguments of one call."""
+    return [state[a] if type(a) is int else inputs[a] if type(a) is str else a for a in arguments]  # type: ignore
 
 
 def _explain_input(name: str, tensor: Any, what: str, dtype: torch.dtype, shape: torch.Size) -> None:
