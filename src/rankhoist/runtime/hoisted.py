@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ from rankhoist.report import Report
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.retarget import retargeted
 
+if TYPE_CHECKING:
+    from rankhoist.runtime.artifact import HasData
+
 Offsets = Tensor | Sequence[int]
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """One version of the weights: originals by placeholder, and what the weights stage made of them."""
 
     original: dict[str, Tensor]
@@ -40,7 +44,7 @@ class RequestState:
 
     requests: int
     tensors: dict[int, Tensor]
-    weights: _Weights
+    weights: Weights
     plan: int = 0
 
     @property
@@ -130,6 +134,19 @@ class HoistedModel(nn.Module):
         """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
         return self.blueprint.report()
 
+    def save(self, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
+        """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one.
+
+        The file holds the weights of now, the graphs, plans and report as data, and the example inputs; nothing in it
+        is ever run as code.
+
+        Raises:
+            ArtifactError: it holds something that a file cannot, or the file cannot be written.
+        """
+        from rankhoist.runtime.artifact import save  # which makes hoisted models, and so imports this
+
+        save(self, path, certificate)
+
     # -- calls
 
     def forward(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
@@ -205,7 +222,7 @@ class HoistedModel(nn.Module):
         return pytree.tree_unflatten(list(made), self.interface.out_spec)
 
     def _run(
-        self, stage: Stage, weights: _Weights, state: dict[int, Tensor], inputs: dict[str, Tensor], suffix: str,
+        self, stage: Stage, weights: Weights, state: dict[int, Tensor], inputs: dict[str, Tensor], suffix: str,
         rows: int, owner: Tensor | None, offsets: Tensor | None,
     ) -> tuple[Any, ...]:  # fmt: skip
         given = self._leaf_tensors(weights, inputs, suffix)
@@ -217,7 +234,7 @@ class HoistedModel(nn.Module):
         first = next(iter(candidate.values()), None)
         return first.shape[0] if isinstance(first, Tensor) and first.dim() else 0
 
-    def _leaf_tensors(self, weights: _Weights, inputs: dict[str, Tensor], suffix: str) -> Callable[[str], Tensor]:
+    def _leaf_tensors(self, weights: Weights, inputs: dict[str, Tensor], suffix: str) -> Callable[[str], Tensor]:
         by_leaf = {
             p + (suffix if s.role == "packed" else ""): inputs.get(s.name) for p, s in self.interface.inputs.items()
         }
@@ -279,6 +296,11 @@ class HoistedModel(nn.Module):
 
     # -- weights
 
+    @property
+    def weights(self) -> Weights:
+        """The version in use."""
+        return self._weights
+
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """New weights for the same model: re-runs the weights stage; calls under way keep the version they started
         with.
@@ -313,7 +335,7 @@ class HoistedModel(nn.Module):
         with torch.no_grad():
             given = [original[n] if n in original else constants[n] for n in stage.leaves]
             folded = stage.run(None, None, None, *given)
-        self._weights = _Weights(original, constants, dict(zip(self.stages.folded, folded, strict=True)))
+        self._weights = Weights(original, constants, dict(zip(self.stages.folded, folded, strict=True)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
         """`.to()`, `.double()`, `.cuda()`: move the original weights, retarget the graphs, fold again."""
