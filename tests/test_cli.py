@@ -211,10 +211,62 @@ def test_context_arguments():
     assert cli.context_of(["x=3", "hour", "y= 1 , 2"]) == {"x": [3], "hour": True, "y": [1, 2]}
 
 
+# -- files
+
+
+def test_a_hoisted_model_is_saved_and_shown(capsys):
+    assert cli.main(["hoist", "some_models:ranker", *CONTEXT, "--out", "ranker.rankhoist"]) == 0
+    certificate = capsys.readouterr().out.partition("PASSED")[2]
+    assert cli.main(["show", "ranker.rankhoist", "--json", "x.json"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^user_taste +context +\[rows, 2\] +float32$", out, re.M) and "plan 0" in out
+    assert out.endswith(f"PASSED{certificate}") and f"torch {torch.__version__}" in out
+    data = json.loads(Path("x.json").read_text())
+    assert data["certificate"]["passed"] is True and data["format"] == 1
+    model, (age, taste, item) = sys.modules["some_models"].ranker()
+    scores = rankhoist.load("ranker.rankhoist")(age[:1], taste[:1], item)
+    torch.testing.assert_close(scores["click"], model(age[:1].expand(5, 1), taste[:1].expand(5, 2), item)["click"])
+
+
+def test_without_verification_there_is_no_certificate_to_show(capsys):
+    assert cli.main(["hoist", "some_models:ranker", *CONTEXT, "--no-verify", "--out", "x"]) == 0
+    assert cli.main(["show", "x"]) == 0
+    assert "PASSED" not in capsys.readouterr().out
+
+
+def test_a_model_that_differs_is_not_saved(broken):
+    assert cli.main(["hoist", "some_models:ranker", *CONTEXT, "--out", "x"]) == 1
+    assert not Path("x").exists()
+
+
+def test_what_a_file_says_does_not_reach_the_terminal(capsys):
+    model, example = torch.nn.Module(), (torch.randn(3, 2), torch.randn(3, 2))
+    model.forward = lambda user, item: user + item
+    hoisted = rankhoist.hoist(model.eval(), example, context=["user"])
+
+    class Certificates:
+        def __init__(self, data: dict) -> None:
+            self.to_dict = lambda: data
+
+    data = rankhoist.verify(hoisted, model).to_dict()
+    hoisted.save("x", Certificates(data | {"note": "\x1b[2J gone"}))
+    assert cli.main(["show", "x"]) == 0
+    assert "?[2J gone" in capsys.readouterr().out
+    hoisted.save("x", Certificates({"passed": True}))
+    assert cli.main(["show", "x"]) == 2
+    assert "the certificate in the file is none" in capsys.readouterr().err
+
+
+def test_show_what_is_no_artifact(capsys):
+    Path("x").write_text("hello")
+    assert cli.main(["show", "x"]) == 2
+    assert capsys.readouterr().err.startswith("rankhoist: x is no artifact of rankhoist")
+
+
 # -- help, version, demo
 
 
-@pytest.mark.parametrize("command", ["demo", "hoist", "verify", "report"])
+@pytest.mark.parametrize("command", ["demo", "hoist", "verify", "report", "show"])
 def test_help_has_examples_that_parse(capsys, command: str):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

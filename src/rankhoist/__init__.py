@@ -2,14 +2,15 @@
 
 from rankhoist.algebra.ir import Workload
 from rankhoist.capture import Split
-from rankhoist.errors import RankhoistError
+from rankhoist.errors import ArtifactError, RankhoistError
 from rankhoist.hoist import hoist
 from rankhoist.report import Report
-from rankhoist.runtime import HoistedModel, RequestState
+from rankhoist.runtime import HoistedModel, RequestState, load
 from rankhoist.verify import Certificate, verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArtifactError",
     "Certificate",
     "HoistedModel",
     "RankhoistError",
@@ -18,5 +19,6 @@ __all__ = [
     "Split",
     "Workload",
     "hoist",
+    "load",
     "verify",
 ]

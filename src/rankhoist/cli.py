@@ -1,4 +1,4 @@
-"""The command line: `rankhoist demo | hoist | verify | report`.
+"""The command line: `rankhoist demo | hoist | verify | report | show`.
 
 Exit codes: 0 done (and verified), 1 a certificate failed, 2 the command cannot be carried out.
 """
@@ -25,12 +25,14 @@ from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
 from rankhoist.bench.calibrate import calibrate
 from rankhoist.bench.timing import interleaved
-from rankhoist.errors import CommandError, RankhoistError
+from rankhoist.errors import ArtifactError, CommandError, RankhoistError
 from rankhoist.hoist import hoist
 from rankhoist.plan import PlanSummary, make_plan
 from rankhoist.plan.profile import path as profile_path
 from rankhoist.report.text import ratio
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.contents import contents
+from rankhoist.runtime.plain import printable
 from rankhoist.verify import Certificate, verify
 from rankhoist.verify.batches import arguments, draw, split_rows
 from rankhoist.verify.checks import CANDIDATES, REQUESTS
@@ -56,6 +58,7 @@ examples:
 examples:
   rankhoist hoist mymodels.ranker:build --context 'user_*' --context hour
   rankhoist hoist ranker.pt2 --context features=0-11,40 --candidates 4000
+  rankhoist hoist ranker.pt2 --context 'user_*' --out ranker.rankhoist
   rankhoist hoist ranker.pt2 --context user --level linear --no-verify --json levels.json""",
     "verify": """\
 examples:
@@ -70,6 +73,10 @@ examples:
 examples:
   rankhoist report mymodels.ranker:build --context 'user_*'
   rankhoist report ranker.pt2 --context features=0-11,40 --level first --json report.json""",
+    "show": """\
+examples:
+  rankhoist show ranker.rankhoist
+  rankhoist show ranker.rankhoist --json ranker.json""",
 }
 
 
@@ -109,10 +116,15 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = _command(commands, "calibrate", _calibrate, text)
     calibrate.add_argument("--threads", metavar="T", type=_count, help="torch threads (default: as torch has them)")
     calibrate.add_argument("--out", metavar="FILE", help="where the profile goes (default: where hoist looks for it)")
-    commands.choices["hoist"].add_argument(
-        "--time", action="store_true", help="also measure every level, to stand beside the prediction"
+    hoist = commands.choices["hoist"]
+    hoist.add_argument("--time", action="store_true", help="also measure every level, to stand beside the prediction")
+    hoist.add_argument("--no-verify", action="store_true", help="do not compare with the original")
+    hoist.add_argument(
+        "--out", metavar="FILE", help="save the hoisted model there, unless it differs from the original"
     )
-    commands.choices["hoist"].add_argument("--no-verify", action="store_true", help="do not compare with the original")
+    show = _command(commands, "show", _show, "show what a saved model holds: inputs, plans, versions, certificate")
+    show.add_argument("file", metavar="FILE", help="a file that hoist --out or HoistedModel.save wrote")
+    show.add_argument("--json", metavar="FILE", help="write the result there as well")
     return parser
 
 
@@ -225,7 +237,28 @@ def _hoist(args: argparse.Namespace) -> int:
         print(certificate)
     levels = [_level_data(level, plan, measured.get(level)) for level, plan in plans.items()]
     _write(args.json, {"levels": levels, "certificate": certificate.to_dict() if certificate is not None else None})
-    return DONE if certificate is None or certificate.passed else FAILED
+    if certificate is not None and not certificate.passed:
+        return FAILED
+    if args.out is not None:
+        hoisted.save(args.out, certificate)
+    return DONE
+
+
+def _show(args: argparse.Namespace) -> int:
+    found = contents(args.file)
+    print(found)
+    if found.certificate is not None:
+        print(f"\n{_stored(found.certificate)}")
+    _write(args.json, found.to_dict())
+    return DONE
+
+
+def _stored(certificate: dict[str, Any]) -> str:
+    """A certificate from a file, which may be anybody's."""
+    try:
+        return printable(str(Certificate.from_json(json.dumps(certificate))))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"the certificate in the file is none: {type(error).__name__}: {error}") from error
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -39,6 +39,10 @@ class VerificationError(RankhoistError):
     """Verification could not be carried out (a *failed* certificate is a result, not an error)."""
 
 
+class ArtifactError(RankhoistError):
+    """A hoisted model cannot be saved, or a file is no artifact, is damaged or comes from a newer version."""
+
+
 class CommandError(RankhoistError):
     """A command line argument cannot be used."""
 

@@ -75,6 +75,11 @@ class Report:
             "blocking": [{"name": o.name, "reason": o.reason} for o in self.blocking()],
         }
 
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Report:
+        """The inverse of `to_dict`."""
+        return Report(data["level"], Workload(**data["workload"]), tuple(map(_operator, data["operators"])))
+
     # -- as text
 
     def __str__(self) -> str:
@@ -115,6 +120,11 @@ class Report:
         ]
         more = len(stayed) - len(lines)
         return ["still computed per candidate:", *lines, *([f"  and {more} cheaper ones"] if more else [])]
+
+
+def _operator(data: dict[str, Any]) -> Operator:
+    amounts = {name: Amount(**data[name]) for name in ("before", "request", "candidate")}
+    return Operator(**{**data, **amounts, "rates": tuple(data["rates"])})
 
 
 def _operator_row(o: Operator) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ from rankhoist.report import Report
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.retarget import retargeted
 
+if TYPE_CHECKING:
+    from rankhoist.runtime.artifact import HasData
+
 Offsets = Tensor | Sequence[int]
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """One version of the weights: originals by placeholder, and what the weights stage made of them.
 
     `arguments` are those of every plan's (request, candidate) stage: a weight, or what each call puts in its place: the
@@ -44,7 +48,7 @@ class RequestState:
 
     requests: int
     tensors: dict[int, Tensor]
-    weights: _Weights
+    weights: Weights
     plan: int = 0
 
     @property
@@ -133,6 +137,19 @@ class HoistedModel(nn.Module):
     def report(self) -> Report:
         """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
         return self.blueprint.report()
+
+    def save(self, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
+        """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one.
+
+        The file holds the weights of now, the graphs, plans and report as data, and the example inputs; nothing in it
+        is ever run as code.
+
+        Raises:
+            ArtifactError: it holds something that a file cannot, or the file cannot be written.
+        """
+        from rankhoist.runtime.artifact import save  # which makes hoisted models, and so imports this
+
+        save(self, path, certificate)
 
     # -- calls
 
@@ -266,6 +283,11 @@ class HoistedModel(nn.Module):
 
     # -- weights
 
+    @property
+    def weights(self) -> Weights:
+        """The version in use."""
+        return self._weights
+
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """New weights for the same model: re-runs the weights stage; calls under way keep the version they started
         with.
@@ -311,7 +333,7 @@ class HoistedModel(nn.Module):
             return [*(known.get(i, i) for i in stage.nodes), *leaves]
 
         stages = [(arguments(v.request), arguments(v.candidate)) for v in self.stages.variants]
-        self._weights = _Weights(original, constants, stages)
+        self._weights = Weights(original, constants, stages)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
         """`.to()`, `.double()`, `.cuda()`: move the original weights, retarget the graphs, fold again."""

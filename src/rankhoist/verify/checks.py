@@ -11,11 +11,9 @@ A hoisted model that raises, or returns another structure or shape, fails the ch
 from __future__ import annotations
 
 import itertools
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw
 from rankhoist.verify.certificate import Certificate, Check
 from rankhoist.verify.compare import Comparison, Result, exact, rounded
@@ -96,7 +95,7 @@ def verify(
         requests=tuple(requests),
         checks=tuple(checks),
         row_independent=row_independent,
-        versions=_versions(),
+        versions=versions(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
@@ -209,11 +208,3 @@ def _prepared(hoisted: HoistedModel, batches: Sequence[Batch], calls: Sequence[R
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = metadata.version("rankhoist")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        own = "unknown"
-    return {"rankhoist": own, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,150 @@
+"""A hoisted model as a file: saved on one machine, loaded on another.
+
+    model.json            interface, plans and their ranges, report, certificate
+    stages.json           the emitted graphs
+    weights.safetensors   weights and index constants; what the weights stage makes of them is made again on loading
+    example.safetensors   the example inputs
+
+The file holds data alone. Loading it runs none of it as code: graphs are rebuilt from names of operators that are
+looked up in a list. The plans are those of the machine that made them; another machine scores the same with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rankhoist.capture import InputSpec
+from rankhoist.emit import Stage, Stages, Variant
+from rankhoist.errors import ArtifactError
+from rankhoist.runtime import container, graph_json, model_json, tensor_file
+from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.hoisted import HoistedModel
+from rankhoist.runtime.plain import counts, entries, entry
+
+CONSTANT = "constant."  # before the number of an index constant; no placeholder has a dot in its name
+
+
+class HasData(Protocol):
+    """A certificate, as far as a file needs it."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def save(hoisted: HoistedModel, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
+    """Write a hoisted model with its weights of now, whole or not at all.
+
+    Raises:
+        ArtifactError: it holds something that a file cannot, or the file cannot be written.
+    """
+    blueprint, weights = hoisted.blueprint, hoisted.weights
+    keys = {name: f"{CONSTANT}{i}" for i, name in enumerate(weights.constants)}  # their own names hold their values
+    constants = {keys[name]: tensor for name, tensor in weights.constants.items()}
+    try:
+        stages = _stages_data(blueprint.stages, keys)
+        model = model_json.to_data(blueprint, hoisted.dtype)
+        tensors, table = tensor_file.to_bytes({**weights.original, **constants})
+        example, example_table = tensor_file.to_bytes(hoisted.example)
+    except ArtifactError as error:
+        raise ArtifactError(f"the model cannot be saved: {error}") from error
+    model["tensors"], model["example"] = table, example_table
+    model["certificate"] = None if certificate is None else certificate.to_dict()
+    _blueprint(model, stages, weights.original, constants, hoisted.example)  # what is written can be read
+    contents = (container.to_json(model), container.to_json(stages), tensors, example)
+    container.write(path, dict(zip(container.MEMBERS, contents, strict=True)))
+
+
+def load(path: str | os.PathLike[str]) -> HoistedModel:
+    """The hoisted model in a file, on the CPU.
+
+    It scores, is verified, moved, copied and given new weights like the one that was saved; its `program` is None.
+
+    Raises:
+        ArtifactError: the file is no artifact, is damaged, was made up, or comes from a newer version.
+    """
+    with container.opened(path) as file:
+        model, stages = file.read_json("model.json"), file.read_json("stages.json")
+        weights, example = file.read("weights.safetensors"), file.read("example.safetensors")
+        tensors = tensor_file.from_bytes(weights, entry(model, "tensors", dict))
+        rows = tensor_file.from_bytes(example, entry(model, "example", dict))
+        constants = {name: tensor for name, tensor in tensors.items() if name.startswith(CONSTANT)}
+        original = {name: tensor for name, tensor in tensors.items() if name not in constants}
+        blueprint, dtype = _blueprint(model, stages, original, constants, rows)
+        return HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"))
+
+
+def _blueprint(
+    model: Any, stages: Any, original: dict[str, Tensor], constants: dict[str, Tensor], example: dict[str, Tensor]
+) -> tuple[Blueprint, torch.dtype]:
+    """Everything but the weights, and the dtype they are in."""
+    description = model_json.from_data(model)
+    interface = model_json.with_example(description, example)
+    made = _stages(stages, constants)
+    blueprint = Blueprint(interface, description.plans, made, description.pinned, lambda: description.report)
+    _check_names(blueprint, original)
+    return blueprint, description.dtype
+
+
+# -- stages
+
+
+def _stages_data(stages: Stages, keys: dict[str, str]) -> dict[str, Any]:
+    def data(stage: Stage) -> dict[str, Any]:
+        leaves = [keys.get(name, name) for name in stage.leaves]
+        return {"leaves": leaves, "passed": stage.nodes, **graph_json.to_data(stage.module.graph)}
+
+    variants = [{"request": data(v.request), "candidate": data(v.candidate), "state": v.state} for v in stages.variants]
+    return {"weights": data(stages.weights), "folded": stages.folded, "variants": variants}
+
+
+def _stages(data: Any, constants: dict[str, Tensor]) -> Stages:
+    def stage(data: dict[str, Any], name: str) -> Stage:
+        leaves, passed = entries(data, "leaves", str), list(counts(data, "passed"))
+        return Stage.of(graph_json.to_graph(data), name, leaves, passed)
+
+    variants = [
+        Variant(
+            stage(entry(variant, "request", dict), "Request"),
+            stage(entry(variant, "candidate", dict), "Candidate"),
+            list(counts(variant, "state")),
+        )
+        for variant in entries(data, "variants", dict)
+    ]
+    weights = stage(entry(data, "weights", dict), "Weights")
+    return Stages(weights, list(counts(data, "folded")), constants, variants)
+
+
+def _check_names(blueprint: Blueprint, original: Collection[str]) -> None:
+    """Every stage reads what there is and returns what others read: a wrong name fails here and not in a call."""
+    stages, interface = blueprint.stages, blueprint.interface
+    fixed = {*original, *stages.constants}
+    if not blueprint.pinned | set(interface.state.values()) <= set(original):
+        raise ArtifactError("it names weights that it does not hold")
+    if len(stages.variants) != len(blueprint.plans.plans):
+        raise ArtifactError(f"it has {len(blueprint.plans.plans)} plans and graphs for {len(stages.variants)}")
+    _check_stage(stages.weights, fixed, [], len(stages.folded))
+    for variant in stages.variants:
+        context, candidate = (
+            fixed
+            | {_leaf(name, spec, side) for name, spec in interface.inputs.items() if spec.role in (side, "packed")}
+            for side in ("context", "candidate")
+        )
+        _check_stage(variant.request, context, stages.folded, len(variant.state))
+        _check_stage(variant.candidate, candidate, [*stages.folded, *variant.state], interface.out_spec.num_leaves)
+
+
+def _leaf(name: str, spec: InputSpec, side: str) -> str:
+    return f"{name}.{side}" if spec.role == "packed" else name
+
+
+def _check_stage(stage: Stage, leaves: Collection[str], earlier: Collection[int], results: int) -> None:
+    nodes = list(stage.module.graph.nodes)
+    inputs = sum(node.op == "placeholder" for node in nodes)
+    if inputs != 3 + len(stage.nodes) + len(stage.leaves) or len(nodes[-1].args[0]) != results:
+        raise ArtifactError("a stage takes or returns another number of values than the others expect")
+    if not set(stage.leaves) <= set(leaves) or not set(stage.nodes) <= set(earlier):
+        raise ArtifactError("a stage reads a value that there is not")

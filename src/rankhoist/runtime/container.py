@@ -1,0 +1,153 @@
+"""The file of an artifact: a zip of a few members, not compressed, and a manifest with the checksum of each.
+
+`manifest.json` says which format the file has and what wrote it. Everything about the file is checked before a member
+is used: that the zip is whole, that its members are those of the format and no others, their sizes and their checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rankhoist.errors import ArtifactError
+from rankhoist.runtime.plain import entry, shown
+from rankhoist.runtime.versions import versions
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MEMBERS = ("model.json", "stages.json", "weights.safetensors", "example.safetensors")
+LARGEST_MANIFEST = 2**20
+ADVICE = "it may be damaged or incomplete: copy it again, or save the model again"
+
+
+class _NewerError(ArtifactError):
+    """The file is of a format that came later."""
+
+
+class Container:
+    """An open artifact."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        self._archive = archive
+        self._infos = {info.filename: info for info in archive.infolist()}
+        _check_sizes(archive.infolist(), size)
+        if MANIFEST not in self._infos or self._infos[MANIFEST].file_size > LARGEST_MANIFEST:
+            raise ArtifactError(f"it has no {MANIFEST}, so it is no artifact of rankhoist")
+        self.manifest = from_json(archive.read(MANIFEST))
+        _check_format(self.manifest)
+        names = sorted(info.filename for info in archive.infolist())
+        if names != sorted([MANIFEST, *MEMBERS]):
+            odd = sorted({*names} ^ {MANIFEST, *MEMBERS}) or names
+            raise ArtifactError(f"its members are not those of an artifact: {', '.join(map(shown, odd[:5]))}")
+        _check_manifest(self.manifest)
+
+    def read(self, name: str) -> bytes:
+        """A member, which is what the manifest says."""
+        expected = self.manifest["members"][name]
+        if self._infos[name].file_size != expected["bytes"]:
+            raise ArtifactError(f"{name} has not the size that the manifest says")
+        data = self._archive.read(name)
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise ArtifactError(f"the checksum of {name} is wrong")
+        return data
+
+    def read_json(self, name: str) -> Any:
+        """A member that holds data."""
+        return from_json(self.read(name))
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
+    """An artifact to read.
+
+    Raises:
+        ArtifactError: for whatever goes wrong in the block, with the path and what to do.
+    """
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            yield Container(archive, os.fstat(file.fileno()).st_size)
+    except _NewerError as error:
+        raise ArtifactError(f"{path} cannot be loaded: {error}") from error
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} cannot be loaded: {error}; {ADVICE}") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:
+        raise ArtifactError(f"{path} is no artifact of rankhoist ({error}); {ADVICE}") from error
+    except Exception as error:  # a file that somebody made up can break any reader in any way
+        raise ArtifactError(f"{path} cannot be loaded: {type(error).__name__}: {error}; {ADVICE}") from error
+
+
+def write(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
+    """Write an artifact, whole or not at all."""
+    if sorted(members) != sorted(MEMBERS):
+        raise ValueError(f"an artifact has the members {MEMBERS}")
+    listed = {name: {"bytes": len(x), "sha256": hashlib.sha256(x).hexdigest()} for name, x in members.items()}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    manifest = {"format": FORMAT, "date": date, "versions": versions(), "members": listed}
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(unfinished, "xb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, data in {MANIFEST: to_json(manifest), **members}.items():
+                    archive.writestr(zipfile.ZipInfo(name), data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def to_json(data: Any) -> bytes:
+    """As text; NaN and infinities, which JSON lacks, are refused."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).encode()
+
+
+def from_json(data: bytes) -> Any:
+    """The inverse of `to_json`."""
+
+    def refused(constant: str) -> Any:
+        raise ArtifactError(f"it has {constant} for a number")
+
+    return json.loads(data, parse_constant=refused)
+
+
+def _check_format(manifest: Any) -> None:
+    found = entry(manifest, "format", int)
+    if found > FORMAT:
+        by, own = entry(manifest, "versions", dict).get("rankhoist"), versions()["rankhoist"]
+        raise _NewerError(
+            f"it has format {found}, written by rankhoist {shown(by)}; this is rankhoist {own}, which reads formats up "
+            f"to {FORMAT}. Upgrade rankhoist, or save the model again with this version"
+        )
+    if found < 1:
+        raise ArtifactError(f"it has format {found}, which never was")
+
+
+def _check_manifest(manifest: Any) -> None:
+    """Beside the format: who wrote it and when, and what it lists."""
+    entry(manifest, "date", str)
+    for name in entry(manifest, "versions", dict):
+        entry(manifest["versions"], name, str)
+    for name in MEMBERS:
+        listed = entry(entry(manifest, "members", dict), name, dict)
+        entry(listed, "bytes", int), entry(listed, "sha256", str)
+
+
+def _check_sizes(infos: list[zipfile.ZipInfo], size: int) -> None:
+    """Nothing is compressed, so that what is read is never more than what is there."""
+    for info in infos:
+        stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+        if not stored or not 0 <= info.file_size <= size:
+            raise ArtifactError(f"{shown(info.filename)} is not stored as an artifact stores it")

@@ -1,0 +1,77 @@
+"""Tensors as a safetensors file: each stored once, and checked against a table of what must be in it.
+
+    {name: {"dtype": ..., "shape": [...], "order": [...], "stored": name}}
+
+`stored` is the name that a tensor is stored under: tied weights are one tensor under several names, and are one again
+when they are read. `order` lists its axes as they lie in memory, slowest first: a transposed weight stays transposed,
+for products with it round differently otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rankhoist.errors import ArtifactError
+from rankhoist.runtime.plain import as_dtype, counts, dtype_name, entry, shown
+
+Table = dict[str, dict[str, Any]]
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> tuple[bytes, Table]:
+    """The file and its table."""
+    table: Table = {}
+    names: dict[Any, str] = {}
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise ArtifactError(f"{name!r} is a {tensor.layout} tensor, which a file cannot hold")
+        same = names.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device), name)
+        order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride()[axis])
+        line = {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "order": order, "stored": same}
+        table[name] = line
+        if same == name:
+            own = tensor.detach().cpu().permute(order).contiguous()
+            shares = any(own.data_ptr() == other.data_ptr() for other in stored.values())
+            stored[name] = own.clone() if shares or not _whole(own) else own
+    return safetensors.torch.save(stored), table
+
+
+def _whole(tensor: Tensor) -> bool:
+    """Whether it is not a part of a larger tensor."""
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def from_bytes(data: bytes, table: Any) -> dict[str, Tensor]:
+    """The tensors by name.
+
+    Raises:
+        ArtifactError: the file does not hold what the table says.
+    """
+    stored = safetensors.torch.load(data)  # checks the header against the length of the data before it allocates
+    names = {name: entry(line, "stored", str) for name, line in table.items()}
+    if set(names.values()) != set(stored):
+        raise ArtifactError("its tensors are not those that its table lists")
+    ordered = {name: _ordered(tensor, table[name], name) for name, tensor in stored.items()}
+    for name, own in names.items():
+        _check(ordered[own], table[name], name)
+    return {name: ordered[own] for name, own in names.items()}
+
+
+def _ordered(tensor: Tensor, line: Any, name: str) -> Tensor:
+    """The axes where they were."""
+    order = counts(line, "order")
+    if sorted(order) != list(range(tensor.dim())):
+        raise ArtifactError(f"tensor {shown(name)} has {tensor.dim()} axes in the order {list(order)}")
+    return tensor.permute([order.index(axis) for axis in range(len(order))])
+
+
+def _check(tensor: Tensor, line: Any, name: str) -> None:
+    dtype, shape = as_dtype(entry(line, "dtype", str)), counts(line, "shape")
+    if tensor.dtype != dtype or tensor.shape != shape:
+        found = f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"
+        raise ArtifactError(f"tensor {shown(name)} is {found}, where its table says {dtype_name(dtype)} {list(shape)}")
