@@ -127,6 +127,43 @@ def test_a_baseline_that_fails_is_left_out_with_its_reason():
     assert "vmap" not in found["time"] and "full" in found["time"]
 
 
+def test_a_level_that_raises_is_not_equal(monkeypatch):
+    found_at = suite.hoist_program
+
+    class Raises:
+        def __init__(self, hoisted):
+            self.plan = hoisted.plan
+
+        def __call__(self, *args, **kwargs):
+            raise RuntimeError("a rule broke")
+
+    def broken(program, workload=None, level="full"):
+        hoisted = found_at(program, workload=workload, level=level)
+        return Raises(hoisted) if level == "first" else hoisted
+
+    monkeypatch.setattr(suite, "hoist_program", broken)
+    found = Subject(TINY, Settings(seconds=0.01)).measure(Cell(TINY, 3))
+    assert not found["equal"] and not found["time"]
+    assert found["skipped"]["first"] == "RuntimeError: a rule broke"
+    assert "Infinity" not in json.dumps(found)
+
+
+def test_an_interrupted_run_shows_what_it_has(tiny, tmp_path, monkeypatch):
+    calls = iter(range(10))
+    measure = Subject.measure
+
+    def interrupted(self, cell):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return measure(self, cell)
+
+    monkeypatch.setattr(Subject, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["bench", "--seconds", "0.01", "--no-plots", "--out", str(tmp_path)])
+    (page,) = tmp_path.glob("*.md")
+    assert page.read_text().count("| tiny | 1 | 1 |") == 2
+
+
 def test_goals_name_the_cells_that_miss_them():
     def record(name: str, candidates: int, full: float) -> dict:
         times = {x: 2.0 for x in ("eager", *suite.LEVELS, "score", "floor candidate")} | {"full": full}

@@ -106,7 +106,15 @@ def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], con
             progress.console.print(_line(found))
             progress.advance(task)
 
-        suite.measure_all(cells, settings, done)
+        try:
+            suite.measure_all(cells, settings, done)
+        finally:  # a run that is interrupted shows what it has
+            _finish(record, stem, options, console)
+    return record
+
+
+def _finish(record: dict[str, Any], stem: Path, options: Options, console: Console) -> None:
+    """Goals, table and plots."""
     record["goals"] = summary(record["cells"])
     _write_json(record, stem)
     drawn = plots.draw(record, stem) if options.plots else []
@@ -114,7 +122,6 @@ def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], con
     console.print(
         f"{record['minutes']:.1f} minutes; written: {stem}.json, .md" + (f", {len(drawn)} plots" if drawn else "")
     )
-    return record
 
 
 def _line(found: dict[str, Any]) -> str:
