@@ -1,5 +1,6 @@
 # What a person types here. Every target installs what it needs into .venv on first use.
-# A stamp file says what .venv holds: .run (the package itself) or .dev (and all that tests and checks need).
+# A stamp file says what .venv holds: .run (the package itself), .dev (and all that tests and checks need) or .bench (and
+# what draws plots).
 
 PYTHON ?= python3
 ARGS   ?=
@@ -10,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint format clean
+.PHONY: help demo test test-all fuzz bench scale lint format clean
 
 help: ## print what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,9 +30,11 @@ test-all: $(VENV)/.dev ## run the slow tests too: every public model
 fuzz: $(VENV)/.dev ## check 10 000 random models, new ones in every run
 	@RANKHOIST_FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_random_models.py $(ARGS)
 
-bench: $(VENV)/.run ## time every scenario at every level
-	@test -f benchmarks/levels.py || { echo "bench: benchmarks/levels.py is not in this checkout" >&2; exit 1; }
-	@$(BIN)/python benchmarks/levels.py $(ARGS)
+bench: $(VENV)/.bench ## time levels and baselines (under five minutes; ARGS=--all: everything)
+	@OMP_NUM_THREADS=1 $(BIN)/rankhoist bench $(ARGS)
+
+scale: $(VENV)/.bench ## how hoisting and calls grow with fields, depth, candidates, requests
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py $(ARGS)
 
 lint: $(VENV)/.dev ## check format, style and types
 	@$(BIN)/ruff format --check .
@@ -60,6 +63,11 @@ $(VENV)/.run: pyproject.toml | $(BIN)/pip
 	@$(PIP) install $(TORCH)
 	@echo "installing rankhoist"
 	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.run
+	@echo "installing what benchmarks need (one time)"
+	@$(PIP) install -e '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.run

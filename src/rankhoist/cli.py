@@ -1,4 +1,4 @@
-"""The command line: `rankhoist demo | hoist | verify | report | show`.
+"""The command line: `rankhoist demo | hoist | verify | report | show | bench | calibrate`.
 
 Exit codes: 0 done (and verified), 1 a certificate failed, 2 the command cannot be carried out.
 """
@@ -77,6 +77,11 @@ examples:
 examples:
   rankhoist show ranker.rankhoist
   rankhoist show ranker.rankhoist --json ranker.json""",
+    "bench": """\
+examples:
+  rankhoist bench
+  rankhoist bench --only 'cross_*' industrial --candidates 10 1000 --seconds 5
+  rankhoist bench --all --threads 4 --out runs/bench""",
 }
 
 
@@ -125,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     show = _command(commands, "show", _show, "show what a saved model holds: inputs, plans, versions, certificate")
     show.add_argument("file", metavar="FILE", help="a file that hoist --out or HoistedModel.save wrote")
     show.add_argument("--json", metavar="FILE", help="write the result there as well")
+    _bench_arguments(_command(commands, "bench", _bench, "time every level of small ranking models, with baselines"))
     return parser
 
 
@@ -146,6 +152,22 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", choices=LEVELS, default="full", help="what may be hoisted (default: %(default)s)")
     _numbers(parser, "candidates", "requests", "seed")
     parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="every scenario, size and share of context (hours)")
+    parser.add_argument("--only", metavar="GLOB", nargs="+", default=[], help="scenarios by name or glob")
+    parser.add_argument("--candidates", metavar="N", type=_count, nargs="+", default=[], help="candidates per call")
+    parser.add_argument(
+        "--seconds", metavar="S", type=float, default=3.0, help="timing per cell (default: %(default)s)"
+    )
+    parser.add_argument("--threads", metavar="T", type=_count, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--backend", choices=["eager", "inductor"], default="eager", help="what runs the levels")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile of the original too (as in --all)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="cpu, or a CUDA device (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", default="benchmarks/results", help="default: %(default)s")
+    parser.add_argument("--no-plots", action="store_true", help="tables only: needs no matplotlib")
 
 
 def _numbers(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -224,6 +246,18 @@ def _calibrate(args: argparse.Namespace) -> int:
     profile.save(out)
     print(f"{out}\n{profile.summary()}")
     return DONE
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from rankhoist.bench.run import Options
+    from rankhoist.bench.run import main as run  # only this command needs the scenarios
+
+    return run(
+        Options(
+            args.all, args.only, args.candidates, args.seconds, args.threads, args.backend, args.compile, args.dtype,
+            args.device, Path(args.out), not args.no_plots,
+        )
+    )  # fmt: skip
 
 
 def _hoist(args: argparse.Namespace) -> int:

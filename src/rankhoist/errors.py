@@ -53,3 +53,7 @@ class UnusedInputWarning(UserWarning):
 
 class ProfileError(RankhoistError):
     """A machine profile cannot be read, or is of another version."""
+
+
+class ExtraError(RankhoistError):
+    """An optional dependency is not installed; the message names the extra that brings it."""

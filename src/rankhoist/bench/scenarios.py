@@ -1,24 +1,68 @@
-"""Scenarios: small models in the shapes that public rankers have, each over one context and one candidate tensor."""
+"""Scenarios: a model, and what one row of its inputs looks like on the context's and on the candidate's side."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rankhoist.bench import industrial
+from rankhoist.bench.models import (
+    BilinearPairs,
+    CompressedLayers,
+    CompressedPairs,
+    CrossLayers,
+    DotPairs,
+    FactorizedLayers,
+    FieldAttention,
+    HistoryTransformer,
+    Layers,
+    MatrixPairs,
+    MixedExperts,
+    NormLinear,
+    TargetAttention,
+    TargetRanker,
+    TokenAttention,
+)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Integers from 0 to `size`, `shape` of them in a row."""
+
+    size: int
+    shape: tuple[int, ...] = ()
+
+
+Kind = tuple[int, ...] | Ids  # floats of this shape in a row, or ids
+Side = Kind | Mapping[str, Kind]  # one input, or several by name
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A model and the shapes of one row of its inputs: `context` and `candidate`."""
+    """A model and its inputs per row. `inputs` and `model` come from fixed seeds.
+
+    Attributes:
+        context, candidate: one input (then named `context` and `candidate`) or several by name, in the order of the
+            model's signature, the context's first.
+        family: the scenarios of one model among which only the context's share of the columns changes, and `share` is
+            that share in percent.
+        dense: nearly all of its work is matrix products, so that these alone are a fair floor.
+        one_dict: the model takes one dict of all inputs.
+    """
 
     name: str
     build: Callable[[], nn.Module]
-    context: tuple[int, ...]
-    candidate: tuple[int, ...]
+    context: Side
+    candidate: Side
+    family: str = ""
+    share: int = 0
+    dense: bool = False
+    one_dict: bool = False
 
     def model(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The model in eval mode, weights from a fixed seed."""
@@ -26,170 +70,127 @@ class Scenario:
             torch.manual_seed(seed)
             return self.build().to(dtype).eval()
 
+    @property
+    def context_names(self) -> list[str]:
+        """The inputs that belong to the request."""
+        return list(_named(self.context, "context"))
+
+    def sides(
+        self, requests: int, candidates: int, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensors, Tensors]:
+        """Random inputs by name: the context's `[R, ...]` and the candidates' `[N, ...]`."""
+        g = torch.Generator().manual_seed(seed)
+        return (
+            {name: _drawn(kind, requests, g, dtype) for name, kind in _named(self.context, "context").items()},
+            {name: _drawn(kind, candidates, g, dtype) for name, kind in _named(self.candidate, "candidate").items()},
+        )
+
+    def arguments(self, context: Tensors, candidate: Tensors) -> tuple[Any, ...]:
+        """What the model is called with."""
+        both = {**context, **candidate}
+        return (both,) if self.one_dict else tuple(both.values())
+
     def inputs(
         self, requests: int, candidates: int, seed: int = 0, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
-        """Random `[R, *context]` and `[N, *candidate]`."""
-        g = torch.Generator().manual_seed(seed)
-        context = torch.randn(requests, *self.context, generator=g, dtype=dtype)
-        return context, torch.randn(candidates, *self.candidate, generator=g, dtype=dtype)
+    ) -> tuple[Any, ...]:
+        """Random arguments of a call."""
+        return self.arguments(*self.sides(requests, candidates, seed, dtype))
 
 
-class CrossLayers(nn.Module):
-    """`x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`, W full or of low rank, then a linear layer (DCNv2, arXiv 2008.13535)."""
-
-    def __init__(self, width: int, layers: int, out: int, rank: int | None = None) -> None:
-        super().__init__()
-        self.maps = nn.ModuleList(
-            nn.Linear(width, width)
-            if rank is None
-            else nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
-            for _ in range(layers)
-        )
-        self.out = nn.Linear(width, out)
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        first = x = torch.cat([context, candidate], 1)
-        for layer in self.maps:
-            x = first * layer(x) + x
-        out: Tensor = self.out(x)
-        return out
+def _named(side: Side, name: str) -> Mapping[str, Kind]:
+    return side if isinstance(side, Mapping) else {name: side}
 
 
-class DotPairs(nn.Module):
-    """All pairs of fields by dot product, then a linear layer (DLRM, arXiv 1906.00091)."""
-
-    pairs: Tensor
-
-    def __init__(self, fields: int, *widths: int) -> None:
-        super().__init__()
-        self.register_buffer("pairs", torch.triu_indices(fields, fields, 1))
-        sizes = [fields * (fields - 1) // 2, *widths]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(sizes):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        self.top = nn.Sequential(*layers[:-1])
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        x = torch.cat([context, candidate], 1)
-        gram = torch.bmm(x, x.transpose(1, 2))
-        out: Tensor = self.top(gram[:, self.pairs[0], self.pairs[1]])
-        return out
+def _drawn(kind: Kind, rows: int, g: torch.Generator, dtype: torch.dtype) -> Tensor:
+    if isinstance(kind, Ids):
+        return torch.randint(kind.size, (rows, *kind.shape), generator=g)
+    return torch.randn(rows, *kind, generator=g, dtype=dtype)
 
 
-class TargetAttention(nn.Module):
-    """A unit over `[q, k, q - k, q * k]` weighs the history (arXiv 1706.06978)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.unit = nn.Sequential(nn.Linear(4 * width, 80), nn.ReLU(), nn.Linear(80, 40), nn.ReLU(), nn.Linear(40, 1))
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        q = candidate.unsqueeze(1).expand(-1, context.shape[1], -1)
-        weight = self.unit(torch.cat([q, context, q - context, q * context], -1))
-        pooled: Tensor = (weight * context).sum(1)
-        return pooled
+# -- one model, several shares of context
 
 
-class NormLinear(nn.Module):
-    """LayerNorm over mixed columns, then a linear layer."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, out)
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        out: Tensor = self.out(self.norm(torch.cat([context, candidate], 1)))
-        return out
+def _layers(share: int) -> Scenario:
+    context = 1024 * share // 100
+    return _shared("mlp", share, lambda: Layers(1024, 512, 256, 1), (context,), (1024 - context,))
 
 
-class TokenAttention(nn.Module):
-    """One self-attention layer over context and candidate tokens, residual, mean over tokens."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        x = torch.cat([context, candidate], 1)
-        pooled: Tensor = (x + self.attention(x, x, x, need_weights=False)[0]).mean(1)
-        return pooled
+def _cross(share: int) -> Scenario:
+    context = 1024 * share // 100
+    return _shared("cross", share, lambda: CrossLayers(1024, 3, 512), (context,), (1024 - context,))
 
 
-class CompressedPairs(nn.Module):
-    """Compressed interaction network (xDeepFM, arXiv 1803.05170)."""
-
-    def __init__(self, fields: int, *widths: int) -> None:
-        super().__init__()
-        sizes = [fields, *widths]
-        self.maps = nn.ModuleList(nn.Conv1d(a * fields, b, 1) for a, b in itertools.pairwise(sizes))
-        self.out = nn.Linear(sum(widths), 1)
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        first = x = torch.cat([context, candidate], 1)
-        sums = []
-        for layer in self.maps:
-            outer = torch.einsum("bhd,bmd->bhmd", x, first)
-            x = F.relu(layer(outer.reshape(outer.shape[0], -1, outer.shape[-1])))
-            sums.append(x.sum(2))
-        out: Tensor = self.out(torch.cat(sums, 1))
-        return out
+def _pairs(share: int) -> Scenario:
+    context = 40 * share // 100
+    return _shared("dot_pairs", share, lambda: DotPairs(40, 512, 256, 1), (context, 64), (40 - context, 64))
 
 
-class MatrixPairs(nn.Module):
-    """A matrix per pair of fields (FmFM, arXiv 2102.12994)."""
-
-    pairs: Tensor
-
-    def __init__(self, fields: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("pairs", torch.triu_indices(fields, fields, 1))
-        self.matrices = nn.Parameter(torch.randn(fields * (fields - 1) // 2, width, width))
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        x = torch.cat([context, candidate], 1)
-        left, right = x[:, self.pairs[0]], x[:, self.pairs[1]]
-        return (torch.einsum("bpd,pde->bpe", left, self.matrices) * right).sum((1, 2))
+def _target(share: int) -> Scenario:
+    """A history of 50, which counts as its pooled width of 64 among the 1024 columns."""
+    context = 1024 * share // 100
+    sides = {"history": (50, 64), "profile": (context - 64,)}, (1024 - context,)
+    return _shared("target_ranker", share, lambda: TargetRanker(64, 1024, 256, 128, 1), *sides)
 
 
-class BilinearPairs(nn.Module):
-    """Bilinear pairs of fields and of squeezed and excited fields (FiBiNET, arXiv 1905.09433)."""
-
-    def __init__(self, fields: int, width: int, out: int) -> None:
-        super().__init__()
-        self.fields = fields
-        self.matrix = nn.Linear(width, width, bias=False)
-        self.excite = nn.Sequential(
-            nn.Linear(fields, fields // 3), nn.ReLU(), nn.Linear(fields // 3, fields), nn.ReLU()
-        )
-        self.out = nn.Linear(fields * (fields - 1) * width, out)
-
-    def _pairs(self, x: Tensor) -> Tensor:
-        pairs = itertools.combinations(range(self.fields), 2)
-        return torch.cat([self.matrix(x[:, i]) * x[:, j] for i, j in pairs], 1)
-
-    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
-        x = torch.cat([context, candidate], 1)
-        excited = x * self.excite(x.mean(2)).unsqueeze(2)
-        out: Tensor = self.out(torch.cat([self._pairs(x), self._pairs(excited)], 1))
-        return out
+def _shared(family: str, share: int, build: Callable[[], nn.Module], context: Side, candidate: Side) -> Scenario:
+    return Scenario(
+        f"{family}_share_{share}", build, context, candidate, family, share, dense=family != "target_ranker"
+    )
 
 
+def _industrial() -> Scenario:
+    m = industrial
+    user: dict[str, Kind] = {name: Ids(m.IDS) for name in m.USER_IDS} | {name: () for name in m.USER_DENSE}
+    user |= {"history_item": Ids(m.ITEMS, (m.STEPS,)), "history_category": Ids(m.CATEGORIES, (m.STEPS,))}
+    item: dict[str, Kind] = {name: Ids(m.IDS) for name in m.ITEM_IDS} | {name: () for name in m.ITEM_DENSE}
+    item |= {"item": Ids(m.ITEMS), "category": Ids(m.CATEGORIES)}
+    return Scenario("industrial", m.IndustrialRanker, user, item, one_dict=True)
+
+
+def _crosses(context: int, candidate: int, depth: int) -> list[Scenario]:
+    """A cross network, full and of rank 64."""
+    name, width = f"{context}_{candidate}", context + candidate
+    full = Scenario(f"cross_full_{name}", lambda: CrossLayers(width, depth, 512), (context,), (candidate,), dense=True)
+    low = Scenario(f"cross_low_rank_{name}", lambda: CrossLayers(width, depth, 512, 64), (context,), (candidate,),
+                   dense=True)  # fmt: skip
+    return [full, low]
+
+
+SHARES = [25, 50, 75, 90]
+FAMILIES = [make(share) for make in (_layers, _cross, _pairs, _target) for share in SHARES]
 SCENARIOS = [
-    Scenario("cross_full", lambda: CrossLayers(1024, 3, 512), (900,), (124,)),
-    Scenario("cross_low_rank", lambda: CrossLayers(1024, 3, 512, rank=64), (900,), (124,)),
-    Scenario("dot_pairs_80_10", lambda: DotPairs(90, 512), (80, 32), (10, 32)),
-    Scenario("dot_pairs_27_4", lambda: DotPairs(31, 512, 256, 1), (27, 128), (4, 128)),
+    Scenario("mlp", lambda: Layers(1024, 512, 256, 1), (768,), (256,), dense=True),
+    Scenario("deepfm", lambda: FactorizedLayers(32, 16, 1000, 400, 400, 1), Ids(1000, (24,)), Ids(1000, (8,))),
+    Scenario("cross_full", lambda: CrossLayers(1024, 3, 512), (900,), (124,), dense=True),
+    Scenario("cross_low_rank", lambda: CrossLayers(1024, 3, 512, rank=64), (900,), (124,), dense=True),
+    *_crosses(514, 577, 4),
+    *_crosses(768, 256, 3),
+    Scenario("cross_wide_candidate", lambda: CrossLayers(1536, 3, 512), (1024,), (512,), dense=True),
+    Scenario("dot_pairs_80_10", lambda: DotPairs(90, 512), (80, 32), (10, 32), dense=True),
+    Scenario("dot_pairs_27_4", lambda: DotPairs(31, 512, 256, 1), (27, 128), (4, 128), dense=True),
+    Scenario("norm_linear", lambda: NormLinear(1024, 512), (900,), (124,), dense=True),
     Scenario("target_attention", lambda: TargetAttention(64), (50, 64), (64,)),
-    Scenario("norm_linear", lambda: NormLinear(1024, 512), (900,), (124,)),
+    Scenario("target_attention_200", lambda: TargetAttention(64), (200, 64), (64,)),
+    Scenario("history_transformer", lambda: HistoryTransformer(21, 64, 8, 512, 256, 1), (20, 64), (64,)),
     Scenario("token_attention", lambda: TokenAttention(32, 2), (40, 32), (8, 32)),
+    Scenario("autoint", lambda: FieldAttention(28, 32, 2, 3), (24, 32), (4, 32)),
     Scenario("compressed_pairs", lambda: CompressedPairs(28, 128, 128), (24, 16), (4, 16)),
+    Scenario("xdeepfm", lambda: CompressedLayers(28, 16, 64, 64), (24, 16), (4, 16)),
     Scenario("matrix_pairs", lambda: MatrixPairs(28, 16), (24, 16), (4, 16)),
     Scenario("bilinear_pairs", lambda: BilinearPairs(28, 16, 128), (24, 16), (4, 16)),
-    Scenario("cross_wide_candidate", lambda: CrossLayers(1536, 3, 512), (1024,), (512,)),
-]
+    Scenario("mmoe", lambda: MixedExperts(768, 3, 4), (576,), (192,), dense=True),
+    Scenario("ple", lambda: MixedExperts(768, 2, 2, 2), (576,), (192,), dense=True),
+    _industrial(),
+]  # fmt: skip
+QUICK = ["cross_full", "cross_low_rank", "dot_pairs_80_10", "dot_pairs_27_4", "target_attention", "norm_linear",
+         "mlp_share_25", "industrial"]  # fmt: skip
 
 
 def scenario(name: str) -> Scenario:
     """A scenario by name."""
-    return next(s for s in SCENARIOS if s.name == name)
+    return next(s for s in [*SCENARIOS, *FAMILIES] if s.name == name)
+
+
+def names(scenarios: Sequence[Scenario]) -> list[str]:
+    """Of scenarios."""
+    return [s.name for s in scenarios]

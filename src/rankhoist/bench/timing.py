@@ -23,21 +23,33 @@ class Timing:
     calls: int
 
 
-def interleaved(variants: Mapping[str, Callable[[], Any]], seconds: float, warmup: int = 3) -> dict[str, Timing]:
-    """Call all variants in turn for about `seconds` in all (at least seven rounds)."""
+def interleaved(
+    variants: Mapping[str, Callable[[], Any]], seconds: float, warmup: int = 3, rounds: int = 7
+) -> dict[str, Timing]:
+    """Call all variants in turn for about `seconds` in all, at least so many rounds.
+
+    On a CUDA device, a call ends when its kernels have.
+    """
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
     for _ in range(warmup):
         for call in variants.values():
             call()
     taken: dict[str, list[float]] = {name: [] for name in variants}
+    wait()
     end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 7 or time.perf_counter() < end:
+    done = 0
+    while done < rounds or time.perf_counter() < end:
         for name, call in variants.items():
             start = time.perf_counter()
             call()
+            wait()
             taken[name].append((time.perf_counter() - start) * 1e3)
-        rounds += 1
+        done += 1
     return {name: _timing(times) for name, times in taken.items()}
+
+
+def _nothing() -> None:
+    pass
 
 
 def _timing(times: list[float]) -> Timing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,18 +50,26 @@ class InputSpec:
         return tuple(c for c in range(self.shape[0]) if c not in context)
 
 
+_LEAF = (torch.Tensor, Split)
+
+
 def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves of nested arguments by input name: the parameter name, or the key path inside a container.
 
     A key is enough where it is unique; otherwise the parameter name stands before it (`user.age`, `item.age`).
     """
+    if len(arguments) == 1:
+        (only,) = arguments.values()
+        if isinstance(only, dict) and all(isinstance(k, str) and isinstance(v, _LEAF) for k, v in only.items()):
+            return dict(only)  # one dict of tensors, as every call of a model with many features: no paths needed
     paths: dict[str, Any] = {}
     for argument, value in arguments.items():
         leaves, _ = pytree.tree_flatten_with_path(value)
         for path, leaf in leaves:
             paths[".".join([argument, *(_key(k) for k in path)])] = leaf
     short = [p.split(".", 1)[-1] for p in paths]
-    return {(s if short.count(s) == 1 else p): leaf for p, s, leaf in zip(paths, short, paths.values(), strict=True)}
+    count = collections.Counter(short)
+    return {(s if count[s] == 1 else p): leaf for p, s, leaf in zip(paths, short, paths.values(), strict=True)}
 
 
 def _key(key: Any) -> str:

@@ -1,0 +1,137 @@
+"""`rankhoist bench`: choose cells, measure, and write the dated results."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rankhoist.bench import plots, suite
+from rankhoist.bench.goals import cell_name, median, ratio, summary
+from rankhoist.bench.scenarios import FAMILIES, SCENARIOS, names
+from rankhoist.bench.suite import QUICK_CANDIDATES, Cell, Settings
+from rankhoist.bench.table import page
+from rankhoist.bench.timing import machine
+from rankhoist.errors import CommandError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one run; the cells are the quick ones unless something is said about them."""
+
+    everything: bool = False
+    only: Sequence[str] = ()
+    candidates: Sequence[int] = ()
+    seconds: float = 3.0
+    threads: int = 1
+    backend: str = "eager"
+    compiled: bool = False
+    dtype: str = "float32"
+    device: str = "cpu"
+    out: Path = Path("benchmarks/results")
+    plots: bool = True
+
+
+def main(options: Options) -> int:
+    """Exit code 1 if a level was not equal to the original somewhere."""
+    console = Console()
+    cells = chosen(options)
+    if options.plots:
+        plots.pyplot()  # or say now, not after the run, that it is missing
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        about = machine()
+        console.print(f"{about['threads']} thread(s), {about['processor']}, torch {about['torch']}, {len(cells)} cells")
+        record = measured(cells, options, about, console)
+    finally:
+        torch.set_num_threads(threads)
+    for goal in record["goals"]:
+        if goal["passed"] is False:
+            console.print(f"missed: {goal['goal']}: {len(goal['missed'])} of {goal['cells']} cells")
+    return 0 if all(r["equal"] for r in record["cells"]) else 1
+
+
+def chosen(options: Options) -> list[Cell]:
+    """The cells of a run.
+
+    Raises:
+        CommandError: a name matches no scenario.
+    """
+    cells = suite.all_cells() if options.everything or options.only else suite.quick_cells()
+    if options.only:
+        known = names([*SCENARIOS, *FAMILIES])
+        for pattern in options.only:
+            if not fnmatch.filter(known, pattern):
+                raise CommandError(f"--only {pattern}: no such scenario; there are {', '.join(known)}")
+        cells = [c for c in cells if any(fnmatch.fnmatchcase(c.scenario.name, p) for p in options.only)]
+    counts = list(options.candidates) or (QUICK_CANDIDATES if options.only and not options.everything else [])
+    if counts:
+        cells = [Cell(s, n) for s in {c.scenario.name: c.scenario for c in cells}.values() for n in counts]
+    return cells
+
+
+def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], console: Console) -> dict[str, Any]:
+    """The record of a run, written after every cell, so that a long run that breaks off is not lost."""
+    settings = Settings(
+        options.seconds, options.backend, options.compiled or options.everything, getattr(torch, options.dtype),
+        options.device,
+    )  # fmt: skip
+    start = time.monotonic()
+    selection = "all" if options.everything else "chosen" if options.only or options.candidates else "quick"
+    record: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "selection": selection, "machine": about,
+        "command": " ".join(["rankhoist", *sys.argv[1:]]), "dtype": options.dtype, "device": options.device,
+        "backend": options.backend, "seconds_per_cell": options.seconds, "minutes": 0.0, "goals": [], "cells": [],
+    }  # fmt: skip
+    stem = options.out / f"{record['date'][:10]}-bench-{selection}"
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("cells", total=len(cells))
+
+        def done(cell: Cell, found: dict[str, Any]) -> None:
+            record["cells"].append(found)
+            record["minutes"] = (time.monotonic() - start) / 60
+            _write_json(record, stem)
+            progress.console.print(_line(found))
+            progress.advance(task)
+
+        try:
+            suite.measure_all(cells, settings, done)
+        finally:  # a run that is interrupted shows what it has
+            _finish(record, stem, options, console)
+    return record
+
+
+def _finish(record: dict[str, Any], stem: Path, options: Options, console: Console) -> None:
+    """Goals, table and plots."""
+    record["goals"] = summary(record["cells"])
+    _write_json(record, stem)
+    drawn = plots.draw(record, stem) if options.plots else []
+    stem.with_suffix(".md").write_text(page(record, [p.name for p in drawn]))
+    console.print(
+        f"{record['minutes']:.1f} minutes; written: {stem}.json, .md" + (f", {len(drawn)} plots" if drawn else "")
+    )
+
+
+def _line(found: dict[str, Any]) -> str:
+    if not found["equal"]:
+        return f"{cell_name(found)}: not equal, so not timed"
+    return f"{cell_name(found)}: {median(found, 'eager'):.3g} ms, full {median(found, 'full'):.3g} ms, " + (
+        f"{ratio(found, 'eager'):.2f}x"
+    )
+
+
+def _write_json(record: dict[str, Any], stem: Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
