@@ -16,6 +16,7 @@ from rankhoist.emit import Stage, Stages, emit
 from rankhoist.errors import InputError, WeightsError
 from rankhoist.plan import Plan, Plans, single
 from rankhoist.report import Report, make_report
+from rankhoist.runtime.backends import backend_of
 from rankhoist.runtime.retarget import retarget
 
 Offsets = Tensor | Sequence[int]
@@ -60,7 +61,7 @@ class HoistedModel(nn.Module):
     Calls from several threads at once are safe, also while `update_weights` runs.
     """
 
-    def __init__(self, program: Program, plans: Plans | Plan) -> None:
+    def __init__(self, program: Program, plans: Plans | Plan, backend: str = "eager") -> None:
         super().__init__()
         self.program, self.plans = program, plans if isinstance(plans, Plans) else single(plans)
         outputs = [p.outputs for p in self.plans.plans]
@@ -69,6 +70,7 @@ class HoistedModel(nn.Module):
         self._specs = {spec.name: spec for spec in program.inputs.values()}
         self._expected = self._expect()
         self._install({name: w.tensor for name, w in program.weights.items()}, self.stages.constants)
+        self.to_backend(backend)
         self.eval()
 
     @property
@@ -99,6 +101,48 @@ class HoistedModel(nn.Module):
     def report(self) -> Report:
         """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
         return make_report(self.plan)
+
+    # -- backends
+
+    def to_backend(self, backend: str) -> HoistedModel:
+        """Run the stages with `eager` (PyTorch, operator by operator) or `inductor` (torch.compile); returns itself.
+
+        Stages compile at their first call, for tens of seconds (`warm_up` pays it before), and not again when the
+        numbers of candidates and requests vary, nor after `update_weights`.
+
+        Raises:
+            BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
+        """
+        make, self.backend = backend_of(backend), backend
+        for variant in self.stages.variants:
+            variant.request.renew()
+            variant.candidate.renew()
+            variant.request.run = make(variant.request, None)
+            variant.candidate.run = make(variant.candidate, variant.state)
+        return self
+
+    def warm_up(self, candidates: Sequence[int] = (), requests: Sequence[int] = (1,)) -> HoistedModel:
+        """Compile what calls with these numbers of candidates (of all requests; the workload's by default) need.
+
+        It scores made-up rows, the example's where it is known; returns itself.
+        """
+        for r in requests:
+            for n in candidates or (self.plan.workload.candidates,):
+                offsets = [n * i // r for i in range(r + 1)]
+                state = self.prepare(self._made_up("context", r), candidates=n)
+                self.score(state, self._made_up("candidate", n), request_offsets=offsets)
+        return self
+
+    def _made_up(self, side: str, rows: int) -> dict[str, Tensor]:
+        """Rows of the example, in turn; zeros where there is no example."""
+        made = {}
+        for name, (dtype, shape) in self._expected[side].items():
+            rows_of = self.program.example.get(name, torch.zeros(1, *shape))
+            spec = self._specs[name]
+            if spec.role == "packed" and name in self.program.example:
+                rows_of = rows_of[:, list(spec.columns if side == "context" else spec.candidate_columns)]
+            made[name] = rows_of[torch.arange(rows) % len(rows_of)].to(self._device, dtype)
+        return made
 
     # -- calls
 
@@ -293,6 +337,7 @@ class HoistedModel(nn.Module):
             constants = {n: fn(t) for n, t in self._weights.constants.items()}
             probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
         retarget(self.stages, {self._dtype: probe.dtype, self._device: probe.device})
+        self.to_backend(self.backend)
         self._dtype, self._device = probe.dtype, probe.device
         self._expected = self._expect()
         self._install(original, constants)
@@ -302,6 +347,7 @@ class HoistedModel(nn.Module):
         """A model with weights of its own; program and plan, which nobody changes, are shared."""
         copy = HoistedModel(self.program, self.plans)
         retarget(copy.stages, {copy._dtype: self._dtype, copy._device: self._device})
+        copy.to_backend(self.backend)
         copy._dtype, copy._device, copy._expected = self._dtype, self._device, self._expected
         copy._install({n: t.clone() for n, t in self._weights.original.items()}, dict(self._weights.constants))
         return copy
