@@ -1,14 +1,16 @@
-"""Backends give the eager model's scores, compile once whatever the row counts, and say what is missing.
+"""Backends and exports give the eager model's scores, compile once whatever the row counts, and say what is missing.
 
-Spelling for compilers is checked on every model without compiling; the ordinary run compiles one model
+Spelling for compilers is checked on every model without compiling; the ordinary run compiles and exports one model
 that uses every kernel, the slow one all of them.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from torch._dynamo.utils import counters
 from rankhoist import HoistedModel, Split, hoist, verify
 from rankhoist.capture import capture
 from rankhoist.emit.traceable import slots_of, traceable
-from rankhoist.errors import BackendError
+from rankhoist.errors import BackendError, InputError
+from rankhoist.runtime import load_onnx, load_package
 from rankhoist.runtime.backends import Compiled
 
 USERS, ITEMS, D = 40, 60, 8
@@ -130,6 +133,11 @@ class Case:
     def call(self, hoisted: HoistedModel, user: Tensor, item: Tensor, offsets: list[int]) -> Any:
         given = (Split(user, item),) if self.packed else (user, item)
         return hoisted(*given, request_offsets=offsets)
+
+    def run(self, runner: Any, user: Tensor, item: Tensor, offsets: list[int]) -> Any:
+        """The same through `prepare` and `score`."""
+        names = ("X", "X") if self.packed else ("user", "item")
+        return runner.score(runner.prepare({names[0]: user}), {names[1]: item}, offsets)
 
 
 def numbers(*shape: int) -> Callable[[int], Tensor]:
@@ -268,3 +276,89 @@ def test_no_compiler(monkeypatch):
     _, hoisted = CASES["first"].make()
     with pytest.raises(BackendError, match=r"found no working C\+\+ compiler; install one .*apt install g\+\+"):
         hoisted.to_backend("inductor").warm_up()
+
+
+# -- exports
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tmp_path_factory) -> Path:
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("onnx")
+    CASES["crossed"].make()[1].export_onnx(folder, several=True)
+    return folder
+
+
+def test_onnx_is_equal(onnx_folder):
+    pytest.importorskip("onnxruntime")
+    case, runner = CASES["crossed"], load_onnx(onnx_folder)
+    check(case, case.make()[0], lambda *given: case.run(runner, *given))
+    assert {p.name for p in onnx_folder.iterdir()} == {
+        "request.onnx",
+        "candidate.onnx",
+        "several.onnx",
+        "manifest.json",
+    }
+
+
+def test_an_onnx_stage_knows_nothing_of_the_other_side(onnx_folder):
+    onnx = pytest.importorskip("onnx")
+    inputs = {n: [i.name for i in onnx.load(onnx_folder / f"{n}.onnx").graph.input] for n in ("request", "candidate")}
+    assert inputs["request"] == ["user"] and "item" in inputs["candidate"] and "user" not in inputs["candidate"]
+
+
+def test_runner_errors(onnx_folder):
+    pytest.importorskip("onnxruntime")
+    runner = load_onnx(onnx_folder)
+    state = runner.prepare({"user": torch.tensor([1, 2])})
+    with pytest.raises(InputError, match="missing request inputs: user; got person"):
+        runner.prepare({"person": torch.tensor([1])})
+    with pytest.raises(InputError, match="2 requests need request_offsets"):
+        runner.score(state, {"item": torch.tensor([1, 2])})
+    with pytest.raises(InputError, match=r"request_offsets must be 3 numbers that rise from 0 to 2, got \[0, 3, 2\]"):
+        runner.score(state, {"item": torch.tensor([1, 2])}, [0, 3, 2])
+    with pytest.raises(InputError, match=r"one common row count of 1 or more \(item: 0\)"):
+        runner.score(state, {"item": torch.tensor([], dtype=torch.int64)}, [0, 0, 0])
+    with pytest.raises(BackendError, match=r"holds no readable manifest\.json"):
+        load_onnx(onnx_folder / "elsewhere")
+
+
+@pytest.mark.slow
+@every
+def test_onnx_is_equal_on_every_model(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    case = CASES[name]
+    model, hoisted = case.make()
+    hoisted.export_onnx(tmp_path, several=True)
+    runner = load_onnx(tmp_path)
+    check(case, model, lambda *given: case.run(runner, *given))
+
+
+@pytest.mark.slow
+@every
+def test_packages_are_equal(name, tmp_path):
+    case = CASES[name]
+    model, hoisted = case.make()
+    hoisted.package(tmp_path, several=True)
+    runner = load_package(tmp_path)
+    check(case, model, lambda *given: case.run(runner, *given))
+
+
+def test_missing_extra(monkeypatch, tmp_path):
+    _, hoisted = CASES["first"].make()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for call in (lambda: hoisted.export_onnx(tmp_path), lambda: load_onnx(tmp_path)):
+        with pytest.raises(BackendError, match=r"is not installed: pip install 'rankhoist\[onnx\]'"):
+            call()
+
+
+def test_what_cannot_be_exported_is_said(tmp_path):
+    """A model whose scores do not depend on candidates has no candidate stage to export."""
+
+    class Same(nn.Module):
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return torch.tanh(user).sum(1)
+
+    hoisted = hoist(Same().eval(), (torch.randn(3, 4), torch.randn(3, 2)), context=["user"])
+    with pytest.raises(BackendError, match="the candidate stage reads no input"):
+        hoisted.export_onnx(tmp_path)

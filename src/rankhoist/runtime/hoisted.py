@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from rankhoist.emit import Stage, Stages, emit
 from rankhoist.errors import InputError, WeightsError
 from rankhoist.plan import Plan, Plans, single
 from rankhoist.report import Report, make_report
+from rankhoist.runtime import aoti, onnx
 from rankhoist.runtime.backends import backend_of
 from rankhoist.runtime.retarget import retarget
 
@@ -132,6 +134,26 @@ class HoistedModel(nn.Module):
                 state = self.prepare(self._made_up("context", r), candidates=n)
                 self.score(state, self._made_up("candidate", n), request_offsets=offsets)
         return self
+
+    def export_onnx(self, folder: str | os.PathLike[str], several: bool = False) -> None:
+        """Write both stages as ONNX models; `rankhoist.runtime.load_onnx` runs them.
+
+        Args:
+            folder: for `request.onnx`, `candidate.onnx` and `manifest.json`, which names their inputs and outputs.
+            several: also `several.onnx`, the candidate stage of several requests per call.
+
+        Raises:
+            BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
+        """
+        onnx.export_onnx(self, folder, several)
+
+    def package(self, folder: str | os.PathLike[str], several: bool = False) -> None:
+        """Compile both stages ahead of time with AOTInductor; `rankhoist.runtime.load_package` runs them.
+
+        A package is native code of this machine's kind, which runs when loaded: load only what you trust. A call from
+        Python holds the interpreter lock from beginning to end, so threads do not score side by side.
+        """
+        aoti.package(self, folder, several)
 
     def _made_up(self, side: str, rows: int) -> dict[str, Tensor]:
         """Rows of the example, in turn; zeros where there is no example."""
