@@ -35,6 +35,10 @@ class WeightsError(RankhoistError):
     """A state dict does not fit the hoisted model."""
 
 
+class BackendError(RankhoistError):
+    """A backend or an export format is unknown, lacks what it needs on this machine, or refuses a stage."""
+
+
 class VerificationError(RankhoistError):
     """Verification could not be carried out (a *failed* certificate is a result, not an error)."""
 

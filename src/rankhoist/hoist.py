@@ -23,6 +23,7 @@ def hoist(
     context: Context,
     workload: Workload | None = None,
     level: str = "full",
+    backend: str = "eager",
 ) -> HoistedModel:
     """An equal model that computes context work once per request.
 
@@ -33,11 +34,15 @@ def hoist(
             `{name: columns}`.
         workload: the number of candidates and requests per call that the plan is made for (default 1000 and 1).
         level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
+        backend: what runs the stages: `eager` or `inductor`, which compiles them at their first call; see
+            `HoistedModel.to_backend`.
 
     Raises:
+        BackendError: there is no such backend.
         CaptureError: see `rankhoist.errors` for what can be wrong with a model, its example or its context.
     """
-    return hoist_program(capture(model, example, context), workload=workload, level=level)
+    hoisted = hoist_program(capture(model, example, context), workload=workload, level=level)
+    return hoisted.to_backend(backend)
 
 
 def hoist_program(program: Program, *, workload: Workload | None = None, level: str = "full") -> HoistedModel:

@@ -21,6 +21,7 @@ from rankhoist.capture import Program, capture
 from rankhoist.hoist import hoist_program
 from rankhoist.plan import Plan
 from rankhoist.plan.predict import predicted
+from rankhoist.plan.profile import load_profile
 from rankhoist.runtime import HoistedModel
 
 LEVELS = [level.name.lower() for level in Level]
@@ -152,7 +153,7 @@ class Subject:
             "equal": not wrong, "errors": errors, "skipped": skipped,
             "time": {x: asdict(t) for x, t in times.items()},
             "plan": {"number": number, "level": plan.level.name.lower(), "of": len(self.full.plans.plans)},
-            "predicted": 1e3 * float(predicted(plan.nodes, self.full.plans.profile, cell.candidates, cell.requests)),
+            "predicted": 1e3 * float(predicted(plan.nodes, load_profile(), cell.candidates, cell.requests)),
             "state_bytes": 0 if wrong else self.full.prepare(context, cell.candidates).bytes, "multiply_adds": work,
             "hoisting_seconds": {**self.seconds}, "first_call_seconds": first,
         }  # fmt: skip
@@ -221,7 +222,9 @@ class Subject:
     def _plan(self, cell: Cell) -> tuple[Plan, int]:
         """The plan that `full` uses for a call of this size."""
         number = self.full.plans.ranges.choose(cell.candidates, cell.requests)
-        return self.full.plans.plans[number], number
+        plan = self.full.plans.plans[number]
+        assert isinstance(plan, Plan), "hoisted here, not loaded"
+        return plan, number
 
 
 def _first_calls(calls: dict[str, Call], skipped: dict[str, str]) -> tuple[dict[str, float], dict[str, float]]:

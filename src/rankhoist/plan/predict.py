@@ -15,6 +15,7 @@ from rankhoist.plan.profile import Profile
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
              "rsqrt", "sin", "cos", "elu", "selu", "mish", "log_softmax", "hardswish", "logsumexp"}  # fmt: skip
 GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag", "read_tables"}
+CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
 ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
 
 
@@ -24,7 +25,7 @@ def predicted(nodes: Sequence[Node], profile: Profile, candidates: Any, requests
     for n in nodes:
         alike.setdefault(kind(n), []).append(n)
     each = (len(group) * seconds(group[0], profile, candidates, requests) for group in alike.values())
-    return sum(each, start=np.asarray(0.0))
+    return sum(each, start=np.asarray(CALLS * profile.call))
 
 
 def kind(node: Node) -> Any:
@@ -42,8 +43,10 @@ def _transposed(node: Node) -> bool:
 
 def seconds(node: Node, profile: Profile, candidates: Any, requests: Any) -> Any:
     """Seconds of one operator in one call; work on weights alone is done before."""
-    if node.rate is Rate.WEIGHT or isinstance(node.op, str):
+    if node.rate is Rate.WEIGHT:
         return 0.0
+    if isinstance(node.op, str):
+        return profile.view  # an input is looked at before it is used
     rows = candidates if node.rate.per_candidate else requests
     name = getattr(node.op, "__name__", "").partition(".")[0]
     if node.op in ROW_TENSORS:

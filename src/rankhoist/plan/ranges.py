@@ -19,7 +19,7 @@ from rankhoist.plan.profile import Profile, load_profile
 from rankhoist.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, explained, search, settled
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
-REQUESTS = [1, 2, 8, 32, 128]
+REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered anew
 SECONDS = 8.0  # no further plans are made after that
 
@@ -43,10 +43,17 @@ class Ranges:
 
     def choose(self, candidates: int, requests: int) -> int:
         """The number of the plan for a call."""
-        row = self.candidates[max(bisect.bisect_right(self.requests, requests) - 1, 0)]
+        row = self.candidates[self._nearest(requests)]
         if len(row) == 1:
             return row[0].plan
         return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0)].plan
+
+    def _nearest(self, requests: int) -> int:
+        above = bisect.bisect_left(self.requests, requests)
+        if above in (0, len(self.requests)):
+            return min(above, len(self.requests) - 1)
+        low, high = self.requests[above - 1 : above + 1]
+        return above if requests * requests > low * high else above - 1
 
 
 EVERYWHERE = Ranges((1,), ((Range(0, 0),),))

@@ -18,7 +18,7 @@ from rankhoist.algebra.interpret import Interpreter, Level, Memo
 from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.algebra.lean import lean
 from rankhoist.capture import Program
-from rankhoist.plan.predict import kind, seconds
+from rankhoist.plan.predict import CALLS, kind, seconds
 from rankhoist.plan.profile import Profile, load_profile
 from rankhoist.rules import all_rules, lookups
 
@@ -166,5 +166,5 @@ def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, floa
     return Cost(
         sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes),
         sum(n.work.elements * workload.of(n.rate) for n in nodes),
-        sum(known[n.index] for n in nodes),
+        CALLS * profile.call + sum(known[n.index] for n in nodes),
     )

@@ -17,6 +17,8 @@ from rankhoist.emit import Stage, Stages
 from rankhoist.errors import InputError, WeightsError
 from rankhoist.plan import Plan, Plans, PlanSummary, single
 from rankhoist.report import Report
+from rankhoist.runtime import aoti, onnx
+from rankhoist.runtime.backends import backend_of
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.retarget import retargeted
 
@@ -68,6 +70,8 @@ class HoistedModel(nn.Module):
     place, call `update_weights`.
     Calls from several threads at once are safe, also while `update_weights` runs.
     """
+
+    backend = "eager"
 
     def __init__(self, program: Program, plans: Plans[Plan] | Plan) -> None:
         blueprint = Blueprint.of(program, plans if isinstance(plans, Plans) else single(plans))
@@ -150,6 +154,65 @@ class HoistedModel(nn.Module):
         from rankhoist.runtime.artifact import save  # which makes hoisted models, and so imports this
 
         save(self, path, certificate)
+
+    # -- backends
+
+    def to_backend(self, backend: str) -> HoistedModel:
+        """Run the stages with `eager` (PyTorch, operator by operator) or `inductor` (torch.compile); returns itself.
+
+        Stages compile at their first call, for tens of seconds (`warm_up` pays it before), and not again when the
+        numbers of candidates and requests vary, nor after `update_weights`.
+
+        Raises:
+            BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
+        """
+        backend_of(backend)
+        self.backend = backend
+        self._place(self._weights.original, self._weights.constants, self._dtype, self._device)
+        return self
+
+    def warm_up(self, candidates: Sequence[int] = (), requests: Sequence[int] = (1,)) -> HoistedModel:
+        """Compile what calls with these numbers of candidates (of all requests; the workload's by default) need.
+
+        It scores made-up rows, the example's where it is known; returns itself.
+        """
+        for r in requests:
+            for n in candidates or (self.plan.workload.candidates,):
+                offsets = [n * i // r for i in range(r + 1)]
+                state = self.prepare(self._made_up("context", r), candidates=n)
+                self.score(state, self._made_up("candidate", n), request_offsets=offsets)
+        return self
+
+    def export_onnx(self, folder: str | os.PathLike[str], several: bool = False) -> None:
+        """Write both stages as ONNX models; `rankhoist.runtime.load_onnx` runs them.
+
+        Args:
+            folder: for `request.onnx`, `candidate.onnx` and `manifest.json`, which names their inputs and outputs.
+            several: also `several.onnx`, the candidate stage of several requests per call.
+
+        Raises:
+            BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
+        """
+        onnx.export_onnx(self, folder, several)
+
+    def package(self, folder: str | os.PathLike[str], several: bool = False) -> None:
+        """Compile both stages ahead of time with AOTInductor; `rankhoist.runtime.load_package` runs them.
+
+        A package is native code of this machine's kind, which runs when loaded: load only what you trust. A call from
+        Python holds the interpreter lock from beginning to end, so threads do not score side by side.
+        """
+        aoti.package(self, folder, several)
+
+    def _made_up(self, side: str, rows: int) -> dict[str, Tensor]:
+        """Rows of the example, in turn; zeros where there is no example."""
+        made = {}
+        for name, (dtype, shape) in self._expected[side].items():
+            rows_of = self.interface.example.get(name, torch.zeros(1, *shape))
+            spec = self._specs[name]
+            if spec.role == "packed" and name in self.interface.example:
+                rows_of = rows_of[:, list(spec.columns if side == "context" else spec.candidate_columns)]
+            made[name] = rows_of[torch.arange(rows) % len(rows_of)].to(self._device, dtype)
+        return made
 
     # -- calls
 
@@ -347,10 +410,14 @@ class HoistedModel(nn.Module):
     def _place(
         self, original: dict[str, Tensor], constants: dict[str, Tensor], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Install weights that are in `dtype` and on `device`, and graphs that name these."""
+        """Install weights that are in `dtype` and on `device`, and graphs that name these, on the backend."""
         captured = self.interface
         moved = {captured.dtype: dtype, captured.device: device}
         self.stages: Stages = retargeted(self.blueprint.stages, moved)
+        make = backend_of(self.backend)
+        for variant in self.stages.variants:
+            variant.request.run = make(variant.request, None)
+            variant.candidate.run = make(variant.candidate, variant.state)
         self._dtype, self._device = dtype, device
         self._expected = self._expect()
         self._install(original, constants)
@@ -358,7 +425,8 @@ class HoistedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> HoistedModel:
         """A model with weights of its own; the blueprint, which nobody changes, is shared."""
         original = {n: t.clone() for n, t in self._weights.original.items()}
-        return HoistedModel.of(self.blueprint, original, dict(self._weights.constants), self._dtype, self._device)
+        copy = HoistedModel.of(self.blueprint, original, dict(self._weights.constants), self._dtype, self._device)
+        return copy.to_backend(self.backend) if self.backend != "eager" else copy
 
     def extra_repr(self) -> str:
         cost = self.plan.cost

@@ -1,0 +1,364 @@
+"""Backends and exports give the eager model's scores, compile once whatever the row counts, and say what is missing.
+
+Spelling for compilers is checked on every model without compiling; the ordinary run compiles and exports one model
+that uses every kernel, the slow one all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_equal, kept, repeated
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from rankhoist import HoistedModel, Split, hoist, verify
+from rankhoist.capture import capture
+from rankhoist.emit.traceable import slots_of, traceable
+from rankhoist.errors import BackendError, InputError
+from rankhoist.runtime import load_onnx, load_package
+from rankhoist.runtime.backends import Compiled
+
+USERS, ITEMS, D = 40, 60, 8
+COUNTS = [1, 2, 7, 100, 1000]
+RAGGED = [[0, 3, 3, 7], [0, 0, 1], [0, 20, 60, 100], [0, 1, 2, 3, 4, 5]]
+
+
+# -- models
+
+
+class Crossed(nn.Module):
+    """Ids; every layer multiplies context and candidate columns; two outputs and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(USERS, 2 * D), nn.Embedding(ITEMS, D)
+        self.layers = nn.ModuleList(nn.Linear(3 * D, 3 * D) for _ in range(2))
+        self.top = nn.Linear(3 * D, 1)
+
+    def forward(self, user: Tensor, item: Tensor) -> dict[str, Any]:
+        first = x = torch.cat([self.user(user), self.item(item)], 1)
+        for layer in self.layers:
+            x = first * layer(x) + x
+        return {"click": torch.sigmoid(self.top(x).squeeze(1)), "hidden": x, "version": 3}
+
+
+class First(nn.Module):
+    """A linear layer over a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(3 * D, 16), nn.Linear(16, 1)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.out(torch.relu(self.hidden(torch.cat([item, user], 1))))
+
+
+class Pairs(nn.Module):
+    """Dot products of all pairs of fields, and a layer over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(10, 1)
+        self.register_buffer("at", torch.triu_indices(5, 5, 1))
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        fields = torch.cat([user, item], 1)
+        products = torch.bmm(fields, fields.transpose(1, 2))
+        return self.out(products[:, self.at[0], self.at[1]])
+
+
+class Unit(nn.Module):
+    """A history read by each candidate: a layer over [q, k, q - k, q * k], softmax, weighted sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.score = nn.Linear(4 * D, 12), nn.Linear(12, 1)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        q = item.unsqueeze(1).expand(-1, user.shape[1], -1)
+        weights = self.score(torch.sigmoid(self.hidden(torch.cat([q, user, q - user, q * user], -1))))
+        return (torch.softmax(weights, 1) * user).sum(1)
+
+
+class Heads(nn.Module):
+    """Candidate tokens attend to context tokens in two heads: one matrix per request and head."""
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        keys, queries = (x.unflatten(2, (2, D // 2)).transpose(1, 2) for x in (user, item))
+        weights = torch.softmax(torch.matmul(queries, keys.transpose(2, 3)), -1)
+        return torch.matmul(weights, keys).transpose(1, 2).flatten(2)
+
+
+class Packed(nn.Module):
+    """One matrix of ids and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(20, D), nn.Linear(2 * D + 2, 2)
+
+    def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        ids = X[:, :2].long()
+        x = self.out(torch.cat([self.table(ids[:, 0]), X[:, 2:], self.table(ids[:, 1])], 1))
+        return x[:, 0], torch.tanh(x[:, 1])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with what draws rows of both sides; the context of a packed one is columns 0 and 3."""
+
+    model: Callable[[], nn.Module]
+    user: Callable[[int], Tensor]
+    item: Callable[[int], Tensor]
+    packed: bool = False
+
+    def make(self) -> tuple[nn.Module, HoistedModel]:
+        """The model and the plan that keeps every form: it uses the algebra most."""
+        torch.manual_seed(0)
+        model = self.model().eval()
+        rows = self.whole(self.user(5), self.item(5))
+        return model, kept(capture(model, rows, {"X": [0, 3]} if self.packed else ["user"]))
+
+    def whole(self, user: Tensor, item: Tensor) -> tuple[Tensor, ...]:
+        """What the original takes."""
+        return (torch.stack([user[:, 0], item[:, 0], item[:, 1], user[:, 1]], 1),) if self.packed else (user, item)
+
+    def call(self, hoisted: HoistedModel, user: Tensor, item: Tensor, offsets: list[int]) -> Any:
+        given = (Split(user, item),) if self.packed else (user, item)
+        return hoisted(*given, request_offsets=offsets)
+
+    def run(self, runner: Any, user: Tensor, item: Tensor, offsets: list[int]) -> Any:
+        """The same through `prepare` and `score`."""
+        names = ("X", "X") if self.packed else ("user", "item")
+        return runner.score(runner.prepare({names[0]: user}), {names[1]: item}, offsets)
+
+
+def numbers(*shape: int) -> Callable[[int], Tensor]:
+    return lambda rows: torch.randn(rows, *shape)
+
+
+def ids(count: int) -> Callable[[int], Tensor]:
+    return lambda rows: torch.randint(0, count, (rows,))
+
+
+def mixed(rows: int) -> Tensor:
+    return torch.stack([torch.randint(0, 20, (rows,)).float(), torch.randn(rows)], 1)
+
+
+CASES = {
+    "crossed": Case(Crossed, ids(USERS), ids(ITEMS)),
+    "first": Case(First, numbers(2 * D), numbers(D)),
+    "pairs": Case(Pairs, numbers(3, D), numbers(2, D)),
+    "unit": Case(Unit, numbers(6, D), numbers(D)),
+    "heads": Case(Heads, numbers(6, D), numbers(3, D)),
+    "packed": Case(Packed, mixed, mixed, packed=True),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+def check(case: Case, model: nn.Module, call: Callable[..., Any], counts: list[int] = COUNTS) -> None:
+    """The original's scores, for one request and for several."""
+    for offsets in [*([0, n] for n in counts), *RAGGED]:
+        user, item = case.user(len(offsets) - 1), case.item(offsets[-1])
+        expected = model(*case.whole(repeated(user, offsets), item))
+        assert_equal(call(user, item, offsets), expected, f"offsets {offsets}")
+
+
+# -- spelling
+
+
+@every
+def test_the_spelling_for_compilers_computes_the_same(name):
+    case = CASES[name]
+    model, hoisted = case.make()
+    stage = hoisted.stages.variants[0].candidate
+    spelled = {several: traceable(stage, several) for several in (False, True)}
+
+    def run(rows: int, owner: Tensor | None, offsets: Tensor | None, *given: Tensor) -> Any:
+        one = spelled[owner is not None]
+        about = {"owner": owner, "slots": None if offsets is None else slots_of(offsets)}
+        return one.module(*(about[a] for a in one.arguments), *given)
+
+    stage.run = run
+    check(case, model, lambda *given: case.call(hoisted, *given))
+
+
+def test_every_kernel_of_ragged_requests_is_spelled_by_blocks():
+    used = {
+        n.target for c in CASES.values() for n in c.make()[1].stages.variants[0].candidate.module.graph.nodes
+        if "offsets" in str(n.args) or "owner" in str(n.args)
+    }  # fmt: skip
+    names = {t.__name__ for t in used}
+    assert {"request_linear", "request_linear_from", "request_linear_onto", "request_matmul", "linear_from"} <= names
+
+
+def test_a_block_of_one_row_is_padded():
+    assert slots_of(torch.tensor([0, 1, 1, 2])).tolist() == [[0, 1], [1, 1], [1, 1]]
+
+
+# -- inductor
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def test_inductor_compiles_once_for_all_row_counts():
+    """Also after an update of the weights, and for inputs that are parts of larger tensors."""
+    case = CASES["crossed"]
+    model, hoisted = case.make()
+    before = graphs()
+    hoisted.to_backend("inductor").warm_up(candidates=[100], requests=[1, 3])
+    assert graphs() == before + 4, "the request and the candidate stage, for one request and for several"
+    check(case, model, lambda *given: case.call(hoisted, *given), [0, *COUNTS, 64, 2048, 5000])
+    user, item = torch.arange(6)[::2], torch.arange(40)[::2]
+    assert_equal(hoisted(user[1:2], item), model(user[1:2].expand(20), item))
+    torch.manual_seed(1)
+    other = Crossed().eval()
+    hoisted.update_weights(other.state_dict())
+    check(case, other, lambda *given: case.call(hoisted, *given), [7])
+    assert graphs() == before + 4, "something was compiled anew"
+
+
+@pytest.mark.slow
+@every
+def test_inductor_is_equal(name):
+    case = CASES[name]
+    model, hoisted = case.make()
+    hoisted.to_backend("inductor").warm_up(requests=[1, 3])
+    before = graphs()
+    check(case, model, lambda *given: case.call(hoisted, *given))
+    assert graphs() == before, "something was compiled anew"
+    assert verify(hoisted, model, seed=1).passed
+
+
+def test_uneven_blocks_run_eagerly():
+    """Padded to the longest they would need 8 times as many rows."""
+    case = CASES["crossed"]
+    model, hoisted = case.make()
+    stage = hoisted.stages.variants[0].candidate
+    stage.run = compiled = Compiled(stage, hoisted.stages.variants[0].state)
+    offsets = [0, 93, *range(94, 101)]
+    user, item = case.user(8), case.item(100)
+    assert_equal(hoisted(user, item, request_offsets=offsets), model(repeated(user, offsets), item))
+    assert not compiled._made
+
+
+def test_the_backend_stays_when_the_model_moves():
+    _, hoisted = CASES["first"].make()
+    assert hoisted.backend == "eager"
+    moved = copy.deepcopy(hoisted.to_backend("inductor")).double()
+    for model in (hoisted, moved):
+        assert model.backend == "inductor"
+        assert all(isinstance(s.run, Compiled) for v in model.stages.variants for s in (v.request, v.candidate))
+    assert not isinstance(hoisted.to_backend("eager").stages.variants[0].candidate.run, Compiled)
+
+
+def test_unknown_backend():
+    rows = (torch.randn(4, 2 * D), torch.randn(4, D))
+    with pytest.raises(BackendError, match="unknown backend 'tvm'; backends are eager, inductor"):
+        hoist(First().eval(), rows, context=["user"], backend="tvm")
+
+
+def test_no_compiler(monkeypatch):
+    from torch._inductor import config, cpp_builder
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    cpp_builder.get_cpp_compiler.cache_clear() if hasattr(cpp_builder.get_cpp_compiler, "cache_clear") else None
+    _, hoisted = CASES["first"].make()
+    with pytest.raises(BackendError, match=r"found no working C\+\+ compiler; install one .*apt install g\+\+"):
+        hoisted.to_backend("inductor").warm_up()
+
+
+# -- exports
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tmp_path_factory) -> Path:
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("onnx")
+    CASES["crossed"].make()[1].export_onnx(folder, several=True)
+    return folder
+
+
+def test_onnx_is_equal(onnx_folder):
+    pytest.importorskip("onnxruntime")
+    case, runner = CASES["crossed"], load_onnx(onnx_folder)
+    check(case, case.make()[0], lambda *given: case.run(runner, *given))
+    assert {p.name for p in onnx_folder.iterdir()} == {
+        "request.onnx",
+        "candidate.onnx",
+        "several.onnx",
+        "manifest.json",
+    }
+
+
+def test_an_onnx_stage_knows_nothing_of_the_other_side(onnx_folder):
+    onnx = pytest.importorskip("onnx")
+    inputs = {n: [i.name for i in onnx.load(onnx_folder / f"{n}.onnx").graph.input] for n in ("request", "candidate")}
+    assert inputs["request"] == ["user"] and "item" in inputs["candidate"] and "user" not in inputs["candidate"]
+
+
+def test_runner_errors(onnx_folder):
+    pytest.importorskip("onnxruntime")
+    runner = load_onnx(onnx_folder)
+    state = runner.prepare({"user": torch.tensor([1, 2])})
+    with pytest.raises(InputError, match="missing request inputs: user; got person"):
+        runner.prepare({"person": torch.tensor([1])})
+    with pytest.raises(InputError, match="2 requests need request_offsets"):
+        runner.score(state, {"item": torch.tensor([1, 2])})
+    with pytest.raises(InputError, match=r"request_offsets must be 3 numbers that rise from 0 to 2, got \[0, 3, 2\]"):
+        runner.score(state, {"item": torch.tensor([1, 2])}, [0, 3, 2])
+    with pytest.raises(InputError, match=r"one common row count of 1 or more \(item: 0\)"):
+        runner.score(state, {"item": torch.tensor([], dtype=torch.int64)}, [0, 0, 0])
+    with pytest.raises(BackendError, match=r"holds no readable manifest\.json"):
+        load_onnx(onnx_folder / "elsewhere")
+
+
+@pytest.mark.slow
+@every
+def test_onnx_is_equal_on_every_model(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    case = CASES[name]
+    model, hoisted = case.make()
+    hoisted.export_onnx(tmp_path, several=True)
+    runner = load_onnx(tmp_path)
+    check(case, model, lambda *given: case.run(runner, *given))
+
+
+@pytest.mark.slow
+@every
+def test_packages_are_equal(name, tmp_path):
+    case = CASES[name]
+    model, hoisted = case.make()
+    hoisted.package(tmp_path, several=True)
+    runner = load_package(tmp_path)
+    check(case, model, lambda *given: case.run(runner, *given))
+
+
+def test_missing_extra(monkeypatch, tmp_path):
+    _, hoisted = CASES["first"].make()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for call in (lambda: hoisted.export_onnx(tmp_path), lambda: load_onnx(tmp_path)):
+        with pytest.raises(BackendError, match=r"is not installed: pip install 'rankhoist\[onnx\]'"):
+            call()
+
+
+def test_what_cannot_be_exported_is_said(tmp_path):
+    """A model whose scores do not depend on candidates has no candidate stage to export."""
+
+    class Same(nn.Module):
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return torch.tanh(user).sum(1)
+
+    hoisted = hoist(Same().eval(), (torch.randn(3, 4), torch.randn(3, 2)), context=["user"])
+    with pytest.raises(BackendError, match="the candidate stage reads no input"):
+        hoisted.export_onnx(tmp_path)
