@@ -93,7 +93,7 @@ def test_ranges_choose_by_requests_and_candidates():
     ranges = Ranges((1, 8), ((Range(0, 1), Range(10, 0)), (Range(0, 1), Range(50, 0), Range(90, 2))))
     assert [ranges.choose(n, 1) for n in (0, 1, 9, 10, 5000)] == [1, 1, 1, 0, 0]
     assert [ranges.choose(n, 9) for n in (49, 50, 90)] == [1, 0, 2]
-    assert ranges.choose(49, 7) == 0 and ranges.choose(0, 0) == 1
+    assert ranges.choose(49, 2) == 0 and ranges.choose(49, 7) == 1 and ranges.choose(0, 0) == 1
 
 
 @pytest.fixture(scope="module")

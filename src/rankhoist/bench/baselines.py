@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.bench.scenarios import Scenario, Tensors
-from rankhoist.runtime import HoistedModel
 
 Call = Callable[[], Any]
 
@@ -38,13 +37,6 @@ def vmapped(model: nn.Module, case: Scenario, context: Tensors, candidate: Tenso
         return pytree.tree_map(lambda y: y.squeeze(0), model(*case.arguments(context, row)))
 
     return partial(torch.func.vmap(one, in_dims=(None, 0)), context, candidate)
-
-
-def compile_stages(hoisted: HoistedModel) -> None:
-    """Run the stages of a call through inductor."""
-    for variant in hoisted.stages.variants:
-        for stage in (variant.request, variant.candidate):
-            stage.run = torch.compile(stage.run, dynamic=True)
 
 
 def graphed(call: Call) -> Call:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
-from rankhoist.bench.baselines import Call, compile_stages, eager, graphed, vmapped
+from rankhoist.bench.baselines import Call, eager, graphed, vmapped
 from rankhoist.bench.floor import floor, products
 from rankhoist.bench.scenarios import FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
 from rankhoist.bench.timing import Timing, interleaved
@@ -108,11 +108,9 @@ class Subject:
         start = time.perf_counter()
         self.program = self._captured()
         middle = time.perf_counter()
-        self.full = hoist_program(self.program)
+        self.full = hoist_program(self.program).to_backend(settings.backend)
         self.seconds = {"capture": middle - start, "full": time.perf_counter() - middle}
         self.compiled: Callable[..., Any] | None = None
-        if settings.backend == "inductor":
-            compile_stages(self.full)
 
     def _captured(self) -> Program:
         context, candidate = self._inputs(4, 4)
@@ -196,11 +194,11 @@ class Subject:
         """The levels below `full`, hoisted for just this size."""
         start = time.perf_counter()
         workload = Workload(cell.candidates, cell.requests)
-        made = {x: hoist_program(self.program, workload=workload, level=x) for x in LEVELS[:-1]}
+        made = {}
+        for level in LEVELS[:-1]:
+            hoisted = hoist_program(self.program, workload=workload, level=level)
+            made[level] = hoisted.to_backend(self.settings.backend)
         self.seconds["levels"] = time.perf_counter() - start
-        if self.settings.backend == "inductor":
-            for hoisted in made.values():
-                compile_stages(hoisted)
         return made
 
     def _parts(self, cell: Cell, context: Tensors, candidate: Tensors) -> dict[str, Call]:
