@@ -134,6 +134,9 @@ def test_a_level_that_raises_is_not_equal(monkeypatch):
         def __init__(self, hoisted):
             self.plan = hoisted.plan
 
+        def to_backend(self, name):
+            return self
+
         def __call__(self, *args, **kwargs):
             raise RuntimeError("a rule broke")
 
