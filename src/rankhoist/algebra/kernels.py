@@ -20,7 +20,9 @@ def spread(x: Tensor, owner: Tensor | None) -> Tensor:
 
 def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
     """`[R, ...]` -> `[N, ...]`: every row of its own, for operators that cannot broadcast (a view when R = 1)."""
-    return x.expand(rows, *x.shape[1:]) if owner is None else x.index_select(0, owner)
+    if owner is not None:
+        return x.index_select(0, owner)
+    return x if rows == 1 else x.expand(rows, *x.shape[1:])
 
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor | None) -> Tensor:

@@ -14,6 +14,9 @@ from rankhoist.errors import InputError
 VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
+KINDS = (torch.Tensor, Split)
+
+
 class Arguments:
     """Binds a call's arguments to parameter names, in the order of the signature.
 
@@ -65,4 +68,4 @@ class Arguments:
 
 def plain_tensors(arguments: Mapping[str, Any]) -> bool:
     """Whether every argument is one input, so that its name is the parameter's."""
-    return all(isinstance(v, torch.Tensor | Split) for v in arguments.values())
+    return not [v for v in arguments.values() if not isinstance(v, KINDS)]

@@ -95,6 +95,8 @@ class HoistedModel(nn.Module):
         super().__init__()
         self.blueprint = blueprint
         self._specs = {spec.name: spec for spec in self.interface.inputs.values()}
+        self._roles = [(spec.name, spec.role) for spec in self._specs.values()]
+        self._one_tensor = self.interface.out_spec.is_leaf()
         self._place(original, constants, dtype, device)
         self.eval()
 
@@ -222,21 +224,31 @@ class HoistedModel(nn.Module):
         Raises:
             InputError: an input is missing or has the wrong kind, shape or row count; offsets do not fit.
         """
-        leaves = self.interface.leaves(args, kwargs)
-        context, candidate = {}, {}
-        for spec in self._specs.values():
-            value = leaves[spec.name]
-            if spec.role == "packed":
-                if not isinstance(value, Split):
-                    raise InputError(
-                        f"packed input {spec.name!r} is given as rankhoist.Split(context=[R, {len(spec.columns)}], "
-                        f"candidate=[N, {len(spec.candidate_columns)}]), got {type(value).__name__}"
-                    )
-                context[spec.name], candidate[spec.name] = value.context, value.candidate
-            else:
-                (context if spec.role == "context" else candidate)[spec.name] = value
+        context, candidate = self._sides(self.interface.leaves(args, kwargs))
+        rows = self._rows(candidate)
+        if not torch.is_grad_enabled():  # entering and leaving no_grad is a good part of a call with few candidates
+            return self._score(self._prepare(context, rows), candidate, request_offsets)
         with torch.no_grad():
-            return self._score(self._prepare(context, self._rows(candidate)), candidate, request_offsets)
+            return self._score(self._prepare(context, rows), candidate, request_offsets)
+
+    def _sides(self, leaves: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Context and candidate inputs by name; a packed input is one of each."""
+        context, candidate = {}, {}
+        for name, role in self._roles:
+            value = leaves[name]
+            if role == "context":
+                context[name] = value
+            elif role == "candidate":
+                candidate[name] = value
+            elif isinstance(value, Split):
+                context[name], candidate[name] = value.context, value.candidate
+            else:
+                spec = self._specs[name]
+                raise InputError(
+                    f"packed input {name!r} is given as rankhoist.Split(context=[R, {len(spec.columns)}], "
+                    f"candidate=[N, {len(spec.candidate_columns)}]), got {type(value).__name__}"
+                )
+        return context, candidate
 
     def prepare(self, context_inputs: Mapping[str, Any] | Sequence[Any], candidates: int | None = None) -> RequestState:
         """The context work of R requests: `{name: [R, ...]}` (or the context inputs in order) -> state.
@@ -288,7 +300,7 @@ class HoistedModel(nn.Module):
         stage = self.stages.variants[state.plan].candidate
         arguments = _filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
         made = stage.run(rows, owner, offsets, *arguments)
-        return pytree.tree_unflatten(list(made), self.interface.out_spec)
+        return made[0] if self._one_tensor else pytree.tree_unflatten(list(made), self.interface.out_spec)
 
     def _rows(self, candidate: dict[str, Any]) -> int:
         """Of the first candidate input; whether all agree is checked later."""
