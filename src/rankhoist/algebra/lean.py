@@ -3,7 +3,7 @@
 * `x + z W` is one product that starts from x (a weight, a request's row, or another product: sums of products pile up
   in one tensor);
 * `x + a * b` is one pass over memory;
-* linear maps of the same tensor are one product, cut apart by views;
+* linear maps of the same tensor are one product, cut apart by views; so are, per request, maps by the same weight;
 * several embedding tables are read by one gather (`tables.py`).
 
 Only what has one reader is merged into its reader, so nothing is computed twice.
@@ -21,12 +21,13 @@ from rankhoist.algebra.ir import OWNER, Builder, Node, Rate, aten, first_axis, i
 from rankhoist.algebra.tables import one_gather
 
 WIDE = 256  # a product with as many outputs gains nothing by being joined to another
+SMALL = 2**16  # elements: larger operands cost more to put side by side than their product gains
 PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
 
 
 def lean(b: Builder, outputs: Sequence[Any]) -> list[Any]:
     """`outputs` by fewer operators."""
-    for make in (_fused, _joined, _gathered):
+    for make in (_fused, _joined, _stacked, _gathered):
         outputs = _rebuilt(b, outputs, make)
     return list(outputs)
 
@@ -43,6 +44,7 @@ class _Readers:
         self.count = collections.Counter(x.index for n in self.nodes for x in inputs_of(n))
         self.count.update(o.index for o in kept)
         self.groups = _groups(b, self.nodes)
+        self.stacks = _stacks(b, self.nodes)
 
     def once(self, node: Node) -> bool:
         return self.count[node.index] == 1
@@ -108,7 +110,7 @@ def _sum_with_product(
     made: Node | None = None
     if total.shape == node.shape and _same_rows(total, product):
         made = _onto(b, b.reshape(value(total), inner.shape), product)
-    elif inner.shape[-1:] == total.shape[-1:] and math.prod(total.shape) == inner.shape[-1]:
+    elif math.prod(total.shape) == inner.shape[-1] and (total.shape[-1:] == inner.shape[-1:] or len(inner.shape) == 1):
         made = _from(b, value(total), product)
     return None if made is None else b.reshape(made, node.shape)
 
@@ -192,6 +194,45 @@ def _joined(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], N
     at = len(shape) - 1 + first_axis(made)
     cut = (made, at, start, start + node.shape[-1], 1)
     return b.call(aten.slice.Tensor, cut, made.rate, node.shape, node.dtype, free=True)
+
+
+# -- products by the same weight
+
+
+def _stacks(b: Builder, nodes: Sequence[Node]) -> dict[int, list[Node]]:
+    """Maps of request tensors by one weight, as far from the end as each other: member -> all members.
+
+    None of them reads another, and joining several such groups makes no cycle, for every path leads nearer to the end.
+    """
+    from_end: dict[int, int] = {}
+    found: dict[Any, list[Node]] = {}
+    for n in reversed(nodes):
+        own = n.op is aten.linear.default and n.rate is Rate.REQUEST and _plain_product(b, n) and len(n.args) == 2
+        step = from_end.get(n.index, 0)
+        if own and len(n.shape) <= 2 and math.prod(n.shape[:-1]) * n.args[1].shape[1] <= SMALL:
+            found.setdefault((n.args[1].index, step), []).append(n)
+            step += 1
+        for x in inputs_of(n):
+            from_end[x.index] = max(from_end.get(x.index, 0), step)
+    return {n.index: group for group in found.values() if len(group) > 1 for n in group}
+
+
+def _stacked(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """One product for all maps by a weight: `[x_1; x_2] W`, cut apart by views."""
+    group = readers.stacks.get(node.index)
+    if group is None:
+        return None
+    width, inner = node.args[1].shape
+    heights = [math.prod(n.shape[:-1]) for n in group]
+    rows = b.cat([b.reshape(value(n.args[0]), [h, inner]) for n, h in zip(group, heights, strict=True)], 0)
+    args, shape = (rows, value(node.args[1])), [sum(heights), width]
+    madds = sum(n.work.multiply_adds for n in group)
+    made = b.call(aten.linear.default, args, node.rate, shape, node.dtype, multiply_adds=madds)
+    at = group.index(node)
+    start = sum(heights[:at])
+    cut = (made, 1, start, start + heights[at], 1)
+    part = b.call(aten.slice.Tensor, cut, made.rate, [heights[at], width], node.dtype, free=True)
+    return b.reshape(part, node.shape)
 
 
 # -- lookups
