@@ -106,7 +106,7 @@ def test_the_plan_of_every_range_is_the_fastest_by_prediction(cross):
     assert len(plans.plans) > 1, "one candidate is not worth what a thousand are"
     for requests in REQUESTS:
         for count in CANDIDATES:
-            times = [float(predicted(p.nodes, REAL, count, requests)) for p in plans.plans]
+            times = [float(predicted(p.nodes, p.outputs, REAL, count, requests)) for p in plans.plans]
             assert times[plans.ranges.choose(count, requests)] <= 1.1 * min(times), (count, requests)
 
 
@@ -149,4 +149,4 @@ def test_break_even_points_are_printed(cross):
 def test_cells_that_are_alike_are_predicted_once():
     own = program(scenario("dot_pairs_27_4"))
     plan = attempt(own, Level.FULL, Workload(), frozenset(), profile=REAL)
-    assert plan.cost.seconds == pytest.approx(float(predicted(plan.nodes, REAL, 1000, 1)))
+    assert plan.cost.seconds == pytest.approx(float(predicted(plan.nodes, plan.outputs, REAL, 1000, 1)))

@@ -143,6 +143,7 @@ class Subject:
             timed |= self._parts(cell, context, candidate) | self._floors(cell, plan)
             times = interleaved(timed, self.settings.seconds, warmup=1, rounds=self.settings.rounds)
         workload = Workload(cell.candidates, cell.requests)
+        expected = predicted(plan.nodes, plan.outputs, load_profile(), cell.candidates, cell.requests)
         work = {x: h.plan.cost.multiply_adds for x, h in below.items()}
         work["full"] = sum(n.work.multiply_adds * workload.of(n.rate) for n in plan.nodes)
         return {
@@ -151,7 +152,7 @@ class Subject:
             "equal": not wrong, "errors": errors, "skipped": skipped,
             "time": {x: asdict(t) for x, t in times.items()},
             "plan": {"number": number, "level": plan.level.name.lower(), "of": len(self.full.plans.plans)},
-            "predicted": 1e3 * float(predicted(plan.nodes, load_profile(), cell.candidates, cell.requests)),
+            "predicted": 1e3 * float(expected),
             "state_bytes": 0 if wrong else self.full.prepare(context, cell.candidates).bytes, "multiply_adds": work,
             "hoisting_seconds": {**self.seconds}, "first_call_seconds": first,
         }  # fmt: skip

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from rankhoist.algebra.ir import Node, Rate, Size, StageArgument, inputs_of, live_nodes
-from rankhoist.emit.over import write_over
+from rankhoist.algebra.over import OVER, overwritten
 from rankhoist.emit.spelling import spelled
 from rankhoist.errors import UnsupportedModelError
 
@@ -73,30 +73,39 @@ def emit(plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], row
     by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in plans]
     nodes = list({n.index: n for own in by_plan for n in own}.values())
     weights = sorted((n for n in nodes if n.rate is Rate.WEIGHT), key=lambda n: n.index)
-    wanted = {x.index for n in nodes for x in inputs_of(n) if x.rate.stage != n.rate.stage}
-    wanted |= {o.index for outputs in plans for o in outputs if isinstance(o, Node) and not o.rate.per_candidate}
+    wanted = set().union(*(_passed_on(own, outputs) for own, outputs in zip(by_plan, plans, strict=True)))
     folded = [n for n in weights if n.index in wanted]
     variants = []
     for outputs, own in zip(plans, by_plan, strict=True):
-        state = [n for n in own if n.rate is Rate.REQUEST and n.index in wanted]
+        state = [n for n in own if n.rate is Rate.REQUEST and n.index in _passed_on(own, outputs)]
+        over = overwritten(own, outputs)
+        request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
         variants.append(
             Variant(
-                _stage([n for n in own if n.rate is Rate.REQUEST], state, folded, rows, "Request"),
-                _stage([n for n in own if n.rate.per_candidate], outputs, [*folded, *state], rows, "Candidate"),
+                _stage(request, state, folded, rows, "Request", over),
+                _stage(candidate, outputs, [*folded, *state], rows, "Candidate", over),
                 [n.index for n in state],
             )
         )
     used = {n.args[0] for n in nodes if n.op == "constant"}
     return Stages(
-        _stage(weights, folded, [], rows, "Weights"), [n.index for n in folded],
+        _stage(weights, folded, [], rows, "Weights", {}), [n.index for n in folded],
         {k: v for k, v in constants.items() if k in used}, variants,
     )  # fmt: skip
 
 
+def _passed_on(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:
+    """What a later stage of a plan reads, or its caller."""
+    read = {x.index for n in nodes for x in inputs_of(n) if x.rate.stage != n.rate.stage}
+    return read | {o.index for o in outputs if isinstance(o, Node) and not o.rate.per_candidate}
+
+
 def _stage(
-    nodes: Sequence[Node], results: Sequence[Any], earlier: Sequence[Node], rows: sympy.Symbol, name: str
-) -> Stage:
-    writer = _Writer(rows)
+    nodes: Sequence[Node], results: Sequence[Any], earlier: Sequence[Node], rows: sympy.Symbol, name: str,
+    over: dict[int, int],
+) -> Stage:  # fmt: skip
+    """`over`: which nodes are written over which of their arguments."""
+    writer = _Writer(rows, over)
     needed = {x.index for n in nodes for x in inputs_of(n)} | {r.index for r in results if isinstance(r, Node)}
     own = {n.index for n in nodes}
     passed = [n for n in earlier if n.index in needed and n.index not in own]
@@ -110,7 +119,6 @@ def _stage(
     for node in nodes:
         writer.write(node)
     writer.graph.output(tuple(writer.argument(r) for r in results))
-    write_over(writer.graph, writer.values, nodes)
     return Stage.of(writer.graph, name, [str(n.args[0]) for n in leaves], [n.index for n in passed])
 
 
@@ -124,9 +132,9 @@ def _label(node: Node) -> str:
 class _Writer:
     """Writes intermediate nodes into one fx graph, under the names of the operators they come from."""
 
-    def __init__(self, rows: sympy.Symbol) -> None:
+    def __init__(self, rows: sympy.Symbol, over: dict[int, int]) -> None:
         self.graph = fx.Graph()
-        self.rows = rows
+        self.rows, self.over = rows, over
         self.values: dict[int, fx.Node] = {}
         self.arguments: dict[str, fx.Node] = {}
         self.taken: dict[str, int] = {}
@@ -142,7 +150,10 @@ class _Writer:
             return
         args = tuple(self.argument(a) for a in node.args)
         kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}
-        made = self.graph.create_node("call_function", node.op, args, kwargs, name=node.source or None)
+        op = node.op
+        if node.index in self.over:
+            op, args = OVER[op], args[::-1] if self.over[node.index] else args
+        made = self.graph.create_node("call_function", op, args, kwargs, name=node.source or None)
         made.meta["shape"] = node.shape
         self.values[node.index] = made
 

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from rankhoist.algebra import kernels
 from rankhoist.algebra.ir import aten
-from rankhoist.emit.over import OVER
+from rankhoist.algebra.over import OVER
 from rankhoist.emit.stages import Stage
 
 Blocks = tuple[Tensor, Tensor]  # slots [R, M], place [N]

@@ -10,6 +10,7 @@ import numpy as np
 
 from rankhoist.algebra import kernels
 from rankhoist.algebra.ir import VIEWS, Node, Rate, aten
+from rankhoist.algebra.over import overwritten
 from rankhoist.plan.profile import Profile
 
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
@@ -19,12 +20,19 @@ CALLS = 12  # what a call of a hoisted model costs before its first operator, in
 ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
 
 
-def predicted(nodes: Sequence[Node], profile: Profile, candidates: Any, requests: Any) -> Any:
-    """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array."""
+def predicted(nodes: Sequence[Node], outputs: Sequence[Any], profile: Profile, candidates: Any, requests: Any) -> Any:
+    """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array.
+
+    `nodes` is all that `outputs` need.
+    """
     alike: dict[Any, list[Node]] = {}
+    over = overwritten(nodes, outputs)
     for n in nodes:
-        alike.setdefault(kind(n), []).append(n)
-    each = (len(group) * seconds(group[0], profile, candidates, requests) for group in alike.values())
+        alike.setdefault((kind(n), n.index in over), []).append(n)
+    each = (
+        len(group) * seconds(group[0], profile, candidates, requests, over=written)
+        for (_, written), group in alike.items()
+    )
     return sum(each, start=np.asarray(CALLS * profile.call))
 
 
@@ -41,8 +49,8 @@ def _transposed(node: Node) -> bool:
     return node.op is aten.reshape.default and node.args[0].op is aten.permute.default
 
 
-def seconds(node: Node, profile: Profile, candidates: Any, requests: Any) -> Any:
-    """Seconds of one operator in one call; work on weights alone is done before."""
+def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, over: bool = False) -> Any:
+    """Seconds of one operator in one call; work on weights alone is done before. `over`: over its operand's memory."""
     if node.rate is Rate.WEIGHT:
         return 0.0
     if isinstance(node.op, str):
@@ -59,11 +67,11 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any) -> Any
     if name in GATHERS:
         return profile.call + profile.gathers(_bytes(node, rows))
     if name in FUNCTIONS:
-        return profile.call + profile.functions(_bytes(node, rows))
+        return profile.call + profile.functions(_bytes(node, rows), over)
     read = max([_bytes(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
     if node.work.elements == 0 and np.max(read) == 0:
         return profile.view
-    return profile.call + profile.streams(np.maximum(_bytes(node, rows), np.asarray(read) / 2))
+    return profile.call + profile.streams(np.maximum(_bytes(node, rows), np.asarray(read) / 2), over)
 
 
 def _bytes(node: Node, rows: Any) -> Any:

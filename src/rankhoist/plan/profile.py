@@ -19,6 +19,7 @@ import torch
 from rankhoist.errors import ProfileError
 
 VERSION = 1
+WARM = 2**21  # bytes that stay in a core's cache
 BUILT_IN = Path(__file__).with_name("profile.json")
 
 
@@ -92,17 +93,23 @@ class Profile:
         several = self._batched_table(np.maximum(batch, 1), np.maximum(m, 1), k, n)
         return np.where(np.asarray(batch) <= 1, single, np.minimum(several, single * np.asarray(batch)))
 
-    def streams(self, size: Any) -> Any:
-        """Seconds to write so many bytes elementwise."""
-        return self._curve("stream")(np.maximum(size, 1.0))
+    def streams(self, size: Any, over: bool = False) -> Any:
+        """Seconds to write so many bytes elementwise; over memory in use they cost no more each than `WARM` do."""
+        return self._warm("stream", size, over)
 
     def gathers(self, size: Any) -> Any:
         """Seconds to read so many bytes by row indices."""
         return self._curve("gather")(np.maximum(size, 1.0))
 
-    def functions(self, size: Any) -> Any:
+    def functions(self, size: Any, over: bool = False) -> Any:
         """Seconds to write so many bytes of an exponential or the like."""
-        return self._curve("function")(np.maximum(size, 1.0))
+        return self._warm("function", size, over)
+
+    def _warm(self, name: str, size: Any, over: bool) -> Any:
+        """New memory of many bytes comes from the system page by page, which costs more than to compute them."""
+        size = np.maximum(size, 1.0)
+        cold = self._curve(name)(size)
+        return np.where(size > WARM, np.minimum(cold, self._curve(name)(WARM) * size / WARM), cold) if over else cold
 
     @functools.cached_property
     def _product_table(self) -> _Table:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Builder, Node, Rate, Workload
+from rankhoist.algebra.ir import Builder, Workload
 from rankhoist.capture import Program
 from rankhoist.plan.predict import predicted
 from rankhoist.plan.profile import Profile, load_profile
@@ -108,19 +108,15 @@ def single(plan: Plan) -> Plans[Plan]:
 
 def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:
     """Number of the plan, by requests and candidates; the first plan where no other is clearly faster."""
-    nodes = [_moving(p.nodes) for p in pool]
+    given = [(p.nodes, p.outputs) for p in pool]
     result = []
     for requests in REQUESTS:
         counts = np.maximum(np.asarray(CANDIDATES, float), 1)
-        times = np.stack([predicted(n, profile, counts, np.full_like(counts, requests)) for n in nodes])
+        times = np.stack([predicted(*g, profile, counts, np.full_like(counts, requests)) for g in given])
         fastest = times.argmin(0)
         keep = times[0] <= ALIKE * times.min(0)
         result.append([0 if keep[i] else int(fastest[i]) for i in range(len(CANDIDATES))])
     return result
-
-
-def _moving(nodes: Sequence[Node]) -> list[Node]:
-    return [n for n in nodes if n.rate is not Rate.WEIGHT]
 
 
 def _joined(row: Sequence[int]) -> tuple[Range, ...]:

@@ -7,6 +7,7 @@ would not do (see the design: the best choice depends on N and on all layers).
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from torch import fx
 from rankhoist.algebra.interpret import Interpreter, Level, Memo
 from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.algebra.lean import lean
+from rankhoist.algebra.over import overwritten
 from rankhoist.capture import Program
 from rankhoist.plan.predict import CALLS, kind, seconds
 from rankhoist.plan.profile import Profile, load_profile
@@ -123,9 +125,21 @@ def _improved(program: Program, workload: Workload, memo: Memo, profile: Profile
                 current = best([current, tried(current.evaluated ^ names)])
         return current
 
+    shares = _shares([kept, evaluated], memo)
     groups = _like_operators(program, memo.kept_forms)
+    groups.sort(key=lambda group: -sum(shares[name] for name in group))  # what decides most goes first
     found = best([climb(kept, groups), climb(evaluated, groups)])
     return climb(found, [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)])
+
+
+def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
+    """Predicted seconds by captured operator, over all plans."""
+    found: collections.Counter[str] = collections.Counter()
+    for plan in plans:
+        over = overwritten(plan.nodes, plan.outputs)
+        for n in plan.nodes:
+            found[n.source] += memo.seconds[kind(n), n.index in over]  # type: ignore[assignment]
+    return found
 
 
 def _like_operators(program: Program, names: set[str]) -> list[frozenset[str]]:
@@ -155,16 +169,17 @@ def attempt(
 
 
 def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], profile: Profile) -> Cost:
-    """Work of everything that `outputs` need; `known` remembers the seconds of nodes, and of all that are alike."""
+    """Work of everything that `outputs` need; `known` remembers the seconds of nodes that are alike."""
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
+    over = overwritten(nodes, outputs)
+    taken = CALLS * profile.call
     for n in nodes:
-        if n.index not in known:
-            alike = kind(n)
-            if alike not in known:
-                known[alike] = float(seconds(n, profile, workload.candidates, workload.requests))
-            known[n.index] = known[alike]
+        alike = (kind(n), n.index in over)
+        if alike not in known:
+            known[alike] = float(seconds(n, profile, workload.candidates, workload.requests, over=alike[1]))
+        taken += known[alike]
     return Cost(
         sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes),
         sum(n.work.elements * workload.of(n.rate) for n in nodes),
-        CALLS * profile.call + sum(known[n.index] for n in nodes),
+        taken,
     )

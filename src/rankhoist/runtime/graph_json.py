@@ -25,7 +25,7 @@ import torch
 from torch import fx
 
 from rankhoist.algebra import kernels
-from rankhoist.emit.over import OVER
+from rankhoist.algebra.over import OVER
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import as_device, as_dtype, as_kind, counts, dtype_name, entries, entry, shown
 
