@@ -362,6 +362,8 @@ class Interpreter:
         shape = [Size(self.program.rows * size) if rows else size for size, rows in form.extents]
         if axes != sorted(axes):
             node = self.b.call(aten.permute.default, (node, axes), node.rate, (), node.dtype, free=True)
+        if all(len(e) == 1 for e in layout):
+            return node
         return self.b.call(aten.reshape.default, (node, shape), node.rate, (), node.dtype, free=True)
 
     def received(self, node: Node, fake: torch.Tensor) -> Value:

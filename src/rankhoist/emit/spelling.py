@@ -6,6 +6,7 @@ binding (3 to 8 microseconds, measured), which is most of the time when there ar
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,10 @@ def spelled(module: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
         elif node.target is aten.slice.Tensor and _whole(node):
             x, axis, start, end = made.args[:4]
             made.target, made.args = torch.narrow, (x, axis, start, end - start)  # type: ignore[operator]
+        elif node.target is aten.index.Tensor:
+            x, places = made.args
+            every = (slice(None) if p is None else p for p in places)  # type: ignore[union-attr]
+            made.target, made.args = operator.getitem, (x, tuple(every))
         elif node.target is aten.embedding.default and len(node.args) == 2:
             made.target, made.args = F.embedding, (made.args[1], made.args[0])
         else:
