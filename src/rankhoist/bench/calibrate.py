@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,6 +24,7 @@ SIZES = {
     "batched_n": [1, 4, 16, 64],
     "bytes": [2**8, 2**12, 2**16, 2**19, 2**21, 2**23, 2**25],
 }
+WEIGHTS = 2**24  # bytes
 SECONDS = 0.02  # per point
 ROW = 64  # floats of a gathered row
 
@@ -41,7 +42,7 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
     points += [(curve, (size,)) for curve in ("stream", "gather", "function") for size in SIZES["bytes"]]
     with torch.inference_mode():
         taken = {(kind, at): _seconds(MAKERS[kind](*at)) for kind, at in progress(points)}
-    call, view = taken["call", ()], taken["view", ()]
+    call, view = taken["call", ()] / 5, taken["view", ()]
 
     def table(kind: str, *axes: list[int], at: tuple[int, ...] = ()) -> Any:
         if not axes:
@@ -58,8 +59,18 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
 
 
 def _call() -> Callable[[], Any]:
-    x = torch.ones(1, 8)
-    return lambda: torch.mul(x, x)
+    """Five usual operators: an elementwise one alone is the cheapest there is."""
+    x, w = torch.ones(1, 8), torch.ones(8, 8)
+
+    def five() -> None:
+        torch.mul(x, x)
+        torch.nn.functional.linear(x, w, w[0])
+        torch.cat([x, x], 1)
+        torch.sum(x, [1])
+        torch.index_select(x, 0, index)
+
+    index = torch.zeros(1, dtype=torch.int64)
+    return five
 
 
 def _view() -> Callable[[], Any]:
@@ -68,8 +79,15 @@ def _view() -> Callable[[], Any]:
 
 
 def _product(m: int, k: int, n: int) -> Callable[[], Any]:
-    x, w = torch.randn(m, k), torch.randn(n, k)
-    return lambda: torch.nn.functional.linear(x, w)
+    x, w = torch.randn(m, k), _in_turn(lambda: torch.randn(n, k))
+    return lambda: torch.nn.functional.linear(x, next(w))
+
+
+def _in_turn(make: Callable[[], torch.Tensor]) -> Iterator[torch.Tensor]:
+    """As many weights as a model has, so that none is in the cache for being the only one."""
+    first = make()
+    count = max(1, min(64, WEIGHTS // (first.numel() * first.element_size())))
+    return itertools.cycle([first, *(make() for _ in range(count - 1))])
 
 
 def _batched(batch: int, m: int, k: int, n: int) -> Callable[[], Any]:
