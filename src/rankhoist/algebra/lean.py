@@ -12,6 +12,7 @@ Only what has one reader is merged into its reader, so nothing is computed twice
 from __future__ import annotations
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,11 +41,18 @@ class _Readers:
 
     def __init__(self, b: Builder, outputs: Sequence[Any]) -> None:
         kept = [o for o in outputs if isinstance(o, Node)]
+        self.b = b
         self.nodes = live_nodes(kept)
         self.count = collections.Counter(x.index for n in self.nodes for x in inputs_of(n))
         self.count.update(o.index for o in kept)
-        self.groups = _groups(b, self.nodes)
-        self.stacks = _stacks(b, self.nodes)
+
+    @functools.cached_property
+    def groups(self) -> dict[int, list[Node]]:
+        return _groups(self.b, self.nodes)
+
+    @functools.cached_property
+    def stacks(self) -> dict[int, list[Node]]:
+        return _stacks(self.b, self.nodes)
 
     def once(self, node: Node) -> bool:
         return self.count[node.index] == 1
@@ -186,11 +194,7 @@ def _joined(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], N
     shape = [*node.shape[:-1], sum(n.shape[-1] for n in group)]
     madds = sum(n.work.multiply_adds for n in group)
     made = b.call(node.op, args, node.rate, shape, node.dtype, multiply_adds=madds)  # type: ignore[arg-type]
-    start = 0
-    for n in group:
-        if n is node:
-            break
-        start += n.shape[-1]
+    start = sum(n.shape[-1] for n in group[: group.index(node)])
     at = len(shape) - 1 + first_axis(made)
     cut = (made, at, start, start + node.shape[-1], 1)
     return b.call(aten.slice.Tensor, cut, made.rate, node.shape, node.dtype, free=True)

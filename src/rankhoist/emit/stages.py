@@ -73,11 +73,12 @@ def emit(plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], row
     by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in plans]
     nodes = list({n.index: n for own in by_plan for n in own}.values())
     weights = sorted((n for n in nodes if n.rate is Rate.WEIGHT), key=lambda n: n.index)
-    wanted = set().union(*(_passed_on(own, outputs) for own, outputs in zip(by_plan, plans, strict=True)))
+    passed_on = [_passed_on(own, outputs) for own, outputs in zip(by_plan, plans, strict=True)]
+    wanted = set().union(*passed_on)
     folded = [n for n in weights if n.index in wanted]
     variants = []
-    for outputs, own in zip(plans, by_plan, strict=True):
-        state = [n for n in own if n.rate is Rate.REQUEST and n.index in _passed_on(own, outputs)]
+    for outputs, own, passed in zip(plans, by_plan, passed_on, strict=True):
+        state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]
         over = overwritten(own, outputs)
         request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
         variants.append(
