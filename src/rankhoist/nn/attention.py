@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankhoist.nn.rows import Offsets, check, owners, spread
+from rankhoist.nn.rows import spread
+from rankhoist.nn.streams import TwoStreams
 
 
-class RankAwareAttention(nn.Module):
+class RankAwareAttention(TwoStreams):
     """L layers over context tokens c `[R, C, d]` and candidate tokens k `[N, T, d]` -> `[N, C + T, d]`; each is
 
         c' = c + O_c attend(Q_c, K_c, V_c)                        c'' = c' + feed_forward_c(c')
@@ -35,32 +36,10 @@ class RankAwareAttention(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, layers: int = 1, *, hidden: int | None = None) -> None:
-        super().__init__()
+        super().__init__(("tokens", width), ("tokens", width))
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
-        self.width = width
         self.layers = nn.ModuleList(_Layer(width, heads, hidden or 4 * width) for _ in range(layers))
-
-    def forward(self, context: Tensor, candidate: Tensor, request_offsets: Offsets | None = None) -> Tensor:
-        """All tokens of each row, context first, `[N, C + T, d]`; plain rows or a grouped batch (`rankhoist.nn.rows`).
-
-        Raises:
-            InputError: wrong widths or row counts, or offsets that do not fit.
-        """
-        owner = self._owners(context, candidate, request_offsets)
-        context, candidate = self._streams(context, candidate, owner)
-        return torch.cat([spread(context, owner), candidate], dim=1)
-
-    def streams(
-        self, context: Tensor, candidate: Tensor, request_offsets: Offsets | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Context tokens `[R, C, d]`, not repeated, and candidate tokens `[N, T, d]`; raises as `forward` does."""
-        return self._streams(context, candidate, self._owners(context, candidate, request_offsets))
-
-    def _owners(self, context: Tensor, candidate: Tensor, request_offsets: Offsets | None) -> Tensor | None:
-        check("context", context, "tokens", self.width)
-        check("candidate", candidate, "tokens", self.width)
-        return owners(context, candidate, request_offsets)
 
     def _streams(self, context: Tensor, candidate: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor]:
         for layer in self.layers:

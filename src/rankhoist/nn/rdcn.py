@@ -6,15 +6,14 @@ Systems", arXiv 2605.27450.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from rankhoist.nn.dcnv2 import cross_weight
-from rankhoist.nn.rows import Offsets, check, owners, spread
 from rankhoist.nn.split_linear import RankSplitLinear
+from rankhoist.nn.streams import TwoStreams
 
 
-class RDCN(nn.Module):
+class RDCN(TwoStreams):
     """Two cross streams; context c `[R, C]` and candidate T `[N, T]` -> `[N, C + T]`, with l = 0 .. L - 1 and
 
         c_{l+1} = c_0 * (W_c c_l + b_c) + c_l
@@ -41,36 +40,16 @@ class RDCN(nn.Module):
         low_rank: int | None = None,
         evolve_context: bool = True,
     ) -> None:
-        super().__init__()
-        self.widths = (context_width, candidate_width)
+        super().__init__((context_width,), (candidate_width,))
         self.context_layers = nn.ModuleList(
             cross_weight(context_width, low_rank) for _ in range(layers if evolve_context else 0)
         )
-        self.candidate_layers = nn.ModuleList(_CandidateMap(*self.widths, low_rank) for _ in range(layers))
+        self.candidate_layers = nn.ModuleList(
+            _CandidateMap(context_width, candidate_width, low_rank) for _ in range(layers)
+        )
 
-    def forward(self, context: Tensor, candidate: Tensor, request_offsets: Offsets | None = None) -> Tensor:
-        """`[c_L, T_L]`, `[N, C + T]`, for plain rows or a grouped batch (`rankhoist.nn.rows`).
-
-        Raises:
-            InputError: wrong widths or row counts, or offsets that do not fit.
-        """
-        owner = self._owners(context, candidate, request_offsets)
-        context, candidate = self._streams(context, candidate, owner)
-        return torch.cat([spread(context, owner), candidate], dim=1)
-
-    def streams(
-        self, context: Tensor, candidate: Tensor, request_offsets: Offsets | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """c_L `[R, C]`, not repeated, and T_L `[N, T]`; raises as `forward` does."""
-        return self._streams(context, candidate, self._owners(context, candidate, request_offsets))
-
-    def _owners(self, context: Tensor, candidate: Tensor, request_offsets: Offsets | None) -> Tensor | None:
-        check("context", context, self.widths[0])
-        check("candidate", candidate, self.widths[1])
-        return owners(context, candidate, request_offsets)
-
-    def _streams(self, first_context: Tensor, first: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor]:
-        context, candidate = first_context, first
+    def _streams(self, context: Tensor, candidate: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor]:
+        first_context, first = context, candidate
         for depth, layer in enumerate(self.candidate_layers):
             candidate = first * layer(context, candidate, owner) + candidate
             if self.context_layers:
