@@ -82,7 +82,7 @@ def may_import(importer: str, imported: str) -> bool:
 
 
 def top_level(path: str) -> str:
-    """The top-level module a file belongs to: rankhoist/plan/cost.py -> plan, rankhoist/cli.py -> cli."""
+    """The top-level module a file belongs to: rankhoist/plan/cost.py -> plan, rankhoist/cli/show.py -> cli."""
     return Path(path).parts[1].removesuffix(".py")
 
 

@@ -276,7 +276,7 @@ def test_help_has_examples_that_parse(capsys, command: str):
     for example in examples:
         program, *arguments = shlex.split(example)
         assert program == "rankhoist" and arguments[0] == command
-        cli._parser().parse_args(arguments)
+        cli.parser().parse_args(arguments)
 
 
 def test_version(capsys):

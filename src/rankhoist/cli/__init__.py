@@ -1,0 +1,43 @@
+"""The command line: `rankhoist COMMAND`; one file here is one command (or a few that share their arguments).
+
+Exit codes: 0 done (and verified), 1 a certificate failed, 2 the command cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rankhoist import __version__
+from rankhoist.cli import bench, calibrate, demo, hoist, report, show, verify
+from rankhoist.cli.arguments import DONE, FAILED, UNUSABLE, context_of
+from rankhoist.errors import RankhoistError
+
+__all__ = ["DONE", "FAILED", "UNUSABLE", "context_of", "main"]
+
+COMMANDS = (demo, hoist, verify, report, show, calibrate, bench)  # in the order of --help
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out one command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.command(args)
+    except RankhoistError as error:
+        print(f"rankhoist: {error}", file=sys.stderr)
+        return UNUSABLE
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="rankhoist",
+        description="Compile a trained PyTorch ranking model so that context work runs once per request.",
+        epilog="Each command has examples: rankhoist hoist --help",
+    )
+    parser.add_argument("--version", action="version", version=f"rankhoist {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add(commands)
+    return parser

@@ -1,0 +1,84 @@
+"""What commands share: how one is declared, numbers, the context, JSON results, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rankhoist.errors import CommandError
+
+DONE, FAILED, UNUSABLE = 0, 1, 2
+
+CONTEXT_HELP = """\
+an input that belongs to the request, by name or glob; for a packed input [rows, columns] its context columns, as
+NAME=0,2,5-9 (9 included); repeat for more inputs"""
+
+
+def command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str
+) -> argparse.ArgumentParser:
+    """A new command with its help: what it does, and examples."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
+def numbers(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Arguments that several commands share, with the same words."""
+    known: dict[str, tuple[str, Callable[[str], int], int, str]] = {
+        "candidates": ("N", count, 1000, "candidates per call"),
+        "requests": ("R", count, 1, "requests per call, which share the candidates out among them"),
+        "seed": ("SEED", int, 0, "of everything random"),
+    }
+    for name in names:
+        metavar, kind, default, text = known[name]
+        parser.add_argument(
+            f"--{name}", metavar=metavar, type=kind, default=default, help=f"{text} (default: %(default)s)"
+        )
+
+
+def count(text: str) -> int:
+    """A number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def context_of(arguments: Sequence[str]) -> dict[str, bool | list[int]]:
+    """`["user_*", "features=0,2,5-9"]` -> `{"user_*": True, "features": [0, 2, 5, 6, 7, 8, 9]}`."""
+    context: dict[str, bool | list[int]] = {}
+    for argument in arguments:
+        name, equals, columns = argument.partition("=")
+        context[name] = _columns(argument, columns) if equals else True
+    return context
+
+
+def _columns(argument: str, text: str) -> list[int]:
+    columns: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            columns += range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            raise CommandError(f"--context {argument}: {part!r} is no column; write NAME=0,2,5-9") from None
+    return columns
+
+
+def write_json(path: str | None, data: dict[str, Any]) -> None:
+    """The result of a command with --json."""
+    if path is None:
+        return
+    try:
+        Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"--json {path}: {error.strerror or error}") from error

@@ -1,0 +1,67 @@
+"""Commands that take a model: where it is found, what it is hoisted for, and its certificate."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Any
+
+from rankhoist.algebra.interpret import Level
+from rankhoist.algebra.ir import Workload
+from rankhoist.cli.arguments import CONTEXT_HELP, context_of, numbers
+from rankhoist.errors import CommandError
+from rankhoist.hoist import hoist
+from rankhoist.runtime import HoistedModel
+from rankhoist.verify import Certificate, verify
+from rankhoist.verify.checks import CANDIDATES, REQUESTS
+
+LEVELS = [level.name.lower() for level in Level]
+
+MODEL_HELP = """\
+package.module:function, a function without arguments that returns (model in eval mode, example inputs) and is found
+from the current directory; or the path of a .pt2 archive of torch.export"""
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --context, --level, --candidates, --requests, --seed, --json."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--context", metavar="GLOB", action="append", required=True, help=CONTEXT_HELP)
+    parser.add_argument("--level", choices=LEVELS, default="full", help="what may be hoisted (default: %(default)s)")
+    numbers(parser, "candidates", "requests", "seed")
+    parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+
+
+def load(target: str) -> tuple[Any, Any]:
+    """The model (or the path of its archive) and its example inputs (None for an archive, which holds them)."""
+    if target.endswith(".pt2"):
+        return target, None
+    module, _, function = target.partition(":")
+    if not module or not function:
+        raise CommandError(f"{target!r} is neither package.module:function nor the path of a .pt2 archive")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # anything can go wrong in a file of the user's
+        raise CommandError(f"{target} cannot be called: {type(error).__name__}: {error}") from error
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise CommandError(f"{target} returned {type(made).__name__}, expected the tuple (model, example inputs)")
+    model, example = made
+    return model, example
+
+
+def hoisted_of(args: argparse.Namespace) -> tuple[Any, HoistedModel]:
+    """The original and its hoisted model."""
+    context = context_of(args.context)
+    model, example = load(args.model)
+    workload = Workload(args.candidates, args.requests)
+    return model, hoist(model, example, context=context, workload=workload, level=args.level)
+
+
+def certificate_of(args: argparse.Namespace, hoisted: HoistedModel, model: Any) -> Certificate:
+    """Verified for the usual sizes and those that the plan was made for."""
+    candidates = sorted({*CANDIDATES, args.candidates})
+    requests = sorted({*REQUESTS, args.requests})
+    return verify(hoisted, model, seed=args.seed, candidates=candidates, requests=requests)

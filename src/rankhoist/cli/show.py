@@ -1,0 +1,42 @@
+"""`rankhoist show`: what a saved model holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from rankhoist.cli.arguments import DONE, command, write_json
+from rankhoist.errors import ArtifactError
+from rankhoist.runtime.contents import contents
+from rankhoist.runtime.plain import printable
+from rankhoist.verify import Certificate
+
+EXAMPLES = """\
+examples:
+  rankhoist show ranker.rankhoist
+  rankhoist show ranker.rankhoist --json ranker.json"""
+
+
+def add(commands: Any) -> None:
+    text = "show what a saved model holds: inputs, plans, versions, certificate"
+    parser = command(commands, "show", _show, text, EXAMPLES)
+    parser.add_argument("file", metavar="FILE", help="a file that hoist --out or HoistedModel.save wrote")
+    parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+
+
+def _show(args: argparse.Namespace) -> int:
+    found = contents(args.file)
+    print(found)
+    if found.certificate is not None:
+        print(f"\n{_stored(found.certificate)}")
+    write_json(args.json, found.to_dict())
+    return DONE
+
+
+def _stored(certificate: dict[str, Any]) -> str:
+    """A certificate from a file, which may be anybody's."""
+    try:
+        return printable(str(Certificate.from_json(json.dumps(certificate))))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"the certificate in the file is none: {type(error).__name__}: {error}") from error
