@@ -23,7 +23,7 @@ from rankhoist.report import Report
 from rankhoist.report.graph import Graph, Vertex
 from rankhoist.report.layout import WIDTH, laid_out
 from rankhoist.report.operators import Amount, Operator
-from rankhoist.report.outline import BOXES, Subject, common, named, shown, whole
+from rankhoist.report.outline import BOXES, Subject, common, named, shown, whole, with_sources
 from rankhoist.report.summary import headline, summary
 from rankhoist.runtime import container
 
@@ -171,6 +171,7 @@ def test_pictures_are_small_whole_and_in_order(data: st.DataObject):
         assert all(len(g.vertices) < len(group.vertices) for g in opened)
         waiting += opened
         check_layout(boxes)
+        check_sources(subject, group, boxes)
 
 
 def check_layout(boxes: list[Any]) -> None:
@@ -186,6 +187,20 @@ def check_layout(boxes: list[Any]) -> None:
             assert abs(a.x - b.x) >= WIDTH or abs(a.y - b.y) >= 40
     assert {(e.source, e.target) for e in layout.edges} == {(r, i) for i, box in enumerate(boxes) for r in box.reads}
     assert all(e.points[0][1] < e.points[-1][1] for e in layout.edges)
+
+
+def check_sources(subject: Subject, group: Any, boxes: list[Any]) -> None:
+    """What a picture's boxes read from outside has boxes before them, one per rate."""
+    behind = with_sources(subject, group)
+    sources = [box for box in behind if box.outside]
+    assert [box.vertices for box in behind[len(sources) :]] == [box.vertices for box in boxes]
+    assert len({box.rate for box in sources}) == len(sources)
+    read = {r for v in group.vertices for r in subject.vertices[v].reads}
+    assert {v for box in sources for v in box.vertices} == read - set(group.vertices)
+    for number, box in enumerate(behind):
+        own = {r for v in box.vertices for r in subject.vertices[v].reads}
+        given = {i for i, other in enumerate(behind) if own & set(other.vertices) and i != number}
+        assert box.outside or given == set(box.reads)
 
 
 def test_boxes_that_are_alike_are_one():

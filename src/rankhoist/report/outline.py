@@ -9,7 +9,7 @@ modules and with very many operators is cut into parts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankhoist.report.graph import Vertex
 from rankhoist.report.operators import Amount, Operator
@@ -41,6 +41,7 @@ class Box:
     title: str
     path: str
     reads: tuple[int, ...]  # numbers of boxes of the same picture
+    outside: bool = False  # not of the group that the picture is of
 
     @property
     def vertices(self) -> tuple[int, ...]:
@@ -159,6 +160,28 @@ def shown(subject: Subject, group: Group) -> list[Box]:
             cut, boxes = opened, more
         else:
             closed.add(most.vertices)
+
+
+def with_sources(subject: Subject, group: Group) -> list[Box]:
+    """The boxes of a group's picture, behind one box per rate for what the group reads from outside."""
+    boxes, own = shown(subject, group), set(group.vertices)
+    read = [{r for v in box.vertices for r in subject.vertices[v].reads} - own for box in boxes]
+    by_rate: dict[str, list[int]] = {}
+    for number in sorted(set().union(*read)):
+        by_rate.setdefault(subject.rate([number]), []).append(number)
+    sources = [_source(subject, rate, numbers) for rate, numbers in by_rate.items()]
+    shifted = []
+    for box, numbers in zip(boxes, read, strict=True):
+        given = [i for i, source in enumerate(sources) if numbers & set(source.vertices)]
+        shifted.append(replace(box, reads=(*given, *(r + len(sources) for r in box.reads))))
+    return [*sources, *shifted]
+
+
+def _source(subject: Subject, rate: str, numbers: list[int]) -> Box:
+    names = [subject.vertices[n].name for n in numbers]
+    title = names[0] if len(names) == 1 else f"{len(names)} results"
+    path = f"from outside: {', '.join(names)}" if len(names) > 1 else "from outside"
+    return Box((Group("", tuple(numbers)),), rate, title, path, (), outside=True)
 
 
 def _weight(subject: Subject, box: Box) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rankhoist.report import sections
 from rankhoist.report.markup import Element, clean, html, tag
-from rankhoist.report.outline import Box, Group, Subject, shown, whole
+from rankhoist.report.outline import Box, Group, Subject, whole, with_sources
 from rankhoist.report.proof import HasData, Proof
 from rankhoist.report.report import Report
 from rankhoist.report.sections import CHOICES
@@ -89,7 +89,7 @@ def _pictures(report: Report) -> tuple[list[Element], dict[str, Any]]:
         key, parent, group = waiting.pop(0)
         title = group.title or group.path or names[""]
         known[key] = {"title": clean(title), "parent": parent}
-        own = shown(subject, group)
+        own = with_sources(subject, group)
         drawn.append(tag("div", picture(subject, own, key), id=key, class_="sheet", hidden="" if parent else None))
         for i, box in enumerate(own):
             opens = None
@@ -106,6 +106,7 @@ def _box(subject: Subject, box: Box, opens: str | None) -> dict[str, Any]:
     before, request, candidate = subject.amounts(box.vertices)
     return {
         "title": clean(box.title), "path": clean(box.path), "rate": box.rate, "vertices": box.vertices, "opens": opens,
+        "outside": box.outside,
         "call": [asdict(amount) for amount in (before, request, candidate)],
     }  # fmt: skip
 

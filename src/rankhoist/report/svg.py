@@ -100,14 +100,16 @@ def _edge(edge: Edge, name: str) -> Element:
 
 
 def _before_and_after(subject: Subject, box: Box) -> tuple[int, int]:
-    """Multiply-adds of one call."""
+    """Multiply-adds of one call; those of a box from outside belong to another picture."""
+    if box.outside:
+        return 0, 0
     before, request, candidate = subject.amounts(box.vertices)
     return before.multiply_adds, (request + candidate).multiply_adds
 
 
 def _box(subject: Subject, box: Box, place: Place, amounts: tuple[int, int], largest: int) -> Element:
     opens = box.opens is not None
-    choices = set() if opens else {subject.vertices[v].choice for v in box.vertices} - {""}
+    choices = set() if opens or box.outside else {subject.vertices[v].choice for v in box.vertices} - {""}
     words = f"{short(amounts[0], '0')} → {short(amounts[1], '0')} mul-adds" if max(amounts) else ""
     said = ". ".join(filter(None, [f"{box.title} {box.path}", f"{NAMES[box.rate]}: {MEANINGS[box.rate]}", words]))
     made = tag(
@@ -116,7 +118,7 @@ def _box(subject: Subject, box: Box, place: Place, amounts: tuple[int, int], lar
         *_outline(box.rate, place.height, opens),
         tag("text", f"{SIGNS[box.rate]} {shorten(box.title, TITLE - 3 * opens)}", x=10, y=17, class_="name"),
         tag("text", shorten(box.path, PATH), x=10, y=31, class_="path"),
-        class_=" ".join(["box", box.rate, *sorted(choices)]),
+        class_=" ".join(["box", box.rate, *sorted(choices), *(["outside"] if box.outside else [])]),
         transform=f"translate({place.x:g} {place.y:g})",
         tabindex="0",
         role="button",

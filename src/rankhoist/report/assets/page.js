@@ -157,7 +157,7 @@
 
   // A name in a table shows its operator: in the deepest picture that has a box for it.
   const home = (number) => {
-    const holding = Object.keys(data.boxes).filter((key) => data.boxes[key].vertices.includes(number));
+    const holding = Object.keys(data.boxes).filter((key) => !data.boxes[key].outside && data.boxes[key].vertices.includes(number));
     return holding.sort((a, b) => data.boxes[a].vertices.length - data.boxes[b].vertices.length)[0];
   };
   for (const button of document.querySelectorAll("button.show[data-vertex]"))
