@@ -53,7 +53,6 @@ def to_html(report: Report, certificate: HasData | None = None) -> str:
         blocking=html(sections.blocking(subject, found)),
         choices=html(*sections.choices(subject)),
         certificate=html(*sections.certificate(proof)),
-        operators=html(sections.operators(subject)),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
@@ -103,11 +102,10 @@ def _pictures(report: Report) -> tuple[list[Element], dict[str, Any]]:
 
 
 def _box(subject: Subject, box: Box, opens: str | None) -> dict[str, Any]:
-    before, request, candidate = subject.amounts(box.vertices)
     return {
         "title": clean(box.title), "path": clean(box.path), "rate": box.rate, "vertices": box.vertices, "opens": opens,
         "outside": box.outside,
-        "call": [asdict(amount) for amount in (before, request, candidate)],
+        "call": [asdict(a) for a in subject.amounts(box.vertices)] if len(box.vertices) > 1 else None,
     }  # fmt: skip
 
 

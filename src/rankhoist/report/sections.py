@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from rankhoist.report.curves import Curves
 from rankhoist.report.markup import Element, tag
-from rankhoist.report.operators import Amount, Operator
 from rankhoist.report.outline import Subject, short_operator
 from rankhoist.report.plot import plots
 from rankhoist.report.proof import Proof
@@ -169,23 +168,6 @@ CHOICES = {
     "materialised": "evaluated at once, which is predicted to be faster here than to pass the sum of products on",
     "": "",
 }
-
-
-def operators(subject: Subject) -> Element:
-    """Every operator that costs anything, before or after."""
-    numbers = {v.name: i for i, v in enumerate(subject.vertices)}
-    header = ["operator", "calls", "module", "rate", "moved by", "mul-adds before", "request", "each",
-              "bytes before", "request", "each"]  # fmt: skip
-    rows = [_operator(o, numbers.get(o.name)) for o in subject.report.operators if o.works]
-    return _table(header, rows, words=5)
-
-
-def _operator(o: Operator, number: int | None) -> list[Element | str]:
-    amounts: Sequence[Amount] = (o.before, o.request, o.candidate)
-    return [
-        _link(o, number), short_operator(o.operator), o.module, " + ".join(NAMES.get(r, r) for r in o.rates),
-        o.level or "", *(short(a.multiply_adds) for a in amounts), *(short(a.bytes) for a in amounts),
-    ]  # fmt: skip
 
 
 def _link(named: object, number: int | None) -> Element | str:

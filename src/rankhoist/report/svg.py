@@ -32,15 +32,12 @@ def picture(subject: Subject, boxes: Sequence[Box], name: str = "") -> Element:
     heights = [TALL if max(a) else LOW if box.path else FLAT for box, a in zip(boxes, amounts, strict=True)]
     layout = laid_out(boxes, heights)
     largest = max((before for before, _ in amounts), default=0)
-    drawn = [
-        _box(subject, b, place, both, largest) for b, place, both in zip(boxes, layout.places, amounts, strict=True)
-    ]
-    for i, element in enumerate(drawn):
-        element.set("data-box", f"{name}-{i}")
+    numbers = [f"{name}-{i}" if name else None for i in range(len(boxes))]
+    drawn = [_box(subject, *given, largest) for given in zip(boxes, layout.places, amounts, numbers, strict=True)]
     return tag(
         "svg",
         tag("g", *(_lane(lane, layout.height) for lane in layout.lanes)),
-        tag("g", *(_edge(edge, name) for edge in layout.edges), class_="edges", aria_hidden="true"),
+        tag("g", *(_edge(edge, numbers) for edge in layout.edges), class_="edges", aria_hidden="true"),
         tag("g", *drawn),
         xmlns="http://www.w3.org/2000/svg",
         class_="picture",
@@ -62,7 +59,7 @@ def to_svg(report: Report) -> str:
         raise ArtifactError("a report saved by an older version holds no graph; save the model again")
     subject = Subject.of(report)
     boxes = shown(subject, whole(subject))
-    made = picture(subject, boxes, "m")
+    made = picture(subject, boxes)
     width, height = (float(made.get(side, "0")) for side in ("width", "height"))
     note = "dashed: kept as a sum of products · bar: multiply-adds of the original, and what is left of them"
     made.append(tag("text", note, x=14, y=height + 18, class_="path"))
@@ -89,14 +86,14 @@ def _lane(lane: Lane, height: float) -> Element:
     )
 
 
-def _edge(edge: Edge, name: str) -> Element:
+def _edge(edge: Edge, numbers: Sequence[str | None]) -> Element:
     """A line of points, its corners rounded by curves that leave and arrive upright."""
     points = edge.points
     line = f"M{points[0][0]:g} {points[0][1]:g}"
     for (_, y0), (x1, y1), i in zip(points, points[1:], range(len(points)), strict=False):
         x0, middle = points[i][0], (y0 + y1) / 2
         line += f"V{y1:g}" if x0 == x1 else f"C{x0:g} {middle:g} {x1:g} {middle:g} {x1:g} {y1:g}"
-    return tag("path", d=line, data_from=f"{name}-{edge.source}", data_to=f"{name}-{edge.target}")
+    return tag("path", d=line, data_from=numbers[edge.source], data_to=numbers[edge.target])
 
 
 def _before_and_after(subject: Subject, box: Box) -> tuple[int, int]:
@@ -107,21 +104,22 @@ def _before_and_after(subject: Subject, box: Box) -> tuple[int, int]:
     return before.multiply_adds, (request + candidate).multiply_adds
 
 
-def _box(subject: Subject, box: Box, place: Place, amounts: tuple[int, int], largest: int) -> Element:
+def _box(subject: Subject, box: Box, place: Place, amounts: tuple[int, int], key: str | None, largest: int) -> Element:
     opens = box.opens is not None
     choices = set() if opens or box.outside else {subject.vertices[v].choice for v in box.vertices} - {""}
     words = f"{short(amounts[0], '0')} → {short(amounts[1], '0')} mul-adds" if max(amounts) else ""
     said = ". ".join(filter(None, [f"{box.title} {box.path}", f"{NAMES[box.rate]}: {MEANINGS[box.rate]}", words]))
     made = tag(
         "g",
-        tag("title", said),
+        *([] if key else [tag("title", said)]),  # which a page shows beside the picture
         *_outline(box.rate, place.height, opens),
         tag("text", f"{SIGNS[box.rate]} {shorten(box.title, TITLE - 3 * opens)}", x=10, y=17, class_="name"),
         tag("text", shorten(box.path, PATH), x=10, y=31, class_="path"),
         class_=" ".join(["box", box.rate, *sorted(choices), *(["outside"] if box.outside else [])]),
         transform=f"translate({place.x:g} {place.y:g})",
-        tabindex="0",
-        role="button",
+        data_box=key,
+        tabindex="0" if key else None,
+        role="button" if key else None,
         aria_label=said,
     )
     if words:

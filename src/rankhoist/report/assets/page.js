@@ -137,18 +137,23 @@
     if (first) first.focus({ preventScroll: true });
   };
 
-  for (const [key, g] of boxes) {
-    g.addEventListener("mouseenter", () => { light(key, true); if (!kept) look(key); });
-    g.addEventListener("mouseleave", () => { if (key !== kept) light(key, false); });
-    g.addEventListener("focus", () => { light(key, true); if (!kept) look(key); });
-    g.addEventListener("blur", () => { if (key !== kept) light(key, false); });
-    g.addEventListener("click", () => { if (!moved) act(key); });
-    g.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      act(key);
-    });
-  }
+  // One listener for all boxes: there may be thousands.
+  const on = (type, does) => sheets.addEventListener(type, (event) => {
+    const g = event.target.closest("[data-box]");
+    if (g) does(g.dataset.box, event, g);
+  });
+  const enter = (key) => { light(key, true); if (!kept) look(key); };
+  const leave = (key, event, g) => { if (key !== kept && !g.contains(event.relatedTarget)) light(key, false); };
+  on("mouseover", enter);
+  on("focusin", enter);
+  on("mouseout", leave);
+  on("focusout", leave);
+  on("click", (key) => { if (!moved) act(key); });
+  on("keydown", (key, event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    act(key);
+  });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     if (kept) keep(null);
@@ -160,14 +165,15 @@
     const holding = Object.keys(data.boxes).filter((key) => !data.boxes[key].outside && data.boxes[key].vertices.includes(number));
     return holding.sort((a, b) => data.boxes[a].vertices.length - data.boxes[b].vertices.length)[0];
   };
-  for (const button of document.querySelectorAll("button.show[data-vertex]"))
-    button.addEventListener("click", () => {
-      const number = Number(button.dataset.vertex), key = home(number);
-      show(key.split("-")[0]);
-      keep(key);
-      details.replaceChildren(...ofVertex(number));
-      boxes.get(key).scrollIntoView({ block: "center", inline: "center" });
-    });
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.show[data-vertex]");
+    if (!button) return;
+    const number = Number(button.dataset.vertex), key = home(number);
+    show(key.split("-")[0]);
+    keep(key);
+    details.replaceChildren(...ofVertex(number));
+    boxes.get(key).scrollIntoView({ block: "center", inline: "center" });
+  });
 
   // -- zoom and drag
 
