@@ -287,7 +287,7 @@ def test_learned_tokens_have_a_row_like_everything(name, folded):
 
     def call(c, k, token):
         tokens = token.unsqueeze(0).unsqueeze(1) if folded else token.unsqueeze(0)
-        tokens = tokens.expand(len(k), *tokens.shape[1:]).reshape(len(k), 3, K)
+        tokens = tokens.expand(k.shape[0], *tokens.shape[1:]).reshape(k.shape[0], 3, K)
         return ((c[:, :K] * k).unsqueeze(1) + LEARNED[name](tokens)).relu().sum(2)
 
     check_model(Function(call, token=randn(3, K)).eval(), CONTEXT, CANDIDATE)
