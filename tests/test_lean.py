@@ -120,3 +120,24 @@ def test_an_id_that_its_own_table_lacks_is_an_error(wrong):
         model(context[:1].expand(7, -1), candidate)
     with pytest.raises(IndexError, match="outside of its embedding table"):
         hoisted(context[:1], candidate)
+
+
+def test_neighbours_cut_out_of_one_tensor_are_one_cut():
+    """A layout that interleaves pieces of context and candidate leaves no copy: the candidate is read where it is."""
+    context, candidate = dense(12, 12)
+
+    def call(c, k, w):
+        pieces = [x for pair in zip(c.split(3, 1), k.split(3, 1), strict=True) for x in pair]
+        return torch.cat(pieces, 1) @ w["w"]
+
+    assert emitted(Calls(call, w=(24, 5)), context, candidate) == ["linear_from"]
+
+
+def test_cuts_that_are_no_neighbours_stay_apart():
+    context, candidate = dense(4, 12)
+
+    def call(c, k, w):
+        return torch.cat([c, k[:, 6:9], k[:, 3:6], k[:, 9:12], k[:, :3]], 1).relu() @ w["w"]
+
+    operators = emitted(Calls(call, w=(16, 5)), context, candidate)
+    assert operators.count("cat.default") == 1 and operators.count("slice.Tensor") == 4

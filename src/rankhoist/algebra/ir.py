@@ -225,6 +225,7 @@ class Builder:
 
     def cat(self, parts: Sequence[Node], axis: int) -> Node:
         """Concatenate along an axis after the row axis."""
+        parts = self._rejoined(parts, axis)
         if len(parts) == 1:
             return parts[0]
         rate = join(p.rate for p in parts)
@@ -232,6 +233,19 @@ class Builder:
         shape = list(rows[0].shape)
         shape[axis] = sum(p.shape[axis] for p in rows)
         return self.call(aten.cat.default, (rows, axis + (rate is not Rate.WEIGHT)), rate, shape, rows[0].dtype)
+
+    def _rejoined(self, parts: Sequence[Node], axis: int) -> list[Node]:
+        """Neighbours that were cut out of one tensor one after the other are one cut."""
+        joined: list[Node] = []
+        for part in parts:
+            before, own = (self._taken.get((p.index, axis)) for p in (joined[-1] if joined else part, part))
+            if joined and before and own and before[0] is own[0] and own[1][:1] == before[1][-1:] + 1:
+                index = np.concatenate([before[1], own[1]])
+                if (np.diff(index) == 1).all():
+                    joined[-1] = self.take(own[0], axis, index)
+                    continue
+            joined.append(part)
+        return joined
 
     def pointwise(self, op: Op, args: Sequence[Any], dtype: torch.dtype, kwargs: dict[str, Any] | None = None) -> Node:
         """An elementwise operator on aligned nodes (equal numbers of axes, sizes equal or 1) and numbers."""
