@@ -164,6 +164,24 @@ def test_a_shorter_file_gives_the_same_rows(tmp_path):
     assert torch.equal(shorter.labels, whole.labels[: len(shorter.labels)])
 
 
+def test_the_latest_rows_are_a_log_that_begins_there(tmp_path):
+    folder = write_movielens(tmp_path)
+    whole, cut = load_movielens(folder), load_movielens(folder, latest=100)
+    assert len(cut.labels) == 100 and torch.equal(cut.labels, whole.labels[-100:])
+    first = int(cut.log.times[0])
+    with (folder / "ratings.csv").open(newline="") as file:
+        header, *ratings = list(csv.reader(file))
+    inside = [row for row in ratings if int(row[3]) > first]
+    later = load_movielens(folder, latest=len(inside))
+    write_csv(folder / "ratings.csv", header, inside)
+    again = load_movielens(folder)
+    assert all(torch.equal(value, later.features[name]) for name, value in again.features.items())
+    assert again.log.user_names.tolist() == later.log.user_names.tolist()
+    assert whole.log.latest(10**9).user_names.tolist() == whole.log.user_names.tolist()
+    names = cut.log.user_names[cut.log.users]
+    assert names.tolist() == whole.log.user_names[whole.log.users[-100:]].tolist()
+
+
 def test_an_outcome_changes_no_feature_at_its_own_moment_but_later_ones(data):
     row = len(data.labels) // 2
     moment = data.log.times[row]

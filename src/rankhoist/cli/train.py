@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from rankhoist.cli.arguments import DONE, FAILED, command, count, numbers
+from rankhoist.cli.arguments import DONE, FAILED, command, count
 from rankhoist.errors import CommandError
 
 if TYPE_CHECKING:
     from rankhoist.data import RankingData
 
 MODELS = ["dcnv2", "rdcn", "rdcn-fixed", "deepfm", "dlrm", "attention"]
+
+GENERATED_ROWS = 120_000
 
 EXAMPLES = """\
 A run that was stopped goes on where it was when the same command is given again, to the same weights.
@@ -25,6 +27,7 @@ examples:
   rankhoist train --seeds 1 --rows 20000 --epochs 1        # a first look, in seconds
   rankhoist train --data ml-latest-small --model deepfm --learning-rate 3e-3
   rankhoist train --model rdcn --third 1 --evaluations 4 --patience 3 --epochs 6
+  rankhoist train --data ml-25m --rows 2000000 --threads 4
   rankhoist train --data KuaiRand-Pure --hoist --out runs/kuairand"""
 
 
@@ -40,7 +43,9 @@ def add(commands: Any) -> None:
         help="rdcn-fixed is rdcn without its context stream (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--seeds", metavar="N", type=count, default=5, help="runs, each with its own seed (default: 5)")
-    numbers(parser, "seed")
+    parser.add_argument(
+        "--seed", metavar="SEED", type=int, default=0, help="of the first run; the others count on (default: 0)"
+    )
     _data_arguments(parser)
     _loop_arguments(parser)
     parser.add_argument("--out", metavar="DIR", default="runs/train", help="where results go (default: %(default)s)")
@@ -50,11 +55,20 @@ def add(commands: Any) -> None:
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("generated requests")
-    group.add_argument("--rows", metavar="N", type=count, default=120_000, help="impressions (default: %(default)s)")
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--rows",
+        metavar="N",
+        type=count,
+        help=f"generated (default: {GENERATED_ROWS}), or the latest of a folder (default: all)",
+    )
     for name in ("third", "fourth"):
         group.add_argument(
-            f"--{name}", metavar="S", type=float, default=0.0, help=f"strength of the {name}-order terms (default: 0)"
+            f"--{name}",
+            metavar="S",
+            type=float,
+            default=0.0,
+            help=f"strength of generated {name}-order terms (default: 0)",
         )
 
 
@@ -98,9 +112,9 @@ def _data(args: argparse.Namespace, console: Console) -> RankingData:
 
     with console.status("building the data set"):
         if args.data == "demo":
-            data = generate_request_log(args.rows, third=args.third, fourth=args.fourth)
+            data = generate_request_log(args.rows or GENERATED_ROWS, third=args.third, fourth=args.fourth)
         else:
-            data = load_folder(args.data)
+            data = load_folder(args.data, args.rows)
     parts = ", ".join(
         f"{part.stop - part.start:,} {name}"
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))

@@ -9,8 +9,10 @@ from rankhoist.data.log import DataError
 from rankhoist.data.ranking import RankingData
 
 
-def load_folder(folder: str | Path) -> RankingData:
+def load_folder(folder: str | Path, latest: int | None = None) -> RankingData:
     """MovieLens (latest-small, 1M, 25M and alike) or KuaiRand (Pure, 1K, 27K).
+
+    latest  rows to keep, the last in time; features take about 1.5 kB of memory a row, so that 25M in whole wants 40 GB
 
     Raises:
         DataError: no such folder, a layout that is none of these (with the files looked for), or a malformed line.
@@ -19,9 +21,9 @@ def load_folder(folder: str | Path) -> RankingData:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     if movielens.is_movielens(folder):
-        return movielens.load_movielens(folder)
+        return movielens.load_movielens(folder, latest)
     if kuairand.find(folder):
-        return kuairand.load_kuairand(folder)
+        return kuairand.load_kuairand(folder, latest)
     found = sorted(path.name for path in folder.iterdir())
     listing = ", ".join(found[:10]) + (" ..." if len(found) > 10 else "") if found else "nothing"
     raise DataError(

@@ -32,8 +32,12 @@ VIDEO_COLUMNS = ("video_id", *VIDEO_CATEGORIES, "upload_dt", "video_duration", "
 LONGEST = 2**10  # seconds; longer videos count as this long
 
 
-def load_kuairand(folder: str | Path) -> RankingData:
-    """Read a KuaiRand folder, or its folder `data`; raises DataError naming the file and line of anything malformed."""
+def load_kuairand(folder: str | Path, latest: int | None = None) -> RankingData:
+    """Read a KuaiRand folder or its folder `data`, or its latest rows.
+
+    Raises:
+        DataError: a file or column is missing, or a line malformed; the message names it.
+    """
     folder = find(Path(folder)) or Path(folder)
     logs, users, videos = (sorted(folder.glob(pattern)) for pattern in PATTERNS)
     if not (logs and users and videos):
@@ -46,7 +50,7 @@ def load_kuairand(folder: str | Path) -> RankingData:
         names, items, times // 1000, clicks.astype(np.float64), clicks > 0, catalogue,
         of_users=partial(_read_users, users), of_events=[tab],
     )  # fmt: skip
-    return RankingData.from_log(f"KuaiRand, {_title(folder)}", log)
+    return RankingData.from_log(f"KuaiRand, {_title(folder)}", log if latest is None else log.latest(latest))
 
 
 def find(folder: Path) -> Path | None:

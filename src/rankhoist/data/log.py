@@ -126,6 +126,22 @@ class InteractionLog:
             users, items[order], times[order], values[order], liked[order], names, catalogue, of_users(names), events
         )
 
+    def latest(self, events: int) -> InteractionLog:
+        """The last events alone; what came before them is forgotten, as if the log had begun there."""
+        kept = slice(max(0, len(self.times) - events), None)
+        users, numbers = number_by_appearance(self.users[kept])
+        return InteractionLog(
+            users,
+            self.items[kept],
+            self.times[kept],
+            self.values[kept],
+            self.liked[kept],
+            self.user_names[numbers],
+            self.catalogue,
+            tuple(attribute.at(numbers) for attribute in self.of_users),
+            tuple(attribute.at(kept) for attribute in self.of_events),
+        )
+
     def before(self, time: int) -> InteractionLog:
         """The log as it was known just before `time`."""
         stop = int(np.searchsorted(self.times, time, side="left"))

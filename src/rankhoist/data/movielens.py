@@ -38,8 +38,8 @@ class _Layout:
 LAYOUTS = (_Layout(".csv", ",", "utf-8-sig", 1), _Layout(".dat", "::", "latin-1", 0))
 
 
-def load_movielens(folder: str | Path) -> RankingData:
-    """Read a MovieLens folder; raises DataError naming the file and line of anything malformed."""
+def load_movielens(folder: str | Path, latest: int | None = None) -> RankingData:
+    """Read a MovieLens folder, or its latest rows; raises DataError naming the file and line of anything malformed."""
     folder = Path(folder)
     layout = _find_layout(folder)
     movies_path, ratings_path = (folder / f"{name}{layout.suffix}" for name in ("movies", "ratings"))
@@ -50,7 +50,7 @@ def load_movielens(folder: str | Path) -> RankingData:
     values = ratings[:, 2]
     users = partial(_read_users, folder / "users.dat", layout)
     log = InteractionLog.from_events(names, items, times, values, values >= LIKED_FROM, catalogue, of_users=users)
-    return RankingData.from_log(f"MovieLens, {folder.name}", log)
+    return RankingData.from_log(f"MovieLens, {folder.name}", log if latest is None else log.latest(latest))
 
 
 def is_movielens(folder: Path) -> bool:
