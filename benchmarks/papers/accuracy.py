@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     suffix = "-reduced" if options.reduced else ""
     stem = options.out / f"{datetime.now(timezone.utc):%Y-%m-%d}-papers-accuracy{suffix}"
-    record = _begun(stem, size)
+    record = _begun(stem, size, options)
     folder = options.movielens if options.movielens.is_dir() else None
     if folder is None:
         print(f"MovieLens is left out: no folder {options.movielens} (--movielens FOLDER)")
@@ -253,11 +253,12 @@ def _write(record: dict[str, Any], stem: Path) -> None:
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _begun(stem: Path, size: Size) -> dict[str, Any]:
+def _begun(stem: Path, size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """What an earlier call of the same size on the same day left, or an empty record."""
     path = stem.with_suffix(".json")
+    flags = [*(["--reduced"] if options.reduced else []), "--movielens", options.movielens.name]
     record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": " ".join([COMMAND, *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": " ".join([COMMAND, *flags]),
         "machine": machine(), "size": json.loads(json.dumps(asdict(size))), "minutes": 0.0, "cases": {}, "runs": [],
     }  # fmt: skip
     if path.exists() and (found := json.loads(path.read_text()))["size"] == record["size"]:

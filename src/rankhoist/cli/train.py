@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rankhoist.cli.arguments import DONE, FAILED, command, count
-from rankhoist.errors import CommandError
 
 if TYPE_CHECKING:
     from rankhoist.data import RankingData
@@ -93,12 +91,12 @@ def _loop_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from rankhoist.train.loop import Settings  # only this command needs the data sets and the trainer
-    from rankhoist.train.run import Options, run
+    from rankhoist.train.run import Options, clear, run
 
     console = Console()
     out = Path(args.out)
     if args.fresh:
-        _remove(out)
+        clear(out)
     settings = Settings(
         args.epochs, args.batch_size, args.learning_rate, args.weight_decay, args.evaluations, args.patience, args.seed,
         args.threads,
@@ -121,12 +119,3 @@ def _data(args: argparse.Namespace, console: Console) -> RankingData:
     )
     console.print(f"{data.source}: {len(data.labels):,} rows in time order ({parts})")
     return data
-
-
-def _remove(out: Path) -> None:
-    """What runs leave in a folder, and nothing else."""
-    for path in [*out.glob("seed-*"), *(out / name for name in ("results.json", "results.md", "curves.svg"))]:
-        try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        except OSError as error:
-            raise CommandError(f"--fresh: {path}: {error.strerror or error}") from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,8 @@ from rankhoist.train.loop import Point, Settings, TrainResult, bayes_auc, bayes_
 from rankhoist.train.metrics import Bin, Calibration, Metrics
 from rankhoist.train.models import build_model
 from rankhoist.verify import verify
+
+FILES = ("results.json", "results.md", "curves.svg", "model.pt2", "model.rankhoist")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,19 @@ def _save_model(options: Options, settings: Settings, data: RankingData, console
         hoisted.save(options.out / "model.rankhoist", certificate)
         console.print(f"hoisted: {options.out / 'model.rankhoist'}")
     return bool(certificate)
+
+
+def clear(out: Path) -> None:
+    """Remove what runs leave in a folder, and nothing else.
+
+    Raises:
+        TrainingError: something cannot be removed.
+    """
+    for path in [*out.glob("seed-*"), *(out / name for name in FILES)]:
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be removed: {error.strerror or error}") from error
 
 
 def export(model: nn.Module, data: RankingData, path: Path) -> None:
