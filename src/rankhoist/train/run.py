@@ -210,7 +210,8 @@ def _cells(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _title(record: dict[str, Any]) -> str:
-    return f"{record['model']} on {record['data']}: mean ± standard error of {record['seeds']} seeds"
+    seeds = "one seed" if record["seeds"] == 1 else f"mean ± standard error of {record['seeds']} seeds"
+    return f"{record['model']} on {record['data']}: {seeds}"
 
 
 def _table(record: dict[str, Any]) -> Table:
