@@ -40,9 +40,9 @@ def test_a_run_writes_its_files_and_goes_on_where_it_was(tmp_path, monkeypatch, 
     (path,) = tmp_path.glob("????-??-??-papers-accuracy-reduced.json")
     record = json.loads(path.read_text())
     per_case = len(MODELS) * (2 + 2)
-    assert len(record["cases"]) == 3 and len(record["runs"]) >= 3 * per_case
+    assert len(record["cases"]) == 4 and len(record["runs"]) >= 4 * per_case
     text = path.with_suffix(".md").read_text()
-    assert text.count("| rDCN without context stream |") == 3 and f"]({path.stem}.svg)" in text
+    assert text.count("| rDCN without context stream |") == 4 and f"]({path.stem}.svg)" in text
     assert "<svg" in path.with_suffix(".svg").read_text()
 
     lost, kept = record["runs"][-1], record["runs"][:-1]

@@ -118,6 +118,7 @@ def cases(size: Size, movielens: Path | None) -> Iterator[Case]:
     yield Case("request log, MLP beside", log, BESIDE)
     if movielens is not None:
         yield Case("MovieLens, MLP beside", partial(load_movielens, movielens), BESIDE)
+    yield Case("request log, cross alone", log, ALONE)
     yield Case("third order, cross alone", partial(log, third=1.0), ALONE)
     yield Case("fourth order, cross alone", partial(log, fourth=1.0), ALONE)
     if movielens is not None and size is FULL:
