@@ -32,12 +32,14 @@ LAYERS = [
     "verify",
     "hoist",
     "bench",
+    "train",
     "demo",
     "cli",
 ]
 # Beside the layers: they import `errors` only, and only the users of the compiler import them.
 SIDE = ["nn", "data"]
-USERS = ["demo", "cli"]
+# `train` stands above `bench` for its plots and `machine`, and above `hoist` to save what it trained hoisted.
+USERS = ["train", "demo", "cli"]
 # Entry points: they may import everything (`__init__` only what is public) and are imported by users only.
 ENTRY = ["__init__", "__main__"]
 

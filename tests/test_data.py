@@ -1,6 +1,7 @@
 """The data sets: features against a loop over the log, no leakage from the future, the known truth, real requests."""
 
 import csv
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +164,24 @@ def test_a_shorter_file_gives_the_same_rows(tmp_path):
     assert torch.equal(shorter.labels, whole.labels[: len(shorter.labels)])
 
 
+def test_the_latest_rows_are_a_log_that_begins_there(tmp_path):
+    folder = write_movielens(tmp_path)
+    whole, cut = load_movielens(folder), load_movielens(folder, latest=100)
+    assert len(cut.labels) == 100 and torch.equal(cut.labels, whole.labels[-100:])
+    first = int(cut.log.times[0])
+    with (folder / "ratings.csv").open(newline="") as file:
+        header, *ratings = list(csv.reader(file))
+    inside = [row for row in ratings if int(row[3]) > first]
+    later = load_movielens(folder, latest=len(inside))
+    write_csv(folder / "ratings.csv", header, inside)
+    again = load_movielens(folder)
+    assert all(torch.equal(value, later.features[name]) for name, value in again.features.items())
+    assert again.log.user_names.tolist() == later.log.user_names.tolist()
+    assert whole.log.latest(10**9).user_names.tolist() == whole.log.user_names.tolist()
+    names = cut.log.user_names[cut.log.users]
+    assert names.tolist() == whole.log.user_names[whole.log.users[-100:]].tolist()
+
+
 def test_an_outcome_changes_no_feature_at_its_own_moment_but_later_ones(data):
     row = len(data.labels) // 2
     moment = data.log.times[row]
@@ -232,6 +251,29 @@ def test_the_third_order_term_flips_at_the_weekend():
     np.testing.assert_allclose(weekend - weekday, 2 * third, atol=1e-9)
     assert {-1.0, 1.0} <= set((third / WEEKEND).tolist())
     assert abs(np.mean(weekday + third) - BASE_RATE) < 2
+
+
+@pytest.mark.parametrize("order", ["third", "fourth"])
+def test_interactions_of_higher_order_are_added_to_the_others(order):
+    log, _, plain = simulate(2000, seed=1, items=50, users=10)
+    truth = replace(plain, **{order: 0.5})
+    users, items, no_clicks = log.user_names[log.users] - 1, log.items, np.zeros((len(log.users), 20), dtype=np.int64)
+    with_it, without = (np.log(p / (1 - p)) for p in (t.probability(users, items, log.times, no_clicks)
+                                                      for t in (truth, plain)))  # fmt: skip
+    taste, daypart, mixture = plain.taste[users], plain.daypart[hour_of_day(log.times)], plain.mixture[items]
+    expected = {
+        "third": np.einsum("eg,eg,eg->e", taste, daypart, mixture),
+        "fourth": np.einsum("eg,eg,eh,eh->e", taste, mixture, daypart, mixture),
+    }
+    np.testing.assert_allclose(with_it - without, 0.5 * expected[order] / (1.1 * 0.5), atol=1e-9)
+    assert 0.2 < (with_it - without).std() < 1.0
+
+
+def test_without_higher_orders_the_log_is_what_it_was():
+    log = generate_request_log(3000, seed=2, items=60, users=15)
+    digest = hashlib.sha256(log.labels.numpy().tobytes() + log.features["movie_id"].numpy().tobytes()).hexdigest()
+    assert digest.startswith("7e6d41921b17b317")
+    assert generate_request_log(3000, seed=2, items=60, users=15, third=1.0).source == "request log, seed 2, third 1"
 
 
 def test_a_page_shows_no_item_twice_and_rows_are_exact():
@@ -358,6 +400,20 @@ def test_the_layout_of_ml_1m_gives_the_same_data(tmp_path):
     data = load_movielens(old)
     assert all(torch.equal(value, modern.features[name]) for name, value in data.features.items())
     assert data.log.catalogue.titles[1] == "Film\xe9, The Number 1 (1981)"
+
+
+def test_the_users_of_ml_1m_are_context(tmp_path):
+    (tmp_path / "movies.dat").write_text("1::A (1990)::Drama\n2::B (1991)::Drama|Comedy\n")
+    ratings = "".join(f"{1 + k % 3}::{1 + k % 2}::{1 + k % 5}::{1000 + k}\n" for k in range(60))
+    (tmp_path / "ratings.dat").write_text(ratings)
+    (tmp_path / "users.dat").write_text("1::F::1::10::48067\n3::M::25::15::55117\n")
+    data = load_movielens(tmp_path)
+    assert data.context[-3:] == ("gender", "age", "occupation")
+    assert data.features["gender"][:6].tolist() == [1, 0, 2, 1, 0, 2]  # user 2 is not in the file
+    assert data.features["age"][:3].tolist() == data.features["occupation"][:3].tolist() == [1, 0, 2]
+    (tmp_path / "users.dat").write_text("1::F::1::48067\n")
+    with pytest.raises(DataError, match=r"users\.dat, line 1: expected userId, gender, age, occupation and zip code"):
+        load_movielens(tmp_path)
 
 
 @pytest.mark.parametrize(

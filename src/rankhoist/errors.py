@@ -47,6 +47,10 @@ class ArtifactError(RankhoistError):
     """A hoisted model cannot be saved, or a file is no artifact, is damaged or comes from a newer version."""
 
 
+class TrainingError(RankhoistError):
+    """A training run cannot be carried out, or not be resumed from what an earlier one left."""
+
+
 class CommandError(RankhoistError):
     """A command line argument cannot be used."""
 

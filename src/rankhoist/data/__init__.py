@@ -1,12 +1,15 @@
-"""Ranking data sets: a seeded request log with known truth, and MovieLens folders, in one form."""
+"""Ranking data sets: a seeded request log with known truth, MovieLens and KuaiRand folders, in one form."""
 
 from rankhoist.data.features import Feature
-from rankhoist.data.log import Catalogue, DataError, InteractionLog
+from rankhoist.data.folder import load_folder
+from rankhoist.data.kuairand import load_kuairand
+from rankhoist.data.log import Attribute, Catalogue, DataError, InteractionLog
 from rankhoist.data.movielens import load_movielens
 from rankhoist.data.ranking import RankingData, Request
 from rankhoist.data.request_log import generate_request_log
 
 __all__ = [
+    "Attribute",
     "Catalogue",
     "DataError",
     "Feature",
@@ -14,5 +17,7 @@ __all__ = [
     "RankingData",
     "Request",
     "generate_request_log",
+    "load_folder",
+    "load_kuairand",
     "load_movielens",
 ]

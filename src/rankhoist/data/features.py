@@ -14,11 +14,14 @@
 | candidate | `year` | id | its year |
 | candidate | `item_stats` | dense [4] | see `ITEM_STATS` |
 
+and one id per category that the source knows of users and events (context) or items (candidate).
+
 All transforms are fixed (logarithms, smoothed means around the mean so far), so no statistic of the whole log is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rankhoist.data.log import DAY, FloatArray, IntArray, InteractionLog, day_of_week, hour_of_day
+from rankhoist.data.log import DAY, Attribute, FloatArray, IntArray, InteractionLog, day_of_week, hour_of_day
 from rankhoist.data.prior import PriorItems, PriorSums
 
 Side = Literal["context", "candidate"]
@@ -72,10 +75,12 @@ def schema(log: InteractionLog) -> tuple[Feature, ...]:
         Feature("user_stats", "context", "dense", len(USER_STATS)),
         Feature("hour", "context", "id", 24, "hour"),
         Feature("weekday", "context", "id", 7, "weekday"),
+        *_categories("context", (*log.of_users, *log.of_events)),
         Feature("movie_id", "candidate", "id", items, "item"),
         Feature("genres", "candidate", "ids", genres, "genre"),
         Feature("year", "candidate", "id", int(_year_numbers(catalogue.years).max()) + 1, "year"),
         Feature("item_stats", "candidate", "dense", len(ITEM_STATS)),
+        *_categories("candidate", catalogue.attributes),
     )
 
 
@@ -84,6 +89,7 @@ class FeatureBuilder:
 
     def __init__(self, log: InteractionLog) -> None:
         self._catalogue = log.catalogue
+        self._of_users = log.of_users
         self._years = _year_numbers(log.catalogue.years)
         self._genre_count = len(log.catalogue.genre_names) - 1
         outcomes = np.stack([np.ones(len(log.values)), log.values, log.liked, log.values**2], axis=1)
@@ -98,7 +104,7 @@ class FeatureBuilder:
         self._disliked = _prior_items(log, ~log.liked)
 
     def context(self, users: IntArray, times: IntArray) -> dict[str, Tensor]:
-        """[Q] user numbers, [Q] seconds -> context features with Q rows."""
+        """[Q] user numbers, [Q] seconds -> context features with Q rows, but for the categories of events."""
         genre_sums = self._user_genres.before(users, times)
         outcomes = self._user_outcomes.before(users, times)
         return {
@@ -111,6 +117,7 @@ class FeatureBuilder:
             "user_stats": _dense(self._user_stats(outcomes, users, times)),
             "hour": torch.from_numpy(hour_of_day(times)),
             "weekday": torch.from_numpy(day_of_week(times)),
+            **_numbers(self._of_users, users),
         }
 
     def candidate(self, items: IntArray, times: IntArray) -> dict[str, Tensor]:
@@ -120,6 +127,7 @@ class FeatureBuilder:
             "genres": torch.from_numpy(self._catalogue.genres[items]),
             "year": torch.from_numpy(self._years[items]),
             "item_stats": _dense(self._item_stats(items, times)),
+            **_numbers(self._catalogue.attributes, items),
         }
 
     def popularity(self, time: int) -> FloatArray:
@@ -172,6 +180,14 @@ class FeatureBuilder:
             _smoothed(liked, count, like_rate, ITEM_PRIOR) - 0.5,
         ]
         return np.stack(columns, axis=1)
+
+
+def _categories(side: Side, attributes: Sequence[Attribute]) -> list[Feature]:
+    return [Feature(attribute.name, side, "id", attribute.size, attribute.name) for attribute in attributes]
+
+
+def _numbers(attributes: Sequence[Attribute], rows: IntArray) -> dict[str, Tensor]:
+    return {attribute.name: torch.from_numpy(attribute.numbers[rows]) for attribute in attributes}
 
 
 def _prior_items(log: InteractionLog, chosen: npt.NDArray[np.bool_]) -> PriorItems:

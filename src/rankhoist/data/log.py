@@ -5,8 +5,8 @@ Both data sources produce this and nothing else; every feature is derived from i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,30 @@ class DataError(RankhoistError):
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A category of users, items or events that only some sources know; it becomes a feature of that name.
+
+    numbers  [U+1], [I+1] (row 0 = 0) or [E] category numbers, 0 = unknown
+    size     categories, the unknown 0 included
+    """
+
+    name: str
+    numbers: IntArray
+    size: int
+
+    @classmethod
+    def from_names(cls, name: str, names: Sequence[str]) -> Attribute:
+        """Categories by name, numbered in the order of their names; "" is unknown."""
+        known = sorted(set(names) - {""})
+        number_of = {"": 0} | {known_name: number for number, known_name in enumerate(known, 1)}
+        return cls(name, np.array([number_of[name] for name in names], dtype=np.int64), len(known) + 1)
+
+    def at(self, index: IntArray | slice) -> Attribute:
+        """The category of some rows."""
+        return replace(self, numbers=self.numbers[index])
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """The items, numbered 1..I; row 0 is padding. It must not depend on the log's events.
 
@@ -33,12 +57,14 @@ class Catalogue:
     years        [I+1] year of publication, 0 = unknown
     genres       [I+1, W] genre numbers, 0 = padding, W = the most genres any item has
     genre_names  names by genre number, genre_names[0] == ""
+    attributes   further categories of the items, [I+1]
     """
 
     titles: tuple[str, ...]
     years: IntArray
     genres: IntArray
     genre_names: tuple[str, ...]
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def size(self) -> int:
@@ -61,6 +87,8 @@ class InteractionLog:
     values      [E] graded outcome (a rating, or a click as 0/1)
     liked       [E] binary outcome, the label
     user_names  [U+1] the source's own number of each user, user_names[0] == 0
+    of_users    categories of the users, [U+1]
+    of_events   categories of the context of the events, such as the page they happened on, [E]
     """
 
     users: IntArray
@@ -70,6 +98,8 @@ class InteractionLog:
     liked: BoolArray
     user_names: IntArray
     catalogue: Catalogue
+    of_users: tuple[Attribute, ...] = ()
+    of_events: tuple[Attribute, ...] = ()
 
     @classmethod
     def from_events(
@@ -80,25 +110,53 @@ class InteractionLog:
         values: FloatArray,
         liked: BoolArray,
         catalogue: Catalogue,
+        *,
+        of_users: Callable[[IntArray], tuple[Attribute, ...]] = lambda names: (),
+        of_events: Sequence[Attribute] = (),
     ) -> InteractionLog:
-        """Sort events given in any order by time and number their users."""
+        """Sort events given in any order by time and number their users.
+
+        of_users   [U+1] the source's own numbers, the first of them 0 -> categories of these users
+        of_events  categories of the events, in the order given
+        """
         order = np.argsort(times, kind="stable")
         users, names = number_by_appearance(user_names[order])
-        return cls(users, items[order], times[order], values[order], liked[order], names, catalogue)
+        events = tuple(attribute.at(order) for attribute in of_events)
+        return cls(
+            users, items[order], times[order], values[order], liked[order], names, catalogue, of_users(names), events
+        )
+
+    def latest(self, events: int) -> InteractionLog:
+        """The last events alone; what came before them is forgotten, as if the log had begun there."""
+        kept = slice(max(0, len(self.times) - events), None)
+        users, numbers = number_by_appearance(self.users[kept])
+        return InteractionLog(
+            users,
+            self.items[kept],
+            self.times[kept],
+            self.values[kept],
+            self.liked[kept],
+            self.user_names[numbers],
+            self.catalogue,
+            tuple(attribute.at(numbers) for attribute in self.of_users),
+            tuple(attribute.at(kept) for attribute in self.of_events),
+        )
 
     def before(self, time: int) -> InteractionLog:
         """The log as it was known just before `time`."""
         stop = int(np.searchsorted(self.times, time, side="left"))
         users = self.users[:stop]
-        names = self.user_names[: int(users.max(initial=0)) + 1]
+        known = slice(int(users.max(initial=0)) + 1)
         return InteractionLog(
             users,
             self.items[:stop],
             self.times[:stop],
             self.values[:stop],
             self.liked[:stop],
-            names,
+            self.user_names[known],
             self.catalogue,
+            tuple(attribute.at(known) for attribute in self.of_users),
+            tuple(attribute.at(slice(stop)) for attribute in self.of_events),
         )
 
 

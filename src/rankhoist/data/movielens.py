@@ -1,7 +1,7 @@
 """MovieLens folders as published by GroupLens: `ratings.csv` and `movies.csv`, or the `.dat` files of ML-1M.
 
 F. Maxwell Harper and Joseph A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015.
-A row is a rating; it is liked from 4 stars on.
+A row is a rating; it is liked from 4 stars on. ML-1M's `users.dat`, where it is there, adds what it says of the users.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from rankhoist.data.log import Catalogue, DataError, FloatArray, IntArray, InteractionLog, pad_lists
+from rankhoist.data.log import Attribute, Catalogue, DataError, FloatArray, IntArray, InteractionLog, pad_lists
 from rankhoist.data.ranking import RankingData
 
 LIKED_FROM = 4.0  # stars
 MOST_STARS = 5.0
+USER_COLUMNS = ("gender", "age", "occupation")  # of users.dat, after the user's number and before the zip code
 NO_GENRE = "(no genres listed)"
 YEAR = re.compile(r"\((\d{4})(?:[-\u2013]\d{0,4})?\)\s*$")
 
@@ -36,8 +38,8 @@ class _Layout:
 LAYOUTS = (_Layout(".csv", ",", "utf-8-sig", 1), _Layout(".dat", "::", "latin-1", 0))
 
 
-def load_movielens(folder: str | Path) -> RankingData:
-    """Read a MovieLens folder; raises DataError naming the file and line of anything malformed."""
+def load_movielens(folder: str | Path, latest: int | None = None) -> RankingData:
+    """Read a MovieLens folder, or its latest rows; raises DataError naming the file and line of anything malformed."""
     folder = Path(folder)
     layout = _find_layout(folder)
     movies_path, ratings_path = (folder / f"{name}{layout.suffix}" for name in ("movies", "ratings"))
@@ -46,15 +48,25 @@ def load_movielens(folder: str | Path) -> RankingData:
     names, movies, times = (ratings[:, column].astype(np.int64) for column in (0, 1, 3))
     items = _number_items(movies, numbers, ratings_path, layout)
     values = ratings[:, 2]
-    log = InteractionLog.from_events(names, items, times, values, values >= LIKED_FROM, catalogue)
-    return RankingData.from_log(f"MovieLens, {folder.name}", log)
+    users = partial(_read_users, folder / "users.dat", layout)
+    log = InteractionLog.from_events(names, items, times, values, values >= LIKED_FROM, catalogue, of_users=users)
+    return RankingData.from_log(f"MovieLens, {folder.name}", log if latest is None else log.latest(latest))
+
+
+def is_movielens(folder: Path) -> bool:
+    """Whether a folder holds the files of one of the layouts."""
+    return any(_holds(folder, layout) for layout in LAYOUTS)
+
+
+def _holds(folder: Path, layout: _Layout) -> bool:
+    return all((folder / f"{name}{layout.suffix}").is_file() for name in ("ratings", "movies"))
 
 
 def _find_layout(folder: Path) -> _Layout:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected a MovieLens folder with ratings.csv and movies.csv")
     for layout in LAYOUTS:
-        if all((folder / f"{name}{layout.suffix}").is_file() for name in ("ratings", "movies")):
+        if _holds(folder, layout):
             return layout
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise DataError(f"{folder}: expected ratings.csv and movies.csv (or both as .dat), found {found}")
@@ -101,6 +113,21 @@ def _split_movies(lines: list[str], layout: _Layout) -> Iterator[list[str]]:
     if layout.separator == ",":
         return csv.reader(lines)
     return (line.split(layout.separator) for line in lines)
+
+
+def _read_users(path: Path, layout: _Layout, names: IntArray) -> tuple[Attribute, ...]:
+    """[U+1] user ids, the first of them no user's -> what users.dat says of them; nothing without such a file."""
+    if layout.suffix != path.suffix or not path.is_file():
+        return ()
+    rows: dict[int, list[str]] = {}
+    for index, line in enumerate(_read_lines(path, layout)):
+        cells = line.strip().split(layout.separator)
+        if len(cells) != len(USER_COLUMNS) + 2 or not cells[0].isdecimal():
+            raise _fail(path, layout, index, f"expected userId, {', '.join(USER_COLUMNS)} and zip code, found {cells}")
+        rows[int(cells[0])] = cells[1:-1]
+    nothing = [""] * len(USER_COLUMNS)
+    columns = zip(*(rows.get(name, nothing) for name in names.tolist()), strict=True)
+    return tuple(Attribute.from_names(name, column) for name, column in zip(USER_COLUMNS, columns, strict=True))
 
 
 def _read_ratings(path: Path, layout: _Layout) -> FloatArray:

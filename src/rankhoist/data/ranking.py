@@ -69,6 +69,7 @@ class RankingData:
         """Compute the features of every event and split the rows by time."""
         builder = FeatureBuilder(log)
         features = builder.context(log.users, log.times) | builder.candidate(log.items, log.times)
+        features |= {attribute.name: torch.from_numpy(attribute.numbers) for attribute in log.of_events}
         train, validation, test = split_by_time(log.times)
         truth = None if true_probability is None else torch.from_numpy(true_probability.astype(np.float32))
         labels = torch.from_numpy(log.liked.astype(np.float32))

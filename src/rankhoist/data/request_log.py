@@ -10,6 +10,12 @@ known order, over things that the features show (s below is the mean genre mixtu
 | 2 | hour x genre: `<daypart[hour], mixture[item]>` |
 | 2 | history x genre: `<s, mixture[item]>`, centred |
 | 3 | weekend x user segment x item family: `weekend[day] * segment[user] * family[item]` |
+| 3 | user x hour x genre: `third * <taste[user] * daypart[hour], mixture[item]>`; none unless asked for |
+| 4 | user x genre x hour x genre: `fourth *` the taste term `*` the hour term; none unless asked for |
+
+The last two tell cross networks apart. The third-order one needs the product of two context features, which a network
+without a context stream never forms. The fourth-order one is a product of two context-candidate pairs: DCNv2 forms it
+by letting the context read the candidate, which is what rDCN drops.
 
 The history is the simulated one: what a user clicked on earlier pages changes what they click on later ones. The
 probability is therefore a function of the row's own features, so its AUC is the best that any model can reach (Bayes).
@@ -17,7 +23,7 @@ probability is therefore a function of the row's own features, so its AUC is the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,7 +63,7 @@ class GroundTruth:
     """The parameters behind the clicks; users are 0..U-1, items 1..I (row 0 is padding).
 
     quality, novelty, family [I+1]; mixture [I+1, G], each row of length 1; activity, segment [U]; taste [U, G];
-    daypart [24, G]
+    daypart [24, G]; third, fourth: about the standard deviation in log-odds of the terms of that name
     """
 
     quality: FloatArray
@@ -68,6 +74,8 @@ class GroundTruth:
     segment: FloatArray
     taste: FloatArray
     daypart: FloatArray
+    third: float = 0.0
+    fourth: float = 0.0
 
     def probability(self, users: IntArray, items: IntArray, times: IntArray, clicked: IntArray) -> FloatArray:
         """[Q] users, items and times, [Q, 20] last clicked items padded with 0 -> [Q] click probability."""
@@ -76,9 +84,12 @@ class GroundTruth:
         taste = (self.taste[users] * mixture).sum(axis=1)
         daypart = (self.daypart[hour_of_day(times)] * mixture).sum(axis=1)
         weekend = np.where(day_of_week(times) >= 5, 1.0, -1.0)
-        third = weekend * self.segment[users] * self.family[items]
+        family = weekend * self.segment[users] * self.family[items]
         history = self._history(mixture, clicked)
-        log_odds: FloatArray = BASE_RATE + first + taste + daypart + HISTORY * history + WEEKEND * third
+        log_odds: FloatArray = BASE_RATE + first + taste + daypart + HISTORY * history + WEEKEND * family
+        if self.third or self.fourth:
+            timed = (self.taste[users] * self.daypart[hour_of_day(times)] * mixture).sum(axis=1)
+            log_odds = log_odds + (self.third * timed + self.fourth * taste * daypart) / (TASTE * DAYPART)
         return 1.0 / (1.0 + np.exp(-log_odds))
 
     def _history(self, mixture: FloatArray, clicked: IntArray) -> FloatArray:
@@ -91,15 +102,33 @@ class GroundTruth:
 
 
 def generate_request_log(
-    rows: int = 120_000, *, seed: int = 0, items: int = 3000, users: int | None = None, page: int = 10
+    rows: int = 120_000,
+    *,
+    seed: int = 0,
+    items: int = 3000,
+    users: int | None = None,
+    page: int = 10,
+    third: float = 0.0,
+    fourth: float = 0.0,
 ) -> RankingData:
-    """Simulate `rows` impressions of `items` items over at least 120 days; `users` defaults to rows / 300."""
-    log, probability, _ = simulate(rows, seed=seed, items=items, users=users, page=page)
-    return RankingData.from_log(f"request log, seed {seed}", log, probability)
+    """Simulate `rows` impressions of `items` items over at least 120 days; `users` defaults to rows / 300.
+
+    third, fourth  strength of the interactions of that order which are none unless asked for, in log-odds
+    """
+    log, probability, _ = simulate(rows, seed=seed, items=items, users=users, page=page, third=third, fourth=fourth)
+    orders = "".join(f", {name} {value:g}" for name, value in (("third", third), ("fourth", fourth)) if value)
+    return RankingData.from_log(f"request log, seed {seed}{orders}", log, probability)
 
 
 def simulate(
-    rows: int, *, seed: int, items: int, users: int | None = None, page: int = 10
+    rows: int,
+    *,
+    seed: int,
+    items: int,
+    users: int | None = None,
+    page: int = 10,
+    third: float = 0.0,
+    fourth: float = 0.0,
 ) -> tuple[InteractionLog, FloatArray, GroundTruth]:
     """The log, the true probability of each event, and the truth; `log.user_names` is the truth's user + 1."""
     users = max(1, rows // EVENTS_PER_USER) if users is None else users
@@ -110,7 +139,7 @@ def simulate(
         )
     rng = np.random.default_rng(seed)
     catalogue = _make_catalogue(items, rng, seed)
-    truth = _make_truth(catalogue, users, rng)
+    truth = replace(_make_truth(catalogue, users, rng), third=third, fourth=fourth)
     pages = -(-rows // (users * page))
     everyone = np.arange(users)
     clicked = np.zeros((users, HISTORY_LENGTH), dtype=np.int64)

@@ -19,12 +19,14 @@ from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
 from rankhoist.bench import interleaved, machine
 from rankhoist.capture import Program, capture
-from rankhoist.data import RankingData, Request, generate_request_log, load_movielens
-from rankhoist.demo.train import MODEL_NAMES, bayes_auc, build_model, train
+from rankhoist.data import RankingData, Request, generate_request_log, load_folder
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import HoistedModel
+from rankhoist.train import Settings, bayes_auc, build_model, train
+from rankhoist.train.run import export
 from rankhoist.verify import verify
 
+MODEL_NAMES = ("dcnv2", "deepfm")
 SECONDS_OF_TIMING = 6.0
 
 
@@ -32,7 +34,7 @@ def main(data: str | None = None, out: str = "runs/demo", seed: int = 0, candida
     """Everything `make demo` shows; returns 0 if all certificates passed, else 1.
 
     Args:
-        data: a MovieLens folder as published, or `None` for the seeded request log.
+        data: a MovieLens or KuaiRand folder as published, or `None` for the seeded request log.
         out: folder for the models (`.pt2`), the certificates and the table (`demo.json`).
         seed: of the data, the weights and the choice of users.
         candidates: N of the scored requests; fewer where the catalogue is smaller.
@@ -59,7 +61,7 @@ def main(data: str | None = None, out: str = "runs/demo", seed: int = 0, candida
 def load_data(data: str | None, seed: int, console: Console) -> RankingData:
     """The data set, with a line that says what it is."""
     with console.status("building the data set"):
-        ranking = load_movielens(data) if data else generate_request_log(seed=seed)
+        ranking = load_folder(data) if data else generate_request_log(seed=seed)
     console.print(
         f"{ranking.source}: {len(ranking.labels):,} rows in time order, {ranking.log.catalogue.size:,} items, "
         f"context {', '.join(ranking.context)}; candidate {', '.join(ranking.candidate)}"
@@ -69,12 +71,13 @@ def load_data(data: str | None, seed: int, console: Console) -> RankingData:
 
 def _trained(name: str, ranking: RankingData, seed: int, console: Console) -> nn.Module:
     model = build_model(name, ranking, seed)
-    result = train(model, ranking, seed=seed)
+    result = train(model, ranking, Settings(seed=seed))
     best = bayes_auc(ranking)
     limit = f" (the generator's own probabilities reach {best:.4f})" if best is not None else ""
     console.print(
-        f"trained {result.best_epoch} epochs in {result.seconds:.0f} s: AUC {result.validation_auc:.4f} on validation, "
-        f"[bold]{result.test_auc:.4f}[/bold] on the later test rows{limit}"
+        f"trained {result.best_epoch:.0f} epochs in {result.seconds:.0f} s: "
+        f"AUC {result.validation.auc:.4f} on validation, "
+        f"[bold]{result.test.auc:.4f}[/bold] on the later test rows{limit}"
     )
     return model.eval()
 
@@ -93,7 +96,7 @@ def _hoist_and_show(
     _show_top(levels["full"], request, console)
     rows = _compare(model, levels, request)
     console.print(_table(rows, count))
-    _export(model, ranking, folder / f"{name}.pt2")
+    export(model, ranking, folder / f"{name}.pt2")
     return {"certificate": certificate.to_dict(), "levels": rows}, bool(certificate)
 
 
@@ -154,14 +157,6 @@ def _table(rows: list[dict[str, Any]], count: int) -> Table:
             f"{row['ratio']:.2f}x", f"{row['worst_difference']:.1e}",
         )  # fmt: skip
     return table
-
-
-def _export(model: nn.Module, ranking: RankingData, path: Path) -> None:
-    """The trained model as a torch.export archive with a symbolic row count."""
-    example = ranking.example(64)
-    rows = torch.export.Dim("rows", min=2, max=2**24)
-    exported = torch.export.export(model, (example,), dynamic_shapes=({name: {0: rows} for name in example},))
-    torch.export.save(exported, path)
 
 
 def _write(folder: Path, ranking: RankingData, results: dict[str, Any]) -> None:

@@ -1,0 +1,121 @@
+"""`rankhoist train`: a model on a data set, with several seeds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from rankhoist.cli.arguments import DONE, FAILED, command, count
+
+if TYPE_CHECKING:
+    from rankhoist.data import RankingData
+
+MODELS = ["dcnv2", "rdcn", "rdcn-fixed", "deepfm", "dlrm", "attention"]
+
+GENERATED_ROWS = 120_000
+
+EXAMPLES = """\
+A run that was stopped goes on where it was when the same command is given again, to the same weights.
+
+examples:
+  rankhoist train                                          # DCNv2 on generated requests, 5 seeds
+  rankhoist train --seeds 1 --rows 20000 --epochs 1        # a first look, in seconds
+  rankhoist train --data ml-latest-small --model deepfm --learning-rate 3e-3
+  rankhoist train --model rdcn --third 1 --evaluations 4 --patience 3 --epochs 6
+  rankhoist train --data ml-25m --rows 2000000 --threads 4
+  rankhoist train --data KuaiRand-Pure --hoist --out runs/kuairand"""
+
+
+def add(commands: Any) -> None:
+    text = "train a ranking model with several seeds: metrics, learning curves, the model as a file"
+    parser = command(commands, "train", _train, text, EXAMPLES)
+    parser.add_argument(
+        "--data", metavar="demo|FOLDER", default="demo",
+        help="generated requests, or a MovieLens or KuaiRand folder as published (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", choices=MODELS, default="dcnv2",
+        help="rdcn-fixed is rdcn without its context stream (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", metavar="N", type=count, default=5, help="runs, each with its own seed (default: 5)")
+    parser.add_argument(
+        "--seed", metavar="SEED", type=int, default=0, help="of the first run; the others count on (default: 0)"
+    )
+    _data_arguments(parser)
+    _loop_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", default="runs/train", help="where results go (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="remove what is in DIR and start anew")
+    parser.add_argument("--hoist", action="store_true", help="also save the best model hoisted, with a certificate")
+    parser.add_argument("--no-plots", action="store_true", help="no learning curves: needs no matplotlib")
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--rows",
+        metavar="N",
+        type=count,
+        help=f"generated (default: {GENERATED_ROWS}), or the latest of a folder (default: all)",
+    )
+    for name in ("third", "fourth"):
+        group.add_argument(
+            f"--{name}",
+            metavar="S",
+            type=float,
+            default=0.0,
+            help=f"strength of generated {name}-order terms (default: 0)",
+        )
+
+
+def _loop_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", metavar="N", type=count, default=2, help="at most (default: %(default)s)")
+    group.add_argument("--batch-size", metavar="N", type=count, default=512, help="rows (default: %(default)s)")
+    for name, default in (("learning-rate", 1e-3), ("weight-decay", 0.1)):
+        group.add_argument(
+            f"--{name}", metavar="X", type=float, default=default, help="of AdamW (default: %(default)s)"
+        )
+    group.add_argument(
+        "--evaluations", metavar="N", type=count, default=1, help="on validation rows per epoch (default: %(default)s)"
+    )
+    group.add_argument(
+        "--patience", metavar="N", type=count, default=1,
+        help="evaluations without improvement before training stops (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--scale", metavar="X", type=float, default=1.0, help="of all widths (default: %(default)s)")
+    group.add_argument("--threads", metavar="T", type=count, default=1, help="torch threads (default: %(default)s)")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from rankhoist.train.loop import Settings  # only this command needs the data sets and the trainer
+    from rankhoist.train.run import Options, clear, run
+
+    console = Console()
+    out = Path(args.out)
+    if args.fresh:
+        clear(out)
+    settings = Settings(
+        args.epochs, args.batch_size, args.learning_rate, args.weight_decay, args.evaluations, args.patience, args.seed,
+        args.threads,
+    )  # fmt: skip
+    options = Options(args.model, out, settings, args.seeds, args.scale, not args.no_plots, args.hoist)
+    return DONE if run(options, _data(args, console), console) else FAILED
+
+
+def _data(args: argparse.Namespace, console: Console) -> RankingData:
+    from rankhoist.data import generate_request_log, load_folder
+
+    with console.status("building the data set"):
+        if args.data == "demo":
+            data = generate_request_log(args.rows or GENERATED_ROWS, third=args.third, fourth=args.fourth)
+        else:
+            data = load_folder(args.data, args.rows)
+    parts = ", ".join(
+        f"{part.stop - part.start:,} {name}"
+        for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+    )
+    console.print(f"{data.source}: {len(data.labels):,} rows in time order ({parts})")
+    return data
