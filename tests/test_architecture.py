@@ -31,6 +31,7 @@ LAYERS = [
     "runtime",
     "verify",
     "hoist",
+    "serve",
     "bench",
     "demo",
     "cli",
