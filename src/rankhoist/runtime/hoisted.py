@@ -402,7 +402,7 @@ class HoistedModel(nn.Module):
     ) -> None:
         if folded is None:
             folded = self._fold(original, constants)
-        known = dict(zip(self.stages.folded, folded, strict=True))
+        known: dict[int, Any] = dict(zip(self.stages.folded, folded, strict=True))
         inputs: dict[str, str] = {}
         for placeholder, spec in self.interface.inputs.items():
             suffixes = (".context", ".candidate") if spec.role == "packed" else ("",)

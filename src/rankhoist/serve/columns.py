@@ -99,5 +99,5 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return f"the text {ascii(value[:20])}"
+        return f"the text {value[:20]!a}"
     return f"the number {value}" if isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rankhoist.runtime import HoistedModel
 from rankhoist.serve import v2
+from rankhoist.serve.columns import DATATYPES as ARRAYS
 from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.vocabulary import vocabulary
 
@@ -60,21 +61,17 @@ class Feature:
             raise RequestError(
                 "shape", f"{self.name!r} has shape {list(array.shape)}, expected [{expected}]", self.name
             )
-        if not allow_nan and array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise RequestError(
-                "not_finite", f"{self.name!r} has NaN or an infinity {_first(~np.isfinite(array))}", self.name
-            )
+        if not allow_nan and not (finite := _finite(array, self.datatype)).all():
+            raise RequestError("not_finite", f"{self.name!r} has NaN or an infinity {_first(~finite)}", self.name)
         if self.bounds is not None and array.size:
             self._check_ids(array)
         return array
 
     def _check_ids(self, array: NDArray[Any]) -> None:
-        whole = isinstance(self.bounds, int) and array.dtype == np.int64
-        if whole and int(array.view(np.uint64).max()) < self.bounds:  # one pass: a negative number is a huge one
-            return
-        bounds = np.broadcast_to(
-            np.asarray(self.bounds).reshape(self.shape if np.ndim(self.bounds) else ()), array.shape
-        )
+        bounds = np.asarray(self.bounds)
+        if not bounds.ndim and array.dtype == np.int64 and array.view(np.uint64).max() < bounds:
+            return  # one pass: a negative number is a huge one
+        bounds = np.broadcast_to(bounds.reshape(self.shape) if bounds.ndim else bounds, array.shape)
         wrong = ~((array >= 0) & (array < bounds))
         if wrong.any():
             place = tuple(int(i[0]) for i in wrong.nonzero())
@@ -151,12 +148,10 @@ class Signature:
 
     def zeros(self, rows: int) -> Batch:
         """A batch of one request with made-up values that every model takes."""
-        given = {
-            name: v2.Tensor(
-                f.datatype, np.zeros((1 if f.side == "context" else rows, *f.shape), v2.DATATYPES[f.datatype])
-            )
-            for name, f in self.features.items()
-        }
+        given = {}
+        for name, f in self.features.items():
+            shape = (1 if f.side == "context" else rows, *f.shape)
+            given[name] = v2.Tensor(f.datatype, np.zeros(shape, ARRAYS[f.datatype]))
         return self.check(given, rows)
 
 
@@ -195,6 +190,13 @@ def _offsets(given: v2.Tensor | None, requests: int, rows: int) -> list[int] | N
         raise RequestError("shape", message, OFFSETS)
     offsets: list[int] = array.tolist()
     return offsets
+
+
+def _finite(array: NDArray[Any], datatype: str) -> Any:
+    """Where there are numbers; of bfloat16 there are the bits, and an exponent of ones is none."""
+    if datatype == "BF16":
+        return (array & 0x7F80) != 0x7F80
+    return np.isfinite(array) if array.dtype.kind == "f" else np.True_
 
 
 def _tensor(array: NDArray[Any], datatype: str) -> Tensor:

@@ -60,7 +60,7 @@ def _lookups(
     starts = torch.tensor([0, *(math.prod(shapes[name]) for name in inputs)]).cumsum(0)
     for node in stage.module.graph.nodes:
         if node.op == "placeholder":
-            value = next(placeholders)
+            value: Any = next(placeholders)
             if isinstance(value, str):
                 i = inputs.index(value)
                 value = _Positions(torch.arange(int(starts[i]), int(starts[i + 1])).reshape(1, *shapes[value]))
@@ -91,8 +91,11 @@ def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if any(a is None or isinstance(a, str) for a in arguments):
         return None
     plain = {n: v.tensor if isinstance(v, _Positions) else v for n, v in values.items()}
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: plain[n])
-    made = node.target(*args, **kwargs)  # type: ignore[operator]
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), plain.__getitem__)
+    try:
+        made = node.target(*args, **kwargs)
+    except RuntimeError:  # it does not take these sizes: one row, or integers
+        return None
     return _Positions(made) if isinstance(made, Tensor) else None
 
 
@@ -106,6 +109,6 @@ def _indexed(node: fx.Node, values: dict[fx.Node, Any]) -> Iterator[tuple[int, T
     places = {aten.embedding.default: (0, 1), aten.index_select.default: (0, 2)}.get(node.target)  # type: ignore
     if places is None or (node.target is aten.index_select.default and node.args[1] != 0):
         return
-    table, ids = (values.get(node.args[i]) for i in places)  # type: ignore[arg-type]
+    table, ids = (values.get(node.args[i]) for i in places)
     if isinstance(table, Tensor) and isinstance(ids, _Positions):
         yield table.shape[0], ids.tensor.flatten()

@@ -46,7 +46,7 @@ class HttpServer(Server):
         self._listening = listening
 
     def _init_shared_socket(self) -> None:
-        self._ssp, self._shd = None, SocketHolder(self._listening, False, BACKLOG)  # type: ignore[call-arg]
+        self._ssp, self._shd = None, SocketHolder(self._listening, False, BACKLOG)  # type: ignore
 
 
 class Worker:
@@ -76,7 +76,7 @@ class Worker:
         metrics.READY.set(0)
         log.info("draining", extra={"busy": self.app.busy})
         await asyncio.sleep(min(GOODBYE, self.settings.drain_seconds))
-        self.server.stop()
+        self.server.stop()  # type: ignore[no-untyped-call]
         await serving  # until every accepted request is answered
         listening.cancel()
 
