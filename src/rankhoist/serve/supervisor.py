@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -34,7 +35,8 @@ from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
 from rankhoist.serve.metrics import FOLDER
 from rankhoist.serve.model import ServedModel
-from rankhoist.serve.worker import BACKLOG
+from rankhoist.serve.refusal import RETRY_AFTER, RequestError
+from rankhoist.serve.worker import BACKLOG, GOODBYE
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +99,10 @@ class Supervisor:
     async def run(self) -> None:
         """Load, listen, and keep the workers running until a signal comes."""
         (self.folder / "metrics").mkdir()
+        self.listening = _bound(self.settings.host, self.settings.port)
         for name in self.settings.models:
             self.models[name] = await asyncio.to_thread(self._unpack, name)
-        self.listening = _listen(self.settings.host, self.settings.port)
+        self.listening.listen(BACKLOG)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
@@ -234,21 +237,48 @@ class Supervisor:
             served = ", ".join(f"{m.name} (version {m.version})" for m in self.models.values())
             log.info("serving", extra={"address": self.address, "models": served})
 
+    async def _turn_away(self, finished: asyncio.Event) -> None:
+        """Answer those who connect while the workers finish: nobody else accepts them any more."""
+        await asyncio.sleep(GOODBYE)
+        refusing: list[asyncio.Task[None]] = []
+
+        def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            refusing.append(asyncio.get_running_loop().create_task(_refuse(reader, writer)))
+
+        server = await asyncio.start_server(refuse, sock=self.listening)
+        await finished.wait()
+        server.close()
+        await asyncio.gather(*refusing)
+
     async def _stop(self) -> None:
         """End all workers, those that do not answer in time by force."""
         for worker in self.workers.values():
             if worker.process.returncode is None:
                 worker.process.terminate()
+        finished = asyncio.Event()
+        turning_away = asyncio.get_running_loop().create_task(self._turn_away(finished))
         waiting = [asyncio.ensure_future(worker.process.wait()) for worker in self.workers.values()]
         if waiting:
             await asyncio.wait(waiting, timeout=self.settings.drain_seconds)
-        self.listening.close()
         for worker in self.workers.values():
             if worker.process.returncode is None:
                 log.error("worker killed: it did not finish in time", extra={"worker": worker.process.pid})
                 worker.process.kill()
                 await worker.process.wait()
+        finished.set()
+        await turning_away
         log.info("stopped")
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say that the server is stopping, whatever was asked."""
+    body = json.dumps(RequestError("not_ready", "the server is stopping").to_dict())
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Retry-After: {RETRY_AFTER['not_ready']}\r\nConnection: close\r\n\r\n{body}".encode())
+    writer.write_eof()
+    with contextlib.suppress(OSError, asyncio.TimeoutError):  # closed before it has read, it would reset the answer
+        await asyncio.wait_for(reader.read(), timeout=1.0)
+    writer.close()
 
 
 def newest(path: Path) -> Path:
@@ -261,9 +291,13 @@ def newest(path: Path) -> Path:
     return found[-1]
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that is not listened on yet."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        made.bind((host, port))
+        return made
     except OSError as error:
+        made.close()
         raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from None

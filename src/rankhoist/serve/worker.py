@@ -30,7 +30,7 @@ from rankhoist.serve.model import ServedModel
 from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.states import States
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rankhoist.serve.worker")  # it runs as __main__
 
 BACKLOG = 1024
 GOODBYE = 0.5  # seconds in which answers ask clients to connect elsewhere, before connections are closed
