@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import shlex
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +21,7 @@ from serving import CONTEXT, Served, hoisted_packed, hoisted_ranker, inputs, sco
 import rankhoist
 from rankhoist import cli
 from rankhoist.client import AsyncClient, Client
-from rankhoist.errors import CallError, DeadlineError, InputError, UnavailableError
+from rankhoist.errors import CallError, DeadlineError, ExtraError, InputError, UnavailableError
 
 BOTH = pytest.mark.parametrize("protocol", ["binary", "json"])
 
@@ -336,6 +339,21 @@ def test_no_server_is_asked_again_until_there_is_one():
         with pytest.raises(UnavailableError, match=r"POST /v2/models/m/infer: .*refused"):
             client.rank("m", {}, {"x": [1]})
         assert not client.live() and not client.ready()
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.startswith("rankhoist.client")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(ExtraError, match=r"needs httpx: pip install 'rankhoist\[client\]'"):
+        importlib.import_module("rankhoist.client")
+
+
+def test_the_client_is_without_the_server():
+    """Nothing of the extra `serve` but what the extra `client` names too."""
+    code = "import sys, rankhoist.client; print({'granian', 'prometheus_client', 'pydantic'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 # -- the command line

@@ -3,11 +3,9 @@
 from rankhoist.errors import ExtraError
 
 try:
-    import httpx as _httpx  # noqa: F401
-except ImportError:
-    raise ExtraError("the client needs httpx: pip install 'rankhoist[client]'") from None
-
-from rankhoist.client.client import AsyncClient, Client
-from rankhoist.client.messages import Ranking
+    from rankhoist.client.client import AsyncClient, Client
+    from rankhoist.client.messages import Ranking
+except ModuleNotFoundError as error:
+    raise ExtraError(f"the client needs {error.name}: pip install 'rankhoist[client]'") from None
 
 __all__ = ["AsyncClient", "Client", "Ranking"]
