@@ -25,7 +25,10 @@ MOVES = {
     aten.expand.default, aten.stack.default, aten.cat.default, aten.index_select.default, aten.alias.default,
     aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default, aten.flatten.using_ints,
 }  # fmt: skip
-CASTS = {aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.trunc.default}
+# What leaves every value where it is; of one request, its rows repeated are that row.
+KEEPS = {
+    aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.trunc.default, kernels.spread, kernels.repeat_rows,
+}  # fmt: skip
 
 
 def vocabulary(hoisted: HoistedModel) -> dict[str, Tensor]:
@@ -84,7 +87,7 @@ class _Positions:
 def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The positions after an operator that only moves values; None after any other."""
     arguments = [values.get(n) for n in node.all_input_nodes]
-    if node.target in CASTS and isinstance(arguments[0], _Positions):
+    if node.target in KEEPS and isinstance(arguments[0], _Positions):
         return arguments[0]
     if node.target not in MOVES or not any(isinstance(a, _Positions) for a in arguments):
         return None
