@@ -20,7 +20,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.serve import v2
 from rankhoist.serve.columns import DATATYPES as ARRAYS
 from rankhoist.serve.refusal import RequestError
-from rankhoist.serve.vocabulary import vocabulary
+from rankhoist.serve.vocabulary import FREE, vocabulary
 
 # A view of a request's body is read-only, which suits: the stages never write to their inputs.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
@@ -53,8 +53,7 @@ class Feature:
             return {"side": self.side}
         if isinstance(self.bounds, int):
             return {"side": self.side, "maximum": self.bounds - 1}
-        free = torch.iinfo(torch.int64).max
-        return {"side": self.side, "maximum": [None if n == free else n - 1 for n in self.bounds.tolist()]}
+        return {"side": self.side, "maximum": [None if n == FREE else n - 1 for n in self.bounds.tolist()]}
 
     def check(self, given: v2.Tensor, allow_nan: bool) -> NDArray[Any]:
         """Its array, which is what the model expects.
