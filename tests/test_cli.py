@@ -266,7 +266,7 @@ def test_show_what_is_no_artifact(capsys):
 # -- help, version, demo
 
 
-@pytest.mark.parametrize("command", ["demo", "hoist", "verify", "report", "show"])
+@pytest.mark.parametrize("command", ["demo", "hoist", "verify", "report", "show", "serve"])
 def test_help_has_examples_that_parse(capsys, command: str):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

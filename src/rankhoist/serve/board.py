@@ -1,8 +1,8 @@
 """How busy every worker is, in a file that all of them map: one byte for each.
 
-A connection is accepted by whichever worker comes first, and stays, so that one worker can have a queue while another has
-nothing to do. A worker that sees this closes a connection after an answer: its client connects anew, perhaps to the idle
-one.
+A connection is accepted by whichever worker comes first, and stays, so that one worker can have a queue while another
+has nothing to do. A worker that sees this closes a connection after an answer: its client connects anew, perhaps to the
+idle one.
 """
 
 from __future__ import annotations
