@@ -9,13 +9,25 @@ import argparse
 import sys
 
 from rankhoist import __version__
-from rankhoist.cli import bench, calibrate, demo, hoist, report, show, train, verify
+from rankhoist.cli import bench, calibrate, client, demo, hoist, loadtest, report, serve, show, train, verify
 from rankhoist.cli.arguments import DONE, FAILED, UNUSABLE, context_of
 from rankhoist.errors import RankhoistError
 
 __all__ = ["DONE", "FAILED", "UNUSABLE", "context_of", "main"]
 
-COMMANDS = (demo, hoist, verify, report, show, train, calibrate, bench)  # in the order of --help
+COMMANDS = (
+    demo,
+    hoist,
+    verify,
+    report,
+    show,
+    train,
+    serve,
+    client,
+    loadtest,
+    calibrate,
+    bench,
+)  # in the order of --help
 
 
 def main(argv: list[str] | None = None) -> int:

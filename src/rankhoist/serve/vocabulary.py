@@ -1,0 +1,136 @@
+"""How large the ids of each input may be: read from the emitted graphs, where inputs meet the tables they index.
+
+Positions of an input's values, numbered in row-major order, are moved through the graph as the values would be, by the
+same operators; where positions arrive at a table as ids, the table's rows bound them. Ids that are computed on the way
+are not followed: PyTorch refuses them in the call where they are out of range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from rankhoist.algebra import kernels
+from rankhoist.algebra.ir import aten
+from rankhoist.emit import Stage
+from rankhoist.runtime import HoistedModel
+
+MOVES = {
+    aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.squeeze.dims, aten.permute.default, aten.transpose.int, aten.select.int, aten.slice.Tensor, aten.clone.default,
+    aten.expand.default, aten.stack.default, aten.cat.default, aten.index_select.default, aten.alias.default,
+    aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default, aten.flatten.using_ints,
+}  # fmt: skip
+# What leaves every value where it is; of one request, its rows repeated are that row.
+KEEPS = {
+    aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.trunc.default, kernels.spread, kernels.repeat_rows,
+}  # fmt: skip
+
+
+FREE = torch.iinfo(torch.int64).max  # of a value that indexes nothing
+
+
+def vocabulary(hoisted: HoistedModel) -> dict[str, Tensor]:
+    """Input name as in the stages (`NAME.context` and `NAME.candidate` of a packed one) -> int64, one bound per value
+    of a row: ids are 0 or more and less than it. Inputs that index nothing are not listed.
+    """
+    given = _positions(hoisted)
+    bounds = {name: torch.full((p.tensor.numel(),), FREE) for name, p in given.items()}
+    for variant, (request, candidate) in zip(hoisted.stages.variants, hoisted.weights.arguments, strict=True):
+        state: dict[int, Any] = {}
+        for side, stage, arguments in (
+            ("context", variant.request, request),
+            ("candidate", variant.candidate, candidate),
+        ):
+            named = [given.get(x, given.get(f"{x}.{side}")) if isinstance(x, str) else x for x in arguments]
+            values = [state.get(x) if isinstance(x, int) else x for x in named]
+            made, lookups = _followed(stage, values)
+            state = dict(zip(variant.state, made, strict=False))
+            for positions, size in lookups:
+                _bound(bounds, given, positions, size)
+    return {name: bound for name, bound in bounds.items() if bool((bound != FREE).any())}
+
+
+def _positions(hoisted: HoistedModel) -> dict[str, _Positions]:
+    """One row of every input, its values numbered on from those of the input before."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for spec in hoisted.interface.inputs.values():
+        if spec.role == "packed":
+            shapes[f"{spec.name}.context"] = (len(spec.columns),)
+            shapes[f"{spec.name}.candidate"] = (len(spec.candidate_columns),)
+        else:
+            shapes[spec.name] = spec.shape
+    made, start = {}, 0
+    for name, shape in shapes.items():
+        end = start + math.prod(shape)
+        made[name], start = _Positions(torch.arange(start, end).reshape(1, *shape)), end
+    return made
+
+
+def _bound(bounds: dict[str, Tensor], given: dict[str, _Positions], positions: Tensor, size: int) -> None:
+    """What lies at these positions indexes a table of so many rows."""
+    for name, own in given.items():
+        start = int(own.tensor.min()) if own.tensor.numel() else 0
+        here = positions[(positions >= start) & (positions < start + own.tensor.numel())] - start
+        bounds[name][here] = bounds[name][here].clamp(max=size)
+
+
+def _followed(stage: Stage, given: list[Any]) -> tuple[list[Any], list[tuple[Tensor, int]]]:
+    """A stage's results, and (positions, rows of the table that they index) of its lookups, for one row."""
+    placeholders = iter([1, None, None, *given])  # rows, owner, offsets
+    values: dict[fx.Node, Any] = {}
+    lookups = []
+    results: list[Any] = []
+    for node in stage.module.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(placeholders)
+        elif node.op == "call_function":
+            values[node] = _moved(node, values)
+            lookups += [(positions, size) for size, positions in _indexed(node, values)]
+        elif node.op == "output":
+            results = [values.get(result) for result in node.args[0]]
+    return results, lookups
+
+
+class _Positions:
+    """Where the values of a tensor come from."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The positions after an operator that only moves values; None after any other."""
+    arguments = [values.get(n) for n in node.all_input_nodes]
+    if node.target in KEEPS and isinstance(arguments[0], _Positions):
+        return arguments[0]
+    if node.target not in MOVES or not any(isinstance(a, _Positions) for a in arguments):
+        return None
+    if any(a is None or isinstance(a, str) for a in arguments):
+        return None
+    plain = {n: v.tensor if isinstance(v, _Positions) else v for n, v in values.items()}
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), plain.__getitem__)
+    try:
+        made = node.target(*args, **kwargs)
+    except RuntimeError:  # it does not take these sizes: one row, or integers
+        return None
+    return _Positions(made) if isinstance(made, Tensor) else None
+
+
+def _indexed(node: fx.Node, values: dict[fx.Node, Any]) -> Iterator[tuple[int, Tensor]]:
+    """(rows of a table, positions that index it) of a lookup."""
+    if node.target is kernels.read_tables:
+        ids, sizes = (values.get(node.args[i]) for i in (1, 3))  # type: ignore[arg-type]
+        if isinstance(ids, _Positions) and isinstance(sizes, Tensor):
+            yield from zip(sizes.tolist(), ids.tensor.flatten(0, -2).unbind(-1), strict=True)
+        return
+    places = {aten.embedding.default: (0, 1), aten.index_select.default: (0, 2)}.get(node.target)  # type: ignore
+    if places is None or (node.target is aten.index_select.default and node.args[1] != 0):
+        return
+    table, ids = (values.get(node.args[i]) for i in places)
+    if isinstance(table, Tensor) and isinstance(ids, _Positions):
+        yield table.shape[0], ids.tensor.flatten()
