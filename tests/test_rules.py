@@ -286,3 +286,9 @@ def test_a_layer_before_vecdot_is_folded_into_the_request():
     models = check_model(model.eval(), CONTEXT, CANDIDATE)
     cost = {level: models[level].plan.cost.multiply_adds for level in ("expand", "first", "full")}
     assert cost == {"expand": n * h * (C + K + 1), "first": h * C + n * h * (K + 1), "full": h * (C + K) + n * K}
+
+
+def test_vecdot_applies_to_operands_of_different_depth():
+    call, weights = DENSE["vecdot_dims"]
+    models = check_model(Function(call, **weights).eval(), CONTEXT, CANDIDATE)
+    assert reasons(models["full"]) == []
