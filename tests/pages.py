@@ -5,6 +5,7 @@
 * A `bash` block is checked: its commands exist and take these arguments. With `<!-- run -->` above it, it also runs.
 * A `text` block right below one that runs is what that prints, or the error that it raises; `...` stands for anything.
 * A block that cannot run here says so just above it: `<!-- not run: needs two machines -->`
+* `<!-- from PATH -->` above a block: it is a part of that file, line for line.
 """
 
 from __future__ import annotations
@@ -50,8 +51,15 @@ class Block:
         return self.comment.partition("not run: ")[2] or None
 
     @property
+    def source(self) -> str | None:
+        """The file of the repository that it is a part of, or None."""
+        return self.comment.partition("from ")[2] or None
+
+    @property
     def runs(self) -> bool:
-        return not self.not_run and (self.language == "python" or self.comment == "run")
+        if self.not_run or self.source:
+            return False
+        return self.language == "python" or self.comment == "run"
 
 
 def fences(text: str) -> Iterator[tuple[int, int, str, str]]:
@@ -96,7 +104,9 @@ def run(page: Path, text: str) -> types.ModuleType:
     sys.modules[module.__name__] = module  # dataclasses and pickle look their module up
     try:
         for block in blocks(text):
-            if block.language == "shell" and not block.not_run:
+            if block.source:
+                check_source(block, block.source)
+            elif block.language == "shell" and not block.not_run:
                 check_commands(block)
             if block.runs:
                 carry_out(block, page, module)
@@ -128,6 +138,14 @@ def run_python(block: Block, page: Path, module: types.ModuleType) -> None:
     if saved:
         Path(saved["name"]).write_text(block.code + "\n", encoding="utf-8")
     exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), module.__dict__)
+
+
+def check_source(block: Block, path: str) -> None:
+    """Its lines follow one another in the file, whatever their indentation there."""
+    own = [line.strip() for line in block.code.strip().splitlines()]
+    text = [line.strip() for line in (REPOSITORY / path).read_text(encoding="utf-8").splitlines()]
+    found = any(text[i : i + len(own)] == own for i in range(len(text)))
+    assert found, f"line {block.line}: these lines are not in {path}"
 
 
 # -- shell

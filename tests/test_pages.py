@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from pages import PAGES, REPOSITORY, Block, blocks, check_commands, commands, extras, run, targets
 
+from rankhoist.rules import all_rules
+
 
 def cases() -> list:
     """One case for each page, and one skipped case, with its reason, for each block that is not run."""
@@ -26,10 +28,13 @@ def cases() -> list:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty current directory; modules that are saved and imported there are forgotten afterwards."""
+    """An empty current directory; modules saved and imported there, and changed rules, are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    rules = dict(all_rules())
     yield
+    all_rules().clear()
+    all_rules().update(rules)
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -148,6 +153,13 @@ def test_text_below_a_block_is_the_error_it_raises():
 
 def test_text_after_words_is_text():
     run(Path("sample.md"), "```python\nx = 1\n```\n\nElsewhere:\n\n```text\n2\n```\n")
+
+
+def test_a_part_of_a_file_is_found_there():
+    part = "<!-- from tests/pages.py -->\n```python\nif self.not_run or self.source:\n    return {}\n```\n"
+    run(Path("sample.md"), part.format("False"))
+    with pytest.raises(AssertionError, match=r"not in tests/pages.py"):
+        run(Path("sample.md"), part.format("True"))
 
 
 def test_a_named_block_is_a_file_and_commands_run():
