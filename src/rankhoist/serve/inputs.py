@@ -46,6 +46,16 @@ class Feature:
     shape: tuple[int, ...]
     bounds: int | NDArray[np.int64] | None = None
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For the metadata: its side, and the largest id, or one for each value of a row (None where it is no id)."""
+        if self.bounds is None:
+            return {"side": self.side}
+        if isinstance(self.bounds, int):
+            return {"side": self.side, "maximum": self.bounds - 1}
+        free = torch.iinfo(torch.int64).max
+        return {"side": self.side, "maximum": [None if n == free else n - 1 for n in self.bounds.tolist()]}
+
     def check(self, given: v2.Tensor, allow_nan: bool) -> NDArray[Any]:
         """Its array, which is what the model expects.
 

@@ -96,7 +96,7 @@ class ServedModel:
     def metadata(self) -> dict[str, Any]:
         """What the protocol v2 says of a model; -1 is a free number of rows."""
         inputs = [
-            {"name": f.name, "datatype": f.datatype, "shape": [-1, *f.shape], "parameters": {"side": f.side}}
+            {"name": f.name, "datatype": f.datatype, "shape": [-1, *f.shape], "parameters": f.parameters}
             for f in self.signature.features.values()
         ]
         offsets = {"name": "request_offsets", "datatype": "INT64", "shape": [-1], "parameters": {"optional": True}}

@@ -18,6 +18,7 @@ from rankhoist.serve import v2
 from rankhoist.serve.columns import column
 from rankhoist.serve.inputs import Feature, Signature
 from rankhoist.serve.model import Scored, ServedModel
+from rankhoist.serve.order import best_first
 from rankhoist.serve.refusal import RequestError
 
 KEYS = ("context", "candidates", "top_k", "output", "context_key", "timeout_ms")
@@ -75,11 +76,6 @@ def write_rank(model: ServedModel, scored: Scored, request: RankRequest) -> byte
     scores = shown[name] if len(shown) == 1 else shown
     answer = {"model": model.name, "version": model.version, "scores": scores, "order": order}
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def best_first(scores: NDArray[Any]) -> NDArray[np.int64]:
-    """The numbers of N scores, the highest first; among equals the earlier first, NaN last."""
-    return np.argsort(-scores.astype(np.float64), kind="stable")
 
 
 def check_output(model: ServedModel, output: str | None) -> None:
