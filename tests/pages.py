@@ -178,6 +178,7 @@ def check_commands(block: Block) -> None:
     """Commands of the project exist and take these arguments; so do the extras and scripts that others name."""
     for words in commands(block.code):
         shown = f"line {block.line}: {shlex.join(words)}"
+        words = [words[0].removeprefix(".venv/bin/"), *words[1:]]
         if words[0] == "rankhoist":
             assert _parses(words[1:]), f"{shown}: rankhoist does not take these arguments"
         elif words[0] == "make":

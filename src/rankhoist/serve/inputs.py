@@ -26,6 +26,7 @@ from rankhoist.serve.vocabulary import vocabulary
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
 
 OFFSETS = "request_offsets"
+FREE = torch.iinfo(torch.int64).max  # the bound of a value that is no id
 DATATYPES = {
     torch.bool: "BOOL", torch.uint8: "UINT8", torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32",
     torch.int64: "INT64", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.float64: "FP64",
@@ -53,8 +54,7 @@ class Feature:
             return {"side": self.side}
         if isinstance(self.bounds, int):
             return {"side": self.side, "maximum": self.bounds - 1}
-        free = torch.iinfo(torch.int64).max
-        return {"side": self.side, "maximum": [None if n == free else n - 1 for n in self.bounds.tolist()]}
+        return {"side": self.side, "maximum": [None if n == FREE else n - 1 for n in self.bounds.tolist()]}
 
     def check(self, given: v2.Tensor, allow_nan: bool) -> NDArray[Any]:
         """Its array, which is what the model expects.
@@ -82,7 +82,7 @@ class Feature:
         if not bounds.ndim and array.dtype == np.int64 and array.view(np.uint64).max() < bounds:
             return  # one pass: a negative number is a huge one
         bounds = np.broadcast_to(bounds.reshape(self.shape) if bounds.ndim else bounds, array.shape)
-        wrong = ~((array >= 0) & (array < bounds))
+        wrong = (bounds != FREE) & ~((array >= 0) & (array < bounds))
         if wrong.any():
             place = tuple(int(i[0]) for i in wrong.nonzero())
             raise RequestError(
