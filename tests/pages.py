@@ -141,9 +141,11 @@ def run_python(block: Block, page: Path, module: types.ModuleType) -> None:
 
 
 def check_source(block: Block, path: str) -> None:
-    """Its lines follow one another in the file, whatever their indentation there."""
-    own = [line.strip() for line in block.code.strip().splitlines()]
-    text = [line.strip() for line in (REPOSITORY / path).read_text(encoding="utf-8").splitlines()]
+    """Its lines follow one another in the file, whatever their indentation there, and the commas at their ends."""
+    own, text = (
+        [line.strip().rstrip(",") for line in code.strip().splitlines()]
+        for code in (block.code, (REPOSITORY / path).read_text(encoding="utf-8"))
+    )
     found = any(text[i : i + len(own)] == own for i in range(len(text)))
     assert found, f"line {block.line}: these lines are not in {path}"
 
