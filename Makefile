@@ -11,10 +11,10 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz bench scale docs lint format clean
+.PHONY: help demo test test-all fuzz bench scale docs fuzz-serve lint format clean
 
 help: ## print what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  ARGS=...      is passed on, for example: make test ARGS='-k linear'"
 	@echo "  PYTHON=...    makes .venv with another interpreter (3.10 or newer)"
 
@@ -29,6 +29,9 @@ test-all: $(VENV)/.dev ## run the slow tests too: every public model
 
 fuzz: $(VENV)/.dev ## check 10 000 random models, new ones in every run
 	@RANKHOIST_FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_random_models.py $(ARGS)
+
+fuzz-serve: $(VENV)/.dev ## send a server 100 000 requests, most of them malformed, new ones in every run
+	@RANKHOIST_FUZZ_REQUESTS=100000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 0 tests/test_serving_fuzz.py $(ARGS)
 
 bench: $(VENV)/.bench ## time levels and baselines (under five minutes; ARGS=--all: everything)
 	@OMP_NUM_THREADS=1 $(BIN)/rankhoist bench $(ARGS)

@@ -32,7 +32,9 @@ LAYERS = [
     "verify",
     "hoist",
     "serve",
+    "client",
     "bench",
+    "loadtest",
     "demo",
     "cli",
 ]

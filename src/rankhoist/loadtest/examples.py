@@ -1,0 +1,97 @@
+"""Requests to send: drawn at random from what the server says its model takes, or read from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankhoist.client.messages import Array
+from rankhoist.errors import CommandError
+from rankhoist.serve.columns import DATATYPES
+
+MOST = 100  # integers without a known bound are probably no ids
+
+
+@dataclass(frozen=True)
+class Example:
+    """One request: context `{name: [1, ...]}` and candidates `{name: [N, ...]}`."""
+
+    context: dict[str, Array]
+    candidates: dict[str, Array]
+
+
+def drawn(metadata: Mapping[str, Any], candidates: int, count: int, seed: int) -> list[Example]:
+    """Random valid requests: ids inside their vocabulary, numbers from the standard normal distribution.
+
+    Args:
+        metadata: a model's, as the server gives it.
+        candidates: N of each request.
+        count: how many.
+    """
+    random = np.random.default_rng(seed)
+    return [
+        Example(_side(metadata, "context", 1, random), _side(metadata, "candidate", candidates, random))
+        for _ in range(count)
+    ]
+
+
+def _side(metadata: Mapping[str, Any], side: str, rows: int, random: np.random.Generator) -> dict[str, Array]:
+    return {
+        about["name"]: _values(about, rows, random)
+        for about in metadata["inputs"]
+        if about.get("parameters", {}).get("side") == side
+    }
+
+
+def _values(about: Mapping[str, Any], rows: int, random: np.random.Generator) -> Array:
+    """`maximum` is the largest id: of all values, or of each value of a row, None where it is no id."""
+    shape, dtype = (rows, *about["shape"][1:]), np.dtype(DATATYPES[about["datatype"]])
+    most = about["parameters"].get("maximum")
+    if dtype.kind == "b":
+        return random.random(shape) < 0.5
+    if dtype.kind in "iu":
+        return random.integers(0, MOST if most is None else most, shape, dtype, endpoint=True)
+    free = random.standard_normal(shape)
+    if most is None:
+        return free.astype(dtype)
+    bounds = np.array(most, float).reshape(shape[1:] if isinstance(most, list) else ())
+    ids = np.floor(random.random(shape) * (np.nan_to_num(bounds) + 1))
+    return np.where(np.isnan(bounds), free, ids).astype(dtype)
+
+
+def read(path: Path, metadata: Mapping[str, Any]) -> list[Example]:
+    """Requests of a JSON file: one `{"context": {...}, "candidates": {...}}`, or a list of them.
+
+    Raises:
+        CommandError: it is no such file, or does not fit the model.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+        return [_typed(one, metadata) for one in (data if isinstance(data, list) else [data])]
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CommandError(
+            f'{path} does not hold requests {{"context": ..., "candidates": ...}} of the model: {error!r}'
+        ) from error
+
+
+def _typed(request: Any, metadata: Mapping[str, Any]) -> Example:
+    """JSON values as arrays of the dtypes and shapes that the model takes."""
+    known = {about["name"]: about for about in metadata["inputs"]}
+    candidates = request["candidates"]
+    if isinstance(candidates, list):
+        candidates = {name: [row[name] for row in candidates] for name in candidates[0]}
+    return Example(
+        {name: _array(known[name], value) for name, value in request["context"].items()},
+        {name: _array(known[name], value) for name, value in candidates.items()},
+    )
+
+
+def _array(about: Mapping[str, Any], value: Any) -> Array:
+    return np.asarray(value, DATATYPES[about["datatype"]]).reshape(-1, *about["shape"][1:])
