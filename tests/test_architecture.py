@@ -31,6 +31,7 @@ LAYERS = [
     "runtime",
     "verify",
     "hoist",
+    "score",
     "bench",
     "demo",
     "cli",
