@@ -139,17 +139,22 @@ def joined(pieces: Sequence[Piece]) -> Piece:
 
 
 class Cursor:
-    """Reads ranges of rows; of ranges that rise, no row is decoded twice."""
+    """Reads ranges of rows; of ranges that rise, no row is decoded twice. `size`: rows that are decoded at a time."""
 
     def __init__(self, files: Files, columns: Sequence[str], size: int) -> None:
         self._files, self._columns, self._size = files, list(dict.fromkeys(columns)), size
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._first, self._rest = files.rows, None  # the next row that was not given out, and decoded rows from there
 
-    def read(self, start: int, stop: int) -> Iterator[Piece]:
-        """The rows from `start` to before `stop`, in pieces."""
+    def read(self, start: int, stop: int, size: int) -> Iterator[Piece]:
+        """The rows from `start` to before `stop` in pieces of `size`, whatever was read before."""
         if start < stop:
             self._seek(start)
+        for first in range(start, stop, size):
+            yield joined(list(self._decoded(first, min(first + size, stop))))
+
+    def _decoded(self, start: int, stop: int) -> Iterator[Piece]:
+        """Rows as they come."""
         while start < stop:
             rest = self._rest if self._rest is not None else next(self._batches)
             skip = start - self._first

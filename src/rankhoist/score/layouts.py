@@ -101,15 +101,17 @@ class Nested(Layout):
 
     def runs(self) -> Iterator[Run]:
         shortest = min(self.wanted.side(context=False), key=lambda f: len(f.shape)).column
-        for piece in Cursor(self._files, [shortest], BATCH // 16).read(0, self._files.rows):
+        size = BATCH // 16
+        for piece in Cursor(self._files, [shortest], size).read(0, self._files.rows, size):
             for row, rows in enumerate(np.diff(offsets_of(piece, shortest)).tolist()):
                 yield Run(piece.first + row, 0, rows)
 
     def blocks(self, part: Part) -> Iterator[Block]:
+        size = max(1, BLOCK * part.count // max(part.rows, 1))
         if self._cursor is None:
             columns = [*(f.column for f in self.wanted.features), *self.kept.names]
-            self._cursor = Cursor(self._files, columns, max(1, BLOCK * part.count // max(part.rows, 1)))
-        yield from map(self.block, self._cursor.read(*part.requests))
+            self._cursor = Cursor(self._files, columns, size)
+        yield from map(self.block, self._cursor.read(*part.requests, size))
 
     def block(self, piece: Piece) -> Block:
         """The requests of some rows."""
@@ -153,7 +155,7 @@ class Rows(Layout):
 
     def blocks(self, part: Part) -> Iterator[Block]:
         pending: list[Piece] = []  # of a request that may go on
-        for piece in self._cursor.read(*part.candidates):
+        for piece in self._cursor.read(*part.candidates, BLOCK):
             begins = starts(piece.column(self.wanted.request_id))
             if pending and _last(pending[-1], self.wanted.request_id) == piece.column(self.wanted.request_id)[0]:
                 begins = begins[1:]
@@ -248,7 +250,7 @@ class Joined(Rows):
             yield Run(request, first, rows)
 
     def blocks(self, part: Part) -> Iterator[Block]:
-        self._ahead, self._source = None, self._request_cursor.read(*part.requests)
+        self._ahead, self._source = None, self._request_cursor.read(*part.requests, BLOCK // 16)
         yield from super().blocks(part)
 
     def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:

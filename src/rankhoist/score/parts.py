@@ -85,7 +85,7 @@ def ids_in_order(files: Files, column: str) -> Iterator[tuple[Any, int, int]]:
     """
     recent = Recent(files, column)
     current, first = None, 0
-    for piece in Cursor(files, [column], BATCH).read(0, files.rows):
+    for piece in Cursor(files, [column], BATCH).read(0, files.rows, BATCH):
         ids = piece.column(column)
         if ids.null_count:
             raise piece.wrong(int(np.argmax(ids.is_null().to_numpy(zero_copy_only=False))), column, "a null")

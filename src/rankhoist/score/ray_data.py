@@ -27,6 +27,7 @@ def on_ray(job: Job, parts: Sequence[Part], workers: int, threads: int, address:
     if not ray.is_initialized():
         ray.init(address=address, include_dashboard=False if address is None else None, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown by the job itself
     items = ray.data.from_items([{"part": job.parts.index(part)} for part in parts], override_num_blocks=len(parts))
     scored = items.map_batches(
         PartScorer, fn_constructor_args=(job, threads), batch_size=1, num_cpus=threads,
