@@ -65,3 +65,7 @@ class ProfileError(RankhoistError):
 
 class ExtraError(RankhoistError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class ServeError(RankhoistError):
+    """The server is configured wrongly or cannot start; or, as a subclass, it refuses a request."""

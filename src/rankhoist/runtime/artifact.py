@@ -12,7 +12,7 @@ looked up in a list. The plans are those of the machine that made them; another 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -41,13 +41,24 @@ def save(hoisted: HoistedModel, path: str | os.PathLike[str], certificate: HasDa
     Raises:
         ArtifactError: it holds something that a file cannot, or the file cannot be written.
     """
+    container.write(path, members(hoisted, certificate))
+
+
+def members(
+    hoisted: HoistedModel, certificate: HasData | None = None, more: Mapping[str, Tensor] | None = None
+) -> dict[str, bytes]:
+    """The members of its file; `more` are tensors to write beside its weights.
+
+    Raises:
+        ArtifactError: it holds something that a file cannot.
+    """
     blueprint, weights = hoisted.blueprint, hoisted.weights
     keys = {name: f"{CONSTANT}{i}" for i, name in enumerate(weights.constants)}  # their own names hold their values
     constants = {keys[name]: tensor for name, tensor in weights.constants.items()}
     try:
         stages = _stages_data(blueprint.stages, keys)
         model = model_json.to_data(blueprint, hoisted.dtype)
-        tensors, table = tensor_file.to_bytes({**weights.original, **constants})
+        tensors, table = tensor_file.to_bytes({**weights.original, **constants, **(more or {})})
         example, example_table = tensor_file.to_bytes(hoisted.example)
     except ArtifactError as error:
         raise ArtifactError(f"the model cannot be saved: {error}") from error
@@ -55,7 +66,7 @@ def save(hoisted: HoistedModel, path: str | os.PathLike[str], certificate: HasDa
     model["certificate"] = None if certificate is None else certificate.to_dict()
     _blueprint(model, stages, weights.original, constants, hoisted.example)  # what is written can be read
     contents = (container.to_json(model), container.to_json(stages), tensors, example)
-    container.write(path, dict(zip(container.MEMBERS, contents, strict=True)))
+    return dict(zip(container.MEMBERS, contents, strict=True))
 
 
 def load(path: str | os.PathLike[str]) -> HoistedModel:
@@ -67,14 +78,26 @@ def load(path: str | os.PathLike[str]) -> HoistedModel:
         ArtifactError: the file is no artifact, is damaged, was made up, or comes from a newer version.
     """
     with container.opened(path) as file:
-        model, stages = file.read_json("model.json"), file.read_json("stages.json")
-        weights, example = file.read("weights.safetensors"), file.read("example.safetensors")
-        tensors = tensor_file.from_bytes(weights, entry(model, "tensors", dict))
-        rows = tensor_file.from_bytes(example, entry(model, "example", dict))
-        constants = {name: tensor for name, tensor in tensors.items() if name.startswith(CONSTANT)}
-        original = {name: tensor for name, tensor in tensors.items() if name not in constants}
-        blueprint, dtype = _blueprint(model, stages, original, constants, rows)
-        return HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"))
+        return read(file)
+
+
+def read(file: container.Container) -> HoistedModel:
+    """The same, of a file that is open."""
+    model, stages = file.read_json("model.json"), file.read_json("stages.json")
+    tensors = tensor_file.from_bytes(file.read("weights.safetensors"), entry(model, "tensors", dict))
+    example = tensor_file.from_bytes(file.read("example.safetensors"), entry(model, "example", dict))
+    return of(model, stages, tensors, example)
+
+
+def of(
+    model: Any, stages: Any, tensors: dict[str, Tensor], example: dict[str, Tensor],
+    folded: Sequence[Tensor] | None = None,
+) -> HoistedModel:  # fmt: skip
+    """From what its members hold; `folded` is what the weights stage made, if that is at hand."""
+    constants = {name: tensor for name, tensor in tensors.items() if name.startswith(CONSTANT)}
+    original = {name: tensor for name, tensor in tensors.items() if name not in constants}
+    blueprint, dtype = _blueprint(model, stages, original, constants, example)
+    return HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)
 
 
 def _blueprint(

@@ -83,7 +83,7 @@ def exported(hoisted: HoistedModel, several: bool) -> Iterator[Exported]:
     def arguments(
         given: Sequence[Tensor | int | str], side: str, axis: Any, state: dict[int, Argument], rows: int
     ) -> list[Argument | Tensor]:
-        made_up = hoisted._made_up(side, rows)
+        made_up = hoisted.made_up(side, rows)
 
         def argument(a: Tensor | int | str) -> Argument | Tensor:
             if isinstance(a, int):

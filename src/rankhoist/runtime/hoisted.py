@@ -32,12 +32,14 @@ Offsets = Tensor | Sequence[int]
 class Weights:
     """One version of the weights: originals by placeholder, and what the weights stage made of them.
 
+    `folded` are what the weights stage returns, which plans share.
     `arguments` are those of every plan's (request, candidate) stage: a weight, or what each call puts in its place: the
     number of a node of the state, or the name of an input.
     """
 
     original: dict[str, Tensor]
     constants: dict[str, Tensor]
+    folded: Sequence[Tensor]
     arguments: list[tuple[list[Tensor | int | str], list[Tensor | int | str]]]
 
 
@@ -81,23 +83,26 @@ class HoistedModel(nn.Module):
     @classmethod
     def of(
         cls, blueprint: Blueprint, original: dict[str, Tensor], constants: dict[str, Tensor],
-        dtype: torch.dtype, device: torch.device,
+        dtype: torch.dtype, device: torch.device, folded: Sequence[Tensor] | None = None,
     ) -> HoistedModel:  # fmt: skip
-        """From a blueprint and weights by placeholder, which are in `dtype` and on `device`."""
+        """From a blueprint and weights by placeholder, which are in `dtype` and on `device`.
+
+        `folded` is what the weights stage made of them before, if that is at hand: it is not run again.
+        """
         made = cls.__new__(cls)
-        made._build(blueprint, original, constants, dtype, device)
+        made._build(blueprint, original, constants, dtype, device, folded)
         return made
 
     def _build(
         self, blueprint: Blueprint, original: dict[str, Tensor], constants: dict[str, Tensor],
-        dtype: torch.dtype, device: torch.device,
+        dtype: torch.dtype, device: torch.device, folded: Sequence[Tensor] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.blueprint = blueprint
         self._specs = {spec.name: spec for spec in self.interface.inputs.values()}
         self._roles = [(spec.name, spec.role) for spec in self._specs.values()]
         self._one_tensor = self.interface.out_spec.is_leaf()
-        self._place(original, constants, dtype, device)
+        self._place(original, constants, dtype, device, folded)
         self.eval()
 
     @property
@@ -181,8 +186,8 @@ class HoistedModel(nn.Module):
         for r in requests:
             for n in candidates or (self.plan.workload.candidates,):
                 offsets = [n * i // r for i in range(r + 1)]
-                state = self.prepare(self._made_up("context", r), candidates=n)
-                self.score(state, self._made_up("candidate", n), request_offsets=offsets)
+                state = self.prepare(self.made_up("context", r), candidates=n)
+                self.score(state, self.made_up("candidate", n), request_offsets=offsets)
         return self
 
     def export_onnx(self, folder: str | os.PathLike[str], several: bool = False) -> None:
@@ -205,8 +210,8 @@ class HoistedModel(nn.Module):
         """
         aoti.package(self, folder, several)
 
-    def _made_up(self, side: str, rows: int) -> dict[str, Tensor]:
-        """Rows of the example, in turn; zeros where there is no example."""
+    def made_up(self, side: str, rows: int) -> dict[str, Tensor]:
+        """Rows of the `context` or of the `candidate` side: the example's, in turn; zeros where there is no example."""
         made = {}
         for name, (dtype, shape) in self._expected[side].items():
             rows_of = self.interface.example.get(name, torch.zeros(1, *shape))
@@ -392,12 +397,12 @@ class HoistedModel(nn.Module):
         """The original model's weights under their original names."""
         return {name: self._weights.original[p] for name, p in self.interface.state.items()}
 
-    def _install(self, original: dict[str, Tensor], constants: dict[str, Tensor]) -> None:
-        stage = self.stages.weights
-        with torch.no_grad():
-            given = [original[n] if n in original else constants[n] for n in stage.leaves]
-            folded = stage.run(None, None, None, *given)
-        known = dict(zip(self.stages.folded, folded, strict=True))
+    def _install(
+        self, original: dict[str, Tensor], constants: dict[str, Tensor], folded: Sequence[Tensor] | None = None
+    ) -> None:
+        if folded is None:
+            folded = self._fold(original, constants)
+        known: dict[int, Any] = dict(zip(self.stages.folded, folded, strict=True))
         inputs: dict[str, str] = {}
         for placeholder, spec in self.interface.inputs.items():
             suffixes = (".context", ".candidate") if spec.role == "packed" else ("",)
@@ -408,7 +413,13 @@ class HoistedModel(nn.Module):
             return [*(known.get(i, i) for i in stage.nodes), *leaves]
 
         stages = [(arguments(v.request), arguments(v.candidate)) for v in self.stages.variants]
-        self._weights = Weights(original, constants, stages)
+        self._weights = Weights(original, constants, folded, stages)
+
+    def _fold(self, original: dict[str, Tensor], constants: dict[str, Tensor]) -> Sequence[Tensor]:
+        """The weights stage, run once per version of the weights."""
+        stage = self.stages.weights
+        with torch.no_grad():
+            return stage.run(None, None, None, *(original[n] if n in original else constants[n] for n in stage.leaves))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
         """`.to()`, `.double()`, `.cuda()`: move the original weights, retarget the graphs, fold again."""
@@ -420,8 +431,9 @@ class HoistedModel(nn.Module):
         return self
 
     def _place(
-        self, original: dict[str, Tensor], constants: dict[str, Tensor], dtype: torch.dtype, device: torch.device
-    ) -> None:
+        self, original: dict[str, Tensor], constants: dict[str, Tensor], dtype: torch.dtype, device: torch.device,
+        folded: Sequence[Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """Install weights that are in `dtype` and on `device`, and graphs that name these, on the backend."""
         captured = self.interface
         moved = {captured.dtype: dtype, captured.device: device}
@@ -432,7 +444,7 @@ class HoistedModel(nn.Module):
             variant.candidate.run = make(variant.candidate, variant.state)
         self._dtype, self._device = dtype, device
         self._expected = self._expect()
-        self._install(original, constants)
+        self._install(original, constants, folded)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HoistedModel:
         """A model with weights of its own; the blueprint, which nobody changes, is shared."""

@@ -9,6 +9,7 @@ for products with it round differently otherwise.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,15 @@ def from_bytes(data: bytes, table: Any) -> dict[str, Tensor]:
     Raises:
         ArtifactError: the file does not hold what the table says.
     """
-    stored = safetensors.torch.load(data)  # checks the header against the length of the data before it allocates
+    return _named(safetensors.torch.load(data), table)  # checks the header against the data before it allocates
+
+
+def from_file(path: str | os.PathLike[str], table: Any) -> dict[str, Tensor]:
+    """The same, in memory mapped from the file: processes that read it share it."""
+    return _named(safetensors.torch.load_file(path), table)
+
+
+def _named(stored: dict[str, Tensor], table: Any) -> dict[str, Tensor]:
     names = {name: entry(line, "stored", str) for name, line in table.items()}
     if set(names.values()) != set(stored):
         raise ArtifactError("its tensors are not those that its table lists")

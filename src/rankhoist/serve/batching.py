@@ -1,0 +1,95 @@
+"""Requests that wait together are scored in one ragged call, where that is faster than one call for each.
+
+It is for few candidates, where a call costs more than its arithmetic; a ragged call of many candidates is slower, since
+its context is gathered row by row. Where the one ends and the other begins is measured when a model is loaded: with the
+plans and on the machine that serve.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from rankhoist.runtime import HoistedModel
+from rankhoist.serve.inputs import Batch
+
+REQUESTS = 4  # of a ragged call that is measured
+CANDIDATES = (1, 3, 10, 30, 100, 300, 1000)
+REPEATS = 5
+GAIN = 0.9  # of the time of single calls: what a ragged call must stay under
+ROUNDING = 1e-3  # of a score, relative; rows that are mixed differ by more
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches of one request each as one of several requests."""
+    context = {name: torch.cat([b.context[name] for b in batches]) for name in batches[0].context}
+    candidates = {name: torch.cat([b.candidates[name] for b in batches]) for name in batches[0].candidates}
+    offsets = list(itertools.accumulate((b.rows for b in batches), initial=0))
+    return Batch(context, candidates, len(batches), offsets[-1], offsets)
+
+
+def break_even(hoisted: HoistedModel, most: int) -> int:
+    """Requests of up to so many candidates are scored faster together, `most` candidates in a call; 0 if none are."""
+    if not hoisted.made_up("context", 1) or _mixes(hoisted):
+        return 0
+    best = 0
+    for count in CANDIDATES:
+        if count * REQUESTS > most:
+            break
+        together, alone = _seconds(_together(hoisted, count), _alone(hoisted, count))
+        if together > GAIN * alone:
+            break
+        best = count
+    return best
+
+
+def _together(hoisted: HoistedModel, count: int) -> Callable[[], object]:
+    offsets = [count * i for i in range(REQUESTS + 1)]
+    return partial(
+        _call, hoisted, hoisted.made_up("context", REQUESTS), hoisted.made_up("candidate", offsets[-1]), offsets
+    )
+
+
+def _alone(hoisted: HoistedModel, count: int) -> Callable[[], object]:
+    context, candidates = hoisted.made_up("context", 1), hoisted.made_up("candidate", count)
+    return lambda: [_call(hoisted, context, candidates, None) for _ in range(REQUESTS)]
+
+
+def _call(
+    hoisted: HoistedModel, context: dict[str, Tensor], candidates: dict[str, Tensor], offsets: list[int] | None
+) -> object:
+    rows = len(next(iter(candidates.values())))
+    return hoisted.score(hoisted.prepare(context, candidates=rows), candidates, request_offsets=offsets)
+
+
+def _seconds(*calls: Callable[[], object]) -> list[float]:
+    """The least time of each, measured in turn."""
+    best = [float("inf")] * len(calls)
+    for _ in range(REPEATS):
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def _mixes(hoisted: HoistedModel) -> bool:
+    """Whether a request's scores change with the requests beside it: some operator mixes rows."""
+    count, together = 5, _together(hoisted, 5)()
+    context, candidates = hoisted.made_up("context", REQUESTS), hoisted.made_up("candidate", REQUESTS * count)
+    for r in range(REQUESTS):
+        rows = slice(r * count, (r + 1) * count)
+        own = {name: t[r : r + 1] for name, t in context.items()}
+        alone = _call(hoisted, own, {name: t[rows] for name, t in candidates.items()}, None)
+        for a, b in zip(pytree.tree_leaves(together), pytree.tree_leaves(alone), strict=True):
+            if isinstance(a, Tensor) and a.is_floating_point() and a.dim():
+                scale = float(b.abs().nan_to_num(0, 0, 0).max()) + 1e-6
+                if not torch.allclose(a[rows], b, rtol=ROUNDING, atol=ROUNDING * scale, equal_nan=True):
+                    return True
+    return False

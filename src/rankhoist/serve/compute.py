@@ -1,0 +1,175 @@
+"""The compute thread of a worker: it scores what waits, call by call, and joins requests where that pays."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from rankhoist.serve.batching import joined
+from rankhoist.serve.inputs import Batch
+from rankhoist.serve.model import Scored, ServedModel
+from rankhoist.serve.refusal import RequestError
+
+log = logging.getLogger(__name__)
+
+Result = Scored | RequestError
+
+
+@dataclass
+class Job:
+    """A checked request that waits for its scores."""
+
+    model: ServedModel
+    batch: Batch
+    key: str | None = None
+    deadline: float | None = None  # time.perf_counter()
+    queued: float = field(default_factory=time.perf_counter)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    future: asyncio.Future[Scored] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.future = self.loop.create_future()
+
+    @property
+    def joinable(self) -> bool:
+        """Whether it may be scored together with others: without a state of its own, and few candidates."""
+        return self.key is None and self.batch.requests == 1 and self.batch.rows <= self.model.batch_up_to
+
+
+class Compute:
+    """One thread that scores jobs in the order in which they came.
+
+    Args:
+        threads: of torch.
+        most: candidates in a call of several requests.
+        delay: seconds that a request which can be joined waits for others; 0: it is joined by those that wait already.
+    """
+
+    def __init__(self, threads: int = 1, most: int = 0, delay: float = 0.0) -> None:
+        self.threads, self.most, self.delay = threads, most, delay
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self._thread.start()
+
+    async def score(self, job: Job) -> Scored:
+        """The job's result.
+
+        Raises:
+            RequestError: its deadline passed, its key was used with another context, or the model failed on it.
+        """
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+        return await job.future
+
+    def close(self) -> None:
+        """End the thread when all jobs are done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self.threads)  # counts for the thread that calls
+        with torch.inference_mode():
+            while group := self._next():
+                _score(group)
+                del group  # not kept until the next request comes
+
+    def _next(self) -> list[Job]:
+        """The jobs of the next call; none at the end."""
+        with self._changed:
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            if not self._jobs:
+                return []
+            group = [self._jobs.popleft()]
+            if group[0].joinable:
+                self._join(group)
+            return group
+
+    def _join(self, group: list[Job]) -> None:
+        """Add what waits for the same model, as long as there is room and time."""
+        room, until = self.most - group[0].batch.rows, group[0].queued + self.delay
+        while True:
+            for job in list(self._jobs):
+                if job.model is group[0].model and job.joinable and job.batch.rows <= room:
+                    self._jobs.remove(job)
+                    group.append(job)
+                    room -= job.batch.rows
+            left = until - time.perf_counter()
+            if room <= 0 or left <= 0 or self._closed:
+                return
+            self._changed.wait(left)
+
+
+def _score(group: list[Job]) -> None:
+    """Score jobs of one model and hand their results to their event loops."""
+    start = time.perf_counter()
+    results: list[tuple[Job, Result]] = []
+    waiting = []
+    for job in group:
+        job.model.metrics.stage["queue"].observe(start - job.queued)
+        if job.deadline is not None and start > job.deadline:
+            waited = (start - job.queued) * 1e3
+            results.append((job, RequestError("deadline", f"the deadline passed after {waited:.0f} ms in the queue")))
+        else:
+            waiting.append(job)
+    if waiting:
+        results += zip(waiting, _scored(waiting), strict=True)
+        waiting[0].model.metrics.batch.observe(len(waiting))
+    for loop in {job.loop for job, _ in results}:
+        loop.call_soon_threadsafe(_answer, [r for r in results if r[0].loop is loop])
+
+
+def _scored(jobs: list[Job]) -> Iterable[Result]:
+    """A result for each job; where a call of several fails, each is tried alone and meets its own error only."""
+    if len(jobs) == 1:
+        return [_alone(jobs[0])]
+    batch = joined([job.batch for job in jobs])
+    assert batch.offsets is not None, "it has several requests"
+    try:
+        scored = jobs[0].model.score(batch)
+    except Exception:
+        return [_alone(job) for job in jobs]
+    _observe(jobs[0].model, scored)
+    return [scored.part(*bounds) for bounds in zip(batch.offsets, batch.offsets[1:], strict=False)]
+
+
+def _alone(job: Job) -> Result:
+    try:
+        scored = job.model.score(job.batch, job.key)
+    except RequestError as refusal:
+        return refusal
+    except Exception as error:
+        if isinstance(error, IndexError) or "out of range" in str(error) or "out of bounds" in str(error):
+            return RequestError("out_of_vocabulary", f"an id is outside of a table of the model: {error}")
+        log.exception("model failed", extra={"model": job.model.name})
+        return RequestError("internal", f"the model failed: {type(error).__name__}")
+    _observe(job.model, scored)
+    return scored
+
+
+def _observe(model: ServedModel, scored: Scored) -> None:
+    model.metrics.stage["context"].observe(scored.context)
+    model.metrics.stage["candidate"].observe(scored.candidate)
+
+
+def _answer(results: list[tuple[Job, Result]]) -> None:
+    """Runs in the event loop; a future may be cancelled by then."""
+    for job, result in results:
+        if job.future.done():
+            continue
+        if isinstance(result, RequestError):
+            job.future.set_exception(result)
+        else:
+            job.future.set_result(result)

@@ -1,0 +1,210 @@
+"""What a served model takes: features by name, checked before they are computed with.
+
+A feature is an input of the model, or one side of a packed one: `NAME.context` and `NAME.candidate`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rankhoist.runtime import HoistedModel
+from rankhoist.serve import v2
+from rankhoist.serve.columns import DATATYPES as ARRAYS
+from rankhoist.serve.refusal import RequestError
+from rankhoist.serve.vocabulary import vocabulary
+
+# A view of a request's body is read-only, which suits: the stages never write to their inputs.
+warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
+
+OFFSETS = "request_offsets"
+DATATYPES = {
+    torch.bool: "BOOL", torch.uint8: "UINT8", torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32",
+    torch.int64: "INT64", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.float64: "FP64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Feature:
+    """`[R, *shape]` of a context feature, `[N, *shape]` of a candidate feature.
+
+    `bounds`: ids are less than that; one number, or one per value of a row; `None` where nothing is looked up.
+    """
+
+    name: str
+    input: str
+    side: str
+    datatype: str
+    shape: tuple[int, ...]
+    bounds: int | NDArray[np.int64] | None = None
+
+    def check(self, given: v2.Tensor, allow_nan: bool) -> NDArray[Any]:
+        """Its array, which is what the model expects.
+
+        Raises:
+            RequestError: it is not; the message says what was expected.
+        """
+        array = given.array
+        if given.datatype != self.datatype:
+            raise RequestError("dtype", f"{self.name!r} is {given.datatype}, expected {self.datatype}", self.name)
+        if array.shape[1:] != self.shape or not array.ndim:
+            rows = "R" if self.side == "context" else "N"
+            expected = ", ".join([rows, *map(str, self.shape)])
+            raise RequestError(
+                "shape", f"{self.name!r} has shape {list(array.shape)}, expected [{expected}]", self.name
+            )
+        if not allow_nan and not (finite := _finite(array, self.datatype)).all():
+            raise RequestError("not_finite", f"{self.name!r} has NaN or an infinity {_first(~finite)}", self.name)
+        if self.bounds is not None and array.size:
+            self._check_ids(array)
+        return array
+
+    def _check_ids(self, array: NDArray[Any]) -> None:
+        bounds = np.asarray(self.bounds)
+        if not bounds.ndim and array.dtype == np.int64 and array.view(np.uint64).max() < bounds:
+            return  # one pass: a negative number is a huge one
+        bounds = np.broadcast_to(bounds.reshape(self.shape) if bounds.ndim else bounds, array.shape)
+        wrong = ~((array >= 0) & (array < bounds))
+        if wrong.any():
+            place = tuple(int(i[0]) for i in wrong.nonzero())
+            raise RequestError(
+                "out_of_vocabulary",
+                f"{self.name!r} has id {array[place]} {_first(wrong)}, expected 0 to {bounds[place] - 1}",
+                self.name,
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Checked inputs of R requests and N candidates, by the model's own names; `offsets` where they were given."""
+
+    context: dict[str, Tensor]
+    candidates: dict[str, Tensor]
+    requests: int
+    rows: int
+    offsets: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All features of a model, by name."""
+
+    features: dict[str, Feature]
+
+    @staticmethod
+    def of(hoisted: HoistedModel) -> Signature:
+        """From its interface and its graphs."""
+        return Signature({feature.name: feature for feature in _features(hoisted)})
+
+    def check(self, given: Mapping[str, v2.Tensor], most: int, allow_nan: bool = False) -> Batch:
+        """Tensors by feature, and perhaps `request_offsets`, as a batch.
+
+        Raises:
+            RequestError: a feature is missing, unknown or not as expected, or there are more than `most` candidates.
+        """
+        self._check_names(given)
+        sides: dict[str, dict[str, Tensor]] = {"context": {}, "candidate": {}}
+        rows = {"context": -1, "candidate": -1}
+        for name, feature in self.features.items():
+            array = feature.check(given[name], allow_nan)
+            count = len(array)
+            if rows[feature.side] not in (-1, count):
+                expected = f"as the {feature.side} features before it"
+                raise RequestError(
+                    "ragged", f"{name!r} has {count} rows, expected {rows[feature.side]} {expected}", name
+                )
+            rows[feature.side] = count
+            if feature.side == "candidate" and count > most:
+                raise RequestError("too_large", f"{count} candidates, the most are {most}")
+            sides[feature.side][feature.input] = _tensor(array, feature.datatype)
+        requests = 1 if rows["context"] < 0 else rows["context"]
+        offsets = _offsets(given.get(OFFSETS), requests, rows["candidate"])
+        return Batch(sides["context"], sides["candidate"], requests, rows["candidate"], offsets)
+
+    def _check_names(self, given: Iterable[str]) -> None:
+        names = set(given)
+        missing = [name for name in self.features if name not in names]
+        if missing:
+            feature = self.features[missing[0]]
+            rows = "R" if feature.side == "context" else "N"
+            expected = f"{feature.datatype} [{', '.join([rows, *map(str, feature.shape)])}]"
+            raise RequestError(
+                "missing_input", f"{feature.side} feature {missing[0]!r} is missing: {expected}", missing[0]
+            )
+        unknown = sorted(names - {*self.features, OFFSETS})
+        if unknown:
+            known = ", ".join(self.features)
+            raise RequestError(
+                "unknown_input", f"unknown feature {unknown[0][:60]!r}; the features are {known}", unknown[0]
+            )
+
+    def zeros(self, rows: int) -> Batch:
+        """A batch of one request with made-up values that every model takes."""
+        given = {}
+        for name, f in self.features.items():
+            shape = (1 if f.side == "context" else rows, *f.shape)
+            given[name] = v2.Tensor(f.datatype, np.zeros(shape, ARRAYS[f.datatype]))
+        return self.check(given, rows)
+
+
+def _features(hoisted: HoistedModel) -> Iterable[Feature]:
+    bounds = vocabulary(hoisted)
+    for spec in hoisted.interface.inputs.values():
+        datatype = DATATYPES[hoisted.dtype if spec.dtype == hoisted.interface.dtype else spec.dtype]
+        if spec.role != "packed":
+            yield Feature(spec.name, spec.name, spec.role, datatype, spec.shape, _bounds(bounds.get(spec.name)))
+            continue
+        for side, columns in (("context", spec.columns), ("candidate", spec.candidate_columns)):
+            name = f"{spec.name}.{side}"
+            yield Feature(name, spec.name, side, datatype, (len(columns),), _bounds(bounds.get(name)))
+
+
+def _bounds(found: Tensor | None) -> int | NDArray[np.int64] | None:
+    if found is None or not len(found):
+        return None
+    same = bool((found == found[0]).all())
+    return int(found[0]) if same else found.numpy()
+
+
+def _offsets(given: v2.Tensor | None, requests: int, rows: int) -> list[int] | None:
+    """R + 1 boundaries of the requests' candidates."""
+    if given is None:
+        if requests == 1:
+            return None
+        message = f"the context has {requests} rows; {OFFSETS} INT64 [{requests + 1}] says which candidates are whose"
+        raise RequestError("missing_input", message, OFFSETS)
+    array = given.array
+    if given.datatype != "INT64" or array.shape != (requests + 1,):
+        message = f"{OFFSETS!r} is {given.datatype} {list(array.shape)}, expected INT64 [{requests + 1}]"
+        raise RequestError("shape", message, OFFSETS)
+    if array[0] != 0 or array[-1] != rows or (array[1:] < array[:-1]).any():
+        message = f"{OFFSETS!r} must rise from 0 to {rows}, the number of candidates, got {array.tolist()[:10]}"
+        raise RequestError("shape", message, OFFSETS)
+    offsets: list[int] = array.tolist()
+    return offsets
+
+
+def _finite(array: NDArray[Any], datatype: str) -> Any:
+    """Where there are numbers; of bfloat16 there are the bits, and an exponent of ones is none."""
+    if datatype == "BF16":
+        return (array & 0x7F80) != 0x7F80
+    return np.isfinite(array) if array.dtype.kind == "f" else np.True_
+
+
+def _tensor(array: NDArray[Any], datatype: str) -> Tensor:
+    if datatype == "BF16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _first(wrong: NDArray[np.bool_]) -> str:
+    """Where: `in row 3`."""
+    return f"in row {int(wrong.reshape(len(wrong), math.prod(wrong.shape[1:])).any(1).argmax())}"

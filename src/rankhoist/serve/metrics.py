@@ -1,0 +1,54 @@
+"""What is measured, for Prometheus: the workers write to files in one folder, and any of them answers for all."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGES = ("parse", "queue", "context", "candidate", "encode")
+SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+
+REQUESTS = Counter("rankhoist_requests", "Requests for scores, by HTTP status", ["model", "protocol", "status"])
+LATENCY = Histogram("rankhoist_request_seconds", "From the whole body to the answer", ["model"], buckets=SECONDS)
+STAGE = Histogram("rankhoist_stage_seconds", "Parts of a request", ["model", "stage"], buckets=SECONDS)
+CANDIDATES = Histogram("rankhoist_candidates", "Candidates per request", ["model"], buckets=COUNTS)
+BATCH = Histogram(
+    "rankhoist_batch_requests", "Requests per call", ["model"], buckets=(1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
+)
+HITS = Counter("rankhoist_state_cache_hits", "Requests whose prepared state was kept", ["model"])
+MISSES = Counter("rankhoist_state_cache_misses", "Requests with a context_key that was not kept", ["model"])
+BYTES = Gauge("rankhoist_state_cache_bytes", "Held by prepared states", ["model"], multiprocess_mode="livesum")
+WAITING = Gauge("rankhoist_queue_length", "Requests that are read, wait or are scored", multiprocess_mode="livesum")
+READY = Gauge("rankhoist_workers_ready", "Workers that answer", multiprocess_mode="livesum")
+VERSION = Gauge("rankhoist_model_version", "1 for what is served", ["model", "version"], multiprocess_mode="livemax")
+
+
+class ModelMetrics:
+    """The metrics of one model, ready to be written."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.latency, self.candidates, self.batch = LATENCY.labels(model), CANDIDATES.labels(model), BATCH.labels(model)
+        self.stage = {stage: STAGE.labels(model, stage) for stage in STAGES}
+        self.hits, self.misses, self.bytes = HITS.labels(model), MISSES.labels(model), BYTES.labels(model)
+
+
+@cache
+def counted(model: str, protocol: str, status: int) -> Counter:
+    """The counter of such answers."""
+    return REQUESTS.labels(model, protocol, str(status))
+
+
+def exposed() -> bytes:
+    """All metrics in Prometheus' text format, of all workers where there are several."""
+    if FOLDER not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

@@ -1,0 +1,136 @@
+"""A model as it is served: one version of an artifact, what it takes and returns, and its prepared states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from rankhoist.errors import ServeError
+from rankhoist.runtime import HoistedModel, RequestState
+from rankhoist.serve.inputs import DATATYPES, Batch, Signature
+from rankhoist.serve.metrics import ModelMetrics
+from rankhoist.serve.states import States, digest_of
+
+ROWS = 7  # of a made-up call, to see what comes out
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor `[N, *shape]` that the model returns; `leaf` is its place among all that it returns."""
+
+    name: str
+    leaf: int
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a call returned, by output, and the seconds of its stages."""
+
+    outputs: dict[str, NDArray[Any]]
+    context: float
+    candidate: float
+
+    def part(self, start: int, end: int) -> Scored:
+        """The rows of one request of a call of several."""
+        return Scored({name: array[start:end] for name, array in self.outputs.items()}, self.context, self.candidate)
+
+
+class ServedModel:
+    """One version of a model. Calls come from one thread."""
+
+    def __init__(
+        self, name: str, version: str, hoisted: HoistedModel, states: States | None = None, batch_up_to: int = 0
+    ) -> None:
+        self.name, self.version, self.hoisted, self.batch_up_to = name, version, hoisted, batch_up_to
+        self.states = states or States(0, 0)
+        self.signature = Signature.of(hoisted)
+        self.outputs = _outputs(hoisted, self.signature)
+        self.metrics = ModelMetrics(name)
+
+    def warm_up(self) -> None:
+        """One and many candidates of one and several requests: what the first requests would otherwise wait for."""
+        with torch.inference_mode():
+            self.hoisted.warm_up((1, self.hoisted.plan.workload.candidates), (1, 2))
+
+    def score(self, batch: Batch, key: str | None = None) -> Scored:
+        """The outputs for a batch; with a `key`, its state is kept for requests that come with it again.
+
+        Raises:
+            RequestError: the key was used with another context.
+        """
+        start = time.perf_counter()
+        state = self._prepared(batch, key) if key is not None else self._prepare(batch)
+        middle = time.perf_counter()
+        made = self.hoisted.score(state, batch.candidates, request_offsets=batch.offsets)
+        leaves = [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
+        outputs = {output.name: _array(leaves[output.leaf]) for output in self.outputs}
+        return Scored(outputs, middle - start, time.perf_counter() - middle)
+
+    def _prepare(self, batch: Batch) -> RequestState:
+        return self.hoisted.prepare(batch.context, candidates=batch.rows)
+
+    def _prepared(self, batch: Batch, key: str) -> RequestState:
+        digest = digest_of(batch.context)
+        state = self.states.get(key, digest)
+        if state is not None:
+            self.metrics.hits.inc()
+            return state
+        self.metrics.misses.inc()
+        # A state can hold its context: a copy, so that it does not keep the whole body of the request.
+        context = {name: tensor.clone() for name, tensor in batch.context.items()}
+        state = self.hoisted.prepare(context, candidates=batch.rows)
+        self.states.put(key, digest, state)
+        self.metrics.bytes.set(self.states.bytes)
+        return state
+
+    def metadata(self) -> dict[str, Any]:
+        """What the protocol v2 says of a model; -1 is a free number of rows."""
+        inputs = [
+            {"name": f.name, "datatype": f.datatype, "shape": [-1, *f.shape], "parameters": {"side": f.side}}
+            for f in self.signature.features.values()
+        ]
+        offsets = {"name": "request_offsets", "datatype": "INT64", "shape": [-1], "parameters": {"optional": True}}
+        outputs = [{"name": o.name, "datatype": o.datatype, "shape": [-1, *o.shape]} for o in self.outputs]
+        versions = [self.version]
+        return {
+            "name": self.name, "versions": versions, "platform": "rankhoist", "inputs": [*inputs, offsets],
+            "outputs": outputs,
+        }  # fmt: skip
+
+
+def _outputs(hoisted: HoistedModel, signature: Signature) -> list[Output]:
+    """Names and shapes of the outputs: keys of dicts, places in tuples, `scores` where there is one tensor alone."""
+    batch = signature.zeros(ROWS)
+    with torch.inference_mode():
+        made = hoisted.score(hoisted.prepare(batch.context, candidates=ROWS), batch.candidates)
+    named = [("scores", made)] if isinstance(made, Tensor) else pytree.tree_flatten_with_path(made)[0]
+    outputs = [
+        Output(path if isinstance(path, str) else _path(path), i, DATATYPES[t.dtype], tuple(t.shape[1:]))
+        for i, (path, t) in enumerate(named)
+        if isinstance(t, Tensor) and t.dim() and t.shape[0] == ROWS
+    ]
+    if not outputs:
+        raise ServeError("the model returns no tensor with a row per candidate, so there is nothing to serve")
+    return outputs
+
+
+def _path(path: Sequence[Any]) -> str:
+    keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+    return "output_" + keys[0] if len(keys) == 1 and keys[0].isdigit() else ".".join(keys)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    array: NDArray[Any] = tensor.numpy()
+    return array

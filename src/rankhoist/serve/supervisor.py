@@ -1,0 +1,269 @@
+"""The supervisor: loads artifacts, opens the port, and keeps the workers running.
+
+It loads an artifact once and writes it to a private folder, folded weights included; the workers map it. What it does
+not do is answer requests.
+
+    SIGTERM, SIGINT   no new connections; every accepted request is answered; then the end
+    SIGHUP            artifacts that have changed are loaded anew, in all workers, while the old versions serve
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from prometheus_client.multiprocess import mark_process_dead
+
+from rankhoist.errors import RankhoistError, ServeError
+from rankhoist.runtime.mapped import unpack, version_of
+from rankhoist.serve import logs
+from rankhoist.serve.batching import break_even
+from rankhoist.serve.config import Settings
+from rankhoist.serve.control import Channel, Unpacked
+from rankhoist.serve.metrics import FOLDER
+from rankhoist.serve.model import ServedModel
+from rankhoist.serve.worker import BACKLOG
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SUFFIX = ".rankhoist"
+PATIENCE = 30.0  # seconds; the longest wait before a worker is started again
+SETTLED = 10.0  # seconds; a worker that lived so long is started again at once
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        ServeError: the settings cannot be used, the port is taken, or no worker starts.
+        ArtifactError: an artifact cannot be loaded.
+    """
+    if not settings.models:
+        raise ServeError("there is no model to serve; name an artifact, as hoist --out or HoistedModel.save writes it")
+    for name in settings.models:
+        if not NAME.fullmatch(name):
+            raise ServeError(f"{name!r} is no name for a model: letters, digits and . _ - (give another by --name)")
+    logs.set_up(settings.log_level, settings.log_format)
+    folder = Path(tempfile.mkdtemp(prefix="rankhoist-"))  # readable by this user only
+    try:
+        asyncio.run(Supervisor(settings, folder).run())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class WorkerProcess:
+    """A running worker, as its supervisor sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self.process, self.channel = process, channel
+        self.ready = False
+        self.started = time.monotonic()
+        self.loading: dict[tuple[str, str], asyncio.Future[None]] = {}
+
+    def load(self, model: Unpacked) -> asyncio.Future[None]:
+        """Tell it to serve a new version; done when it does, or when it ended."""
+        future = asyncio.get_running_loop().create_future()
+        self.loading[model.name, model.version] = future
+        self.channel.send(load=model.to_dict())
+        return future
+
+
+class Supervisor:
+    """Models, the port and the workers of one server."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        self.models: dict[str, Unpacked] = {}
+        self.workers: dict[int, WorkerProcess] = {}
+        self.stopping = asyncio.Event()
+        self.served, self.failure = False, ""  # whether a worker was ever ready, and why none was
+        self._unpacked = 0
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Load, listen, and keep the workers running until a signal comes."""
+        (self.folder / "metrics").mkdir()
+        for name in self.settings.models:
+            self.models[name] = await asyncio.to_thread(self._unpack, name)
+        self.listening = _listen(self.settings.host, self.settings.port)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_all()))
+        for i in range(self.settings.workers):
+            self._start(self._keep(i))
+        await self.stopping.wait()
+        await self._stop()
+        if self.failure:
+            raise ServeError(self.failure)
+
+    @property
+    def address(self) -> str:
+        """Where it answers."""
+        host, port = self.listening.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- models
+
+    def _unpack(self, name: str) -> Unpacked:
+        """Load the newest artifact of a model, and write it to a folder of its own."""
+        torch.set_num_threads(self.settings.threads)
+        self._unpacked += 1
+        folder = self.folder / f"model-{self._unpacked}"
+        hoisted, version = unpack(newest(self.settings.models[name]), folder)
+        ServedModel(name, version, hoisted)  # can it be served?
+        most = self.settings.batch_candidates
+        up_to = self.settings.batch_up_to if self.settings.batch_up_to is not None else break_even(hoisted, most)
+        log.info("model unpacked", extra={"model": name, "version": version, "batch_up_to": up_to})
+        return Unpacked(name, version, str(folder), up_to)
+
+    async def _reload_all(self) -> None:
+        for name in self.models:
+            with contextlib.suppress(RankhoistError):  # it is logged
+                await self.reload(name)
+
+    async def reload(self, name: str) -> str:
+        """Serve the newest artifact of a model; returns the version that is served then.
+
+        Raises:
+            RankhoistError: the artifact cannot be loaded; what was served before still is.
+        """
+        async with self._reloading:
+            try:
+                return await self._reload(name)
+            except RankhoistError as error:
+                log.error("model not loaded", extra={"model": name, "error": str(error)})
+                raise
+
+    async def _reload(self, name: str) -> str:
+        old = self.models[name]
+        if await asyncio.to_thread(lambda: version_of(newest(self.settings.models[name]))) == old.version:
+            log.info("model unchanged", extra={"model": name, "version": old.version})
+            return old.version
+        new = self.models[name] = await asyncio.to_thread(self._unpack, name)
+        await asyncio.gather(*(worker.load(new) for worker in self.workers.values()))
+        shutil.rmtree(old.path, ignore_errors=True)
+        log.info("model reloaded", extra={"model": name, "version": new.version})
+        return new.version
+
+    # -- workers
+
+    async def _keep(self, number: int) -> None:
+        """Run one worker, and another when it ends."""
+        wait = 0.0
+        while not self.stopping.is_set():
+            worker = self.workers[number] = await self._spawn()
+            await self._follow(worker)
+            code = await worker.process.wait()
+            mark_process_dead(worker.process.pid, str(self.folder / "metrics"))  # type: ignore[no-untyped-call]
+            del self.workers[number]
+            for future in worker.loading.values():
+                future.set_result(None)
+            if self.stopping.is_set():
+                return
+            log.error("worker ended", extra={"worker": worker.process.pid, "code": code})
+            if not self.served:
+                self.failure = f"a worker ended with code {code} while it started; the lines above say why"
+                self.stopping.set()
+            wait = 0.0 if time.monotonic() - worker.started > SETTLED else min(2 * wait + 0.5, PATIENCE)
+            await asyncio.sleep(wait)
+
+    async def _spawn(self) -> WorkerProcess:
+        own, other = socket.socketpair()
+        listening = self.listening.fileno()
+        threads = str(self.settings.threads)
+        environment = {
+            **os.environ, FOLDER: str(self.folder / "metrics"), "PYTHONSAFEPATH": "1",
+            "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
+        }  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "rankhoist.serve.worker", str(listening), str(other.fileno()),
+            pass_fds=(listening, other.fileno()), env=environment, start_new_session=True,
+        )  # fmt: skip
+        other.close()
+        worker = WorkerProcess(process, await Channel.over(own))
+        models = [model.to_dict() for model in self.models.values()]
+        worker.channel.send(settings=self.settings.model_dump(mode="json"), models=models)
+        return worker
+
+    async def _follow(self, worker: WorkerProcess) -> None:
+        """Listen to a worker until it ends."""
+        async for message in worker.channel.messages():
+            if "ready" in message:
+                worker.ready = self.served = True
+                self._say_ready(worker)
+            elif "loaded" in message:
+                if future := worker.loading.pop((message["loaded"], message["version"]), None):
+                    future.set_result(None)
+            elif "failed" in message:  # it would serve another version than the others: start it again
+                worker.process.kill()
+            elif "reload" in message:
+                self._start(self._answer_reload(worker, message["reload"], message["asked"]))
+        worker.channel.close()
+
+    async def _answer_reload(self, worker: WorkerProcess, name: str, asked: int) -> None:
+        try:
+            version = await self.reload(name)
+        except RankhoistError as error:
+            worker.channel.send(asked=asked, error=str(error), version=None)
+        else:
+            worker.channel.send(asked=asked, error=None, version=version)
+
+    def _say_ready(self, worker: WorkerProcess) -> None:
+        log.info("worker ready", extra={"worker": worker.process.pid})
+        if sum(w.ready for w in self.workers.values()) == self.settings.workers:
+            served = ", ".join(f"{m.name} (version {m.version})" for m in self.models.values())
+            log.info("serving", extra={"address": self.address, "models": served})
+
+    async def _stop(self) -> None:
+        """End all workers, those that do not answer in time by force."""
+        for worker in self.workers.values():
+            if worker.process.returncode is None:
+                worker.process.terminate()
+        waiting = [asyncio.ensure_future(worker.process.wait()) for worker in self.workers.values()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self.settings.drain_seconds)
+        self.listening.close()
+        for worker in self.workers.values():
+            if worker.process.returncode is None:
+                log.error("worker killed: it did not finish in time", extra={"worker": worker.process.pid})
+                worker.process.kill()
+                await worker.process.wait()
+        log.info("stopped")
+
+
+def newest(path: Path) -> Path:
+    """The artifact at a path: a file, or the last one in a folder, by name (numbers by their value)."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"*{SUFFIX}"), key=lambda p: re.sub(r"\d+", lambda n: n[0].zfill(20), p.name))
+    if not found:
+        raise ServeError(f"there is no *{SUFFIX} in the folder {path}")
+    return found[-1]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from None

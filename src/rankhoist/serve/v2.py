@@ -1,0 +1,225 @@
+"""The Open Inference Protocol v2 (KServe) with the binary tensor extension: bytes to arrays and back.
+
+    body = header (JSON, `Inference-Header-Content-Length` bytes) + tensors, one after the other
+
+Both sides of a connection can use this file: nothing in it knows a server. A tensor's array is a view of the body.
+Source: the protocol's inference API, and Triton's extension for binary tensor data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from rankhoist.serve.columns import DATATYPES, shaped
+from rankhoist.serve.refusal import RequestError
+
+HEADER_LENGTH = "inference-header-content-length"
+ALIGNMENT = 8  # bytes that the header is padded to, so that arrays need no copy
+CONTENT_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor by the protocol's name of its dtype; the array of BF16 holds its bits as uint16."""
+
+    datatype: str
+    array: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request (its tensors are inputs) or a response (outputs).
+
+    `head` is the header without its tensors. `wanted` are the outputs that a request asks for, `None` for all: name ->
+    whether as binary data.
+    """
+
+    tensors: dict[str, Tensor]
+    head: dict[str, Any] = field(default_factory=dict)
+    wanted: dict[str, bool] | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Of the whole message."""
+        found: dict[str, Any] = self.head.get("parameters", {})
+        return found
+
+
+def read_request(body: bytes, header_length: str | None = None) -> Message:
+    """A request from its body and the header of HTTP that says how long the JSON is (`None`: all of it).
+
+    Raises:
+        RequestError: it is malformed; the tensor is named.
+    """
+    header, start = _header(body, header_length)
+    tensors = _tensors(header.pop("inputs", None), "inputs", body, start)
+    outputs = header.pop("outputs", None)
+    message = Message(tensors, header, None if outputs is None else _wanted(outputs))
+    if not isinstance(message.parameters, dict):
+        raise RequestError("malformed", "'parameters' is not an object")
+    return message
+
+
+def read_response(body: bytes, header_length: str | None = None) -> Message:
+    """A response, in the same way."""
+    header, start = _header(body, header_length)
+    return Message(_tensors(header.pop("outputs", None), "outputs", body, start), header)
+
+
+def write_request(
+    inputs: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any] | None = None, id: str | None = None
+) -> tuple[bytes, int]:
+    """A request with binary tensors that asks for binary outputs: the body and the length of its header."""
+    tensors = {name: Tensor(datatype_of(array), array) for name, array in inputs.items()}
+    head = {} if id is None else {"id": id}
+    head |= {"parameters": {"binary_data_output": True, **(parameters or {})}}  # type: ignore[dict-item]
+    return _write("inputs", tensors, head, dict.fromkeys(tensors, True))
+
+
+def write_response(
+    outputs: Mapping[str, Tensor], head: Mapping[str, Any], binary: Mapping[str, bool]
+) -> tuple[bytes, int | None]:
+    """A response, each output in binary or not: the body, and the length of its header if any is."""
+    body, length = _write("outputs", outputs, head, binary)
+    return body, length if any(binary[name] for name in outputs) else None
+
+
+def datatype_of(array: NDArray[Any]) -> str:
+    """The protocol's name of an array's dtype.
+
+    Raises:
+        RequestError: it has none.
+    """
+    for name, kind in DATATYPES.items():
+        if array.dtype == kind:
+            return name
+    raise RequestError("dtype", f"arrays of {array.dtype} cannot be sent")
+
+
+def readable(tensor: Tensor) -> NDArray[Any]:
+    """The array in a dtype that JSON can be written from: halves become float32."""
+    if tensor.datatype == "BF16":
+        return (tensor.array.astype(np.uint32) << 16).view(np.float32)
+    return tensor.array.astype(np.float32) if tensor.datatype == "FP16" else tensor.array
+
+
+def _header(body: bytes, length: str | None) -> tuple[dict[str, Any], int]:
+    """The JSON, and where the binary data begins."""
+    end = len(body)
+    if length is not None:
+        if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= end):
+            raise RequestError("malformed", f"{HEADER_LENGTH} is {length[:20]!r}, the body has {end} bytes")
+        end = int(length)
+    return read_object(memoryview(body)[:end]), end
+
+
+def read_object(data: bytes | memoryview) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RequestError("malformed", f"the body is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RequestError("malformed", "the body is JSON, but no object")
+    return found
+
+
+def _tensors(entries: Any, what: str, body: bytes, start: int) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for entry in _objects(entries, what):
+        name = _name(entry, what)
+        if name in tensors:
+            raise RequestError("malformed", f"{name!r} is given twice", name)
+        datatype, shape = _datatype(name, entry.get("datatype")), _shape(name, entry.get("shape"))
+        size = _parameters(name, entry).get("binary_data_size")
+        if size is None:
+            tensors[name] = Tensor(datatype, shaped(name, entry.get("data"), shape, datatype))
+        else:
+            tensors[name] = Tensor(datatype, _view(name, body, start, size, shape, datatype))
+            start += size
+    if start != len(body):
+        raise RequestError("malformed", f"{len(body) - start} bytes after the last tensor belong to none")
+    return tensors
+
+
+def _view(name: str, body: bytes, start: int, size: Any, shape: Sequence[int], datatype: str) -> NDArray[Any]:
+    """The array where it lies in the body; a copy only where it lies across the bounds of its numbers."""
+    kind = np.dtype(DATATYPES[datatype])
+    count = math.prod(shape)
+    if type(size) is not int or size != count * kind.itemsize:
+        expected = f"{datatype} {list(shape)} has {count * kind.itemsize}"
+        raise RequestError("shape", f"{name!r} has binary_data_size {size!r:.20}, {expected}", name)
+    if size > len(body) - start:
+        raise RequestError("malformed", f"{name!r} has {size} bytes, and the body only {len(body) - start} more", name)
+    array = np.frombuffer(body, kind, count, start).reshape(tuple(shape))
+    return array if array.flags.aligned else array.copy()
+
+
+def _wanted(entries: Any) -> dict[str, bool]:
+    return {
+        _name(entry, "outputs"): bool(_parameters(_name(entry, "outputs"), entry).get("binary_data", False))
+        for entry in _objects(entries, "outputs")
+    }
+
+
+def _objects(entries: Any, what: str) -> list[dict[str, Any]]:
+    if not isinstance(entries, list) or not {dict}.issuperset(map(type, entries)):
+        raise RequestError("malformed", f"{what!r} is not a list of objects")
+    return entries
+
+
+def _name(entry: dict[str, Any], what: str) -> str:
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise RequestError("malformed", f"an entry of {what!r} has no name")
+    return name
+
+
+def _parameters(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    found = entry.get("parameters", {})
+    if not isinstance(found, dict):
+        raise RequestError("malformed", f"the parameters of {name!r} are not an object", name)
+    for unknown in ("shared_memory_region", "classification"):
+        if unknown in found:
+            raise RequestError("parameter", f"{name!r} asks for {unknown}, which this server does not have", name)
+    return found
+
+
+def _datatype(name: str, given: Any) -> str:
+    if not isinstance(given, str) or given not in DATATYPES:
+        raise RequestError("dtype", f"{name!r} has datatype {given!r:.20}; there are {', '.join(DATATYPES)}", name)
+    return given
+
+
+def _shape(name: str, given: Any) -> list[int]:
+    if not isinstance(given, list) or not all(type(n) is int and 0 <= n < 2**31 for n in given) or len(given) > 8:
+        raise RequestError("shape", f"{name!r} has shape {given!r:.40}, expected up to 8 sizes", name)
+    return given
+
+
+def _write(
+    what: str, tensors: Mapping[str, Tensor], head: Mapping[str, Any], binary: Mapping[str, bool]
+) -> tuple[bytes, int]:
+    entries, parts = [], []
+    for name, tensor in tensors.items():
+        entry: dict[str, Any] = {"name": name, "datatype": tensor.datatype, "shape": list(tensor.array.shape)}
+        if binary[name]:
+            entry["parameters"] = {"binary_data_size": tensor.array.nbytes}
+            parts.append(np.ascontiguousarray(tensor.array).data.cast("B") if tensor.array.size else b"")
+        else:
+            entry["data"] = np.ascontiguousarray(readable(tensor).reshape(-1))
+        entries.append(entry)
+    header = orjson.dumps({**head, what: entries}, option=orjson.OPT_SERIALIZE_NUMPY)
+    header += b" " * (-len(header) % ALIGNMENT if parts else 0)
+    return b"".join([header, *parts]), len(header)

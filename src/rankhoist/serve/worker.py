@@ -1,0 +1,147 @@
+"""A worker process: maps the models, warms them up, answers on the socket that all workers share.
+
+    python -m rankhoist.serve.worker LISTENING_SOCKET CONTROL_SOCKET      started by the supervisor, with open sockets
+
+It accepts connections once its models are warm, so that a worker that starts anew never refuses a request. All workers
+accept from one socket: what waits there when a worker ends is accepted by the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+
+import torch
+from granian._granian import SocketHolder  # the only way to serve on a socket that is open already
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+
+from rankhoist.runtime.mapped import load_mapped
+from rankhoist.serve import logs, metrics
+from rankhoist.serve.app import App
+from rankhoist.serve.compute import Compute
+from rankhoist.serve.config import Settings
+from rankhoist.serve.control import Channel, Unpacked
+from rankhoist.serve.model import ServedModel
+from rankhoist.serve.refusal import RequestError
+from rankhoist.serve.states import States
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+GOODBYE = 0.5  # seconds in which answers ask clients to connect elsewhere, before connections are closed
+
+
+class HttpServer(Server):
+    """Granian's server in an event loop, on a socket that the supervisor opened."""
+
+    def __init__(self, app: App, listening: int) -> None:
+        super().__init__(
+            app, interface=Interfaces.RSGI, http=HTTPModes.http1, websockets=False, backlog=BACKLOG, log_enabled=False
+        )
+        self._listening = listening
+
+    def _init_shared_socket(self) -> None:
+        self._ssp, self._shd = None, SocketHolder(self._listening, False, BACKLOG)  # type: ignore
+
+
+class Worker:
+    """Everything a worker process does."""
+
+    def __init__(self, settings: Settings, channel: Channel, listening: int) -> None:
+        self.settings, self.channel = settings, channel
+        self.compute = Compute(settings.threads, settings.batch_candidates, settings.batch_delay_ms / 1e3)
+        self.app = App(settings, self.compute, self._ask_to_reload)
+        self.server = HttpServer(self.app, listening)
+        self.stopping = asyncio.Event()
+        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, models: list[Unpacked]) -> None:
+        """Until SIGTERM, or until the supervisor is gone."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
+        for model in models:
+            await self._load(model)
+        serving = loop.create_task(self.server.serve())
+        listening = loop.create_task(self._listen())
+        self.channel.send(ready=True)
+        metrics.READY.set(1)
+        await self.stopping.wait()
+        self.app.draining = True
+        metrics.READY.set(0)
+        log.info("draining", extra={"busy": self.app.busy})
+        await asyncio.sleep(min(GOODBYE, self.settings.drain_seconds))
+        self.server.stop()  # type: ignore[no-untyped-call]
+        await serving  # until every accepted request is answered
+        listening.cancel()
+
+    async def _listen(self) -> None:
+        """Do what the supervisor says."""
+        async for message in self.channel.messages():
+            if "load" in message:
+                task = asyncio.get_running_loop().create_task(self._reload(Unpacked(**message["load"])))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif future := self._asked.pop(message.get("asked", -1), None):
+                if message["error"] is None:
+                    future.set_result(message["version"])
+                else:
+                    future.set_exception(RequestError("internal", message["error"]))
+        self.stopping.set()
+
+    async def _reload(self, model: Unpacked) -> None:
+        """Load a new version beside the old one, which serves until the new one is warm."""
+        try:
+            await self._load(model)
+        except Exception as error:
+            log.exception("model not loaded", extra={"model": model.name, "version": model.version})
+            self.channel.send(failed=model.name, version=model.version, error=str(error))
+        else:
+            self.channel.send(loaded=model.name, version=model.version)
+
+    async def _load(self, unpacked: Unpacked) -> None:
+        def loaded() -> ServedModel:
+            torch.set_num_threads(self.settings.threads)
+            states = States(self.settings.cache_bytes, self.settings.cache_seconds)
+            model = ServedModel(
+                unpacked.name, unpacked.version, load_mapped(unpacked.path), states, unpacked.batch_up_to
+            )
+            model.warm_up()
+            return model
+
+        model = await asyncio.to_thread(loaded)
+        old = self.app.models.get(model.name)
+        self.app.models[model.name] = model
+        if old is not None:
+            metrics.VERSION.labels(old.name, old.version).set(0)
+        metrics.VERSION.labels(model.name, model.version).set(1)
+        model.metrics.bytes.set(0)
+        log.info("model loaded", extra={"model": model.name, "version": model.version})
+
+    async def _ask_to_reload(self, name: str) -> str:
+        number = len(self._asked) + 1 + max(self._asked, default=0)
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        self.channel.send(reload=name, asked=number)
+        return await self._asked[number]
+
+
+async def main(listening: int, control: int) -> None:
+    """Be a worker: the first message says of what."""
+    channel = await Channel.over(socket.socket(fileno=control))
+    start = await channel.receive()
+    if start is None:
+        return  # the supervisor is gone already
+    settings = Settings(**start["settings"])
+    logs.set_up(settings.log_level, settings.log_format)
+    await Worker(settings, channel, listening).run([Unpacked(**model) for model in start["models"]])
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    logging.shutdown()
+    os._exit(0)  # the server's threads may wait for connections that clients keep open
