@@ -148,8 +148,8 @@ def test_a_packed_input_and_a_tuple(tmp_path: Path):
     table = scored(Options(str(tmp_path / "packed.rankhoist"), str(tmp_path / "scores"), requests=[files]))
     first, second = model(Split(context, candidate), request_offsets=[0, 5, 7])
     assert table["request_id"].to_pylist() == [4] * 5 + [9] * 2
-    assert_equal(torch.tensor(table["score_0"].to_pylist()), first)
-    assert_equal(torch.tensor(table["score_1"].to_pylist()), second[:, 0])
+    assert_equal(torch.tensor(table["output_0"].to_pylist()), first)
+    assert_equal(torch.tensor(table["output_1"].to_pylist()), second[:, 0])
 
 
 class Centred(nn.Module):
@@ -169,7 +169,7 @@ def test_requests_of_a_model_that_mixes_rows_have_calls_of_their_own(tmp_path: P
     files = write(table, tmp_path / "files")
     found = scored(Options(str(tmp_path / "centred.rankhoist"), str(tmp_path / "scores"), candidates=[files]))
     alone = torch.cat([model(user[:1], item[:3]), model(user[1:], item[3:])])
-    assert_equal(torch.tensor(found["score"].to_pylist()), alone)
+    assert_equal(torch.tensor(found["scores"].to_pylist()), alone)
 
 
 def test_an_ordinary_model_has_calls_of_several_requests(model):

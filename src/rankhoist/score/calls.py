@@ -59,7 +59,8 @@ def leaves(result: Any) -> list[Tensor]:
 
 
 def outputs_of(model: HoistedModel) -> list[Output]:
-    """What a model returns: one tensor is `score`, entries of a dict go by their keys, others are `score_0`, ...
+    """What a model returns, named as the server does: one tensor is `scores`, entries of a dict go by their keys,
+    others are `output_0`, ...
 
     Raises:
         ScoringError: something is no row of numbers per candidate.
@@ -68,8 +69,8 @@ def outputs_of(model: HoistedModel) -> list[Output]:
     paths, _ = pytree.tree_flatten_with_path(_called(model, probe))
     made = []
     for path, value in paths:
-        name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) or "score"
-        name = f"score_{name}" if name[0].isdigit() else name
+        name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) or "scores"
+        name = f"output_{name}" if name[0].isdigit() else name
         if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != probe.candidates:
             shape = list(value.shape) if isinstance(value, Tensor) else value
             raise ScoringError(f"output {name!r} of the model is {shape}, not a number or a list for each candidate")

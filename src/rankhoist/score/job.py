@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import load
-from rankhoist.runtime.contents import contents
+from rankhoist.runtime.mapped import version_of
 from rankhoist.score.calls import Budget, Output, budget_of, outputs_of
 from rankhoist.score.columns import features
 from rankhoist.score.files import Files, found
@@ -131,7 +131,7 @@ def layout(job: Job, wanted: Wanted) -> Layout:
 def _job(options: Options, path: Path) -> Job:
     sides = [[str(p.resolve()) for p in found(paths)] for paths in (options.requests, options.candidates)]
     asked = {
-        "artifact": contents(options.artifact).manifest["members"],
+        "artifact": version_of(options.artifact),
         "options": {name: asdict(options)[name] for name in ("request_id", "keep", "budget", "part_rows")},
         "inputs": [[_fingerprint(Path(p)) for p in side] for side in sides],
     }
