@@ -108,13 +108,15 @@ def _numbers(feature: Feature, array: pa.Array, wrong: Any) -> Tensor:
     if not fits:
         raise wrong(0, f"the column holds {kind}")
     values = array.to_numpy(zero_copy_only=False)
-    target = np.dtype("float32") if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
-    made = values.astype(target, copy=not values.flags.writeable)
-    if integer and not np.can_cast(values.dtype, target) and not dtype.is_floating_point:
-        changed = np.flatnonzero(made != values)
+    # PyTorch's own memory is aligned: products round alike wherever the rows were in a file or a batch.
+    made = torch.empty(len(values), dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+    target = made.numpy()
+    np.copyto(target, values, casting="unsafe")
+    if integer and not dtype.is_floating_point and not np.can_cast(values.dtype, target.dtype):
+        changed = np.flatnonzero(target != values)
         if len(changed):
             raise wrong(int(changed[0]), f"{values[changed[0]]} is too large")
-    return torch.from_numpy(made).to(dtype)
+    return made.to(dtype)
 
 
 def offsets_of(piece: Piece, column: str) -> npt.NDArray[np.int64]:
