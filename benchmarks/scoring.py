@@ -127,8 +127,9 @@ def prepared(folder: Path, rows: int, candidates: int, layouts: set[str]) -> tup
     for part in track(drawn(data, rows, candidates), "writing files", total=rows // candidates // CHUNK):
         for name, table in tables(part, start).items():
             if name in wanted:
-                writer = writers.setdefault(name, pq.ParquetWriter(folder / f"{name}.parquet", table.schema))
-                writer.write_table(table)
+                if name not in writers:
+                    writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", table.schema)
+                writers[name].write_table(table)
         begun = time.perf_counter()
         for r, (low, high) in enumerate(itertools.pairwise(part.offsets.tolist())):
             state = hoisted.prepare({n: t[r : r + 1] for n, t in part.context.items()}, candidates=high - low)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import sys
 import urllib.error
@@ -45,7 +46,8 @@ def artifact(model, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """Two processors, no dashboard."""
+    """Two processors, no dashboard, and patience on a busy machine."""
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "50"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
