@@ -9,13 +9,13 @@ import argparse
 import sys
 
 from rankhoist import __version__
-from rankhoist.cli import bench, calibrate, client, demo, hoist, loadtest, report, serve, show, verify
+from rankhoist.cli import bench, calibrate, client, demo, hoist, loadtest, report, score, serve, show, verify
 from rankhoist.cli.arguments import DONE, FAILED, UNUSABLE, context_of
 from rankhoist.errors import RankhoistError
 
 __all__ = ["DONE", "FAILED", "UNUSABLE", "context_of", "main"]
 
-COMMANDS = (demo, hoist, verify, report, show, serve, client, loadtest, calibrate, bench)  # in the order of --help
+COMMANDS = (demo, hoist, verify, report, show, serve, score, client, loadtest, calibrate, bench)  # in the order of --help
 
 
 def main(argv: list[str] | None = None) -> int:
