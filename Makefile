@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz bench scale docs fuzz-serve lint format clean
+.PHONY: help demo test test-all fuzz fuzz-serve bench scale docs pictures lint format clean
 
 help: ## print what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ scale: $(VENV)/.bench ## how hoisting and calls grow with fields, depth, candida
 docs: $(VENV)/.docs ## make the site of documents in build/docs, without a network; warnings are errors
 	@$(BIN)/sphinx-build -q -W --keep-going docs build/docs $(ARGS)
 	@echo "build/docs/index.html"
+
+pictures: $(VENV)/.run ## draw the pictures of the documents again
+	@$(BIN)/python docs/pictures/draw.py
 
 lint: $(VENV)/.dev ## check format, style and types
 	@$(BIN)/ruff format --check .
