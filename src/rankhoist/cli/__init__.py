@@ -15,7 +15,19 @@ from rankhoist.errors import RankhoistError
 
 __all__ = ["DONE", "FAILED", "UNUSABLE", "context_of", "main"]
 
-COMMANDS = (demo, hoist, verify, report, show, serve, score, client, loadtest, calibrate, bench)  # in the order of --help
+COMMANDS = (
+    demo,
+    hoist,
+    verify,
+    report,
+    show,
+    serve,
+    score,
+    client,
+    loadtest,
+    calibrate,
+    bench,
+)  # in the order of --help
 
 
 def main(argv: list[str] | None = None) -> int:
