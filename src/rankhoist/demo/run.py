@@ -26,6 +26,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.verify import verify
 
 SECONDS_OF_TIMING = 6.0
+REQUEST = "request.json"
 
 
 def main(data: str | None = None, out: str = "runs/demo", seed: int = 0, candidates: int = 1000) -> int:
@@ -33,7 +34,8 @@ def main(data: str | None = None, out: str = "runs/demo", seed: int = 0, candida
 
     Args:
         data: a MovieLens folder as published, or `None` for the seeded request log.
-        out: folder for the models (`.pt2`), the certificates and the table (`demo.json`).
+        out: folder for the models (as trained: `.pt2`, hoisted: `.rankhoist`), a request, the certificates and the
+            table (`demo.json`).
         seed: of the data, the weights and the choice of users.
         candidates: N of the scored requests; fewer where the catalogue is smaller.
     """
@@ -94,6 +96,8 @@ def _hoist_and_show(
     rows = _compare(model, levels, request)
     console.print(_table(rows, count))
     _export(model, ranking, folder / f"{name}.pt2")
+    levels["full"].save(folder / f"{name}.rankhoist", certificate)
+    _save_request(request, folder / REQUEST)
     return {"certificate": certificate.to_dict(), "levels": rows}, bool(certificate)
 
 
@@ -164,6 +168,13 @@ def _export(model: nn.Module, ranking: RankingData, path: Path) -> None:
     torch.export.save(exported, path)
 
 
+def _save_request(request: Request, path: Path) -> None:
+    """The request as the server takes it."""
+    context = {name: value[0].tolist() for name, value in request.context.items()}
+    candidates = {name: value.tolist() for name, value in request.candidates.items()}
+    path.write_text(json.dumps({"context": context, "candidates": candidates, "top_k": 10}))
+
+
 def _write(folder: Path, ranking: RankingData, results: dict[str, Any]) -> None:
     stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"date": stamp, "data": ranking.source, "machine": machine(), "models": results}
@@ -175,3 +186,7 @@ def _what_next(folder: Path, ranking: RankingData, console: Console) -> None:
     console.print(f"\nmodels, certificates and the tables are in {folder}/ ; try them:")
     for command in ("report", "verify"):
         console.print(f"  rankhoist {command} {folder / MODEL_NAMES[0]}.pt2 {context}", soft_wrap=True, highlight=False)
+    console.print("or serve one (pip install 'rankhoist[serve]') and let it rank:", highlight=False, markup=False)
+    console.print(f"  rankhoist serve {folder / MODEL_NAMES[0]}.rankhoist", soft_wrap=True, highlight=False)
+    url = f"http://127.0.0.1:8000/v1/models/{MODEL_NAMES[0]}/rank"
+    console.print(f"  curl -d @{folder / REQUEST} {url}", soft_wrap=True, highlight=False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
@@ -35,8 +34,7 @@ from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
 from rankhoist.serve.metrics import FOLDER
 from rankhoist.serve.model import ServedModel
-from rankhoist.serve.refusal import RETRY_AFTER, RequestError
-from rankhoist.serve.worker import BACKLOG, GOODBYE
+from rankhoist.serve.worker import BACKLOG
 
 log = logging.getLogger(__name__)
 
@@ -237,48 +235,22 @@ class Supervisor:
             served = ", ".join(f"{m.name} (version {m.version})" for m in self.models.values())
             log.info("serving", extra={"address": self.address, "models": served})
 
-    async def _turn_away(self, finished: asyncio.Event) -> None:
-        """Answer those who connect while the workers finish: nobody else accepts them any more."""
-        await asyncio.sleep(GOODBYE)
-        refusing: list[asyncio.Task[None]] = []
-
-        def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            refusing.append(asyncio.get_running_loop().create_task(_refuse(reader, writer)))
-
-        server = await asyncio.start_server(refuse, sock=self.listening)
-        await finished.wait()
-        server.close()
-        await asyncio.gather(*refusing)
-
     async def _stop(self) -> None:
-        """End all workers, those that do not answer in time by force."""
-        for worker in self.workers.values():
-            if worker.process.returncode is None:
-                worker.process.terminate()
-        finished = asyncio.Event()
-        turning_away = asyncio.get_running_loop().create_task(self._turn_away(finished))
-        waiting = [asyncio.ensure_future(worker.process.wait()) for worker in self.workers.values()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=self.settings.drain_seconds)
-        for worker in self.workers.values():
+        """Refuse connections, then end all workers, those that do not finish in time by force."""
+        self.listening.shutdown(socket.SHUT_RD)  # for all who share it; from here on only what is connected is served
+        workers = [worker for worker in self.workers.values() if worker.process.returncode is None]
+        for worker in workers:
+            worker.process.terminate()
+        ends = [asyncio.ensure_future(worker.process.wait()) for worker in workers]
+        if ends:
+            await asyncio.wait(ends, timeout=self.settings.drain_seconds)
+        for worker in workers:
             if worker.process.returncode is None:
                 log.error("worker killed: it did not finish in time", extra={"worker": worker.process.pid})
                 worker.process.kill()
                 await worker.process.wait()
-        finished.set()
-        await turning_away
+        self.listening.close()
         log.info("stopped")
-
-
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say that the server is stopping, whatever was asked."""
-    body = json.dumps(RequestError("not_ready", "the server is stopping").to_dict())
-    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    writer.write(f"{head}Retry-After: {RETRY_AFTER['not_ready']}\r\nConnection: close\r\n\r\n{body}".encode())
-    writer.write_eof()
-    with contextlib.suppress(OSError, asyncio.TimeoutError):  # closed before it has read, it would reset the answer
-        await asyncio.wait_for(reader.read(), timeout=1.0)
-    writer.close()
 
 
 def newest(path: Path) -> Path:

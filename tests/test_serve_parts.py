@@ -1,0 +1,219 @@
+"""Parts of the server in this process: mapped weights, bounds of ids, joined calls, states, JSON columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import serving
+import torch
+from serving import inputs
+from torch import nn
+
+import rankhoist
+from rankhoist.runtime.mapped import load_mapped, unpack, version_of
+from rankhoist.serve.batching import break_even, joined
+from rankhoist.serve.columns import column
+from rankhoist.serve.compute import Compute
+from rankhoist.serve.inputs import Signature
+from rankhoist.serve.model import ServedModel
+from rankhoist.serve.rank import best_first
+from rankhoist.serve.refusal import REASONS, RETRY_AFTER, RequestError
+from rankhoist.serve.states import States, digest_of, held
+from rankhoist.serve.v2 import Tensor, read_request, read_response, write_response
+from rankhoist.serve.vocabulary import vocabulary
+
+# -- mapped weights
+
+
+def test_a_mapped_model_is_the_model(tmp_path):
+    path = tmp_path / "ranker.rankhoist"
+    hoisted = serving.hoisted_ranker()
+    hoisted.save(path)
+    _, version = unpack(path, tmp_path / "folder")
+    mapped, given = load_mapped(tmp_path / "folder"), inputs(1, 9)
+    for name, expected in serving.scores(hoisted, given).items():
+        # The file aligns tensors to 8 bytes: vector instructions may sum in another order.
+        np.testing.assert_allclose(serving.scores(mapped, given)[name], expected, rtol=1e-5, atol=1e-7)
+    assert version == version_of(path)
+    assert all(torch.equal(mapped.state_dict()[name], weight) for name, weight in hoisted.state_dict().items())
+
+
+def test_the_version_is_that_of_the_contents(tmp_path):
+    for name, scale in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        serving.hoisted_ranker(scale).save(tmp_path / name)
+    a, b, c = (version_of(tmp_path / name) for name in "abc")
+    assert a == b != c
+
+
+# -- bounds of ids
+
+
+class Lookups(nn.Module):
+    """Ids in a list of which the first is of another table, in a matrix, shifted, and used as numbers only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.top = nn.Embedding(10, 2), nn.Embedding(20, 2), nn.Linear(13, 1)
+
+    def forward(self, ids, X, shifted, number):
+        lists = torch.cat([self.a(ids[:, :1]), self.b(ids[:, 1:])], 1).flatten(1)
+        columns = self.a(X[:, 1].long())
+        return self.top(torch.cat([lists, columns, X[:, :2], self.b(shifted + 5), number.unsqueeze(1).float()], 1))
+
+
+def test_bounds_are_found_where_inputs_index_tables():
+    example = (torch.randint(0, 10, (8, 3)), torch.rand(8, 3), torch.randint(0, 10, (8,)), torch.randint(0, 9, (8,)))
+    hoisted = rankhoist.hoist(Lookups().eval(), example, context=["number"])
+    none = torch.iinfo(torch.int64).max
+    found = {name: bounds.tolist() for name, bounds in vocabulary(hoisted).items()}
+    assert found == {"ids": [10, 20, 20], "X": [none, 10, none]}
+
+
+# -- requests together
+
+
+def test_joined_requests_have_the_scores_of_each(tmp_path):
+    model = ServedModel("ranker", "1", serving.hoisted_ranker())
+    batches = []
+    for seed, rows in enumerate((4, 0, 7)):
+        tensors = {
+            n: Tensor({"i": "INT64", "f": "FP32"}[t.numpy().dtype.kind], t.numpy())
+            for n, t in inputs(1, rows, seed).items()
+        }
+        batches.append(model.signature.check(tensors, 100))
+    batch = joined(batches)
+    assert batch.offsets == [0, 4, 4, 11]
+    together = model.score(batch)
+    for own, start, end in zip(batches, batch.offsets, batch.offsets[1:], strict=False):
+        for name, expected in model.score(own).outputs.items():
+            np.testing.assert_allclose(together.part(start, end).outputs[name], expected, rtol=2e-5, atol=2e-6)
+
+
+class Mixing(nn.Module):
+    """A softmax over all rows of the call."""
+
+    def forward(self, user, item):
+        return torch.softmax((user * item).sum(1), 0)
+
+
+def test_a_model_that_mixes_rows_is_not_joined():
+    example = (torch.randn(8, 3), torch.randn(8, 3))
+    assert break_even(rankhoist.hoist(Mixing().eval(), example, context=["user"]), 10_000) == 0
+
+
+def test_nothing_is_joined_without_room():
+    assert break_even(serving.hoisted_ranker(), 3) == 0
+
+
+def test_the_compute_thread_ends():
+    compute = Compute()
+    compute.close()
+    assert not compute._thread.is_alive()
+
+
+# -- states
+
+
+def prepared(seed: int, requests: int = 1):
+    hoisted = serving.hoisted_ranker()
+    context = {name: inputs(requests, 1, seed)[name] for name in serving.CONTEXT}
+    return digest_of(context), hoisted.prepare(context)
+
+
+def test_states_are_bounded_and_the_oldest_use_goes_first():
+    (a, state), (b, other) = prepared(1), prepared(2)
+    states = States(2 * held(state), 100)
+    states.put("a", a, state)
+    states.put("b", b, other)
+    assert states.bytes == 2 * held(state) > 0
+    assert states.get("a", a) is state  # now b is the least recently used
+    states.put("c", b, other)
+    assert states.get("b", b) is None and states.get("a", a) is state and states.get("c", b) is other
+    assert states.bytes == 2 * held(state)
+
+
+def test_a_state_that_is_too_large_is_not_kept():
+    digest, state = prepared(1)
+    states = States(held(state) - 1, 100)
+    states.put("a", digest, state)
+    assert states.get("a", digest) is None and states.bytes == 0
+
+
+def test_states_expire():
+    now = [0.0]
+    digest, state = prepared(1)
+    states = States(2**20, 10, clock=lambda: now[0])
+    states.put("a", digest, state)
+    now[0] = 9.0
+    assert states.get("a", digest) is state
+    now[0] = 11.0
+    assert states.get("a", digest) is None and states.bytes == 0
+
+
+def test_another_context_under_a_key_is_an_error():
+    (a, state), (b, _) = prepared(1), prepared(2)
+    states = States(2**20, 10)
+    states.put("key", a, state)
+    with pytest.raises(RequestError, match="another context") as error:
+        states.get("key", b)
+    assert error.value.status == 409
+
+
+# -- JSON and dtypes
+
+
+def test_columns_of_every_depth():
+    assert column("x", [1, 2], (), "INT64").tolist() == [1, 2]
+    assert column("x", [[[1.5], [2]]], (2, 1), "FP32").shape == (1, 2, 1)
+    assert column("x", [], (3,), "FP32").shape == (0, 3)
+    assert column("x", [[], []], (0,), "FP32").shape == (2, 0)
+    assert column("x", [True], (), "BOOL").dtype == np.bool_
+
+
+def test_bfloat16_is_rounded_to_nearest():
+    values = [1.0, 1.00390625, -3.14159, 1e30, 0.0]
+    bits = column("x", values, (), "BF16")
+    expected = torch.tensor(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    assert bits.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_dtypes(dtype: torch.dtype):
+    hoisted = serving.hoisted_ranker().to(dtype)
+    model = ServedModel("ranker", "1", hoisted)
+    datatype = {torch.float64: "FP64", torch.bfloat16: "BF16"}[dtype]
+    assert model.signature.features["mood"].datatype == datatype
+    assert [output.datatype for output in model.outputs] == [datatype, datatype]
+    scored = model.score(model.signature.zeros(3))
+    outputs = {name: Tensor(datatype, array) for name, array in scored.outputs.items()}
+    binary, length = write_response(outputs, {}, dict.fromkeys(outputs, True))
+    assert read_response(binary, str(length)).tensors["click"].array.tolist() == scored.outputs["click"].tolist()
+    text, _ = write_response(outputs, {}, dict.fromkeys(outputs, False))
+    assert read_response(text).tensors["click"].array.tolist() == scored.outputs["click"].tolist()
+
+
+def test_nan_in_bfloat16_is_refused():
+    hoisted = serving.hoisted_ranker().to(torch.bfloat16)
+    signature = Signature.of(hoisted)
+    tensors = {
+        f.name: Tensor(f.datatype, np.zeros((1, *f.shape), np.uint16 if f.datatype == "BF16" else np.int64))
+        for f in signature.features.values()
+    }
+    signature.check(tensors, 10)
+    tensors["price"].array[0, 1] = 0x7FC0
+    with pytest.raises(RequestError, match="'price' has NaN or an infinity in row 0"):
+        signature.check(tensors, 10)
+
+
+def test_the_best_come_first_and_nan_last():
+    scores = np.array([1.0, np.nan, 3.0, 1.0, -np.inf], np.float32)
+    assert best_first(scores).tolist() == [2, 0, 3, 4, 1]
+
+
+def test_a_tensor_of_no_rows_at_the_end_of_a_body():
+    header = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[0,3],"parameters":{"binary_data_size":0}}]}'
+    assert read_request(header, str(len(header))).tensors["x"].array.shape == (0, 3)
+
+
+def test_every_reason_has_a_status():
+    assert set(RETRY_AFTER) <= set(REASONS) and all(400 <= status <= 503 for status in REASONS.values())
