@@ -46,7 +46,8 @@ class Reproduction:
         measure: everything that the record holds beside machine, versions and command.
         tables: Markdown tables by name, made of a record; `docs/papers.md` shows them too.
         draw: a figure made of a record, or None where the record has not what it shows.
-        counts: whether it has a part that counts operations, so that `--counts` makes sense.
+        counts: whether it counts operations.
+        timed: whether it times something; where it does both, `--counts` leaves that out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Reproduction:
     tables: Callable[[Record], dict[str, str]]
     draw: Callable[[Any, Record], Any]
     counts: bool = True
+    timed: bool = True
 
     @property
     def command(self) -> str:
@@ -78,7 +80,7 @@ def main(reproduction: Reproduction, arguments: Sequence[str] | None = None) -> 
         record = {
             "name": reproduction.name, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": " ".join([reproduction.command, *given]), "machine": about, "profile": _profile(),
-            "reduced": options.reduced, "timed": not options.counts,
+            "reduced": options.reduced, "timed": reproduction.timed and not options.counts,
             "minutes": (time.monotonic() - start) / 60, **measured,
         }  # fmt: skip
     finally:
@@ -93,26 +95,26 @@ def main(reproduction: Reproduction, arguments: Sequence[str] | None = None) -> 
 def parse(reproduction: Reproduction, arguments: Sequence[str]) -> Options:
     """The command line."""
     command = reproduction.command
-    examples = [command, f"{command} --reduced", f"{command} --seconds 5 --out runs/papers"]
-    if reproduction.counts:
+    examples = [command, f"{command} --reduced --out runs/papers"]
+    both = reproduction.counts and reproduction.timed
+    if both:
         examples.append(f"{command} --counts")
     parser = argparse.ArgumentParser(
         prog=command, description=reproduction.text, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  " + "\n  ".join(examples),
     )  # fmt: skip
     parser.add_argument("--reduced", action="store_true", help="fewer and smaller cells, a minute or two")
-    parser.add_argument("--seconds", type=float, help="timing per cell (default: 2, reduced: 0.3)")
     parser.add_argument(
         "--out", type=Path, help=f"folder of the result (default: {_shown(RESULTS)}, reduced: {REDUCED})"
     )
-    if reproduction.counts:
+    if reproduction.timed:
+        parser.add_argument("--seconds", type=float, help="timing per cell (default: 2, reduced: 0.3)")
+    if both:
         parser.add_argument("--counts", action="store_true", help="count operations only, time nothing")
     given = parser.parse_args(arguments)
-    return Options(
-        given.reduced, getattr(given, "counts", False),
-        (0.3 if given.reduced else 2.0) if given.seconds is None else given.seconds,
-        given.out or (REDUCED if given.reduced else RESULTS),
-    )  # fmt: skip
+    seconds = getattr(given, "seconds", None) or (0.3 if given.reduced else 2.0)
+    out = given.out or (REDUCED if given.reduced else RESULTS)
+    return Options(given.reduced, getattr(given, "counts", False), seconds, out)
 
 
 def write(reproduction: Reproduction, record: Record, out: Path) -> Path:

@@ -8,6 +8,8 @@ unmodified model reach what rDCN gets by changing it: nine tenths of what rDCN s
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,12 +20,23 @@ from benchmarks.papers.subject import Subject
 from rankhoist.bench.plots import COLOURS
 from rankhoist.nn import RDCN, CrossNetV2
 
-WIDTH, N = 1024, 1000
+WIDTH = 1024
 MORE = 10  # so many times N is counted too
-LAYERS = [1, 2, 3, 4, 5, 6]
-SHARES = [50, 60, 70, 80, 90, 95]
 VARIANTS = {"first": "first", "full": "full", "rDCN": "request"}  # and their colours
 REACHED = 0.9  # of the share of operations, or time, that rDCN saves
+
+
+@dataclass(frozen=True)
+class Size:
+    """Cross layers, shares of context in percent, candidates."""
+
+    layers: Sequence[int]
+    shares: Sequence[int]
+    candidates: int
+
+
+FULL = Size([1, 2, 3, 4, 5, 6], [50, 60, 70, 80, 90, 95], 1000)
+REDUCED = Size([1, 3], [50, 90], 200)
 
 
 class Scored(nn.Module):
@@ -39,11 +52,13 @@ class Scored(nn.Module):
 
 
 def measure(options: Options) -> Record:
-    layers = [1, 3] if options.reduced else LAYERS
-    shares = [50, 90] if options.reduced else SHARES
-    n = 200 if options.reduced else N
-    cells = [(depth, share) for depth in layers for share in shares]
-    return {"width": WIDTH, "candidates": n, "cells": [_cell(*c, n, options) for c in progress(cells, "cells")]}
+    size = REDUCED if options.reduced else FULL
+    cells = [(depth, share, size.candidates) for depth in size.layers for share in size.shares]
+    return {
+        "width": WIDTH,
+        "candidates": size.candidates,
+        "cells": [_cell(*c, options) for c in progress(cells, "cells")],
+    }
 
 
 def _cell(depth: int, share: int, n: int, options: Options) -> Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cache
 from math import comb
 from typing import Any
 
@@ -36,10 +37,8 @@ STEPS = {"DCN": 64, "DLRM": 8}  # of the widths that are searched
 
 def widths(family: str, most: int = 1024) -> Iterator[tuple[int, ...]]:
     """Two or three falling widths."""
-    sizes = range(STEPS[family], most + 1, STEPS[family])
-    return (
-        h for k in (2, 3) for h in itertools.product(sizes, repeat=k) if all(a > b for a, b in itertools.pairwise(h))
-    )
+    sizes = range(most, 0, -STEPS[family])
+    return (hidden for k in (2, 3) for hidden in itertools.combinations(sizes, k))
 
 
 def connected(family: str, hidden: tuple[int, ...]) -> tuple[int, int]:
@@ -52,16 +51,20 @@ def connected(family: str, hidden: tuple[int, ...]) -> tuple[int, int]:
     return inputs * hidden[0] + inner + hidden[-1] + last, of_context * hidden[0]
 
 
-def fits(family: str, hidden: tuple[int, ...]) -> bool:
-    """Whether all published percentages come out, each rounded, with RAD's own shares for the interaction."""
-    fc, once = connected(family, hidden)
+@cache
+def interaction(family: str) -> tuple[int, dict[str, float]]:
+    """Its multiply-adds per candidate, and the share of them that each of RAD's variants saves by RAD's own account."""
     if family == "DCN":
-        interaction = closed_forms.rdcn(models.CONTEXT, models.CANDIDATE, models.LAYERS)
-        shares = {"first": 0.18, "rDCN": float(interaction.saved)}
-    else:
-        interaction = closed_forms.gram(models.FIELDS, models.ITEMS, models.WIDTH)
-        shares = {"FM": float(interaction.saved), "FM + FC": float(interaction.saved)}
-    work = interaction.plain.each
+        form = closed_forms.rdcn(models.CONTEXT, models.CANDIDATE, models.LAYERS)
+        return form.plain.each, {"first": 0.18, "rDCN": float(form.saved)}
+    form = closed_forms.gram(models.FIELDS, models.ITEMS, models.WIDTH)
+    return form.plain.each, {"FM": float(form.saved), "FM + FC": float(form.saved)}
+
+
+def fits(family: str, hidden: tuple[int, ...]) -> bool:
+    """Whether all published percentages come out, each rounded."""
+    fc, once = connected(family, hidden)
+    work, shares = interaction(family)
     for name, share in shares.items():
         saved = 0 if name == "FM" else once
         found = share, saved / fc, (share * work + saved) / (work + fc)
@@ -72,7 +75,7 @@ def fits(family: str, hidden: tuple[int, ...]) -> bool:
 
 def search(family: str) -> list[tuple[int, ...]]:
     """All widths that fit."""
-    return [hidden for hidden in widths(family) if fits(family, hidden)]
+    return sorted(hidden for hidden in widths(family) if fits(family, hidden))
 
 
 # -- counting
@@ -195,7 +198,7 @@ def _widths(record: Record) -> str:
     chosen = {"DCN": models.CROSS_HIDDEN, "DLRM": models.PAIRS_HIDDEN}
     rows = []
     for family, own in record["families"].items():
-        fitting = [tuple(h) for h in own["fitting"]]
+        fitting = sorted(tuple(h) for h in own["fitting"])
         shown = "; ".join(", ".join(map(str, h)) for h in fitting[:4])
         rows.append([family, ", ".join(map(str, chosen[family])), STEPS[family], len(fitting), shown])
     return table(["family", "taken", "in steps of", "that fit", "the first of them"], rows, left=2)

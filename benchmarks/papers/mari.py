@@ -9,7 +9,8 @@ when the model is hoisted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -27,11 +28,22 @@ from rankhoist.capture import capture
 from rankhoist.hoist import hoist_program
 
 ITEM, OUT = 128, 256  # columns of the item, outputs of the layer
-RATIOS = [1, 3, 10]
-CANDIDATES = [100, 500, 1000, 2000]
-PIECES = [2, 4, 8, 16, 32, 64]  # 2 is neat
-LAYOUT_N = 1000
+NEAT = 2  # pieces
+LAYOUT_N = 1000  # candidates with which layouts are compared
 LEVELS = ["expand", "linear", "full"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """User columns per item column, candidates of the neat layout, pieces."""
+
+    ratios: Sequence[int]
+    candidates: Sequence[int]
+    pieces: Sequence[int]
+
+
+FULL = Size([1, 3, 10], [100, 500, 1000, 2000], [NEAT, 4, 8, 16, 32, 64])
+REDUCED = Size([1, 3, 10], [100, 2000], [NEAT, 64])
 
 
 class Fusion(nn.Module):
@@ -90,11 +102,11 @@ def gathered(model: Fusion, columns: list[Tensor], user: Tensor, item: Tensor) -
 
 
 def measure(options: Options) -> Record:
-    counts = [100, 2000] if options.reduced else CANDIDATES
-    pieces = [2, 64] if options.reduced else PIECES
-    cells = [(r, n, 2) for r in RATIOS for n in counts]
-    cells += [(r, LAYOUT_N, p) for r in RATIOS for p in pieces if (r, LAYOUT_N, p) not in cells]
-    return {"item": ITEM, "out": OUT, "cells": [_cell(*cell, options) for cell in progress(cells, "cells")]}
+    size = REDUCED if options.reduced else FULL
+    cells = [(r, n, NEAT) for r in size.ratios for n in size.candidates]
+    cells += [(r, LAYOUT_N, p) for r in size.ratios for p in size.pieces]
+    measured = [_cell(*cell, options) for cell in progress(dict.fromkeys(cells), "cells")]
+    return {"item": ITEM, "out": OUT, "cells": measured}
 
 
 def _cell(ratio: int, n: int, pieces: int, options: Options) -> Record:
@@ -148,7 +160,7 @@ def _neat(record: Record) -> str:
     head = ["user : item", "N", "multiply-adds, expand / linear", "(1 + r) N / (r + N)", "expand, ms", "linear, ms",
             "full, ms", "expand / linear"]  # fmt: skip
     rows = []
-    neat = [c for c in record["cells"] if c["pieces"] == 2]
+    neat = [c for c in record["cells"] if c["pieces"] == NEAT]
     for cell in sorted(neat, key=lambda c: (c["ratio"], c["candidates"])):
         form = closed_forms.linear(cell["ratio"] * ITEM, ITEM, OUT)
         n, r = cell["candidates"], cell["ratio"]
@@ -183,7 +195,7 @@ def _layout(record: Record) -> str:
 
 
 def _neat_cell(record: Record, cell: Record) -> Record:
-    alike = {"ratio": cell["ratio"], "candidates": cell["candidates"], "pieces": 2}
+    alike = {"ratio": cell["ratio"], "candidates": cell["candidates"], "pieces": NEAT}
     return next(c for c in record["cells"] if alike.items() <= c.items())
 
 
@@ -191,14 +203,15 @@ def draw(plt: Any, record: Record) -> Any:
     """Time against pieces, a picture per ratio."""
     if not record["timed"]:
         return None
-    figure, axes = plt.subplots(1, len(RATIOS), figsize=(11, 3.4), layout="constrained")
+    ratios = sorted({c["ratio"] for c in record["cells"]})
+    figure, axes = plt.subplots(1, len(ratios), figsize=(11, 3.4), squeeze=False, layout="constrained")
     styles = {
         "expand": ("expand", "s"),
         "sliced": ("linear", "^"),
         "gathered": ("request", "v"),
         "linear": ("full", "o"),
     }
-    for ax, ratio in zip(axes, RATIOS, strict=True):
+    for ax, ratio in zip(axes[0], ratios, strict=True):
         own = [c for c in record["cells"] if (c["ratio"], c["candidates"]) == (ratio, LAYOUT_N)]
         own.sort(key=lambda c: c["pieces"])
         for variant, (colour, marker) in styles.items():
@@ -206,8 +219,8 @@ def draw(plt: Any, record: Record) -> Any:
             label = "hoisted, level linear" if variant == "linear" else variant
             ax.plot([c["pieces"] for c in own], times, color=COLOURS[colour], marker=marker, label=label)
         ax.set(title=f"user : item = {ratio} : 1, N = {LAYOUT_N}", xscale="log", xlabel="pieces", ylim=(0, None))
-    axes[0].set(ylabel="ms per call")
-    axes[0].legend()
+    axes[0][0].set(ylabel="ms per call")
+    axes[0][0].legend()
     return figure
 
 

@@ -46,6 +46,10 @@ def measure(options: Options) -> Record:
         name: highest_rate(call, bound, service[name], requests, steps)
         for name, call in progress(chosen.items(), "highest rates")
     }
+    if not rates["expand"]:
+        raise SystemExit(
+            f"no rate keeps p99 of the plain model within {bound:.2f} ms: something else uses this machine"
+        )
     latency = {name: _latency(call, rates["expand"], requests) for name, call in chosen.items()}
     return {
         "candidates": n, "requests": requests, "bound_ms": bound, "service_ms": service, "rates": rates,
