@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz fuzz-serve bench scale docs pictures lint format clean
+.PHONY: help demo test test-all fuzz fuzz-serve bench scale papers docs pictures lint format clean
 
 help: ## print what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: $(VENV)/.bench ## time levels and baselines (under five minutes; ARGS=--a
 
 scale: $(VENV)/.bench ## how hoisting and calls grow with fields, depth, candidates, requests
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py $(ARGS)
+
+papers: $(VENV)/.bench ## reproduce the two papers in reduced size (under 20 minutes; ARGS=--full: docs/papers.md)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.papers $(ARGS)
 
 docs: $(VENV)/.docs ## make the site of documents in build/docs, without a network; warnings are errors
 	@$(BIN)/sphinx-build -q -W --keep-going docs build/docs $(ARGS)

@@ -1,13 +1,13 @@
 """Counted work equals the closed forms of the papers that the levels stand for, to the last multiply-add.
 
-K context and M candidate fields (or tokens) of width D, or Dc context and Dk candidate columns; N candidates of one
-request; layers of width H. Both stages count, one unit per multiply-add. Unless another source is named, equations and
-sections are those of arXiv 2605.27450.
+The formulas, with their letters, are in `rankhoist.bench.closed_forms`. Both stages count. Unless another source is
+named, equations and sections are those of arXiv 2605.27450.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from math import comb
 from typing import Any
 
@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from rankhoist import Workload
 from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import aten, live_nodes
+from rankhoist.bench import closed_forms
+from rankhoist.bench.closed_forms import Split, Work
 from rankhoist.bench.scenarios import DotPairs, NormLinear
 from rankhoist.capture import Program, capture
 from rankhoist.hoist import hoist_program
+from rankhoist.nn import RDCN, CrossNetV2
 from rankhoist.plan.search import attempt
 
 MANY = 10**9  # candidates: the limit, in which what is done once per request counts nothing
@@ -48,6 +51,13 @@ def program(model: nn.Module | Callable[..., Any], context: Shape, candidate: Sh
 
 def multiply_adds(captured: Program, level: str, n: int) -> int:
     return hoist_program(captured, workload=Workload(n), level=level).plan.cost.multiply_adds
+
+
+def check(captured: Program, form: Split, *candidates: int) -> None:
+    """Counted work at levels `expand` and `first` is that of the form."""
+    for n in candidates:
+        assert multiply_adds(captured, "expand", n) == form.plain.of(n)
+        assert multiply_adds(captured, "first", n) == form.split.of(n)
 
 
 def saving(captured: Program) -> float:
@@ -90,20 +100,17 @@ def pair_list(fields: int) -> Tensor:
 
 @pytest.mark.parametrize(("k", "m", "d"), FIELDS)
 def test_gram_matrix(k, m, d):
-    """`K^2 D + N (K M + M^2) D` for `N (K + M)^2 D`: a context-candidate block serves both of its orders."""
-    captured = program(gram, (k, d), (m, d))
-    for n in CANDIDATES:
-        assert multiply_adds(captured, "expand", n) == n * (k + m) ** 2 * d
-        assert multiply_adds(captured, "first", n) == k * k * d + n * (k * m + m * m) * d
+    check(program(gram, (k, d), (m, d)), closed_forms.gram(k, m, d), *CANDIDATES)
 
 
 @pytest.mark.parametrize(("k", "m", "d"), FIELDS)
 def test_dot_pairs(k, m, d):
-    """`C(K, 2) D + N (K M + C(M, 2)) D` (Eq. 6) for `N C(K + M, 2) D`; their ratio is Eq. 7."""
-    captured = program(dots, (k, d), (m, d), pairs=pair_list(k + m))
+    """Eq. 6; the ratio is Eq. 7."""
+    captured, form = program(dots, (k, d), (m, d), pairs=pair_list(k + m)), closed_forms.dot_pairs(k, m, d)
+    check(captured, form, *CANDIDATES)
     for n in CANDIDATES:
-        assert multiply_adds(captured, "expand", n) == n * comb(k + m, 2) * d
-        assert multiply_adds(captured, "first", n) == comb(k, 2) * d + n * (k * m + comb(m, 2)) * d
+        counted = Fraction(multiply_adds(captured, "expand", n), multiply_adds(captured, "first", n))
+        assert counted == form.ratio(n)
 
 
 @pytest.mark.parametrize(("k", "m", "d"), FIELDS)
@@ -112,7 +119,7 @@ def test_dot_pairs_without_a_matrix_product(k, m, d):
 
     Counted without the choice among levels: gathers write elements too, so a plan may well prefer `expand` here.
     """
-    captured = program(products, (k, d), (m, d), pairs=pair_list(k + m))
+    captured, form = program(products, (k, d), (m, d), pairs=pair_list(k + m)), closed_forms.dot_pairs(k, m, d)
 
     def multiplied(level: Level, n: int) -> int:
         plan = attempt(captured, level, Workload(n), frozenset())
@@ -120,13 +127,15 @@ def test_dot_pairs_without_a_matrix_product(k, m, d):
         return sum(x.work.elements * plan.workload.of(x.rate) for x in products)
 
     for n in CANDIDATES:
-        assert multiplied(Level.EXPAND, n) == n * comb(k + m, 2) * d
-        assert multiplied(Level.FIRST, n) == comb(k, 2) * d + n * (k * m + comb(m, 2)) * d
+        assert multiplied(Level.EXPAND, n) == form.plain.of(n)
+        assert multiplied(Level.FIRST, n) == form.split.of(n)
 
 
 @pytest.mark.parametrize(("k", "m"), [(27, 4), (5, 2), (3, 4)])
 def test_share_saved_of_all_pairs(k, m):
     """For many candidates: K / (K + M) of a Gram matrix, `C(K, 2) / C(K + M, 2)` (Eq. 8) of its pairs."""
+    assert closed_forms.gram(k, m, 2).saved == Fraction(k, k + m)
+    assert closed_forms.dot_pairs(k, m, 2).saved == Fraction(comb(k, 2), comb(k + m, 2))
     assert saving(program(gram, (k, 2), (m, 2))) == pytest.approx(k / (k + m), abs=1e-6)
     listed = saving(program(dots, (k, 2), (m, 2), pairs=pair_list(k + m)))
     assert listed == pytest.approx(comb(k, 2) / comb(k + m, 2), abs=1e-6)
@@ -143,44 +152,40 @@ def test_share_saved_as_published():
 
 @pytest.mark.parametrize(("dc", "dk", "h"), COLUMNS)
 def test_linear_over_a_concatenation(dc, dk, h):
-    """`Dc H + N Dk H` for `N (Dc + Dk) H` (arXiv 2602.23105), also with the columns in any order."""
+    """Eq. 11, and arXiv 2602.23105; also with the columns in any order."""
+    form = closed_forms.linear(dc, dk, h)
     n, order = 50, torch.randperm(dc + dk, generator=torch.Generator().manual_seed(2))
     weight = randn(h, dc + dk)
     for call in (lambda c, k, w: F.linear(both(c, k), w), lambda c, k, w: F.linear(both(c, k)[:, order], w)):
         captured = program(call, (dc,), (dk,), w=weight)
-        assert multiply_adds(captured, "expand", n) == n * (dc + dk) * h
+        assert multiply_adds(captured, "expand", n) == form.plain.of(n)
         for level in ("linear", "first", "full"):
-            assert multiply_adds(captured, level, n) == dc * h + n * dk * h
+            assert multiply_adds(captured, level, n) == form.split.of(n)
 
 
 @pytest.mark.parametrize(("k", "m", "d"), FIELDS)
 def test_dot_pairs_then_linear(k, m, d):
-    """Eq. 6, and the layer that reads the pairs: `C(K, 2) H + N (K M + C(M, 2)) H` for `N C(K + M, 2) H`."""
-    h, once, each = 3, comb(k, 2), k * m + comb(m, 2)
+    """Eq. 6, and the layer that reads the pairs, Eq. 12."""
+    h = 3
     captured = program(
         lambda c, k, pairs, w: F.linear(dots(c, k, pairs), w), (k, d), (m, d), pairs=pair_list(k + m),
         w=randn(h, comb(k + m, 2)),
     )  # fmt: skip
-    for n in CANDIDATES:
-        assert multiply_adds(captured, "expand", n) == n * (once + each) * (d + h)
-        assert multiply_adds(captured, "first", n) == (once + n * each) * (d + h)
+    check(captured, closed_forms.dot_pairs(k, m, d) + closed_forms.linear_over_pairs(k, m, h), *CANDIDATES)
 
 
 @pytest.mark.parametrize(("k", "m", "d"), FIELDS)
 def test_triangle_of_a_gram_matrix_then_linear(k, m, d):
-    """`K^2 D + N (K M + M^2) D` and the same layer (DLRM, arXiv 1906.00091); a single field's square is never read."""
-    h, once, each = 3, comb(k, 2), k * m + comb(m, 2)
-    own, other = (f * f if f > 1 else 0 for f in (k, m))
-    captured = program(DotPairs(k + m, h), (k, d), (m, d))
-    for n in CANDIDATES:
-        assert multiply_adds(captured, "expand", n) == n * ((k + m) ** 2 * d + (once + each) * h)
-        assert multiply_adds(captured, "first", n) == (own + n * (k * m + other)) * d + (once + n * each) * h
+    """The Gram matrix and the same layer (DLRM, arXiv 1906.00091); a single field's square is never read."""
+    h = 3
+    form = closed_forms.gram(k, m, d, diagonal=False) + closed_forms.linear_over_pairs(k, m, h)
+    check(program(DotPairs(k + m, h), (k, d), (m, d)), form, *CANDIDATES)
 
 
 @pytest.mark.parametrize(("dc", "dk", "h"), COLUMNS)
 def test_first_cross_layer(dc, dk, h):
-    """`Dc D + N Dk D` for `N D^2`, D = Dc + Dk (section 4.2): Dc / D of it; a layer after it reads all of x_1."""
-    n, d = 50, dc + dk
+    """Eq. 15 (section 4.2): Dc / D of it; a layer after it reads all of x_1."""
+    n, d, form = 50, dc + dk, closed_forms.cross_layer(dc, dk)
 
     def cross(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor | None = None) -> Tensor:
         x = both(c, k)
@@ -188,11 +193,36 @@ def test_first_cross_layer(dc, dk, h):
         return out if v is None else F.linear(out, v)
 
     alone = program(cross, (dc,), (dk,), w=randn(d, d), b=randn(d))
-    assert multiply_adds(alone, "expand", n) == n * d * d
-    assert multiply_adds(alone, "first", n) == dc * d + n * dk * d
+    check(alone, form, n)
+    assert form.saved == Fraction(dc, d)
     assert saving(alone) == pytest.approx(dc / d, abs=1e-6)
     read = program(cross, (dc,), (dk,), w=randn(d, d), b=randn(d), v=randn(h, d))
-    assert multiply_adds(read, "first", n) == dc * d + n * dk * d + n * d * h
+    assert multiply_adds(read, "first", n) == (form.split + Work(0, d * h)).of(n)
+
+
+class Crossed(nn.Module):
+    """A cross network over both sides."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.cross = CrossNetV2(width, layers)
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        out: Tensor = self.cross(both(context, candidate))
+        return out
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize(("c", "t"), [(30, 10), (7, 9), (12, 1)])
+def test_cross_networks(c, t, layers):
+    """DCNv2 at level `first` saves in its first layer alone; rDCN (Eq. 19 and 20), hoisted, costs its formula."""
+    unchanged, changed = closed_forms.cross_network(c, t, layers), closed_forms.rdcn(c, t, layers)
+    check(program(Crossed(c + t, layers), (c,), (t,)), unchanged, 50)
+    assert unchanged.saved == Fraction(c, (c + t) * layers)
+    captured = program(RDCN(c, t, layers), (c,), (t,))
+    for n in CANDIDATES:
+        assert multiply_adds(captured, "full", n) == changed.split.of(n)
+    assert changed.plain == unchanged.plain and changed.saved == 1 - Fraction(t, c + t) ** 2
 
 
 class SelfAttention(nn.Module):
@@ -211,18 +241,12 @@ class SelfAttention(nn.Module):
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize(("k", "m", "d"), [(5, 2, 4), (2, 3, 4), (6, 1, 8)])
 def test_first_attention_layer(k, m, d, heads):
-    """Projections `3 K D^2 + N 3 M D^2`; scores, and values, `K^2 D + N (2 K M + M^2) D` each (section 4.3).
+    """Section 4.3.
 
     What context queries take from context keys is merged with what they take from candidate keys per candidate, so the
-    output projection reads all K + M tokens of every candidate. Our count is lower for M = 1 only: values of a single
-    candidate key are scaled, not summed, and what an elementwise operator does counts as elements.
+    output projection reads all K + M tokens of every candidate.
     """
-    n, t = 50, k + m
-    captured = program(SelfAttention(d, heads), (k, d), (m, d))
-    pairs = k * k * d + n * (2 * k * m + m * m) * d
-    scaled = n * t * d if m == 1 else 0
-    assert multiply_adds(captured, "expand", n) == n * (3 * t * d * d + 2 * t * t * d + t * d * d)
-    assert multiply_adds(captured, "first", n) == 3 * (k + n * m) * d * d + 2 * pairs - scaled + n * t * d * d
+    check(program(SelfAttention(d, heads), (k, d), (m, d)), closed_forms.attention_layer(k, m, d), 50)
 
 
 # -- beyond the papers
@@ -232,4 +256,20 @@ def test_norm_then_linear_is_a_small_addition_to_the_linear_map():
     """Statistics of blocks, then `Dc H + N Dk H` products: no term in N Dc."""
     dc, dk, h, n = 90, 12, 20, 1000
     captured = program(NormLinear(dc + dk, h), (dc,), (dk,))
-    assert multiply_adds(captured, "full", n) <= dc * h + n * dk * h + (dc + dk + 2) * h * 2
+    assert multiply_adds(captured, "full", n) <= closed_forms.linear(dc, dk, h).split.of(n) + (dc + dk + 2) * h * 2
+
+
+# -- where the papers contradict themselves
+
+
+def test_published_shares_by_closed_form():
+    """RAD's table at 514 + 577 columns and 4 layers, and at 27 + 4 fields; MaRI's largest ratio."""
+    assert closed_forms.rdcn(514, 577, 4).saved == 1 - Fraction(577, 1091) ** 2 == pytest.approx(0.72, abs=5e-4)
+    assert closed_forms.rdcn_as_printed(514, 577, 4).saved == Fraction(514, 1091), "not the 72 % that it prints"
+    assert closed_forms.cross_network(514, 577, 4).saved == pytest.approx(0.118, abs=5e-4), "not 18 %,"
+    assert closed_forms.rdcn(514, 577, 4).saved / 4 == pytest.approx(0.18, abs=5e-4), "which would be another model's"
+    assert closed_forms.gram(27, 4, 128).saved == pytest.approx(0.871, abs=5e-4)
+    assert closed_forms.dot_pairs(27, 4, 128).saved == pytest.approx(0.755, abs=5e-4)
+    for ratio, n in ((1, 100), (3, 500), (10, 2000)):
+        assert closed_forms.linear(ratio * 64, 64, 512).ratio(n) == Fraction((1 + ratio) * n, ratio + n)
+    assert float(closed_forms.linear(640, 64, 512).ratio(2000)) == pytest.approx(10.95, abs=5e-3)
