@@ -16,6 +16,7 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "rankhoist"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
