@@ -212,6 +212,14 @@ def test_boxes_that_are_alike_are_one():
     assert len(boxes) == 5
 
 
+def test_a_box_of_several_comes_after_all_that_they_read():
+    reads = [[0], [2], [0], [0], [4], [4]]  # of op_1, op_4 and op_5, which are one box, the last two read op_2
+    subject = Subject.of(made_up([f"m_{i}" for i in range(6)], reads.__getitem__))
+    boxes = shown(subject, whole(subject))
+    assert "3 × mul" in [box.title for box in boxes]
+    assert all(r < i for i, box in enumerate(boxes) for r in box.reads)
+
+
 def test_names_of_boxes():
     assert named("experts.shared.0") == "shared.0" and named("cross") == "cross" and named("0.1") == "0.1"
     assert named("experts.towers.*") == "towers"

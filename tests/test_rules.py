@@ -292,3 +292,26 @@ def test_vecdot_applies_to_operands_of_different_depth():
     call, weights = DENSE["vecdot_dims"]
     models = check_model(Function(call, **weights).eval(), CONTEXT, CANDIDATE)
     assert reasons(models["full"]) == []
+
+
+LEARNED = {
+    "layer_norm": lambda x: F.layer_norm(x, [K]),
+    "softmax_over_tokens": lambda x: x.softmax(1),
+    "running_sum": lambda x: x.cumsum(1),
+    "largest": lambda x: x.amax(1, keepdim=True),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "order": lambda x: x.sort(1)[0],
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
+def test_learned_tokens_have_a_row_like_everything(name, folded):
+    """Weights repeated for every row: an operator that runs once for them still counts axes from the rows."""
+
+    def call(c, k, token):
+        tokens = token.unsqueeze(0).unsqueeze(1) if folded else token.unsqueeze(0)
+        tokens = tokens.expand(k.shape[0], *tokens.shape[1:]).reshape(k.shape[0], 3, K)
+        return ((c[:, :K] * k).unsqueeze(1) + LEARNED[name](tokens)).relu().sum(2)
+
+    check_model(Function(call, token=randn(3, K)).eval(), CONTEXT, CANDIDATE)

@@ -21,7 +21,7 @@ from rankhoist.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, exp
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered anew
-SECONDS = 8.0  # no further plans are made after that
+SECONDS = 8.0  # of this thread; no further plans are made after that
 
 P = TypeVar("P", bound=PlanSummary, covariant=True)
 
@@ -87,7 +87,7 @@ class Plans(Generic[P]):
 def make_plans(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plans[Plan]:
     """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent."""
     profile = profile or load_profile()
-    deadline = time.monotonic() + SECONDS
+    deadline = time.thread_time() + SECONDS
     found = search(program, level, workload, profile)
     main = choice(level, found)
     b = Builder(program.device)
@@ -95,7 +95,7 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
         return Plans((explained(program, level, settled(program, main, b)),), EVERYWHERE)
     pool = [main, *(p for p in found if p is not main)]
     for count in ELSEWHERE:
-        if time.monotonic() < deadline and not 0.3 < count / workload.candidates < 3:
+        if time.thread_time() < deadline and not 0.3 < count / workload.candidates < 3:
             other = Workload(count, workload.requests)
             pool.append(attempt(program, level, other, pool[-1].evaluated, profile=profile))
     chosen = _chosen(pool, profile)
