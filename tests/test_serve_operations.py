@@ -114,6 +114,18 @@ def test_workers_share_the_weights(server: Served):
     assert all(m.private_dirty == 0 for m in maps())
 
 
+def test_every_worker_gets_work(server: Served, artifacts):
+    """Whoever accepted the connections first: they move while one worker has a queue and the other nothing to do."""
+    with Load(server, artifacts[2], clients=4) as load:
+        for _ in range(600):
+            connections = [w.net_connections() for w in server.workers()]
+            used = [any(c.status == "ESTABLISHED" and c.laddr.port == server.port for c in own) for own in connections]
+            if all(used):
+                break
+            time.sleep(0.02)
+    assert all(used) and load.failed == [] and load.wrong == []
+
+
 def test_reload_under_load_fails_no_request(server: Served, artifacts):
     folder, later, models = artifacts
     first, second = models

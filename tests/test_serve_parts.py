@@ -12,6 +12,7 @@ from torch import nn
 import rankhoist
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
 from rankhoist.serve.batching import break_even, joined
+from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.columns import column
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.inputs import Signature
@@ -109,6 +110,27 @@ def test_the_compute_thread_ends():
     compute = Compute()
     compute.close()
     assert not compute._thread.is_alive()
+
+
+# -- workers side by side
+
+
+def test_a_worker_is_crowded_where_it_has_a_queue_and_another_is_idle(tmp_path, monkeypatch):
+    now = [1.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    Board.create(tmp_path / "board", 3)
+    first, second, _ = boards = [Board(tmp_path / "board", i) for i in range(3)]
+    assert not any(board.crowded() for board in boards)  # nobody is there
+    first.write(1000)
+    second.write(1)
+    assert not any(board.crowded() for board in boards)  # nobody is idle
+    second.write(0)
+    assert first.crowded() and not second.crowded()
+    assert not first.crowded()  # not so soon
+    now[0] += 1
+    assert first.crowded()
+    first.write(AWAY)
+    assert not first.crowded()
 
 
 # -- states

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from granian.rsgi import ProtocolClosed, ProtocolError
+from granian._granian import RSGIProtocolClosed, RSGIProtocolError
 
 import rankhoist.serve.metrics as metrics
 from rankhoist.runtime.versions import versions
 from rankhoist.serve import v2
+from rankhoist.serve.board import Board
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
 from rankhoist.serve.inputs import Batch
@@ -38,12 +39,14 @@ class App:
 
     Args:
         reload: loads the newest artifact of a model in all workers, and returns the version.
+        board: says how busy the other workers are.
     """
 
     def __init__(
-        self, settings: Settings, compute: Compute, reload: Callable[[str], Awaitable[str]] | None = None
-    ) -> None:
-        self.settings, self.compute, self.reload = settings, compute, reload
+        self, settings: Settings, compute: Compute, reload: Callable[[str], Awaitable[str]] | None = None,
+        board: Board | None = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.compute, self.reload, self.board = settings, compute, reload, board
         self.models: dict[str, ServedModel] = {}
         self.draining = False
         self.busy = 0
@@ -61,7 +64,7 @@ class App:
         except Exception as error:
             log.exception("request failed", extra={"path": scope.path})
             status, headers, body = _refused(RequestError("internal", f"the server failed: {type(error).__name__}"))
-        if self.draining:
+        if self.draining or (self.board is not None and self.board.crowded()):
             headers = [*headers, ("connection", "close")]
         proto.response_bytes(status, headers, body)
         if self.settings.access_log:
@@ -131,15 +134,13 @@ class App:
         try:
             if self.busy >= self.settings.max_queue:
                 raise RequestError("queue_full", f"{self.busy} requests wait already")
-            self.busy += 1
-            metrics.WAITING.set(self.busy)
+            self._count(1)
             try:
                 body = await _body(scope, proto, self.settings.max_body_bytes)
                 start = time.perf_counter()
                 answer = await handle(scope, body, model)
             finally:
-                self.busy -= 1
-                metrics.WAITING.set(self.busy)
+                self._count(-1)
             model.metrics.latency.observe(time.perf_counter() - start)
             status = answer[0]
             return answer
@@ -148,6 +149,13 @@ class App:
             raise
         finally:
             metrics.counted(name, protocol, status).inc()
+
+    def _count(self, change: int) -> None:
+        """Requests that are read, wait or are scored."""
+        self.busy += change
+        metrics.WAITING.set(self.busy)
+        if self.board is not None and not self.draining:
+            self.board.write(self.busy)
 
     async def _rank(self, scope: Any, body: bytes, model: ServedModel) -> Answer:
         start = time.perf_counter()
@@ -216,7 +224,7 @@ async def _body(scope: Any, proto: Any, most: int) -> bytes:
             size += len(part)
             if size > most:
                 raise too_large
-    except (ProtocolError, ProtocolClosed) as error:
+    except (RSGIProtocolClosed, RSGIProtocolError) as error:
         raise RequestError("malformed", "the body ended early") from error
     return b"".join(parts)
 

@@ -118,6 +118,8 @@ def _score(group: list[Job]) -> None:
     results: list[tuple[Job, Result]] = []
     waiting = []
     for job in group:
+        if job.future.cancelled():  # nobody waits for it any more
+            continue
         job.model.metrics.stage["queue"].observe(start - job.queued)
         if job.deadline is not None and start > job.deadline:
             waited = (start - job.queued) * 1e3

@@ -30,6 +30,7 @@ from rankhoist.errors import RankhoistError, ServeError
 from rankhoist.runtime.mapped import unpack, version_of
 from rankhoist.serve import logs
 from rankhoist.serve.batching import break_even
+from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
 from rankhoist.serve.metrics import FOLDER
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SUFFIX = ".rankhoist"
+BOARD = "board"
 PATIENCE = 30.0  # seconds; the longest wait before a worker is started again
 SETTLED = 10.0  # seconds; a worker that lived so long is started again at once
 
@@ -97,6 +99,7 @@ class Supervisor:
     async def run(self) -> None:
         """Load, listen, and keep the workers running until a signal comes."""
         (self.folder / "metrics").mkdir()
+        Board.create(self.folder / BOARD, self.settings.workers)
         self.listening = _bound(self.settings.host, self.settings.port)
         for name in self.settings.models:
             self.models[name] = await asyncio.to_thread(self._unpack, name)
@@ -172,11 +175,12 @@ class Supervisor:
         """Run one worker, and another when it ends."""
         wait = 0.0
         while not self.stopping.is_set():
-            worker = self.workers[number] = await self._spawn()
+            worker = self.workers[number] = await self._spawn(number)
             await self._follow(worker)
             code = await worker.process.wait()
             mark_process_dead(worker.process.pid, str(self.folder / "metrics"))  # type: ignore[no-untyped-call]
             del self.workers[number]
+            Board(self.folder / BOARD, number).write(AWAY)
             for future in worker.loading.values():
                 future.set_result(None)
             if self.stopping.is_set():
@@ -188,7 +192,7 @@ class Supervisor:
             wait = 0.0 if time.monotonic() - worker.started > SETTLED else min(2 * wait + 0.5, PATIENCE)
             await asyncio.sleep(wait)
 
-    async def _spawn(self) -> WorkerProcess:
+    async def _spawn(self, number: int) -> WorkerProcess:
         own, other = socket.socketpair()
         listening = self.listening.fileno()
         threads = str(self.settings.threads)
@@ -203,7 +207,8 @@ class Supervisor:
         other.close()
         worker = WorkerProcess(process, await Channel.over(own))
         models = [model.to_dict() for model in self.models.values()]
-        worker.channel.send(settings=self.settings.model_dump(mode="json"), models=models)
+        settings = self.settings.model_dump(mode="json")
+        worker.channel.send(settings=settings, models=models, board=str(self.folder / BOARD), number=number)
         return worker
 
     async def _follow(self, worker: WorkerProcess) -> None:

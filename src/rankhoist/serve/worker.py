@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import torch
 from granian._granian import SocketHolder  # the only way to serve on a socket that is open already
@@ -23,6 +24,7 @@ from granian.server.embed import Server
 from rankhoist.runtime.mapped import load_mapped
 from rankhoist.serve import logs, metrics
 from rankhoist.serve.app import App
+from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
@@ -53,10 +55,10 @@ class HttpServer(Server):
 class Worker:
     """Everything a worker process does."""
 
-    def __init__(self, settings: Settings, channel: Channel, listening: int) -> None:
-        self.settings, self.channel = settings, channel
+    def __init__(self, settings: Settings, channel: Channel, listening: int, board: Board) -> None:
+        self.settings, self.channel, self.board = settings, channel, board
         self.compute = Compute(settings.threads, settings.batch_candidates, settings.batch_delay_ms / 1e3)
-        self.app = App(settings, self.compute, self._ask_to_reload)
+        self.app = App(settings, self.compute, self._ask_to_reload, board)
         self.server = HttpServer(self.app, listening)
         self.stopping = asyncio.Event()
         self._asked: dict[int, asyncio.Future[str]] = {}
@@ -71,10 +73,12 @@ class Worker:
         serving = loop.create_task(self.server.serve())
         listening = loop.create_task(self._listen())
         self.channel.send(ready=True)
+        self.board.write(0)
         metrics.READY.set(1)
         stopping = loop.create_task(self.stopping.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         self.app.draining = True
+        self.board.write(AWAY)
         metrics.READY.set(0)
         log.info("draining", extra={"busy": self.app.busy})
         await asyncio.sleep(GOODBYE)
@@ -141,7 +145,8 @@ async def main(listening: int, control: int) -> None:
         return  # the supervisor is gone already
     settings = Settings(**start["settings"])
     logs.set_up(settings.log_level, settings.log_format)
-    await Worker(settings, channel, listening).run([Unpacked(**model) for model in start["models"]])
+    board = Board(Path(start["board"]), start["number"])
+    await Worker(settings, channel, listening, board).run([Unpacked(**model) for model in start["models"]])
 
 
 if __name__ == "__main__":
