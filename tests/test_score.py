@@ -27,7 +27,7 @@ import rankhoist
 from rankhoist import Split, cli
 from rankhoist.errors import ScoringError
 from rankhoist.score import Options, TableScorer, job, progress, run
-from rankhoist.score.calls import Budget, budget_of, groups, outputs_of
+from rankhoist.score.calls import budget_of, groups, outputs_of
 from rankhoist.score.workers import side_by_side
 
 COUNTS = [3, 0, 40, 1, 7, 0, 0, 120, 2, 9] * 6
@@ -162,7 +162,7 @@ class Centred(nn.Module):
 
 def test_requests_of_a_model_that_mixes_rows_have_calls_of_their_own(tmp_path: Path):
     model = rankhoist.hoist(Centred().eval(), (torch.randn(9, 2), torch.randn(9, 2)), context=["user"])
-    assert budget_of(model, 1000) == Budget(0)
+    assert budget_of(model, 1000) == 0
     model.save(tmp_path / "centred.rankhoist")
     user, item = torch.randn(2, 2), torch.randn(7, 2)
     table = pa.table({"request_id": [1] * 3 + [2] * 4, "user": arrow(user[[0] * 3 + [1] * 4]), "item": arrow(item)})
@@ -173,8 +173,8 @@ def test_requests_of_a_model_that_mixes_rows_have_calls_of_their_own(tmp_path: P
 
 
 def test_an_ordinary_model_has_calls_of_several_requests(model):
-    assert budget_of(model, 50) == Budget(50)
-    assert budget_of(model, None) == Budget(1000)
+    assert budget_of(model, 50) == 50
+    assert budget_of(model, None) == 1000
     assert [(o.name, o.width) for o in outputs_of(model)] == [("click", None), ("kinds", 3)]
 
 
@@ -189,7 +189,7 @@ def test_an_ordinary_model_has_calls_of_several_requests(model):
     ],
 )
 def test_groups(offsets: list[int], budget: int, expected: list[tuple[int, int]]):
-    assert list(groups(np.array(offsets), Budget(budget))) == expected
+    assert list(groups(np.array(offsets), budget)) == expected
 
 
 # -- a pipeline's tables

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import load
 from rankhoist.runtime.mapped import version_of
-from rankhoist.score.calls import Budget, Output, budget_of, outputs_of
+from rankhoist.score.calls import Output, budget_of, outputs_of
 from rankhoist.score.columns import features
 from rankhoist.score.files import Files, found
 from rankhoist.score.layouts import Layout, Wanted, layout_of
 from rankhoist.score.parts import Part, cut
 
 FORMAT = 1
-JOB, SUCCESS = "_job.json", "_SUCCESS"
+JOB, SUCCESS, UNFINISHED = "_job.json", "_SUCCESS", ".unfinished-"
 PART_ROWS = 100_000
 MARK = b"rankhoist.job"  # in the metadata of a part: the number of its job
 ADVICE = "give the same as before to continue the job in this folder, or another --out for a new one"
@@ -70,7 +70,7 @@ class Job:
     requests: list[str]
     candidates: list[str]
     outputs: list[Output]
-    budget: Budget
+    budget: int
     parts: list[Part]
     number: str
 
@@ -106,7 +106,8 @@ def opened(options: Options) -> Iterator[Job]:
     Raises:
         ScoringError: the folder is another job's, or something that the job was begun with has changed.
     """
-    folder = Path(options.out)
+    folder = Path(options.out).resolve()  # workers may run elsewhere
+    options = replace(options, out=str(folder), artifact=str(Path(options.artifact).resolve()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
@@ -117,7 +118,7 @@ def opened(options: Options) -> Iterator[Job]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ScoringError(f"{folder}: another process is scoring into this folder") from error
-        for unfinished in folder.glob(".part-*"):
+        for unfinished in folder.glob(UNFINISHED + "*"):
             unfinished.unlink(missing_ok=True)
         yield _job(options, folder / JOB)
 
@@ -151,7 +152,7 @@ def _job(options: Options, path: Path) -> Job:
     number = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     outputs = [Output(**output) for output in made["outputs"]]
     parts = [Part(**part) for part in made["parts"]]
-    return Job(options, *sides, outputs, Budget(made["budget"]), parts, number)
+    return Job(options, *sides, outputs, made["budget"], parts, number)
 
 
 def _planned(options: Options, sides: list[list[str]], asked: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _planned(options: Options, sides: list[list[str]], asked: dict[str, Any]) ->
     parts = cut(layout_of(*files, wanted).runs(), options.part_rows)
     return {
         "format": FORMAT, "asked": asked, "outputs": [asdict(o) for o in outputs],
-        "budget": budget_of(model, options.budget).candidates, "parts": [asdict(p) for p in parts],
+        "budget": budget_of(model, options.budget), "parts": [asdict(p) for p in parts],
     }  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when it is whole and on disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
     try:
         with open(unfinished, "wb") as file:
             yield file
