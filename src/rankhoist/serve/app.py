@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
+from granian.rsgi import ProtocolClosed, ProtocolError
 
 import rankhoist.serve.metrics as metrics
 from rankhoist.runtime.versions import versions
@@ -202,18 +203,21 @@ async def _body(scope: Any, proto: Any, most: int) -> bytes:
     if scope.headers.get("content-encoding", "identity") != "identity":
         raise RequestError("encoding", "the body is compressed; send it as it is")
     length = scope.headers.get("content-length")
-    message = f"the body has more than {most} bytes"
-    if length is not None:
-        if not length.isdigit() or int(length) > most:
-            raise RequestError("too_large", message)
-        whole: bytes = await proto()
-        return whole
-    parts, size = [], 0
-    async for part in proto:
-        parts.append(part)
-        size += len(part)
-        if size > most:
-            raise RequestError("too_large", message)
+    too_large = RequestError("too_large", f"the body has more than {most} bytes")
+    if length is not None and (not length.isdigit() or int(length) > most):
+        raise too_large
+    try:
+        if length is not None:
+            whole: bytes = await proto()
+            return whole
+        parts, size = [], 0
+        async for part in proto:
+            parts.append(part)
+            size += len(part)
+            if size > most:
+                raise too_large
+    except (ProtocolError, ProtocolClosed) as error:
+        raise RequestError("malformed", "the body ended early") from error
     return b"".join(parts)
 
 

@@ -97,9 +97,10 @@ class Supervisor:
     async def run(self) -> None:
         """Load, listen, and keep the workers running until a signal comes."""
         (self.folder / "metrics").mkdir()
+        self.listening = _bound(self.settings.host, self.settings.port)
         for name in self.settings.models:
             self.models[name] = await asyncio.to_thread(self._unpack, name)
-        self.listening = _listen(self.settings.host, self.settings.port)
+        self.listening.listen(BACKLOG)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
@@ -235,19 +236,20 @@ class Supervisor:
             log.info("serving", extra={"address": self.address, "models": served})
 
     async def _stop(self) -> None:
-        """End all workers, those that do not answer in time by force."""
-        for worker in self.workers.values():
-            if worker.process.returncode is None:
-                worker.process.terminate()
-        waiting = [asyncio.ensure_future(worker.process.wait()) for worker in self.workers.values()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=self.settings.drain_seconds)
-        self.listening.close()
-        for worker in self.workers.values():
+        """Refuse connections, then end all workers, those that do not finish in time by force."""
+        self.listening.shutdown(socket.SHUT_RD)  # for all who share it; from here on only what is connected is served
+        workers = [worker for worker in self.workers.values() if worker.process.returncode is None]
+        for worker in workers:
+            worker.process.terminate()
+        ends = [asyncio.ensure_future(worker.process.wait()) for worker in workers]
+        if ends:
+            await asyncio.wait(ends, timeout=self.settings.drain_seconds)
+        for worker in workers:
             if worker.process.returncode is None:
                 log.error("worker killed: it did not finish in time", extra={"worker": worker.process.pid})
                 worker.process.kill()
                 await worker.process.wait()
+        self.listening.close()
         log.info("stopped")
 
 
@@ -261,9 +263,13 @@ def newest(path: Path) -> Path:
     return found[-1]
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that is not listened on yet."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        made.bind((host, port))
+        return made
     except OSError as error:
+        made.close()
         raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from None

@@ -30,10 +30,11 @@ from rankhoist.serve.model import ServedModel
 from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.states import States
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rankhoist.serve.worker")  # it runs as __main__
 
 BACKLOG = 1024
-GOODBYE = 0.5  # seconds in which answers ask clients to connect elsewhere, before connections are closed
+GOODBYE = 0.5  # seconds in which answers ask clients to connect elsewhere, before the end
+FLUSH = 0.2  # seconds for the last answers to leave the process
 
 
 class HttpServer(Server):
@@ -71,13 +72,15 @@ class Worker:
         listening = loop.create_task(self._listen())
         self.channel.send(ready=True)
         metrics.READY.set(1)
-        await self.stopping.wait()
+        stopping = loop.create_task(self.stopping.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         self.app.draining = True
         metrics.READY.set(0)
         log.info("draining", extra={"busy": self.app.busy})
-        await asyncio.sleep(min(GOODBYE, self.settings.drain_seconds))
-        self.server.stop()  # type: ignore[no-untyped-call]
-        await serving  # until every accepted request is answered
+        await asyncio.sleep(GOODBYE)
+        while self.app.busy:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(FLUSH)
         listening.cancel()
 
     async def _listen(self) -> None:
@@ -144,4 +147,4 @@ async def main(listening: int, control: int) -> None:
 if __name__ == "__main__":
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
     logging.shutdown()
-    os._exit(0)  # the server's threads may wait for connections that clients keep open
+    os._exit(0)  # the HTTP server's threads wait for connections that clients keep open
