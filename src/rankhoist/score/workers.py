@@ -6,6 +6,7 @@ job is done or its process was killed, the worker ends too.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import traceback
@@ -84,8 +85,8 @@ def _work(job: Job, threads: int, connection: Connection) -> None:
             for rows in scorer.score(connection.recv()):
                 connection.send(rows)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except RankhoistError as error:
-        connection.send(str(error))
-    except Exception:
-        connection.send(f"a worker failed:\n{traceback.format_exc()}")
+        return  # nobody waits for more
+    except Exception as error:
+        known = isinstance(error, RankhoistError)
+        with contextlib.suppress(OSError):
+            connection.send(str(error) if known else f"a worker failed:\n{traceback.format_exc()}")
