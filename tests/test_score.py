@@ -92,12 +92,15 @@ def test_scores_equal_those_of_this_process(layout: str, budget: int | None, mod
     assert (Path(given.out) / "_SUCCESS").exists()
 
 
-def test_blocks_and_pieces_end_anywhere(model, artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rankhoist.score.layouts.BLOCK", 16)
+@pytest.mark.parametrize("block", [16, 160])
+def test_blocks_and_pieces_end_anywhere(
+    block: int, model, artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rankhoist.score.layouts.BLOCK", block)
     monkeypatch.setattr("rankhoist.score.parts.BATCH", 16)
     monkeypatch.setattr("rankhoist.score.layouts.BATCH", 16)
     for layout in ("nested", "repeated", "joined"):
-        check(scored(options(artifact, tmp_path / layout, layout, part_rows=10)), model)
+        check(scored(options(artifact, tmp_path / layout, layout, part_rows=5 * block)), model)
 
 
 def test_a_very_large_request_is_scored_in_several_calls(model, artifact: str, tmp_path: Path):

@@ -50,7 +50,7 @@ class Files:
     @property
     def rows(self) -> int:
         """Rows in all files."""
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     @property
     def names(self) -> list[str]:

@@ -125,16 +125,17 @@ def opened(options: Options) -> Iterator[Job]:
 
 def layout(job: Job, wanted: Wanted) -> Layout:
     """The files of a job, open."""
-    sides = (Files([Path(p) for p in paths]) if paths else None for paths in (job.requests, job.candidates))
-    return layout_of(*sides, wanted)
+    return layout_of(_files(job.requests), _files(job.candidates), wanted)
 
 
 def _job(options: Options, path: Path) -> Job:
-    sides = [[str(p.resolve()) for p in found(paths)] for paths in (options.requests, options.candidates)]
+    requests, candidates = (
+        [str(p.resolve()) for p in found(given)] for given in (options.requests, options.candidates)
+    )
     asked = {
         "artifact": version_of(options.artifact),
         "options": {name: asdict(options)[name] for name in ("request_id", "keep", "budget", "part_rows")},
-        "inputs": [[_fingerprint(Path(p)) for p in side] for side in sides],
+        "inputs": [[_fingerprint(Path(p)) for p in side] for side in (requests, candidates)],
     }
     asked = json.loads(json.dumps(asked))  # as it is read back
     if path.exists():
@@ -146,30 +147,33 @@ def _job(options: Options, path: Path) -> Job:
             raise ScoringError(
                 f"{path.parent} holds {others[0]} and is no folder of a scoring job; choose another --out"
             )
-        made = _planned(options, sides, asked)
+        made = _planned(options, requests, candidates, asked)
         with written(path) as file:
             file.write(json.dumps(made).encode())
     number = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     outputs = [Output(**output) for output in made["outputs"]]
     parts = [Part(**part) for part in made["parts"]]
-    return Job(options, *sides, outputs, made["budget"], parts, number)
+    return Job(options, requests, candidates, outputs, made["budget"], parts, number)
 
 
-def _planned(options: Options, sides: list[list[str]], asked: dict[str, Any]) -> dict[str, Any]:
+def _planned(options: Options, requests: list[str], candidates: list[str], asked: dict[str, Any]) -> dict[str, Any]:
     """A new job: what the model returns, its budget, and the parts."""
     model = load(options.artifact)
     wanted = Wanted(features(model), options.request_id, options.keep)
-    files = (Files([Path(p) for p in paths]) if paths else None for paths in sides)
     outputs = outputs_of(model)
     names = [options.request_id, *options.keep, *(o.name for o in outputs)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScoringError(f"the scores would have two columns {twice[0]!r}: columns are {', '.join(names)}")
-    parts = cut(layout_of(*files, wanted).runs(), options.part_rows)
+    parts = cut(layout_of(_files(requests), _files(candidates), wanted).runs(), options.part_rows)
     return {
         "format": FORMAT, "asked": asked, "outputs": [asdict(o) for o in outputs],
         "budget": budget_of(model, options.budget), "parts": [asdict(p) for p in parts],
     }  # fmt: skip
+
+
+def _files(paths: list[str]) -> Files | None:
+    return Files([Path(p) for p in paths]) if paths else None
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

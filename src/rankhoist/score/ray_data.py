@@ -27,7 +27,7 @@ except ImportError as error:
 def on_ray(job: Job, parts: Sequence[Part], workers: int, threads: int, address: str | None) -> Iterator[int]:
     """Score parts by actors; gives the rows of each part when it is finished."""
     if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False if address is None else None, logging_level=logging.WARNING)
+        _start(address)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown by the job itself
     items = ray.data.from_items([{"part": part.number} for part in parts], override_num_blocks=len(parts))
@@ -40,6 +40,14 @@ def on_ray(job: Job, parts: Sequence[Part], workers: int, threads: int, address:
             yield int(row["rows"])
     except ray.exceptions.RayError as error:
         raise _own(error) from error
+
+
+def _start(address: str | None) -> None:
+    dashboard = False if address is None else None  # of a local Ray; None leaves it to the cluster
+    try:
+        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises Exception itself
+        raise ScoringError(f"Ray cannot be started or reached: {error}") from error
 
 
 def _own(error: BaseException) -> RankhoistError:
