@@ -224,7 +224,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     chosen = [name for name in RUNS if any(word in name for word in options.only)]
     with tempfile.TemporaryDirectory() as folder:
         layouts = {RUNS[name][0] for name in chosen}

@@ -47,7 +47,7 @@ def artifact(model, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Two processors, no dashboard, and patience on a busy machine."""
-    os.environ |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50", "RAY_raylet_start_wait_time_s": "120"}
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "50"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

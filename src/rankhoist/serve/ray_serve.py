@@ -55,7 +55,7 @@ def deployment(
             "min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": busy,
         },
     )  # fmt: skip
-    app: serve.Application = configured(Replica).bind(chosen.model_dump(mode="json"))  # type: ignore[attr-defined]
+    app: serve.Application = configured(Replica).bind(chosen.model_dump(mode="json"))
     return app
 
 
