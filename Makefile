@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz bench scale lint format clean
+.PHONY: help demo test test-all fuzz bench scale pictures lint format clean
 
 help: ## print what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench: $(VENV)/.bench ## time levels and baselines (under five minutes; ARGS=--a
 
 scale: $(VENV)/.bench ## how hoisting and calls grow with fields, depth, candidates, requests
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py $(ARGS)
+
+pictures: $(VENV)/.run ## draw the pictures of the documents again
+	@$(BIN)/python docs/pictures/draw.py
 
 lint: $(VENV)/.dev ## check format, style and types
 	@$(BIN)/ruff format --check .

@@ -996,6 +996,15 @@ def weights_alone(r: Recorder) -> None:
     r.add(r.call(aten.mul.Tensor, x, weight))
 
 
+def learned_tokens(r: Recorder) -> None:
+    """Weights that stand in every row: queries or latents that a model learns, repeated for the batch."""
+    x = r.value(lambda e: len(e) > 1 and e[0] == -1 and all(n > 0 for n in e[1:]))
+    inner = r.extent(x)[1:]
+    token = r.random(*inner) if r.flag() else r.call(aten.unsqueeze.default, r.random(*inner), 0)
+    tokens = r.call(aten.expand.default, token, [r.size(-1), *inner])
+    r.add(r.call(aten.alias.default, tokens) if r.flag() else tokens)
+
+
 def convolution(r: Recorder) -> None:
     x = r.value(lambda e: len(e) == 3 and e[0] == -1 and min(e[1:]) > 1)
     r.add(r.call(aten.conv1d.default, x, r.random(2, r.extent(x)[1], 2)))
@@ -1051,7 +1060,8 @@ STEPS = [
     *[linear] * 5, *[concatenate] * 6, *[binary] * 6, *[cross_layer] * 2, *[unary] * 3, *[reduction] * 3, *[part] * 4,
     *[reshape] * 3, *[softmax] * 2, *[attention] * 2, *[bilinear] * 2, *[unsqueeze] * 2, *[permute] * 2, *[stack] * 2,
     embed, linear_vector, einsum, einsum, field_matrix, gate, careful_unary, layer_norm, batch_norm, pairs_by_index,
-    sum_square, rows_first, squeeze, repeat, pad, compare, masked, cast, order, own_row, weights_alone, convolution,
+    sum_square, rows_first, squeeze, repeat, pad, compare, masked, cast, order, own_row, weights_alone, learned_tokens,
+    learned_tokens, convolution,
     integers, integers, mixed_kinds, less_common, less_common, hidden_by_infinity, folded_behind,
     no_rule,
 ]  # fmt: skip

@@ -196,7 +196,7 @@ def test_errors_are_one_message_and_exit_code_2(capsys, arguments: list[str], me
         ["verify", "some_models:ranker"],
         ["verify", "some_models:ranker", *CONTEXT, "--level", "highest"],
         ["verify", "some_models:ranker", *CONTEXT, "--candidates", "0"],
-        ["report", "some_models:ranker", *CONTEXT, "--no-verify"],
+        ["verify", "some_models:ranker", *CONTEXT, "--no-verify"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(capsys, arguments: list[str]):

@@ -81,8 +81,13 @@ def test_calibration_measures_every_point(monkeypatch):
     monkeypatch.setattr(calibration, "SECONDS", 0.0005)
     seen = []
     profile = calibration.calibrate(lambda points: seen.extend(points) or iter(points))
-    assert len(seen) == 2 + 2**3 + 2**4 + 3 * 2
-    assert profile.threads == torch.get_num_threads() and 0 < profile.view < 1e-3 and 0 < profile.call < 1e-3
+    assert len(seen) == 3 + 2**3 + 2**4 + 3 * 2
+    assert (
+        profile.threads == torch.get_num_threads()
+        and 0 < profile.view < 1e-3
+        and 0 < profile.call < 1e-3
+        and 0 < profile.row < 1e-5
+    )
     assert torch.tensor(profile.batched).shape == (2, 2, 2, 2) and (torch.tensor(profile.product) > 0).all()
 
 

@@ -268,3 +268,26 @@ def test_mixing_rows_declines(name):
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, N]), expected, name)
         assert any(reason in r for r in reasons(hoisted)), reasons(hoisted)
         assert Rate.REQUEST not in rates_of(hoisted, operator) or operator == "slice"
+
+
+LEARNED = {
+    "layer_norm": lambda x: F.layer_norm(x, [K]),
+    "softmax_over_tokens": lambda x: x.softmax(1),
+    "running_sum": lambda x: x.cumsum(1),
+    "largest": lambda x: x.amax(1, keepdim=True),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "order": lambda x: x.sort(1)[0],
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
+def test_learned_tokens_have_a_row_like_everything(name, folded):
+    """Weights repeated for every row: an operator that runs once for them still counts axes from the rows."""
+
+    def call(c, k, token):
+        tokens = token.unsqueeze(0).unsqueeze(1) if folded else token.unsqueeze(0)
+        tokens = tokens.expand(len(k), *tokens.shape[1:]).reshape(len(k), 3, K)
+        return ((c[:, :K] * k).unsqueeze(1) + LEARNED[name](tokens)).relu().sum(2)
+
+    check_model(Function(call, token=randn(3, K)).eval(), CONTEXT, CANDIDATE)

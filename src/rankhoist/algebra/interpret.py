@@ -398,7 +398,10 @@ class Interpreter:
 
     def run_rowwise(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
         """The original operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
-        rate = join(v.rate for v in _flat((args, list(kwargs.values()))) if isinstance(v, Form))
+        operands = [v for v in _flat((args, list(kwargs.values()))) if isinstance(v, Form)]
+        rate = join(v.rate for v in operands)
+        if rate is Rate.WEIGHT and any(v.has_rows for v in operands):
+            rate = Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
         return self._emit(node, rate, args, kwargs, node.meta["val"])
 
     def _emit(self, node: fx.Node, rate: Rate, args: list[Value], kwargs: dict[str, Value], meta: Any) -> Value:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ SIZES = {
 WEIGHTS = 2**24  # bytes
 SECONDS = 0.02  # per point
 ROW = 64  # floats of a gathered row
+RUNS = 16_000  # runs of 8 floats
 
 
 def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
@@ -35,7 +37,7 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
     Args:
         progress: wraps the list of measurements, for instance to draw a bar.
     """
-    points: list[tuple[str, tuple[int, ...]]] = [("call", ()), ("view", ())]
+    points: list[tuple[str, tuple[int, ...]]] = [("call", ()), ("view", ()), ("runs", ())]
     points += [("product", p) for p in itertools.product(SIZES["m"], SIZES["k"], SIZES["n"])]
     small = [SIZES[x] for x in ("batch", "batched_m", "batched_k", "batched_n")]
     points += [("batched", p) for p in itertools.product(*small)]
@@ -50,10 +52,11 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
         return [table(kind, *axes[1:], at=(*at, size)) for size in axes[0]]
 
     about = machine()
+    row = max(taken["runs", ()] - call, 1e-8) / RUNS
     curves = {kind: table(kind, SIZES["bytes"]) for kind in ("stream", "gather", "function")}
     return Profile(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"), processor=about["processor"],
-        torch=about["torch"], threads=about["threads"], call=call, view=view, sizes=SIZES,
+        torch=about["torch"], threads=about["threads"], call=call, view=view, row=row, sizes=SIZES,
         product=table("product", *(SIZES[x] for x in "mkn")), batched=table("batched", *small), **curves,
     )  # fmt: skip
 
@@ -76,6 +79,14 @@ def _call() -> Callable[[], Any]:
 def _view() -> Callable[[], Any]:
     x = torch.ones(1, 8)
     return lambda: torch.reshape(x, (1, 2, 4))
+
+
+def _runs() -> Callable[[], Any]:
+    """Of three usual operators that start anew at every run, the mean."""
+    x, y = torch.randn(RUNS, 8), torch.randn(RUNS, 1)
+    calls = (partial(torch.mul, x, y), partial(torch.sum, x, [1]), partial(torch.amax, x, [1]))
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
 
 
 def _product(m: int, k: int, n: int) -> Callable[[], Any]:
@@ -112,7 +123,7 @@ def _function(size: int) -> Callable[[], Any]:
 
 
 MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
-    "call": _call, "view": _view, "product": _product, "batched": _batched,
+    "call": _call, "view": _view, "runs": _runs, "product": _product, "batched": _batched,
     "stream": _stream, "gather": _gather, "function": _function,
 }  # fmt: skip
 

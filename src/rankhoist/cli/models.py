@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Workload
 from rankhoist.cli.arguments import CONTEXT_HELP, context_of, numbers
-from rankhoist.errors import CommandError
+from rankhoist.errors import ArtifactError, CommandError
 from rankhoist.hoist import hoist
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify import Certificate, verify
@@ -24,10 +25,13 @@ package.module:function, a function without arguments that returns (model in eva
 from the current directory; or the path of a .pt2 archive of torch.export"""
 
 
-def model_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --context, --level, --candidates, --requests, --seed, --json."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--context", metavar="GLOB", action="append", required=True, help=CONTEXT_HELP)
+SAVED_HELP = "; or a file that hoist --out wrote, which is for the context, level and numbers that it was saved with"
+
+
+def model_arguments(parser: argparse.ArgumentParser, saved: bool = False) -> None:
+    """MODEL, --context, --level, --candidates, --requests, --seed, --json; `saved`: MODEL may be hoisted already."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + (SAVED_HELP if saved else ""))
+    parser.add_argument("--context", metavar="GLOB", action="append", required=not saved, help=CONTEXT_HELP)
     parser.add_argument("--level", choices=LEVELS, default="full", help="what may be hoisted (default: %(default)s)")
     numbers(parser, "candidates", "requests", "seed")
     parser.add_argument("--json", metavar="FILE", help="write the result there as well")
@@ -65,3 +69,11 @@ def certificate_of(args: argparse.Namespace, hoisted: HoistedModel, model: Any) 
     candidates = sorted({*CANDIDATES, args.candidates})
     requests = sorted({*REQUESTS, args.requests})
     return verify(hoisted, model, seed=args.seed, candidates=candidates, requests=requests)
+
+
+def stored(certificate: dict[str, Any]) -> Certificate:
+    """A certificate from a file, which may be anybody's."""
+    try:
+        return Certificate.from_json(json.dumps(certificate))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"the certificate in the file is none: {type(error).__name__}: {error}") from error

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from rankhoist.cli.arguments import DONE, command, write_json
-from rankhoist.errors import ArtifactError
+from rankhoist.cli.models import stored
 from rankhoist.runtime.contents import contents
 from rankhoist.runtime.plain import printable
-from rankhoist.verify import Certificate
 
 EXAMPLES = """\
 examples:
@@ -29,14 +27,6 @@ def _show(args: argparse.Namespace) -> int:
     found = contents(args.file)
     print(found)
     if found.certificate is not None:
-        print(f"\n{_stored(found.certificate)}")
+        print(f"\n{printable(str(stored(found.certificate)))}")
     write_json(args.json, found.to_dict())
     return DONE
-
-
-def _stored(certificate: dict[str, Any]) -> str:
-    """A certificate from a file, which may be anybody's."""
-    try:
-        return printable(str(Certificate.from_json(json.dumps(certificate))))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"the certificate in the file is none: {type(error).__name__}: {error}") from error

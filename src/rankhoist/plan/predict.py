@@ -17,6 +17,8 @@ FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow",
              "rsqrt", "sin", "cos", "elu", "selu", "mish", "log_softmax", "hardswish", "logsumexp"}  # fmt: skip
 GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag", "read_tables"}
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
+SOFTMAX = ("_softmax", "softmax", "log_softmax", "logsumexp")  # rows are reduced and scaled by these
+PASSES = 6  # of a softmax over each of its rows, as measured
 ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
 
 
@@ -66,12 +68,24 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
         return profile.call + _product(node, profile, rows, requests)
     if name in GATHERS:
         return profile.call + profile.gathers(_bytes(node, rows))
+    runs = profile.row * _runs(node) * np.asarray(rows, float)
     if name in FUNCTIONS:
-        return profile.call + profile.functions(_bytes(node, rows), over)
+        return profile.call + profile.functions(_bytes(node, rows), over) + runs
     read = max([_bytes(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
     if node.work.elements == 0 and np.max(read) == 0:
         return profile.view
-    return profile.call + profile.streams(np.maximum(_bytes(node, rows), np.asarray(read) / 2), over)
+    return profile.call + profile.streams(np.maximum(_bytes(node, rows), np.asarray(read) / 2), over) + runs
+
+
+def _runs(node: Node) -> int:
+    """Per row, how often an operator starts anew on neighbouring elements: where it joins, repeats or adds up."""
+    if node.op is aten.cat.default:
+        return len(node.args[0]) * math.prod(node.shape[: node.args[1] - 1])
+    shapes = [a.shape for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.shape]
+    largest = max(shapes, key=math.prod, default=())
+    if getattr(node.op, "__name__", "").startswith(SOFTMAX):
+        return PASSES * math.prod(largest[:-1])
+    return math.prod(largest[:-1]) if largest and any(s != node.shape for s in shapes) else 0
 
 
 def _bytes(node: Node, rows: Any) -> Any:
@@ -87,7 +101,11 @@ def _copy(node: Node, profile: Profile, rows: Any) -> Any:
         return 0.0
     axes, skip = list(source.args[1]), len(source.args[1]) - len(source.shape)
     moved = [axis for i, axis in enumerate(axes) if i < skip or source.shape[i - skip] != 1]
-    return 0.0 if moved == sorted(moved) else profile.streams(_bytes(node, rows))
+    if moved == sorted(moved):
+        return 0.0
+    whole = axes[-1] == len(axes) - 1  # whole last axes are copied, or single elements
+    runs = profile.row * math.prod(source.shape[:-1]) * np.asarray(rows, float)
+    return profile.streams(_bytes(node, rows)) + runs if whole else profile.functions(_bytes(node, rows))
 
 
 def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
@@ -99,7 +117,10 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     each = rows / np.maximum(requests, 1)  # rows that share a matrix of their request
     if node.op in (aten.matmul.default, aten.bmm.default, aten.baddbmm.default):
         *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
-        return profile.products(rows * math.prod(batch), m, k, n)
+        # Heads are cut out of wider tensors: what has more than one outer axis is copied before it is multiplied.
+        copied = [a for a in node.args if isinstance(a, Node) and len(a.shape) > 2 and a.rate.per_candidate]
+        copies = sum(profile.streams(_bytes(a, rows)) for a in copied)
+        return profile.products(rows * math.prod(batch), m, k, n) + copies
     if node.op in (kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto):
         return requests * (profile.products(1, each * outer, k, n) + (requests > 1) * profile.call)
     if node.op in (kernels.batched_matmul, kernels.request_matmul) and len(node.shape) == 3:
@@ -118,8 +139,9 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 
 def _attention(node: Node, profile: Profile, rows: Any) -> Any:
-    """Two batched products and the exponentials between them."""
+    """Two batched products and a softmax between them: a few calls in one, and a few passes over each row of scores."""
     q, k, v = (a.shape for a in node.args[:3])
     batch = rows * math.prod(q[:-2])
-    scores = profile.products(batch, q[-2], q[-1], k[-2]) + profile.functions(batch * q[-2] * k[-2] * 4.0)
+    softmax = profile.functions(batch * q[-2] * k[-2] * 4.0) + PASSES * (profile.call + batch * q[-2] * profile.row)
+    scores = profile.products(batch, q[-2], q[-1], k[-2]) + softmax
     return scores + profile.products(batch, q[-2], k[-2], v[-1])

@@ -18,7 +18,7 @@ import torch
 
 from rankhoist.errors import ProfileError
 
-VERSION = 1
+VERSION = 2
 WARM = 2**21  # bytes that stay in a core's cache
 BUILT_IN = Path(__file__).with_name("profile.json")
 
@@ -31,6 +31,7 @@ class Profile:
         date, processor, torch: when and on what it was measured.
         threads: torch threads while measuring.
         call: one operator on a tiny tensor; `view`: one that only makes a view.
+        row: one more run of neighbouring elements, for an operator that cannot take its whole tensor as one run.
         sizes: `{"m": [...], "k": [...], "n": [...], "batch": [...], "bytes": [...]}`, the points of the tables.
         product: `[m, k] x [k, n]`, `[len(m)][len(k)][len(n)]` seconds.
         batched: `batch` products `[m, k] x [k, n]` at the first three m, k and n, `[batch][m][k][n]` seconds.
@@ -45,6 +46,7 @@ class Profile:
     threads: int
     call: float
     view: float
+    row: float
     sizes: dict[str, list[int]]
     product: list[Any]
     batched: list[Any]
@@ -91,7 +93,9 @@ class Profile:
         """Seconds of `batch` products `[m, k] x [k, n]`."""
         single = self._product_table(np.maximum(m, 1), k, n)
         several = self._batched_table(np.maximum(batch, 1), np.maximum(m, 1), k, n)
-        return np.where(np.asarray(batch) <= 1, single, np.minimum(several, single * np.asarray(batch)))
+        long = np.asarray(m) > self.sizes["batched_m"][-1]  # beyond the table: no worse than one after the other
+        several = np.where(long, np.minimum(several, single * np.asarray(batch)), several)
+        return np.where(np.asarray(batch) <= 1, single, several)
 
     def streams(self, size: Any, over: bool = False) -> Any:
         """Seconds to write so many bytes elementwise; over memory in use they cost no more each than `WARM` do."""

@@ -43,10 +43,14 @@ class Ranges:
 
     def choose(self, candidates: int, requests: int) -> int:
         """The number of the plan for a call."""
-        row = self.candidates[self._nearest(requests)]
+        row = self.row(requests)
         if len(row) == 1:
             return row[0].plan
         return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0)].plan
+
+    def row(self, requests: int) -> tuple[Range, ...]:
+        """The ranges of candidates for the nearest number of requests."""
+        return self.candidates[self._nearest(requests)]
 
     def _nearest(self, requests: int) -> int:
         above = bisect.bisect_left(self.requests, requests)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rankhoist.algebra.ir import Workload
-from rankhoist.plan import Plan
+from rankhoist.errors import ArtifactError
+from rankhoist.plan import Plan, Plans, single
+from rankhoist.report.curves import Curves, make_curves
+from rankhoist.report.graph import Graph, make_graph
 from rankhoist.report.operators import Amount, Operator, operators
+from rankhoist.report.plain import decoded
+from rankhoist.report.proof import HasData
 from rankhoist.report.text import ratio, short, shorten, table
 
 BLOCKING_SHOWN = 10
@@ -32,11 +39,16 @@ class Module:
 
 @dataclass(frozen=True)
 class Report:
-    """What a plan does with every captured operator, for one workload; `str(report)` is a table."""
+    """What a plan does with every captured operator, for one workload; `str(report)` is a table.
+
+    `graph` and `curves` are None in a file of an older version.
+    """
 
     level: str
     workload: Workload
     operators: tuple[Operator, ...]
+    graph: Graph | None = None
+    curves: Curves | None = None
 
     def before(self, operator: Operator) -> Amount:
         """Work of an operator in one call of the original."""
@@ -67,9 +79,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            "level": self.level,
-            "workload": dataclasses.asdict(self.workload),
-            "operators": [dataclasses.asdict(o) for o in self.operators],
+            **dataclasses.asdict(self),
             "modules": [dataclasses.asdict(m) for m in self.modules()],
             "total": dataclasses.asdict(self.total()),
             "blocking": [{"name": o.name, "reason": o.reason} for o in self.blocking()],
@@ -77,10 +87,48 @@ class Report:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Report:
-        """The inverse of `to_dict`."""
-        return Report(data["level"], Workload(**data["workload"]), tuple(map(_operator, data["operators"])))
+        """The inverse of `to_dict`.
 
-    # -- as text
+        Raises:
+            ArtifactError: the data is none that `to_dict` makes.
+        """
+        report: Report = decoded(Report, data)
+        if min(report.workload.candidates, report.workload.requests) < 1:
+            raise ArtifactError(f"its report is for {report.workload}")
+        for part in (report.graph, report.curves):
+            if part is not None:
+                part.check()
+        return report
+
+    # -- as a page, a picture and text
+
+    def to_html(self, certificate: HasData | None = None) -> str:
+        """One page that needs nothing else: the picture of the graph, costs, tables, and the certificate if given.
+
+        Raises:
+            ArtifactError: the certificate, from a file, is none.
+        """
+        from rankhoist.report.page import to_html  # which draws reports, and so imports this
+
+        return to_html(self, certificate)
+
+    def to_svg(self) -> str:
+        """The picture alone, for documents.
+
+        Raises:
+            ArtifactError: the report is of a file of an older version, which holds no graph.
+        """
+        from rankhoist.report.svg import to_svg
+
+        return to_svg(self)
+
+    def save_html(self, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
+        """`to_html` as a file."""
+        Path(path).write_text(self.to_html(certificate), encoding="utf-8")
+
+    def save_svg(self, path: str | os.PathLike[str]) -> None:
+        """`to_svg` as a file."""
+        Path(path).write_text(self.to_svg(), encoding="utf-8")
 
     def __str__(self) -> str:
         n, r = self.workload.candidates, self.workload.requests
@@ -122,11 +170,6 @@ class Report:
         return ["still computed per candidate:", *lines, *([f"  and {more} cheaper ones"] if more else [])]
 
 
-def _operator(data: dict[str, Any]) -> Operator:
-    amounts = {name: Amount(**data[name]) for name in ("before", "request", "candidate")}
-    return Operator(**{**data, **amounts, "rates": tuple(data["rates"])})
-
-
 def _operator_row(o: Operator) -> list[str]:
     amounts = (o.before, o.request, o.candidate)
     return [
@@ -145,6 +188,10 @@ def _module_row(name: str, m: Module) -> list[str]:
     return [name, *(cell for pair in (madds, written) for cell in (*map(short, pair), ratio(*pair)))]
 
 
-def make_report(plan: Plan) -> Report:
-    """The report of a plan, for the workload it was made for."""
-    return Report(plan.asked.name.lower(), plan.workload, tuple(operators(plan)))
+def make_report(plans: Plans[Plan] | Plan) -> Report:
+    """The report of the main plan, for the workload it was made for."""
+    plans = plans if isinstance(plans, Plans) else single(plans)
+    plan = plans.main
+    return Report(
+        plan.asked.name.lower(), plan.workload, tuple(operators(plan)), make_graph(plan), make_curves(plans)
+    )  # fmt: skip

@@ -45,3 +45,20 @@ def ratio(before: int, after: int) -> str:
         return "all"
     times = before / after
     return f"{times:.0f}x" if times >= 100 else f"{times:.2f}x"
+
+
+def spelled(number: int, word: str) -> str:
+    """`1 operator`, `1,200 operators`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def spaced(number: int) -> str:
+    """As `short`, for a sentence: 1234567 -> `1.23 M`, with a space that does not break."""
+    text = short(number, "0")
+    return f"{text[:-1]}\N{NO-BREAK SPACE}{text[-1]}" if text[-1].isalpha() else text
+
+
+def percent(part: float, whole: float) -> str:
+    """Whole percents, rounded down, so that 100 means all: `94 %`."""
+    share = 100 * part / whole if whole else 0.0
+    return f"{int(share)}\N{NO-BREAK SPACE}%" if share >= 1 or not share else "under 1\N{NO-BREAK SPACE}%"

@@ -37,4 +37,4 @@ class Blueprint:
         """Emit the graphs of a captured program's plans."""
         stages = emit([p.outputs for p in plans.plans], plans.main.interpreter.b.constants, program.rows)
         pinned = frozenset(name for plan in plans.plans for name in plan.interpreter.memo.pinned)
-        return Blueprint(program.interface, plans, stages, pinned, partial(make_report, plans.main), program)
+        return Blueprint(program.interface, plans, stages, pinned, partial(make_report, plans), program)

@@ -14,4 +14,4 @@ def versions() -> dict[str, str]:
         own = metadata.version("rankhoist")
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         own = "unknown"
-    return {"rankhoist": own, "torch": torch.__version__, "python": platform.python_version()}
+    return {"rankhoist": own, "torch": str(torch.__version__), "python": platform.python_version()}

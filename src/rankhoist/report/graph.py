@@ -1,0 +1,141 @@
+"""The captured program as a graph of plain data: who reads whom, shapes, and what the plan did with each result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.algebra.interpret import Level
+from rankhoist.capture import InputSpec, Program
+from rankhoist.capture.program import module_path
+from rankhoist.errors import ArtifactError
+from rankhoist.plan import Plan
+
+KINDS = ("input", "operator", "output")
+RATES = ("weight", "request", "item", "pair")
+CHOICES = ("", "pushed", "materialised")
+ROLE_RATES = {"context": ("request",), "candidate": ("item",), "packed": ("request", "item")}
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """An input, an operator that makes tensors, or (the last) the outputs.
+
+    Attributes:
+        name: of the input, or of the operator as in `Operator.name`.
+        kind: one of `KINDS`.
+        operator, module: as in `Operator`; empty for others.
+        rates: the rates of the parts of its result.
+        shape: of its result over N rows, e.g. `("N", "20", "64")`.
+        dtype: of its result, e.g. `float32`.
+        reads: the numbers of the vertices that it reads, all lower than its own.
+        weights: names of the weights that it reads.
+        choice: where the plan could choose: `pushed` (kept as a sum of products, which a later operator evaluates)
+            or `materialised` (evaluated at once).
+        rule: the law that was applied; empty where the original operator runs over all rows.
+    """
+
+    name: str
+    kind: str
+    operator: str
+    module: str
+    rates: tuple[str, ...]
+    shape: tuple[str, ...]
+    dtype: str
+    reads: tuple[int, ...]
+    weights: tuple[str, ...]
+    choice: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Vertices in the order of the program."""
+
+    vertices: tuple[Vertex, ...]
+
+    def check(self) -> None:
+        """That a graph from a file is one.
+
+        Raises:
+            ArtifactError: a kind, a rate or a choice is none, or a vertex reads one that does not come before it.
+        """
+        for number, v in enumerate(self.vertices):
+            known = v.kind in KINDS and set(v.rates) <= {*RATES} and v.choice in CHOICES
+            if not known or any(source >= number for source in v.reads):
+                raise ArtifactError(f"vertex {number} of its report's graph is none")
+
+
+def make_graph(plan: Plan) -> Graph:
+    """Inputs, operators and outputs of the captured program; sizes and Python's own arithmetic are left out."""
+    program, outcomes = plan.interpreter.program, plan.interpreter.outcomes
+    vertices: list[Vertex] = []
+    numbers: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in program.inputs:
+            made = _input(program.inputs[node.name], node, program)
+        elif node.op == "call_function" and node.name in outcomes:
+            made = _operator(plan, node, numbers)
+        else:
+            if _picks(node) and node.args[0] in numbers:  # one of several results
+                numbers[node] = numbers[node.args[0]]
+            continue
+        numbers[node] = len(vertices)
+        vertices.append(made)
+    read = _reads((o for o in program.outputs if isinstance(o, fx.Node)), numbers)
+    last = Vertex("output", "output", "", "", ("pair",), (), "", read, (), "", "")
+    return Graph((*vertices, last))
+
+
+def _input(spec: InputSpec, node: fx.Node, program: Program) -> Vertex:
+    shape, dtype = _result(node, program)
+    return Vertex(spec.name, "input", "", "", ROLE_RATES[spec.role], shape, dtype, (), (), "", "")
+
+
+def _operator(plan: Plan, node: fx.Node, numbers: dict[fx.Node, int]) -> Vertex:
+    program, outcome = plan.interpreter.program, plan.interpreter.outcomes[node.name]
+    shape, dtype = _result(node, program)
+    inputs = node.all_input_nodes
+    return Vertex(
+        name=node.name,
+        kind="operator",
+        operator=str(node.target),
+        module=module_path(node),
+        rates=tuple(rate.name.lower() for rate in sorted(outcome.rates)),
+        shape=shape,
+        dtype=dtype,
+        reads=_reads(inputs, numbers),
+        weights=tuple(program.weights[x.name].name for x in inputs if x.name in program.weights),
+        choice=_choice(plan, node.name),
+        rule=outcome.rule,
+    )
+
+
+def _choice(plan: Plan, name: str) -> str:
+    if plan.level is not Level.FULL or name not in plan.interpreter.memo.kept_forms:
+        return ""
+    return "materialised" if name in plan.evaluated else "pushed"
+
+
+def _picks(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _reads(nodes: Iterable[fx.Node], numbers: dict[fx.Node, int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(numbers[n] for n in nodes if n in numbers))
+
+
+def _result(node: fx.Node, program: Program) -> tuple[tuple[str, ...], str]:
+    """Shape and dtype of the (first) tensor that a node makes."""
+    meta: Any = node.meta.get("val")
+    fake = meta if isinstance(meta, torch.Tensor) else next(m for m in meta if isinstance(m, torch.Tensor))
+    return tuple(_size(s, program.rows) for s in fake.shape), str(fake.dtype).removeprefix("torch.")
+
+
+def _size(size: Any, rows: sympy.Symbol) -> str:
+    return str(size.node.expr.subs(rows, sympy.Symbol("N"))) if isinstance(size, torch.SymInt) else str(size)

@@ -1,0 +1,40 @@
+"""Elements of a page and of a picture. Names come from models and files: the serialiser escapes every one of them."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+Element = ElementTree.Element
+
+
+def tag(name: str, *inside: Element | str, **attributes: str | float | None) -> Element:
+    """`tag("a", "text", class_="x", data_y=1)` -> `<a class="x" data-y="1">text</a>`; None leaves an attribute out."""
+    made = Element(name)
+    for key, value in attributes.items():
+        if value is not None:
+            made.set(key.rstrip("_").replace("_", "-"), f"{value:g}" if isinstance(value, float) else clean(str(value)))
+    for item in inside:
+        if isinstance(item, Element):
+            made.append(item)
+        elif len(made):
+            made[-1].tail = (made[-1].tail or "") + clean(item)
+        else:
+            made.text = (made.text or "") + clean(item)
+    return made
+
+
+def clean(text: str) -> str:
+    """Without characters that markup cannot hold, or that turn the direction of the text around them."""
+    if text.isprintable():  # nearly always
+        return text
+    return "".join(c if c.isprintable() or c in "\n\N{NO-BREAK SPACE}" else "�" for c in text)
+
+
+def html(*elements: Element) -> str:
+    """As part of a page."""
+    return "".join(ElementTree.tostring(e, encoding="unicode", method="html") for e in elements)
+
+
+def xml(element: Element) -> str:
+    """As a document of its own."""
+    return ElementTree.tostring(element, encoding="unicode")
