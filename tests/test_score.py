@@ -27,7 +27,7 @@ import rankhoist
 from rankhoist import Split, cli
 from rankhoist.errors import ScoringError
 from rankhoist.score import Options, TableScorer, job, progress, run
-from rankhoist.score.calls import Budget, budget_of, groups, outputs_of
+from rankhoist.score.calls import budget_of, groups, outputs_of
 from rankhoist.score.workers import side_by_side
 
 COUNTS = [3, 0, 40, 1, 7, 0, 0, 120, 2, 9] * 6
@@ -92,12 +92,15 @@ def test_scores_equal_those_of_this_process(layout: str, budget: int | None, mod
     assert (Path(given.out) / "_SUCCESS").exists()
 
 
-def test_blocks_and_pieces_end_anywhere(model, artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rankhoist.score.layouts.BLOCK", 16)
+@pytest.mark.parametrize("block", [16, 160])
+def test_blocks_and_pieces_end_anywhere(
+    block: int, model, artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rankhoist.score.layouts.BLOCK", block)
     monkeypatch.setattr("rankhoist.score.parts.BATCH", 16)
     monkeypatch.setattr("rankhoist.score.layouts.BATCH", 16)
     for layout in ("nested", "repeated", "joined"):
-        check(scored(options(artifact, tmp_path / layout, layout, part_rows=10)), model)
+        check(scored(options(artifact, tmp_path / layout, layout, part_rows=5 * block)), model)
 
 
 def test_a_very_large_request_is_scored_in_several_calls(model, artifact: str, tmp_path: Path):
@@ -162,7 +165,7 @@ class Centred(nn.Module):
 
 def test_requests_of_a_model_that_mixes_rows_have_calls_of_their_own(tmp_path: Path):
     model = rankhoist.hoist(Centred().eval(), (torch.randn(9, 2), torch.randn(9, 2)), context=["user"])
-    assert budget_of(model, 1000) == Budget(0)
+    assert budget_of(model, 1000) == 0
     model.save(tmp_path / "centred.rankhoist")
     user, item = torch.randn(2, 2), torch.randn(7, 2)
     table = pa.table({"request_id": [1] * 3 + [2] * 4, "user": arrow(user[[0] * 3 + [1] * 4]), "item": arrow(item)})
@@ -173,8 +176,8 @@ def test_requests_of_a_model_that_mixes_rows_have_calls_of_their_own(tmp_path: P
 
 
 def test_an_ordinary_model_has_calls_of_several_requests(model):
-    assert budget_of(model, 50) == Budget(50)
-    assert budget_of(model, None) == Budget(1000)
+    assert budget_of(model, 50) == 50
+    assert budget_of(model, None) == 1000
     assert [(o.name, o.width) for o in outputs_of(model)] == [("click", None), ("kinds", 3)]
 
 
@@ -189,7 +192,7 @@ def test_an_ordinary_model_has_calls_of_several_requests(model):
     ],
 )
 def test_groups(offsets: list[int], budget: int, expected: list[tuple[int, int]]):
-    assert list(groups(np.array(offsets), Budget(budget))) == expected
+    assert list(groups(np.array(offsets), budget)) == expected
 
 
 # -- a pipeline's tables

@@ -1,4 +1,4 @@
-"""Ragged calls: the requests of a block together, up to a budget of candidates per call.
+"""Ragged calls: the requests of a block together, up to a budget of candidates per call (0: each request alone).
 
 Small requests share a call, for what a call costs besides its work is then paid once for all of them. A request with
 more candidates than the budget has a call of its own, and a very large one several with one state.
@@ -22,6 +22,7 @@ from rankhoist.score.culprit import explained
 from rankhoist.score.layouts import Block, Ints
 from rankhoist.verify.batches import Batch, draw
 
+LEAST = 1000  # candidates of a call by default: more gain nothing, measured with requests of 10 and 100 candidates
 LARGE = 16  # budgets; larger requests are scored in calls of that size
 PROBE = (7, 3)  # candidates and requests of the call that finds out about a model
 ALIKE = 1e-3  # of the largest score: a model that mixes rows is further off, and rounding is not
@@ -43,13 +44,6 @@ class Output:
         """Scores `[N]`, `[N, 1]` or `[N, width]`."""
         flat = pa.array(values.detach().float().cpu().contiguous().view(-1).numpy())
         return flat if self.width is None else pa.FixedSizeListArray.from_arrays(flat, self.width)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many candidates a call may have. 0: one request per call, whole, for the model mixes rows."""
-
-    candidates: int
 
 
 def leaves(result: Any) -> list[Tensor]:
@@ -78,14 +72,12 @@ def outputs_of(model: HoistedModel) -> list[Output]:
     return made
 
 
-def budget_of(model: HoistedModel, wanted: int | None) -> Budget:
-    """The budget asked for, or what the model was planned for; one request per call if the model mixes rows.
+def budget_of(model: HoistedModel, wanted: int | None) -> int:
+    """The budget asked for, or what the model was planned for; 0, one request per call, if the model mixes rows.
 
     A model whose scores of a request depend on what else is in the call scores as if served one request at a time.
     """
-    if _mixes_rows(model):
-        return Budget(0)
-    return Budget(wanted or max(model.plan.workload.candidates, 1000))
+    return 0 if _mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
 
 
 def _mixes_rows(model: HoistedModel) -> bool:
@@ -96,7 +88,7 @@ def _mixes_rows(model: HoistedModel) -> bool:
     together = leaves(_called(model, probe))
     block = Block(probe.context, probe.candidate, np.asarray(probe.offsets), {}, str)
     try:
-        alone = scores(model, block, Budget(1), large=1)
+        alone = scores(model, block, 1, large=1)
     except RuntimeError:  # it is not made for a single row
         return True
     return any(
@@ -119,7 +111,7 @@ def _called(model: HoistedModel, batch: Batch) -> Any:
     return model.score(state, batch.candidate, list(batch.offsets) if several else None)
 
 
-def scores(model: HoistedModel, block: Block, budget: Budget, large: int = LARGE) -> list[Tensor]:
+def scores(model: HoistedModel, block: Block, budget: int, large: int = LARGE) -> list[Tensor]:
     """The model's outputs for all candidates of a block, `[N, ...]` each.
 
     Raises:
@@ -129,7 +121,7 @@ def scores(model: HoistedModel, block: Block, budget: Budget, large: int = LARGE
     for first, end in groups(block.offsets, budget):
         low, high = int(block.offsets[first]), int(block.offsets[end])
         try:
-            made += _call(model, block, first, end, large * budget.candidates or high - low)
+            made += _call(model, block, first, end, large * budget or high - low)
         except IndexError as error:
             raise explained(model, block, range(first, end), error) from error
         except RuntimeError as error:
@@ -138,11 +130,11 @@ def scores(model: HoistedModel, block: Block, budget: Budget, large: int = LARGE
     return [torch.cat(parts) for parts in zip(*made, strict=True)]
 
 
-def groups(offsets: Ints, budget: Budget) -> Iterator[tuple[int, int]]:
+def groups(offsets: Ints, budget: int) -> Iterator[tuple[int, int]]:
     """Requests `[first, end)` of each call; calls without candidates are left out."""
     bounds, first = offsets.tolist(), 0
     for end in range(1, len(bounds)):
-        if end == len(bounds) - 1 or bounds[end + 1] - bounds[first] > budget.candidates:
+        if end == len(bounds) - 1 or bounds[end + 1] - bounds[first] > budget:
             if bounds[end] > bounds[first]:
                 yield first, end
             first = end

@@ -50,7 +50,7 @@ class Files:
     @property
     def rows(self) -> int:
         """Rows in all files."""
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +89,7 @@ class Files:
             try:
                 with pq.ParquetFile(self.paths[i], buffer_size=BUFFER, pre_buffer=False) as parquet:
                     groups = list(range(group if i == file else 0, parquet.num_row_groups))
-                    for batch in parquet.iter_batches(size, groups, list(columns)):
+                    for batch in parquet.iter_batches(size, groups, list(columns), use_threads=False):
                         yield batch.select(list(columns))
             except (OSError, pa.ArrowException) as error:
                 raise _unreadable(self.paths[i], error) from error

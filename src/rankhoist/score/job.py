@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import load
 from rankhoist.runtime.mapped import version_of
-from rankhoist.score.calls import Budget, Output, budget_of, outputs_of
+from rankhoist.score.calls import Output, budget_of, outputs_of
 from rankhoist.score.columns import features
 from rankhoist.score.files import Files, found
 from rankhoist.score.layouts import Layout, Wanted, layout_of
 from rankhoist.score.parts import Part, cut
 
 FORMAT = 1
-JOB, SUCCESS = "_job.json", "_SUCCESS"
+JOB, SUCCESS, UNFINISHED = "_job.json", "_SUCCESS", ".unfinished-"
 PART_ROWS = 100_000
 MARK = b"rankhoist.job"  # in the metadata of a part: the number of its job
 ADVICE = "give the same as before to continue the job in this folder, or another --out for a new one"
@@ -70,7 +70,7 @@ class Job:
     requests: list[str]
     candidates: list[str]
     outputs: list[Output]
-    budget: Budget
+    budget: int
     parts: list[Part]
     number: str
 
@@ -106,7 +106,8 @@ def opened(options: Options) -> Iterator[Job]:
     Raises:
         ScoringError: the folder is another job's, or something that the job was begun with has changed.
     """
-    folder = Path(options.out)
+    folder = Path(options.out).resolve()  # workers may run elsewhere
+    options = replace(options, out=str(folder), artifact=str(Path(options.artifact).resolve()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
@@ -117,23 +118,24 @@ def opened(options: Options) -> Iterator[Job]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ScoringError(f"{folder}: another process is scoring into this folder") from error
-        for unfinished in folder.glob(".part-*"):
+        for unfinished in folder.glob(UNFINISHED + "*"):
             unfinished.unlink(missing_ok=True)
         yield _job(options, folder / JOB)
 
 
 def layout(job: Job, wanted: Wanted) -> Layout:
     """The files of a job, open."""
-    sides = (Files([Path(p) for p in paths]) if paths else None for paths in (job.requests, job.candidates))
-    return layout_of(*sides, wanted)
+    return layout_of(_files(job.requests), _files(job.candidates), wanted)
 
 
 def _job(options: Options, path: Path) -> Job:
-    sides = [[str(p.resolve()) for p in found(paths)] for paths in (options.requests, options.candidates)]
+    requests, candidates = (
+        [str(p.resolve()) for p in found(given)] for given in (options.requests, options.candidates)
+    )
     asked = {
         "artifact": version_of(options.artifact),
         "options": {name: asdict(options)[name] for name in ("request_id", "keep", "budget", "part_rows")},
-        "inputs": [[_fingerprint(Path(p)) for p in side] for side in sides],
+        "inputs": [[_fingerprint(Path(p)) for p in side] for side in (requests, candidates)],
     }
     asked = json.loads(json.dumps(asked))  # as it is read back
     if path.exists():
@@ -145,30 +147,33 @@ def _job(options: Options, path: Path) -> Job:
             raise ScoringError(
                 f"{path.parent} holds {others[0]} and is no folder of a scoring job; choose another --out"
             )
-        made = _planned(options, sides, asked)
+        made = _planned(options, requests, candidates, asked)
         with written(path) as file:
             file.write(json.dumps(made).encode())
     number = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     outputs = [Output(**output) for output in made["outputs"]]
     parts = [Part(**part) for part in made["parts"]]
-    return Job(options, *sides, outputs, Budget(made["budget"]), parts, number)
+    return Job(options, requests, candidates, outputs, made["budget"], parts, number)
 
 
-def _planned(options: Options, sides: list[list[str]], asked: dict[str, Any]) -> dict[str, Any]:
+def _planned(options: Options, requests: list[str], candidates: list[str], asked: dict[str, Any]) -> dict[str, Any]:
     """A new job: what the model returns, its budget, and the parts."""
     model = load(options.artifact)
     wanted = Wanted(features(model), options.request_id, options.keep)
-    files = (Files([Path(p) for p in paths]) if paths else None for paths in sides)
     outputs = outputs_of(model)
     names = [options.request_id, *options.keep, *(o.name for o in outputs)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScoringError(f"the scores would have two columns {twice[0]!r}: columns are {', '.join(names)}")
-    parts = cut(layout_of(*files, wanted).runs(), options.part_rows)
+    parts = cut(layout_of(_files(requests), _files(candidates), wanted).runs(), options.part_rows)
     return {
         "format": FORMAT, "asked": asked, "outputs": [asdict(o) for o in outputs],
-        "budget": budget_of(model, options.budget).candidates, "parts": [asdict(p) for p in parts],
+        "budget": budget_of(model, options.budget), "parts": [asdict(p) for p in parts],
     }  # fmt: skip
+
+
+def _files(paths: list[str]) -> Files | None:
+    return Files([Path(p) for p in paths]) if paths else None
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -214,7 +219,7 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when it is whole and on disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
     try:
         with open(unfinished, "wb") as file:
             yield file

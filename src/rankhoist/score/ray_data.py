@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from rankhoist.errors import ExtraError, RankhoistError, ScoringError
 from rankhoist.score.job import Job
 from rankhoist.score.parts import Part
@@ -25,10 +27,10 @@ except ImportError as error:
 def on_ray(job: Job, parts: Sequence[Part], workers: int, threads: int, address: str | None) -> Iterator[int]:
     """Score parts by actors; gives the rows of each part when it is finished."""
     if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False if address is None else None, logging_level=logging.WARNING)
+        _start(address)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown by the job itself
-    items = ray.data.from_items([{"part": job.parts.index(part)} for part in parts], override_num_blocks=len(parts))
+    items = ray.data.from_items([{"part": part.number} for part in parts], override_num_blocks=len(parts))
     scored = items.map_batches(
         PartScorer, fn_constructor_args=(job, threads), batch_size=1, num_cpus=threads,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(parts))),
@@ -38,6 +40,14 @@ def on_ray(job: Job, parts: Sequence[Part], workers: int, threads: int, address:
             yield int(row["rows"])
     except ray.exceptions.RayError as error:
         raise _own(error) from error
+
+
+def _start(address: str | None) -> None:
+    dashboard = False if address is None else None  # of a local Ray; None leaves it to the cluster
+    try:
+        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises Exception itself
+        raise ScoringError(f"Ray cannot be started or reached: {error}") from error
 
 
 def _own(error: BaseException) -> RankhoistError:
@@ -54,7 +64,8 @@ class PartScorer:
     """An actor of a job: loads the model once, then scores the parts it is given."""
 
     def __init__(self, job: Job, threads: int) -> None:
-        self._job, self._scorer = job, Scorer(job, threads)
+        torch.set_num_threads(threads)
+        self._job, self._scorer = job, Scorer(job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         """Part numbers -> rows scored."""

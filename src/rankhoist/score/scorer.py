@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 
 from rankhoist.runtime import HoistedModel, load
-from rankhoist.score.calls import Budget, Output, budget_of, outputs_of, scores
+from rankhoist.score.calls import Output, budget_of, outputs_of, scores
 from rankhoist.score.columns import features
 from rankhoist.score.files import Piece, Table
 from rankhoist.score.job import MARK, Job, layout, written
@@ -20,8 +20,7 @@ from rankhoist.score.parts import Part
 class Scorer:
     """A job's model and files, open."""
 
-    def __init__(self, job: Job, threads: int) -> None:
-        _use(threads)
+    def __init__(self, job: Job) -> None:
         self._job = job
         self._model = load(job.options.artifact)
         self._layout = layout(job, Wanted(features(self._model), job.options.request_id, job.options.keep))
@@ -56,7 +55,7 @@ class TableScorer:
         self, artifact: str, request_id: str = "request_id", keep: Sequence[str] = (), budget: int | None = None,
         threads: int = 1,
     ) -> None:  # fmt: skip
-        _use(threads)
+        torch.set_num_threads(threads)
         self._model = load(artifact)
         self._wanted = Wanted(features(self._model), request_id, keep)
         self._outputs, self._budget = outputs_of(self._model), budget_of(self._model, budget)
@@ -78,18 +77,13 @@ class TableScorer:
         return pa.Table.from_batches(made, schema)
 
 
-def _use(threads: int) -> None:
-    torch.set_num_threads(threads)
-    pa.set_cpu_count(threads)
-
-
 def _schema(kept: pa.Schema, outputs: Sequence[Output]) -> pa.Schema:
     """Of the scores: what is kept, then the model's outputs."""
     return pa.schema([*kept, *(pa.field(o.name, o.type) for o in outputs)])
 
 
 def _scored(
-    model: HoistedModel, block: Block, budget: Budget, outputs: Sequence[Output], schema: pa.Schema
+    model: HoistedModel, block: Block, budget: int, outputs: Sequence[Output], schema: pa.Schema
 ) -> pa.RecordBatch:
     made = scores(model, block, budget)
     columns = [output.column(values) for output, values in zip(outputs, made, strict=True)]

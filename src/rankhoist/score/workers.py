@@ -6,6 +6,7 @@ job is done or its process was killed, the worker ends too.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import traceback
@@ -13,6 +14,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import cast
+
+import torch
 
 from rankhoist.errors import RankhoistError, ScoringError
 from rankhoist.score.job import Job
@@ -22,9 +25,14 @@ from rankhoist.score.scorer import Scorer
 
 def in_process(job: Job, parts: Sequence[Part], threads: int) -> Iterator[int]:
     """Score parts here; gives rows as they are scored."""
-    scorer = Scorer(job, threads)
-    for part in parts:
-        yield from scorer.score(part)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        scorer = Scorer(job)
+        for part in parts:
+            yield from scorer.score(part)
+    finally:
+        torch.set_num_threads(before)
 
 
 def side_by_side(job: Job, parts: Sequence[Part], workers: int, threads: int) -> Iterator[int]:
@@ -70,14 +78,15 @@ def _work(job: Job, threads: int, connection: Connection) -> None:
     """A worker: says `None` when it wants a part, a number of rows when they are scored, a text when it fails."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     try:
-        scorer = Scorer(job, threads)
+        torch.set_num_threads(threads)
+        scorer = Scorer(job)
         while True:
             connection.send(None)
             for rows in scorer.score(connection.recv()):
                 connection.send(rows)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except RankhoistError as error:
-        connection.send(str(error))
-    except Exception:
-        connection.send(f"a worker failed:\n{traceback.format_exc()}")
+        return  # nobody waits for more
+    except Exception as error:
+        known = isinstance(error, RankhoistError)
+        with contextlib.suppress(OSError):
+            connection.send(str(error) if known else f"a worker failed:\n{traceback.format_exc()}")

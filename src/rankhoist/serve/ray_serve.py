@@ -48,15 +48,15 @@ def deployment(
         settings: of the server (`rankhoist.serve.config.Settings`): `threads`, `max_candidates`, `cache_bytes`, ...
     """
     chosen = Settings(models={name: Path(path).resolve() for name, path in models.items()}, **settings)
-    made = serve.deployment(
-        Replica,
+    configured = serve.deployment(
         ray_actor_options={"num_cpus": chosen.threads if num_cpus is None else num_cpus},
         max_ongoing_requests=chosen.max_queue,
         autoscaling_config={
             "min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": busy,
         },
     )  # fmt: skip
-    return made.bind(chosen.model_dump(mode="json"))
+    app: serve.Application = configured(Replica).bind(chosen.model_dump(mode="json"))
+    return app
 
 
 class Replica:
