@@ -19,6 +19,7 @@ from benchmarks.papers.common import RESULTS, ROOT, Reproduction, origin
 
 PAGE = ROOT / "docs" / "papers.md"
 BLOCK = re.compile(r"<!-- (\w+): ([^>]+?) -->\n(?:(?!<!--).)*<!-- end -->", re.DOTALL)
+ENDINGS = {"page": ".md", "plot": ".svg"}  # of the file that a part is made of; else the record
 LINKS = "../benchmarks/results/"
 
 
@@ -29,14 +30,14 @@ def filled(text: str, results: Path = RESULTS) -> str:
 
 def block(name: str, part: str, results: Path) -> str:
     """What stands between two marks."""
-    found = newest(name, results, ".md" if part == "page" else ".json")
+    found = newest(name, results, ENDINGS.get(part, ".json"))
     if found is None:
         return f"*Not measured yet: `python -m benchmarks.papers.{name}`.*"
     if part == "page":
         body = found.read_text().partition("\n")[2].strip()
         return re.sub(r"\]\((?=[^)/]+\.svg\))", f"]({LINKS}", body)
     if part == "plot":
-        return f"![{name}]({LINKS}{found.with_suffix('.svg').name})"
+        return f"![{name}]({LINKS}{found.name})"
     record = json.loads(found.read_text())
     return origin(record) if part == "origin" else reproduction(name).tables(record)[part]
 

@@ -3,7 +3,7 @@
 One unit is one multiply-add; one request (the papers' B = 1) with N candidates. Letters: K context and M candidate
 fields (or tokens) of width D; C context and T candidate columns; H outputs of a layer.
 
-RAD is arXiv 2605.27450 (rank-aware decomposition), MaRI is arXiv 2602.23105. Their full texts are not before us, so a
+RAD is arXiv 2605.27450 (rank-aware decomposition), MaRI is arXiv 2602.23105. We could read their abstracts, so a
 formula is put to an equation by its subject: Eq. 6 to 8 pairs, 11 and 12 fully connected layers, 15 cross layers, 19
 and 20 rDCN. Where RAD's text and its printed formula differ, the function returns what is counted, and says so.
 """
