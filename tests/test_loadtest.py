@@ -85,6 +85,14 @@ def test_the_warm_up_is_left_out():
     assert samples.since(1.0).due == [1, 2, 3] and samples.since(1.0).errors() == {}
 
 
+def test_the_curve_ends_where_the_requests_do():
+    samples = Samples()
+    for i in range(200):
+        samples.add(0.0, 0.0, (i + 1) / 1000)
+    curve = samples.figures()["curve_ms"]
+    assert list(curve)[-1] == "p99.5" and curve["p50"] == pytest.approx(100.5)
+
+
 def test_nothing_answered_has_no_percentiles():
     samples = Samples()
     samples.add(0.0, 0.0, 1.0, "TimeoutError")

@@ -29,7 +29,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def curve(axes: Any, result: dict[str, Any], label: str, colour: str) -> None:
     """Latency against its percentile, the rare ones drawn apart: each tick is ten times rarer than the one before."""
-    points = [(1 - float(name[1:]) / 100, ms) for name, ms in result["curve_ms"].items() if name != "p100"]
+    points = [(1 - float(name[1:]) / 100, ms) for name, ms in result["curve_ms"].items()]
     axes.plot([share for share, _ in points], [ms for _, ms in points], color=colour, marker=".", label=label)
     axes.set(xscale="log", xlim=(1, 1e-4), xlabel="percentile", ylabel="latency, ms")
     axes.set_xticks([1, 0.1, 0.01, 0.001, 0.0001], ["0", "90", "99", "99.9", "99.99"])
@@ -40,5 +40,5 @@ def title(result: dict[str, Any]) -> str:
     """Model, load and rate in a line."""
     load = f"{result['in_flight']} in flight" if result["rate"] is None else f"{result['rate']:g}/s, Poisson"
     return (
-        f"{result['model']}: {result['candidates']} candidates, {load}; {result['requests_per_second']:.1f} answers/s"
+        f"{result['model']}: {result['candidates']:g} candidates, {load}; {result['requests_per_second']:.1f} answers/s"
     )

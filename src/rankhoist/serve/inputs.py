@@ -20,7 +20,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.serve import v2
 from rankhoist.serve.columns import DATATYPES as ARRAYS
 from rankhoist.serve.refusal import RequestError
-from rankhoist.serve.vocabulary import vocabulary
+from rankhoist.serve.vocabulary import FREE, vocabulary
 
 # A view of a request's body is read-only, which suits: the stages never write to their inputs.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")

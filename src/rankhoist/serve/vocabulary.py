@@ -25,53 +25,75 @@ MOVES = {
     aten.expand.default, aten.stack.default, aten.cat.default, aten.index_select.default, aten.alias.default,
     aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default, aten.flatten.using_ints,
 }  # fmt: skip
-CASTS = {aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.trunc.default}
+# What leaves every value where it is; of one request, its rows repeated are that row.
+KEEPS = {
+    aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.trunc.default, kernels.spread, kernels.repeat_rows,
+}  # fmt: skip
+
+
+FREE = torch.iinfo(torch.int64).max  # of a value that indexes nothing
 
 
 def vocabulary(hoisted: HoistedModel) -> dict[str, Tensor]:
     """Input name as in the stages (`NAME.context` and `NAME.candidate` of a packed one) -> int64, one bound per value
     of a row: ids are 0 or more and less than it. Inputs that index nothing are not listed.
     """
-    shapes = {spec.name: spec.shape for spec in hoisted.interface.inputs.values()}
-    packed = {spec.name: spec for spec in hoisted.interface.inputs.values() if spec.role == "packed"}
-    found: dict[str, Tensor] = {}
-    for variant, arguments in zip(hoisted.stages.variants, hoisted.weights.arguments, strict=True):
-        for side, stage, given in zip(("context", "candidate"), (variant.request, variant.candidate), arguments):  # noqa: B905
-            widths = {
-                name: (len(spec.columns) if side == "context" else len(spec.candidate_columns),)
-                for name, spec in packed.items()
-            }
-            for name, positions, size in _lookups(stage, given, shapes | widths):
-                wire = f"{name}.{side}" if name in packed else name
-                shape = (shapes | widths)[name]
-                bounds = found.setdefault(wire, torch.full((math.prod(shape),), torch.iinfo(torch.int64).max))
-                bounds[positions] = bounds[positions].clamp(max=size)
-    return found
+    given = _positions(hoisted)
+    bounds = {name: torch.full((p.tensor.numel(),), FREE) for name, p in given.items()}
+    for variant, (request, candidate) in zip(hoisted.stages.variants, hoisted.weights.arguments, strict=True):
+        state: dict[int, Any] = {}
+        for side, stage, arguments in (
+            ("context", variant.request, request),
+            ("candidate", variant.candidate, candidate),
+        ):
+            named = [given.get(x, given.get(f"{x}.{side}")) if isinstance(x, str) else x for x in arguments]
+            values = [state.get(x) if isinstance(x, int) else x for x in named]
+            made, lookups = _followed(stage, values)
+            state = dict(zip(variant.state, made, strict=False))
+            for positions, size in lookups:
+                _bound(bounds, given, positions, size)
+    return {name: bound for name, bound in bounds.items() if bool((bound != FREE).any())}
 
 
-def _lookups(
-    stage: Stage, given: list[Tensor | int | str], shapes: dict[str, tuple[int, ...]]
-) -> Iterator[tuple[str, Tensor, int]]:
-    """(input, positions in its row, rows of the table that they index), for one row."""
-    first = [1, None, None]  # rows, owner, offsets
-    placeholders = iter([*first, *given])
+def _positions(hoisted: HoistedModel) -> dict[str, _Positions]:
+    """One row of every input, its values numbered on from those of the input before."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for spec in hoisted.interface.inputs.values():
+        if spec.role == "packed":
+            shapes[f"{spec.name}.context"] = (len(spec.columns),)
+            shapes[f"{spec.name}.candidate"] = (len(spec.candidate_columns),)
+        else:
+            shapes[spec.name] = spec.shape
+    made, start = {}, 0
+    for name, shape in shapes.items():
+        end = start + math.prod(shape)
+        made[name], start = _Positions(torch.arange(start, end).reshape(1, *shape)), end
+    return made
+
+
+def _bound(bounds: dict[str, Tensor], given: dict[str, _Positions], positions: Tensor, size: int) -> None:
+    """What lies at these positions indexes a table of so many rows."""
+    for name, own in given.items():
+        start = int(own.tensor.min()) if own.tensor.numel() else 0
+        here = positions[(positions >= start) & (positions < start + own.tensor.numel())] - start
+        bounds[name][here] = bounds[name][here].clamp(max=size)
+
+
+def _followed(stage: Stage, given: list[Any]) -> tuple[list[Any], list[tuple[Tensor, int]]]:
+    """A stage's results, and (positions, rows of the table that they index) of its lookups, for one row."""
+    placeholders = iter([1, None, None, *given])  # rows, owner, offsets
     values: dict[fx.Node, Any] = {}
-    inputs = list(shapes)
-    starts = torch.tensor([0, *(math.prod(shapes[name]) for name in inputs)]).cumsum(0)
+    lookups = []
+    results: list[Any] = []
     for node in stage.module.graph.nodes:
         if node.op == "placeholder":
-            value: Any = next(placeholders)
-            if isinstance(value, str):
-                i = inputs.index(value)
-                value = _Positions(torch.arange(int(starts[i]), int(starts[i + 1])).reshape(1, *shapes[value]))
-            values[node] = value
+            values[node] = next(placeholders)
         elif node.op == "call_function":
             values[node] = _moved(node, values)
-            for table, positions in _indexed(node, values):
-                for i, name in enumerate(inputs):
-                    own = positions[(positions >= starts[i]) & (positions < starts[i + 1])] - starts[i]
-                    if len(own):
-                        yield name, own, table
+            lookups += [(positions, size) for size, positions in _indexed(node, values)]
+        elif node.op == "output":
+            results = [values.get(result) for result in node.args[0]]
+    return results, lookups
 
 
 class _Positions:
@@ -84,7 +106,7 @@ class _Positions:
 def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The positions after an operator that only moves values; None after any other."""
     arguments = [values.get(n) for n in node.all_input_nodes]
-    if node.target in CASTS and isinstance(arguments[0], _Positions):
+    if node.target in KEEPS and isinstance(arguments[0], _Positions):
         return arguments[0]
     if node.target not in MOVES or not any(isinstance(a, _Positions) for a in arguments):
         return None
