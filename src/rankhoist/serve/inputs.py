@@ -26,7 +26,6 @@ from rankhoist.serve.vocabulary import FREE, vocabulary
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
 
 OFFSETS = "request_offsets"
-FREE = torch.iinfo(torch.int64).max  # the bound of a value that is no id
 DATATYPES = {
     torch.bool: "BOOL", torch.uint8: "UINT8", torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32",
     torch.int64: "INT64", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.float64: "FP64",
