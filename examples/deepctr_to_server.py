@@ -67,7 +67,7 @@ def main() -> None:
     model.eval()
     columns = context_columns(model)
     hoisted = rankhoist.hoist(model, (packed(model, data.example()),), context={"X": columns})
-    print(hoisted.plans)
+    print(str(hoisted.plans).partition("\n")[0])  # of one request per call
 
     # 3. Verify, and save what will be served.
     path = save(hoisted, model, args.out, "deepctr-dcn")

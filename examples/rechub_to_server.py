@@ -66,7 +66,7 @@ def main() -> None:
     model.eval()
     example = {name: value for name, value in data.example().items() if name in [*CONTEXT, *ITEM]}
     hoisted = rankhoist.hoist(model, (example,), context=CONTEXT)
-    print(hoisted.plans)
+    print(str(hoisted.plans).partition("\n")[0])  # of one request per call
 
     # 3. Verify, and save what will be served.
     path = save(hoisted, model, args.out, "rechub-din")
