@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import shlex
 import socket
 import subprocess
 import sys
@@ -442,14 +441,3 @@ def test_loadtest_counts_what_the_server_refuses(url: str, tmp_path: Path):
     assert cli.main(["loadtest", url, "--model", "ranker", *flags]) == 1
     result = json.loads(out.read_text())
     assert set(result["errors"]) == {"400"} and 0 <= result["answered"] - result["errors"]["400"] <= 1
-
-
-@pytest.mark.parametrize("command", ["client", "loadtest"])
-def test_help_has_examples_that_parse(capsys, command: str):
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    lines = capsys.readouterr().out.partition("examples:")[2].splitlines()
-    examples = [line.strip() for line in lines if line.strip().startswith("rankhoist ")]
-    assert len(examples) >= 3
-    for example in examples:
-        cli.parser().parse_args(shlex.split(example)[1:])

@@ -7,8 +7,11 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,6 +262,20 @@ def test_settings_that_cannot_be_used(arguments, message, tmp_path, monkeypatch,
         torch.set_num_threads(threads)
         os.environ.pop("RANKHOIST_CONFIG", None)
     assert re.escape(message) in re.escape(capsys.readouterr().err)
+
+
+def test_a_server_without_a_worker_ends(tmp_path):
+    serving.hoisted_ranker().save(tmp_path / "ranker.rankhoist")
+    command = [sys.executable, "-m", "rankhoist", "serve", str(tmp_path / "ranker.rankhoist"), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(rankhoist.__file__).parents[1])}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
+    served = Served(process, 0)
+    while not (workers := served.workers()):
+        time.sleep(0.02)
+    workers[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == cli.UNUSABLE
+    assert b"rankhoist: a worker ended with code -9 while it started" in errors
 
 
 def test_a_port_that_is_taken(tmp_path, capsys):

@@ -48,7 +48,9 @@ class Settings(BaseSettings):
     allow_nan: bool = Field(default=False, description="take NaN and infinities in features")
     admin: bool = Field(default=False, description="answer the route that loads models anew")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what is logged")
-    log_format: Literal["json", "text"] = Field(default="json", description="one JSON object per line, or text")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="one JSON object per line, or text; auto: text on a terminal"
+    )
     access_log: bool = Field(default=False, description="log every request")
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from typing import Any
 
@@ -42,7 +43,8 @@ def extra(record: logging.LogRecord) -> dict[str, Any]:
 def set_up(level: str, style: str) -> None:
     """Log the server's events, of this level and above, to standard error."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    text = style == "text" or (style == "auto" and sys.stderr.isatty())
+    handler.setFormatter(TextFormatter() if text else JsonFormatter())
     logger = logging.getLogger("rankhoist")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level.upper())

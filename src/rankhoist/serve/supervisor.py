@@ -242,7 +242,8 @@ class Supervisor:
 
     async def _stop(self) -> None:
         """Refuse connections, then end all workers, those that do not finish in time by force."""
-        self.listening.shutdown(socket.SHUT_RD)  # for all who share it; from here on only what is connected is served
+        with contextlib.suppress(OSError):  # not every system can; there, connecting clients wait until the end
+            self.listening.shutdown(socket.SHUT_RD)  # for all who share it: what is connected is served, nothing new
         workers = [worker for worker in self.workers.values() if worker.process.returncode is None]
         for worker in workers:
             worker.process.terminate()

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+import uvloop
 from granian._granian import SocketHolder  # the only way to serve on a socket that is open already
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
@@ -150,6 +151,6 @@ async def main(listening: int, control: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2])))
     logging.shutdown()
     os._exit(0)  # the HTTP server's threads wait for connections that clients keep open
