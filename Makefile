@@ -1,6 +1,6 @@
 # What a person types here. Every target installs what it needs into .venv on first use.
-# A stamp file says what .venv holds: .run (the package itself), .dev (and all that tests and checks need) or .bench (and
-# what draws plots).
+# A stamp file says what .venv holds: .run (the package itself), .dev (and all that tests and checks need), .bench (and
+# what draws plots) or .docs (and what makes the site).
 
 PYTHON ?= python3
 ARGS   ?=
@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz fuzz-serve bench scale papers pictures lint format clean
+.PHONY: help demo test test-all fuzz fuzz-serve bench scale papers docs pictures lint format clean
 
 help: ## print what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ scale: $(VENV)/.bench ## how hoisting and calls grow with fields, depth, candida
 
 papers: $(VENV)/.bench ## reproduce the two papers in reduced size (under 20 minutes; ARGS=--full: docs/papers.md)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.papers $(ARGS)
+
+docs: $(VENV)/.docs ## make the site of documents in build/docs, without a network; warnings are errors
+	@$(BIN)/sphinx-build -q -W --keep-going docs build/docs $(ARGS)
+	@echo "build/docs/index.html"
 
 pictures: $(VENV)/.run ## draw the pictures of the documents again
 	@$(BIN)/python docs/pictures/draw.py
@@ -77,6 +81,11 @@ $(VENV)/.run: pyproject.toml | $(BIN)/pip
 $(VENV)/.bench: pyproject.toml $(VENV)/.run
 	@echo "installing what benchmarks need (one time)"
 	@$(PIP) install -e '.[bench]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.run
+	@echo "installing what makes the documents (one time)"
+	@$(PIP) install -e '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.run

@@ -32,6 +32,7 @@ LAYERS = [
     "verify",
     "hoist",
     "serve",
+    "score",
     "client",
     "bench",
     "train",

@@ -46,6 +46,15 @@ DENSE = {
     "addmm": (lambda c, k, w, b: torch.addmm(b, both(c, k), w, beta=0.5, alpha=2), dict(w=W.t().clone(), b=randn(5))),
     "matmul_vector": (lambda c, k, w: both(c, k) @ w, dict(w=randn(C + K))),
     "einsum": (lambda c, k, w: torch.einsum("bi,oi->bo", both(c, k), w), dict(w=W)),
+    "vecdot": (lambda c, k, w: torch.linalg.vecdot(c.tanh(), k @ w), dict(w=randn(K, C))),
+    "vecdot_dims": (
+        lambda c, k, w: (
+            torch.linalg.vecdot(c.view(-1, 3, 2), k.view(-1, 2, 2)[:, :1])
+            + torch.linalg.vecdot(c, both(c, k)[:, 2:8], dim=1)[:, None]
+            + torch.linalg.vecdot(w, both(c, k))[:, None]
+        ),
+        dict(w=randn(C + K)),
+    ),
     "tensordot": (lambda c, k, w: torch.tensordot(both(c, k), w, dims=([1], [1])), dict(w=W)),
     "relu_of_cat": (lambda c, k: torch.relu(interleaved(c, k)) * 2 + 1, {}),
     "arithmetic": (lambda c, k: (c[:, :4] - k) / (c[:, :4].exp() + 2) + k * c[:, 1:5] - (3 - k) * 0.5, {}),
@@ -268,6 +277,21 @@ def test_mixing_rows_declines(name):
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, N]), expected, name)
         assert any(reason in r for r in reasons(hoisted)), reasons(hoisted)
         assert Rate.REQUEST not in rates_of(hoisted, operator) or operator == "slice"
+
+
+def test_a_layer_before_vecdot_is_folded_into_the_request():
+    """<U c, V k> = <V^T U c, k>: once per request H Dc + H Dk multiply-adds, per candidate Dk instead of H Dk + H."""
+    h, n = 8, 1000
+    model = Function(lambda c, k, u, v: torch.linalg.vecdot(c @ u, k @ v), u=randn(C, h), v=randn(K, h))
+    models = check_model(model.eval(), CONTEXT, CANDIDATE)
+    cost = {level: models[level].plan.cost.multiply_adds for level in ("expand", "first", "full")}
+    assert cost == {"expand": n * h * (C + K + 1), "first": h * C + n * h * (K + 1), "full": h * (C + K) + n * K}
+
+
+def test_vecdot_applies_to_operands_of_different_depth():
+    call, weights = DENSE["vecdot_dims"]
+    models = check_model(Function(call, **weights).eval(), CONTEXT, CANDIDATE)
+    assert reasons(models["full"]) == []
 
 
 LEARNED = {

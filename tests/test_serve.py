@@ -85,7 +85,7 @@ def test_no_candidates_no_scores(server: Served):
 
 
 def test_packed_inputs_come_in_two_parts(server: Served, packed):
-    context, candidates = torch.tensor([[3.0]]), torch.tensor([[0.5, 4.0], [0.1, 19.0]])
+    context, candidates = torch.tensor([[3.0]]), torch.tensor([[0.5, 4.0], [-0.1, 19.0]])  # one column is no id
     body = {"context": {"X.context": [3.0]}, "candidates": {"X.candidate": candidates.tolist()}}
     expected = packed(rankhoist.Split(context, candidates))[:, 0].numpy()
     close(server.call("/v1/models/packed/rank", body).json["scores"], expected)

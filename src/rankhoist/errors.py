@@ -59,6 +59,10 @@ class UnusedInputWarning(UserWarning):
     """An input marked as context is never read by the model."""
 
 
+class ScoringError(RankhoistError):
+    """A scoring job cannot go on: an input file, a column, a row or the output folder is not as expected."""
+
+
 class ProfileError(RankhoistError):
     """A machine profile cannot be read, or is of another version."""
 

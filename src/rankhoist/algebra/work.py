@@ -49,6 +49,8 @@ def _multiply_adds(node: fx.Node, name: str, operands: list[list[int]], results:
         return written * operands[1][-1]
     if name == "einsum" and isinstance(node.args[0], str):
         return _einsum(node.args[0], operands)
+    if name == "linalg_vecdot":
+        return math.prod(torch.broadcast_shapes(*operands))
     if name == "tensordot":
         summed: list[int] = list(node.args[2])  # type: ignore[arg-type]
         return written * math.prod(operands[0][d] for d in summed)

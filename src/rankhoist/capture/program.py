@@ -174,10 +174,10 @@ def _export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.Exp
 def _why_not_exported(model: nn.Module, error: Exception) -> str:
     text = str(error)
     path, kind = _failing_module(model, error)
-    if "specialized" in text or "Constraints violated" in text or "constant" in text:
+    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        cause = "its control flow, or a size, depends on the values of tensors"
+    elif "specialized" in text or "Constraints violated" in text or "constant" in text:
         cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
-    elif "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
-        cause = "its control flow depends on the values of tensors"
     else:
         cause = f"{type(error).__name__}"
     return (

@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from rankhoist import __version__
-from rankhoist.cli import bench, calibrate, client, demo, hoist, loadtest, report, serve, show, train, verify
+from rankhoist.cli import bench, calibrate, client, demo, hoist, loadtest, report, score, serve, show, train, verify
 from rankhoist.cli.arguments import DONE, FAILED, UNUSABLE, context_of
 from rankhoist.errors import RankhoistError
 
@@ -23,6 +23,7 @@ COMMANDS = (
     show,
     train,
     serve,
+    score,
     client,
     loadtest,
     calibrate,

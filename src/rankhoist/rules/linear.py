@@ -125,6 +125,16 @@ def dot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Valu
     return contract(c, [form(args[0]), form(args[1])], (["k"], ["k"]), [])
 
 
+def vecdot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`sum_d x_d y_d` along one axis, the others broadcast: a linear map of y, made of x."""
+    a = named(node, args, kwargs)
+    x, y = form(a["x"]), form(a["y"])
+    names = [f"b{i}" for i in range(max(len(x.layout), len(y.layout)))]
+    gone = names[axis_of(x if len(x.layout) > len(y.layout) else y, a["dim"])]
+    left, right = (names[len(names) - len(f.layout) :] for f in (x, y))
+    return contract(c, (x, y), (left, right), [n for n in names if n != gone])
+
+
 def outer(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x y^T` of vectors."""
     return contract(c, [form(args[0]), form(args[1])], (["m"], ["n"]), ["m", "n"])
@@ -142,5 +152,6 @@ RULES = table([
     ("tensordot", tensordot),
     ("conv1d conv2d conv3d convolution", convolution),
     ("dot vdot", dot),
+    ("linalg_vecdot", vecdot),
     ("outer", outer),
 ])  # fmt: skip

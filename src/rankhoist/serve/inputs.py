@@ -81,7 +81,7 @@ class Feature:
         if not bounds.ndim and array.dtype == np.int64 and array.view(np.uint64).max() < bounds:
             return  # one pass: a negative number is a huge one
         bounds = np.broadcast_to(bounds.reshape(self.shape) if bounds.ndim else bounds, array.shape)
-        wrong = ~((array >= 0) & (array < bounds))
+        wrong = (bounds != FREE) & ~((array >= 0) & (array < bounds))
         if wrong.any():
             place = tuple(int(i[0]) for i in wrong.nonzero())
             raise RequestError(

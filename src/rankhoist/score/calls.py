@@ -1,0 +1,152 @@
+"""Ragged calls: the requests of a block together, up to a budget of candidates per call (0: each request alone).
+
+Small requests share a call, for what a call costs besides its work is then paid once for all of them. A request with
+more candidates than the budget has a call of its own, and a very large one several with one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from rankhoist.errors import ScoringError
+from rankhoist.runtime import HoistedModel
+from rankhoist.score.culprit import explained
+from rankhoist.score.layouts import Block, Ints
+from rankhoist.verify.batches import Batch, draw
+
+LEAST = 1000  # candidates of a call by default: more gain nothing, measured with requests of 10 and 100 candidates
+LARGE = 16  # budgets; larger requests are scored in calls of that size
+PROBE = (7, 3)  # candidates and requests of the call that finds out about a model
+ALIKE = 1e-3  # of the largest score: a model that mixes rows is further off, and rounding is not
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of the model as a column: a number, or a list of `width` numbers, per candidate."""
+
+    name: str
+    width: int | None
+
+    @property
+    def type(self) -> pa.DataType:
+        """Of the column."""
+        return pa.float32() if self.width is None else pa.list_(pa.float32(), self.width)
+
+    def column(self, values: Tensor) -> pa.Array:
+        """Scores `[N]`, `[N, 1]` or `[N, width]`."""
+        flat = pa.array(values.detach().float().cpu().contiguous().view(-1).numpy())
+        return flat if self.width is None else pa.FixedSizeListArray.from_arrays(flat, self.width)
+
+
+def leaves(result: Any) -> list[Tensor]:
+    """The tensors that a model returned."""
+    made: list[Tensor] = pytree.tree_leaves(result)
+    return made
+
+
+def outputs_of(model: HoistedModel) -> list[Output]:
+    """What a model returns, named as the server does: one tensor is `scores`, entries of a dict go by their keys,
+    others are `output_0`, ...
+
+    Raises:
+        ScoringError: something is no row of numbers per candidate.
+    """
+    probe = _probe(model, *PROBE)
+    paths, _ = pytree.tree_flatten_with_path(_called(model, probe))
+    made = []
+    for path, value in paths:
+        name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) or "scores"
+        name = f"output_{name}" if name[0].isdigit() else name
+        if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != probe.candidates:
+            shape = list(value.shape) if isinstance(value, Tensor) else value
+            raise ScoringError(f"output {name!r} of the model is {shape}, not a number or a list for each candidate")
+        made.append(Output(name, None if value.dim() == 1 or value.shape[1] == 1 else value.shape[1]))
+    return made
+
+
+def budget_of(model: HoistedModel, wanted: int | None) -> int:
+    """The budget asked for, or what the model was planned for; 0, one request per call, if the model mixes rows.
+
+    A model whose scores of a request depend on what else is in the call scores as if served one request at a time.
+    """
+    return 0 if _mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
+
+
+def _mixes_rows(model: HoistedModel) -> bool:
+    """Whether candidates of the example are scored otherwise together than alone, or it has no example to tell."""
+    if not model.example:
+        return True
+    probe = _probe(model, *PROBE)
+    together = leaves(_called(model, probe))
+    block = Block(probe.context, probe.candidate, np.asarray(probe.offsets), {}, str)
+    try:
+        alone = scores(model, block, 1, large=1)
+    except RuntimeError:  # it is not made for a single row
+        return True
+    return any(
+        bool(((a - b).abs().amax() > ALIKE * a.abs().amax()).item())
+        for a, b in zip(together, alone, strict=True)
+        if a.is_floating_point()
+    )
+
+
+def _probe(model: HoistedModel, candidates: int, requests: int) -> Batch:
+    """Rows of the example; zeros where there is none."""
+    specs = model.interface.inputs.values()
+    zeros = {s.name: torch.zeros(1, *s.shape, dtype=s.dtype) for s in specs}
+    return draw(specs, model.example or zeros, candidates, requests, -1, 0).cast(model.interface, model.dtype)
+
+
+def _called(model: HoistedModel, batch: Batch) -> Any:
+    several = batch.requests > 1 and batch.context
+    state = model.prepare(batch.context, candidates=batch.candidates)
+    return model.score(state, batch.candidate, list(batch.offsets) if several else None)
+
+
+def scores(model: HoistedModel, block: Block, budget: int, large: int = LARGE) -> list[Tensor]:
+    """The model's outputs for all candidates of a block, `[N, ...]` each.
+
+    Raises:
+        ScoringError: the model refuses a row; says which.
+    """
+    made: list[list[Tensor]] = []
+    for first, end in groups(block.offsets, budget):
+        low, high = int(block.offsets[first]), int(block.offsets[end])
+        try:
+            made += _call(model, block, first, end, large * budget or high - low)
+        except IndexError as error:
+            raise explained(model, block, range(first, end), error) from error
+        except RuntimeError as error:
+            place = f"{block.where(low)} and the {high - low - 1} candidates after it"
+            raise ScoringError(f"{place} cannot be scored: {error}") from error
+    return [torch.cat(parts) for parts in zip(*made, strict=True)]
+
+
+def groups(offsets: Ints, budget: int) -> Iterator[tuple[int, int]]:
+    """Requests `[first, end)` of each call; calls without candidates are left out."""
+    bounds, first = offsets.tolist(), 0
+    for end in range(1, len(bounds)):
+        if end == len(bounds) - 1 or bounds[end + 1] - bounds[first] > budget:
+            if bounds[end] > bounds[first]:
+                yield first, end
+            first = end
+
+
+def _call(model: HoistedModel, block: Block, first: int, end: int, most: int) -> Iterator[list[Tensor]]:
+    """Outputs of some requests: of several in one call, of one in calls of at most so many candidates."""
+    bounds = block.offsets[first : end + 1]
+    low, high = int(bounds[0]), int(bounds[-1])
+    several = end - first > 1 and bool(block.context)
+    step = high - low if several else min(most, high - low)
+    state = model.prepare({n: t[first:end] for n, t in block.context.items()}, candidates=step)
+    for start in range(low, high, step):
+        rows = {n: t[start : min(start + step, high)] for n, t in block.candidate.items()}
+        yield leaves(model.score(state, rows, torch.from_numpy(bounds - low) if several else None))

@@ -1,0 +1,237 @@
+"""A job on disk: what was asked, what it was asked of, and the parts that are finished.
+
+    OUT/_job.json              the job; readers of Parquet folders leave files out that begin with _ or .
+    OUT/part-000000.parquet    scores of a part; a file with this name is finished
+    OUT/_SUCCESS               all parts are finished
+
+A part is written under a name that begins with a dot, forced to disk and renamed; it carries the job's number. So after
+a kill at any moment the parts of the job that are there are whole, and the others are scored by the same command.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow.parquet as pq
+
+from rankhoist.errors import ScoringError
+from rankhoist.runtime import load
+from rankhoist.runtime.mapped import version_of
+from rankhoist.score.calls import Output, budget_of, outputs_of
+from rankhoist.score.columns import features
+from rankhoist.score.files import Files, found
+from rankhoist.score.layouts import Layout, Wanted, layout_of
+from rankhoist.score.parts import Part, cut
+
+FORMAT = 1
+JOB, SUCCESS, UNFINISHED = "_job.json", "_SUCCESS", ".unfinished-"
+PART_ROWS = 100_000
+MARK = b"rankhoist.job"  # in the metadata of a part: the number of its job
+ADVICE = "give the same as before to continue the job in this folder, or another --out for a new one"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to score.
+
+    Attributes:
+        artifact: a file that `HoistedModel.save` wrote.
+        out: the folder for the scores.
+        requests, candidates: Parquet files, folders or globs; see `rankhoist.score.layouts`.
+        request_id: the column that tells which request a row belongs to.
+        keep: columns to copy to the scores.
+        budget: candidates per call, about; by default what the model was planned for.
+        part_rows: candidates per part, about: what is scored again after a kill, at most, by each worker.
+    """
+
+    artifact: str
+    out: str
+    requests: Sequence[str] = ()
+    candidates: Sequence[str] = ()
+    request_id: str = "request_id"
+    keep: Sequence[str] = ()
+    budget: int | None = None
+    part_rows: int = PART_ROWS
+
+
+@dataclass(frozen=True)
+class Job:
+    """Options made definite: which rows are scored by which calls into which files."""
+
+    options: Options
+    requests: list[str]
+    candidates: list[str]
+    outputs: list[Output]
+    budget: int
+    parts: list[Part]
+    number: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the scores go."""
+        return Path(self.options.out)
+
+    @property
+    def rows(self) -> int:
+        """Candidates in all."""
+        return sum(part.rows for part in self.parts)
+
+    def path(self, part: Part) -> Path:
+        """The file of a part."""
+        return self.folder / part.name
+
+    def finished(self, part: Part) -> bool:
+        """Whether a part is there, whole and of this job."""
+        try:
+            footer = pq.read_metadata(self.path(part))
+        except FileNotFoundError:
+            return False
+        except Exception:  # a file that is no Parquet can break its reader in any way; it is written again
+            return False
+        return (footer.metadata or {}).get(MARK) == self.number.encode() and footer.num_rows == part.rows
+
+
+@contextmanager
+def opened(options: Options) -> Iterator[Job]:
+    """The job in a folder, new or continued; no other process works on it in the meantime.
+
+    Raises:
+        ScoringError: the folder is another job's, or something that the job was begun with has changed.
+    """
+    folder = Path(options.out).resolve()  # workers may run elsewhere
+    options = replace(options, out=str(folder), artifact=str(Path(options.artifact).resolve()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ScoringError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ScoringError(f"{folder}: another process is scoring into this folder") from error
+        for unfinished in folder.glob(UNFINISHED + "*"):
+            unfinished.unlink(missing_ok=True)
+        yield _job(options, folder / JOB)
+
+
+def layout(job: Job, wanted: Wanted) -> Layout:
+    """The files of a job, open."""
+    return layout_of(_files(job.requests), _files(job.candidates), wanted)
+
+
+def _job(options: Options, path: Path) -> Job:
+    requests, candidates = (
+        [str(p.resolve()) for p in found(given)] for given in (options.requests, options.candidates)
+    )
+    asked = {
+        "artifact": version_of(options.artifact),
+        "options": {name: asdict(options)[name] for name in ("request_id", "keep", "budget", "part_rows")},
+        "inputs": [[_fingerprint(Path(p)) for p in side] for side in (requests, candidates)],
+    }
+    asked = json.loads(json.dumps(asked))  # as it is read back
+    if path.exists():
+        made = _read(path)
+        _compare(made["asked"], asked, path.parent)
+    else:
+        others = [p.name for p in path.parent.glob("*.parquet")]
+        if others:
+            raise ScoringError(
+                f"{path.parent} holds {others[0]} and is no folder of a scoring job; choose another --out"
+            )
+        made = _planned(options, requests, candidates, asked)
+        with written(path) as file:
+            file.write(json.dumps(made).encode())
+    number = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    outputs = [Output(**output) for output in made["outputs"]]
+    parts = [Part(**part) for part in made["parts"]]
+    return Job(options, requests, candidates, outputs, made["budget"], parts, number)
+
+
+def _planned(options: Options, requests: list[str], candidates: list[str], asked: dict[str, Any]) -> dict[str, Any]:
+    """A new job: what the model returns, its budget, and the parts."""
+    model = load(options.artifact)
+    wanted = Wanted(features(model), options.request_id, options.keep)
+    outputs = outputs_of(model)
+    names = [options.request_id, *options.keep, *(o.name for o in outputs)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ScoringError(f"the scores would have two columns {twice[0]!r}: columns are {', '.join(names)}")
+    parts = cut(layout_of(_files(requests), _files(candidates), wanted).runs(), options.part_rows)
+    return {
+        "format": FORMAT, "asked": asked, "outputs": [asdict(o) for o in outputs],
+        "budget": budget_of(model, options.budget), "parts": [asdict(p) for p in parts],
+    }  # fmt: skip
+
+
+def _files(paths: list[str]) -> Files | None:
+    return Files([Path(p) for p in paths]) if paths else None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """What tells a file from another that took its place, without reading it."""
+    with open(path, "rb") as file:
+        about = os.fstat(file.fileno())
+        file.seek(max(0, about.st_size - 2**16))
+        end = hashlib.sha256(file.read()).hexdigest()
+    return {"path": str(path), "bytes": about.st_size, "modified": about.st_mtime_ns, "end": end}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        made: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if made["format"] != FORMAT:
+            raise ScoringError(f"{path} has format {made['format']}; this version continues format {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ScoringError(f"{path} cannot be read: {error}; choose another --out") from error
+    return made
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Say what has changed since the job was begun."""
+    if before["artifact"] != now["artifact"]:
+        raise ScoringError(f"{folder} holds scores of another model; {ADVICE}")
+    for name, value in now["options"].items():
+        if before["options"].get(name) != value:
+            flag = "--" + name.replace("_", "-")
+            raise ScoringError(f"{folder} was begun with {flag} {before['options'].get(name)}, not {value}; {ADVICE}")
+    for side, (old, new) in zip(
+        ("requests", "candidates"), zip(before["inputs"], now["inputs"], strict=True), strict=True
+    ):
+        if [f["path"] for f in old] != [f["path"] for f in new]:
+            raise ScoringError(
+                f"{folder} was begun with {len(old)} files of {side} ({', '.join(f['path'] for f in old[:3])}, ...), "
+                f"not these {len(new)}; {ADVICE}"
+            )
+        for a, b in zip(old, new, strict=True):
+            if a != b:
+                raise ScoringError(f"{b['path']} has changed since {folder} was begun; {ADVICE}")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when it is whole and on disk."""
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name is on disk, too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ScoringError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,291 @@
+"""The three layouts of requests and candidates in Parquet files, each read as blocks of whole requests.
+
+    Nested      one row per request; candidate columns are lists with a value per candidate
+    Repeated    one row per candidate, with the context of its request on every row
+    Joined      one row per candidate; the context stands in files of their own, one row per request, in the same order
+
+In the latter two a column tells which request a row belongs to, and the rows of a request follow each other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+
+from rankhoist.errors import ScoringError
+from rankhoist.score.columns import Feature, converted, is_list, offsets_of, same_in_runs, tensor
+from rankhoist.score.files import Cursor, Files, Piece, joined
+from rankhoist.score.parts import BATCH, Part, Run, ids_in_order, starts
+
+BLOCK = 16_384  # candidates that are read at a time, about
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns of a job: the model's features, the column of request ids, and columns to copy to the scores."""
+
+    features: Sequence[Feature]
+    request_id: str
+    keep: Sequence[str]
+
+    def side(self, context: bool) -> list[Feature]:
+        """The features of one side."""
+        return [f for f in self.features if f.context == context]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole requests.
+
+    Attributes:
+        context: `[R, ...]` by input.
+        candidate: `[N, ...]` by input.
+        offsets: the R + 1 boundaries of the requests' candidates.
+        kept: `[N]` by column: the request's id and what is copied to the scores.
+        where: says in which file and row a candidate is.
+    """
+
+    context: dict[str, Tensor]
+    candidate: dict[str, Tensor]
+    offsets: Ints
+    kept: dict[str, pa.Array]
+    where: Callable[[int], str]
+
+
+class Layout(ABC):
+    """Requests and candidates in files."""
+
+    wanted: Wanted
+    kept: pa.Schema  # of the columns that are copied to the scores, the request's id first
+
+    @abstractmethod
+    def runs(self) -> Iterator[Run]:
+        """All requests in order, found by reading as few columns as possible."""
+
+    @abstractmethod
+    def blocks(self, part: Part) -> Iterator[Block]:
+        """The requests of a part."""
+
+
+def layout_of(requests: Files | None, candidates: Files | None, wanted: Wanted) -> Layout:
+    """The layout that these files have."""
+    if requests is not None and candidates is not None:
+        return Joined(requests, candidates, wanted)
+    if candidates is not None:
+        return Repeated(candidates, wanted)
+    if requests is not None:
+        return Nested(requests, wanted)
+    raise ScoringError("no files: requests, candidates or both are needed")
+
+
+class Nested(Layout):
+    """One row per request."""
+
+    def __init__(self, files: Files, wanted: Wanted) -> None:
+        self.wanted, self._files = wanted, files
+        _check(files, wanted.features)
+        kinds = {name: files.type_of(name, "which is to be kept") for name in wanted.keep}
+        self._lists = [name for name, kind in kinds.items() if is_list(kind)]
+        fields = {name: kind.value_type if is_list(kind) else kind for name, kind in kinds.items()}
+        self.kept = pa.schema({wanted.request_id: _id_type(files, wanted)} | fields)
+        self._cursor: Cursor | None = None
+
+    def runs(self) -> Iterator[Run]:
+        shortest = min(self.wanted.side(context=False), key=lambda f: len(f.shape)).column
+        size = BATCH // 16
+        for piece in Cursor(self._files, [shortest], size).read(0, self._files.rows, size):
+            for row, rows in enumerate(np.diff(offsets_of(piece, shortest)).tolist()):
+                yield Run(piece.first + row, 0, rows)
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        size = max(1, BLOCK * part.count // max(part.rows, 1))
+        if self._cursor is None:
+            columns = [*(f.column for f in self.wanted.features), *self.kept.names]
+            self._cursor = Cursor(self._files, columns, size)
+        yield from map(self.block, self._cursor.read(*part.requests, size))
+
+    def block(self, piece: Piece) -> Block:
+        """The requests of some rows."""
+        sides = [self.wanted.side(context) for context in (True, False)]
+        offsets = self._offsets(piece, [*(f.column for f in sides[1]), *self._lists])
+        owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        candidate = {
+            f.input: converted(f, piece.column(f.column).flatten(), piece, owner.__getitem__) for f in sides[1]
+        }
+
+        def kept(name: str) -> pa.Array:
+            column = piece.column(name)
+            return column.flatten() if name in self._lists else column.take(pa.array(owner))
+
+        def where(i: int) -> str:
+            return f"{piece.where(int(owner[i]))}, candidate {i - offsets[owner[i]]}"
+
+        context = {f.input: tensor(f, piece) for f in sides[0]}
+        return Block(context, candidate, offsets, {name: kept(name) for name in self.kept.names}, where)
+
+    def _offsets(self, piece: Piece, columns: Sequence[str]) -> Ints:
+        """Boundaries of the requests' candidates, on which all columns agree."""
+        first, *others = columns
+        offsets = offsets_of(piece, first)
+        for name in others:
+            own = offsets_of(piece, name)
+            odd = np.flatnonzero(np.diff(own) != np.diff(offsets))
+            if len(odd):
+                row = int(odd[0])
+                a, b = (x[row + 1] - x[row] for x in (own, offsets))
+                raise piece.wrong(row, name, f"a list of {a}, where {first!r} has {b}: one value per candidate each")
+        return offsets
+
+
+class Rows(Layout):
+    """One row per candidate."""
+
+    def __init__(self, files: Files, wanted: Wanted, columns: Sequence[str]) -> None:
+        self.wanted, self._files = wanted, files
+        self._cursor = Cursor(files, columns, BLOCK)
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        pending: list[Piece] = []  # of a request that may go on
+        for piece in self._cursor.read(*part.candidates, BLOCK):
+            begins = starts(piece.column(self.wanted.request_id))
+            if pending and _last(pending[-1], self.wanted.request_id) == piece.column(self.wanted.request_id)[0]:
+                begins = begins[1:]
+            if len(begins):
+                cut = int(begins[-1])
+                if pending or cut:
+                    yield self._block(joined([*pending, piece.slice(0, cut)]))
+                pending = []
+                piece = piece.slice(cut)
+            pending.append(piece)
+        if pending:
+            yield self._block(joined(pending))
+
+    def _block(self, piece: Piece) -> Block:
+        begins = starts(piece.column(self.wanted.request_id))
+        offsets = np.append(begins, piece.rows.num_rows)
+        candidate = {f.input: tensor(f, piece) for f in self.wanted.side(context=False)}
+        context, kept = self._context(piece, offsets)
+        return Block(context, candidate, offsets, {name: kept[name] for name in self.kept.names}, piece.where)
+
+    @abstractmethod
+    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:
+        """Context `[R, ...]`, and all columns to keep `[N]`."""
+
+
+class Repeated(Rows):
+    """The context stands on every row."""
+
+    def __init__(self, files: Files, wanted: Wanted) -> None:
+        _check(files, wanted.features)
+        fields = {name: files.type_of(name, "which is to be kept") for name in wanted.keep}
+        self.kept = pa.schema({wanted.request_id: _id_type(files, wanted)} | fields)
+        super().__init__(files, wanted, [*(f.column for f in wanted.features), *self.kept.names])
+
+    def runs(self) -> Iterator[Run]:
+        for number, (_, first, rows) in enumerate(ids_in_order(self._files, self.wanted.request_id)):
+            yield Run(number, first, rows)
+
+    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:
+        context = {}
+        for f in self.wanted.side(context=True):
+            values = tensor(f, piece)
+            row = same_in_runs(values, offsets[:-1])
+            if row is not None:
+                own = piece.column(self.wanted.request_id)[row].as_py()
+                raise piece.wrong(row, f.column, f"request {own!r} has another value here than in the row before")
+            context[f.input] = values[offsets[:-1]]
+        return context, {name: piece.column(name) for name in self.kept.names}
+
+
+class Joined(Rows):
+    """The context stands in files of their own."""
+
+    def __init__(self, requests: Files, candidates: Files, wanted: Wanted) -> None:
+        self._requests = requests
+        _check(requests, wanted.side(context=True))
+        _check(candidates, wanted.side(context=False))
+        own = {name for name in wanted.keep if name not in candidates.names}
+        sides = {name: requests if name in own else candidates for name in wanted.keep}
+        kinds = [_id_type(files, wanted) for files in (candidates, requests)]
+        if pa.types.is_integer(kinds[0]) != pa.types.is_integer(kinds[1]):
+            raise ScoringError(
+                f"column {wanted.request_id!r} is {kinds[0]} in {candidates.paths[0]}, {kinds[1]} in "
+                f"{requests.paths[0]}: the ids of both must be alike"
+            )
+        fields = {name: files.type_of(name, "which is to be kept") for name, files in sides.items()}
+        self.kept = pa.schema({wanted.request_id: kinds[0]} | fields)
+        self._own = sorted(own)
+        self._ahead: Piece | None = None  # requests that were read and not yet met among the candidates
+        self._source: Iterator[Piece] = iter(())
+        self._request_cursor = Cursor(
+            requests, [wanted.request_id, *(f.column for f in wanted.side(context=True)), *self._own], BLOCK // 16
+        )
+        of_candidates = [wanted.request_id, *(f.column for f in wanted.side(context=False))]
+        super().__init__(candidates, wanted, [*of_candidates, *(name for name in wanted.keep if name not in own)])
+
+    def runs(self) -> Iterator[Run]:
+        column = self.wanted.request_id
+        requests = ids_in_order(self._requests, column)
+        for own, first, rows in ids_in_order(self._files, column):
+            for wanted, request, repeated in requests:
+                if repeated > 1:
+                    where = self._requests.where(request + 1)
+                    raise ScoringError(f"{where}, column {column!r}: a second row for request {wanted!r}")
+                if wanted == own:
+                    break
+            else:
+                raise ScoringError(
+                    f"{self._files.where(first)}, column {column!r}: no request {own!r} in the requests' files, after "
+                    f"those of the rows before; requests must stand in the same order in both"
+                )
+            yield Run(request, first, rows)
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        self._ahead, self._source = None, self._request_cursor.read(*part.requests, BLOCK // 16)
+        yield from super().blocks(part)
+
+    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:
+        column = self.wanted.request_id
+        requests = self._take(piece.column(column).take(pa.array(offsets[:-1])))
+        owner = pa.array(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)))
+        kept = {name: piece.column(name) for name in self.kept.names if name not in self._own}
+        kept |= {name: requests.column(name).take(owner) for name in self._own}
+        return {f.input: tensor(f, requests) for f in self.wanted.side(context=True)}, kept
+
+    def _take(self, ids: pa.Array) -> Piece:
+        """The rows of these requests, which come in this order."""
+        while True:
+            ahead = self._ahead = self._ahead or next(self._source)
+            rows = pc.index_in(ids, ahead.column(self.wanted.request_id).cast(ids.type))
+            if not rows.null_count:
+                break
+            self._ahead = joined([ahead, next(self._source)])
+        self._ahead = ahead.slice(rows[-1].as_py() + 1)
+        return Piece(ahead.files, ahead.first, ahead.rows.take(rows), rows.to_numpy())
+
+
+def _last(piece: Piece, column: str) -> pa.Scalar:
+    return piece.column(column)[piece.rows.num_rows - 1]
+
+
+def _check(files: Files, features: Sequence[Feature]) -> None:
+    for feature in features:
+        files.type_of(feature.column, feature.purpose)
+
+
+def _id_type(files: Files, wanted: Wanted) -> pa.DataType:
+    kind = files.type_of(wanted.request_id, "which says what request a row belongs to (--request-id names another)")
+    if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return kind
+    raise ScoringError(
+        f"{files.paths[0]}: column {wanted.request_id!r} is {kind}; a request's id is a number or a text"
+    )

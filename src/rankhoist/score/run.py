@@ -1,0 +1,70 @@
+"""A job from beginning to end: in this process, in several, or on Ray."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from rankhoist.errors import ScoringError
+from rankhoist.score.job import SUCCESS, Options, opened, written
+from rankhoist.score.progress import watched
+from rankhoist.score.workers import in_process, side_by_side
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: rows of the whole job, those scored now, parts that were there before, and seconds."""
+
+    out: str
+    rows: int
+    scored: int
+    parts: int
+    parts_before: int
+    seconds: float
+
+    def __str__(self) -> str:
+        before = f"; {self.parts_before} of {self.parts} parts were there before" if self.parts_before else ""
+        speed = f" ({self.scored / self.seconds:,.0f} rows/s)" if self.scored else ""
+        return f"{self.out}: {self.rows:,} rows, {self.scored:,} scored in {self.seconds:.1f} s{speed}{before}"
+
+
+def run(
+    options: Options, *, workers: int = 1, threads: int = 1, ray: bool = False, address: str | None = None,
+    console: Console | None = None,
+) -> Summary:  # fmt: skip
+    """Score what is not scored yet.
+
+    Args:
+        options: what to score, and where the scores go.
+        workers: processes, or actors on Ray; each has the model in memory.
+        threads: of torch in each of them.
+        ray: on Ray Data: a cluster's machines see the same paths.
+        address: of a Ray cluster; by default the one that this machine belongs to, or a local one is started.
+        console: where progress goes; stderr by default.
+
+    Raises:
+        ScoringError: an input is not as expected (says where), or the folder is another job's.
+        ExtraError: Ray is not installed.
+    """
+    started = time.monotonic()
+    with opened(options) as job:
+        left = [part for part in job.parts if not job.finished(part)]
+        if ray:
+            from rankhoist.score.ray_data import on_ray  # of the extra `ray`
+
+            rows = on_ray(job, left, workers, threads, address)
+        elif workers > 1:
+            rows = side_by_side(job, left, workers, threads)
+        else:
+            rows = in_process(job, left, threads)
+        done = job.rows - sum(part.rows for part in left)
+        scored = watched(rows if left else (), done, job.rows, console or Console(stderr=True))
+        missing = [part.name for part in left if not job.finished(part)]
+        if missing:
+            raise ScoringError(f"{options.out} lacks {missing[0]}; is it the same folder on all machines?")
+        with written(job.folder / SUCCESS):
+            pass
+        before = len(job.parts) - len(left)
+        return Summary(options.out, job.rows, scored, len(job.parts), before, time.monotonic() - started)
