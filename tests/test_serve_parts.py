@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 import serving
@@ -14,9 +16,9 @@ from rankhoist.runtime.mapped import load_mapped, unpack, version_of
 from rankhoist.serve.batching import break_even, joined
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.columns import column
-from rankhoist.serve.compute import Compute
-from rankhoist.serve.inputs import Signature
-from rankhoist.serve.model import ServedModel
+from rankhoist.serve.compute import Compute, Job
+from rankhoist.serve.inputs import Batch, Signature
+from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
 from rankhoist.serve.refusal import REASONS, RETRY_AFTER, RequestError
 from rankhoist.serve.states import States, digest_of, held
@@ -73,21 +75,47 @@ def test_bounds_are_found_where_inputs_index_tables():
 # -- requests together
 
 
+def checked(model: ServedModel, rows: int, seed: int) -> Batch:
+    tensors = {
+        n: Tensor({"i": "INT64", "f": "FP32"}[t.numpy().dtype.kind], t.numpy())
+        for n, t in inputs(1, rows, seed).items()
+    }
+    return model.signature.check(tensors, 100)
+
+
 def test_joined_requests_have_the_scores_of_each(tmp_path):
     model = ServedModel("ranker", "1", serving.hoisted_ranker())
-    batches = []
-    for seed, rows in enumerate((4, 0, 7)):
-        tensors = {
-            n: Tensor({"i": "INT64", "f": "FP32"}[t.numpy().dtype.kind], t.numpy())
-            for n, t in inputs(1, rows, seed).items()
-        }
-        batches.append(model.signature.check(tensors, 100))
+    batches = [checked(model, rows, seed) for seed, rows in enumerate((4, 0, 7))]
     batch = joined(batches)
     assert batch.offsets == [0, 4, 4, 11]
     together = model.score(batch)
     for own, start, end in zip(batches, batch.offsets, batch.offsets[1:], strict=False):
         for name, expected in model.score(own).outputs.items():
             np.testing.assert_allclose(together.part(start, end).outputs[name], expected, rtol=2e-5, atol=2e-6)
+
+
+def test_requests_are_joined_past_those_that_are_not():
+    """A request with a key waits between requests without: these are scored together, and each has its own scores."""
+    model = ServedModel("ranker", "1", serving.hoisted_ranker(), States(2**20, 60.0), batch_up_to=100)
+    batches = [checked(model, rows, seed) for rows, seed in ((4, 0), (5, 1), (5, 1), (0, 2), (7, 3))]  # two are alike
+    sizes = []
+
+    async def ask() -> list[Scored]:
+        compute = Compute(most=100)
+        with compute._changed:  # nothing is taken before all wait
+            jobs = [Job(model, batch, key="user" if i == 1 else None) for i, batch in enumerate(batches)]
+            compute._jobs.extend(jobs)
+            compute._changed.notify()
+        results = await asyncio.wait_for(asyncio.gather(*(job.future for job in jobs)), 60)
+        compute.close()
+        return results
+
+    together = model.score
+    model.score = lambda batch, key=None: sizes.append(batch.requests) or together(batch, key)
+    for batch, scored in zip(batches, asyncio.run(ask()), strict=True):
+        for name, expected in together(batch).outputs.items():
+            np.testing.assert_allclose(scored.outputs[name], expected, rtol=2e-5, atol=2e-6)
+    assert sizes == [4, 1]
 
 
 class Mixing(nn.Module):

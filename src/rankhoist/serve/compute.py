@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -22,9 +23,9 @@ log = logging.getLogger(__name__)
 Result = Scored | RequestError
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """A checked request that waits for its scores."""
+    """A checked request that waits for its scores; no other is equal to it."""
 
     model: ServedModel
     batch: Batch
@@ -80,10 +81,14 @@ class Compute:
 
     def _run(self) -> None:
         torch.set_num_threads(self.threads)  # counts for the thread that calls
-        with torch.inference_mode():
-            while group := self._next():
-                _score(group)
-                del group  # not kept until the next request comes
+        try:
+            with torch.inference_mode():
+                while group := self._next():
+                    _score(group)
+                    del group  # not kept until the next request comes
+        except BaseException:  # without this thread requests would wait for ever: better a new worker
+            log.exception("the compute thread failed")
+            os._exit(1)
 
     def _next(self) -> list[Job]:
         """The jobs of the next call; none at the end."""
