@@ -12,12 +12,13 @@ from helpers import assert_equal
 
 from rankhoist import Workload
 from rankhoist.algebra.interpret import Level
+from rankhoist.algebra.ir import Builder, Rate, aten
 from rankhoist.bench import calibrate as calibration
 from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
-from rankhoist.plan.predict import predicted
+from rankhoist.plan.predict import predicted, seconds
 from rankhoist.plan.profile import BUILT_IN, Profile, load_profile
 from rankhoist.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.plan.search import attempt
@@ -155,3 +156,14 @@ def test_cells_that_are_alike_are_predicted_once():
     own = program(scenario("dot_pairs_27_4"))
     plan = attempt(own, Level.FULL, Workload(), frozenset(), profile=REAL)
     assert plan.cost.seconds == pytest.approx(float(predicted(plan.nodes, plan.outputs, REAL, 1000, 1)))
+
+
+@pytest.mark.parametrize(("shape", "copies"), [((1, 128, 9), False), ((128 * 9,), True)])
+def test_a_view_is_predicted_to_be_free_and_a_transposed_copy_is_not(shape, copies):
+    b = Builder()
+    x = b.call("input", ("x",), Rate.PAIR, (9, 128), torch.float32)
+    turned = b.call(aten.permute.default, (x, [0, 2, 1]), Rate.PAIR, (128, 9), torch.float32, free=True)
+    node = b.call(aten.reshape.default, (turned, [-1, *shape]), Rate.PAIR, shape, torch.float32, free=True)
+    assert (seconds(node, REAL, 500, 1) > 100 * REAL.view) == copies
+    original = b.call(aten.transpose.int, (x, 1, 2), Rate.PAIR, (128, 9), torch.float32)
+    assert seconds(original, REAL, 500, 1) == REAL.view

@@ -11,6 +11,7 @@ import numpy as np
 from rankhoist.algebra import kernels
 from rankhoist.algebra.ir import VIEWS, Node, Rate, aten
 from rankhoist.algebra.over import overwritten
+from rankhoist.algebra.work import VIEWS as ORIGINAL_VIEWS
 from rankhoist.plan.profile import Profile
 
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
@@ -62,7 +63,7 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
     if node.op in ROW_TENSORS:
         moved = np.where(np.asarray(requests) > 1, profile.gathers(_bytes(node, rows)), 0.0)
         return profile.view + moved
-    if node.op in VIEWS:
+    if node.op in VIEWS or name in ORIGINAL_VIEWS:
         return profile.view + (_copy(node, profile, rows) if node.op is aten.reshape.default else 0.0)
     if node.work.multiply_adds:
         return profile.call + _product(node, profile, rows, requests)
@@ -95,9 +96,9 @@ def _bytes(node: Node, rows: Any) -> Any:
 
 
 def _copy(node: Node, profile: Profile, rows: Any) -> Any:
-    """A reshape after a transposition copies, unless only axes of size 1 moved."""
+    """A reshape after a transposition copies, unless only axes of size 1 moved, came or went."""
     source = node.args[0]
-    if not _transposed(node):
+    if not _transposed(node) or _wide(node.shape) == _wide(source.shape):
         return 0.0
     axes, skip = list(source.args[1]), len(source.args[1]) - len(source.shape)
     moved = [axis for i, axis in enumerate(axes) if i < skip or source.shape[i - skip] != 1]
@@ -106,6 +107,10 @@ def _copy(node: Node, profile: Profile, rows: Any) -> Any:
     whole = axes[-1] == len(axes) - 1  # whole last axes are copied, or single elements
     runs = profile.row * math.prod(source.shape[:-1]) * np.asarray(rows, float)
     return profile.streams(_bytes(node, rows)) + runs if whole else profile.functions(_bytes(node, rows))
+
+
+def _wide(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
@@ -118,7 +123,7 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     if node.op in (aten.matmul.default, aten.bmm.default, aten.baddbmm.default):
         *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
         # Heads are cut out of wider tensors: what has more than one outer axis is copied before it is multiplied.
-        copied = [a for a in node.args if isinstance(a, Node) and len(a.shape) > 2 and a.rate.per_candidate]
+        copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.shape[:-2]) > 1]
         copies = sum(profile.streams(_bytes(a, rows)) for a in copied)
         return profile.products(rows * math.prod(batch), m, k, n) + copies
     if node.op in (kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto):
