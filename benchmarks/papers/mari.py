@@ -10,7 +10,7 @@ when the model is hoisted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -102,25 +102,39 @@ def gathered(model: Fusion, columns: list[Tensor], user: Tensor, item: Tensor) -
 
 
 def measure(options: Options) -> Record:
+    """What is compared takes turns: the variants of a size, and all layouts of a ratio."""
     size = REDUCED if options.reduced else FULL
-    cells = [(r, n, NEAT) for r in size.ratios for n in size.candidates]
-    cells += [(r, LAYOUT_N, p) for r in size.ratios for p in size.pieces]
-    measured = [_cell(*cell, options) for cell in progress(dict.fromkeys(cells), "cells")]
+    groups = [[(r, n, NEAT)] for r in size.ratios for n in size.candidates if n != LAYOUT_N]
+    groups += [[(r, LAYOUT_N, p) for p in size.pieces] for r in size.ratios]
+    measured = [cell for group in progress(groups, "groups of cells") for cell in _group(group, options)]
     return {"item": ITEM, "out": OUT, "cells": measured}
 
 
-def _cell(ratio: int, n: int, pieces: int, options: Options) -> Record:
+def _group(sizes: Sequence[tuple[int, int, int]], options: Options) -> list[Record]:
+    cells, calls = [], {}
+    for i, (ratio, n, pieces) in enumerate(sizes):
+        cell, own = _cell(ratio, n, pieces)
+        cells.append(cell)
+        calls.update({(i, variant): call for variant, call in own.items()})
+    names = {f"{i} {variant}": call for (i, variant), call in calls.items()}
+    times = timed(names, replace(options, seconds=options.seconds * len(cells)))
+    for i, cell in enumerate(cells):
+        cell["time"] = {v: times[f"{i} {v}"] for at, v in calls if at == i} if times else {}
+    return cells
+
+
+def _cell(ratio: int, n: int, pieces: int) -> tuple[Record, dict[str, Callable[[], Any]]]:
     user = ratio * ITEM
     torch.manual_seed(0)
     model = Fusion(user, ITEM, OUT, pieces).eval()
     hoisted = hoisted_levels(model, n)
     calls, original = _calls(model, hoisted, torch.randn(1, user), torch.randn(n, ITEM))
-    return {
+    cell = {
         "ratio": ratio, "candidates": n, "pieces": pieces,
         "multiply_adds": {level: h.plan.cost.multiply_adds for level, h in hoisted.items()},
         "operators": {level: operators(h) for level, h in hoisted.items()},
-        "time": timed({"original": original, **calls}, options),
     }  # fmt: skip
+    return cell, {"original": original, **calls}
 
 
 def hoisted_levels(model: Fusion, n: int) -> dict[str, HoistedModel]:
