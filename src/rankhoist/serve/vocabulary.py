@@ -112,13 +112,16 @@ def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return None
     if any(a is None or isinstance(a, str) for a in arguments):
         return None
-    plain = {n: v.tensor if isinstance(v, _Positions) else v for n, v in values.items()}
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), plain.__getitem__)
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _plain(values[n]))
     try:
         made = node.target(*args, **kwargs)
     except RuntimeError:  # it does not take these sizes: one row, or integers
         return None
     return _Positions(made) if isinstance(made, Tensor) else None
+
+
+def _plain(value: Any) -> Any:
+    return value.tensor if isinstance(value, _Positions) else value
 
 
 def _indexed(node: fx.Node, values: dict[fx.Node, Any]) -> Iterator[tuple[int, Tensor]]:
