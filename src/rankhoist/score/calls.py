@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.outputs import named_outputs
 from rankhoist.score.culprit import explained
 from rankhoist.score.layouts import Block, Ints
 from rankhoist.verify.batches import Batch, draw
@@ -53,18 +54,14 @@ def leaves(result: Any) -> list[Tensor]:
 
 
 def outputs_of(model: HoistedModel) -> list[Output]:
-    """What a model returns, named as the server does: one tensor is `scores`, entries of a dict go by their keys,
-    others are `output_0`, ...
+    """What a model returns, named as the server does.
 
     Raises:
         ScoringError: something is no row of numbers per candidate.
     """
     probe = _probe(model, *PROBE)
-    paths, _ = pytree.tree_flatten_with_path(_called(model, probe))
     made = []
-    for path, value in paths:
-        name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) or "scores"
-        name = f"output_{name}" if name[0].isdigit() else name
+    for name, value in named_outputs(_called(model, probe)):
         if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != probe.candidates:
             shape = list(value.shape) if isinstance(value, Tensor) else value
             raise ScoringError(f"output {name!r} of the model is {shape}, not a number or a list for each candidate")

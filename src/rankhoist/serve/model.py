@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.errors import ServeError
 from rankhoist.runtime import HoistedModel, RequestState
+from rankhoist.runtime.outputs import named_outputs
 from rankhoist.serve.inputs import DATATYPES, Batch, Signature
 from rankhoist.serve.metrics import ModelMetrics
 from rankhoist.serve.states import States, digest_of
@@ -109,24 +109,18 @@ class ServedModel:
 
 
 def _outputs(hoisted: HoistedModel, signature: Signature) -> list[Output]:
-    """Names and shapes of the outputs: keys of dicts, places in tuples, `scores` where there is one tensor alone."""
+    """Names and shapes of the outputs that have a row per candidate."""
     batch = signature.zeros(ROWS)
     with torch.inference_mode():
         made = hoisted.score(hoisted.prepare(batch.context, candidates=ROWS), batch.candidates)
-    named = [("scores", made)] if isinstance(made, Tensor) else pytree.tree_flatten_with_path(made)[0]
     outputs = [
-        Output(path if isinstance(path, str) else _path(path), i, DATATYPES[t.dtype], tuple(t.shape[1:]))
-        for i, (path, t) in enumerate(named)
+        Output(name, i, DATATYPES[t.dtype], tuple(t.shape[1:]))
+        for i, (name, t) in enumerate(named_outputs(made))
         if isinstance(t, Tensor) and t.dim() and t.shape[0] == ROWS
     ]
     if not outputs:
         raise ServeError("the model returns no tensor with a row per candidate, so there is nothing to serve")
     return outputs
-
-
-def _path(path: Sequence[Any]) -> str:
-    keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
-    return "output_" + keys[0] if len(keys) == 1 and keys[0].isdigit() else ".".join(keys)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
