@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -25,9 +26,13 @@ SIZES = {
     "batched_n": [1, 4, 16, 64],
     "bytes": [2**8, 2**12, 2**16, 2**19, 2**21, 2**23, 2**25],
 }
-WEIGHTS = 2**24  # bytes
-SECONDS = 0.02  # per point
+CURVES = ("stream", "gather", "pick", "function")
+WEIGHTS = 2**26  # bytes of all weights of a model: more than stays in a cache between two calls
+LAYERS = 1024  # that share them, at most
+SECONDS = 0.01  # per point and round
+ROUNDS = 3  # over all points, so that a slow second of the machine does not decide one of them
 ROW = 64  # floats of a gathered row
+PAIRS = 780  # of 40 fields
 RUNS = 16_000  # runs of 8 floats
 
 
@@ -41,9 +46,12 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
     points += [("product", p) for p in itertools.product(SIZES["m"], SIZES["k"], SIZES["n"])]
     small = [SIZES[x] for x in ("batch", "batched_m", "batched_k", "batched_n")]
     points += [("batched", p) for p in itertools.product(*small)]
-    points += [(curve, (size,)) for curve in ("stream", "gather", "function") for size in SIZES["bytes"]]
+    points += [(curve, (size,)) for curve in CURVES for size in SIZES["bytes"]]
+    found: dict[tuple[str, tuple[int, ...]], list[float]] = {point: [] for point in points}
     with torch.inference_mode():
-        taken = {(kind, at): _seconds(MAKERS[kind](*at)) for kind, at in progress(points)}
+        for kind, at in progress(ROUNDS * points):
+            found[kind, at].append(_seconds(MAKERS[kind](*at)))
+    taken = {point: statistics.median(times) for point, times in found.items()}
     call, view = taken["call", ()] / 5, taken["view", ()]
 
     def table(kind: str, *axes: list[int], at: tuple[int, ...] = ()) -> Any:
@@ -53,7 +61,7 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
 
     about = machine()
     row = max(taken["runs", ()] - call, 1e-8) / RUNS
-    curves = {kind: table(kind, SIZES["bytes"]) for kind in ("stream", "gather", "function")}
+    curves = {kind: table(kind, SIZES["bytes"]) for kind in CURVES}
     return Profile(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"), processor=about["processor"],
         torch=about["torch"], threads=about["threads"], call=call, view=view, row=row, sizes=SIZES,
@@ -77,28 +85,34 @@ def _call() -> Callable[[], Any]:
 
 
 def _view() -> Callable[[], Any]:
-    x = torch.ones(1, 8)
-    return lambda: torch.reshape(x, (1, 2, 4))
+    x = torch.ones(1, 4, 8)
+    return _in_turn(
+        partial(torch.reshape, x, (1, 2, 16)), partial(torch.permute, x, (0, 2, 1)), partial(torch.narrow, x, 1, 0, 2)
+    )
 
 
 def _runs() -> Callable[[], Any]:
     """Of three usual operators that start anew at every run, the mean."""
     x, y = torch.randn(RUNS, 8), torch.randn(RUNS, 1)
-    calls = (partial(torch.mul, x, y), partial(torch.sum, x, [1]), partial(torch.amax, x, [1]))
+    return _in_turn(partial(torch.mul, x, y), partial(torch.sum, x, [1]), partial(torch.amax, x, [1]))
+
+
+def _in_turn(*calls: Callable[[], Any]) -> Callable[[], Any]:
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
 
 
 def _product(m: int, k: int, n: int) -> Callable[[], Any]:
-    x, w = torch.randn(m, k), _in_turn(lambda: torch.randn(n, k))
+    x, size = torch.randn(m, k), n * k
+    starts = range(0, WEIGHTS // 4 - size + 1, max(size, WEIGHTS // 4 // LAYERS))
+    w = itertools.cycle([_weights()[i : i + size].view(n, k) for i in starts])
     return lambda: torch.nn.functional.linear(x, next(w))
 
 
-def _in_turn(make: Callable[[], torch.Tensor]) -> Iterator[torch.Tensor]:
-    """As many weights as a model has, so that none is in the cache for being the only one."""
-    first = make()
-    count = max(1, min(64, WEIGHTS // (first.numel() * first.element_size())))
-    return itertools.cycle([first, *(make() for _ in range(count - 1))])
+@functools.cache
+def _weights() -> torch.Tensor:
+    """Those of a whole model, so that none is in the cache for being the only one."""
+    return torch.randn(WEIGHTS // 4)
 
 
 def _batched(batch: int, m: int, k: int, n: int) -> Callable[[], Any]:
@@ -117,6 +131,12 @@ def _gather(size: int) -> Callable[[], Any]:
     return lambda: torch.index_select(table, 0, index)
 
 
+def _pick(size: int) -> Callable[[], Any]:
+    pairs = max(min(size // 4, PAIRS), 1)
+    x, at = torch.randn(max(size // (4 * pairs), 1), 40, 40), torch.randint(40, (2, pairs))
+    return lambda: x[:, at[0], at[1]]
+
+
 def _function(size: int) -> Callable[[], Any]:
     x = torch.randn(size // 4)
     return lambda: torch.sigmoid(x)
@@ -124,7 +144,7 @@ def _function(size: int) -> Callable[[], Any]:
 
 MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "call": _call, "view": _view, "runs": _runs, "product": _product, "batched": _batched,
-    "stream": _stream, "gather": _gather, "function": _function,
+    "stream": _stream, "gather": _gather, "pick": _pick, "function": _function,
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from rankhoist.bench.suite import QUICK_CANDIDATES, Cell, Settings
 from rankhoist.bench.table import page
 from rankhoist.bench.timing import machine
 from rankhoist.errors import CommandError
+from rankhoist.plan.profile import load_profile
+from rankhoist.plan.profile import path as profile_path
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], con
     record: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "selection": selection, "machine": about,
         "command": " ".join(["rankhoist", *sys.argv[1:]]), "dtype": options.dtype, "device": options.device,
-        "backend": options.backend, "seconds_per_cell": options.seconds, "minutes": 0.0, "goals": [], "cells": [],
+        "backend": options.backend, "profile": _profile(), "seconds_per_cell": options.seconds, "minutes": 0.0,
+        "goals": [], "cells": [],
     }  # fmt: skip
     stem = options.out / f"{record['date'][:10]}-bench-{selection}"
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -111,6 +114,13 @@ def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], con
         finally:  # a run that is interrupted shows what it has
             _finish(record, stem, options, console)
     return record
+
+
+def _profile() -> str:
+    """Which profile the plans are made by."""
+    found = load_profile()
+    where = "the built-in profile" if not profile_path().exists() else "the profile"
+    return f"{where} of {found.date}, {found.processor}, {found.threads} thread(s)"
 
 
 def _finish(record: dict[str, Any], stem: Path, options: Options, console: Console) -> None:

@@ -36,7 +36,7 @@ def page(record: dict[str, Any], plots: Sequence[str] = ()) -> str:
         f"# Benchmarks: {record['selection']}", "",
         f"{record['date']}, {about['processor']}, {about['threads']} thread(s), torch {about['torch']}, "
         f"Python {about['python']}, {record['dtype']} on {record['device']}, levels run by {record['backend']}, "
-        f"{record['minutes']:.0f} minutes. `{record['command']}`", "", WHAT, "",
+        f"plans by {record['profile']}, {record['minutes']:.0f} minutes. `{record['command']}`", "", WHAT, "",
         "## Goals", "", *_goals(record["goals"]),
         "## Milliseconds", "", "Medians of interleaved calls; for the original and `full` with quartiles.", "",
         *_times(timed), "",

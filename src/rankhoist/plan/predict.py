@@ -67,6 +67,8 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
         return profile.view + (_copy(node, profile, rows) if node.op is aten.reshape.default else 0.0)
     if node.work.multiply_adds:
         return profile.call + _product(node, profile, rows, requests)
+    if node.op is aten.index.Tensor and sum(place is not None for place in node.args[1]) > 1:
+        return profile.call + profile.picks(_bytes(node, rows))
     if name in GATHERS:
         return profile.call + profile.gathers(_bytes(node, rows))
     runs = profile.row * _runs(node) * np.asarray(rows, float)

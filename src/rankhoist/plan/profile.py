@@ -18,7 +18,7 @@ import torch
 
 from rankhoist.errors import ProfileError
 
-VERSION = 2
+VERSION = 3
 WARM = 2**21  # bytes that stay in a core's cache
 BUILT_IN = Path(__file__).with_name("profile.json")
 
@@ -37,6 +37,7 @@ class Profile:
         batched: `batch` products `[m, k] x [k, n]` at the first three m, k and n, `[batch][m][k][n]` seconds.
         stream: an elementwise operator that writes so many bytes and reads twice as many.
         gather: reading rows of 256 bytes by index, so many bytes in all.
+        pick: reading single elements by two indices, so many bytes in all.
         function: an exponential that writes so many bytes.
     """
 
@@ -52,6 +53,7 @@ class Profile:
     batched: list[Any]
     stream: list[float]
     gather: list[float]
+    pick: list[float]
     function: list[float]
     version: int = VERSION
 
@@ -104,6 +106,10 @@ class Profile:
     def gathers(self, size: Any) -> Any:
         """Seconds to read so many bytes by row indices."""
         return self._curve("gather")(np.maximum(size, 1.0))
+
+    def picks(self, size: Any) -> Any:
+        """Seconds to read so many bytes, each element by indices of its own."""
+        return self._curve("pick")(np.maximum(size, 1.0))
 
     def functions(self, size: Any, over: bool = False) -> Any:
         """Seconds to write so many bytes of an exponential or the like."""

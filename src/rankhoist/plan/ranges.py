@@ -16,7 +16,7 @@ from rankhoist.algebra.ir import Builder, Workload
 from rankhoist.capture import Program
 from rankhoist.plan.predict import predicted
 from rankhoist.plan.profile import Profile, load_profile
-from rankhoist.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, explained, search, settled
+from rankhoist.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, explained, search, settled, simplicity
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -111,15 +111,15 @@ def single(plan: Plan) -> Plans[Plan]:
 
 
 def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:
-    """Number of the plan, by requests and candidates; the first plan where no other is clearly faster."""
+    """Number of the plan, by requests and candidates: the simplest of those that are as fast as the fastest."""
+    order = sorted(range(len(pool)), key=lambda i: (simplicity(pool[i].level), i))
     given = [(p.nodes, p.outputs) for p in pool]
     result = []
     for requests in REQUESTS:
         counts = np.maximum(np.asarray(CANDIDATES, float), 1)
         times = np.stack([predicted(*g, profile, counts, np.full_like(counts, requests)) for g in given])
-        fastest = times.argmin(0)
-        keep = times[0] <= ALIKE * times.min(0)
-        result.append([0 if keep[i] else int(fastest[i]) for i in range(len(CANDIDATES))])
+        fast = times <= ALIKE * times.min(0)
+        result.append([next(i for i in order if fast[i, column]) for column in range(len(CANDIDATES))])
     return result
 
 
