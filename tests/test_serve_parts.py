@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
+from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import serving
 import torch
@@ -12,6 +15,7 @@ from serving import inputs
 from torch import nn
 
 import rankhoist
+from rankhoist.runtime import RequestState
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
 from rankhoist.serve.batching import break_even, joined
 from rankhoist.serve.board import AWAY, Board
@@ -21,7 +25,7 @@ from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
 from rankhoist.serve.refusal import REASONS, RETRY_AFTER, RequestError
-from rankhoist.serve.states import States, digest_of, held
+from rankhoist.serve.states import States, apart, digest_of
 from rankhoist.serve.v2 import Tensor, read_request, read_response, write_response
 from rankhoist.serve.vocabulary import vocabulary
 
@@ -170,21 +174,30 @@ def prepared(seed: int, requests: int = 1):
     return digest_of(context), hoisted.prepare(context)
 
 
+def same(one: RequestState | None, other: RequestState) -> bool:
+    """The same values, in memory of its own, with axes in the same order."""
+    assert one is not None and one.tensors.keys() == other.tensors.keys()
+    pairs = [(one.tensors[n], t) for n, t in other.tensors.items()]
+    assert not {a.untyped_storage().data_ptr() for a, _ in pairs} & {b.untyped_storage().data_ptr() for _, b in pairs}
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_states_are_bounded_and_the_oldest_use_goes_first():
     (a, state), (b, other) = prepared(1), prepared(2)
-    states = States(2 * held(state), 100)
+    size = apart(state)[1]
+    states = States(2 * size, 100)
     states.put("a", a, state)
     states.put("b", b, other)
-    assert states.bytes == 2 * held(state) > 0
-    assert states.get("a", a) is state  # now b is the least recently used
+    assert states.bytes == 2 * size > 0
+    assert same(states.get("a", a), state)  # now b is the least recently used
     states.put("c", b, other)
-    assert states.get("b", b) is None and states.get("a", a) is state and states.get("c", b) is other
-    assert states.bytes == 2 * held(state)
+    assert states.get("b", b) is None and same(states.get("a", a), state) and same(states.get("c", b), other)
+    assert states.bytes == 2 * size
 
 
 def test_a_state_that_is_too_large_is_not_kept():
     digest, state = prepared(1)
-    states = States(held(state) - 1, 100)
+    states = States(apart(state)[1] - 1, 100)
     states.put("a", digest, state)
     assert states.get("a", digest) is None and states.bytes == 0
 
@@ -195,9 +208,31 @@ def test_states_expire():
     states = States(2**20, 10, clock=lambda: now[0])
     states.put("a", digest, state)
     now[0] = 9.0
-    assert states.get("a", digest) is state
+    assert same(states.get("a", digest), state)
     now[0] = 11.0
     assert states.get("a", digest) is None and states.bytes == 0
+
+
+def test_a_kept_state_is_copied_as_it_lies_and_its_memory_goes_back():
+    wide = torch.randn(6, 40)
+    tensors = {
+        0: wide[:, 10:20], 1: wide.t(), 2: torch.randn(1, 5, 1).expand(1, 5, 300), 3: torch.empty(0, 4),
+        4: torch.tensor([[True, False]]), 5: torch.arange(7)[None], 6: torch.tensor(2.5, dtype=torch.float64),
+    }  # fmt: skip
+    state = replace(prepared(1)[1], tensors=tensors)
+    kept, size = apart(state)
+    assert same(kept, state) and size == mmap.PAGESIZE  # what is repeated lies there once
+    assert kept.tensors[1].stride() == (1, 40) and kept.tensors[2].stride(2) == 0
+    assert all(t.data_ptr() % 64 == 0 for t in kept.tensors.values() if t.numel())
+    assert {t.dtype for t in kept.tensors.values()} == {t.dtype for t in tensors.values()}
+
+    large = replace(state, tensors={0: torch.ones(1, 2**22)})
+    process = psutil.Process()
+    before = process.memory_info().rss
+    kept, size = apart(large)
+    assert process.memory_info().rss - before > 2**23
+    del kept
+    assert process.memory_info().rss - before < 2**23
 
 
 def test_another_context_under_a_key_is_an_error():

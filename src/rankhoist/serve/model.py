@@ -86,9 +86,7 @@ class ServedModel:
             self.metrics.hits.inc()
             return state
         self.metrics.misses.inc()
-        # A state can hold its context: a copy, so that it does not keep the whole body of the request.
-        context = {name: tensor.clone() for name, tensor in batch.context.items()}
-        state = self.hoisted.prepare(context, candidates=batch.rows)
+        state = self._prepare(batch)
         self.states.put(key, digest, state)
         self.metrics.bytes.set(self.states.bytes)
         return state

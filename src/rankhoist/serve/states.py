@@ -7,16 +7,19 @@ is an error and never a stale score.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rankhoist.runtime import RequestState
 from rankhoist.serve.refusal import RequestError
+
+ALIGNED = 64  # bytes: where a tensor may start
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class States:
 
     def put(self, key: str, digest: bytes, state: RequestState) -> None:
         """Keep a state, and drop others for it; one that is larger than all room is not kept."""
-        size = held(state)
+        state, size = apart(state)
         if size > self.most:
             return
         if key in self._entries:
@@ -69,10 +72,36 @@ class States:
         self.bytes -= self._entries.pop(key).bytes
 
 
-def held(state: RequestState) -> int:
-    """Bytes of memory that a state keeps: whole storages, of which its tensors may be parts."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.tensors.values()}
-    return sum(storages.values())
+def apart(state: RequestState) -> tuple[RequestState, int]:
+    """The state in one piece of memory of its own, and its bytes.
+
+    The system gets that memory back as soon as the state is dropped. Among the tensors of calls, which live for
+    milliseconds, a state of minutes would leave a hole, and the process would grow with every generation of states.
+    """
+    starts, end = [], 0
+    tensors = {number: _without_repeats(t) for number, t in state.tensors.items()}
+    for t in tensors.values():
+        starts.append(end)
+        end += -(-t.numel() * t.element_size() // ALIGNED) * ALIGNED
+    memory = mmap.mmap(-1, max(end, 1))
+    room = torch.frombuffer(memory, dtype=torch.uint8)
+    copies = {n: _copied(t, room, at) for (n, t), at in zip(tensors.items(), starts, strict=True)}
+    whole = {n: copies[n].expand(t.shape) for n, t in state.tensors.items()}
+    return replace(state, tensors=whole), -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _without_repeats(t: Tensor) -> Tensor:
+    """One entry of every axis that repeats the same memory."""
+    return t[tuple(slice(0, 1) if step == 0 else slice(None) for step in t.stride())]
+
+
+def _copied(t: Tensor, room: Tensor, at: int) -> Tensor:
+    """A copy in `room`, from byte `at` on, with axes in the same order of memory: products read it as fast."""
+    size = t.numel() * t.element_size()
+    if not size:
+        return t.clone()
+    steps = torch.empty_like(t, device="meta").stride()
+    return room[at : at + size].view(t.dtype).as_strided(t.shape, steps).copy_(t)
 
 
 def digest_of(context: Mapping[str, Tensor]) -> bytes:
