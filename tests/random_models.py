@@ -659,7 +659,11 @@ def attention(r: Recorder) -> None:
     if kind == 1:
         queries = r.call(aten.unsqueeze.default, _like(r, (-1, width)), 1)
     if kind == 3:
-        r.add(r.call(aten.scaled_dot_product_attention.default, queries, keys, keys))
+        mask = None
+        if r.flag():  # queries that see nothing come out as zero
+            shown = r.call(aten.gt.Scalar, _like(r, (-1, r.extent(keys)[1])), r.number(0, 2) - 0.5)
+            mask = r.call(aten.unsqueeze.default, shown, 1)
+        r.add(r.call(aten.scaled_dot_product_attention.default, queries, keys, keys, mask))
         return
     if r.flag():
         queries = r.call(aten.linear.default, queries, r.random(width, width, scale=0.7))

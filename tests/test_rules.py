@@ -77,6 +77,11 @@ DENSE = {
     "softmax_halves": (lambda c, k: torch.stack([c[:, :4], k], 1).softmax(-1), {}),
     "mean_max_std": (lambda c, k: torch.stack([both(c, k).mean(1), both(c, k).amax(1), both(c, k).std(1)], 1), {}),
     "sort_topk": (lambda c, k: (torch.sort(c, 1).values, both(c, k).topk(3, dim=1).indices), {}),
+    "stable_sort": (lambda c, k: (c.sort(dim=1, stable=True)[0], both(c, k).argsort(dim=1, stable=True)), {}),
+    "scaled_sum_with_what_is_new": (
+        lambda c, k, w: torch.add(k, (k @ w).relu(), alpha=0.5) + c[:, :4],
+        dict(w=randn(4, 4)),
+    ),
     "max_dim": (lambda c, k: both(c, k).max(1), {}),
     "cumsum_keepdim": (lambda c, k: both(c, k).cumsum(1) + both(c, k).sum(-1, keepdim=True), {}),
     "norm": (lambda c, k: F.normalize(both(c, k)) + both(c, k).norm(dim=1, keepdim=True), {}),
@@ -197,6 +202,32 @@ HISTORY_CASES = {
     "history_with_target": (
         lambda c, k, w: (torch.cat([c, k.unsqueeze(1)], 1) @ w).cumsum(1)[:, -1],
         dict(w=randn(4, 4)),
+    ),
+}
+
+
+def seen(c: torch.Tensor) -> torch.Tensor:
+    """Which entries of a history are seen: none at all of some histories."""
+    return ((c[:, :, 0] > 0) & (c[:, :1, 1] > 0)).unsqueeze(1)
+
+
+HISTORY_CASES |= {
+    "masked_attention": (lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c, c, seen(c)).squeeze(1), {}),
+    "masked_by_candidate": (
+        lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c, c, seen(c) & (k[:, :1, None] > 0)).squeeze(1),
+        {},
+    ),
+    "float_mask": (
+        lambda c, k: F.scaled_dot_product_attention(
+            k.unsqueeze(1), c, c, torch.where(seen(c), c[:, None, :, 2], float("-inf"))
+        ).squeeze(1),
+        {},
+    ),
+    "masked_history_and_target": (
+        lambda c, k: (lambda x: F.scaled_dot_product_attention(x, x, x, seen(x) & (x[:, :, :1] > 0)))(
+            torch.cat([c, k.unsqueeze(1)], 1)
+        ).sum(1),
+        {},
     ),
 }
 

@@ -25,7 +25,7 @@ from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
 from rankhoist.serve.refusal import REASONS, RETRY_AFTER, RequestError
-from rankhoist.serve.states import States, apart, digest_of
+from rankhoist.serve.states import LARGE, States, apart, digest_of, room
 from rankhoist.serve.v2 import Tensor, read_request, read_response, write_response
 from rankhoist.serve.vocabulary import vocabulary
 
@@ -178,13 +178,14 @@ def same(one: RequestState | None, other: RequestState) -> bool:
     """The same values, in memory of its own, with axes in the same order."""
     assert one is not None and one.tensors.keys() == other.tensors.keys()
     pairs = [(one.tensors[n], t) for n, t in other.tensors.items()]
-    assert not {a.untyped_storage().data_ptr() for a, _ in pairs} & {b.untyped_storage().data_ptr() for _, b in pairs}
+    used = [{t.untyped_storage().data_ptr() for t in side if t.numel()} for side in zip(*pairs, strict=True)]
+    assert not used[0] & used[1]
     return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_states_are_bounded_and_the_oldest_use_goes_first():
     (a, state), (b, other) = prepared(1), prepared(2)
-    size = apart(state)[1]
+    size = room(state)
     states = States(2 * size, 100)
     states.put("a", a, state)
     states.put("b", b, other)
@@ -197,7 +198,7 @@ def test_states_are_bounded_and_the_oldest_use_goes_first():
 
 def test_a_state_that_is_too_large_is_not_kept():
     digest, state = prepared(1)
-    states = States(apart(state)[1] - 1, 100)
+    states = States(room(state) - 1, 100)
     states.put("a", digest, state)
     assert states.get("a", digest) is None and states.bytes == 0
 
@@ -213,26 +214,33 @@ def test_states_expire():
     assert states.get("a", digest) is None and states.bytes == 0
 
 
-def test_a_kept_state_is_copied_as_it_lies_and_its_memory_goes_back():
-    wide = torch.randn(6, 40)
+@pytest.mark.parametrize("width", [40, LARGE], ids=["small", "large"])
+def test_a_kept_state_is_copied_as_it_lies(width):
+    wide = torch.randn(6, width)
     tensors = {
-        0: wide[:, 10:20], 1: wide.t(), 2: torch.randn(1, 5, 1).expand(1, 5, 300), 3: torch.empty(0, 4),
+        0: wide[:, 10:20], 1: wide.t(), 2: torch.randn(1, 5, 1).expand(1, 5, 3000), 3: torch.empty(0, 4),
         4: torch.tensor([[True, False]]), 5: torch.arange(7)[None], 6: torch.tensor(2.5, dtype=torch.float64),
     }  # fmt: skip
     state = replace(prepared(1)[1], tensors=tensors)
-    kept, size = apart(state)
-    assert same(kept, state) and size == mmap.PAGESIZE  # what is repeated lies there once
-    assert kept.tensors[1].stride() == (1, 40) and kept.tensors[2].stride(2) == 0
-    assert all(t.data_ptr() % 64 == 0 for t in kept.tensors.values() if t.numel())
+    kept = apart(state, room(state))
+    assert same(kept, state) and room(state) - 24 * width < 2 * mmap.PAGESIZE, "what is repeated lies there once"
+    assert kept.tensors[1].stride() == (1, width) and kept.tensors[2].stride(2) == 0
+    assert all((t.data_ptr() - kept.tensors[0].data_ptr()) % 64 == 0 for t in kept.tensors.values() if t.numel())
     assert {t.dtype for t in kept.tensors.values()} == {t.dtype for t in tensors.values()}
 
-    large = replace(state, tensors={0: torch.ones(1, 2**22)})
+
+def test_the_memory_of_a_dropped_state_goes_back_to_the_system():
+    state = replace(prepared(1)[1], tensors={0: torch.ones(1, 2**22)})
     process = psutil.Process()
     before = process.memory_info().rss
-    kept, size = apart(large)
+    kept = [apart(state, room(state))]
     assert process.memory_info().rss - before > 2**23
-    del kept
+    kept.clear()
     assert process.memory_info().rss - before < 2**23
+
+
+def test_a_state_of_nothing_has_its_price():
+    assert room(replace(prepared(1)[1], tensors={})) == mmap.PAGESIZE
 
 
 def test_another_context_under_a_key_is_an_error():

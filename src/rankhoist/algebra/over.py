@@ -42,7 +42,7 @@ def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]
     found = {}
     for n in nodes:
         if n.op in OVER and n.rate is not Rate.WEIGHT:
-            places = (0, 1) if n.op in COMMUTES and len(n.args) == 2 else (0,)
+            places = (0, 1) if n.op in COMMUTES and not n.kwargs else (0,)  # `alpha` scales the second
             place = next((i for i in places if _free(n, n.args[i], readers, whole)), None)
             if place is not None:
                 found[n.index] = place

@@ -42,7 +42,9 @@ def _lookup(part: Node) -> Node | None:
     """The lookup of one id per row that a part of the concatenation shows."""
     source = part.args[0] if part.op is aten.reshape.default else part
     plain = isinstance(source, Node) and source.op is aten.embedding.default and len(source.shape) == 1
-    return source if plain and math.prod(part.shape) == math.prod(source.shape) else None
+    if not plain or source.args[0].rate is not Rate.WEIGHT:  # or rows of a table that each request makes for itself
+        return None
+    return source if math.prod(part.shape) == math.prod(source.shape) else None
 
 
 def _kind(part: Node, once: Callable[[Node], bool]) -> object:

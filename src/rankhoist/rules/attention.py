@@ -89,7 +89,7 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     width = q.sizes[dim_of(q, -1)]
     scale = a["scale"] if a["scale"] is not None else width**-0.5
     scores = contract(c, (q, k), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
-    mask = _mask(c, a, scores)
+    mask, seen = _mask(c, a, scores)
     scores = grid.total(
         c.b, [scores, mask] if mask is not None else [scores], q.dtype, (scale, 1.0)[: 1 + (mask is not None)]
     )
@@ -97,7 +97,8 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     last = dim_of(scores, -1)
     whole = tidy(c, scores)
     weights = softmax_of(c, whole, last) if len(whole.dims[last]) > 1 else _plain_softmax(c, scores, last)
-    return contract(c, (c.simplified(weights), v), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
+    result = contract(c, (c.simplified(weights), v), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
+    return result if seen is None else replace(apply_op(c, aten.mul.Tensor, [result, seen]), dtype=q.dtype)
 
 
 def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
@@ -107,21 +108,29 @@ def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
     return reductions.by_blocks(c, scores, [dim], [scores.extents], [scores.dtype], call)[0]
 
 
-def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> Form | None:
-    """The mask as something to add."""
-    if a["is_causal"]:
+def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> tuple[Form | None, Form | None]:
+    """The mask as something finite to add, and 1 where any key is seen, else 0: attention to nothing is zero.
+
+    `softmax(s + m) = softmax(s + max(m, lowest))` where any entry of m is above the lowest number.
+    """
+    if a["is_causal"]:  # every query sees the first key
         ordered = moves.ordered(scores)
         i, j = (ordered.sizes[e[0]] for e in ordered.layout[-2:])
         allowed = c.b.constant(torch.ones(i, j, dtype=torch.bool).tril())
-        mask = plain(allowed, torch.bool, row_layout(2, rows=False))
-    elif a["attn_mask"] is None:
-        return None
-    else:
-        mask = form(a["attn_mask"])
-    if mask.dtype != torch.bool:
-        return mask
-    low, high = (plain(c.b.number(x, scores.dtype), scores.dtype, ()) for x in (float("-inf"), 0.0))
-    return replace(apply_op(c, aten.where.self, [mask, high, low]), dtype=scores.dtype)
+        return _where(c, plain(allowed, torch.bool, row_layout(2, rows=False)), scores.dtype, 0.0, float("-inf")), None
+    if a["attn_mask"] is None:
+        return None, None
+    mask = form(a["attn_mask"])
+    if mask.dtype == torch.bool:
+        mask = moves.ordered(_where(c, mask, scores.dtype, 0.0, float("-inf")))
+    highest = _reduce(c, aten.amax.default, mask, dim_of(mask, -1))
+    seen = _where(c, apply_op(c, aten.gt.Scalar, [highest, float("-inf")]), scores.dtype, 1.0, 0.0)
+    return apply_op(c, aten.clamp_min.default, [mask, torch.finfo(mask.dtype).min]), seen
+
+
+def _where(c: Interpreter, chosen: Form, dtype: torch.dtype, yes: float, no: float) -> Form:
+    numbers = (plain(c.b.number(x, dtype), dtype, ()) for x in (yes, no))
+    return replace(apply_op(c, aten.where.self, [chosen, *numbers]), dtype=dtype)
 
 
 RULES = table([

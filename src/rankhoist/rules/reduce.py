@@ -63,13 +63,16 @@ def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
     schema = overload(node)._schema.arguments
     shown = [a[x.name] for x in schema if not x.kwarg_only]
     extra = {x.name: a[x.name] for x in schema if x.kwarg_only and a[x.name] is not None}
-    at = next((i for i, x in enumerate(schema) if x.name == key), None)
+    at = next((i for i, x in enumerate(schema) if x.name == key and not x.kwarg_only), None)
 
     def call(x: Node, axes: list[int], shape: Sequence[tuple[int, ...]]) -> list[Node]:
-        given = [x, *shown[1:]]
+        given, named_too = [x, *shown[1:]], dict(extra)
+        along = axes[0] if key is None or isinstance(a[key], int) else axes
         if at is not None:
-            given[at] = axes[0] if isinstance(shown[at], int) else axes
-        made = c.b.call(overload(node), given, x.rate, shape[0], fakes[0].dtype, kwargs=extra)
+            given[at] = along
+        elif key is not None:  # `sort.stable` takes it by name alone
+            named_too[key] = along
+        made = c.b.call(overload(node), given, x.rate, shape[0], fakes[0].dtype, kwargs=named_too)
         if isinstance(node.meta["val"], torch.Tensor):
             return [made]
         return [

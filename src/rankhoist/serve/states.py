@@ -7,6 +7,7 @@ is an error and never a stale score.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import mmap
 import time
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from rankhoist.runtime import RequestState
 from rankhoist.serve.refusal import RequestError
 
 ALIGNED = 64  # bytes: where a tensor may start
+LARGE = 2**16  # bytes of a state that has memory of its own: a process may have some ten thousand such pieces
 
 
 @dataclass(frozen=True)
@@ -58,36 +60,45 @@ class States:
 
     def put(self, key: str, digest: bytes, state: RequestState) -> None:
         """Keep a state, and drop others for it; one that is larger than all room is not kept."""
-        state, size = apart(state)
+        size = room(state)
         if size > self.most:
             return
         if key in self._entries:
             self._remove(key)
         while self.bytes + size > self.most:
             self._remove(next(iter(self._entries)))
-        self._entries[key] = _Entry(digest, state, size, self.clock() + self.seconds)
+        self._entries[key] = _Entry(digest, apart(state, size), size, self.clock() + self.seconds)
         self.bytes += size
 
     def _remove(self, key: str) -> None:
         self.bytes -= self._entries.pop(key).bytes
 
 
-def apart(state: RequestState) -> tuple[RequestState, int]:
-    """The state in one piece of memory of its own, and its bytes.
+def room(state: RequestState) -> int:
+    """Bytes that a copy of the state takes, at least a page: what is kept of a key that has no state is not nothing."""
+    taken = sum(map(_bytes, state.tensors.values()))
+    return max(-(-taken // mmap.PAGESIZE), 1) * mmap.PAGESIZE
 
-    The system gets that memory back as soon as the state is dropped. Among the tensors of calls, which live for
-    milliseconds, a state of minutes would leave a hole, and the process would grow with every generation of states.
+
+def apart(state: RequestState, size: int) -> RequestState:
+    """A copy of the state in one piece of memory of `size` bytes, which the system gets back when the state is dropped.
+
+    Among the tensors of calls, which live for milliseconds, a state of minutes would leave a hole, and the process
+    would grow with every generation of states. A small one fits into the holes that there are.
     """
-    starts, end = [], 0
-    tensors = {number: _without_repeats(t) for number, t in state.tensors.items()}
-    for t in tensors.values():
-        starts.append(end)
-        end += -(-t.numel() * t.element_size() // ALIGNED) * ALIGNED
-    memory = mmap.mmap(-1, max(end, 1))
-    room = torch.frombuffer(memory, dtype=torch.uint8)
-    copies = {n: _copied(t, room, at) for (n, t), at in zip(tensors.items(), starts, strict=True)}
-    whole = {n: copies[n].expand(t.shape) for n, t in state.tensors.items()}
-    return replace(state, tensors=whole), -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = (
+        torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        if size >= LARGE
+        else torch.empty(size, dtype=torch.uint8)
+    )
+    starts = itertools.accumulate(map(_bytes, state.tensors.values()), initial=0)
+    copies = {n: _copied(t, memory, at) for (n, t), at in zip(state.tensors.items(), starts, strict=False)}
+    return replace(state, tensors=copies)
+
+
+def _bytes(t: Tensor) -> int:
+    own = _without_repeats(t)
+    return -(-own.numel() * own.element_size() // ALIGNED) * ALIGNED
 
 
 def _without_repeats(t: Tensor) -> Tensor:
@@ -95,13 +106,14 @@ def _without_repeats(t: Tensor) -> Tensor:
     return t[tuple(slice(0, 1) if step == 0 else slice(None) for step in t.stride())]
 
 
-def _copied(t: Tensor, room: Tensor, at: int) -> Tensor:
-    """A copy in `room`, from byte `at` on, with axes in the same order of memory: products read it as fast."""
-    size = t.numel() * t.element_size()
-    if not size:
-        return t.clone()
-    steps = torch.empty_like(t, device="meta").stride()
-    return room[at : at + size].view(t.dtype).as_strided(t.shape, steps).copy_(t)
+def _copied(t: Tensor, memory: Tensor, at: int) -> Tensor:
+    """A copy in `memory`, from byte `at` on, with axes in the same order: products read it as fast."""
+    own = _without_repeats(t)
+    if not own.numel():
+        return t
+    steps = torch.empty_like(own, device="meta").stride()
+    part = memory[at : at + own.numel() * own.element_size()].view(t.dtype)
+    return part.as_strided(own.shape, steps).copy_(own).expand(t.shape)
 
 
 def digest_of(context: Mapping[str, Tensor]) -> bytes:
