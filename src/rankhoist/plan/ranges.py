@@ -97,7 +97,7 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
     for count in ELSEWHERE:
         if time.thread_time() < deadline and not 0.3 < count / workload.candidates < 3:
             other = Workload(count, workload.requests)
-            pool.append(attempt(program, level, other, pool[-1].evaluated, profile=profile))
+            pool.append(attempt(program, level, other, found[-1].evaluated, profile=profile))
     chosen = _chosen(pool, profile)
     used = sorted({0, *(i for row in chosen for i in row)})
     plans = [settled(program, pool[i], b) for i in used]

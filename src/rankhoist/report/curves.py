@@ -16,6 +16,7 @@ from rankhoist.plan.predict import predicted
 from rankhoist.plan.profile import load_profile
 from rankhoist.plan.ranges import CANDIDATES
 from rankhoist.plan.search import ALIKE, attempt
+from rankhoist.report.text import spelled
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ class Curves:
         slower = [i for i, fast in enumerate(faster) if not fast]
         first = slower[-1] + 1 if slower else 0
         return self.candidates[first] if first < len(self.candidates) else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether it pays, in a sentence."""
+        if self.pays_from is None:
+            return "Nothing pays: predicted to be no faster than the original at any number of candidates."
+        return f"Predicted to be faster than the original from {spelled(self.pays_from, 'candidate')} on."
 
     def check(self) -> None:
         """That curves from a file are some.

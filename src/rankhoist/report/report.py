@@ -136,6 +136,7 @@ class Report:
         return "\n".join(
             [
                 title,
+                *self._plan_lines(),
                 "",
                 *self._operator_lines(),
                 "",
@@ -146,6 +147,12 @@ class Report:
                 FOOTNOTE,
             ]
         )
+
+    def _plan_lines(self) -> list[str]:
+        if self.curves is None:
+            return []
+        plans = (f"from {s.first:,} level {s.level}" for s in self.curves.spans)
+        return [f"{self.curves.verdict} Plans by candidates: {', '.join(plans)}."]
 
     def _operator_lines(self) -> list[str]:
         header = "operator|calls|module|rate|moved by|mul-adds before|request|each|bytes before|request|each"

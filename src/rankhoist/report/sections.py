@@ -96,16 +96,10 @@ def legend() -> Element:
 
 def costs(curves: Curves) -> list[Element]:
     """Plots, and the break-even points in words."""
-    pays = curves.pays_from
-    says = (
-        "Predicted to be no faster than the original at any number of candidates."
-        if pays is None
-        else f"Predicted to be faster than the original from {spelled(pays, 'candidate')} on."
-    )
     plans = [tag("li", f"from {s.first:,}: level {s.level} (plan {s.plan})") for s in curves.spans]
     requests = spelled(curves.requests, "request")
     return [
-        tag("p", tag("b", says), f" {requests} per call, by the profile of {curves.machine}."),
+        tag("p", tag("b", curves.verdict), f" {requests} per call, by the profile of {curves.machine}."),
         tag("div", *plots(curves), class_="plots"),
         tag("p", "■ original   ● hoisted; a dotted line is a break-even point, where another plan takes over:"),
         tag("ol", *plans, class_="spans"),
