@@ -14,6 +14,7 @@ from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Rate
 from rankhoist.capture import Program, capture
 from rankhoist.plan.search import attempt, make_plan
+from rankhoist.rules import all_rules
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2}
 LEVELS = list(Level)
@@ -76,7 +77,7 @@ def check_model(model: nn.Module, context: Tensor, candidate: Tensor) -> dict[st
     """Equality at every level, for one request and for three ragged ones; returns the hoisted models by level."""
     rows = max(len(candidate), 2)
     example = (context[torch.arange(rows) % len(context)], candidate)
-    program = capture(model, example, ["context"])
+    program = capture(model, example, ["context"], all_rules())
     models = {level.name.lower(): hoisted_at(program, level) for level in LEVELS} | {"kept": kept(program)}
     offsets = [0, 3, 3, len(candidate)]
     for name, hoisted in models.items():

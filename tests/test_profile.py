@@ -82,7 +82,7 @@ def test_calibration_measures_every_point(monkeypatch):
     monkeypatch.setattr(calibration, "SECONDS", 0.0005)
     seen = []
     profile = calibration.calibrate(lambda points: seen.extend(points) or iter(points))
-    assert len(seen) == calibration.ROUNDS * (3 + 2**3 + 2**4 + 3 * 2)
+    assert len(seen) == calibration.ROUNDS * (3 + 2**3 + 2**4 + 4 * 2)
     assert (
         profile.threads == torch.get_num_threads()
         and 0 < profile.view < 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -223,11 +224,20 @@ def test_text_has_every_operator_with_work_and_counts_the_others(report: Report)
     text = str(report)
     lines = text.splitlines()
     shown = [o for o in report.operators if o.works]
-    table_rows = lines[4 : 4 + len(shown)]
+    table_rows = lines[5 : 5 + len(shown)]
     assert [row.split()[0] for row in table_rows] == [o.name for o in shown]
     hidden = len(report.operators) - len(shown)
-    assert hidden and lines[4 + len(shown)].startswith(f"and {hidden} without work")
+    assert hidden and lines[5 + len(shown)].startswith(f"and {hidden} without work")
     assert f"level {report.level}, planned for 1000 candidates of 4 requests" in lines[0]
+    assert report.curves is not None and lines[1].startswith(report.curves.verdict)
+
+
+def test_it_says_where_nothing_pays(report: Report):
+    curves = report.curves
+    assert curves is not None
+    assert curves.pays_from is not None and curves.verdict.startswith("Predicted to be faster than the original from")
+    nothing = dataclasses.replace(report, curves=dataclasses.replace(curves, chosen=curves.original))
+    assert "Nothing pays: predicted to be no faster than the original at any number of candidates." in str(nothing)
 
 
 def test_text_shortens_long_names_and_says_why(linear: Report):

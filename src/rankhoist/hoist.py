@@ -13,6 +13,7 @@ from rankhoist.algebra.ir import Workload
 from rankhoist.capture import Context, Program, capture
 from rankhoist.errors import CaptureError
 from rankhoist.plan import make_plans
+from rankhoist.rules import all_rules
 from rankhoist.runtime import HoistedModel
 
 
@@ -41,7 +42,7 @@ def hoist(
         BackendError: there is no such backend.
         CaptureError: see `rankhoist.errors` for what can be wrong with a model, its example or its context.
     """
-    hoisted = hoist_program(capture(model, example, context), workload=workload, level=level)
+    hoisted = hoist_program(capture(model, example, context, all_rules()), workload=workload, level=level)
     return hoisted.to_backend(backend)
 
 

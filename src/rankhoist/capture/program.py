@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.composites import taken_apart
 from rankhoist.capture.inputs import Context, InputSpec, common_rows, mark_context, named_leaves
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.signature import Arguments
@@ -82,9 +83,12 @@ class Program:
 
 
 def capture(
-    model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context
-) -> Program:
+    model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context,
+    known: Container[Any] | None = None,
+) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
+
+    Operators that are made of others are taken apart, but those that are `known` (None: all are).
 
     Raises:
         TrainingModeError: a module is in training mode.
@@ -109,6 +113,8 @@ def capture(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         functional = exported.run_decompositions({})
+        if known is not None:
+            functional = taken_apart(functional, known)
     return _program(functional, leaves, context, arguments)
 
 

@@ -148,7 +148,7 @@ RULES = table([
     ("sum", total),
     ("mean", mean),
     ("log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk kthvalue", along),
-    ("max min amax amin argmax argmin logsumexp any all prod var std linalg_vector_norm norm", along),
+    ("max min amax amin argmax argmin logsumexp any all prod var std var_mean std_mean linalg_vector_norm norm", along),
     ("median nanmedian mode nansum count_nonzero", along),
 ])  # fmt: skip
 RULES |= {torch.ops.aten.max.other: elementwise, torch.ops.aten.min.other: elementwise}

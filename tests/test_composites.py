@@ -1,0 +1,79 @@
+"""Operators that are made of others: followed through their parts, and left whole where that would be wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Function, check_model, reasons
+
+G = torch.Generator().manual_seed(0)
+CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))
+W = torch.randn(5, 8, generator=G, dtype=torch.float64)
+
+
+def both(c, k):
+    return torch.cat([c, k], 1)
+
+
+def assigned(c, k):
+    x = torch.zeros(k.shape[0], 8, dtype=k.dtype)
+    x[:, :4] = c
+    x[:, -3:] = k[:, :3]
+    x[:, 4] = k[:, 3]
+    return x
+
+
+COMPOSITES = {
+    "hstack": lambda c, k, w: F.linear(torch.hstack([c, k]), w),
+    "column_stack": lambda c, k, w: F.linear(torch.column_stack([c, k]), w),
+    "dstack": lambda c, k, w: torch.dstack([c, k]).sum(2),
+    "assigned": lambda c, k, w: F.linear(assigned(c, k), w),
+    "cosine_similarity": lambda c, k, w: F.cosine_similarity(c, k),
+    "pairwise_distance": lambda c, k, w: F.pairwise_distance(c, k),
+    "linalg_norm": lambda c, k, w: torch.linalg.norm(both(c, k), dim=1),
+    "inner": lambda c, k, w: torch.inner(both(c, k), w),
+    "other names": lambda c, k, w: torch.divide(torch.negative(c), torch.absolute(k) + 1) - torch.arctan2(c, k),
+    "nanmean": lambda c, k, w: torch.nanmean(both(c, k), 1) + torch.isclose(c, k).sum(1),
+    "var_mean": lambda c, k, w: torch.stack([*torch.var_mean(both(c, k), 1), *torch.std_mean(both(c, k), [1])], 1),
+    "fliplr": lambda c, k, w: F.linear(torch.fliplr(both(c, k)), w),
+    "glu": lambda c, k, w: F.glu(both(c, k), 1),
+    "differences": lambda c, k, w: F.mse_loss(c, k, reduction="none") + F.l1_loss(c, k, reduction="none"),
+    "triangles": lambda c, k, w: torch.tril(c[:, :, None] * k[:, None]) + torch.triu(c[:, :, None] + k[:, None], 1),
+    "diag_embed": lambda c, k, w: torch.diag_embed(c) @ k.unsqueeze(2),
+    "quantile": lambda c, k, w: torch.quantile(both(c, k), 0.5, dim=1),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_the_parts_are_followed(name):
+    models = check_model(Function(COMPOSITES[name], w=W).eval(), CONTEXT, CANDIDATE)
+    assert not [r for r in reasons(models["kept"]) if "no rule" in r]
+
+
+@pytest.mark.parametrize("name", ["hstack", "column_stack", "assigned"])
+def test_what_is_put_together_costs_what_a_concatenation_does(name):
+    models = check_model(Function(COMPOSITES[name], w=W).eval(), CONTEXT, CANDIDATE)
+    alike = check_model(Function(lambda c, k, w: F.linear(both(c, k), w), w=W).eval(), CONTEXT, CANDIDATE)
+    for level in ("expand", "request", "linear", "full"):
+        assert models[level].plan.cost.multiply_adds == alike[level].plan.cost.multiply_adds, level
+
+
+def every_other(c, k):
+    x = k.clone()
+    x[:, ::2] = c[:, :2]
+    return x
+
+
+WHOLE = {
+    "instance_norm": (lambda c, k: F.instance_norm(torch.stack([c, k], 1)), "instance_norm"),
+    "upsample": (lambda c, k: F.interpolate(torch.stack([c, k], 1), size=8), "upsample"),
+    "every other column": (every_other, "slice_scatter"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_better_left_whole_runs_as_it_is(name):
+    call, operator = WHOLE[name]
+    models = check_model(Function(call).eval(), CONTEXT, CANDIDATE)
+    assert any(f"no rule for aten.{operator}" in r for r in reasons(models["full"]))
