@@ -16,7 +16,7 @@ from rankhoist.algebra.ir import Builder, Workload
 from rankhoist.capture import Program
 from rankhoist.plan.predict import predicted
 from rankhoist.plan.profile import Profile, load_profile
-from rankhoist.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, explained, search, settled, simplicity
+from rankhoist.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, explained, search, settled
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -95,7 +95,7 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
         return Plans((explained(program, level, settled(program, main, b)),), EVERYWHERE)
     pool = [main, *(p for p in found if p is not main)]
     for count in ELSEWHERE:
-        if time.thread_time() < deadline and not 0.3 < count / workload.candidates < 3:
+        if time.thread_time() < deadline and not _near(count, workload):
             other = Workload(count, workload.requests)
             pool.append(attempt(program, level, other, found[-1].evaluated, profile=profile))
     chosen = _chosen(pool, profile)
@@ -111,16 +111,31 @@ def single(plan: Plan) -> Plans[Plan]:
 
 
 def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:
-    """Number of the plan, by requests and candidates: the simplest of those that are as fast as the fastest."""
-    order = sorted(range(len(pool)), key=lambda i: (simplicity(pool[i].level), i))
+    """Number of the plan, by requests and candidates, among those that are as fast as the fastest.
+
+    Near the workload that is the first plan, elsewhere the simplest: what is predicted alike and does less that is new
+    is the safer choice.
+    """
+    simplest = sorted(range(len(pool)), key=lambda i: (simplicity(pool[i].level), i))
+    main_first = sorted(simplest, key=bool)
     given = [(p.nodes, p.outputs) for p in pool]
     result = []
     for requests in REQUESTS:
         counts = np.maximum(np.asarray(CANDIDATES, float), 1)
         times = np.stack([predicted(*g, profile, counts, np.full_like(counts, requests)) for g in given])
         fast = times <= ALIKE * times.min(0)
-        result.append([next(i for i in order if fast[i, column]) for column in range(len(CANDIDATES))])
+        orders = [main_first if _near(count, pool[0].workload) else simplest for count in CANDIDATES]
+        result.append([next(i for i in order if fast[i, at]) for at, order in enumerate(orders)])
     return result
+
+
+def simplicity(level: Level) -> tuple[bool, Level]:
+    """The smaller, the nearer to what the author wrote with context work done once."""
+    return level < Level.REQUEST, level
+
+
+def _near(candidates: int, workload: Workload) -> bool:
+    return 0.3 < candidates / workload.candidates < 3
 
 
 def _joined(row: Sequence[int]) -> tuple[Range, ...]:

@@ -25,7 +25,7 @@ from rankhoist.plan.profile import Profile, load_profile
 from rankhoist.rules import all_rules, lookups
 
 SECONDS = 15.0  # of this thread, whatever else the machine does: the search stops here with the best plan so far
-ALIKE = 1.03  # predictions closer than this are equal: then the simpler plan wins
+ALIKE = 1.03  # predictions closer than this are equal: then fewer multiply-adds win
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,11 @@ def choice(level: Level, plans: Sequence[Plan]) -> Plan:
 
 
 def best(plans: Iterable[Plan]) -> Plan:
-    """The fastest; among those that are as fast, the simplest, then the one with the fewest multiply-adds."""
+    """The fastest; among those that are as fast, the one with the fewest multiply-adds, then of the lowest level."""
     pool = list(plans)
     limit = ALIKE * min(p.cost.seconds for p in pool)
     fast = [p for p in pool if p.cost.seconds <= limit]
-    return min(fast, key=lambda p: (simplicity(p.level), p.cost.multiply_adds, p.cost.seconds))
-
-
-def simplicity(level: Level) -> tuple[bool, Level]:
-    """The smaller, the nearer to what the author wrote, with context work done once: the least that can go wrong in a
-    prediction."""
-    return level < Level.REQUEST, level
+    return min(fast, key=lambda p: (p.cost.multiply_adds, p.cost.seconds, p.level))
 
 
 def settled(program: Program, plan: Plan, b: Builder) -> Plan:
