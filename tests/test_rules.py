@@ -82,6 +82,11 @@ DENSE = {
         lambda c, k, w: torch.add(k, (k @ w).relu(), alpha=0.5) + c[:, :4],
         dict(w=randn(4, 4)),
     ),
+    "complex_numbers": (
+        lambda c, k: (lambda z: torch.view_as_real(z * z))(torch.view_as_complex(torch.stack([c[:, :4] * k, k], -1))),
+        {},
+    ),
+    "bits": (lambda c, k: (torch.stack([c[:, :4] * k, k], -1).long().int().view(torch.int64)).sum(1), {}),
     "max_dim": (lambda c, k: both(c, k).max(1), {}),
     "cumsum_keepdim": (lambda c, k: both(c, k).cumsum(1) + both(c, k).sum(-1, keepdim=True), {}),
     "norm": (lambda c, k: F.normalize(both(c, k)) + both(c, k).norm(dim=1, keepdim=True), {}),

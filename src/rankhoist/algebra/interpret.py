@@ -55,6 +55,7 @@ class RowNumber:
 
 
 RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
+READS_MEMORY = {aten.view_as_complex.default, aten.view.dtype, aten.view_copy.dtype}  # neighbouring elements become one
 
 Value = Any  # Form | Opaque | RowNumber | list[Value] | sympy.Expr | int | float | bool | None | dtype | device
 Rule = Callable[["Interpreter", fx.Node, list[Value], dict[str, Value]], Value]
@@ -405,9 +406,11 @@ class Interpreter:
         return self._emit(node, rate, args, kwargs, node.meta["val"])
 
     def _emit(self, node: fx.Node, rate: Rate, args: list[Value], kwargs: dict[str, Value], meta: Any) -> Value:
-        if operator_name(node) in RESHAPES and rate is not Rate.WEIGHT:
+        if operator_name(node) in RESHAPES and node.target not in READS_MEMORY and rate is not Rate.WEIGHT:
             return self._emit_reshape(args[0], rate, meta)
         shown = [self.present(a, rate) for a in args]
+        if node.target in READS_MEMORY:
+            shown[0] = self._contiguous(shown[0])
         named = {k: self.present(v, rate) for k, v in kwargs.items()}
         fakes = [meta] if isinstance(meta, torch.Tensor) else list(meta)
         work = original_work(node, self.program.rows, self.workload.candidates)
@@ -424,6 +427,13 @@ class Interpreter:
             ]
             return [None if p is None else self.received(p, f) for p, f in zip(parts, fakes, strict=True)]
         return self.received(made, fakes[0])
+
+    def _contiguous(self, x: Node) -> Node:
+        dense = {"memory_format": torch.contiguous_format}
+        made = self.b.call(aten.clone.default, (x,), x.rate, x.shape, x.dtype, kwargs=dense)
+        if x.index in self.b.raw:
+            self.b.raw.add(made.index)
+        return made
 
     def _emit_reshape(self, value: Value, rate: Rate, fake: torch.Tensor) -> Value:
         """Sizes from the exported graph: a size of 1 (or 0) in a call must not change the number of axes."""

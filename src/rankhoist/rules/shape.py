@@ -12,6 +12,7 @@ from torch import fx
 from rankhoist.algebra import grid, moves
 from rankhoist.algebra.forms import ROW, Block, Cell, Form, refine
 from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.algebra.ir import aten
 from rankhoist.rules.arguments import axis_of, dim_of, form, integer, named
 from rankhoist.rules.pointwise import to_dtype
 from rankhoist.rules.table import table
@@ -411,3 +412,5 @@ RULES = table([
     ("repeat tile", repeat),
     ("repeat_interleave", repeat_interleave),
 ])  # fmt: skip
+for _bits in (aten.view.dtype, aten.view_copy.dtype):  # another number of elements, from the same bytes
+    del RULES[_bits]
