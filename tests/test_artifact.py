@@ -511,6 +511,10 @@ def candidate_nodes(data: Any) -> list[Any]:
         "aten.from_file.default", "aten.save.default", "aten.manual_seed.default", "aten.set_.source_Storage",
         "aten.resize_.default", "aten.equal.default",
         "aten._cufft_clear_plan_cache.default", "aten.linear.default.__call__", "kernels._flat", "kernels.torch",
+        "aten._reshape_alias.default", "aten._sparse_csr_tensor_unsafe.default", "aten._unsafe_masked_index.default",
+        "aten._nested_view_from_buffer.default", "aten.sparse_csr_tensor.crow_col_value_size",
+        "aten._convert_indices_from_csr_to_coo.default", "aten.segment_reduce.default",
+        "aten.max_pool2d_with_indices_backward.default", "aten._foobar.default",
         "kernels.F", "operator.attrgetter", "operator.methodcaller", "torch.load", "prims.device_put.default", "",
     ],
 )  # fmt: skip
@@ -551,6 +555,7 @@ def test_names_of_nodes_are_identifiers(path, name):
         ({"dtype": "__dict__"}, "where a dtype is expected"),
         ({"device": "cpu') or print('x"}, "where a device is expected"),
         ({"layout": "load"}, "means nothing here"),
+        ({"layout": "sparse_csr"}, "means nothing here"),
         ({"memory_format": "float32"}, "means nothing here"),
         ({"number": "__import__('os')"}, "means nothing here"),
         ({"tuple": 3}, "where list is expected"),
