@@ -678,6 +678,55 @@ def test_a_header_that_asks_for_more_than_there_is(path):
         load(path)
 
 
+def grown(*nodes: dict[str, Any]) -> Callable[[Any], None]:
+    """More nodes in the weights stage, of which nobody reads the results."""
+    return lambda data: data["weights"]["nodes"].extend({"kwargs": {}, **node} for node in nodes)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [{"name": "a", "call": "aten.full.default", "args": [[2**36], 0.0]}],
+        [{"name": "a", "call": "aten.zeros.default", "args": [[2**36]], "kwargs": {"device": {"device": "cuda:0"}}}],
+        [{"name": f"a{i}", "call": "aten.full.default", "args": [[2**26], 0.0]} for i in range(8)],
+        [  # a view of much, copied
+            {"name": "a", "call": "aten.full.default", "args": [[2], 0.0]},
+            {"name": "b", "call": "aten.expand.default", "args": [{"node": "a"}, [2**35, 2]]},
+            {"name": "c", "call": "aten.reshape.default", "args": [{"node": "b"}, [2**36]]},
+        ],
+        [  # small results, and much on the way
+            {"name": "a", "call": "aten.full.default", "args": [[2**18], 0.0]},
+            {"name": "b", "call": "aten.expand.default", "args": [{"node": "a"}, [2**18, 2**18]]},
+            {"name": "c", "call": "aten.einsum.default", "args": ["i,j,ij->", [{"node": x} for x in "aab"]]},
+        ],
+    ],
+)
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_small_file_may_not_ask_for_all_memory(path, nodes, inference):
+    forge(path, "stages.json", grown(*nodes))
+    with torch.inference_mode(inference), pytest.raises(ArtifactError, match=r"bytes of its weights .* are allowed"):
+        load(path)
+
+
+def test_results_of_a_size_that_nobody_knows_are_refused(path):
+    ones = {"name": "a", "call": "aten.full.default", "args": [[9], 2**60]}
+    forge(
+        path,
+        "stages.json",
+        grown(ones, {"name": "b", "call": "aten.repeat_interleave.Tensor", "args": [{"node": "a"}]}),
+    )
+    with pytest.raises(ArtifactError, match="sizes of what it makes of its weights are unknown"):
+        load(path)
+
+
+def test_much_that_its_weights_explain_is_loaded(path):
+    """Within the bound, whatever the views are of."""
+    table = {"name": "a", "call": "aten.full.default", "args": [[2**20], 0.0]}
+    views = [{"name": f"v{i}", "call": "aten.select.int", "args": [{"node": "a"}, 0, i]} for i in range(300)]
+    forge(path, "stages.json", grown(table, *views))
+    load(path)
+
+
 def test_depth_is_an_error_and_not_a_crash(path):
     contents = members(path)
     del contents["manifest.json"]
