@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -353,6 +354,20 @@ def test_runner_errors(onnx_folder):
         runner.score(state, {"item": torch.tensor([], dtype=torch.int64)}, [0, 0, 0])
     with pytest.raises(BackendError, match=r"holds no readable manifest\.json"):
         load_onnx(onnx_folder / "elsewhere")
+
+
+def test_a_manifest_imports_nothing(onnx_folder, tmp_path, monkeypatch):
+    """Whoever reads the result's structure with torch imports the modules that it names."""
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    about = json.loads((onnx_folder / "manifest.json").read_text())
+    context = json.dumps([{"__enum__": True, "fqn": "planted:Kind", "name": "A"}])
+    leaf = {"type": None, "context": None, "children_spec": []}
+    planted = json.dumps([1, {"type": "builtins.dict", "context": context, "children_spec": [leaf]}])
+    for result in (planted, {"enum": []}, None):
+        (tmp_path / "manifest.json").write_text(json.dumps(about | {"stages": {}, "result": result}))
+        with pytest.raises(BackendError, match=r"holds no readable manifest\.json, export it again: it has"):
+            load_onnx(tmp_path)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class _Counted(TorchDispatchMode):
     """Adds up the bytes of new results."""
 
     def __init__(self, allowed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.allowed, self.bytes = allowed, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
