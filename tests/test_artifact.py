@@ -333,7 +333,25 @@ def test_a_certificate_is_kept(hoisted, tmp_path):
     hoisted.save(tmp_path / "x", certificate)
     stored = json.loads(members(tmp_path / "x")["model.json"])["certificate"]
     assert Certificate.from_json(json.dumps(stored)) == certificate
-    load(tmp_path / "x")
+    assert hoisted.certificate is None
+
+    def kept(model: HoistedModel, other: Certificate | None = None) -> Any:
+        model.save(tmp_path / "again", other)
+        return json.loads(members(tmp_path / "again")["model.json"])["certificate"]
+
+    loaded = load(tmp_path / "x")
+    assert kept(loaded) == kept(copy.deepcopy(loaded)) == kept(loaded.float()) == stored
+    newer = verify(hoisted, made("ranker")[0], candidates=[3])
+    assert kept(loaded, newer) == newer.to_dict() != stored
+    assert kept(load(tmp_path / "x").double()) is None
+    loaded.update_weights({k: v * 2 if v.is_floating_point() else v for k, v in loaded.state_dict().items()})
+    assert kept(loaded) is None
+
+
+def test_a_certificate_is_an_object_or_nothing(path):
+    forge(path, "model.json", lambda data: data.update(certificate="passed"))
+    with pytest.raises(ArtifactError, match="'passed' where dict is expected"):
+        load(path)
 
 
 def test_another_process_with_another_profile_scores_the_same(hoisted, path, tmp_path):
@@ -465,9 +483,12 @@ def test_a_newer_format_names_both_versions(path):
     contents = members(path)
     manifest = json.loads(contents["manifest.json"])
     newer = {"format": 2, "versions": {"rankhoist": "9.1"}, "members": {}, "date": manifest["date"]}
-    rewrite(path, {"manifest.json": json.dumps(newer).encode(), "unheard.of": b""})
-    with pytest.raises(ArtifactError, match=r"format 2, written by rankhoist '9\.1'; this is rankhoist .*Upgrade"):
-        load(path)
+    for packed in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("manifest.json", json.dumps(newer))
+            archive.writestr("unheard.of", b"0" * 1000, packed)
+        with pytest.raises(ArtifactError, match=r"format 2, written by rankhoist '9\.1'; this is rankhoist .*Upgrade"):
+            load(path)
 
 
 @pytest.mark.parametrize("name", ["extra.py", "../outside", "/tmp/outside", "model.json/x"])

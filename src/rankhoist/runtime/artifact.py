@@ -66,7 +66,7 @@ def members(
     except ArtifactError as error:
         raise ArtifactError(f"the model cannot be saved: {error}") from error
     model["tensors"], model["example"] = table, example_table
-    model["certificate"] = None if certificate is None else certificate.to_dict()
+    model["certificate"] = hoisted.certificate if certificate is None else certificate.to_dict()
     blueprint, _ = _blueprint(
         model, stages, weights.original, constants, hoisted.example
     )  # what is written can be read
@@ -105,7 +105,9 @@ def of(
     blueprint, dtype = _blueprint(model, stages, original, constants, example)
     if folded is None:
         _check_folding(blueprint, dtype, tensors)
-    return HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)
+    hoisted = HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)
+    hoisted.certificate = None if model.get("certificate") is None else entry(model, "certificate", dict)
+    return hoisted
 
 
 def _blueprint(

@@ -71,6 +71,8 @@ class HoistedModel(nn.Module):
     It computes scores, not gradients. Weights are shared with the original model, not copied: after changing them in
     place, call `update_weights`.
     Calls from several threads at once are safe, also while `update_weights` runs.
+
+    `certificate` is the one in the file that it was loaded from, as plain data, until its weights change.
     """
 
     backend = "eager"
@@ -102,6 +104,7 @@ class HoistedModel(nn.Module):
         self._specs = {spec.name: spec for spec in self.interface.inputs.values()}
         self._roles = [(spec.name, spec.role) for spec in self._specs.values()]
         self._one_tensor = self.interface.out_spec.is_leaf()
+        self.certificate: dict[str, Any] | None = None
         self._place(original, constants, dtype, device, folded)
         self.eval()
 
@@ -150,7 +153,8 @@ class HoistedModel(nn.Module):
         return self.blueprint.report()
 
     def save(self, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
-        """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one.
+        """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one: this one, or else
+        that of the file it comes from.
 
         The file holds the weights of now, the graphs, plans and report as data, and the example inputs; nothing in it
         is ever run as code.
@@ -392,6 +396,7 @@ class HoistedModel(nn.Module):
                 )
             original[placeholder] = new
         self._install(original, self._weights.constants)
+        self.certificate = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The original model's weights under their original names."""
@@ -427,6 +432,8 @@ class HoistedModel(nn.Module):
             original = {n: fn(t) for n, t in self._weights.original.items()}
             constants = {n: fn(t) for n, t in self._weights.constants.items()}
             probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        if (probe.dtype, probe.device) != (self._dtype, self._device):
+            self.certificate = None
         self._place(original, constants, probe.dtype, probe.device)
         return self
 
@@ -450,6 +457,7 @@ class HoistedModel(nn.Module):
         """A model with weights of its own; the blueprint, which nobody changes, is shared."""
         original = {n: t.clone() for n, t in self._weights.original.items()}
         copy = HoistedModel.of(self.blueprint, original, dict(self._weights.constants), self._dtype, self._device)
+        copy.certificate = self.certificate
         return copy.to_backend(self.backend) if self.backend != "eager" else copy
 
     def extra_repr(self) -> str:
