@@ -7,6 +7,7 @@ that uses every kernel, the slow one all of them.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from rankhoist import HoistedModel, Split, hoist, verify
+from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
 from rankhoist.emit.traceable import slots_of, traceable
 from rankhoist.errors import BackendError, InputError
+from rankhoist.plan import Plans, Range, Ranges
 from rankhoist.runtime import load_onnx, load_package
 from rankhoist.runtime.backends import Compiled
 
@@ -259,6 +262,27 @@ def test_products_with_matrices_of_several_requests_run_eagerly(name, compiled, 
     stage.run = run = Compiled(stage, state)
     check(case, model, lambda *given: case.call(hoisted, *given))
     assert set(run._made) == compiled
+
+
+def test_a_warm_up_compiles_every_plan(monkeypatch):
+    """Whatever numbers of candidates come later; the plans of other numbers of requests only on demand."""
+    case = CASES["crossed"]
+    _, hoisted = case.make()
+    one, two, three = (dataclasses.replace(hoisted.plan, level=level) for level in list(Level)[-3:])
+    ranges = Ranges((1, 8), ((Range(0, 1), Range(2, 0), Range(40, 1)), (Range(0, 2),)))
+    hoisted = HoistedModel(hoisted.program, Plans((one, two, three), ranges)).to_backend("inductor")
+    monkeypatch.setattr(torch, "compile", lambda module, fullgraph: module)
+
+    def made() -> list[tuple[set[bool], set[bool]]]:
+        return [(set(v.request.run._made), set(v.candidate.run._made)) for v in hoisted.stages.variants]
+
+    hoisted.warm_up()
+    assert made() == [({False}, {False}), ({False}, {False}), (set(), set())]
+    for count in (0, 1, 2, 39, 40, 5000):
+        case.call(hoisted, case.user(1), case.item(count), [0, count])
+    assert made() == [({False}, {False}), ({False}, {False}), (set(), set())]
+    hoisted.warm_up(requests=[8])
+    assert made()[2] == ({True}, set()), "matrices of several requests are met eagerly"
 
 
 def test_the_backend_stays_when_the_model_moves():

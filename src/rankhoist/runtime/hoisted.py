@@ -171,8 +171,8 @@ class HoistedModel(nn.Module):
     def to_backend(self, backend: str) -> HoistedModel:
         """Run the stages with `eager` (PyTorch, operator by operator) or `inductor` (torch.compile); returns itself.
 
-        Stages compile at their first call, for tens of seconds (`warm_up` pays it before), and not again when the
-        numbers of candidates and requests vary, nor after `update_weights`.
+        Stages compile at the first call that uses their plan, for tens of seconds (`warm_up` pays it before), and not
+        again when the numbers of candidates and requests vary, nor after `update_weights`.
 
         Raises:
             BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
@@ -183,16 +183,24 @@ class HoistedModel(nn.Module):
         return self
 
     def warm_up(self, candidates: Sequence[int] = (), requests: Sequence[int] = (1,)) -> HoistedModel:
-        """Compile what calls with these numbers of candidates (of all requests; the workload's by default) need.
+        """Compile what calls with these numbers of requests need, and of candidates in all: any, unless some are given.
 
         It scores made-up rows, the example's where it is known; returns itself.
         """
         for r in requests:
-            for n in candidates or (self.plan.workload.candidates,):
+            for n in candidates or self._one_per_plan(r):
                 offsets = [n * i // r for i in range(r + 1)]
                 state = self.prepare(self.made_up("context", r), candidates=n)
                 self.score(state, self.made_up("candidate", n), request_offsets=offsets)
         return self
+
+    def _one_per_plan(self, requests: int) -> list[int]:
+        """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
+        row = self.plans.ranges.row(requests)
+        last = [*(r.first - 1 for r in row[1:]), max(row[-1].first, 2)]
+        counts = {r.plan: min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
+        usual = self.plan.workload.candidates
+        return list((counts | {self.plans.ranges.choose(usual, requests): usual}).values())
 
     def export_onnx(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Write both stages as ONNX models; `rankhoist.runtime.load_onnx` runs them.
