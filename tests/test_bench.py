@@ -167,6 +167,22 @@ def test_an_interrupted_run_shows_what_it_has(tiny, tmp_path, monkeypatch):
     assert page.read_text().count("| tiny | 1 | 1 |") == 2
 
 
+def test_no_run_replaces_the_results_of_another(tiny, tmp_path, monkeypatch):
+    cell = {"equal": True, "scenario": "tiny"}
+    monkeypatch.setattr(suite, "measure_all", lambda cells, settings, done: [cell])
+    for more in (
+        [],
+        [],
+        ["--threads", "2", "--dtype", "bfloat16"],
+        ["--backend", "inductor", "--device", "cuda:0"],
+        [],
+    ):
+        assert cli.main(["bench", "--no-plots", "--out", str(tmp_path), *more]) == cli.DONE
+    ends = {"", "-2", "-3", "-2-threads-bfloat16", "-inductor-cuda0"}
+    assert {p.stem.split("-bench-quick")[1] for p in tmp_path.glob("*.json")} == ends
+    assert len(list(tmp_path.glob("*.md"))) == len(ends)
+
+
 def test_goals_name_the_cells_that_miss_them():
     def record(name: str, candidates: int, full: float) -> dict:
         times = {x: 2.0 for x in ("eager", *suite.LEVELS, "score", "floor candidate")} | {"full": full}
