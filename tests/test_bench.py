@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from helpers import LEVELS, hoisted_at
+from helpers import LEVELS, assert_equal, hoisted_at
 
 from rankhoist import Workload, cli
 from rankhoist.bench import run, suite
+from rankhoist.bench.baselines import graphed
 from rankhoist.bench.floor import Product, floor, products
 from rankhoist.bench.goals import summary
 from rankhoist.bench.models import CrossLayers, Layers
@@ -125,6 +126,27 @@ def test_a_baseline_that_fails_is_left_out_with_its_reason():
     found = Subject(case, Settings(seconds=0.01)).measure(Cell(case, 3))
     assert found["equal"] and found["skipped"]["vmap"] == "ValueError: not under vmap"
     assert "vmap" not in found["time"] and "full" in found["time"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_replays_the_call():
+    x, y = torch.randn(2, 5, device="cuda")
+    replay = graphed(lambda: x * y)
+    assert_equal(replay(), x * y)
+    x.fill_(2.0)
+    assert_equal(replay(), 2 * y)
+    found = Subject(TINY, Settings(seconds=0.01, device="cuda")).measure(Cell(TINY, 3))
+    assert found["equal"] and "eager graph" in found["time"], found["skipped"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is left out where there is no CUDA device")
+def test_a_graph_that_cannot_be_made_is_left_out_with_its_reason():
+    subject, cell = Subject(TINY, Settings()), Cell(TINY, 3)
+    subject.settings = Settings(device="cuda")
+    calls, skipped = subject._calls(cell, *TINY.sides(1, 3), {})
+    assert {"eager", "full"} <= calls.keys() and not any("graph" in name for name in calls)
+    assert {name for name in skipped if "graph" in name} == {"eager graph", "full graph"} and all(skipped.values())
 
 
 def test_a_level_that_raises_is_not_equal(monkeypatch):
