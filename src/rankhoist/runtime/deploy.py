@@ -227,7 +227,7 @@ def _rows(inputs: Mapping[str, Tensor], what: str) -> int:
 
 
 def _blocks(requests: int, rows: int, offsets: Tensor | Sequence[int]) -> dict[str, Tensor]:
-    bounds = torch.as_tensor(offsets, dtype=torch.int64)
+    bounds = torch.as_tensor(offsets, dtype=torch.int64, device="cpu")
     if len(bounds) != requests + 1 or bounds[0] != 0 or bounds[-1] != rows or bool((bounds.diff() < 0).any()):
         raise InputError(
             f"request_offsets must be {requests + 1} numbers that rise from 0 to {rows}, got {bounds.tolist()[:20]}"

@@ -332,7 +332,7 @@ class HoistedModel(nn.Module):
                     f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries"
                 )
             return None, None
-        bounds = torch.as_tensor(offsets, dtype=torch.int64)
+        bounds = torch.as_tensor(offsets, dtype=torch.int64, device="cpu")  # where they are read
         if bounds.dim() != 1 or len(bounds) != requests + 1:
             raise InputError(
                 f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests"
@@ -344,7 +344,7 @@ class HoistedModel(nn.Module):
             )
         if requests == 1:
             return None, None
-        owner = torch.repeat_interleave(torch.arange(requests), counts)
+        owner = torch.repeat_interleave(torch.arange(requests, device="cpu"), counts)
         return bounds, owner.to(self._device)
 
     def _check(self, inputs: dict[str, Tensor], what: str, default: int) -> int:
