@@ -40,7 +40,7 @@ def vmapped(model: nn.Module, case: Scenario, context: Tensors, candidate: Tenso
 
 
 def graphed(call: Call) -> Call:
-    """The call's kernels as one CUDA graph over the same tensors: no launch costs. Each replay writes the same result."""
+    """The call's kernels as one CUDA graph over the same tensors: no launch costs; its result is overwritten."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
