@@ -380,6 +380,42 @@ def test_runner_errors(onnx_folder):
         load_onnx(onnx_folder / "elsewhere")
 
 
+class Tables(nn.Module):
+    """Three tables, read by one gather."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(ITEMS, D) for _ in range(3))
+        self.out = nn.Linear(4 * D, 2)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.out(torch.cat([user, *(table(item[:, i]) for i, table in enumerate(self.tables))], 1))
+
+
+@pytest.mark.parametrize("how", ["eager", "inductor", "onnx"])
+def test_an_id_that_its_own_table_lacks_is_an_error(how, tmp_path):
+    """Never the row of another table, which lies beside it in the one that is read."""
+    torch.manual_seed(0)
+    model = Tables().eval()
+    good = torch.randint(0, ITEMS, (7, 3))
+    hoisted = hoist(model, (torch.randn(7, D), good), context=["user"], level="lookup")
+    assert "read_tables" in str(hoisted.stages.variants[0].candidate.module.graph)
+    if how == "onnx":
+        pytest.importorskip("onnxruntime")
+        hoisted.export_onnx(tmp_path)
+        runner: Any = load_onnx(tmp_path)
+    else:
+        runner = hoisted.to_backend(how)
+    user = torch.randn(1, D)
+    state = runner.prepare({"user": user})
+    assert_equal(runner.score(state, {"item": good}), model(user.expand(7, -1), good))
+    for wrong in (-1, ITEMS):
+        bad = good.clone()
+        bad[5, 1] = wrong
+        with pytest.raises(Exception, match=r"outside of its embedding table|out of bounds|out of data bounds"):
+            runner.score(state, {"item": bad})
+
+
 def test_a_manifest_imports_nothing(onnx_folder, tmp_path, monkeypatch):
     """Whoever reads the result's structure with torch imports the modules that it names."""
     (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
