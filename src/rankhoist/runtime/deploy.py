@@ -1,7 +1,7 @@
 """Both stages of a hoisted model as exported programs with a manifest, and a runner of what was made from them.
 
-What is exported is the plan for the workload that the model was hoisted for, with its weights inside; another plan would
-hold the weights that it reads again:
+What is exported is the plan for the workload that the model was hoisted for, with its weights inside; another plan
+would hold them again:
 
     request      context inputs [R, ...]                                       -> state.0, state.1, ... [R, ...]
     candidate    state [1, ...], candidate inputs [N, ...]                     -> output.0, ... [N, ...]
