@@ -333,7 +333,25 @@ def test_a_certificate_is_kept(hoisted, tmp_path):
     hoisted.save(tmp_path / "x", certificate)
     stored = json.loads(members(tmp_path / "x")["model.json"])["certificate"]
     assert Certificate.from_json(json.dumps(stored)) == certificate
-    load(tmp_path / "x")
+    assert hoisted.certificate is None
+
+    def kept(model: HoistedModel, other: Certificate | None = None) -> Any:
+        model.save(tmp_path / "again", other)
+        return json.loads(members(tmp_path / "again")["model.json"])["certificate"]
+
+    loaded = load(tmp_path / "x")
+    assert kept(loaded) == kept(copy.deepcopy(loaded)) == kept(loaded.float()) == stored
+    newer = verify(hoisted, made("ranker")[0], candidates=[3])
+    assert kept(loaded, newer) == newer.to_dict() != stored
+    assert kept(load(tmp_path / "x").double()) is None
+    loaded.update_weights({k: v * 2 if v.is_floating_point() else v for k, v in loaded.state_dict().items()})
+    assert kept(loaded) is None
+
+
+def test_a_certificate_is_an_object_or_nothing(path):
+    forge(path, "model.json", lambda data: data.update(certificate="passed"))
+    with pytest.raises(ArtifactError, match="'passed' where dict is expected"):
+        load(path)
 
 
 def test_another_process_with_another_profile_scores_the_same(hoisted, path, tmp_path):
@@ -465,9 +483,12 @@ def test_a_newer_format_names_both_versions(path):
     contents = members(path)
     manifest = json.loads(contents["manifest.json"])
     newer = {"format": 2, "versions": {"rankhoist": "9.1"}, "members": {}, "date": manifest["date"]}
-    rewrite(path, {"manifest.json": json.dumps(newer).encode(), "unheard.of": b""})
-    with pytest.raises(ArtifactError, match=r"format 2, written by rankhoist '9\.1'; this is rankhoist .*Upgrade"):
-        load(path)
+    for packed in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("manifest.json", json.dumps(newer))
+            archive.writestr("unheard.of", b"0" * 1000, packed)
+        with pytest.raises(ArtifactError, match=r"format 2, written by rankhoist '9\.1'; this is rankhoist .*Upgrade"):
+            load(path)
 
 
 @pytest.mark.parametrize("name", ["extra.py", "../outside", "/tmp/outside", "model.json/x"])
@@ -511,6 +532,10 @@ def candidate_nodes(data: Any) -> list[Any]:
         "aten.from_file.default", "aten.save.default", "aten.manual_seed.default", "aten.set_.source_Storage",
         "aten.resize_.default", "aten.equal.default",
         "aten._cufft_clear_plan_cache.default", "aten.linear.default.__call__", "kernels._flat", "kernels.torch",
+        "aten._reshape_alias.default", "aten._sparse_csr_tensor_unsafe.default", "aten._unsafe_masked_index.default",
+        "aten._nested_view_from_buffer.default", "aten.sparse_csr_tensor.crow_col_value_size",
+        "aten._convert_indices_from_csr_to_coo.default", "aten.segment_reduce.default",
+        "aten.max_pool2d_with_indices_backward.default", "aten._foobar.default",
         "kernels.F", "operator.attrgetter", "operator.methodcaller", "torch.load", "prims.device_put.default", "",
     ],
 )  # fmt: skip
@@ -551,6 +576,7 @@ def test_names_of_nodes_are_identifiers(path, name):
         ({"dtype": "__dict__"}, "where a dtype is expected"),
         ({"device": "cpu') or print('x"}, "where a device is expected"),
         ({"layout": "load"}, "means nothing here"),
+        ({"layout": "sparse_csr"}, "means nothing here"),
         ({"memory_format": "float32"}, "means nothing here"),
         ({"number": "__import__('os')"}, "means nothing here"),
         ({"tuple": 3}, "where list is expected"),
@@ -671,6 +697,55 @@ def test_a_header_that_asks_for_more_than_there_is(path):
     container.write(path, contents)
     with pytest.raises(ArtifactError, match="SafetensorError"):
         load(path)
+
+
+def grown(*nodes: dict[str, Any]) -> Callable[[Any], None]:
+    """More nodes in the weights stage, of which nobody reads the results."""
+    return lambda data: data["weights"]["nodes"].extend({"kwargs": {}, **node} for node in nodes)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [{"name": "a", "call": "aten.full.default", "args": [[2**36], 0.0]}],
+        [{"name": "a", "call": "aten.zeros.default", "args": [[2**36]], "kwargs": {"device": {"device": "cuda:0"}}}],
+        [{"name": f"a{i}", "call": "aten.full.default", "args": [[2**26], 0.0]} for i in range(8)],
+        [  # a view of much, copied
+            {"name": "a", "call": "aten.full.default", "args": [[2], 0.0]},
+            {"name": "b", "call": "aten.expand.default", "args": [{"node": "a"}, [2**35, 2]]},
+            {"name": "c", "call": "aten.reshape.default", "args": [{"node": "b"}, [2**36]]},
+        ],
+        [  # small results, and much on the way
+            {"name": "a", "call": "aten.full.default", "args": [[2**18], 0.0]},
+            {"name": "b", "call": "aten.expand.default", "args": [{"node": "a"}, [2**18, 2**18]]},
+            {"name": "c", "call": "aten.einsum.default", "args": ["i,j,ij->", [{"node": x} for x in "aab"]]},
+        ],
+    ],
+)
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_small_file_may_not_ask_for_all_memory(path, nodes, inference):
+    forge(path, "stages.json", grown(*nodes))
+    with torch.inference_mode(inference), pytest.raises(ArtifactError, match=r"bytes of its weights .* are allowed"):
+        load(path)
+
+
+def test_results_of_a_size_that_nobody_knows_are_refused(path):
+    ones = {"name": "a", "call": "aten.full.default", "args": [[9], 2**60]}
+    forge(
+        path,
+        "stages.json",
+        grown(ones, {"name": "b", "call": "aten.repeat_interleave.Tensor", "args": [{"node": "a"}]}),
+    )
+    with pytest.raises(ArtifactError, match="sizes of what it makes of its weights are unknown"):
+        load(path)
+
+
+def test_much_that_its_weights_explain_is_loaded(path):
+    """Within the bound, whatever the views are of."""
+    table = {"name": "a", "call": "aten.full.default", "args": [[2**20], 0.0]}
+    views = [{"name": f"v{i}", "call": "aten.select.int", "args": [{"node": "a"}, 0, i]} for i in range(300)]
+    forge(path, "stages.json", grown(table, *views))
+    load(path)
 
 
 def test_depth_is_an_error_and_not_a_crash(path):

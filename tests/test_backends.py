@@ -7,8 +7,10 @@ that uses every kernel, the slow one all of them.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,9 +25,11 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from rankhoist import HoistedModel, Split, hoist, verify
+from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
 from rankhoist.emit.traceable import slots_of, traceable
 from rankhoist.errors import BackendError, InputError
+from rankhoist.plan import Plans, Range, Ranges
 from rankhoist.runtime import load_onnx, load_package
 from rankhoist.runtime.backends import Compiled
 
@@ -260,6 +264,27 @@ def test_products_with_matrices_of_several_requests_run_eagerly(name, compiled, 
     assert set(run._made) == compiled
 
 
+def test_a_warm_up_compiles_every_plan(monkeypatch):
+    """Whatever numbers of candidates come later; the plans of other numbers of requests only on demand."""
+    case = CASES["crossed"]
+    _, hoisted = case.make()
+    one, two, three = (dataclasses.replace(hoisted.plan, level=level) for level in list(Level)[-3:])
+    ranges = Ranges((1, 8), ((Range(0, 1), Range(2, 0), Range(40, 1)), (Range(0, 2),)))
+    hoisted = HoistedModel(hoisted.program, Plans((one, two, three), ranges)).to_backend("inductor")
+    monkeypatch.setattr(torch, "compile", lambda module, fullgraph: module)
+
+    def made() -> list[tuple[set[bool], set[bool]]]:
+        return [(set(v.request.run._made), set(v.candidate.run._made)) for v in hoisted.stages.variants]
+
+    hoisted.warm_up()
+    assert made() == [({False}, {False}), ({False}, {False}), (set(), set())]
+    for count in (0, 1, 2, 39, 40, 5000):
+        case.call(hoisted, case.user(1), case.item(count), [0, count])
+    assert made() == [({False}, {False}), ({False}, {False}), (set(), set())]
+    hoisted.warm_up(requests=[8])
+    assert made()[2] == ({True}, set()), "matrices of several requests are met eagerly"
+
+
 def test_the_backend_stays_when_the_model_moves():
     _, hoisted = CASES["first"].make()
     assert hoisted.backend == "eager"
@@ -353,6 +378,56 @@ def test_runner_errors(onnx_folder):
         runner.score(state, {"item": torch.tensor([], dtype=torch.int64)}, [0, 0, 0])
     with pytest.raises(BackendError, match=r"holds no readable manifest\.json"):
         load_onnx(onnx_folder / "elsewhere")
+
+
+class Tables(nn.Module):
+    """Three tables, read by one gather."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(ITEMS, D) for _ in range(3))
+        self.out = nn.Linear(4 * D, 2)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.out(torch.cat([user, *(table(item[:, i]) for i, table in enumerate(self.tables))], 1))
+
+
+@pytest.mark.parametrize("how", ["eager", "inductor", "onnx"])
+def test_an_id_that_its_own_table_lacks_is_an_error(how, tmp_path):
+    """Never the row of another table, which lies beside it in the one that is read."""
+    torch.manual_seed(0)
+    model = Tables().eval()
+    good = torch.randint(0, ITEMS, (7, 3))
+    hoisted = hoist(model, (torch.randn(7, D), good), context=["user"], level="lookup")
+    assert "read_tables" in str(hoisted.stages.variants[0].candidate.module.graph)
+    if how == "onnx":
+        pytest.importorskip("onnxruntime")
+        hoisted.export_onnx(tmp_path)
+        runner: Any = load_onnx(tmp_path)
+    else:
+        runner = hoisted.to_backend(how)
+    user = torch.randn(1, D)
+    state = runner.prepare({"user": user})
+    assert_equal(runner.score(state, {"item": good}), model(user.expand(7, -1), good))
+    for wrong in (-1, ITEMS):
+        bad = good.clone()
+        bad[5, 1] = wrong
+        with pytest.raises(Exception, match=r"outside of its embedding table|out of bounds|out of data bounds"):
+            runner.score(state, {"item": bad})
+
+
+def test_a_manifest_imports_nothing(onnx_folder, tmp_path, monkeypatch):
+    """Whoever reads the result's structure with torch imports the modules that it names."""
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    about = json.loads((onnx_folder / "manifest.json").read_text())
+    context = json.dumps([{"__enum__": True, "fqn": "planted:Kind", "name": "A"}])
+    leaf = {"type": None, "context": None, "children_spec": []}
+    planted = json.dumps([1, {"type": "builtins.dict", "context": context, "children_spec": [leaf]}])
+    for result in (planted, {"enum": []}, None):
+        (tmp_path / "manifest.json").write_text(json.dumps(about | {"stages": {}, "result": result}))
+        with pytest.raises(BackendError, match=r"holds no readable manifest\.json, export it again: it has"):
+            load_onnx(tmp_path)
 
 
 @pytest.mark.slow

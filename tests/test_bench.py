@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from helpers import LEVELS, hoisted_at
+from helpers import LEVELS, assert_equal, hoisted_at
 
 from rankhoist import Workload, cli
 from rankhoist.bench import run, suite
+from rankhoist.bench.baselines import graphed
 from rankhoist.bench.floor import Product, floor, products
 from rankhoist.bench.goals import summary
 from rankhoist.bench.models import CrossLayers, Layers
@@ -127,6 +128,27 @@ def test_a_baseline_that_fails_is_left_out_with_its_reason():
     assert "vmap" not in found["time"] and "full" in found["time"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_replays_the_call():
+    x, y = torch.randn(2, 5, device="cuda")
+    replay = graphed(lambda: x * y)
+    assert_equal(replay(), x * y)
+    x.fill_(2.0)
+    assert_equal(replay(), 2 * y)
+    found = Subject(TINY, Settings(seconds=0.01, device="cuda")).measure(Cell(TINY, 3))
+    assert found["equal"] and "eager graph" in found["time"], found["skipped"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is left out where there is no CUDA device")
+def test_a_graph_that_cannot_be_made_is_left_out_with_its_reason():
+    subject, cell = Subject(TINY, Settings()), Cell(TINY, 3)
+    subject.settings = Settings(device="cuda")
+    calls, skipped = subject._calls(cell, *TINY.sides(1, 3), {})
+    assert {"eager", "full"} <= calls.keys() and not any("graph" in name for name in calls)
+    assert {name for name in skipped if "graph" in name} == {"eager graph", "full graph"} and all(skipped.values())
+
+
 def test_a_level_that_raises_is_not_equal(monkeypatch):
     found_at = suite.hoist_program
 
@@ -165,6 +187,22 @@ def test_an_interrupted_run_shows_what_it_has(tiny, tmp_path, monkeypatch):
         cli.main(["bench", "--seconds", "0.01", "--no-plots", "--out", str(tmp_path)])
     (page,) = tmp_path.glob("*.md")
     assert page.read_text().count("| tiny | 1 | 1 |") == 2
+
+
+def test_no_run_replaces_the_results_of_another(tiny, tmp_path, monkeypatch):
+    cell = {"equal": True, "scenario": "tiny"}
+    monkeypatch.setattr(suite, "measure_all", lambda cells, settings, done: [cell])
+    for more in (
+        [],
+        [],
+        ["--threads", "2", "--dtype", "bfloat16"],
+        ["--backend", "inductor", "--device", "cuda:0"],
+        [],
+    ):
+        assert cli.main(["bench", "--no-plots", "--out", str(tmp_path), *more]) == cli.DONE
+    ends = {"", "-2", "-3", "-2-threads-bfloat16", "-inductor-cuda0"}
+    assert {p.stem.split("-bench-quick")[1] for p in tmp_path.glob("*.json")} == ends
+    assert len(list(tmp_path.glob("*.md"))) == len(ends)
 
 
 def test_goals_name_the_cells_that_miss_them():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_the_environment_names_the_profile(monkeypatch, tmp_path):
     REAL.save(tmp_path / "mine.json")
     monkeypatch.setenv("RANKHOIST_PROFILE", str(tmp_path / "mine.json"))
     assert load_profile().processor == REAL.processor != Profile.load(IDEAL).processor
+
+
+def test_a_profile_that_is_written_later_is_found(monkeypatch, tmp_path):
+    file = tmp_path / "mine.json"
+    monkeypatch.setenv("RANKHOIST_PROFILE", str(file))
+    assert load_profile() == REAL and load_profile() is load_profile()
+    for second, other in enumerate((Profile.load(IDEAL), dataclasses.replace(REAL, processor="another"))):
+        other.save(file)
+        os.utime(file, (second, second))
+        assert load_profile() == other and load_profile() is load_profile()
+    file.unlink()
+    assert load_profile() == REAL
 
 
 def test_calibration_measures_every_point(monkeypatch):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankhoist import HoistedModel, hoist
+from rankhoist import HoistedModel, Split, hoist
 from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
 from rankhoist.errors import InputError, WeightsError
@@ -77,6 +77,68 @@ def test_ragged_requests(model, hoisted, offsets):
     expected = truth(model, user, dense, item, offsets)
     assert_equal(hoisted(user, dense, item, request_offsets=offsets), expected)
     assert_equal(hoisted(user, dense, item, request_offsets=torch.tensor(offsets, dtype=torch.int32)), expected)
+
+
+def test_offsets_are_read_on_the_cpu(model, hoisted):
+    """Whatever the default device is; `meta` stands for one that is no CPU."""
+    given, offsets = inputs(3, 7), [0, 3, 3, 7]
+    expected = truth(model, *given, offsets)
+    with torch.device("meta"):
+        assert_equal(hoisted(*given, request_offsets=offsets), expected)
+
+
+class Scattered(nn.Module):
+    """Three tables in one gather, and columns of context and candidate that are no slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(ITEMS, D) for _ in range(3))
+        self.out = nn.Linear(3 * D + 6, 3)
+
+    def forward(self, x: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.cat([x, *(table(item[:, i]) for i, table in enumerate(self.tables))], 1))
+
+
+class Ordered(Scattered):
+    """Its results in the order of a buffer, whose values the plan reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+    def forward(self, x: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, item).relu()[:, self.order]
+
+
+def rows_of_scattered(rows: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(rows, 6, device=device), torch.zeros(rows, 3, device=device).random_(ITEMS).long()
+
+
+CONTEXT_COLUMNS, CANDIDATE_COLUMNS = [0, 1, 4], [2, 3, 5]
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def test_constants_are_where_the_model_is():
+    """`meta` stands for a device that is no CPU."""
+    given = rows_of_scattered(4, "meta")
+    hoisted = hoist(Scattered().eval().to("meta"), given, context={"x": CONTEXT_COLUMNS})
+    constants = hoisted.weights.constants.values()
+    assert len(constants) >= 3 and {t.device.type for t in constants} == {"meta"}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("offsets", [[0, 9], [0, 3, 3, 7]])
+def test_captured_on_a_device(device, offsets):
+    torch.manual_seed(0)
+    model = Ordered().eval().to(device)
+    hoisted = hoist(model, rows_of_scattered(5, device), context={"x": CONTEXT_COLUMNS})
+    x, item = rows_of_scattered(offsets[-1], device)
+    firsts = [min(start, len(x) - 1) for start in offsets[:-1]]
+    context = x[firsts][:, CONTEXT_COLUMNS]
+    x[:, CONTEXT_COLUMNS] = repeated(context.cpu(), offsets).to(device)
+    for given in (offsets, torch.tensor(offsets, device=device)):
+        made = hoisted(Split(context, x[:, CANDIDATE_COLUMNS]), item, request_offsets=given)
+        assert_equal(made, model(x, item))
 
 
 def test_no_request_at_all(hoisted):

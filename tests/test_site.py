@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rankhoist
-from rankhoist import errors
+from rankhoist import errors, runtime
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -48,6 +48,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path):
 def test_every_public_name_is_documented(site: Path):
     page = (site / "api.html").read_text(encoding="utf-8")
     named = [f"rankhoist.{name}" for name in rankhoist.__all__]
+    named += [f"rankhoist.runtime.{name}" for name in runtime.__all__ if name not in rankhoist.__all__]
     named += [f"rankhoist.errors.{name}" for name, value in vars(errors).items() if isinstance(value, type)]
     public = {f"rankhoist.errors.{name}": f"rankhoist.{name}" for name in rankhoist.__all__}
     missing = [name for name in named if f'id="{public.get(name, name)}"' not in page]

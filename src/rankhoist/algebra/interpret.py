@@ -268,7 +268,7 @@ class Interpreter:
     # -- what rules need
 
     def constant(self, value: Value) -> torch.Tensor | None:
-        """The value of a form that depends on no trainable weight and no input, or None.
+        """The value, on the CPU, of a form that depends on no trainable weight and no input, or None.
 
         The weights it was computed from are remembered: an update must not change them.
         """
@@ -280,7 +280,7 @@ class Interpreter:
         if any(w.tensor.is_floating_point() for w in weights):
             return None
         self.memo.pinned |= {str(n.args[0]) for n in leaves}
-        return evaluate_node(node, self.program, self.b)
+        return evaluate_node(node, self.program, self.b).cpu()
 
     def pure(self, form: Form) -> Form:
         """All blocks evaluated."""

@@ -147,9 +147,9 @@ class Builder:
 
     def constant(self, tensor: torch.Tensor) -> Node:
         """A tensor known now and never updated, e.g. an index."""
-        key = f"constant_{tensor.dtype}_{tuple(tensor.shape)}_{tensor.numpy().tobytes().hex()}"
+        key = f"constant_{tensor.dtype}_{tuple(tensor.shape)}_{tensor.cpu().numpy().tobytes().hex()}"
         if key not in self.constants:
-            self.constants[key] = tensor
+            self.constants[key] = tensor.to(self.device)
         return self.leaf("constant", key, Rate.WEIGHT, tensor.shape, tensor.dtype)
 
     def number(self, value: float, dtype: torch.dtype) -> Node:

@@ -78,8 +78,14 @@ def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, offsets: Tensor | 
 
 
 def read_tables(table: Tensor, ids: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
-    """Rows of F tables that lie one below the other in `table`: ids `[N, F]` -> `[N, F, D]`."""
-    if ids.shape[0] and not torch.compiler.is_compiling():
+    """Rows of F tables that lie one below the other in `table`: ids `[N, F]` -> `[N, F, D]`.
+
+    An id that its own table lacks is an error: compiled code and other devices are given one that no table has.
+    """
+    if torch.compiler.is_compiling() or ids.device.type != "cpu":
+        inside = (ids >= 0) & (ids < sizes)
+        return F.embedding(torch.where(inside, ids + starts, table.shape[0]), table)
+    if ids.shape[0]:
         low, high = torch.aminmax(ids, dim=0)
         if bool((low < 0).any()) or bool((high >= sizes).any()):
             raise IndexError("an id is outside of its embedding table")

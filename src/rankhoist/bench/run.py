@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
 import sys
 import time
@@ -97,7 +98,7 @@ def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], con
         "backend": options.backend, "profile": _profile(), "seconds_per_cell": options.seconds, "minutes": 0.0,
         "goals": [], "cells": [],
     }  # fmt: skip
-    stem = options.out / f"{record['date'][:10]}-bench-{selection}"
+    stem = _free_stem(options, f"{record['date'][:10]}-bench-{selection}")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("cells", total=len(cells))
@@ -114,6 +115,17 @@ def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], con
         finally:  # a run that is interrupted shows what it has
             _finish(record, stem, options, console)
     return record
+
+
+def _free_stem(options: Options, name: str) -> Path:
+    """Where results go: what is unusual about the run is in the name, and no run replaces the results of another."""
+    usual = Options()
+    name += f"-{options.threads}-threads" if options.threads != usual.threads else ""
+    for setting in ("backend", "dtype", "device"):
+        value = getattr(options, setting)
+        name += f"-{value.replace(':', '')}" if value != getattr(usual, setting) else ""
+    stems = (options.out / (name + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
+    return next(s for s in stems if not s.with_suffix(".json").exists())
 
 
 def _profile() -> str:

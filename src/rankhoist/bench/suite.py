@@ -172,7 +172,11 @@ class Subject:
         for level, hoisted in [*below.items(), ("full", self.full)]:
             calls[level] = partial(hoisted, *given, request_offsets=offsets if cell.requests > 1 else None)
         if s.device.startswith("cuda"):
-            calls |= {f"{x} graph": graphed(calls[x]) for x in ("eager", "full")}
+            for name in ("eager", "full"):
+                try:
+                    calls[f"{name} graph"] = graphed(calls[name])
+                except Exception as problem:  # such as a call that waits for the device, which no graph may hold
+                    skipped[f"{name} graph"] = _short(problem)
         return calls, skipped
 
     def _why_not(self, cell: Cell) -> dict[str, str]:
@@ -236,9 +240,14 @@ def _first_calls(calls: dict[str, Call], skipped: dict[str, str]) -> tuple[dict[
             errors[name] = error(calls[name](), truth)
         except Exception as problem:  # a baseline is left out; a level that raises is not equal
             errors |= {name: NOTHING} if name in LEVELS else {}
-            skipped[name] = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:90]}"
+            skipped[name] = _short(problem)
         seconds[name] = time.perf_counter() - start
     return errors, seconds
+
+
+def _short(problem: Exception) -> str:
+    """Its kind and the first line."""
+    return f"{type(problem).__name__}: {next(iter(str(problem).strip().splitlines()), '')[:90]}"
 
 
 def error(actual: Any, truth: Any) -> float:

@@ -57,7 +57,7 @@ class Program:
         in_spec: the structure of a call, `(args, kwargs)`, with the inputs' tensors as leaves in the order of `inputs`.
         arguments: binds a call's arguments to parameter names, as the model's signature does.
         dtype: the floating dtype the model computes in.
-        device: where its weights are.
+        device: where its weights are; without any, where its inputs are.
         example: the example's tensors by input name (empty where an exported program carries none).
     """
 
@@ -241,10 +241,10 @@ def _program(
     last = next(node for node in graph.nodes if node.op == "output")
     outputs = [o for o in last.args[0] if not isinstance(o, fx.Node) or o.name in kinds]
     inputs = {u.name: s for u, s in zip(users, specs, strict=True)}
+    tensors = [w.tensor for w in weights.values()] + [u.meta["val"] for u in users]
     return Program(
         graph, rows, inputs, weights, outputs, call.out_spec, call.in_spec, arguments,
-        _floating_dtype([w.tensor for w in weights.values()] + [u.meta["val"] for u in users]),
-        next((w.tensor.device for w in weights.values()), torch.device("cpu")), example,
+        _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")), example,
     )  # fmt: skip
 
 

@@ -172,6 +172,12 @@ def load_profile() -> Profile:
     return _cached(path())
 
 
-@functools.cache
 def _cached(file: Path) -> Profile:
-    return Profile.load(file if file.exists() else BUILT_IN)
+    file = file if file.exists() else BUILT_IN
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _read(file: Path, written: int) -> Profile:
+    """Once per file and time of writing: `calibrate` may replace it while the process lives."""
+    return Profile.load(file)

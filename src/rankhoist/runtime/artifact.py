@@ -6,13 +6,15 @@
     example.safetensors   the example inputs
 
 The file holds data alone. Loading it runs none of it as code: graphs are rebuilt from names of operators that are
-looked up in a list. The plans are those of the machine that made them; another machine scores the same with them.
+looked up in a list, and what they make of the weights is no larger than the weights explain. The plans are those of the
+machine that made them; another machine scores the same with them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +23,11 @@ from torch import Tensor
 from rankhoist.capture import InputSpec
 from rankhoist.emit import Stage, Stages, Variant
 from rankhoist.errors import ArtifactError
-from rankhoist.runtime import container, graph_json, model_json, tensor_file
+from rankhoist.runtime import allowance, container, graph_json, model_json, tensor_file
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.hoisted import HoistedModel
 from rankhoist.runtime.plain import counts, entries, entry
+from rankhoist.runtime.retarget import retargeted
 
 CONSTANT = "constant."  # before the number of an index constant; no placeholder has a dot in its name
 
@@ -63,8 +66,11 @@ def members(
     except ArtifactError as error:
         raise ArtifactError(f"the model cannot be saved: {error}") from error
     model["tensors"], model["example"] = table, example_table
-    model["certificate"] = None if certificate is None else certificate.to_dict()
-    _blueprint(model, stages, weights.original, constants, hoisted.example)  # what is written can be read
+    model["certificate"] = hoisted.certificate if certificate is None else certificate.to_dict()
+    blueprint, _ = _blueprint(
+        model, stages, weights.original, constants, hoisted.example
+    )  # what is written can be read
+    _check_folding(blueprint, hoisted.dtype, {**weights.original, **constants})
     contents = (container.to_json(model), container.to_json(stages), tensors, example)
     return dict(zip(container.MEMBERS, contents, strict=True))
 
@@ -97,7 +103,11 @@ def of(
     constants = {name: tensor for name, tensor in tensors.items() if name.startswith(CONSTANT)}
     original = {name: tensor for name, tensor in tensors.items() if name not in constants}
     blueprint, dtype = _blueprint(model, stages, original, constants, example)
-    return HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)
+    if folded is None:
+        _check_folding(blueprint, dtype, tensors)
+    hoisted = HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)
+    hoisted.certificate = None if model.get("certificate") is None else entry(model, "certificate", dict)
+    return hoisted
 
 
 def _blueprint(
@@ -110,6 +120,13 @@ def _blueprint(
     blueprint = Blueprint(interface, description.plans, made, description.pinned, lambda: description.report)
     _check_names(blueprint, original)
     return blueprint, description.dtype
+
+
+def _check_folding(blueprint: Blueprint, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to run a weights stage that makes far more than its weights explain."""
+    captured = blueprint.interface
+    moved = {captured.dtype: dtype, captured.device: torch.device("cpu")}
+    allowance.check(retargeted(replace(blueprint.stages, variants=[]), moved).weights, tensors)
 
 
 # -- stages

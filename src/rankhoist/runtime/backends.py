@@ -69,7 +69,8 @@ class Compiled:
 
     def _compiled(self, several: bool, given: Sequence[Tensor]) -> Run:
         spelled = traceable(self.stage, several)
-        compiled = torch.compile(spelled.module, fullgraph=True)
+        forward = spelled.module.forward  # the module's own call explains errors by Python that would be compiled, too
+        compiled = torch.compile(forward, fullgraph=True)
         owner, made_up = self._made_up(several, given)
         moving = [*self.per_request, *[True] * len(self.stage.leaves)]
         strides = [t.stride() if moves else None for t, moves in zip(made_up, moving, strict=True)]

@@ -38,11 +38,12 @@ class Container:
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
         self._archive = archive
         self._infos = {info.filename: info for info in archive.infolist()}
-        _check_sizes(archive.infolist(), size)
         if MANIFEST not in self._infos or self._infos[MANIFEST].file_size > LARGEST_MANIFEST:
             raise ArtifactError(f"it has no {MANIFEST}, so it is no artifact of rankhoist")
-        self.manifest = from_json(archive.read(MANIFEST))
-        _check_format(self.manifest)
+        _check_sizes([self._infos[MANIFEST]], size)
+        self.manifest = from_json(archive.read(self._infos[MANIFEST]))
+        _check_format(self.manifest)  # first: a later format may store its other members in another way
+        _check_sizes(archive.infolist(), size)
         names = sorted(info.filename for info in archive.infolist())
         if names != sorted([MANIFEST, *MEMBERS]):
             odd = sorted({*names} ^ {MANIFEST, *MEMBERS}) or names

@@ -1,6 +1,7 @@
 """Both stages of a hoisted model as exported programs with a manifest, and a runner of what was made from them.
 
-What is exported is the plan for the workload that the model was hoisted for, with its weights inside:
+What is exported is the plan for the workload that the model was hoisted for, with its weights inside; another plan
+would hold them again:
 
     request      context inputs [R, ...]                                       -> state.0, state.1, ... [R, ...]
     candidate    state [1, ...], candidate inputs [N, ...]                     -> output.0, ... [N, ...]
@@ -26,7 +27,9 @@ from torch.utils import _pytree as pytree
 from rankhoist.algebra.ir import aten
 from rankhoist.emit import Stage
 from rankhoist.emit.traceable import slots_of, traceable
-from rankhoist.errors import BackendError, InputError
+from rankhoist.errors import ArtifactError, BackendError, InputError
+from rankhoist.runtime.model_json import as_structure, structure
+from rankhoist.runtime.plain import entry
 
 if TYPE_CHECKING:
     from rankhoist.runtime.hoisted import HoistedModel
@@ -62,8 +65,11 @@ class Exported:
 
 def write(hoisted: HoistedModel, folder: Path, suffix: str, several: bool, write_one: Write) -> None:
     """Every stage and the manifest."""
+    try:
+        about: dict[str, Any] = {"format": 2, "result": structure(hoisted.interface.out_spec, "returns"), "stages": {}}
+    except ArtifactError as error:
+        raise _refused("the model", error) from error
     folder.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {"format": 1, "result": pytree.treespec_dumps(hoisted.interface.out_spec), "stages": {}}
     for stage in exported(hoisted, several):
         path = folder / f"{stage.name}{suffix}"
         try:
@@ -179,12 +185,12 @@ class Runner:
     def __init__(self, folder: Path, load: Callable[[Path], Call]) -> None:
         try:
             about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BackendError(f"{folder} holds no readable {MANIFEST}: {error}") from error
-        self.stages: dict[str, dict[str, Any]] = about["stages"]
+            self.stages: dict[str, dict[str, Any]] = entry(about, "stages", dict)
+            self._result = as_structure(about.get("result"))
+            self._constants = {int(i): value for i, value in entry(about, "constants", dict).items()}
+        except (OSError, ValueError, ArtifactError) as error:
+            raise BackendError(f"{folder} holds no readable {MANIFEST}, export it again: {error}") from error
         self._calls = {name: load(folder / stage["file"]) for name, stage in self.stages.items()}
-        self._result = pytree.treespec_loads(about["result"])
-        self._constants: dict[int, Any] = {int(i): value for i, value in about["constants"].items()}
 
     def prepare(self, context: Mapping[str, Tensor]) -> State:
         """`{name: [R, ...]}` -> state; of a packed input, its context columns."""
@@ -222,7 +228,7 @@ def _rows(inputs: Mapping[str, Tensor], what: str) -> int:
 
 
 def _blocks(requests: int, rows: int, offsets: Tensor | Sequence[int]) -> dict[str, Tensor]:
-    bounds = torch.as_tensor(offsets, dtype=torch.int64)
+    bounds = torch.as_tensor(offsets, dtype=torch.int64, device="cpu")
     if len(bounds) != requests + 1 or bounds[0] != 0 or bounds[-1] != rows or bool((bounds.diff() < 0).any()):
         raise InputError(
             f"request_offsets must be {requests + 1} numbers that rise from 0 to {rows}, got {bounds.tolist()[:20]}"

@@ -40,6 +40,18 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 NAMES = {f: name for name, f in FUNCTIONS.items()}
 CONSTANTS: dict[str, type] = {"layout": torch.layout, "memory_format": torch.memory_format}
+PRIVATE = {  # of ATen's own operators, `_...`, those that models hold; others trust what they are given
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_cdist_forward", "_conj", "_conj_physical", "_convolution",
+    "_embedding_bag", "_embedding_bag_forward_only", "_euclidean_dist", "_fft_c2c", "_fft_c2r", "_fft_r2c",
+    "_fused_rms_norm", "_int_mm", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_solve_ex", "_linalg_svd",
+    "_log_softmax", "_logcumsumexp", "_masked_softmax", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training", "_native_multi_head_attention", "_pdist_forward", "_prelu_kernel",
+    "_safe_softmax", "_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu", "_softmax", "_to_copy",
+    "_transformer_encoder_layer_fwd", "_trilinear", "_unique2", "_unsafe_view", "_weight_norm",
+    "_weight_norm_interface",
+}  # fmt: skip
+UNCHECKED = re.compile("sparse|nested|jagged|mkldnn|fbgemm|backward")  # other layouts, and gradients
 RETURNED = {"Tensor", "List[Tensor]", "int", "SymInt"}
 
 
@@ -87,7 +99,7 @@ def function(name: str) -> Callable[..., Any]:
     """The function of this name, if a graph in a file may call it.
 
     Those are the few that emitted graphs need beside ATen, and ATen operators that compute tensors, write to nothing
-    that they are not given to write over, and read no file.
+    that they are not given to write over, read no file, and look at indices and sizes before they follow them.
     """
     found = FUNCTIONS.get(name) or _aten(name)
     if found is None:
@@ -108,7 +120,15 @@ def _aten(name: str) -> torch._ops.OpOverload | None:
     writes = schema.is_mutable and found not in OVER.values()
     reads_files = any(argument.name == "filename" for argument in schema.arguments)
     known = torch._C._dispatch_has_kernel(found.name())  # others belong to TorchScript
-    return found if tensors and known and not writes and not reads_files else None
+    return found if tensors and known and not writes and not reads_files and _checks(found) else None
+
+
+def _checks(operator: torch._ops.OpOverload) -> bool:
+    """Whether it refuses indices and sizes that lead out of its tensors."""
+    name = operator._schema.name.removeprefix("aten::")
+    private = re.match("_[^_]", name) is not None
+    may_skip = any(argument.name == "unsafe" for argument in operator._schema.arguments)
+    return not may_skip and not UNCHECKED.search(name) and (not private or name in PRIVATE)
 
 
 def _node(node: fx.Node) -> dict[str, Any]:
@@ -184,6 +204,7 @@ def _decoded(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         return as_device(content)
     if tag == "number" and content in ("inf", "-inf", "nan"):
         return float(content)
-    if tag in CONSTANTS and isinstance(found := vars(torch).get(as_kind(content, str)), CONSTANTS[tag]):
+    found = vars(torch).get(as_kind(content, str)) if tag in CONSTANTS else None
+    if found is not None and isinstance(found, CONSTANTS[tag]) and (tag != "layout" or found is torch.strided):
         return found
     raise ArtifactError(f"it has the argument {shown(tag)}: {shown(content)}, which means nothing here")

@@ -71,6 +71,8 @@ class HoistedModel(nn.Module):
     It computes scores, not gradients. Weights are shared with the original model, not copied: after changing them in
     place, call `update_weights`.
     Calls from several threads at once are safe, also while `update_weights` runs.
+
+    `certificate` is the one in the file that it was loaded from, as plain data, until its weights change.
     """
 
     backend = "eager"
@@ -102,6 +104,7 @@ class HoistedModel(nn.Module):
         self._specs = {spec.name: spec for spec in self.interface.inputs.values()}
         self._roles = [(spec.name, spec.role) for spec in self._specs.values()]
         self._one_tensor = self.interface.out_spec.is_leaf()
+        self.certificate: dict[str, Any] | None = None
         self._place(original, constants, dtype, device, folded)
         self.eval()
 
@@ -150,7 +153,8 @@ class HoistedModel(nn.Module):
         return self.blueprint.report()
 
     def save(self, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
-        """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one.
+        """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one: this one, or else
+        that of the file it comes from.
 
         The file holds the weights of now, the graphs, plans and report as data, and the example inputs; nothing in it
         is ever run as code.
@@ -167,8 +171,8 @@ class HoistedModel(nn.Module):
     def to_backend(self, backend: str) -> HoistedModel:
         """Run the stages with `eager` (PyTorch, operator by operator) or `inductor` (torch.compile); returns itself.
 
-        Stages compile at their first call, for tens of seconds (`warm_up` pays it before), and not again when the
-        numbers of candidates and requests vary, nor after `update_weights`.
+        Stages compile at the first call that uses their plan, for tens of seconds (`warm_up` pays it before), and not
+        again when the numbers of candidates and requests vary, nor after `update_weights`.
 
         Raises:
             BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
@@ -179,16 +183,24 @@ class HoistedModel(nn.Module):
         return self
 
     def warm_up(self, candidates: Sequence[int] = (), requests: Sequence[int] = (1,)) -> HoistedModel:
-        """Compile what calls with these numbers of candidates (of all requests; the workload's by default) need.
+        """Compile what calls with these numbers of requests need, and of candidates in all: any, unless some are given.
 
         It scores made-up rows, the example's where it is known; returns itself.
         """
         for r in requests:
-            for n in candidates or (self.plan.workload.candidates,):
+            for n in candidates or self._one_per_plan(r):
                 offsets = [n * i // r for i in range(r + 1)]
                 state = self.prepare(self.made_up("context", r), candidates=n)
                 self.score(state, self.made_up("candidate", n), request_offsets=offsets)
         return self
+
+    def _one_per_plan(self, requests: int) -> list[int]:
+        """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
+        row = self.plans.ranges.row(requests)
+        last = [*(r.first - 1 for r in row[1:]), max(row[-1].first, 2)]
+        counts = {r.plan: min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
+        usual = self.plan.workload.candidates
+        return list((counts | {self.plans.ranges.choose(usual, requests): usual}).values())
 
     def export_onnx(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Write both stages as ONNX models; `rankhoist.runtime.load_onnx` runs them.
@@ -320,7 +332,7 @@ class HoistedModel(nn.Module):
                     f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries"
                 )
             return None, None
-        bounds = torch.as_tensor(offsets, dtype=torch.int64)
+        bounds = torch.as_tensor(offsets, dtype=torch.int64, device="cpu")  # where they are read
         if bounds.dim() != 1 or len(bounds) != requests + 1:
             raise InputError(
                 f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests"
@@ -332,7 +344,7 @@ class HoistedModel(nn.Module):
             )
         if requests == 1:
             return None, None
-        owner = torch.repeat_interleave(torch.arange(requests), counts)
+        owner = torch.repeat_interleave(torch.arange(requests, device="cpu"), counts)
         return bounds, owner.to(self._device)
 
     def _check(self, inputs: dict[str, Tensor], what: str, default: int) -> int:
@@ -392,6 +404,7 @@ class HoistedModel(nn.Module):
                 )
             original[placeholder] = new
         self._install(original, self._weights.constants)
+        self.certificate = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The original model's weights under their original names."""
@@ -427,6 +440,8 @@ class HoistedModel(nn.Module):
             original = {n: fn(t) for n, t in self._weights.original.items()}
             constants = {n: fn(t) for n, t in self._weights.constants.items()}
             probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        if (probe.dtype, probe.device) != (self._dtype, self._device):
+            self.certificate = None
         self._place(original, constants, probe.dtype, probe.device)
         return self
 
@@ -450,6 +465,7 @@ class HoistedModel(nn.Module):
         """A model with weights of its own; the blueprint, which nobody changes, is shared."""
         original = {n: t.clone() for n, t in self._weights.original.items()}
         copy = HoistedModel.of(self.blueprint, original, dict(self._weights.constants), self._dtype, self._device)
+        copy.certificate = self.certificate
         return copy.to_backend(self.backend) if self.backend != "eager" else copy
 
     def extra_repr(self) -> str:

@@ -51,8 +51,8 @@ def to_data(blueprint: Blueprint, dtype: torch.dtype) -> dict[str, Any]:
             {"name": p.name, "kind": p.kind.name, "optional": p.default is not p.empty}
             for p in interface.arguments.parameters
         ],
-        "call": _structure(interface.in_spec, "takes"),
-        "result": _structure(interface.out_spec, "returns"),
+        "call": structure(interface.in_spec, "takes"),
+        "result": structure(interface.out_spec, "returns"),
         "state": interface.state,
         "pinned": sorted(blueprint.pinned),
         "plans": [_plan(plan) for plan in blueprint.plans.plans],
@@ -71,7 +71,7 @@ def from_data(data: Any) -> Description:
         ArtifactError: the data is none that `to_data` makes.
     """
     inputs = {entry(item, "placeholder", str): _as_input(item) for item in entries(data, "inputs", dict)}
-    call, result = _as_structure(entry(data, "call", dict)), _as_structure(data.get("result"))
+    call, result = as_structure(entry(data, "call", dict)), as_structure(data.get("result"))
     if call.num_leaves != len(inputs):
         raise ArtifactError(f"it takes {call.num_leaves} tensors and lists {len(inputs)} inputs")
     parameters = [_as_parameter(item) for item in entries(data, "parameters", dict)]
@@ -123,7 +123,13 @@ def _as_parameter(data: Any) -> inspect.Parameter:
 # -- structures of calls and results
 
 
-def _structure(spec: pytree.TreeSpec, verb: str) -> Any:
+def structure(spec: pytree.TreeSpec, verb: str) -> Any:
+    """The containers that a model takes or returns, as data.
+
+    Raises:
+        ArtifactError: it `verb` a container that a file cannot hold.
+    """
+
     def encoded(value: Any) -> Any:
         if type(value) is str:
             return value
@@ -136,7 +142,9 @@ def _structure(spec: pytree.TreeSpec, verb: str) -> Any:
     return encoded(pytree.tree_unflatten([LEAF] * spec.num_leaves, spec))
 
 
-def _as_structure(data: Any) -> pytree.TreeSpec:
+def as_structure(data: Any) -> pytree.TreeSpec:
+    """The inverse of `structure`; torch's own reader would import what the data names."""
+
     def decoded(value: Any) -> Any:
         if value == LEAF:
             return value
