@@ -17,7 +17,7 @@ from torch import nn
 import rankhoist
 from rankhoist.runtime import RequestState
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
-from rankhoist.serve.batching import break_even, joined
+from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.columns import column
 from rankhoist.serve.compute import Compute, Job
@@ -28,6 +28,7 @@ from rankhoist.serve.refusal import REASONS, RETRY_AFTER, RequestError
 from rankhoist.serve.states import LARGE, States, apart, digest_of, room
 from rankhoist.serve.v2 import Tensor, read_request, read_response, write_response
 from rankhoist.serve.vocabulary import vocabulary
+from rankhoist.verify import mixes_rows
 
 # -- mapped weights
 
@@ -129,13 +130,47 @@ class Mixing(nn.Module):
         return torch.softmax((user * item).sum(1), 0)
 
 
-def test_a_model_that_mixes_rows_is_not_joined():
+class Centred(nn.Module):
+    """A mean over all rows of the call: of users, of items or of what became of both."""
+
+    def __init__(self, over: str) -> None:
+        super().__init__()
+        self.over, self.user, self.item = over, nn.Embedding(9, 3), nn.Embedding(9, 3)
+
+    def forward(self, user, item):
+        user, item = self.user(user), self.item(item)
+        if self.over == "users":
+            user = user - user.mean(0)
+        x = (user * item).sum(1)
+        return x if self.over == "nothing" else x - x.mean() if self.over == "rows" else x + user.sum(1)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("over", ["users", "rows", "nothing"])
+def test_rows_that_are_mixed_are_found_also_by_one_row_of_an_example(over: str, rows: int):
+    torch.manual_seed(0)
+    example = (torch.full((rows,), 8), torch.arange(8, 8 - rows, -1))  # rows of one user, as an example often has
+    hoisted = rankhoist.hoist(Centred(over).eval(), example, context=["user"])
+    assert mixes_rows(hoisted) == (over != "nothing")
+
+
+@pytest.mark.parametrize("wanted", [None, 50])
+def test_a_model_that_mixes_rows_is_not_joined(wanted: int | None):
     example = (torch.randn(8, 3), torch.randn(8, 3))
-    assert break_even(rankhoist.hoist(Mixing().eval(), example, context=["user"]), 10_000) == 0
+    assert joined_up_to(rankhoist.hoist(Mixing().eval(), example, context=["user"]), 10_000, wanted) == 0
+    assert joined_up_to(serving.hoisted_ranker(), 10_000, 50) == 50
+
+
+def test_a_model_without_an_example_that_could_tell_is_not_joined(monkeypatch):
+    hoisted = serving.hoisted_ranker()
+    zeros = {name: torch.zeros_like(rows) for name, rows in hoisted.example.items()}
+    for example in ({}, zeros):
+        monkeypatch.setattr(type(hoisted), "example", property(lambda _, given=example: given))
+        assert mixes_rows(hoisted)
 
 
 def test_nothing_is_joined_without_room():
-    assert break_even(serving.hoisted_ranker(), 3) == 0
+    assert joined_up_to(serving.hoisted_ranker(), 3) == 0
 
 
 def test_the_compute_thread_ends():

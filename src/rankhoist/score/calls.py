@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -21,12 +20,12 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.outputs import named_outputs
 from rankhoist.score.culprit import explained
 from rankhoist.score.layouts import Block, Ints
+from rankhoist.verify import mixes_rows
 from rankhoist.verify.batches import Batch, draw
 
 LEAST = 1000  # candidates of a call by default: more gain nothing, measured with requests of 10 and 100 candidates
 LARGE = 16  # budgets; larger requests are scored in calls of that size
-PROBE = (7, 3)  # candidates and requests of the call that finds out about a model
-ALIKE = 1e-3  # of the largest score: a model that mixes rows is further off, and rounding is not
+PROBE = (7, 3)  # candidates and requests of the call that finds out what a model returns
 
 
 @dataclass(frozen=True)
@@ -74,25 +73,7 @@ def budget_of(model: HoistedModel, wanted: int | None) -> int:
 
     A model whose scores of a request depend on what else is in the call scores as if served one request at a time.
     """
-    return 0 if _mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
-
-
-def _mixes_rows(model: HoistedModel) -> bool:
-    """Whether candidates of the example are scored otherwise together than alone, or it has no example to tell."""
-    if not model.example:
-        return True
-    probe = _probe(model, *PROBE)
-    together = leaves(_called(model, probe))
-    block = Block(probe.context, probe.candidate, np.asarray(probe.offsets), {}, str)
-    try:
-        alone = scores(model, block, 1, large=1)
-    except RuntimeError:  # it is not made for a single row
-        return True
-    return any(
-        bool(((a - b).abs().amax() > ALIKE * a.abs().amax()).item())
-        for a, b in zip(together, alone, strict=True)
-        if a.is_floating_point()
-    )
+    return 0 if mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
 
 
 def _probe(model: HoistedModel, candidates: int, requests: int) -> Batch:

@@ -29,7 +29,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from rankhoist.errors import RankhoistError, ServeError
 from rankhoist.runtime.mapped import unpack, version_of
 from rankhoist.serve import logs
-from rankhoist.serve.batching import break_even
+from rankhoist.serve.batching import joined_up_to
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
@@ -135,8 +135,7 @@ class Supervisor:
         folder = self.folder / f"model-{self._unpacked}"
         hoisted, version = unpack(newest(self.settings.models[name]), folder)
         ServedModel(name, version, hoisted)  # can it be served?
-        most = self.settings.batch_candidates
-        up_to = self.settings.batch_up_to if self.settings.batch_up_to is not None else break_even(hoisted, most)
+        up_to = joined_up_to(hoisted, self.settings.batch_candidates, self.settings.batch_up_to)
         log.info("model unpacked", extra={"model": name, "version": version, "batch_up_to": up_to})
         return Unpacked(name, version, str(folder), up_to)
 
