@@ -36,8 +36,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
 def joined_up_to(hoisted: HoistedModel, most: int, wanted: int | None = None) -> int:
     """Requests of up to so many candidates are joined: as many as `wanted`, else where that is faster.
 
-    0 of a model that mixes rows, whatever is wanted: a user's scores would change with those of others. `most`: in
-    a call.
+    0 of a model that mixes rows, whatever is wanted: a user's scores would change with those of others. A call has at
+    `most` so many candidates.
     """
     if not hoisted.made_up("context", 1) or mixes_rows(hoisted):
         return 0

@@ -21,6 +21,8 @@ from rankhoist.serve.refusal import RequestError
 log = logging.getLogger(__name__)
 
 Result = Scored | RequestError
+# What PyTorch says of ids that are computed on the way, which no check of the inputs can find.
+NO_SUCH_ROW = ("out of range", "out of bounds", "not in the valid range", "Class values must be")
 
 
 @dataclass(eq=False)
@@ -158,7 +160,7 @@ def _alone(job: Job) -> Result:
     except RequestError as refusal:
         return refusal
     except Exception as error:
-        if isinstance(error, IndexError) or "out of range" in str(error) or "out of bounds" in str(error):
+        if isinstance(error, IndexError) or any(words in str(error) for words in NO_SUCH_ROW):
             return RequestError("out_of_vocabulary", f"an id is outside of a table of the model: {error}")
         log.exception("model failed", extra={"model": job.model.name})
         return RequestError("internal", f"the model failed: {type(error).__name__}")
