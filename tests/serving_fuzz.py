@@ -178,6 +178,19 @@ def huge_shape_that_fits_no_memory(draw: random.Random, request: Request) -> boo
     return True
 
 
+def huge_shape_of_nothing(draw: random.Random, request: Request) -> bool:
+    """No values at all, in a shape that no memory holds without its zero."""
+    i = draw.randrange(len(_inputs(request)))
+    entry = _inputs(request)[i]
+    entry["shape"] = [0, *draw.choices([1, 2**16, 2**31 - 1], k=draw.randrange(2, 8))]
+    draw.shuffle(entry["shape"])
+    if request.tensors is None:
+        entry["data"] = draw.choice([[], [[]] * 5])
+    else:
+        request.tensors[i], entry["parameters"] = b"", {"binary_data_size": 0}
+    return True
+
+
 def wrong_binary_size(draw: random.Random, request: Request) -> bool:
     if request.tensors is None:
         return wrong_shape(draw, request)
@@ -438,8 +451,9 @@ def wrong_method(draw: random.Random, request: Request) -> bool:
 
 V2: list[Breaker] = [
     drop_input, rename_input, duplicate_input, unnamed_input, wrong_datatype, wrong_size_in_shape, wrong_shape,
-    huge_shape_that_fits_no_memory, wrong_binary_size, cut_tensors, more_bytes, not_finite, out_of_vocabulary,
-    wrong_offsets, wrong_header_length, wrong_json_values, wrong_parameters, wrong_outputs, flip_tensors,
+    huge_shape_that_fits_no_memory, huge_shape_of_nothing, wrong_binary_size, cut_tensors, more_bytes, not_finite,
+    out_of_vocabulary, wrong_offsets, wrong_header_length, wrong_json_values, wrong_parameters, wrong_outputs,
+    flip_tensors,
 ]  # fmt: skip
 V1: list[Breaker] = [wrong_column, ragged, wrong_value, extra_sections, more_bytes]
 ANY: list[Breaker] = [

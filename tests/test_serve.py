@@ -249,6 +249,7 @@ SPOILED = {
     "size": (spoiled("item", shape=[5]), "shape", "item", "has 4 values"),
     "negative size": (spoiled("item", shape=[-1]), "shape", "item", "-1"),
     "huge size": (spoiled("item", shape=[2**62, 2**62]), "shape", "item", "expected up to 8 sizes"),
+    "huge and empty": (spoiled("item", shape=[*[2**31 - 1] * 3, 0], data=[]), "shape", "item", "less than 2**31"),
     "rows": (spoiled("item", shape=[3], data=[1, 2, 3]), "ragged", "tags", "has 4 rows"),
     "more inputs": (spoiled("x", name="x", datatype="INT64", shape=[1], data=[1]), "unknown_input", "x", "user"),
     "twice": (spoiled("x", name="item", datatype="INT64", shape=[1], data=[1]), "malformed", "item", "twice"),
@@ -310,6 +311,10 @@ def test_limits(server: Served):
     answer = server.infer("ranker", arrays(inputs(1, 5001)))
     assert (answer.status, answer.json["reason"]) == (413, "too_large")
     assert "5001 candidates" in answer.json["error"]
+    given = arrays(inputs(1025, 0)) | {"request_offsets": np.zeros(1026, np.int64)}
+    answer = server.infer("ranker", given)
+    assert (answer.status, answer.json["reason"]) == (413, "too_large")
+    assert "1025 context rows, the most are 1024" in answer.json["error"]
     answer = server.call("/v1/models/ranker/rank", b"[" * 400_001)
     assert (answer.status, answer.json["reason"]) == (413, "too_large")
 

@@ -94,7 +94,7 @@ def artifacts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(artifacts):
     folder, _, _ = artifacts
-    with serving.serving(folder, "--name", "ranker", "--workers", 2, "--admin") as served:
+    with serving.serving(folder, "--name", "ranker", "--workers", 2, "--admin", "--max-requests", 10_000) as served:
         yield served
 
 

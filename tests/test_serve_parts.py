@@ -77,6 +77,15 @@ def test_bounds_are_found_where_inputs_index_tables():
     assert found == {"ids": [10, 20, 20], "X": [none, 10, none]}
 
 
+def test_a_model_without_context_is_served():
+    given = inputs(8, 8)
+    model = ServedModel("ranker", "1", rankhoist.hoist(serving.Ranker().eval(), given, context=[]))
+    model.warm_up()
+    scored = model.score(model.signature.zeros(3))
+    expected = model.hoisted(**{name: torch.zeros_like(rows[:3]) for name, rows in given.items()})
+    np.testing.assert_allclose(scored.outputs["click"], expected["click"].numpy(), rtol=2e-5, atol=2e-6)
+
+
 # -- requests together
 
 

@@ -190,7 +190,8 @@ class App:
         return 200, [("content-type", v2.CONTENT_TYPE), (v2.HEADER_LENGTH, str(length))], answer
 
     def _checked(self, model: ServedModel, tensors: dict[str, v2.Tensor], start: float) -> Batch:
-        batch = model.signature.check(tensors, self.settings.max_candidates, self.settings.allow_nan)
+        own = self.settings
+        batch = model.signature.check(tensors, own.max_candidates, own.allow_nan, own.max_requests)
         model.metrics.stage["parse"].observe(time.perf_counter() - start)
         model.metrics.candidates.observe(batch.rows)
         return batch

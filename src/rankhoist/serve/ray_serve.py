@@ -22,9 +22,9 @@ from rankhoist.serve.app import App
 from rankhoist.serve.batching import joined_up_to
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
+from rankhoist.serve.loading import newest
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.states import States
-from rankhoist.serve.supervisor import newest
 
 try:
     from ray import serve
