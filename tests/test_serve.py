@@ -81,6 +81,7 @@ def test_candidates_as_rows_and_context_in_lists(server: Served):
 def test_no_candidates_no_scores(server: Served):
     body = rank_body(inputs(1, 0))
     answer = server.call("/v1/models/ranker/rank", body).json
+    assert server.call("/v1/models/ranker/rank", body | {"candidates": []}).json == answer
     assert answer["scores"] == {"click": [], "buy": []} and answer["order"] == []
 
 
@@ -214,6 +215,10 @@ REFUSED = {
     "unknown key": (changed() | {"topk": 3}, "malformed", None, "top_k"),
     "top_k": (changed() | {"top_k": 0}, "parameter", None, "top_k"),
     "output": (changed() | {"output": "view"}, "unknown_output", None, "click"),
+    "timeout 0": (changed() | {"timeout_ms": 0}, "parameter", None, "timeout"),
+    "timeout false": (changed() | {"timeout_ms": False}, "parameter", None, "timeout"),
+    "timeout true": (changed() | {"timeout_ms": True}, "parameter", None, "timeout"),
+    "timeout of no text": (changed() | {"timeout_ms": ""}, "parameter", None, "timeout"),
     "context_key": (changed() | {"context_key": 7}, "parameter", None, "context_key"),
 }
 
@@ -371,7 +376,7 @@ def test_a_context_key_with_another_context_is_an_error(server: Served):
     assert (answer.status, answer.json["reason"]) == (409, "context_conflict")
 
 
-@pytest.mark.parametrize("value", ["soon", "-1", "nan"])
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", ""])
 def test_deadlines_are_numbers(server: Served, value: str):
     answer = server.call("/v1/models/ranker/rank", rank_body(inputs(1, 3)), {"x-request-timeout-ms": value})
     assert (answer.status, answer.json["reason"]) == (400, "parameter")

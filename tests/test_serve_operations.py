@@ -224,15 +224,31 @@ def test_a_body_that_ends_early_frees_its_place(narrow: Served):
     pytest.fail("the place is still taken")
 
 
+def test_a_body_that_does_not_come_loses_its_place(tmp_path):
+    serving.hoisted_ranker().save(tmp_path / "ranker.rankhoist")
+    with serving.serving(tmp_path / "ranker.rankhoist", "--max-queue", 1, "--body-seconds", 0.5) as served:
+        for headers in (b"Content-Length: 10\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
+            with socket.create_connection(("127.0.0.1", served.port), 30) as slow:
+                slow.sendall(b"POST /v1/models/ranker/rank HTTP/1.1\r\nHost: x\r\n" + headers)
+                assert slow.recv(100).startswith(b"HTTP/1.1 408")
+                assert served.call("/v1/models/ranker/rank", rank_body(inputs(1, 3))).status == 200
+                while slow.recv(1000):
+                    pass  # until it is closed: the rest of the body would be taken for a request
+
+
 def test_it_is_not_ready_when_it_stops(narrow: Served):
     connection = http.client.HTTPConnection("127.0.0.1", narrow.port, timeout=30)
     connection.request("GET", "/v2/health/ready")
     assert connection.getresponse().read() == b'{"ready":true}'
+    other = http.client.HTTPConnection("127.0.0.1", narrow.port, timeout=30)
+    other.request("GET", "/v2/models/ranker/ready")
+    assert other.getresponse().read() == b'{"name":"ranker","ready":true}'
     os.kill(narrow.process.pid, signal.SIGTERM)
     narrow.wait_for("draining")
-    connection.request("GET", "/v2/health/ready")
-    answer = connection.getresponse()
-    assert (answer.status, answer.headers["connection"]) == (503, "close")
+    for open_one, path in ((connection, "/v2/health/ready"), (other, "/v2/models/ranker/ready")):
+        open_one.request("GET", path)
+        answer = open_one.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert narrow.process.wait(60) == 0
 
 

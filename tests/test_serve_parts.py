@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +18,12 @@ from torch import nn
 import rankhoist
 from rankhoist.runtime import RequestState
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
+from rankhoist.serve.app import App
 from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.columns import column
 from rankhoist.serve.compute import Compute, Job
+from rankhoist.serve.config import Settings
 from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
@@ -130,6 +133,42 @@ def test_requests_are_joined_past_those_that_are_not():
         for name, expected in together(batch).outputs.items():
             np.testing.assert_allclose(scored.outputs[name], expected, rtol=2e-5, atol=2e-6)
     assert sizes == [4, 1]
+
+
+def test_joining_ends_before_a_deadline_and_where_another_waits():
+    model = ServedModel("ranker", "1", serving.hoisted_ranker(), States(2**20, 60.0), batch_up_to=100)
+    batch = checked(model, 4, 0)
+
+    async def ask(**second: object) -> None:
+        compute = Compute(most=100, delay=60.0)
+        jobs = [
+            Job(model, batch, deadline=second.pop("first", None)),
+            *([Job(model, batch, **second)] if second else []),
+        ]
+        try:
+            await asyncio.wait_for(asyncio.gather(*(compute.score(job) for job in jobs)), 30)
+        finally:
+            compute.close()
+
+    asyncio.run(ask(first=time.perf_counter() + 4))
+    asyncio.run(ask(key="user"))
+
+
+def test_a_worker_ends_when_nothing_came_for_a_while():
+    async def end() -> None:
+        app = App(Settings(), Compute())
+        app._count(1)
+        app._count(-1)
+        ending = asyncio.get_running_loop().create_task(app.quiet(0.3))
+        await asyncio.sleep(0)
+        app._count(1)  # by a connection that was open
+        await asyncio.sleep(0.6)
+        assert not ending.done()
+        app._count(-1)
+        await asyncio.wait_for(ending, 30)
+        app.compute.close()
+
+    asyncio.run(end())
 
 
 class Mixing(nn.Module):
@@ -296,6 +335,18 @@ def test_another_context_under_a_key_is_an_error():
     assert error.value.status == 409
 
 
+def test_a_kept_state_of_another_plan_is_not_used():
+    """The plan for one candidate is slow for many."""
+    model = ServedModel("ranker", "1", serving.hoisted_ranker(), States(2**20, 60.0))
+    plans, prepare = [], model._prepare
+    model._prepare = lambda batch: plans.append(prepare(batch)) or plans[-1]
+    for rows in (1, 60, 70, 1):
+        batch = checked(model, rows, 0)
+        scored = model.score(replace(batch, context=checked(model, 1, 0).context), "key")
+        assert scored.outputs["click"].shape == (rows,)
+    assert [state.plan for state in plans] == [2, 0, 2]
+
+
 # -- JSON and dtypes
 
 
@@ -340,6 +391,19 @@ def test_nan_in_bfloat16_is_refused():
     tensors["price"].array[0, 1] = 0x7FC0
     with pytest.raises(RequestError, match="'price' has NaN or an infinity in row 0"):
         signature.check(tensors, 10)
+
+
+def test_ids_in_bfloat16_are_compared_as_numbers():
+    model = ServedModel("packed", "1", serving.hoisted_packed().to(torch.bfloat16))
+
+    def score(item: float) -> None:
+        given = {"X.context": [[3.0]], "X.candidate": [[0.5, 4.0], [0.5, item]]}
+        bits = {name: torch.tensor(rows).to(torch.bfloat16).view(torch.int16).numpy() for name, rows in given.items()}
+        model.score(model.signature.check({n: Tensor("BF16", x.view(np.uint16)) for n, x in bits.items()}, 10))
+
+    score(19.0)
+    with pytest.raises(RequestError, match=r"'X.candidate' has id 20.0 in row 1, expected 0 to 19"):
+        score(20.0)
 
 
 def test_the_best_come_first_and_nan_last():

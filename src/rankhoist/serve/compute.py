@@ -41,6 +41,11 @@ class Job:
         self.future = self.loop.create_future()
 
     @property
+    def patience(self) -> float:
+        """Until when it may wait for others: half of its time at most, the other half is for its own turn."""
+        return float("inf") if self.deadline is None else (self.queued + self.deadline) / 2
+
+    @property
     def joinable(self) -> bool:
         """Whether it may be scored together with others: without a state of its own, and few candidates."""
         return self.key is None and self.batch.requests == 1 and self.batch.rows <= self.model.batch_up_to
@@ -105,7 +110,7 @@ class Compute:
             return group
 
     def _join(self, group: list[Job]) -> None:
-        """Add what waits for the same model, as long as there is room and time."""
+        """Add what waits for the same model, as long as there is room and time and nothing else waits."""
         room, until = self.most - group[0].batch.rows, group[0].queued + self.delay
         while True:
             for job in list(self._jobs):
@@ -113,8 +118,8 @@ class Compute:
                     self._jobs.remove(job)
                     group.append(job)
                     room -= job.batch.rows
-            left = until - time.perf_counter()
-            if room <= 0 or left <= 0 or self._closed:
+            left = min(until, *(job.patience for job in group)) - time.perf_counter()
+            if room <= 0 or left <= 0 or self._jobs or self._closed:
                 return
             self._changed.wait(left)
 

@@ -73,7 +73,7 @@ class Feature:
         if not allow_nan and not (finite := _finite(array, self.datatype)).all():
             raise RequestError("not_finite", f"{self.name!r} has NaN or an infinity {_first(~finite)}", self.name)
         if self.bounds is not None and array.size:
-            self._check_ids(array)
+            self._check_ids(v2.readable(given))
         return array
 
     def _check_ids(self, array: NDArray[Any]) -> None:

@@ -18,6 +18,7 @@ REASONS = {
     "forbidden": 403,
     "not_found": 404,
     "method": 405,
+    "slow_body": 408,  # it did not come in time
     "context_conflict": 409,  # a context key that was used with another context
     "too_large": 413,
     "encoding": 415,
