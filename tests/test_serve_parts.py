@@ -297,6 +297,16 @@ def test_states_expire():
     assert states.get("a", digest) is None and states.bytes == 0
 
 
+def test_states_that_nobody_asks_for_again_are_dropped():
+    now = [0.0]
+    (a, state), (b, other) = prepared(1), prepared(2)
+    states = States(2**20, 10, clock=lambda: now[0])
+    states.put("a", a, state)
+    now[0] = 11.0
+    states.put("b", b, other)
+    assert list(states._entries) == ["b"] and states.bytes == room(other)
+
+
 @pytest.mark.parametrize("width", [40, LARGE], ids=["small", "large"])
 def test_a_kept_state_is_copied_as_it_lies(width):
     wide = torch.randn(6, width)

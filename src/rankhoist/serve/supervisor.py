@@ -29,7 +29,7 @@ from rankhoist.errors import RankhoistError, ServeError
 from rankhoist.runtime.mapped import version_of
 from rankhoist.serve import logs
 from rankhoist.serve.board import AWAY, Board
-from rankhoist.serve.config import Settings
+from rankhoist.serve.config import CONFIG, Settings
 from rankhoist.serve.control import Channel, Unpacked
 from rankhoist.serve.loading import explained, newest, unpacked
 from rankhoist.serve.metrics import FOLDER
@@ -218,6 +218,7 @@ class Supervisor:
             **os.environ, FOLDER: str(self.folder / "metrics"), "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
         }  # fmt: skip
+        environment.pop(CONFIG, None)  # read once: an edit of the file is for the next server
         own, other = socket.socketpair()
         try:
             with other:
