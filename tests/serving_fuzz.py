@@ -296,7 +296,7 @@ def wrong_section(draw: random.Random, request: Request) -> bool:
     document = _document(request)
     name = draw.choice([n for n in ("inputs", "context", "candidates") if n in document])
     document[name] = draw.choice([*JUNK, [1], [None], ["x"], {"x": None}])
-    return True
+    return (name, document[name]) != ("candidates", [])  # no rows are no candidates
 
 
 def extra_sections(draw: random.Random, request: Request) -> bool:
@@ -534,6 +534,13 @@ class Wire:
 
     def exchange(self, data: bytes, ends: bool) -> Reply | None:
         """The answer; None where the server closed the connection without one. After `ends`, nothing more is sent."""
+        used = self._socket is not None
+        reply = self._exchange(data, ends)
+        if reply is None and used and not ends:  # a server may close a connection between two requests
+            reply = self._exchange(data, ends)
+        return reply
+
+    def _exchange(self, data: bytes, ends: bool) -> Reply | None:
         if self._socket is None:
             self._socket = socket.create_connection(self._address, self._timeout)
         reply = None
