@@ -30,19 +30,24 @@ PROBE = (7, 3)  # candidates and requests of the call that finds out what a mode
 
 @dataclass(frozen=True)
 class Output:
-    """One output of the model as a column: a number, or a list of `width` numbers, per candidate."""
+    """One output of the model as a column: a number, or a list of `width` numbers, per candidate.
+
+    `dtype`: all floats are written as float32, integers and truths as what they are.
+    """
 
     name: str
     width: int | None
+    dtype: str = "float32"
 
     @property
     def type(self) -> pa.DataType:
         """Of the column."""
-        return pa.float32() if self.width is None else pa.list_(pa.float32(), self.width)
+        one = pa.type_for_alias(self.dtype)
+        return one if self.width is None else pa.list_(one, self.width)
 
     def column(self, values: Tensor) -> pa.Array:
         """Scores `[N]`, `[N, 1]` or `[N, width]`."""
-        flat = pa.array(values.detach().float().cpu().contiguous().view(-1).numpy())
+        flat = pa.array(values.detach().to(getattr(torch, self.dtype)).cpu().contiguous().view(-1).numpy())
         return flat if self.width is None else pa.FixedSizeListArray.from_arrays(flat, self.width)
 
 
@@ -64,7 +69,8 @@ def outputs_of(model: HoistedModel) -> list[Output]:
         if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != probe.candidates:
             shape = list(value.shape) if isinstance(value, Tensor) else value
             raise ScoringError(f"output {name!r} of the model is {shape}, not a number or a list for each candidate")
-        made.append(Output(name, None if value.dim() == 1 or value.shape[1] == 1 else value.shape[1]))
+        dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+        made.append(Output(name, None if value.dim() == 1 or value.shape[1] == 1 else value.shape[1], dtype))
     return made
 
 
