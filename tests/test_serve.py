@@ -279,6 +279,13 @@ def test_a_refused_v2_request_says_why(server: Served, case: str):
     assert message in answer.json["error"]
 
 
+def test_a_refusal_quotes_little_of_a_long_name(server: Served):
+    name = "a" * 100_000
+    for path, body in (("rank", changed() | {"context": {name: 1}}), ("infer", spoiled(name, name=name))):
+        answer = server.call(f"/v{1 if path == 'rank' else 2}/models/ranker/{path}", body)
+        assert answer.status == 400 and len(answer.body) < 2000 and answer.json["error"]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_is_refused(server: Served, value: float):
     given = arrays(inputs(1, 4))

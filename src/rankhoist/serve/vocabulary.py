@@ -120,7 +120,7 @@ def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return None
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _plain(values[n]))
     try:
-        made = node.target(*args, **kwargs)
+        made = node.target(*args, **kwargs)  # type: ignore[operator]
     except RuntimeError:  # it does not take these sizes: one row, or integers
         return None
     return _Positions(made) if isinstance(made, Tensor) else made if sizes else None
