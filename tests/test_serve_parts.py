@@ -354,7 +354,9 @@ def test_a_kept_state_of_another_plan_is_not_used():
         batch = checked(model, rows, 0)
         scored = model.score(replace(batch, context=checked(model, 1, 0).context), "key")
         assert scored.outputs["click"].shape == (rows,)
-    assert [state.plan for state in plans] == [2, 0, 2]
+    few, many, same = (model.hoisted.plans.ranges.choose(rows, 1) for rows in (1, 60, 70))
+    assert few != many == same
+    assert [state.plan for state in plans] == [few, many, few]
 
 
 # -- JSON and dtypes
