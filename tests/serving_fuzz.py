@@ -20,6 +20,7 @@ import numpy as np
 BINARY, JSON = "application/octet-stream", "application/json"
 DATATYPES = {"FP32": "<f4", "INT64": "<i8", "INT32": "<i4", "BOOL": "?", "FP64": "<f8"}
 BUSY = 503
+LIMIT = 2**18  # bytes of a body; of the valid ones a hundredth
 
 
 @dataclass
@@ -178,6 +179,19 @@ def huge_shape_that_fits_no_memory(draw: random.Random, request: Request) -> boo
     return True
 
 
+def huge_shape_of_nothing(draw: random.Random, request: Request) -> bool:
+    """No values at all, in a shape that no memory holds without its zero."""
+    i = draw.randrange(len(_inputs(request)))
+    entry = _inputs(request)[i]
+    entry["shape"] = [0, *draw.choices([1, 2**16, 2**31 - 1], k=draw.randrange(2, 8))]
+    draw.shuffle(entry["shape"])
+    if request.tensors is None:
+        entry["data"] = draw.choice([[], [[]] * 5])
+    else:
+        request.tensors[i], entry["parameters"] = b"", {"binary_data_size": 0}
+    return True
+
+
 def wrong_binary_size(draw: random.Random, request: Request) -> bool:
     if request.tensors is None:
         return wrong_shape(draw, request)
@@ -282,7 +296,7 @@ def wrong_section(draw: random.Random, request: Request) -> bool:
     document = _document(request)
     name = draw.choice([n for n in ("inputs", "context", "candidates") if n in document])
     document[name] = draw.choice([*JUNK, [1], [None], ["x"], {"x": None}])
-    return True
+    return (name, document[name]) != ("candidates", [])  # no rows are no candidates
 
 
 def extra_sections(draw: random.Random, request: Request) -> bool:
@@ -403,6 +417,17 @@ def promised_too_much(draw: random.Random, request: Request) -> bool:
     return True
 
 
+def over_the_limit(draw: random.Random, request: Request) -> bool:
+    """Nothing is wrong with it but its size. The server may close the connection before all of it was sent."""
+    request.document, request.tensors = json.dumps(request.document).encode() + b" " * LIMIT, None
+    request.headers["Transfer-Encoding"] = draw.choice(["", "chunked"])
+    if request.headers["Transfer-Encoding"]:
+        request.document = f"{len(request.document):x}\r\n".encode() + request.document + b"\r\n0\r\n\r\n"
+        request.headers["Content-Length"] = ""
+    request.cut = len(request.document)
+    return True
+
+
 def wrong_content_length(draw: random.Random, request: Request) -> bool:
     request.headers["Content-Length"] = draw.choice(["-1", "x", "1e9", "99999999999999999999999", "1, 2"])
     request.cut = 0
@@ -438,13 +463,14 @@ def wrong_method(draw: random.Random, request: Request) -> bool:
 
 V2: list[Breaker] = [
     drop_input, rename_input, duplicate_input, unnamed_input, wrong_datatype, wrong_size_in_shape, wrong_shape,
-    huge_shape_that_fits_no_memory, wrong_binary_size, cut_tensors, more_bytes, not_finite, out_of_vocabulary,
-    wrong_offsets, wrong_header_length, wrong_json_values, wrong_parameters, wrong_outputs, flip_tensors,
+    huge_shape_that_fits_no_memory, huge_shape_of_nothing, wrong_binary_size, cut_tensors, more_bytes, not_finite,
+    out_of_vocabulary, wrong_offsets, wrong_header_length, wrong_json_values, wrong_parameters, wrong_outputs,
+    flip_tensors,
 ]  # fmt: skip
 V1: list[Breaker] = [wrong_column, ragged, wrong_value, extra_sections, more_bytes]
 ANY: list[Breaker] = [
     wrong_section, cut_document, flip_document, bad_utf8, deep, not_an_object, closed_early, promised_too_much,
-    wrong_content_length, wrong_transfer, wrong_encoding, wrong_path, wrong_method,
+    over_the_limit, wrong_content_length, wrong_transfer, wrong_encoding, wrong_path, wrong_method,
 ]  # fmt: skip
 
 
@@ -475,9 +501,9 @@ class Case:
 
 
 def cases(model: str, samples: list[Sample], seed: int, count: int) -> Iterator[Case]:
-    """So many requests, every third of them valid."""
+    """So many malformed requests, and a valid one after every two of them."""
     draw = random.Random(seed)
-    for i in range(count):
+    for i in range(count + count // 2):
         sample = draw.choice(samples)
         form = draw.choice(V2_FORMS + (V1_FORMS if sample.offsets is None else []))
         request = form(model, sample)
@@ -508,6 +534,13 @@ class Wire:
 
     def exchange(self, data: bytes, ends: bool) -> Reply | None:
         """The answer; None where the server closed the connection without one. After `ends`, nothing more is sent."""
+        used = self._socket is not None
+        reply = self._exchange(data, ends)
+        if reply is None and used and not ends:  # a server may close a connection between two requests
+            reply = self._exchange(data, ends)
+        return reply
+
+    def _exchange(self, data: bytes, ends: bool) -> Reply | None:
         if self._socket is None:
             self._socket = socket.create_connection(self._address, self._timeout)
         reply = None
@@ -516,7 +549,9 @@ class Wire:
             if ends:
                 self._socket.shutdown(socket.SHUT_WR)
             reply = self._read()
-        except (ConnectionResetError, BrokenPipeError):
+        except TimeoutError:
+            raise
+        except OSError:  # the server closed the connection before it had all of it
             pass
         if reply is None or reply.closed or ends:
             self.close()

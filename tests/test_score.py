@@ -175,6 +175,26 @@ def test_requests_of_a_model_that_mixes_rows_have_calls_of_their_own(tmp_path: P
     assert_equal(torch.tensor(found["scores"].to_pylist()), alone)
 
 
+class Numbered(nn.Module):
+    """A score, the item's number, which no float32 holds, and whether it is odd."""
+
+    def forward(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return user[:, 0] * item, item * 1, item % 2 == 1
+
+
+def test_integers_and_truths_are_written_as_they_are(tmp_path: Path):
+    first = 2**24 + 1
+    model = rankhoist.hoist(Numbered().eval(), (torch.randn(9, 2), torch.arange(9) + first), context=["user"])
+    model.save(tmp_path / "numbered.rankhoist")
+    item = torch.arange(5) + first
+    table = pa.table({"request_id": [1] * 5, "user": arrow(torch.randn(1, 2)[[0] * 5]), "item": arrow(item)})
+    files = write(table, tmp_path / "files")
+    found = scored(Options(str(tmp_path / "numbered.rankhoist"), str(tmp_path / "scores"), candidates=[files]))
+    assert [found.schema.field(f"output_{i}").type for i in range(3)] == [pa.float32(), pa.int64(), pa.bool_()]
+    assert found["output_1"].to_pylist() == item.tolist()
+    assert found["output_2"].to_pylist() == [True, False, True, False, True]
+
+
 def test_an_ordinary_model_has_calls_of_several_requests(model):
     assert budget_of(model, 50) == 50
     assert budget_of(model, None) == 1000

@@ -81,6 +81,7 @@ def test_candidates_as_rows_and_context_in_lists(server: Served):
 def test_no_candidates_no_scores(server: Served):
     body = rank_body(inputs(1, 0))
     answer = server.call("/v1/models/ranker/rank", body).json
+    assert server.call("/v1/models/ranker/rank", body | {"candidates": []}).json == answer
     assert answer["scores"] == {"click": [], "buy": []} and answer["order"] == []
 
 
@@ -214,6 +215,10 @@ REFUSED = {
     "unknown key": (changed() | {"topk": 3}, "malformed", None, "top_k"),
     "top_k": (changed() | {"top_k": 0}, "parameter", None, "top_k"),
     "output": (changed() | {"output": "view"}, "unknown_output", None, "click"),
+    "timeout 0": (changed() | {"timeout_ms": 0}, "parameter", None, "timeout"),
+    "timeout false": (changed() | {"timeout_ms": False}, "parameter", None, "timeout"),
+    "timeout true": (changed() | {"timeout_ms": True}, "parameter", None, "timeout"),
+    "timeout of no text": (changed() | {"timeout_ms": ""}, "parameter", None, "timeout"),
     "context_key": (changed() | {"context_key": 7}, "parameter", None, "context_key"),
 }
 
@@ -249,6 +254,7 @@ SPOILED = {
     "size": (spoiled("item", shape=[5]), "shape", "item", "has 4 values"),
     "negative size": (spoiled("item", shape=[-1]), "shape", "item", "-1"),
     "huge size": (spoiled("item", shape=[2**62, 2**62]), "shape", "item", "expected up to 8 sizes"),
+    "huge and empty": (spoiled("item", shape=[*[2**31 - 1] * 3, 0], data=[]), "shape", "item", "less than 2**31"),
     "rows": (spoiled("item", shape=[3], data=[1, 2, 3]), "ragged", "tags", "has 4 rows"),
     "more inputs": (spoiled("x", name="x", datatype="INT64", shape=[1], data=[1]), "unknown_input", "x", "user"),
     "twice": (spoiled("x", name="item", datatype="INT64", shape=[1], data=[1]), "malformed", "item", "twice"),
@@ -271,6 +277,13 @@ def test_a_refused_v2_request_says_why(server: Served, case: str):
     answer = server.call("/v2/models/ranker/infer", body)
     assert (answer.status, answer.json["reason"], answer.json.get("input")) == (400, reason, about), answer.json
     assert message in answer.json["error"]
+
+
+def test_a_refusal_quotes_little_of_a_long_name(server: Served):
+    name = "a" * 100_000
+    for path, body in (("rank", changed() | {"context": {name: 1}}), ("infer", spoiled(name, name=name))):
+        answer = server.call(f"/v{1 if path == 'rank' else 2}/models/ranker/{path}", body)
+        assert answer.status == 400 and len(answer.body) < 2000 and answer.json["error"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -310,6 +323,10 @@ def test_limits(server: Served):
     answer = server.infer("ranker", arrays(inputs(1, 5001)))
     assert (answer.status, answer.json["reason"]) == (413, "too_large")
     assert "5001 candidates" in answer.json["error"]
+    given = arrays(inputs(1025, 0)) | {"request_offsets": np.zeros(1026, np.int64)}
+    answer = server.infer("ranker", given)
+    assert (answer.status, answer.json["reason"]) == (413, "too_large")
+    assert "1025 context rows, the most are 1024" in answer.json["error"]
     answer = server.call("/v1/models/ranker/rank", b"[" * 400_001)
     assert (answer.status, answer.json["reason"]) == (413, "too_large")
 
@@ -366,7 +383,7 @@ def test_a_context_key_with_another_context_is_an_error(server: Served):
     assert (answer.status, answer.json["reason"]) == (409, "context_conflict")
 
 
-@pytest.mark.parametrize("value", ["soon", "-1", "nan"])
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", ""])
 def test_deadlines_are_numbers(server: Served, value: str):
     answer = server.call("/v1/models/ranker/rank", rank_body(inputs(1, 3)), {"x-request-timeout-ms": value})
     assert (answer.status, answer.json["reason"]) == (400, "parameter")

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import serving
 import torch
@@ -94,7 +96,7 @@ def artifacts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(artifacts):
     folder, _, _ = artifacts
-    with serving.serving(folder, "--name", "ranker", "--workers", 2, "--admin") as served:
+    with serving.serving(folder, "--name", "ranker", "--workers", 2, "--admin", "--max-requests", 10_000) as served:
         yield served
 
 
@@ -141,6 +143,12 @@ def test_reload_under_load_fails_no_request(server: Served, artifacts):
     assert load.failed == [] and load.wrong == []
     assert load.answered[first] >= 50 and load.answered[second] >= 50
     assert server.call("/v2/models/ranker").json["versions"] == [second]
+    versions = re.findall(r'rankhoist_model_version{model="ranker",version="(.*?)"}', metrics_of(server))
+    assert versions == [second]  # not all that ever were
+
+
+def metrics_of(server: Served) -> str:
+    return server.call("/metrics").body.decode()
 
 
 def test_an_artifact_that_cannot_be_loaded_leaves_the_model(server: Served, artifacts):
@@ -169,7 +177,7 @@ def test_a_killed_worker_comes_back(server: Served, artifacts):
     assert len(load.failed) <= len(load.threads) and load.wrong == []
     workers = server.workers()
     assert len(workers) == 2 and victim.pid not in [w.pid for w in workers]
-    assert "rankhoist_workers_ready 2.0" in server.call("/metrics").body.decode()
+    assert "rankhoist_workers_ready 2.0" in metrics_of(server)
 
 
 def test_sigterm_answers_every_accepted_request(server: Served, artifacts):
@@ -224,16 +232,84 @@ def test_a_body_that_ends_early_frees_its_place(narrow: Served):
     pytest.fail("the place is still taken")
 
 
+def test_a_settings_file_is_read_once(narrow: Served):
+    """A worker that is started again does not read what is there by then."""
+    command = psutil.Process(narrow.process.pid).cmdline()
+    Path(command[command.index("--config") + 1]).write_text("no settings")
+    os.kill(narrow.workers()[0].pid, signal.SIGKILL)
+    narrow.wait_for("worker ready", 2)
+    assert narrow.call("/v1/models/ranker/rank", rank_body(inputs(1, 3))).status == 200
+
+
+def test_a_body_that_does_not_come_loses_its_place(tmp_path):
+    serving.hoisted_ranker().save(tmp_path / "ranker.rankhoist")
+    with serving.serving(tmp_path / "ranker.rankhoist", "--max-queue", 1, "--body-seconds", 0.5) as served:
+        for headers in (b"Content-Length: 10\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
+            with socket.create_connection(("127.0.0.1", served.port), 30) as slow:
+                slow.sendall(b"POST /v1/models/ranker/rank HTTP/1.1\r\nHost: x\r\n" + headers)
+                assert slow.recv(100).startswith(b"HTTP/1.1 408")
+                assert served.call("/v1/models/ranker/rank", rank_body(inputs(1, 3))).status == 200
+                while slow.recv(1000):
+                    pass  # until it is closed: the rest of the body would be taken for a request
+
+
 def test_it_is_not_ready_when_it_stops(narrow: Served):
     connection = http.client.HTTPConnection("127.0.0.1", narrow.port, timeout=30)
     connection.request("GET", "/v2/health/ready")
     assert connection.getresponse().read() == b'{"ready":true}'
+    other = http.client.HTTPConnection("127.0.0.1", narrow.port, timeout=30)
+    other.request("GET", "/v2/models/ranker/ready")
+    assert other.getresponse().read() == b'{"name":"ranker","ready":true}'
     os.kill(narrow.process.pid, signal.SIGTERM)
     narrow.wait_for("draining")
-    connection.request("GET", "/v2/health/ready")
-    answer = connection.getresponse()
-    assert (answer.status, answer.headers["connection"]) == (503, "close")
+    for open_one, path in ((connection, "/v2/health/ready"), (other, "/v2/models/ranker/ready")):
+        open_one.request("GET", path)
+        answer = open_one.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert narrow.process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory):
+    """What is off by default: requests wait for others, but none of them for long, unless it says so."""
+    path = tmp_path_factory.mktemp("patient") / "ranker.rankhoist"
+    serving.hoisted_ranker().save(path)
+    options = ["--batch-delay-ms", 1000, "--batch-up-to", 100, "--timeout-ms", 0.001, "--allow-nan", "--access-log"]
+    with serving.serving(path, *options) as served:
+        yield served
+
+
+LONG = {"x-request-timeout-ms": "60000"}
+
+
+def test_requests_wait_for_others_and_the_header_wins_over_the_default_timeout(patient: Served):
+    given = inputs(1, 3)
+    answer = patient.call("/v1/models/ranker/rank", rank_body(given))
+    assert (answer.status, answer.json["reason"]) == (503, "deadline")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: patient.call("/v1/models/ranker/rank", rank_body(given), LONG), range(4)))
+    expected = scores(serving.hoisted_ranker(), given)["click"]
+    for answer in answers:
+        assert answer.json["scores"]["click"] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
+    calls, requests = (
+        float(re.search(rf'rankhoist_batch_requests_{x}{{model="ranker"}} (\S+)', metrics_of(patient))[1])
+        for x in ("count", "sum")
+    )
+    assert calls < requests == 4
+
+
+def test_nan_is_taken_where_it_is_allowed(patient: Served):
+    given = inputs(1, 101) | {"mood": torch.tensor([[float("nan"), 0.0, 0.0]])}  # too many to wait
+    body, length = v2.write_request({name: t.numpy() for name, t in given.items()})
+    answer = patient.call("/v2/models/ranker/infer", body, {v2.HEADER_LENGTH: str(length), **LONG})
+    found = {key.lower(): value for key, value in answer.headers.items()}
+    assert np.isnan(v2.read_response(answer.body, found[v2.HEADER_LENGTH]).tensors["click"].array).all()
+
+
+def test_every_request_is_logged(patient: Served):
+    patient.call("/v2/health/live")
+    (line,) = patient.wait_for("request", path="/v2/health/live")
+    assert line["status"] == 200 and line["bytes"] == len(b'{"live":true}') and line["seconds"] >= 0
 
 
 @pytest.mark.parametrize(

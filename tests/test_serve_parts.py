@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +18,12 @@ from torch import nn
 import rankhoist
 from rankhoist.runtime import RequestState
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
-from rankhoist.serve.batching import break_even, joined
+from rankhoist.serve.app import App
+from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.columns import column
 from rankhoist.serve.compute import Compute, Job
+from rankhoist.serve.config import Settings
 from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
@@ -28,6 +31,7 @@ from rankhoist.serve.refusal import REASONS, RETRY_AFTER, RequestError
 from rankhoist.serve.states import LARGE, States, apart, digest_of, room
 from rankhoist.serve.v2 import Tensor, read_request, read_response, write_response
 from rankhoist.serve.vocabulary import vocabulary
+from rankhoist.verify import mixes_rows
 
 # -- mapped weights
 
@@ -76,6 +80,15 @@ def test_bounds_are_found_where_inputs_index_tables():
     assert found == {"ids": [10, 20, 20], "X": [none, 10, none]}
 
 
+def test_a_model_without_context_is_served():
+    given = inputs(8, 8)
+    model = ServedModel("ranker", "1", rankhoist.hoist(serving.Ranker().eval(), given, context=[]))
+    model.warm_up()
+    scored = model.score(model.signature.zeros(3))
+    expected = model.hoisted(**{name: torch.zeros_like(rows[:3]) for name, rows in given.items()})
+    np.testing.assert_allclose(scored.outputs["click"], expected["click"].numpy(), rtol=2e-5, atol=2e-6)
+
+
 # -- requests together
 
 
@@ -122,6 +135,42 @@ def test_requests_are_joined_past_those_that_are_not():
     assert sizes == [4, 1]
 
 
+def test_joining_ends_before_a_deadline_and_where_another_waits():
+    model = ServedModel("ranker", "1", serving.hoisted_ranker(), States(2**20, 60.0), batch_up_to=100)
+    batch = checked(model, 4, 0)
+
+    async def ask(**second: object) -> None:
+        compute = Compute(most=100, delay=60.0)
+        jobs = [
+            Job(model, batch, deadline=second.pop("first", None)),
+            *([Job(model, batch, **second)] if second else []),
+        ]
+        try:
+            await asyncio.wait_for(asyncio.gather(*(compute.score(job) for job in jobs)), 30)
+        finally:
+            compute.close()
+
+    asyncio.run(ask(first=time.perf_counter() + 4))
+    asyncio.run(ask(key="user"))
+
+
+def test_a_worker_ends_when_nothing_came_for_a_while():
+    async def end() -> None:
+        app = App(Settings(), Compute())
+        app._count(1)
+        app._count(-1)
+        ending = asyncio.get_running_loop().create_task(app.quiet(0.3))
+        await asyncio.sleep(0)
+        app._count(1)  # by a connection that was open
+        await asyncio.sleep(0.6)
+        assert not ending.done()
+        app._count(-1)
+        await asyncio.wait_for(ending, 30)
+        app.compute.close()
+
+    asyncio.run(end())
+
+
 class Mixing(nn.Module):
     """A softmax over all rows of the call."""
 
@@ -129,13 +178,47 @@ class Mixing(nn.Module):
         return torch.softmax((user * item).sum(1), 0)
 
 
-def test_a_model_that_mixes_rows_is_not_joined():
+class Centred(nn.Module):
+    """A mean over all rows of the call: of users, of items or of what became of both."""
+
+    def __init__(self, over: str) -> None:
+        super().__init__()
+        self.over, self.user, self.item = over, nn.Embedding(9, 3), nn.Embedding(9, 3)
+
+    def forward(self, user, item):
+        user, item = self.user(user), self.item(item)
+        if self.over == "users":
+            user = user - user.mean(0)
+        x = (user * item).sum(1)
+        return x if self.over == "nothing" else x - x.mean() if self.over == "rows" else x + user.sum(1)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("over", ["users", "rows", "nothing"])
+def test_rows_that_are_mixed_are_found_also_by_one_row_of_an_example(over: str, rows: int):
+    torch.manual_seed(0)
+    example = (torch.full((rows,), 8), torch.arange(8, 8 - rows, -1))  # rows of one user, as an example often has
+    hoisted = rankhoist.hoist(Centred(over).eval(), example, context=["user"])
+    assert mixes_rows(hoisted) == (over != "nothing")
+
+
+@pytest.mark.parametrize("wanted", [None, 50])
+def test_a_model_that_mixes_rows_is_not_joined(wanted: int | None):
     example = (torch.randn(8, 3), torch.randn(8, 3))
-    assert break_even(rankhoist.hoist(Mixing().eval(), example, context=["user"]), 10_000) == 0
+    assert joined_up_to(rankhoist.hoist(Mixing().eval(), example, context=["user"]), 10_000, wanted) == 0
+    assert joined_up_to(serving.hoisted_ranker(), 10_000, 50) == 50
+
+
+def test_a_model_without_an_example_that_could_tell_is_not_joined(monkeypatch):
+    hoisted = serving.hoisted_ranker()
+    zeros = {name: torch.zeros_like(rows) for name, rows in hoisted.example.items()}
+    for example in ({}, zeros):
+        monkeypatch.setattr(type(hoisted), "example", property(lambda _, given=example: given))
+        assert mixes_rows(hoisted)
 
 
 def test_nothing_is_joined_without_room():
-    assert break_even(serving.hoisted_ranker(), 3) == 0
+    assert joined_up_to(serving.hoisted_ranker(), 3) == 0
 
 
 def test_the_compute_thread_ends():
@@ -214,6 +297,16 @@ def test_states_expire():
     assert states.get("a", digest) is None and states.bytes == 0
 
 
+def test_states_that_nobody_asks_for_again_are_dropped():
+    now = [0.0]
+    (a, state), (b, other) = prepared(1), prepared(2)
+    states = States(2**20, 10, clock=lambda: now[0])
+    states.put("a", a, state)
+    now[0] = 11.0
+    states.put("b", b, other)
+    assert list(states._entries) == ["b"] and states.bytes == room(other)
+
+
 @pytest.mark.parametrize("width", [40, LARGE], ids=["small", "large"])
 def test_a_kept_state_is_copied_as_it_lies(width):
     wide = torch.randn(6, width)
@@ -250,6 +343,20 @@ def test_another_context_under_a_key_is_an_error():
     with pytest.raises(RequestError, match="another context") as error:
         states.get("key", b)
     assert error.value.status == 409
+
+
+def test_a_kept_state_of_another_plan_is_not_used():
+    """The plan for one candidate is slow for many."""
+    model = ServedModel("ranker", "1", serving.hoisted_ranker(), States(2**20, 60.0))
+    plans, prepare = [], model._prepare
+    model._prepare = lambda batch: plans.append(prepare(batch)) or plans[-1]
+    for rows in (1, 60, 70, 1):
+        batch = checked(model, rows, 0)
+        scored = model.score(replace(batch, context=checked(model, 1, 0).context), "key")
+        assert scored.outputs["click"].shape == (rows,)
+    few, many, same = (model.hoisted.plans.ranges.choose(rows, 1) for rows in (1, 60, 70))
+    assert few != many == same
+    assert [state.plan for state in plans] == [few, many, few]
 
 
 # -- JSON and dtypes
@@ -296,6 +403,19 @@ def test_nan_in_bfloat16_is_refused():
     tensors["price"].array[0, 1] = 0x7FC0
     with pytest.raises(RequestError, match="'price' has NaN or an infinity in row 0"):
         signature.check(tensors, 10)
+
+
+def test_ids_in_bfloat16_are_compared_as_numbers():
+    model = ServedModel("packed", "1", serving.hoisted_packed().to(torch.bfloat16))
+
+    def score(item: float) -> None:
+        given = {"X.context": [[3.0]], "X.candidate": [[0.5, 4.0], [0.5, item]]}
+        bits = {name: torch.tensor(rows).to(torch.bfloat16).view(torch.int16).numpy() for name, rows in given.items()}
+        model.score(model.signature.check({n: Tensor("BF16", x.view(np.uint16)) for n, x in bits.items()}, 10))
+
+    score(19.0)
+    with pytest.raises(RequestError, match=r"'X.candidate' has id 20.0 in row 1, expected 0 to 19"):
+        score(20.0)
 
 
 def test_the_best_come_first_and_nan_last():

@@ -1,6 +1,6 @@
 """Broken requests by the thousand against a running server, right ones in between.
 
-An ordinary run sends a fixed selection; `make fuzz-serve` sends 100 000 new ones and prints what came of them.
+An ordinary run sends a fixed selection; `make fuzz-serve` sends 100 000 new broken ones and prints what came of them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import pytest
 import torch
 from rich.progress import track
 from serving import Served, serving
-from serving_fuzz import Sample, Wire, cases, verdict
+from serving_fuzz import LIMIT, Sample, Wire, cases, verdict
 from torch import Tensor, nn
 
 import rankhoist
 
 COUNT = int(os.environ.get("RANKHOIST_FUZZ_REQUESTS", "0"))
-ORDINARY = 1500
+ORDINARY = 1000
+CONNECTIONS = 4
 USERS, ITEMS, WIDTH = 40, 300, 8
 GROWTH = 24 * 2**20  # bytes that a server may grow by after the first tenth of a run: the allocator's own ways
 
@@ -78,21 +79,23 @@ def samples(hoisted: rankhoist.HoistedModel) -> list[Sample]:
 def served(hoisted: rankhoist.HoistedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("fuzz") / "ranker.rankhoist"
     hoisted.save(path)
-    with serving(path, "--workers", "2") as served:
+    with serving(path, "--workers", "2", "--max-body-bytes", LIMIT) as served:
         served.wait_for("worker ready", 2)
         yield served
 
 
 def test_malformed_requests(samples: list[Sample], served: Served, capsys: pytest.CaptureFixture[str]):
     pid = served.process.pid
-    count = COUNT or ORDINARY
+    malformed = COUNT or ORDINARY
+    count = malformed + malformed // 2  # right ones in between
     seed = random.SystemRandom().randrange(2**32) if COUNT else 0
-    wire, kinds, statuses, bad = Wire("127.0.0.1", served.port), Counter[str](), Counter[str](), []
+    wires = [Wire("127.0.0.1", served.port) for _ in range(CONNECTIONS)]
+    kinds, statuses, bad = Counter[str](), Counter[str](), []
     before, alive = 0, workers(pid)
     with capsys.disabled():
-        shown = track(cases("ranker", samples, seed, count), f"seed {seed}", count) if COUNT else None
-        for i, case in enumerate(shown or cases("ranker", samples, seed, count)):
-            reply = wire.exchange(case.data, case.ends)
+        shown = track(cases("ranker", samples, seed, malformed), f"seed {seed}", count) if COUNT else None
+        for i, case in enumerate(shown or cases("ranker", samples, seed, malformed)):
+            reply = wires[i % CONNECTIONS].exchange(case.data, case.ends)
             statuses["closed" if reply is None else str(reply.status)] += 1
             kinds[case.kind] += 1
             if found := verdict(case, reply):
@@ -101,11 +104,11 @@ def test_malformed_requests(samples: list[Sample], served: Served, capsys: pytes
                 before = memory(pid)
         grown = memory(pid) - before
         if COUNT:
-            print(
-                f"\n{count} requests of seed {seed}: {dict(statuses)}; memory {grown / 2**20:+.1f} MiB; {len(bad)} bad"
-            )
+            print(f"\n{count} requests, {malformed} of them malformed, of seed {seed}: {dict(statuses)}")
+            print(f"memory {grown / 2**20:+.1f} MiB; {len(bad)} bad")
             print("\n".join(f"{n:7d} {kind}" for kind, n in sorted(kinds.items())))
-    wire.close()
+    for wire in wires:
+        wire.close()
     assert not bad, f"{len(bad)} bad answers:\n" + "\n".join(bad[:20])
     assert workers(pid) == alive, "a worker ended"
     assert statuses["200"] >= count // 3 and statuses["400"] > count // 5

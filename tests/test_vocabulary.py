@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+import torch
+import torch.nn.functional as F
 from serving import CONTEXT, ITEMS, TAGS, USERS, Ranker, inputs
+from torch import nn
 
 import rankhoist
+from rankhoist.serve.compute import Compute, Job
+from rankhoist.serve.model import ServedModel
+from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.vocabulary import vocabulary
 
 
@@ -14,3 +22,55 @@ def test_every_level_knows_every_table(level: str):
     hoisted = rankhoist.hoist(Ranker().eval(), inputs(8, 8), context=list(CONTEXT), level=level)
     found = {name: set(bounds.tolist()) for name, bounds in vocabulary(hoisted).items()}
     assert found == {"user": {USERS}, "item": {ITEMS}, "tags": {TAGS}}
+
+
+class Otherwise(nn.Module):
+    """Every other way to look ids up: a weight indexed, also along two axes, bags, one hot; and computed ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row, self.cell = nn.Parameter(torch.randn(7, 3)), nn.Parameter(torch.randn(4, 9, 3))
+        self.sums, self.means = nn.EmbeddingBag(11, 3, mode="sum"), nn.EmbeddingBag(13, 3, mode="mean")
+        self.top = nn.Linear(6 + 5 + 6, 1)
+
+    def forward(self, user, history, item, place, tags, kind, shifted):
+        bags = self.sums(tags) + self.means(history) + self.sums(shifted + 1)
+        kinds = [F.one_hot(kind, 5).float(), F.one_hot(shifted[:, 0] + 1, 6).float()]
+        return self.top(torch.cat([self.row[user], self.cell[item, place] + bags, *kinds], 1))
+
+
+SIZES = {"user": 7, "history": 13, "item": 4, "place": 9, "tags": 11, "kind": 5, "shifted": 4}
+
+
+def ids(rows: int) -> dict[str, torch.Tensor]:
+    width = {"history": (4,), "tags": (3,), "shifted": (2,)}
+    return {name: torch.randint(0, size, (rows, *width.get(name, ()))) for name, size in SIZES.items()}
+
+
+@pytest.mark.parametrize("level", ["expand", "lookup", "request", "full"])
+def test_every_way_of_looking_up_is_bounded(level: str):
+    hoisted = rankhoist.hoist(Otherwise().eval(), ids(8), context=["user", "history"], level=level)
+    found = {name: set(bounds.tolist()) for name, bounds in vocabulary(hoisted).items()}
+    assert found == {name: {size} for name, size in SIZES.items() if name != "shifted"}
+
+
+@pytest.mark.parametrize("wrong", [-2, 4, 30])  # of a one hot and of a bag
+def test_computed_ids_out_of_range_are_the_request_s_fault(wrong: int):
+    hoisted = rankhoist.hoist(Otherwise().eval(), ids(8), context=["user", "history"])
+    model = ServedModel("model", "1", hoisted)
+    batch = model.signature.zeros(3)
+    batch.candidates["shifted"] = torch.full((3, 2), wrong)
+
+    async def ask() -> None:
+        compute = Compute()
+        try:
+            await asyncio.wait_for(compute.score(Job(model, batch)), 60)
+        finally:
+            compute.close()
+
+    if wrong == 4:
+        asyncio.run(ask())
+        return
+    with pytest.raises(RequestError) as error:
+        asyncio.run(ask())
+    assert error.value.reason == "out_of_vocabulary"

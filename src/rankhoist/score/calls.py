@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -21,29 +20,34 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.outputs import named_outputs
 from rankhoist.score.culprit import explained
 from rankhoist.score.layouts import Block, Ints
+from rankhoist.verify import mixes_rows
 from rankhoist.verify.batches import Batch, draw
 
 LEAST = 1000  # candidates of a call by default: more gain nothing, measured with requests of 10 and 100 candidates
 LARGE = 16  # budgets; larger requests are scored in calls of that size
-PROBE = (7, 3)  # candidates and requests of the call that finds out about a model
-ALIKE = 1e-3  # of the largest score: a model that mixes rows is further off, and rounding is not
+PROBE = (7, 3)  # candidates and requests of the call that finds out what a model returns
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output of the model as a column: a number, or a list of `width` numbers, per candidate."""
+    """One output of the model as a column: a number, or a list of `width` numbers, per candidate.
+
+    `dtype`: all floats are written as float32, integers and truths as what they are.
+    """
 
     name: str
     width: int | None
+    dtype: str = "float32"
 
     @property
     def type(self) -> pa.DataType:
         """Of the column."""
-        return pa.float32() if self.width is None else pa.list_(pa.float32(), self.width)
+        one = pa.type_for_alias(self.dtype)
+        return one if self.width is None else pa.list_(one, self.width)
 
     def column(self, values: Tensor) -> pa.Array:
         """Scores `[N]`, `[N, 1]` or `[N, width]`."""
-        flat = pa.array(values.detach().float().cpu().contiguous().view(-1).numpy())
+        flat = pa.array(values.detach().to(getattr(torch, self.dtype)).cpu().contiguous().view(-1).numpy())
         return flat if self.width is None else pa.FixedSizeListArray.from_arrays(flat, self.width)
 
 
@@ -65,7 +69,8 @@ def outputs_of(model: HoistedModel) -> list[Output]:
         if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != probe.candidates:
             shape = list(value.shape) if isinstance(value, Tensor) else value
             raise ScoringError(f"output {name!r} of the model is {shape}, not a number or a list for each candidate")
-        made.append(Output(name, None if value.dim() == 1 or value.shape[1] == 1 else value.shape[1]))
+        dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+        made.append(Output(name, None if value.dim() == 1 or value.shape[1] == 1 else value.shape[1], dtype))
     return made
 
 
@@ -74,25 +79,7 @@ def budget_of(model: HoistedModel, wanted: int | None) -> int:
 
     A model whose scores of a request depend on what else is in the call scores as if served one request at a time.
     """
-    return 0 if _mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
-
-
-def _mixes_rows(model: HoistedModel) -> bool:
-    """Whether candidates of the example are scored otherwise together than alone, or it has no example to tell."""
-    if not model.example:
-        return True
-    probe = _probe(model, *PROBE)
-    together = leaves(_called(model, probe))
-    block = Block(probe.context, probe.candidate, np.asarray(probe.offsets), {}, str)
-    try:
-        alone = scores(model, block, 1, large=1)
-    except RuntimeError:  # it is not made for a single row
-        return True
-    return any(
-        bool(((a - b).abs().amax() > ALIKE * a.abs().amax()).item())
-        for a, b in zip(together, alone, strict=True)
-        if a.is_floating_point()
-    )
+    return 0 if mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
 
 
 def _probe(model: HoistedModel, candidates: int, requests: int) -> Batch:

@@ -101,7 +101,7 @@ def _refuse(found: pa.Array, wrong: Any, what: str) -> None:
 
 
 def _numbers(feature: Feature, array: pa.Array, wrong: Any) -> Tensor:
-    """Numbers in the dtype of the input, where that changes none of them (a float is rounded to the input's float)."""
+    """Numbers in the dtype of the input, where that changes none of them (in a float input, all are rounded)."""
     kind, dtype = array.type, feature.dtype
     floating, integer, truth = pa.types.is_floating(kind), pa.types.is_integer(kind), pa.types.is_boolean(kind)
     fits = floating or integer if dtype.is_floating_point else truth if dtype == torch.bool else integer

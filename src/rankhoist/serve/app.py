@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -49,7 +50,7 @@ class App:
         self.settings, self.compute, self.reload, self.board = settings, compute, reload, board
         self.models: dict[str, ServedModel] = {}
         self.draining = False
-        self.busy = 0
+        self.busy, self._changed = 0, 0.0
 
     async def __rsgi__(self, scope: Any, proto: Any) -> None:
         """One request of HTTP."""
@@ -87,6 +88,8 @@ class App:
         _check_method(scope, "GET")
         if found:
             model = self._model(found[1], found[2])
+            if found[3]:
+                self._check_ready()
             return _json({"name": model.name, "ready": True} if found[3] else model.metadata())
         return self._about(path)
 
@@ -95,8 +98,7 @@ class App:
         if path == "/v2/health/live":
             return _json({"live": True})
         if path == "/v2/health/ready":
-            if self.draining or not self.models:
-                raise RequestError("not_ready", "the server is stopping" if self.draining else "no model is loaded yet")
+            self._check_ready()
             return _json({"ready": True})
         if path == "/v2":
             return _json({"name": "rankhoist", "version": versions()["rankhoist"], "extensions": EXTENSIONS})
@@ -107,6 +109,10 @@ class App:
         raise RequestError(
             "not_found", f"there is no {path[:100]}; POST /v1/models/NAME/rank ranks, GET /v2/models/NAME tells"
         )
+
+    def _check_ready(self) -> None:
+        if self.draining or not self.models:
+            raise RequestError("not_ready", "the server is stopping" if self.draining else "no model is loaded yet")
 
     def _model(self, name: str, version: str | None) -> ServedModel:
         model = self.models.get(name)
@@ -123,6 +129,11 @@ class App:
             raise RequestError("forbidden", "start the server with --admin, or send SIGHUP to it")
         return _json({"name": name, "version": await self.reload(name)})
 
+    async def quiet(self, seconds: float) -> None:
+        """Until there was nothing to do for so long: connections that are open may bring requests until the end."""
+        while self.busy or time.monotonic() < self._changed + seconds:
+            await asyncio.sleep(0.05)
+
     # -- scores
 
     async def _scored(
@@ -136,7 +147,7 @@ class App:
                 raise RequestError("queue_full", f"{self.busy} requests wait already")
             self._count(1)
             try:
-                body = await _body(scope, proto, self.settings.max_body_bytes)
+                body = await _in_time(_body(scope, proto, self.settings.max_body_bytes), self.settings.body_seconds)
                 start = time.perf_counter()
                 answer = await handle(scope, body, model)
             finally:
@@ -152,7 +163,7 @@ class App:
 
     def _count(self, change: int) -> None:
         """Requests that are read, wait or are scored."""
-        self.busy += change
+        self.busy, self._changed = self.busy + change, time.monotonic()
         metrics.WAITING.set(self.busy)
         if self.board is not None and not self.draining:
             self.board.write(self.busy)
@@ -190,7 +201,8 @@ class App:
         return 200, [("content-type", v2.CONTENT_TYPE), (v2.HEADER_LENGTH, str(length))], answer
 
     def _checked(self, model: ServedModel, tensors: dict[str, v2.Tensor], start: float) -> Batch:
-        batch = model.signature.check(tensors, self.settings.max_candidates, self.settings.allow_nan)
+        own = self.settings
+        batch = model.signature.check(tensors, own.max_candidates, own.allow_nan, own.max_requests)
         model.metrics.stage["parse"].observe(time.perf_counter() - start)
         model.metrics.candidates.observe(batch.rows)
         return batch
@@ -199,10 +211,10 @@ class App:
         """Scores from the compute thread, if the deadline does not pass before it comes to them."""
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= 256):
             raise RequestError("parameter", "'context_key' is not a text of 1 to 256 characters")
-        timeout = timeout or scope.headers.get(TIMEOUT) or self.settings.timeout_ms
+        asked = (timeout, scope.headers.get(TIMEOUT), self.settings.timeout_ms)
         deadline = None
-        if timeout is not None:
-            deadline = time.perf_counter() + _number(timeout, "timeout") / 1e3
+        if (first := next((t for t in asked if t is not None), None)) is not None:
+            deadline = time.perf_counter() + _number(first, "timeout") / 1e3
         return await self.compute.score(Job(model, batch, key, deadline))
 
 
@@ -229,6 +241,15 @@ async def _body(scope: Any, proto: Any, most: int) -> bytes:
     return b"".join(parts)
 
 
+async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
+    """The body, if it comes in time. The server's own tasks cannot be cancelled, so this is another one."""
+    task = asyncio.ensure_future(reading)
+    if (await asyncio.wait({task}, timeout=seconds))[1]:
+        task.cancel()
+        raise RequestError("slow_body", f"the body did not come within {seconds:g} seconds")
+    return task.result()
+
+
 def _binary(model: ServedModel, request: v2.Message) -> dict[str, bool]:
     """The outputs to return, and whether in binary: those asked for, or all as the whole request says."""
     known = [o.name for o in model.outputs]
@@ -243,7 +264,7 @@ def _binary(model: ServedModel, request: v2.Message) -> dict[str, bool]:
 def _number(value: Any, name: str) -> float:
     """A positive number, also as text."""
     try:
-        number = float(value)
+        number = -1.0 if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = -1.0
     if not 0 < number < 1e12:

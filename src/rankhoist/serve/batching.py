@@ -14,16 +14,15 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from rankhoist.runtime import HoistedModel
 from rankhoist.serve.inputs import Batch
+from rankhoist.verify import mixes_rows
 
 REQUESTS = 4  # of a ragged call that is measured
 CANDIDATES = (1, 3, 10, 30, 100, 300, 1000)
 REPEATS = 5
 GAIN = 0.9  # of the time of single calls: what a ragged call must stay under
-ROUNDING = 1e-3  # of a score, relative; rows that are mixed differ by more
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
@@ -34,10 +33,19 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(context, candidates, len(batches), offsets[-1], offsets)
 
 
-def break_even(hoisted: HoistedModel, most: int) -> int:
-    """Requests of up to so many candidates are scored faster together, `most` candidates in a call; 0 if none are."""
-    if not hoisted.made_up("context", 1) or _mixes(hoisted):
+def joined_up_to(hoisted: HoistedModel, most: int, wanted: int | None = None) -> int:
+    """Requests of up to so many candidates are joined: as many as `wanted`, else where that is faster.
+
+    0 of a model that mixes rows, whatever is wanted: a user's scores would change with those of others. A call has at
+    `most` so many candidates.
+    """
+    if not hoisted.made_up("context", 1) or mixes_rows(hoisted):
         return 0
+    return _break_even(hoisted, most) if wanted is None else wanted
+
+
+def _break_even(hoisted: HoistedModel, most: int) -> int:
+    """Requests of up to so many candidates are scored faster together, `most` candidates in a call; 0 if none are."""
     best = 0
     for count in CANDIDATES:
         if count * REQUESTS > most:
@@ -77,19 +85,3 @@ def _seconds(*calls: Callable[[], object]) -> list[float]:
             call()
             best[i] = min(best[i], time.perf_counter() - start)
     return best
-
-
-def _mixes(hoisted: HoistedModel) -> bool:
-    """Whether a request's scores change with the requests beside it: some operator mixes rows."""
-    count, together = 5, _together(hoisted, 5)()
-    context, candidates = hoisted.made_up("context", REQUESTS), hoisted.made_up("candidate", REQUESTS * count)
-    for r in range(REQUESTS):
-        rows = slice(r * count, (r + 1) * count)
-        own = {name: t[r : r + 1] for name, t in context.items()}
-        alone = _call(hoisted, own, {name: t[rows] for name, t in candidates.items()}, None)
-        for a, b in zip(pytree.tree_leaves(together), pytree.tree_leaves(alone), strict=True):
-            if isinstance(a, Tensor) and a.is_floating_point() and a.dim():
-                scale = float(b.abs().nan_to_num(0, 0, 0).max()) + 1e-6
-                if not torch.allclose(a[rows], b, rtol=ROUNDING, atol=ROUNDING * scale, equal_nan=True):
-                    return True
-    return False

@@ -21,6 +21,8 @@ from rankhoist.serve.refusal import RequestError
 log = logging.getLogger(__name__)
 
 Result = Scored | RequestError
+# What PyTorch says of ids that are computed on the way, which no check of the inputs can find.
+NO_SUCH_ROW = ("out of range", "out of bounds", "not in the valid range", "Class values must be")
 
 
 @dataclass(eq=False)
@@ -37,6 +39,11 @@ class Job:
 
     def __post_init__(self) -> None:
         self.future = self.loop.create_future()
+
+    @property
+    def patience(self) -> float:
+        """Until when it may wait for others: half of its time at most, the other half is for its own turn."""
+        return float("inf") if self.deadline is None else (self.queued + self.deadline) / 2
 
     @property
     def joinable(self) -> bool:
@@ -103,7 +110,7 @@ class Compute:
             return group
 
     def _join(self, group: list[Job]) -> None:
-        """Add what waits for the same model, as long as there is room and time."""
+        """Add what waits for the same model, as long as there is room and time and nothing else waits."""
         room, until = self.most - group[0].batch.rows, group[0].queued + self.delay
         while True:
             for job in list(self._jobs):
@@ -111,8 +118,8 @@ class Compute:
                     self._jobs.remove(job)
                     group.append(job)
                     room -= job.batch.rows
-            left = until - time.perf_counter()
-            if room <= 0 or left <= 0 or self._closed:
+            left = min(until, *(job.patience for job in group)) - time.perf_counter()
+            if room <= 0 or left <= 0 or self._jobs or self._closed:
                 return
             self._changed.wait(left)
 
@@ -158,7 +165,7 @@ def _alone(job: Job) -> Result:
     except RequestError as refusal:
         return refusal
     except Exception as error:
-        if isinstance(error, IndexError) or "out of range" in str(error) or "out of bounds" in str(error):
+        if isinstance(error, IndexError) or any(words in str(error) for words in NO_SUCH_ROW):
             return RequestError("out_of_vocabulary", f"an id is outside of a table of the model: {error}")
         log.exception("model failed", extra={"model": job.model.name})
         return RequestError("internal", f"the model failed: {type(error).__name__}")

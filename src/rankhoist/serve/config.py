@@ -28,7 +28,11 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=1024, description="processes that serve")
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of each worker")
     max_body_bytes: int = Field(default=2**25, ge=1, description="of a request; larger ones: 413")
+    body_seconds: float = Field(default=30.0, gt=0, description="that a request's body may take to come; longer: 408")
     max_candidates: int = Field(default=100_000, ge=1, description="of a request; more: 413")
+    max_requests: int = Field(
+        default=1024, ge=1, description="rows of context in one call of the protocol v2; more: 413"
+    )
     max_queue: int = Field(
         default=64, ge=1, description="requests that a worker reads, keeps waiting or scores; more: 429"
     )

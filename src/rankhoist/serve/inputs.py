@@ -73,7 +73,7 @@ class Feature:
         if not allow_nan and not (finite := _finite(array, self.datatype)).all():
             raise RequestError("not_finite", f"{self.name!r} has NaN or an infinity {_first(~finite)}", self.name)
         if self.bounds is not None and array.size:
-            self._check_ids(array)
+            self._check_ids(v2.readable(given))
         return array
 
     def _check_ids(self, array: NDArray[Any]) -> None:
@@ -113,13 +113,17 @@ class Signature:
         """From its interface and its graphs."""
         return Signature({feature.name: feature for feature in _features(hoisted)})
 
-    def check(self, given: Mapping[str, v2.Tensor], most: int, allow_nan: bool = False) -> Batch:
+    def check(
+        self, given: Mapping[str, v2.Tensor], most: int, allow_nan: bool = False, most_requests: int = 1
+    ) -> Batch:
         """Tensors by feature, and perhaps `request_offsets`, as a batch.
 
         Raises:
-            RequestError: a feature is missing, unknown or not as expected, or there are more than `most` candidates.
+            RequestError: a feature is missing, unknown or not as expected, or there are more than `most` candidates or
+                more than `most_requests` rows of context: each is prepared, whether it has candidates or not.
         """
         self._check_names(given)
+        limits = {"context": most_requests, "candidate": most}
         sides: dict[str, dict[str, Tensor]] = {"context": {}, "candidate": {}}
         rows = {"context": -1, "candidate": -1}
         for name, feature in self.features.items():
@@ -131,8 +135,9 @@ class Signature:
                     "ragged", f"{name!r} has {count} rows, expected {rows[feature.side]} {expected}", name
                 )
             rows[feature.side] = count
-            if feature.side == "candidate" and count > most:
-                raise RequestError("too_large", f"{count} candidates, the most are {most}")
+            if count > limits[feature.side]:
+                what = "candidates" if feature.side == "candidate" else "context rows"
+                raise RequestError("too_large", f"{count} {what}, the most are {limits[feature.side]}")
             sides[feature.side][feature.input] = _tensor(array, feature.datatype)
         requests = 1 if rows["context"] < 0 else rows["context"]
         offsets = _offsets(given.get(OFFSETS), requests, rows["candidate"])

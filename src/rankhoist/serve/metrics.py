@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -50,5 +53,16 @@ def exposed() -> bytes:
     if FOLDER not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_Workers())
     return generate_latest(registry)
+
+
+class _Workers(Collector):
+    """The metrics of all workers, without the versions that are served no more: files keep what was in them."""
+
+    def collect(self) -> Iterator[Metric]:
+        collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        for metric in collector.collect():  # type: ignore[no-untyped-call]
+            if metric.name == "rankhoist_model_version":
+                metric.samples = [sample for sample in metric.samples if sample.value]
+            yield metric

@@ -59,8 +59,9 @@ class ServedModel:
 
     def warm_up(self) -> None:
         """One and many candidates of one and several requests: what the first requests would otherwise wait for."""
+        several = any(feature.side == "context" for feature in self.signature.features.values())
         with torch.inference_mode():
-            self.hoisted.warm_up((1, self.hoisted.plan.workload.candidates), (1, 2))
+            self.hoisted.warm_up((1, self.hoisted.plan.workload.candidates), (1, 2) if several else (1,))
 
     def score(self, batch: Batch, key: str | None = None) -> Scored:
         """The outputs for a batch; with a `key`, its state is kept for requests that come with it again.
@@ -82,7 +83,7 @@ class ServedModel:
     def _prepared(self, batch: Batch, key: str) -> RequestState:
         digest = digest_of(batch.context)
         state = self.states.get(key, digest)
-        if state is not None:
+        if state is not None and state.plan == self.hoisted.plans.ranges.choose(batch.rows, batch.requests):
             self.metrics.hits.inc()
             return state
         self.metrics.misses.inc()

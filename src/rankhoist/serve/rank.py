@@ -47,7 +47,7 @@ def read_rank(body: bytes, signature: Signature) -> RankRequest:
     context = found.get("context", {})
     if not isinstance(context, dict):
         raise RequestError("malformed", "'context' is not an object of features")
-    candidates = _columns(found.get("candidates"))
+    candidates = _columns(found.get("candidates"), signature)
     tensors = {}
     for side, given in (("context", context), ("candidate", candidates)):
         for name, values in given.items():
@@ -129,15 +129,16 @@ def _depth(values: Any) -> int:
     return depth
 
 
-def _columns(candidates: Any) -> Mapping[str, Any]:
+def _columns(candidates: Any, signature: Signature) -> Mapping[str, Any]:
     """Columns by name, from columns or from rows."""
     if isinstance(candidates, dict):
         return candidates
     if not isinstance(candidates, list) or not {dict}.issuperset(map(type, candidates)):
         raise RequestError("malformed", "'candidates' is neither an object of columns nor a list of objects")
-    names = list(candidates[0]) if candidates else []
+    if not candidates:  # no row says which features it has
+        return {f.name: [] for f in signature.features.values() if f.side == "candidate"}
     for row, given in enumerate(candidates):
         if given.keys() != candidates[0].keys():
             name = sorted(given.keys() ^ candidates[0].keys())[0]
             raise RequestError("ragged", f"row {row} of the candidates and row 0 differ in feature {name[:60]!r}", name)
-    return {name: [row[name] for row in candidates] for name in names}
+    return {name: [row[name] for row in candidates] for name in candidates[0]}

@@ -19,12 +19,12 @@ from rankhoist.errors import ExtraError
 from rankhoist.runtime import load
 from rankhoist.runtime.mapped import version_of
 from rankhoist.serve.app import App
-from rankhoist.serve.batching import break_even
+from rankhoist.serve.batching import joined_up_to
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
+from rankhoist.serve.loading import newest
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.states import States
-from rankhoist.serve.supervisor import newest
 
 try:
     from ray import serve
@@ -69,7 +69,7 @@ class Replica:
         for name, place in own.models.items():
             path = newest(place)
             hoisted = load(path)
-            up_to = break_even(hoisted, own.batch_candidates) if own.batch_up_to is None else own.batch_up_to
+            up_to = joined_up_to(hoisted, own.batch_candidates, own.batch_up_to)
             states = States(own.cache_bytes, own.cache_seconds)
             model = ServedModel(name, version_of(path), hoisted, states, up_to)
             model.warm_up()

@@ -18,6 +18,7 @@ REASONS = {
     "forbidden": 403,
     "not_found": 404,
     "method": 405,
+    "slow_body": 408,  # it did not come in time
     "context_conflict": 409,  # a context key that was used with another context
     "too_large": 413,
     "encoding": 415,
@@ -26,6 +27,7 @@ REASONS = {
     "not_ready": 503,
     "internal": 500,
 }
+LONGEST = 1000, 200  # characters of a message and of a feature's name: both may quote a request of megabytes
 RETRY_AFTER = {"queue_full": 1, "deadline": 1, "not_ready": 2}  # seconds
 
 
@@ -33,8 +35,9 @@ class RequestError(ServeError):
     """A request is refused; `reason` is one of `REASONS`, `input` the feature that it is about, if it is about one."""
 
     def __init__(self, reason: str, message: str, input: str | None = None) -> None:
-        super().__init__(message)
-        self.reason, self.input = reason, input
+        most, most_of_name = LONGEST
+        super().__init__(message if len(message) <= most else f"{message[:most]}...")
+        self.reason, self.input = reason, input if input is None else input[:most_of_name]
 
     @property
     def status(self) -> int:

@@ -37,7 +37,7 @@ class States:
 
     def __init__(self, most: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.most, self.seconds, self.clock = most, seconds, clock
-        self.bytes = 0
+        self.bytes, self._swept = 0, clock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     def get(self, key: str, digest: bytes) -> RequestState | None:
@@ -60,6 +60,7 @@ class States:
 
     def put(self, key: str, digest: bytes, state: RequestState) -> None:
         """Keep a state, and drop others for it; one that is larger than all room is not kept."""
+        self._sweep()
         size = room(state)
         if size > self.most:
             return
@@ -69,6 +70,14 @@ class States:
             self._remove(next(iter(self._entries)))
         self._entries[key] = _Entry(digest, apart(state, size), size, self.clock() + self.seconds)
         self.bytes += size
+
+    def _sweep(self) -> None:
+        """Drop what is too old, once in a while: looking at all of them takes its time."""
+        now = self.clock()
+        if now >= self._swept + self.seconds / 8:
+            self._swept = now
+            for key in [key for key, entry in self._entries.items() if entry.expires < now]:
+                self._remove(key)
 
     def _remove(self, key: str) -> None:
         self.bytes -= self._entries.pop(key).bytes

@@ -23,24 +23,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from prometheus_client.multiprocess import mark_process_dead
 
 from rankhoist.errors import RankhoistError, ServeError
-from rankhoist.runtime.mapped import unpack, version_of
+from rankhoist.runtime.mapped import version_of
 from rankhoist.serve import logs
-from rankhoist.serve.batching import break_even
 from rankhoist.serve.board import AWAY, Board
-from rankhoist.serve.config import Settings
+from rankhoist.serve.config import CONFIG, Settings
 from rankhoist.serve.control import Channel, Unpacked
+from rankhoist.serve.loading import explained, newest, unpacked
 from rankhoist.serve.metrics import FOLDER
-from rankhoist.serve.model import ServedModel
+from rankhoist.serve.process import WorkerProcess
 from rankhoist.serve.worker import BACKLOG
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SUFFIX = ".rankhoist"
 BOARD = "board"
 PATIENCE = 30.0  # seconds; the longest wait before a worker is started again
 SETTLED = 10.0  # seconds; a worker that lived so long is started again at once
@@ -66,23 +64,6 @@ def serve(settings: Settings) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class WorkerProcess:
-    """A running worker, as its supervisor sees it."""
-
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
-        self.process, self.channel = process, channel
-        self.ready = False
-        self.started = time.monotonic()
-        self.loading: dict[tuple[str, str], asyncio.Future[None]] = {}
-
-    def load(self, model: Unpacked) -> asyncio.Future[None]:
-        """Tell it to serve a new version; done when it does, or when it ended."""
-        future = asyncio.get_running_loop().create_future()
-        self.loading[model.name, model.version] = future
-        self.channel.send(load=model.to_dict())
-        return future
-
-
 class Supervisor:
     """Models, the port and the workers of one server."""
 
@@ -98,20 +79,20 @@ class Supervisor:
 
     async def run(self) -> None:
         """Load, listen, and keep the workers running until a signal comes."""
-        (self.folder / "metrics").mkdir()
-        Board.create(self.folder / BOARD, self.settings.workers)
-        self.listening = _bound(self.settings.host, self.settings.port)
-        for name in self.settings.models:
-            self.models[name] = await asyncio.to_thread(self._unpack, name)
-        self.listening.listen(BACKLOG)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_all()))
-        for i in range(self.settings.workers):
-            self._start(self._keep(i))
-        await self.stopping.wait()
-        await self._stop()
+        (self.folder / "metrics").mkdir()
+        Board.create(self.folder / BOARD, self.settings.workers)
+        with _bound(self.settings.host, self.settings.port) as self.listening:
+            if await self._load_all():
+                self.listening.listen(BACKLOG)
+                for i in range(self.settings.workers):
+                    self._start(self._keep(i))
+                await self.stopping.wait()
+                await self._stop()
+        log.info("stopped")
         if self.failure:
             raise ServeError(self.failure)
 
@@ -128,20 +109,23 @@ class Supervisor:
 
     # -- models
 
-    def _unpack(self, name: str) -> Unpacked:
-        """Load the newest artifact of a model, and write it to a folder of its own."""
-        torch.set_num_threads(self.settings.threads)
+    async def _load_all(self) -> bool:
+        """Whether all models are loaded: a signal may come before."""
+        async with self._reloading:
+            for name in self.settings.models:
+                if not self.stopping.is_set():
+                    with explained(name):
+                        self.models[name] = await self._unpack(name)
+        return not self.stopping.is_set()
+
+    async def _unpack(self, name: str) -> Unpacked:
+        """The newest artifact of a model, in a folder of its own."""
         self._unpacked += 1
         folder = self.folder / f"model-{self._unpacked}"
-        hoisted, version = unpack(newest(self.settings.models[name]), folder)
-        ServedModel(name, version, hoisted)  # can it be served?
-        most = self.settings.batch_candidates
-        up_to = self.settings.batch_up_to if self.settings.batch_up_to is not None else break_even(hoisted, most)
-        log.info("model unpacked", extra={"model": name, "version": version, "batch_up_to": up_to})
-        return Unpacked(name, version, str(folder), up_to)
+        return await asyncio.to_thread(unpacked, name, newest(self.settings.models[name]), folder, self.settings)
 
     async def _reload_all(self) -> None:
-        for name in self.models:
+        for name in list(self.models):
             with contextlib.suppress(RankhoistError):  # it is logged
                 await self.reload(name)
 
@@ -153,7 +137,8 @@ class Supervisor:
         """
         async with self._reloading:
             try:
-                return await self._reload(name)
+                with explained(name):
+                    return await self._reload(name)
             except RankhoistError as error:
                 log.error("model not loaded", extra={"model": name, "error": str(error)})
                 raise
@@ -163,11 +148,29 @@ class Supervisor:
         if await asyncio.to_thread(lambda: version_of(newest(self.settings.models[name]))) == old.version:
             log.info("model unchanged", extra={"model": name, "version": old.version})
             return old.version
-        new = self.models[name] = await asyncio.to_thread(self._unpack, name)
-        await asyncio.gather(*(worker.load(new) for worker in self.workers.values()))
+        new = await self._unpack(name)
+        try:
+            await self._serve_instead(old, new)
+        except ServeError:
+            shutil.rmtree(new.path, ignore_errors=True)
+            raise
         shutil.rmtree(old.path, ignore_errors=True)
         log.info("model reloaded", extra={"model": name, "version": new.version})
         return new.version
+
+    async def _serve_instead(self, old: Unpacked, new: Unpacked) -> None:
+        """All workers serve the new version, or all the old one."""
+        loaded: list[WorkerProcess] = []
+        while waiting := [worker for worker in self.workers.values() if worker not in loaded]:
+            errors = await asyncio.gather(*(worker.load(new) for worker in waiting))
+            loaded += [worker for worker, error in zip(waiting, errors, strict=True) if error is None]
+            if error := next(filter(None, errors), None):
+                back = await asyncio.gather(*(worker.load(old) for worker in loaded))
+                for worker, failed in zip(loaded, back, strict=True):
+                    if failed is not None:  # it is started again, with the old version
+                        worker.kill()
+                raise ServeError(f"version {new.version} of {new.name} cannot be served: {error}")
+        self.models[new.name] = new  # from here on for those that start, too
 
     # -- workers
 
@@ -175,36 +178,57 @@ class Supervisor:
         """Run one worker, and another when it ends."""
         wait = 0.0
         while not self.stopping.is_set():
-            worker = self.workers[number] = await self._spawn(number)
-            await self._follow(worker)
-            code = await worker.process.wait()
-            mark_process_dead(worker.process.pid, str(self.folder / "metrics"))  # type: ignore[no-untyped-call]
-            del self.workers[number]
-            Board(self.folder / BOARD, number).write(AWAY)
-            for future in worker.loading.values():
-                future.set_result(None)
+            started = time.monotonic()
+            try:
+                ended = f"ended with code {await self._run_one(number)}"
+            except Exception as error:  # of the system: no more processes, no more files
+                log.exception("worker not run", extra={"worker": number})
+                ended = f"could not be run: {error}"
             if self.stopping.is_set():
                 return
-            log.error("worker ended", extra={"worker": worker.process.pid, "code": code})
             if not self.served:
-                self.failure = f"a worker ended with code {code} while it started; the lines above say why"
+                self.failure = f"a worker {ended} while it started; the lines above say why"
                 self.stopping.set()
-            wait = 0.0 if time.monotonic() - worker.started > SETTLED else min(2 * wait + 0.5, PATIENCE)
+            wait = 0.0 if time.monotonic() - started > SETTLED else min(2 * wait + 0.5, PATIENCE)
             await asyncio.sleep(wait)
 
+    async def _run_one(self, number: int) -> int:
+        """Run one worker; returns its exit code."""
+        worker = self.workers[number] = await self._spawn(number)
+        try:
+            await self._follow(worker)
+        except BaseException:
+            worker.kill()
+            raise
+        finally:
+            code = await worker.process.wait()
+            del self.workers[number]
+            worker.ended(code)
+            worker.channel.close()
+            Board(self.folder / BOARD, number).write(AWAY)
+            mark_process_dead(worker.process.pid, str(self.folder / "metrics"))  # type: ignore[no-untyped-call]
+            if not self.stopping.is_set():
+                log.error("worker ended", extra={"worker": worker.process.pid, "code": code})
+        return code
+
     async def _spawn(self, number: int) -> WorkerProcess:
-        own, other = socket.socketpair()
         listening = self.listening.fileno()
         threads = str(self.settings.threads)
         environment = {
             **os.environ, FOLDER: str(self.folder / "metrics"), "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
         }  # fmt: skip
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "rankhoist.serve.worker", str(listening), str(other.fileno()),
-            pass_fds=(listening, other.fileno()), env=environment, start_new_session=True,
-        )  # fmt: skip
-        other.close()
+        environment.pop(CONFIG, None)  # read once: an edit of the file is for the next server
+        own, other = socket.socketpair()
+        try:
+            with other:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "rankhoist.serve.worker", str(listening), str(other.fileno()),
+                    pass_fds=(listening, other.fileno()), env=environment, start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            own.close()
+            raise
         worker = WorkerProcess(process, await Channel.over(own))
         models = [model.to_dict() for model in self.models.values()]
         settings = self.settings.model_dump(mode="json")
@@ -212,19 +236,17 @@ class Supervisor:
         return worker
 
     async def _follow(self, worker: WorkerProcess) -> None:
-        """Listen to a worker until it ends."""
+        """Do what a worker asks, until it ends."""
         async for message in worker.channel.messages():
             if "ready" in message:
                 worker.ready = self.served = True
                 self._say_ready(worker)
             elif "loaded" in message:
-                if future := worker.loading.pop((message["loaded"], message["version"]), None):
-                    future.set_result(None)
-            elif "failed" in message:  # it would serve another version than the others: start it again
-                worker.process.kill()
+                worker.answered(message["loaded"], message["version"], None)
+            elif "failed" in message:
+                worker.answered(message["failed"], message["version"], message["error"])
             elif "reload" in message:
                 self._start(self._answer_reload(worker, message["reload"], message["asked"]))
-        worker.channel.close()
 
     async def _answer_reload(self, worker: WorkerProcess, name: str, asked: int) -> None:
         try:
@@ -253,20 +275,8 @@ class Supervisor:
         for worker in workers:
             if worker.process.returncode is None:
                 log.error("worker killed: it did not finish in time", extra={"worker": worker.process.pid})
-                worker.process.kill()
+                worker.kill()
                 await worker.process.wait()
-        self.listening.close()
-        log.info("stopped")
-
-
-def newest(path: Path) -> Path:
-    """The artifact at a path: a file, or the last one in a folder, by name (numbers by their value)."""
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob(f"*{SUFFIX}"), key=lambda p: re.sub(r"\d+", lambda n: n[0].zfill(20), p.name))
-    if not found:
-        raise ServeError(f"there is no *{SUFFIX} in the folder {path}")
-    return found[-1]
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -21,6 +21,7 @@ from rankhoist.serve.columns import DATATYPES, shaped
 from rankhoist.serve.refusal import RequestError
 
 HEADER_LENGTH = "inference-header-content-length"
+MOST = 2**31  # values of a tensor
 ALIGNMENT = 8  # bytes that the header is padded to, so that arrays need no copy
 CONTENT_TYPE = "application/octet-stream"
 
@@ -203,9 +204,13 @@ def _datatype(name: str, given: Any) -> str:
 
 
 def _shape(name: str, given: Any) -> list[int]:
-    if not isinstance(given, list) or not all(type(n) is int and 0 <= n < 2**31 for n in given) or len(given) > 8:
-        raise RequestError("shape", f"{name!r} has shape {given!r:.40}, expected up to 8 sizes", name)
-    return given
+    """The sizes, whose product is small also where one of them is 0: numpy refuses what fits no address space."""
+    wrong = not isinstance(given, list) or not all(type(n) is int and n >= 0 for n in given) or len(given) > 8
+    if wrong or math.prod(max(n, 1) for n in given) >= MOST:
+        message = f"{name!r} has shape {given!r:.40}, expected up to 8 sizes and less than 2**31 values"
+        raise RequestError("shape", message, name)
+    sizes: list[int] = given
+    return sizes
 
 
 def _write(

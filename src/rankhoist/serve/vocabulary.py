@@ -8,6 +8,7 @@ are not followed: PyTorch refuses them in the call where they are out of range.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,12 @@ MOVES = {
 KEEPS = {
     aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.trunc.default, kernels.spread, kernels.repeat_rows,
 }  # fmt: skip
-
+# Lookups by ids, and the places of the table and of the ids among their arguments.
+LOOKUPS = {
+    aten.embedding.default: (0, 1), aten.index_select.default: (0, 2), aten.embedding_bag.default: (0, 1),
+    aten.embedding_bag.padding_idx: (0, 1), aten._embedding_bag.default: (0, 1),
+    aten._embedding_bag_forward_only.default: (0, 1),
+}  # fmt: skip
 
 FREE = torch.iinfo(torch.int64).max  # of a value that indexes nothing
 
@@ -104,20 +110,20 @@ class _Positions:
 
 
 def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The positions after an operator that only moves values; None after any other."""
+    """The positions after an operator that only moves values, or a size that is computed; None after any other."""
     arguments = [values.get(n) for n in node.all_input_nodes]
     if node.target in KEEPS and isinstance(arguments[0], _Positions):
         return arguments[0]
-    if node.target not in MOVES or not any(isinstance(a, _Positions) for a in arguments):
-        return None
-    if any(a is None or isinstance(a, str) for a in arguments):
+    moves = node.target in MOVES and any(isinstance(a, _Positions) for a in arguments)
+    sizes = node.target is operator.mul and all(isinstance(a, int) for a in arguments)
+    if not (moves or sizes) or any(a is None or isinstance(a, str) for a in arguments):
         return None
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _plain(values[n]))
     try:
-        made = node.target(*args, **kwargs)
+        made = node.target(*args, **kwargs)  # type: ignore[operator]
     except RuntimeError:  # it does not take these sizes: one row, or integers
         return None
-    return _Positions(made) if isinstance(made, Tensor) else None
+    return _Positions(made) if isinstance(made, Tensor) else made if sizes else None
 
 
 def _plain(value: Any) -> Any:
@@ -126,14 +132,24 @@ def _plain(value: Any) -> Any:
 
 def _indexed(node: fx.Node, values: dict[fx.Node, Any]) -> Iterator[tuple[int, Tensor]]:
     """(rows of a table, positions that index it) of a lookup."""
-    if node.target is kernels.read_tables:
-        ids, sizes = (values.get(node.args[i]) for i in (1, 3))  # type: ignore[arg-type]
+    args = [values.get(a) if isinstance(a, fx.Node) else a for a in node.args]
+    for size, ids in _lookups(node.target, args, values):
+        if isinstance(ids, _Positions):
+            yield size, ids.tensor.flatten()
+
+
+def _lookups(target: Any, args: list[Any], values: dict[fx.Node, Any]) -> Iterator[tuple[int, Any]]:
+    """(rows of a table, what indexes it)."""
+    if target is kernels.read_tables:
+        ids, sizes = args[1], args[3]
         if isinstance(ids, _Positions) and isinstance(sizes, Tensor):
-            yield from zip(sizes.tolist(), ids.tensor.flatten(0, -2).unbind(-1), strict=True)
-        return
-    places = {aten.embedding.default: (0, 1), aten.index_select.default: (0, 2)}.get(node.target)  # type: ignore
-    if places is None or (node.target is aten.index_select.default and node.args[1] != 0):
-        return
-    table, ids = (values.get(node.args[i]) for i in places)
-    if isinstance(table, Tensor) and isinstance(ids, _Positions):
-        yield table.shape[0], ids.tensor.flatten()
+            columns = map(_Positions, ids.tensor.flatten(0, -2).unbind(-1))
+            yield from zip(sizes.tolist(), columns, strict=True)
+    elif target is aten.one_hot.default:
+        yield args[1], args[0]
+    elif target is aten.index.Tensor and isinstance(args[0], Tensor):
+        yield from zip(args[0].shape, (values.get(place) for place in args[1]), strict=False)
+    elif target in LOOKUPS and not (target is aten.index_select.default and args[1] != 0):
+        table, ids = (args[place] for place in LOOKUPS[target])
+        if isinstance(table, Tensor):
+            yield table.shape[0], ids

@@ -83,9 +83,7 @@ class Worker:
         metrics.READY.set(0)
         log.info("draining", extra={"busy": self.app.busy})
         await asyncio.sleep(GOODBYE)
-        while self.app.busy:
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(FLUSH)
+        await self.app.quiet(FLUSH)
         listening.cancel()
 
     async def _listen(self) -> None:

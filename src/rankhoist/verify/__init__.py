@@ -4,10 +4,12 @@
 * `original` runs the original, in its own dtype and in float64;
 * `measure` says how far two results are apart;
 * `compare` finds where they differ most;
+* `mixing` says whether a model's scores change with what else is in the call;
 * `checks` runs all of it and fills in the `certificate`.
 """
 
 from rankhoist.verify.certificate import Certificate, Check, Element
 from rankhoist.verify.checks import verify
+from rankhoist.verify.mixing import mixes_rows
 
-__all__ = ["Certificate", "Check", "Element", "verify"]
+__all__ = ["Certificate", "Check", "Element", "mixes_rows", "verify"]
