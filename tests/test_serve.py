@@ -396,6 +396,9 @@ def test_a_deadline_that_passed(server: Served):
 
 
 def test_metrics_name_every_stage(server: Served):
+    for seed in range(11):
+        server.call("/v1/models/ranker/rank", rank_body(inputs(1, 3, seed=seed)))
+    server.call("/v1/models/ranker/rank", {"context": 3})
     text = server.call("/metrics").body.decode()
     for stage in ("parse", "queue", "context", "candidate", "encode"):
         count = re.search(rf'rankhoist_stage_seconds_count{{model="ranker",stage="{stage}"}} (\S+)', text)

@@ -58,10 +58,10 @@ class ServedModel:
         self.metrics = ModelMetrics(name)
 
     def warm_up(self) -> None:
-        """One and many candidates of one and several requests: what the first requests would otherwise wait for."""
+        """Every plan for one and for several requests: what the first requests would otherwise wait for."""
         several = any(feature.side == "context" for feature in self.signature.features.values())
         with torch.inference_mode():
-            self.hoisted.warm_up((1, self.hoisted.plan.workload.candidates), (1, 2) if several else (1,))
+            self.hoisted.warm_up(requests=(1, 2) if several else (1,))
 
     def score(self, batch: Batch, key: str | None = None) -> Scored:
         """The outputs for a batch; with a `key`, its state is kept for requests that come with it again.
