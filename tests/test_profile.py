@@ -20,7 +20,7 @@ from rankhoist.capture import capture
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
 from rankhoist.plan.predict import predicted, seconds
-from rankhoist.plan.profile import BUILT_IN, Profile, load_profile
+from rankhoist.plan.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.plan.search import attempt
 
@@ -58,6 +58,11 @@ def test_a_profile_survives_its_file(tmp_path):
     REAL.save(tmp_path / "deep" / "p.json")
     assert dataclasses.asdict(Profile.load(tmp_path / "deep" / "p.json")) == dataclasses.asdict(REAL)
     assert "G multiply-adds/s" in REAL.summary()
+
+
+def test_columns_that_fill_no_vector_take_passes_of_their_own():
+    assert [filled(n) for n in (1, 4, 8, 10, 16, 18, 30, 31, 32, 512)] == [1, 4, 16, 32, 16, 32, 64, 80, 32, 512]
+    assert REAL.products(1, 1000, 64, 30) > 1.3 * REAL.products(1, 1000, 64, 32)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other version", "missing", "no json object"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
 import socket
@@ -329,6 +331,20 @@ def test_limits(server: Served):
     assert "1025 context rows, the most are 1024" in answer.json["error"]
     answer = server.call("/v1/models/ranker/rank", b"[" * 400_001)
     assert (answer.status, answer.json["reason"]) == (413, "too_large")
+
+
+def test_a_connection_ends_where_a_body_was_not_read(server: Served):
+    """Else the client would ask again on a connection that the server is about to close."""
+    for path, body, status, closes in (
+        ("/v1/models/ranker/rank", "[" * 400_001, 413, True),
+        ("/v1/models/other/rank", "{}", 404, True),
+        ("/v1/models/ranker/rank", "[", 400, False),
+        ("/v1/models/ranker/rank", json.dumps(rank_body(inputs(1, 2))), 200, False),
+    ):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+            connection.request("POST", path, body)
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("connection") == "close") == (status, closes), path
 
 
 def test_a_chunked_body_is_limited_too(server: Served):

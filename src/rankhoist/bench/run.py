@@ -39,6 +39,7 @@ class Options:
     threads: int = 1
     backend: str = "eager"
     compiled: bool = False
+    ragged: bool = False
     dtype: str = "float32"
     device: str = "cpu"
     out: Path = Path("benchmarks/results")
@@ -80,7 +81,9 @@ def chosen(options: Options) -> list[Cell]:
         cells = [c for c in cells if any(fnmatch.fnmatchcase(c.scenario.name, p) for p in options.only)]
     counts = list(options.candidates) or (QUICK_CANDIDATES if options.only and not options.everything else [])
     if counts:
-        cells = [Cell(s, n) for s in {c.scenario.name: c.scenario for c in cells}.values() for n in counts]
+        own = {c.scenario.name: c.scenario for c in cells}.values()
+        several = [c for c in cells if c.requests > 1 and options.ragged]
+        cells = [*(Cell(s, n) for s in own for n in counts), *several]
     return cells
 
 

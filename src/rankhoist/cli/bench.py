@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--threads", metavar="T", type=count, default=1, help="torch threads (default: %(default)s)")
     parser.add_argument("--backend", choices=["eager", "inductor"], default="eager", help="what runs the levels")
+    parser.add_argument("--ragged", action="store_true", help="several requests per call, too (as in --all)")
     parser.add_argument("--compile", action="store_true", help="time torch.compile of the original too (as in --all)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="cpu, or a CUDA device (default: %(default)s)")
@@ -39,7 +40,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     return run(
         Options(
-            args.all, args.only, args.candidates, args.seconds, args.threads, args.backend, args.compile, args.dtype,
-            args.device, Path(args.out), not args.no_plots,
+            args.all, args.only, args.candidates, args.seconds, args.threads, args.backend, args.compile, args.ragged,
+            args.dtype, args.device, Path(args.out), not args.no_plots,
         )
     )  # fmt: skip

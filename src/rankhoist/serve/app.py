@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 JSON = "application/json"
 TIMEOUT = "x-request-timeout-ms"
+BEFORE_THE_BODY = {403, 404, 405, 408, 413, 415, 429}  # who is answered so may not have been read to the end
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|infer))?")
 RANK = re.compile(r"/v1/models/([^/]+)/rank")
@@ -57,15 +58,16 @@ class App:
         if scope.proto != "http":
             proto.close(403)
             return
-        start = time.perf_counter()
+        start, closes = time.perf_counter(), False
         try:
             status, headers, body = await self._answer(scope, proto)
         except RequestError as refusal:
             status, headers, body = _refused(refusal)
+            closes = scope.method == "POST" and refusal.status in BEFORE_THE_BODY
         except Exception as error:
             log.exception("request failed", extra={"path": scope.path})
             status, headers, body = _refused(RequestError("internal", f"the server failed: {type(error).__name__}"))
-        if self.draining or (self.board is not None and self.board.crowded()):
+        if closes or self.draining or (self.board is not None and self.board.crowded()):
             headers = [*headers, ("connection", "close")]
         proto.response_bytes(status, headers, body)
         if self.settings.access_log:
