@@ -1,10 +1,11 @@
 """Public models on every backend: equal scores by the certificate's tolerances, and times for one request.
 
     python benchmarks/backends.py [--fields narrow|mid|wide] [--candidates N] [--only NAME] [--backends ...]
-                                  [--out benchmarks/results]
+                                  [--jobs N] [--out benchmarks/results]
 
-In float32. A backend is equal where its error against a float64 run of the original is at most twice the original's own
-error (or a few units in the last place). Calls: 1 candidate, 2, 7, 100 and N of one request; three ragged requests.
+With `--jobs`, several models beside each other and no times. In float32. A backend is equal where its error against a
+float64 run of the original is at most twice the original's own error (or a few units in the last place). Calls: 1
+candidate, 2, 7, 100 and N of one request; three ragged requests.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ class Result:
 
     Attributes:
         share: worst error over the certificate's tolerance for it; equal means at most 1.
-        milliseconds: one `score` of N candidates with a prepared state, median.
+        milliseconds: one `score` of N candidates with a prepared state, median; NaN where none was taken.
         seconds: to export or compile, all calls with their checks included.
         problem: why there is none of this, or empty.
     """
@@ -64,7 +67,7 @@ class Result:
 # -- one model
 
 
-def measure(case: Case, names: Sequence[str], candidates: int) -> Iterator[Result]:
+def measure(case: Case, names: Sequence[str], candidates: int, timed: bool) -> Iterator[Result]:
     """Compare every backend with the original in float64."""
     model = case.model()
     case = replace(case, dtype=torch.float32)
@@ -84,10 +87,21 @@ def measure(case: Case, names: Sequence[str], candidates: int) -> Iterator[Resul
                 share = worst(made, own, truths)
                 context, rows, _ = calls[-2]
                 state, rows = prepare(split(case, context, True)), split(case, rows, False)
-                timing = interleaved({name: partial(score, state, rows, None)}, 1.0)[name]
-            yield Result(case.name, name, share, timing.median, seconds)
+                call = partial(score, state, rows, None)
+                time_of_it = interleaved({name: call}, 1.0)[name].median if timed else float("nan")
+            yield Result(case.name, name, share, time_of_it, seconds)
         except Exception as error:
             yield Result(case.name, name, problem=f"{type(error).__name__}: {str(error)[:400]}")
+
+
+def measured(index: int, a: argparse.Namespace) -> list[Result]:
+    """A model by its place in the list: cases hold functions, which do not travel to another process."""
+    return list(measure(chosen(a)[index], a.backends, a.candidates, a.jobs == 1))
+
+
+def chosen(a: argparse.Namespace) -> list[Case]:
+    """The models asked for."""
+    return [c for c in cases(TEST if a.fields == "test" else SCALES[a.fields]) if a.only in c.name]
 
 
 def batches(case: Case, candidates: int) -> Iterator[tuple[Batch, Batch, list[int]]]:
@@ -154,14 +168,15 @@ def main(given: Sequence[str]) -> int:
     parser.add_argument("--candidates", type=int, default=1000, help="candidates of the largest request")
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS[:3])
+    parser.add_argument("--jobs", type=int, default=1, help="processes; with more than one, nothing is timed")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where the results are written")
     a = parser.parse_args(given)
     results: list[Result] = []
-    for case in (c for c in cases(TEST if a.fields == "test" else SCALES[a.fields]) if a.only in c.name):
-        for r in measure(case, a.backends, a.candidates):
-            results.append(r)
-            print(row(r), file=sys.stderr, flush=True)
-        write(results, a, given)
+    with ProcessPoolExecutor(a.jobs, get_context("spawn"), single_threaded, max_tasks_per_child=1) as pool:
+        for several in pool.map(partial(measured, a=a), range(len(chosen(a)))):
+            results += several
+            print(*map(row, several), sep="\n", file=sys.stderr, flush=True)
+            write(results, a, given)
     return int(any(not r.share <= 1 for r in results))
 
 
@@ -179,7 +194,8 @@ def write(results: Sequence[Result], a: argparse.Namespace, given: Sequence[str]
         "",
         f"float32. Error: the worst over calls with 1, 2, 7, 100 and {a.candidates} candidates and with three ragged "
         "requests, as a share of the certificate's tolerance (twice the original's own error against float64). Time: "
-        f"one `score` of {a.candidates} candidates, median. Set-up: export or compilation and all checks.",
+        f"one `score` of {a.candidates} candidates, median (none where several jobs ran beside each other). "
+        "Set-up: export or compilation and all checks.",
         "",
         *(f"- {b}: {_equal(results, b)}" for b in a.backends),
         "",
@@ -206,7 +222,12 @@ def row(r: Result) -> str:
     return f"| {r.model} | {r.backend} | {r.share:.2f} | {r.milliseconds:.2f} | {r.seconds:.1f} | {problem} |"
 
 
-if __name__ == "__main__":
+def single_threaded() -> None:
+    """In every process that measures."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+
+
+if __name__ == "__main__":
+    single_threaded()
     sys.exit(main(sys.argv[1:]))
