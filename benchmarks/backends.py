@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankhoist import HoistedModel, Workload
+from rankhoist import HoistedModel, Workload, load
 from rankhoist.bench.timing import interleaved, machine
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import Runner, load_onnx, load_package
@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import conftest  # noqa: F401  (before deepctr_torch, which it keeps off the network)
 from public_models import SCALES, TEST, Batch, Case, cases
 
-BACKENDS = ["eager", "inductor", "onnx", "package"]
+BACKENDS = ["eager", "saved", "inductor", "onnx", "package"]
 PACKAGES = ["torch", "onnx", "onnxruntime", "onnxscript", "deepctr-torch", "torch-rechub", "rankhoist"]
 BLOCKS = [0, 3, 3, 7]
 
@@ -126,9 +126,13 @@ def original(case: Case, model: nn.Module, context: Batch, rows: Batch, offsets:
 
 
 def runner(hoisted: HoistedModel, backend: str, folder: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`prepare` and `score` of a backend."""
+    """`prepare` and `score` of a backend; `saved` is an artifact written, loaded and run eagerly."""
     if backend in ("eager", "inductor"):
         model = hoisted.to_backend(backend)
+        return model.prepare, model.score
+    if backend == "saved":
+        hoisted.save(folder / "model.rankhoist")
+        model = load(folder / "model.rankhoist")
         return model.prepare, model.score
     if backend == "onnx":
         hoisted.export_onnx(folder, several=True)
@@ -167,7 +171,7 @@ def main(given: Sequence[str]) -> int:
     parser.add_argument("--fields", choices=["test", *SCALES], default="test", help="id fields: 4+3, 5+3, 8+5 or 16+10")
     parser.add_argument("--candidates", type=int, default=1000, help="candidates of the largest request")
     parser.add_argument("--only", default="", help="models whose name contains this")
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS[:3])
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS[:4])
     parser.add_argument("--jobs", type=int, default=1, help="processes; with more than one, nothing is timed")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where the results are written")
     a = parser.parse_args(given)
