@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_equal
+from torch import Tensor, nn
 
-from rankhoist import Workload
+from rankhoist import Workload, hoist
 from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Builder, Rate, aten
 from rankhoist.bench import calibrate as calibration
@@ -19,7 +20,7 @@ from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
-from rankhoist.plan.predict import predicted, seconds
+from rankhoist.plan.predict import _broadcast_runs, predicted, seconds
 from rankhoist.plan.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.plan.search import attempt
@@ -65,6 +66,24 @@ def test_columns_that_fill_no_vector_take_passes_of_their_own():
     assert REAL.products(1, 1000, 64, 30) > 1.3 * REAL.products(1, 1000, 64, 32)
 
 
+def test_batched_products_grow_with_their_rows_and_their_number():
+    assert REAL.products(2, 1000, 64, 64) == pytest.approx(REAL.products(4, 1000, 64, 64) / 2)
+    assert REAL.products(1000, 240, 1, 1) > 3 * REAL.products(1000, 64, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "result", "runs"),
+    [
+        ([(5, 16, 1), (1, 1, 1)], (5, 16, 1), 1),  # a scalar for each row
+        ([(10, 16), (10, 1)], (10, 16), 10),  # a scalar for each field
+        ([(4, 5, 6), (5, 6)], (4, 5, 6), 4),  # fields repeated for each head
+        ([(4, 1, 6), (4, 5, 1)], (4, 5, 6), 20),
+    ],
+)
+def test_neighbouring_axes_that_are_repeated_alike_are_one(shapes, result, runs):
+    assert _broadcast_runs(shapes, result) == runs
+
+
 @pytest.mark.parametrize("damage", ["truncated", "other version", "missing", "no json object"])
 def test_a_file_that_is_no_profile_is_an_error(tmp_path, damage):
     text = BUILT_IN.read_text()
@@ -108,6 +127,28 @@ def test_calibration_measures_every_point(monkeypatch):
         and 0 < profile.row < 1e-5
     )
     assert torch.tensor(profile.batched).shape == (2, 2, 2, 2) and (torch.tensor(profile.product) > 0).all()
+
+
+class VectorCross(nn.Module):
+    """A cross network of rank one by outer products `[rows, 120, 1] x [rows, 1, 1]` (DCN, arXiv 1708.05123)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.ParameterList([torch.randn(120, 1) / 120 for _ in range(3)])
+        self.top = nn.Linear(120, 64)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        first = x = torch.cat([user, item], 1).unsqueeze(2)
+        for kernel in self.kernels:
+            x = torch.matmul(first, torch.tensordot(x, kernel, dims=([1], [0]))) + x
+        return self.top(x.squeeze(2)).relu()
+
+
+def test_outer_products_do_not_hide_what_pays(monkeypatch):
+    monkeypatch.setenv("RANKHOIST_PROFILE", str(BUILT_IN))
+    hoisted = hoist(VectorCross().eval(), (torch.randn(4, 80), torch.randn(4, 40)), context=["user"])
+    total = hoisted.report().total()
+    assert total.after.multiply_adds < total.before.multiply_adds / 2
 
 
 # -- plans for ranges

@@ -88,7 +88,18 @@ def _runs(node: Node) -> int:
     largest = max(shapes, key=math.prod, default=())
     if getattr(node.op, "__name__", "").startswith(SOFTMAX):
         return PASSES * math.prod(largest[:-1])
-    return math.prod(largest[:-1]) if largest and any(s != node.shape for s in shapes) else 0
+    if not largest or all(s == node.shape for s in shapes):
+        return 0
+    return _broadcast_runs(shapes, node.shape) if largest == node.shape else math.prod(largest[:-1])
+
+
+def _broadcast_runs(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> int:
+    """Neighbouring axes that every operand has, or repeats, together are one axis of memory."""
+    padded = [(1,) * (len(result) - len(s)) + tuple(s) for s in shapes]
+    axes = [(size, tuple(s[i] == size for s in padded)) for i, size in enumerate(result) if size != 1]
+    while len(axes) > 1 and axes[-1][1] == axes[-2][1]:
+        axes[-2:] = [(axes[-2][0] * axes[-1][0], axes[-1][1])]
+    return math.prod(size for size, _ in axes[:-1])
 
 
 def _bytes(node: Node, rows: Any) -> Any:

@@ -96,9 +96,8 @@ class Profile:
         """Seconds of `batch` products `[m, k] x [k, n]`."""
         n = filled(n)
         single = self._product_table(np.maximum(m, 1), k, n)
-        several = self._batched_table(np.maximum(batch, 1), np.maximum(m, 1), k, n)
-        long = np.asarray(m) > self.sizes["batched_m"][-1]  # beyond the table: no worse than one after the other
-        several = np.where(long, np.minimum(several, single * np.asarray(batch)), several)
+        few = np.minimum(np.asarray(batch) / self.sizes["batch"][0], 1.0)  # fewer than the table's: in proportion
+        several = few * self._batched_table(np.maximum(batch, 1), np.maximum(m, 1), k, n)
         return np.where(np.asarray(batch) <= 1, single, several)
 
     def streams(self, size: Any, over: bool = False) -> Any:
