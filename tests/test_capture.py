@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -263,6 +265,38 @@ def test_control_flow_on_data_is_refused_by_module():
 
     with pytest.raises(ExportError, match=r"module 'branch' \(Branch\).*depends on the values.*submodule"):
         hoist(Model().eval(), rows(), context=["user"])
+
+
+class Counted(nn.Module):
+    """Reads the number of rows as Python does, in a submodule."""
+
+    def __init__(self, count: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.count, self.first = count, nn.Parameter(torch.randn(3))
+        self.linear, self.scale = nn.Linear(3, 3), TwoInputs()
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        first = self.first.view(1, -1).expand(self.count(user), 1, -1)
+        return self.linear(torch.cat([first, user[:, None]], 1)).sum((1, 2))[:, None] + self.scale(user, item)
+
+
+@pytest.mark.parametrize("count", [len, lambda x: int(x.shape[0]), lambda x: x.shape[0]], ids=["len", "int", "shape"])
+def test_the_number_of_rows_may_be_a_python_number(count):
+    model = Counted(count).eval()
+    hoisted = hoist(model, rows(), context=["user"])
+    user, item = rows(7)
+    assert_equal(hoisted(user[:1], item), model(user[:1].expand(7, -1), item))
+    assert "linear" in {o.module for o in hoisted.report().operators}
+    assert set(hoisted.interface.state) == set(model.state_dict())
+
+
+def test_a_loop_over_rows_is_refused():
+    class Loop(nn.Module):
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return torch.stack([user[i, :2] * item[i] for i in range(len(user))])
+
+    with pytest.raises(ExportError, match=r"module '' \(Loop\): it fixes the number of rows"):
+        hoist(Loop().eval(), rows(), context=["user"])
 
 
 def test_state_kept_in_buffers_is_refused():

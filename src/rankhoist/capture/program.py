@@ -17,19 +17,18 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.composites import taken_apart
+from rankhoist.capture.export import export
 from rankhoist.capture.inputs import Context, InputSpec, common_rows, mark_context, named_leaves
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.signature import Arguments
 from rankhoist.errors import (
     CaptureError,
-    ExportError,
     InputError,
     TrainingModeError,
     UnsupportedModelError,
     UnusedInputWarning,
 )
 
-MAX_ROWS = 2**24
 RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "bernoulli", "multinomial",
           "normal", "uniform", "exponential", "poisson", "geometric", "log_normal", "cauchy", "random"}  # fmt: skip
 
@@ -105,7 +104,7 @@ def capture(
         bound = _example_call(arguments, example)
         leaves = named_leaves(bound.arguments)
         common_rows(leaves)
-        exported = _export(model, bound)
+        exported = export(model, bound)
     else:
         exported = model
         arguments = _exported_arguments(exported)
@@ -158,55 +157,6 @@ def _exported_arguments(exported: torch.export.ExportedProgram) -> Arguments:
         args, kwargs = exported.example_inputs
         names = [*(f"args_{i}" for i in range(len(args))), *kwargs]
     return Arguments.named(names)
-
-
-def _export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.ExportedProgram:
-    """Export with at least two rows: a size of one would be taken for a constant."""
-
-    def several(leaf: Any) -> Any:
-        return leaf if leaf.shape[0] > 1 else leaf.repeat_interleave(3, 0)
-
-    args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
-    rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
-    dynamic = pytree.tree_map(lambda _: {0: rows}, dict(bound.arguments))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:
-        raise ExportError(_why_not_exported(model, error)) from error
-
-
-def _why_not_exported(model: nn.Module, error: Exception) -> str:
-    text = str(error)
-    path, kind = _failing_module(model, error)
-    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
-        cause = "its control flow, or a size, depends on the values of tensors"
-    elif "specialized" in text or "Constraints violated" in text or "constant" in text:
-        cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
-    else:
-        cause = f"{type(error).__name__}"
-    return (
-        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. Hoist the largest submodule that "
-        "exports and keep this one outside, or rewrite it without Python control flow on data.\n"
-        f"{text.strip()[:1500]}"
-    )
-
-
-def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:
-    """The innermost submodule whose `forward` is on the error's traceback."""
-    paths = {id(module): name for name, module in model.named_modules()}
-    found = ("", type(model).__name__)
-    current: BaseException | None = error
-    while current is not None:
-        traceback = current.__traceback__
-        while traceback is not None:
-            owner = traceback.tb_frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and id(owner) in paths and traceback.tb_frame.f_code.co_name == "forward":
-                found = (paths[id(owner)], type(owner).__name__)
-            traceback = traceback.tb_next
-        current = current.__cause__ or current.__context__
-    return found
 
 
 def _program(

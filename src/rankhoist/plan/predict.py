@@ -90,7 +90,8 @@ def _runs(node: Node) -> int:
         return PASSES * math.prod(largest[:-1])
     if not largest or all(s == node.shape for s in shapes):
         return 0
-    return _broadcast_runs(shapes, node.shape) if largest == node.shape else math.prod(largest[:-1])
+    grows = math.prod(node.shape) >= math.prod(largest)
+    return _broadcast_runs(shapes, node.shape) if grows else math.prod(largest[:-1])
 
 
 def _broadcast_runs(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> int:

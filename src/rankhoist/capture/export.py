@@ -1,0 +1,97 @@
+"""A module exported once, with one symbolic row count for all inputs; or the module that stood in the way."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from rankhoist.errors import ExportError
+
+MAX_ROWS = 2**24
+
+
+def export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.ExportedProgram:
+    """Export with at least two rows: a size of one would be taken for a constant.
+
+    Raises:
+        ExportError: `torch.export` refuses the model; says in which module and why.
+    """
+
+    def several(leaf: Any) -> Any:
+        return leaf if leaf.shape[0] > 1 else leaf.repeat_interleave(3, 0)
+
+    args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
+    rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
+    dynamic = pytree.tree_map(lambda _: {0: rows}, dict(bound.arguments))
+    try:
+        with _quiet():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        if not _fixes_rows(error):
+            raise ExportError(_why_not_exported(model, error)) from error
+        first = error
+    # Python's own `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model; the strict exporter reads the
+    # model's bytecode instead, and keeps them symbolic.
+    try:
+        with _quiet():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=True)
+    except Exception:
+        raise ExportError(_why_not_exported(model, first)) from first
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says to its own developers; errors are raised all the same."""
+    log = logging.getLogger("torch._guards")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _fixes_rows(error: Exception) -> bool:
+    return any(said in str(error) for said in ("specialized", "Constraints violated", "constant"))
+
+
+def _why_not_exported(model: nn.Module, error: Exception) -> str:
+    text = str(error)
+    path, kind = _failing_module(model, error)
+    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        cause = "its control flow, or a size, depends on the values of tensors"
+    elif _fixes_rows(error):
+        cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
+    else:
+        cause = f"{type(error).__name__}"
+    return (
+        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. Hoist the largest submodule that "
+        "exports and keep this one outside, or rewrite it without Python control flow on data.\n"
+        f"{text.strip()[:1500]}"
+    )
+
+
+def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:
+    """The innermost submodule whose `forward` is on the error's traceback."""
+    paths = {id(module): name for name, module in model.named_modules()}
+    found = ("", type(model).__name__)
+    current: BaseException | None = error
+    while current is not None:
+        traceback = current.__traceback__
+        while traceback is not None:
+            owner = traceback.tb_frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in paths and traceback.tb_frame.f_code.co_name == "forward":
+                found = (paths[id(owner)], type(owner).__name__)
+            traceback = traceback.tb_next
+        current = current.__cause__ or current.__context__
+    return found
