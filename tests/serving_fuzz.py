@@ -534,13 +534,6 @@ class Wire:
 
     def exchange(self, data: bytes, ends: bool) -> Reply | None:
         """The answer; None where the server closed the connection without one. After `ends`, nothing more is sent."""
-        used = self._socket is not None
-        reply = self._exchange(data, ends)
-        if reply is None and used and not ends:  # a server may close a connection between two requests
-            reply = self._exchange(data, ends)
-        return reply
-
-    def _exchange(self, data: bytes, ends: bool) -> Reply | None:
         if self._socket is None:
             self._socket = socket.create_connection(self._address, self._timeout)
         reply = None
