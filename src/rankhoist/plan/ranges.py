@@ -116,20 +116,20 @@ def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:
     Near the workload that is the first plan, elsewhere the simplest: what is predicted alike and does less that is new
     is the safer choice.
     """
-    simplest = sorted(range(len(pool)), key=lambda i: (simplicity(pool[i].level), i))
-    main_first = sorted(simplest, key=bool)
+    simplest = sorted(range(len(pool)), key=lambda i: (_simplicity(pool[i].level), i))
+    main_first = [0, *(i for i in simplest if i != 0)]
+    orders = [main_first if _near(count, pool[0].workload) else simplest for count in CANDIDATES]
     given = [(p.nodes, p.outputs) for p in pool]
+    counts = np.asarray(CANDIDATES, float)
     result = []
     for requests in REQUESTS:
-        counts = np.maximum(np.asarray(CANDIDATES, float), 1)
         times = np.stack([predicted(*g, profile, counts, np.full_like(counts, requests)) for g in given])
         fast = times <= ALIKE * times.min(0)
-        orders = [main_first if _near(count, pool[0].workload) else simplest for count in CANDIDATES]
         result.append([next(i for i in order if fast[i, at]) for at, order in enumerate(orders)])
     return result
 
 
-def simplicity(level: Level) -> tuple[bool, Level]:
+def _simplicity(level: Level) -> tuple[bool, Level]:
     """The smaller, the nearer to what the author wrote with context work done once."""
     return level < Level.REQUEST, level
 
