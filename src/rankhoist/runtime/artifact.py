@@ -67,9 +67,8 @@ def members(
         raise ArtifactError(f"the model cannot be saved: {error}") from error
     model["tensors"], model["example"] = table, example_table
     model["certificate"] = hoisted.certificate if certificate is None else certificate.to_dict()
-    blueprint, _ = _blueprint(
-        model, stages, weights.original, constants, hoisted.example
-    )  # what is written can be read
+    # What is written can be read.
+    blueprint, _ = _blueprint(model, stages, weights.original, constants, hoisted.example)
     _check_folding(blueprint, hoisted.dtype, {**weights.original, **constants})
     contents = (container.to_json(model), container.to_json(stages), tensors, example)
     return dict(zip(container.MEMBERS, contents, strict=True))
