@@ -51,6 +51,7 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
     with torch.inference_mode():
         for kind, at in progress(ROUNDS * points):
             found[kind, at].append(_seconds(MAKERS[kind](*at)))
+    _weights.cache_clear()  # they were for this measurement, and are large
     taken = {point: statistics.median(times) for point, times in found.items()}
     call, view = taken["call", ()] / 5, taken["view", ()]
 
