@@ -24,8 +24,7 @@ from rankhoist.bench.suite import QUICK_CANDIDATES, Cell, Settings
 from rankhoist.bench.table import page
 from rankhoist.bench.timing import machine
 from rankhoist.errors import CommandError
-from rankhoist.plan.profile import load_profile
-from rankhoist.plan.profile import path as profile_path
+from rankhoist.plan.profile import BUILT_IN, in_use, load_profile
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _free_stem(options: Options, name: str) -> Path:
 def _profile() -> str:
     """Which profile the plans are made by."""
     found = load_profile()
-    where = "the built-in profile" if not profile_path().exists() else "the profile"
+    where = "the built-in profile" if in_use() == BUILT_IN else "the profile"
     return f"{where} of {found.date}, {found.processor}, {found.threads} thread(s)"
 
 

@@ -176,13 +176,15 @@ def path() -> Path:
     return cache / "rankhoist" / f"profile-{torch.get_num_threads()}-threads.json"
 
 
+def in_use() -> Path:
+    """The file that `load_profile` reads."""
+    own = path()
+    return own if own.exists() else BUILT_IN
+
+
 def load_profile() -> Profile:
     """This machine's profile for the present number of threads, or the built-in one."""
-    return _cached(path())
-
-
-def _cached(file: Path) -> Profile:
-    file = file if file.exists() else BUILT_IN
+    file = in_use()
     return _read(file, file.stat().st_mtime_ns)
 
 
