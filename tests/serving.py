@@ -25,6 +25,7 @@ from torch import nn
 
 import rankhoist
 from rankhoist.serve import v2
+from rankhoist.serve.inputs import Batch
 
 USERS, ITEMS, TAGS = 50, 200, 30
 
@@ -87,6 +88,11 @@ def scores(hoisted: rankhoist.HoistedModel, given: dict[str, torch.Tensor], offs
     candidates = {n: t for n, t in given.items() if n not in CONTEXT}
     made = hoisted.score(hoisted.prepare(context, len(given["item"])), candidates, request_offsets=offsets)
     return {name: t.numpy() for name, t in made.items()}
+
+
+def made_up(hoisted: rankhoist.HoistedModel, rows: int) -> Batch:
+    """A request as the server has checked it, with the example's values."""
+    return Batch(hoisted.made_up("context", 1), hoisted.made_up("candidate", rows), 1, rows)
 
 
 def rank_body(given: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]:

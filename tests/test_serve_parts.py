@@ -84,8 +84,8 @@ def test_a_model_without_context_is_served():
     given = inputs(8, 8)
     model = ServedModel("ranker", "1", rankhoist.hoist(serving.Ranker().eval(), given, context=[]))
     model.warm_up()
-    scored = model.score(model.signature.zeros(3))
-    expected = model.hoisted(**{name: torch.zeros_like(rows[:3]) for name, rows in given.items()})
+    scored = model.score(serving.made_up(model.hoisted, 3))
+    expected = model.hoisted(**{name: rows[:3] for name, rows in given.items()})
     np.testing.assert_allclose(scored.outputs["click"], expected["click"].numpy(), rtol=2e-5, atol=2e-6)
 
 
@@ -384,7 +384,7 @@ def test_models_of_other_dtypes(dtype: torch.dtype):
     datatype = {torch.float64: "FP64", torch.bfloat16: "BF16"}[dtype]
     assert model.signature.features["mood"].datatype == datatype
     assert [output.datatype for output in model.outputs] == [datatype, datatype]
-    scored = model.score(model.signature.zeros(3))
+    scored = model.score(serving.made_up(model.hoisted, 3))
     outputs = {name: Tensor(datatype, array) for name, array in scored.outputs.items()}
     binary, length = write_response(outputs, {}, dict.fromkeys(outputs, True))
     assert read_response(binary, str(length)).tensors["click"].array.tolist() == scored.outputs["click"].tolist()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import torch
 import torch.nn.functional as F
-from serving import CONTEXT, ITEMS, TAGS, USERS, Ranker, inputs
+from serving import CONTEXT, ITEMS, TAGS, USERS, Ranker, inputs, made_up
 from torch import nn
 
 import rankhoist
@@ -58,7 +58,7 @@ def test_every_way_of_looking_up_is_bounded(level: str):
 def test_computed_ids_out_of_range_are_the_request_s_fault(wrong: int):
     hoisted = rankhoist.hoist(Otherwise().eval(), ids(8), context=["user", "history"])
     model = ServedModel("model", "1", hoisted)
-    batch = model.signature.zeros(3)
+    batch = made_up(hoisted, 3)
     batch.candidates["shifted"] = torch.full((3, 2), wrong)
 
     async def ask() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -17,15 +16,14 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel
-from rankhoist.runtime.outputs import named_outputs
+from rankhoist.runtime.outputs import made_up_outputs
 from rankhoist.score.culprit import explained
 from rankhoist.score.layouts import Block, Ints
 from rankhoist.verify import mixes_rows
-from rankhoist.verify.batches import Batch, draw
 
 LEAST = 1000  # candidates of a call by default: more gain nothing, measured with requests of 10 and 100 candidates
 LARGE = 16  # budgets; larger requests are scored in calls of that size
-PROBE = (7, 3)  # candidates and requests of the call that finds out what a model returns
+PROBE = 7  # candidates of the call that finds out what a model returns
 
 
 @dataclass(frozen=True)
@@ -51,22 +49,15 @@ class Output:
         return flat if self.width is None else pa.FixedSizeListArray.from_arrays(flat, self.width)
 
 
-def leaves(result: Any) -> list[Tensor]:
-    """The tensors that a model returned."""
-    made: list[Tensor] = pytree.tree_leaves(result)
-    return made
-
-
 def outputs_of(model: HoistedModel) -> list[Output]:
     """What a model returns, named as the server does.
 
     Raises:
         ScoringError: something is no row of numbers per candidate.
     """
-    probe = _probe(model, *PROBE)
     made = []
-    for name, value in named_outputs(_called(model, probe)):
-        if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != probe.candidates:
+    for name, value in made_up_outputs(model, PROBE):
+        if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != PROBE:
             shape = list(value.shape) if isinstance(value, Tensor) else value
             raise ScoringError(f"output {name!r} of the model is {shape}, not a number or a list for each candidate")
         dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
@@ -80,19 +71,6 @@ def budget_of(model: HoistedModel, wanted: int | None) -> int:
     A model whose scores of a request depend on what else is in the call scores as if served one request at a time.
     """
     return 0 if mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
-
-
-def _probe(model: HoistedModel, candidates: int, requests: int) -> Batch:
-    """Rows of the example; zeros where there is none."""
-    specs = model.interface.inputs.values()
-    zeros = {s.name: torch.zeros(1, *s.shape, dtype=s.dtype) for s in specs}
-    return draw(specs, model.example or zeros, candidates, requests, -1, 0).cast(model.interface, model.dtype)
-
-
-def _called(model: HoistedModel, batch: Batch) -> Any:
-    several = batch.requests > 1 and batch.context
-    state = model.prepare(batch.context, candidates=batch.candidates)
-    return model.score(state, batch.candidate, list(batch.offsets) if several else None)
 
 
 def scores(model: HoistedModel, block: Block, budget: int, large: int = LARGE) -> list[Tensor]:
@@ -133,4 +111,4 @@ def _call(model: HoistedModel, block: Block, first: int, end: int, most: int) ->
     state = model.prepare({n: t[first:end] for n, t in block.context.items()}, candidates=step)
     for start in range(low, high, step):
         rows = {n: t[start : min(start + step, high)] for n, t in block.candidate.items()}
-        yield leaves(model.score(state, rows, torch.from_numpy(bounds - low) if several else None))
+        yield pytree.tree_leaves(model.score(state, rows, torch.from_numpy(bounds - low) if several else None))

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rankhoist.runtime import HoistedModel
 from rankhoist.serve import v2
-from rankhoist.serve.columns import DATATYPES as ARRAYS
 from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.vocabulary import FREE, vocabulary
 
@@ -159,14 +158,6 @@ class Signature:
             raise RequestError(
                 "unknown_input", f"unknown feature {unknown[0][:60]!r}; the features are {known}", unknown[0]
             )
-
-    def zeros(self, rows: int) -> Batch:
-        """A batch of one request with made-up values that every model takes."""
-        given = {}
-        for name, f in self.features.items():
-            shape = (1 if f.side == "context" else rows, *f.shape)
-            given[name] = v2.Tensor(f.datatype, np.zeros(shape, ARRAYS[f.datatype]))
-        return self.check(given, rows)
 
 
 def _features(hoisted: HoistedModel) -> Iterable[Feature]:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.errors import ServeError
 from rankhoist.runtime import HoistedModel, RequestState
-from rankhoist.runtime.outputs import named_outputs
+from rankhoist.runtime.outputs import made_up_outputs
 from rankhoist.serve.inputs import DATATYPES, Batch, Signature
 from rankhoist.serve.metrics import ModelMetrics
 from rankhoist.serve.states import States, digest_of
@@ -54,7 +54,7 @@ class ServedModel:
         self.name, self.version, self.hoisted, self.batch_up_to = name, version, hoisted, batch_up_to
         self.states = states or States(0, 0)
         self.signature = Signature.of(hoisted)
-        self.outputs = _outputs(hoisted, self.signature)
+        self.outputs = _outputs(hoisted)
         self.metrics = ModelMetrics(name)
 
     def warm_up(self) -> None:
@@ -107,14 +107,13 @@ class ServedModel:
         }  # fmt: skip
 
 
-def _outputs(hoisted: HoistedModel, signature: Signature) -> list[Output]:
+def _outputs(hoisted: HoistedModel) -> list[Output]:
     """Names and shapes of the outputs that have a row per candidate."""
-    batch = signature.zeros(ROWS)
     with torch.inference_mode():
-        made = hoisted.score(hoisted.prepare(batch.context, candidates=ROWS), batch.candidates)
+        made = made_up_outputs(hoisted, ROWS)
     outputs = [
         Output(name, i, DATATYPES[t.dtype], tuple(t.shape[1:]))
-        for i, (name, t) in enumerate(named_outputs(made))
+        for i, (name, t) in enumerate(made)
         if isinstance(t, Tensor) and t.dim() and t.shape[0] == ROWS
     ]
     if not outputs:

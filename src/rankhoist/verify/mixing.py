@@ -6,12 +6,14 @@ one user's scores with another's.
 
 from __future__ import annotations
 
+import bisect
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from rankhoist.runtime import HoistedModel
-from rankhoist.verify.batches import draw
+from rankhoist.verify.batches import Batch, draw
 
 CANDIDATES, REQUESTS = 7, 3  # of the call that tells
 ALIKE = 1e-3  # of the largest score: a model that mixes rows is further off, and rounding is not
@@ -29,12 +31,9 @@ def mixes_rows(model: HoistedModel) -> bool:
     batch = draw(specs, pool, CANDIDATES, REQUESTS, -1, 0).cast(model.interface, model.dtype)
     if _all_alike(batch.context) or _all_alike(batch.candidate):
         return True
-    owner = [r for r in range(REQUESTS) for _ in range(batch.offsets[r], batch.offsets[r + 1])]
     try:
-        together = _scores(model, batch.context, batch.candidate, batch.offsets)
-        alone = [
-            _scores(model, _row(batch.context, owner[n]), _row(batch.candidate, n), None) for n in range(CANDIDATES)
-        ]
+        together = _scores(model, batch)
+        alone = [_scores(model, _alone(batch, n)) for n in range(CANDIDATES)]
     except (RuntimeError, IndexError):  # it is not made for a single row, or not for these rows
         return True
     return any(
@@ -60,15 +59,19 @@ def _all_alike(side: dict[str, Tensor]) -> bool:
     return bool(side) and all(_alike(rows) for rows in side.values())
 
 
+def _alone(batch: Batch, number: int) -> Batch:
+    """A candidate and its request as a call of their own."""
+    request = bisect.bisect_right(batch.offsets, number) - 1
+    return Batch(_row(batch.context, request), _row(batch.candidate, number), (0, 1))
+
+
 def _row(side: dict[str, Tensor], number: int) -> dict[str, Tensor]:
     return {name: rows[number : number + 1] for name, rows in side.items()}
 
 
-def _scores(
-    model: HoistedModel, context: dict[str, Tensor], candidate: dict[str, Tensor], offsets: tuple[int, ...] | None
-) -> list[Tensor]:
-    state = model.prepare(context, candidates=len(next(iter(candidate.values()))))
-    made = model.score(state, candidate, list(offsets) if offsets and context else None)
+def _scores(model: HoistedModel, batch: Batch) -> list[Tensor]:
+    state = model.prepare(batch.context, candidates=batch.candidates)
+    made = model.score(state, batch.candidate, batch.offsets if batch.context else None)
     return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
 
 
