@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -243,16 +244,12 @@ def test_what_a_file_says_does_not_reach_the_terminal(capsys):
     model, example = torch.nn.Module(), (torch.randn(3, 2), torch.randn(3, 2))
     model.forward = lambda user, item: user + item
     hoisted = rankhoist.hoist(model.eval(), example, context=["user"])
-
-    class Certificates:
-        def __init__(self, data: dict) -> None:
-            self.to_dict = lambda: data
-
-    data = rankhoist.verify(hoisted, model).to_dict()
-    hoisted.save("x", Certificates(data | {"note": "\x1b[2J gone"}))
+    certificate = rankhoist.verify(hoisted, model)
+    hoisted.save("x", dataclasses.replace(certificate, note="\x1b[2J gone"))
     assert cli.main(["show", "x"]) == 0
     assert "?[2J gone" in capsys.readouterr().out
-    hoisted.save("x", Certificates({"passed": True}))
+    hoisted.certificate = {"passed": True}  # as read from a file
+    hoisted.save("x")
     assert cli.main(["show", "x"]) == 2
     assert "the certificate in the file is none" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from rankhoist.algebra import grid
 from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.capture import Program, capture
 from rankhoist.capture.program import module_path
-from rankhoist.errors import VerificationError
+from rankhoist.errors import ArtifactError, VerificationError
 from rankhoist.plan import Plan, make_plan
 from rankhoist.plan.profile import load_profile
 from rankhoist.plan.search import total_cost
@@ -199,6 +199,8 @@ def test_a_number_of_trials(hoisted: HoistedModel, ranker: nn.Module):
         verify(hoisted, ranker, 0)
     with pytest.raises(VerificationError, match="candidates must be 1 or more"):
         verify(hoisted, ranker, candidates=[0, 1])
+    with pytest.raises(VerificationError, match="seed must be 0 or more"):
+        verify(hoisted, ranker, seed=-1)
 
 
 def test_updated_weights_are_verified(program: Program):
@@ -444,6 +446,25 @@ def test_a_certificate_survives_json(certificate: Certificate, program: Program,
     assert Certificate.from_json(bad.to_json()) == bad
     data = json.loads(bad.to_json(), parse_constant=pytest.fail)  # JSON has no Infinity
     assert data["passed"] is False and [c["passed"] for c in data["checks"]] == [True, False, False]
+    assert not Certificate.from_dict(bad.to_dict() | {"passed": True}), "its checks say whether it passed"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("checks"), "its certificate lacks 'checks'"),
+        (lambda d: d["checks"][0].pop("error"), "its check lacks 'error'"),
+        (lambda d: d["checks"][0].update(error="small"), "a str where a number"),
+        (lambda d: d.update(level=["<b>"]), "a list where str"),
+        (lambda d: d.update(versions={"torch": 2}), "a int where str"),
+        (lambda d: d.update(requests=[1, "2"]), "a str where int"),
+    ],
+)
+def test_data_that_are_no_certificate(certificate: Certificate, change: Callable[[Any], Any], message: str):
+    data = certificate.to_dict()
+    change(data)
+    with pytest.raises(ArtifactError, match=message):
+        Certificate.from_dict(data)
 
 
 # -- batches

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from typing import Any
@@ -74,6 +73,6 @@ def certificate_of(args: argparse.Namespace, hoisted: HoistedModel, model: Any) 
 def stored(certificate: dict[str, Any]) -> Certificate:
     """A certificate from a file, which may be anybody's."""
     try:
-        return Certificate.from_json(json.dumps(certificate))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"the certificate in the file is none: {type(error).__name__}: {error}") from error
+        return Certificate.from_dict(certificate)
+    except ArtifactError as error:
+        raise ArtifactError(f"the certificate in the file is none: {error}") from error

@@ -2,7 +2,8 @@
 
 * `operators` attributes the plan's work to the operators of the captured graph;
 * `report` adds it up, per module and in all;
-* `text` lays it out for people.
+* `text` lays it out for people;
+* `certificate` is what `rankhoist.verify` found, which files keep and the page shows.
 """
 
 from rankhoist.report.operators import Amount, Operator

@@ -14,9 +14,9 @@ from string import Template
 from typing import Any
 
 from rankhoist.report import sections
+from rankhoist.report.certificate import Certificate
 from rankhoist.report.markup import Element, clean, html, tag
 from rankhoist.report.outline import Box, Group, Subject, whole, with_sources
-from rankhoist.report.proof import HasData, Proof
 from rankhoist.report.report import Report
 from rankhoist.report.sections import CHOICES
 from rankhoist.report.summary import headline, summary
@@ -26,13 +26,9 @@ from rankhoist.report.text import spelled
 OLDER = "This file was saved by an older version and holds no graph: save the model again to see it here."
 
 
-def to_html(report: Report, certificate: HasData | None = None) -> str:
-    """The page.
-
-    Raises:
-        ArtifactError: the certificate, from a file, is none.
-    """
-    found, proof = summary(report), None if certificate is None else Proof.of(certificate)
+def to_html(report: Report, certificate: Certificate | None = None) -> str:
+    """The page."""
+    found = summary(report)
     style, script = part("picture.css") + part("page.css"), part("page.js")
     drawn, data = _pictures(report)
     subject = Subject.of(report)
@@ -52,7 +48,7 @@ def to_html(report: Report, certificate: HasData | None = None) -> str:
         modules=html(sections.modules(report)),
         blocking=html(sections.blocking(subject, found)),
         choices=html(*sections.choices(subject)),
-        certificate=html(*sections.certificate(proof)),
+        certificate=html(*sections.certificate(certificate)),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
 

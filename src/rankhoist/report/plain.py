@@ -32,7 +32,7 @@ def decoded(kind: Any, data: Any) -> Any:
     if kind is float:
         return _as_float(data)
     if kind is int and _checked(int, data) < 0:
-        raise ArtifactError(f"its report has {data} where a number of 0 or more is expected")
+        raise ArtifactError(f"it has {data} where a number of 0 or more is expected")
     return _checked(kind, data)
 
 
@@ -42,7 +42,7 @@ def _as_dataclass(kind: Any, data: Any) -> Any:
     needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
     missing = [name for name in needed if name not in given]
     if missing:
-        raise ArtifactError(f"its report lacks {missing[0]!r}")
+        raise ArtifactError(f"its {kind.__name__.lower()} lacks {missing[0]!r}")
     return kind(**{f.name: decoded(hints[f.name], given[f.name]) for f in dataclasses.fields(kind) if f.name in given})
 
 
@@ -54,11 +54,11 @@ def _hints(kind: type) -> dict[str, Any]:
 def _as_float(data: Any) -> float:
     number = float(data) if type(data) is float or type(data) is int or data in NOT_FINITE else math.nan
     if math.isnan(number) and data != "nan":
-        raise ArtifactError(f"its report has a {type(data).__name__} where a number is expected")
+        raise ArtifactError(f"it has a {type(data).__name__} where a number is expected")
     return number
 
 
 def _checked(kind: type, data: Any) -> Any:
     if type(data) is not kind:
-        raise ArtifactError(f"its report has a {type(data).__name__} where {kind.__name__} is expected")
+        raise ArtifactError(f"it has a {type(data).__name__} where {kind.__name__} is expected")
     return data

@@ -12,11 +12,11 @@ from typing import Any
 from rankhoist.algebra.ir import Workload
 from rankhoist.errors import ArtifactError
 from rankhoist.plan import Plan, Plans, single
+from rankhoist.report.certificate import Certificate
 from rankhoist.report.curves import Curves, make_curves
 from rankhoist.report.graph import Graph, make_graph
 from rankhoist.report.operators import Amount, Operator, operators
 from rankhoist.report.plain import decoded
-from rankhoist.report.proof import HasData
 from rankhoist.report.text import ratio, short, shorten, table
 
 BLOCKING_SHOWN = 10
@@ -102,12 +102,8 @@ class Report:
 
     # -- as a page, a picture and text
 
-    def to_html(self, certificate: HasData | None = None) -> str:
-        """One page that needs nothing else: the picture of the graph, costs, tables, and the certificate if given.
-
-        Raises:
-            ArtifactError: the certificate, from a file, is none.
-        """
+    def to_html(self, certificate: Certificate | None = None) -> str:
+        """One page that needs nothing else: the picture of the graph, costs, tables, and the certificate if given."""
         from rankhoist.report.page import to_html  # which draws reports, and so imports this
 
         return to_html(self, certificate)
@@ -122,7 +118,7 @@ class Report:
 
         return to_svg(self)
 
-    def save_html(self, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
+    def save_html(self, path: str | os.PathLike[str], certificate: Certificate | None = None) -> None:
         """`to_html` as a file."""
         Path(path).write_text(self.to_html(certificate), encoding="utf-8")
 

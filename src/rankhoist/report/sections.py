@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rankhoist.report.certificate import Certificate
 from rankhoist.report.curves import Curves
 from rankhoist.report.markup import Element, tag
 from rankhoist.report.outline import Subject, short_operator
 from rankhoist.report.plot import plots
-from rankhoist.report.proof import Proof
 from rankhoist.report.report import Module, Report
 from rankhoist.report.summary import Reason, Summary
 from rankhoist.report.svg import MEANINGS, NAMES, SIGNS
@@ -189,24 +189,24 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Element | str]], words
 # -- the certificate
 
 
-def certificate(proof: Proof | None) -> list[Element]:
+def certificate(found: Certificate | None) -> list[Element]:
     """What was compared, and how close it came."""
-    if proof is None:
+    if found is None:
         advice = "No certificate came with this report: rankhoist.verify(hoisted, model) makes one."
         return [tag("p", advice)]
-    verdict = "PASSED" if proof.passed else "FAILED"
+    verdict = "PASSED" if found.passed else "FAILED"
     rows: list[list[Element | str]] = [
         [c.name, "passed" if c.passed else f"FAILED {c.problem or ''}", f"{c.error:.1e}", f"{c.tolerance:.1e}"]
-        for c in proof.checks
+        for c in found.checks
     ]
-    independent = "do not depend on each other" if proof.row_independent else "depend on each other"
-    sizes = (", ".join(f"{n:,}" for n in given) for given in (proof.candidates, proof.requests))
-    note = f" ({proof.note})" if proof.note else ""
-    versions = ", ".join(f"{name} {version}" for name, version in proof.versions.items())
+    independent = "do not depend on each other" if found.row_independent else "depend on each other"
+    sizes = (", ".join(f"{n:,}" for n in given) for given in (found.candidates, found.requests))
+    note = f" ({found.note})" if found.note else ""
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     return [
         tag("p", tag("b", verdict, class_=f"verdict {verdict.lower()}"),
-            f" level {proof.level}, {proof.dtype} on {proof.device}; the truth is the {proof.truth}{note}."),
+            f" level {found.level}, {found.dtype} on {found.device}; the truth is the {found.truth}{note}."),
         _table(["check", "result", "largest error", "allowed"], rows, words=2),
-        tag("p", "N = {}; R = {}".format(*sizes), f"; trials {proof.trials}, seed {proof.seed}; rows {independent}."),
-        tag("p", f"{versions}; {proof.date}", class_="soft"),
+        tag("p", "N = {}; R = {}".format(*sizes), f"; trials {found.trials}, seed {found.seed}; rows {independent}."),
+        tag("p", f"{versions}; {found.date}", class_="soft"),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from rankhoist.capture import InputSpec
 from rankhoist.emit import Stage, Stages, Variant
 from rankhoist.errors import ArtifactError
+from rankhoist.report.certificate import Certificate
 from rankhoist.runtime import allowance, container, graph_json, model_json, tensor_file
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.hoisted import HoistedModel
@@ -32,13 +33,7 @@ from rankhoist.runtime.retarget import retargeted
 CONSTANT = "constant."  # before the number of an index constant; no placeholder has a dot in its name
 
 
-class HasData(Protocol):
-    """A certificate, as far as a file needs it."""
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-def save(hoisted: HoistedModel, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
+def save(hoisted: HoistedModel, path: str | os.PathLike[str], certificate: Certificate | None = None) -> None:
     """Write a hoisted model with its weights of now, whole or not at all.
 
     Raises:
@@ -48,7 +43,7 @@ def save(hoisted: HoistedModel, path: str | os.PathLike[str], certificate: HasDa
 
 
 def members(
-    hoisted: HoistedModel, certificate: HasData | None = None, more: Mapping[str, Tensor] | None = None
+    hoisted: HoistedModel, certificate: Certificate | None = None, more: Mapping[str, Tensor] | None = None
 ) -> dict[str, bytes]:
     """The members of its file; `more` are tensors to write beside its weights.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,11 @@ from rankhoist.emit import Stage, Stages
 from rankhoist.errors import InputError, WeightsError
 from rankhoist.plan import Plan, Plans, PlanSummary, single
 from rankhoist.report import Report
+from rankhoist.report.certificate import Certificate
 from rankhoist.runtime import aoti, onnx
 from rankhoist.runtime.backends import backend_of
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.retarget import retargeted
-
-if TYPE_CHECKING:
-    from rankhoist.runtime.artifact import HasData
 
 Offsets = Tensor | Sequence[int]
 
@@ -152,7 +150,7 @@ class HoistedModel(nn.Module):
         """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
         return self.blueprint.report()
 
-    def save(self, path: str | os.PathLike[str], certificate: HasData | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], certificate: Certificate | None = None) -> None:
         """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one: this one, or else
         that of the file it comes from.
 

@@ -5,10 +5,10 @@
 * `measure` says how far two results are apart;
 * `compare` finds where they differ most;
 * `mixing` says whether a model's scores change with what else is in the call;
-* `checks` runs all of it and fills in the `certificate`.
+* `checks` runs all of it and fills in the certificate (`rankhoist.report.certificate`).
 """
 
-from rankhoist.verify.certificate import Certificate, Check, Element
+from rankhoist.report.certificate import Certificate, Check, Element
 from rankhoist.verify.checks import verify
 from rankhoist.verify.mixing import mixes_rows
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
+from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw
-from rankhoist.verify.certificate import Certificate, Check
 from rankhoist.verify.compare import Comparison, Result, exact, rounded
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs, tolerance
 from rankhoist.verify.original import (
@@ -75,6 +75,8 @@ def verify(
     module, pool = as_module(model), _pool(hoisted, inputs)
     requests = requests if _has_context(hoisted) else (1,)
     _check_sizes(trials, candidates, requests)
+    if seed < 0:
+        raise VerificationError(f"seed must be 0 or more, got {seed}")
     specs = list(hoisted.interface.inputs.values())
     batches = [
         draw(specs, pool, n, r, empty=k % (r + 1), seed=seed + k)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.report.certificate import Check, Element
 from rankhoist.verify.batches import Batch
-from rankhoist.verify.certificate import Check, Element
 from rankhoist.verify.measure import Difference, Outputs, difference, mismatch, scale_of, tolerance
 
 Result = Outputs | str  # or how it failed

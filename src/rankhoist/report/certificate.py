@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankhoist.report.plain import decoded
+
 
 @dataclass(frozen=True)
 class Element:
@@ -146,30 +148,19 @@ class Certificate:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     @staticmethod
+    def from_dict(data: dict[str, Any]) -> Certificate:
+        """The inverse of `to_dict`; whether it passed is what its checks say.
+
+        Raises:
+            ArtifactError: the data is none that `to_dict` makes.
+        """
+        certificate: Certificate = decoded(Certificate, data)
+        return certificate
+
+    @staticmethod
     def from_json(text: str) -> Certificate:
         """The inverse of `to_json`."""
-        data = json.loads(text)
-        data.pop("passed")
-        data["checks"] = tuple(_check(check) for check in data["checks"])
-        data["candidates"], data["requests"] = tuple(data["candidates"]), tuple(data["requests"])
-        return Certificate(**data)
-
-
-def _check(data: Mapping[str, Any]) -> Check:
-    own, worst = data["original_error"], data["worst"]
-    return Check(
-        data["name"],
-        float(data["error"]),
-        float(data["tolerance"]),
-        None if own is None else float(own),
-        None if worst is None else _element(worst),
-        data["problem"],
-    )
-
-
-def _element(data: Mapping[str, Any]) -> Element:
-    values = {name: float(data[name]) for name in ("hoisted", "truth")}
-    return Element(**{**data, **values, "index": tuple(data["index"])})
+        return Certificate.from_dict(json.loads(text))
 
 
 def _plain(value: Any) -> Any:
