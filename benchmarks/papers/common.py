@@ -18,6 +18,7 @@ from rich.progress import track
 from rankhoist.bench import interleaved, machine
 from rankhoist.bench.plots import pyplot
 from rankhoist.plan.profile import load_profile
+from rankhoist.runtime.threads import torch_threads
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -69,9 +70,7 @@ def main(reproduction: Reproduction, arguments: Sequence[str] | None = None) -> 
     """Measure, and write `YYYY-MM-DD-papers-NAME.json`, `.md` and `.svg`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(reproduction, given)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         about = machine()
         print(f"{reproduction.title}: {about['processor']}, {about['threads']} thread, torch {about['torch']}")
         start = time.monotonic()
@@ -83,8 +82,6 @@ def main(reproduction: Reproduction, arguments: Sequence[str] | None = None) -> 
             "reduced": options.reduced, "timed": reproduction.timed and not options.counts,
             "minutes": (time.monotonic() - start) / 60, **measured,
         }  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
     stem = write(reproduction, record, options.out)
     print(stem.with_suffix(".md").read_text())
     written = [e for e in (".json", ".md", ".svg") if stem.with_suffix(e).exists()]

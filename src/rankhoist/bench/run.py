@@ -25,6 +25,7 @@ from rankhoist.bench.table import page
 from rankhoist.bench.timing import machine
 from rankhoist.errors import CommandError
 from rankhoist.plan.profile import BUILT_IN, in_use, load_profile
+from rankhoist.runtime.threads import torch_threads
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,10 @@ def main(options: Options) -> int:
     cells = chosen(options)
     if options.plots:
         plots.pyplot()  # or say now, not after the run, that it is missing
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    with torch_threads(options.threads):
         about = machine()
         console.print(f"{about['threads']} thread(s), {about['processor']}, torch {about['torch']}, {len(cells)} cells")
         record = measured(cells, options, about, console)
-    finally:
-        torch.set_num_threads(threads)
     for goal in record["goals"]:
         if goal["passed"] is False:
             console.print(f"missed: {goal['goal']}: {len(goal['missed'])} of {goal['cells']} cells")

@@ -22,6 +22,7 @@ from rankhoist.capture import Program, capture
 from rankhoist.data import RankingData, Request, generate_request_log, load_folder
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.threads import torch_threads
 from rankhoist.train import Settings, bayes_auc, build_model, train
 from rankhoist.train.run import export
 from rankhoist.verify import verify
@@ -132,15 +133,10 @@ def _show_top(hoisted: HoistedModel, request: Request, console: Console) -> None
 def _compare(model: nn.Module, levels: dict[str, HoistedModel], request: Request) -> list[dict[str, Any]]:
     """Cost, time and worst difference of every level, timed in turn on one thread."""
     inputs = {**request.context, **request.candidates}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            truth = model(request.rows())
-            worst = {n: float((h(inputs) - truth).abs().max()) for n, h in levels.items()}
-            times = interleaved({n: partial(h, inputs) for n, h in levels.items()}, SECONDS_OF_TIMING)
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(1), torch.inference_mode():
+        truth = model(request.rows())
+        worst = {n: float((h(inputs) - truth).abs().max()) for n, h in levels.items()}
+        times = interleaved({n: partial(h, inputs) for n, h in levels.items()}, SECONDS_OF_TIMING)
     base = times["expand"].median
     return [
         {

@@ -18,6 +18,7 @@ from typing import cast
 import torch
 
 from rankhoist.errors import RankhoistError, ScoringError
+from rankhoist.runtime.threads import torch_threads
 from rankhoist.score.job import Job
 from rankhoist.score.parts import Part
 from rankhoist.score.scorer import Scorer
@@ -25,14 +26,10 @@ from rankhoist.score.scorer import Scorer
 
 def in_process(job: Job, parts: Sequence[Part], threads: int) -> Iterator[int]:
     """Score parts here; gives rows as they are scored."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         scorer = Scorer(job)
         for part in parts:
             yield from scorer.score(part)
-    finally:
-        torch.set_num_threads(before)
 
 
 def side_by_side(job: Job, parts: Sequence[Part], workers: int, threads: int) -> Iterator[int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rankhoist.data import RankingData
+from rankhoist.runtime.threads import torch_threads
 from rankhoist.train import checkpoint as checkpoints
 from rankhoist.train.metrics import Metrics, auc, evaluate, log_loss
 from rankhoist.train.models import seeded
@@ -92,7 +91,7 @@ def train(
         TrainingError: the checkpoint is of another run, or no checkpoint.
     """
     settings = settings or Settings()
-    with seeded(settings.seed), _threads(settings.threads), _progress_bar(progress) as bar:
+    with seeded(settings.seed), torch_threads(settings.threads), _progress_bar(progress) as bar:
         run = _Run(model, data, settings)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoints.load(checkpoint, run.identity()))
@@ -232,17 +231,6 @@ class _Run:
         self.curve = [Point(*point) for point in state["curve"]]
         self.best, self.best_weights = state["best"], state["best_weights"]
         self.started = time.perf_counter() - state["seconds"]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Run torch's operators on `count` threads inside, on as many as before after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _progress_bar(wanted: bool) -> Progress:
