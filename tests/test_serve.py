@@ -8,6 +8,7 @@ import json
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,8 +228,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_rank_request_says_why(server: Served, case: str):
-    body, reason, about, message = REFUSED[case]
-    answer = server.call("/v1/models/ranker/rank", body)
+    assert_refused(server, "/v1/models/ranker/rank", *REFUSED[case])
+
+
+def assert_refused(server: Served, path: str, body: Any, reason: str, about: str | None, message: str) -> None:
+    """Why, which input it is about, and words of the message."""
+    answer = server.call(path, body)
     assert (answer.status, answer.json["reason"], answer.json.get("input")) == (400, reason, about), answer.json
     assert message in answer.json["error"]
 
@@ -275,10 +280,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_refused_v2_request_says_why(server: Served, case: str):
-    body, reason, about, message = SPOILED[case]
-    answer = server.call("/v2/models/ranker/infer", body)
-    assert (answer.status, answer.json["reason"], answer.json.get("input")) == (400, reason, about), answer.json
-    assert message in answer.json["error"]
+    assert_refused(server, "/v2/models/ranker/infer", *SPOILED[case])
 
 
 def test_a_refusal_quotes_little_of_a_long_name(server: Served):
