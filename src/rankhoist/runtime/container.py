@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import entry, shown
 from rankhoist.runtime.versions import versions
+from rankhoist.runtime.whole import written
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -94,20 +94,12 @@ def write(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
     listed = {name: {"bytes": len(x), "sha256": hashlib.sha256(x).hexdigest()} for name, x in members.items()}
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     manifest = {"format": FORMAT, "date": date, "versions": versions(), "members": listed}
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(unfinished, "xb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, data in {MANIFEST: to_json(manifest), **members}.items():
-                    archive.writestr(zipfile.ZipInfo(name), data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with written(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in {MANIFEST: to_json(manifest), **members}.items():
+                archive.writestr(zipfile.ZipInfo(name), data)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def to_json(data: Any) -> bytes:

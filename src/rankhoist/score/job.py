@@ -23,7 +23,7 @@ from typing import IO, Any
 import pyarrow.parquet as pq
 
 from rankhoist.errors import ScoringError
-from rankhoist.runtime import load
+from rankhoist.runtime import load, whole
 from rankhoist.runtime.mapped import version_of
 from rankhoist.score.calls import Output, budget_of, outputs_of
 from rankhoist.score.columns import features
@@ -32,7 +32,7 @@ from rankhoist.score.layouts import Layout, Wanted, layout_of
 from rankhoist.score.parts import Part, cut
 
 FORMAT = 1
-JOB, SUCCESS, UNFINISHED = "_job.json", "_SUCCESS", ".unfinished-"
+JOB, SUCCESS = "_job.json", "_SUCCESS"
 PART_ROWS = 100_000
 MARK = b"rankhoist.job"  # in the metadata of a part: the number of its job
 ADVICE = "give the same as before to continue the job in this folder, or another --out for a new one"
@@ -118,7 +118,7 @@ def opened(options: Options) -> Iterator[Job]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ScoringError(f"{folder}: another process is scoring into this folder") from error
-        for unfinished in folder.glob(UNFINISHED + "*"):
+        for unfinished in folder.glob(whole.UNFINISHED + "*"):
             unfinished.unlink(missing_ok=True)
         yield _job(options, folder / JOB)
 
@@ -218,20 +218,14 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is whole and on disk."""
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
+    """A file that is whole, and on disk under its name when the block is over."""
     try:
-        with open(unfinished, "wb") as file:
+        with whole.written(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the name is on disk, too
+            os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as error:
         raise ScoringError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankhoist.errors import TrainingError
+from rankhoist.runtime.whole import written
 
 FORMAT = 1
 
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write beside the file and rename, so that a kill at any moment leaves the old file or the new one.
+    """Write it; a kill at any moment leaves the old file or the new one.
 
     identity  what the run is: its settings, data and weights' shapes, as plain values
     state     tensors and plain values
     """
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with written(path) as file:
         torch.save({"format": FORMAT, "identity": identity, "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:

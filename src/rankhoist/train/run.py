@@ -32,6 +32,7 @@ from rankhoist.bench.timing import machine
 from rankhoist.data import RankingData
 from rankhoist.errors import TrainingError
 from rankhoist.hoist import hoist
+from rankhoist.runtime.whole import written
 from rankhoist.train.curves import draw
 from rankhoist.train.loop import Point, Settings, TrainResult, bayes_auc, bayes_log_loss, train
 from rankhoist.train.metrics import Bin, Calibration, Metrics
@@ -233,7 +234,5 @@ def _markdown(record: dict[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with written(path) as file:
+        file.write(text.encode())
