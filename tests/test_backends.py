@@ -372,7 +372,7 @@ def test_runner_errors(onnx_folder):
         runner.prepare({"person": torch.tensor([1])})
     with pytest.raises(InputError, match="2 requests need request_offsets"):
         runner.score(state, {"item": torch.tensor([1, 2])})
-    with pytest.raises(InputError, match=r"request_offsets must be 3 numbers that rise from 0 to 2, got \[0, 3, 2\]"):
+    with pytest.raises(InputError, match=r"request_offsets must rise from 0 to 2 .*, got \[0, 3, 2\]"):
         runner.score(state, {"item": torch.tensor([1, 2])}, [0, 3, 2])
     with pytest.raises(InputError, match=r"one common row count of 1 or more \(item: 0\)"):
         runner.score(state, {"item": torch.tensor([], dtype=torch.int64)}, [0, 0, 0])

@@ -29,6 +29,7 @@ from rankhoist.emit import Stage
 from rankhoist.emit.traceable import slots_of, traceable
 from rankhoist.errors import ArtifactError, BackendError, InputError
 from rankhoist.runtime.model_json import as_structure, structure
+from rankhoist.runtime.offsets import Offsets, bounds_and_counts
 from rankhoist.runtime.plain import entry
 
 if TYPE_CHECKING:
@@ -197,9 +198,7 @@ class Runner:
         made = self._run("request", context)
         return State(_rows(context, "context"), {name: t.contiguous() for name, t in made.items()})
 
-    def score(
-        self, state: State, candidates: Mapping[str, Tensor], request_offsets: Tensor | Sequence[int] | None = None
-    ) -> Any:
+    def score(self, state: State, candidates: Mapping[str, Tensor], request_offsets: Offsets | None = None) -> Any:
         """Scores of N candidates `{name: [N, ...]}`; for several requests, `request_offsets` are their boundaries."""
         rows = _rows(candidates, "candidate")
         blocks = {} if request_offsets is None else _blocks(state.requests, rows, request_offsets)
@@ -227,10 +226,6 @@ def _rows(inputs: Mapping[str, Tensor], what: str) -> int:
     return next(iter(rows.values()))
 
 
-def _blocks(requests: int, rows: int, offsets: Tensor | Sequence[int]) -> dict[str, Tensor]:
-    bounds = torch.as_tensor(offsets, dtype=torch.int64, device="cpu")
-    if len(bounds) != requests + 1 or bounds[0] != 0 or bounds[-1] != rows or bool((bounds.diff() < 0).any()):
-        raise InputError(
-            f"request_offsets must be {requests + 1} numbers that rise from 0 to {rows}, got {bounds.tolist()[:20]}"
-        )
-    return {OWNER: torch.repeat_interleave(torch.arange(requests), bounds.diff()), SLOTS: slots_of(bounds)}
+def _blocks(requests: int, rows: int, offsets: Offsets) -> dict[str, Tensor]:
+    bounds, counts = bounds_and_counts(offsets, requests, rows)
+    return {OWNER: torch.repeat_interleave(torch.arange(requests), counts), SLOTS: slots_of(bounds)}

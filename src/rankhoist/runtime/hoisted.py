@@ -21,9 +21,8 @@ from rankhoist.report.certificate import Certificate
 from rankhoist.runtime import aoti, onnx
 from rankhoist.runtime.backends import backend_of
 from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.offsets import Offsets, bounds_and_counts
 from rankhoist.runtime.retarget import retargeted
-
-Offsets = Tensor | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -330,16 +329,7 @@ class HoistedModel(nn.Module):
                     f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries"
                 )
             return None, None
-        bounds = torch.as_tensor(offsets, dtype=torch.int64, device="cpu")  # where they are read
-        if bounds.dim() != 1 or len(bounds) != requests + 1:
-            raise InputError(
-                f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests"
-            )
-        counts = bounds.diff()
-        if int(bounds[0]) != 0 or int(bounds[-1]) != rows or bool((counts < 0).any()):
-            raise InputError(
-                f"request_offsets must rise from 0 to {rows} (the candidate rows), got {bounds.tolist()[:20]}"
-            )
+        bounds, counts = bounds_and_counts(offsets, requests, rows)
         if requests == 1:
             return None, None
         owner = torch.repeat_interleave(torch.arange(requests, device="cpu"), counts)
