@@ -46,6 +46,22 @@ DENSE = {
     "addmm": (lambda c, k, w, b: torch.addmm(b, both(c, k), w, beta=0.5, alpha=2), dict(w=W.t().clone(), b=randn(5))),
     "matmul_vector": (lambda c, k, w: both(c, k) @ w, dict(w=randn(C + K))),
     "einsum": (lambda c, k, w: torch.einsum("bi,oi->bo", both(c, k), w), dict(w=W)),
+    "einsum_ellipsis": (
+        lambda c, k, w: (
+            torch.einsum("...i,oi->...o", both(c, k).view(-1, 2, 5), w[:, :5])
+            + torch.einsum("...i,i", c, w[0, :6]).view(-1, 1, 1)
+        ),
+        dict(w=W),
+    ),
+    "einsum_ellipsis_of_two_depths": (
+        lambda c, k, w: torch.einsum("...i,...i->...", k.view(-1, 1, 4) * w[:3, :4], c[:, None, :4]),
+        dict(w=W),
+    ),
+    "bilinear": (lambda c, k, w, b: F.bilinear(c, k, w, b), dict(w=randn(5, C, K), b=randn(5))),
+    "bilinear_of_both": (
+        lambda c, k, w: F.bilinear(both(c, k).view(-1, 2, 5), interleaved(c, k).view(-1, 2, 5), w),
+        dict(w=randn(3, 5, 5)),
+    ),
     "vecdot": (lambda c, k, w: torch.linalg.vecdot(c.tanh(), k @ w), dict(w=randn(K, C))),
     "vecdot_dims": (
         lambda c, k, w: (
@@ -117,7 +133,8 @@ DENSE = {
     ),
     "repeat_interleave": (lambda c, k: (c.repeat_interleave(2, 0).view(-1, 2, C) * k[:, None, :1]).sum(1), {}),
     "einsum_three": (lambda c, k, w: torch.einsum("bi,bj,ij->b", c, k, w), dict(w=randn(C, K))),
-    "bilinear_no_rule": (lambda c, k, w: F.bilinear(c, k, w), dict(w=randn(3, C, K))),
+    "windows_no_rule": (lambda c, k: both(c, k).unfold(1, 3, 1).amax(2), {}),
+    "distances": (lambda c, k: torch.cdist(c.view(-1, 3, 2), k.view(-1, 2, 2)).flatten(1), {}),
     "candidate_only": (lambda c, k: k.sin().sum(1), {}),
     "context_only": (lambda c, k: (c.sin().sum(1), k[:, 0]), {}),
     "weights_only": (lambda c, k, w: (w.sum(0)[:4] * k, w.norm()), dict(w=W)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -70,15 +71,32 @@ def _multiply_adds(node: fx.Node, name: str, operands: list[list[int]], results:
 
 
 def _einsum(equation: str, operands: list[list[int]]) -> int:
-    inputs = equation.replace(" ", "").split("->")[0].split(",")
-    if "." in equation:
-        return 0
-    sizes = {
-        letter: size
-        for term, shape in zip(inputs, operands, strict=False)
-        for letter, size in zip(term, shape, strict=False)
-    }
-    return math.prod(sizes.values()) if len(inputs) > 1 else 0
+    axes, _ = einsum_axes(equation, [len(shape) for shape in operands])
+    sizes: dict[str, int] = {}
+    for own, shape in zip(axes, operands, strict=True):
+        for name, size in zip(own, shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    return math.prod(sizes.values()) if len(operands) > 1 else 0
+
+
+def einsum_axes(equation: str, depths: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """Names of the axes of the operands, which have `depths` of them, and of the result.
+
+    An ellipsis stands for the axes that no letter names, in the order of broadcasting: `a...b` with four axes is
+    `["a", "..2", "..1", "b"]`.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = left.replace(",", "").replace(".", "")
+        right = "..." * ("..." in left) + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    free = [depth - len(term.replace(".", "")) for term, depth in zip(terms, depths, strict=True)]
+
+    def named(term: str, free: int) -> list[str]:
+        before, ellipsis, after = term.partition("...")
+        return [*before, *(f"..{i}" for i in range(free, 0, -1) if ellipsis), *after]
+
+    return [named(t, n) for t, n in zip(terms, free, strict=True)], named(right, max(free))
 
 
 def _tensor_args(node: fx.Node) -> list[fx.Node]:

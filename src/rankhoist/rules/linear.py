@@ -15,6 +15,7 @@ from rankhoist.algebra import grid, moves
 from rankhoist.algebra.forms import ROW, Form
 from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
 from rankhoist.algebra.ir import Rate
+from rankhoist.algebra.work import einsum_axes
 from rankhoist.rules.arguments import axis_of, form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC
 from rankhoist.rules.rowwise import batch_first
@@ -82,16 +83,10 @@ def _batch(depth: int) -> list[str]:
 
 
 def einsum(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Any einsum without ellipsis or repeated letters in one operand."""
-    equation = str(args[0]).replace(" ", "")
-    if "." in equation:
-        raise Decline("einsum with an ellipsis")
-    left, arrow, right = equation.partition("->")
-    axes = [list(term) for term in left.split(",")]
-    if not arrow:
-        letters = left.replace(",", "")
-        right = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
-    return contract(c, [form(v) for v in args[1]], axes, list(right))
+    """Any einsum without repeated letters in one operand."""
+    operands = [form(v) for v in args[1]]
+    axes, result = einsum_axes(str(args[0]), [len(o.layout) for o in operands])
+    return contract(c, operands, axes, result)
 
 
 def convolution(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -118,6 +113,15 @@ def tensordot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     for i, k in zip(args[2], args[3], strict=True):
         right[axis_of(y, k)] = left[axis_of(x, i)]
     return contract(c, (x, y), (left, right), [n for n in (*left, *right) if (n in left) != (n in right)])
+
+
+def bilinear(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`sum_ij x_i W_oij y_j + b_o`: the weight meets the context first, and is then a matrix of the request."""
+    a = named(node, args, kwargs)
+    x, y, weight = form(a["input1"]), form(a["input2"]), form(a["weight"])
+    lead = [f"b{i}" for i in range(len(x.layout) - 1)]
+    out = contract(c, (x, y, weight), ([*lead, "i"], [*lead, "j"], ["o", "i", "j"]), [*lead, "o"])
+    return out if a["bias"] is None else _plus(c, out, form(a["bias"]))
 
 
 def dot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -150,6 +154,7 @@ RULES = table([
     ("matmul mm bmm mv", matmul),
     ("einsum", einsum),
     ("tensordot", tensordot),
+    ("bilinear", bilinear),
     ("conv1d conv2d conv3d convolution", convolution),
     ("dot vdot", dot),
     ("linalg_vecdot", vecdot),

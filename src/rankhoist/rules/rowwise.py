@@ -78,7 +78,7 @@ def _forms(value: Any) -> list[Form]:
 
 
 RULES = table([
-    ("bilinear gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist", batch_first),
+    ("gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist", batch_first),
     ("max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d "
      "adaptive_avg_pool2d adaptive_max_pool1d", pooling),
     ("gru lstm rnn_tanh rnn_relu", recurrent),
