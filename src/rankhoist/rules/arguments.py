@@ -7,8 +7,9 @@ from typing import Any
 from torch import fx
 
 from rankhoist.algebra import joins, moves
-from rankhoist.algebra.forms import ROW, Form
-from rankhoist.algebra.interpret import Decline, Interpreter, Opaque, RowNumber
+from rankhoist.algebra.forms import ROW, Decline, Form
+from rankhoist.algebra.interpret import Interpreter
+from rankhoist.algebra.values import Opaque, RowNumber
 from rankhoist.capture.program import overload
 
 

@@ -21,8 +21,9 @@ from torch import fx
 
 from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.forms import Form, plain, row_layout
-from rankhoist.algebra.interpret import Interpreter, Level, Value
+from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.algebra.ir import aten
+from rankhoist.algebra.values import Value
 from rankhoist.rules import reduce as reductions
 from rankhoist.rules.arguments import dim_of, form, named, tidy
 from rankhoist.rules.linear import contract

@@ -12,9 +12,10 @@ from torch import fx
 
 from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.contract import arrange, settle
-from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, cells, one_block, whole
-from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.algebra.forms import ROW, Block, Decline, Extent, Factor, Form, Label, cells, one_block, whole
+from rankhoist.algebra.interpret import Interpreter
 from rankhoist.algebra.ir import Node
+from rankhoist.algebra.values import Value
 from rankhoist.capture.program import overload
 from rankhoist.rules.arguments import axis_of, form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC, elementwise
@@ -87,7 +88,7 @@ def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
 
 
 def by_blocks(
-    c: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[tuple[int, bool]]],
+    c: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[Extent]],
     dtypes: Sequence[torch.dtype], call: Callable[[Node, list[int], Sequence[tuple[int, ...]]], list[Node]],
 ) -> list[Form]:  # fmt: skip
     """Apply an operator that works along `dims` only. `shapes` are the original results' sizes."""
@@ -127,7 +128,7 @@ def _extents(block: Block, present: list[bool]) -> list[int]:
     return [x.size if here else 1 for own, here in zip(block.labels, present, strict=True) for x in own]
 
 
-def _new_sizes(value: Form, dims: list[int], shape: Sequence[tuple[int, bool]], kept: bool) -> list[int | None]:
+def _new_sizes(value: Form, dims: list[int], shape: Sequence[Extent], kept: bool) -> list[int | None]:
     """Per dim: its new size, `None` for unchanged, -1 for gone."""
     sizes: list[int | None] = [None] * len(value.dims)
     for d in dims:

@@ -10,15 +10,13 @@ import numpy as np
 from torch import fx
 
 from rankhoist.algebra import grid, moves
-from rankhoist.algebra.forms import ROW, Block, Cell, Form, refine
-from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.algebra.forms import ROW, Block, Cell, Decline, Extent, Form, refine
+from rankhoist.algebra.interpret import Interpreter
 from rankhoist.algebra.ir import aten
+from rankhoist.algebra.values import Value
 from rankhoist.rules.arguments import axis_of, dim_of, form, integer, named
 from rankhoist.rules.pointwise import to_dtype
 from rankhoist.rules.table import table
-
-Extent = tuple[int, bool]  # (number, times the row count?)
-
 
 # -- reshape
 
