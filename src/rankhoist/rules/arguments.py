@@ -26,6 +26,13 @@ def named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> dict[str, A
     return values
 
 
+def positional(node: fx.Node, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The inverse of `named`: arguments by position, and those that an operator takes by name alone, where given."""
+    schema = overload(node)._schema.arguments
+    by_name = {x.name: values[x.name] for x in schema if x.kwarg_only and values[x.name] is not None}
+    return [values[x.name] for x in schema if not x.kwarg_only], by_name
+
+
 def form(value: Any, what: str = "operand") -> Form:
     """The value as a form with its dims in the order of its axes."""
     if isinstance(value, Form):
