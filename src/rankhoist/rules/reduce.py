@@ -139,7 +139,8 @@ RULES = table([
     ("sum", total),
     ("mean", mean),
     ("log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk kthvalue", along),
-    ("max min amax amin argmax argmin logsumexp any all prod var std var_mean std_mean linalg_vector_norm norm", along),
+    ("max.default max.dim min.default min.dim amax amin argmax argmin logsumexp any all prod", along),
+    ("var std var_mean std_mean linalg_vector_norm norm", along),
     ("median nanmedian mode nansum count_nonzero", along),
+    ("max.other min.other", elementwise),
 ])  # fmt: skip
-RULES |= {torch.ops.aten.max.other: elementwise, torch.ops.aten.min.other: elementwise}
