@@ -9,8 +9,9 @@ import torch
 from helpers import Function, assert_equal, hoisted_at, repeated
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level, Memo
+from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Builder, Rate
+from rankhoist.algebra.memo import Memo
 from rankhoist.capture import Program, capture
 from rankhoist.plan.search import attempt
 

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level, Memo
+from rankhoist.algebra.interpret import Level
 from rankhoist.algebra.ir import Builder
+from rankhoist.algebra.memo import Memo
 from rankhoist.capture import Program
 from rankhoist.errors import ExportError, UnsupportedModelError
 from rankhoist.hoist import hoist_program

@@ -36,6 +36,7 @@ class Decline(Exception):  # noqa: N818 - it is an answer, not a mistake
 
 ROW = -1
 Cell = tuple[int, ...]
+Extent = tuple[int, bool]  # size of an original axis: (number, times the row count?)
 Positions = np.ndarray
 
 
@@ -120,8 +121,8 @@ class Form:
         return tuple(sum(len(s) for s in segments) for segments in self.dims)
 
     @property
-    def extents(self) -> list[tuple[int, bool]]:
-        """Sizes of the original axes, each `(size, times the row count?)`."""
+    def extents(self) -> list[Extent]:
+        """Sizes of the original axes."""
         sizes = self.sizes
         return [(math.prod(sizes[d] for d in entry if d != ROW), ROW in entry) for entry in self.layout]
 

@@ -14,6 +14,7 @@ from rankhoist.algebra.forms import (
     Block,
     Cell,
     Decline,
+    Extent,
     Factor,
     Form,
     Label,
@@ -197,8 +198,8 @@ def _summed(term: Term, labels: Sequence[Label], scale: float) -> Term:
     return replace(term, scale=term.scale * absent * scale)
 
 
-def constant_form(b: Builder, value: float, dtype: torch.dtype, shape: Sequence[tuple[int, bool]]) -> Form:
-    """A number along axes of the given sizes, each `(size, times the row count?)`; nothing of that size ever exists."""
+def constant_form(b: Builder, value: float, dtype: torch.dtype, shape: Sequence[Extent]) -> Form:
+    """A number along axes of the given sizes; nothing of that size ever exists."""
     node = b.number(value, dtype)
     sizes: list[int] = []
     layout: list[tuple[int, ...]] = []

@@ -61,14 +61,14 @@ def _slice_scatter(
         return NotImplemented
     size = x.shape[dim]
     first, last, _ = slice(start, end).indices(size)
-    parts = [x.narrow(dim, 0, first), src, x.narrow(dim, max(first, last), size - max(first, last))]
+    last = max(first, last)
+    parts = [x.narrow(dim, 0, first), src, x.narrow(dim, last, size - last)]
     return torch.cat([p for p in parts if p.shape[dim]] or [src], dim)
 
 
 def _select_scatter(x: Tensor, src: Tensor, dim: int, index: int) -> Any:
     """`x` with `src` in place of one entry of an axis."""
-    at = index % x.shape[dim] if dim % x.dim() else 0
-    return _slice_scatter(x, src.unsqueeze(dim), dim, at, at + 1)
+    return _slice_scatter(x, src.unsqueeze(dim), dim, index, index + 1 or None)  # the slice of -1 has no end
 
 
 def _copy(x: Tensor, src: Tensor, non_blocking: bool = False) -> Any:

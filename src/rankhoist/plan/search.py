@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import fx
 
-from rankhoist.algebra.interpret import Interpreter, Level, Memo
+from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.algebra.ir import Builder, Node, Workload, live_nodes
 from rankhoist.algebra.lean import lean
+from rankhoist.algebra.memo import Memo
 from rankhoist.algebra.over import overwritten
 from rankhoist.capture import Program
 from rankhoist.plan.predict import CALLS, kind, seconds

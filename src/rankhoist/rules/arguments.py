@@ -7,8 +7,9 @@ from typing import Any
 from torch import fx
 
 from rankhoist.algebra import joins, moves
-from rankhoist.algebra.forms import ROW, Form
-from rankhoist.algebra.interpret import Decline, Interpreter, Opaque, RowNumber
+from rankhoist.algebra.forms import ROW, Decline, Form
+from rankhoist.algebra.interpret import Interpreter
+from rankhoist.algebra.values import Opaque, RowNumber
 from rankhoist.capture.program import overload
 
 
@@ -23,6 +24,13 @@ def named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> dict[str, A
         else:
             values[argument.name] = argument.default_value if argument.has_default_value() else None
     return values
+
+
+def positional(node: fx.Node, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The inverse of `named`: arguments by position, and those that an operator takes by name alone, where given."""
+    schema = overload(node)._schema.arguments
+    by_name = {x.name: values[x.name] for x in schema if x.kwarg_only and values[x.name] is not None}
+    return [values[x.name] for x in schema if not x.kwarg_only], by_name
 
 
 def form(value: Any, what: str = "operand") -> Form:

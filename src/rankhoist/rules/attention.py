@@ -21,8 +21,9 @@ from torch import fx
 
 from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.forms import Form, plain, row_layout
-from rankhoist.algebra.interpret import Interpreter, Level, Value
+from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.algebra.ir import aten
+from rankhoist.algebra.values import Value
 from rankhoist.rules import reduce as reductions
 from rankhoist.rules.arguments import dim_of, form, named, tidy
 from rankhoist.rules.linear import contract
@@ -109,23 +110,32 @@ def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
 
 
 def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> tuple[Form | None, Form | None]:
-    """The mask as something finite to add, and 1 where any key is seen, else 0: attention to nothing is zero.
+    """What is added to the scores; and 1 where a query sees any key, else 0: attention to nothing is zero.
 
-    `softmax(s + m) = softmax(s + max(m, lowest))` where any entry of m is above the lowest number.
+    A given mask is added as something finite: `softmax(s + m) = softmax(s + max(m, lowest))` where any entry of m is
+    above the lowest number. A causal one keeps its -inf, and needs no second part: every query sees the first key.
     """
-    if a["is_causal"]:  # every query sees the first key
-        ordered = moves.ordered(scores)
-        i, j = (ordered.sizes[e[0]] for e in ordered.layout[-2:])
-        allowed = c.b.constant(torch.ones(i, j, dtype=torch.bool).tril())
-        return _where(c, plain(allowed, torch.bool, row_layout(2, rows=False)), scores.dtype, 0.0, float("-inf")), None
+    if a["is_causal"]:
+        return _added(c, _causal(c, scores), scores.dtype), None
     if a["attn_mask"] is None:
         return None, None
-    mask = form(a["attn_mask"])
-    if mask.dtype == torch.bool:
-        mask = moves.ordered(_where(c, mask, scores.dtype, 0.0, float("-inf")))
+    mask = _added(c, form(a["attn_mask"]), scores.dtype)
     highest = _reduce(c, aten.amax.default, mask, dim_of(mask, -1))
     seen = _where(c, apply_op(c, aten.gt.Scalar, [highest, float("-inf")]), scores.dtype, 1.0, 0.0)
     return apply_op(c, aten.clamp_min.default, [mask, torch.finfo(mask.dtype).min]), seen
+
+
+def _causal(c: Interpreter, scores: Form) -> Form:
+    """True where a query comes after a key or with it, `[queries, keys]`."""
+    ordered = moves.ordered(scores)
+    i, j = (ordered.sizes[e[0]] for e in ordered.layout[-2:])
+    allowed = c.b.constant(torch.ones(i, j, dtype=torch.bool).tril())
+    return plain(allowed, torch.bool, row_layout(2, rows=False))
+
+
+def _added(c: Interpreter, mask: Form, dtype: torch.dtype) -> Form:
+    """A boolean mask as 0 where it is true and -inf elsewhere; another is added as it is."""
+    return moves.ordered(_where(c, mask, dtype, 0.0, float("-inf"))) if mask.dtype == torch.bool else mask
 
 
 def _where(c: Interpreter, chosen: Form, dtype: torch.dtype, yes: float, no: float) -> Form:

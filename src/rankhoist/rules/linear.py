@@ -12,9 +12,10 @@ from dataclasses import replace
 from torch import fx
 
 from rankhoist.algebra import grid, moves
-from rankhoist.algebra.forms import ROW, Form
-from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
+from rankhoist.algebra.forms import ROW, Decline, Form
+from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.algebra.ir import Rate
+from rankhoist.algebra.values import Value
 from rankhoist.algebra.work import einsum_axes
 from rankhoist.rules.arguments import axis_of, form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC

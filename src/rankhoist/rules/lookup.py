@@ -14,9 +14,10 @@ from torch import fx
 
 from rankhoist.algebra import joins, moves
 from rankhoist.algebra.contract import settle
-from rankhoist.algebra.forms import ROW, Factor, Form, Label, one_block, whole
-from rankhoist.algebra.interpret import Decline, Interpreter, RowNumber, Value
+from rankhoist.algebra.forms import ROW, Decline, Factor, Form, Label, one_block, whole
+from rankhoist.algebra.interpret import Interpreter
 from rankhoist.algebra.ir import Rate, aten
+from rankhoist.algebra.values import RowNumber, Value
 from rankhoist.capture.program import overload
 from rankhoist.rules.arguments import axis_of, dim_of, form, integer, named, tidy
 from rankhoist.rules.table import table

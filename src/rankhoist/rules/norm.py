@@ -18,9 +18,10 @@ import torch
 from torch import fx
 
 from rankhoist.algebra import grid, joins, moves
-from rankhoist.algebra.forms import ROW, Form, plain, row_layout
-from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
+from rankhoist.algebra.forms import ROW, Decline, Form, plain, row_layout
+from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.algebra.ir import Node, aten
+from rankhoist.algebra.values import Value
 from rankhoist.rules.arguments import form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC, apply_op
 from rankhoist.rules.table import table

@@ -13,9 +13,10 @@ from torch import fx
 
 from rankhoist.algebra import grid
 from rankhoist.algebra.contract import arrange, settle, small_product
-from rankhoist.algebra.forms import Block, Factor, Form, Labels, Term, one_block, plain, row_layout
-from rankhoist.algebra.interpret import Decline, Interpreter, Level, Value
+from rankhoist.algebra.forms import Block, Decline, Factor, Form, Labels, Term, one_block, plain, row_layout
+from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.algebra.ir import aten
+from rankhoist.algebra.values import Value
 from rankhoist.capture.program import operator_name
 from rankhoist.rules.arguments import form, named, tidy
 from rankhoist.rules.table import table

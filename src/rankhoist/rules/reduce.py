@@ -12,11 +12,12 @@ from torch import fx
 
 from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.contract import arrange, settle
-from rankhoist.algebra.forms import ROW, Block, Factor, Form, Label, cells, one_block, whole
-from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.algebra.forms import ROW, Block, Decline, Extent, Factor, Form, Label, cells, one_block, whole
+from rankhoist.algebra.interpret import Interpreter
 from rankhoist.algebra.ir import Node
+from rankhoist.algebra.values import Value
 from rankhoist.capture.program import overload
-from rankhoist.rules.arguments import axis_of, form, named, tidy
+from rankhoist.rules.arguments import axis_of, form, named, positional, tidy
 from rankhoist.rules.pointwise import ARITHMETIC, elementwise
 from rankhoist.rules.table import table
 
@@ -56,38 +57,28 @@ def _linear_reduction(c: Interpreter, node: fx.Node, args: list[Value], kwargs: 
 def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`softmax`, `max`, `sort`, ...: one tensor along the named axes, block by block along the others."""
     a = named(node, args, kwargs)
-    key = next((k for k in ("dim", "dims", "axis") if k in a), None)
-    value = form(a["self"] if "self" in a else args[0])
-    dims = dims_of(value, a[key] if key else None)
-    fakes = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
-    schema = overload(node)._schema.arguments
-    shown = [a[x.name] for x in schema if not x.kwarg_only]
-    extra = {x.name: a[x.name] for x in schema if x.kwarg_only and a[x.name] is not None}
-    at = next((i for i, x in enumerate(schema) if x.name == key and not x.kwarg_only), None)
+    value = form(a["self"])
+    dims = dims_of(value, a.get("dim"))
+    single = isinstance(node.meta["val"], torch.Tensor)
+    fakes = [node.meta["val"]] if single else node.meta["val"]
 
-    def call(x: Node, axes: list[int], shape: Sequence[tuple[int, ...]]) -> list[Node]:
-        given, named_too = [x, *shown[1:]], dict(extra)
-        along = axes[0] if key is None or isinstance(a[key], int) else axes
-        if at is not None:
-            given[at] = along
-        elif key is not None:  # `sort.stable` takes it by name alone
-            named_too[key] = along
-        made = c.b.call(overload(node), given, x.rate, shape[0], fakes[0].dtype, kwargs=named_too)
-        if isinstance(node.meta["val"], torch.Tensor):
+    def call(x: Node, axes: list[int], shapes: Sequence[tuple[int, ...]]) -> list[Node]:
+        dim = axes[0] if isinstance(a.get("dim"), int) else axes
+        given, by_name = positional(node, a | {"self": x, "dim": dim})
+        made = c.b.call(overload(node), given, x.rate, shapes[0], fakes[0].dtype, kwargs=by_name)
+        if single:
             return [made]
         return [
             c.b.call(operator.getitem, (made, i), x.rate, s, f.dtype, free=True)
-            for i, (s, f) in enumerate(zip(shape, fakes, strict=True))
+            for i, (s, f) in enumerate(zip(shapes, fakes, strict=True))
         ]
 
-    if key is None and len(value.layout) != len(dims):
-        raise Decline("reduces over the rows")
     results = by_blocks(c, value, dims, [c.shape(f) for f in fakes], [f.dtype for f in fakes], call)
-    return results[0] if isinstance(node.meta["val"], torch.Tensor) else results
+    return results[0] if single else results
 
 
 def by_blocks(
-    c: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[tuple[int, bool]]],
+    c: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[Extent]],
     dtypes: Sequence[torch.dtype], call: Callable[[Node, list[int], Sequence[tuple[int, ...]]], list[Node]],
 ) -> list[Form]:  # fmt: skip
     """Apply an operator that works along `dims` only. `shapes` are the original results' sizes."""
@@ -127,7 +118,7 @@ def _extents(block: Block, present: list[bool]) -> list[int]:
     return [x.size if here else 1 for own, here in zip(block.labels, present, strict=True) for x in own]
 
 
-def _new_sizes(value: Form, dims: list[int], shape: Sequence[tuple[int, bool]], kept: bool) -> list[int | None]:
+def _new_sizes(value: Form, dims: list[int], shape: Sequence[Extent], kept: bool) -> list[int | None]:
     """Per dim: its new size, `None` for unchanged, -1 for gone."""
     sizes: list[int | None] = [None] * len(value.dims)
     for d in dims:
@@ -148,7 +139,8 @@ RULES = table([
     ("sum", total),
     ("mean", mean),
     ("log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk kthvalue", along),
-    ("max min amax amin argmax argmin logsumexp any all prod var std var_mean std_mean linalg_vector_norm norm", along),
+    ("max.default max.dim min.default min.dim amax amin argmax argmin logsumexp any all prod", along),
+    ("var std var_mean std_mean linalg_vector_norm norm", along),
     ("median nanmedian mode nansum count_nonzero", along),
+    ("max.other min.other", elementwise),
 ])  # fmt: skip
-RULES |= {torch.ops.aten.max.other: elementwise, torch.ops.aten.min.other: elementwise}

@@ -4,12 +4,11 @@ rate.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
-from rankhoist.algebra.forms import ROW, Form
-from rankhoist.algebra.interpret import Decline, Interpreter, Value
+from rankhoist.algebra.forms import ROW, Decline, Form
+from rankhoist.algebra.interpret import Interpreter
+from rankhoist.algebra.values import Value, flat
 from rankhoist.capture.program import operator_name
 from rankhoist.rules.arguments import form, named
 from rankhoist.rules.table import table
@@ -21,8 +20,9 @@ def batch_first(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[s
     first = form(args[0])
     if depth is not None and len(first.layout) != depth:
         raise Decline("a convolution without a batch axis")
-    for value in _forms((args, list(kwargs.values()))):
-        _check_rows(value, 0)
+    for value in flat((args, kwargs)):
+        if isinstance(value, Form):
+            _check_rows(value, 0)
     return c.run_rowwise(node, args, kwargs)
 
 
@@ -67,14 +67,6 @@ def _check_rows(value: Form, axis: int) -> None:
     elsewhere = any(ROW in entry for i, entry in enumerate(value.layout) if i != axis)
     if elsewhere or (ROW in value.layout[axis] and value.layout[axis][0] != ROW):
         raise Decline(f"rows are not on axis {axis}")
-
-
-def _forms(value: Any) -> list[Form]:
-    if isinstance(value, Form):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [f for v in value for f in _forms(v)]
-    return []
 
 
 RULES = table([

@@ -10,15 +10,12 @@ import numpy as np
 from torch import fx
 
 from rankhoist.algebra import grid, moves
-from rankhoist.algebra.forms import ROW, Block, Cell, Form, refine
-from rankhoist.algebra.interpret import Decline, Interpreter, Value
-from rankhoist.algebra.ir import aten
+from rankhoist.algebra.forms import ROW, Block, Cell, Decline, Extent, Form, refine
+from rankhoist.algebra.interpret import Interpreter
+from rankhoist.algebra.values import Value
 from rankhoist.rules.arguments import axis_of, dim_of, form, integer, named
 from rankhoist.rules.pointwise import to_dtype
 from rankhoist.rules.table import table
-
-Extent = tuple[int, bool]  # (number, times the row count?)
-
 
 # -- reshape
 
@@ -392,7 +389,8 @@ def repeat_interleave(c: Interpreter, node: fx.Node, args: list[Value], kwargs: 
 
 
 RULES = table([
-    ("view reshape _unsafe_view flatten unflatten view_as ravel _reshape_alias view_copy", reshape),
+    # `view.dtype` is no reshape: another number of elements, from the same bytes
+    ("view.default reshape _unsafe_view flatten unflatten view_as ravel _reshape_alias view_copy.default", reshape),
     ("transpose swapaxes swapdims", transpose),
     ("permute", permute),
     ("t numpy_T", reverse_axes),
@@ -412,5 +410,3 @@ RULES = table([
     ("repeat tile", repeat),
     ("repeat_interleave", repeat_interleave),
 ])  # fmt: skip
-for _bits in (aten.view.dtype, aten.view_copy.dtype):  # another number of elements, from the same bytes
-    del RULES[_bits]

@@ -10,13 +10,14 @@ import torch
 from rankhoist.algebra.interpret import Rule
 
 
-def overloads(names: str | Iterable[str]) -> list[Any]:
-    """All functional overloads of the named ATen operators that this version of torch has."""
+def overloads(names: str) -> list[Any]:
+    """Functional overloads of ATen operators, as far as this version of torch has them: "relu view.default"."""
     found = []
-    for name in names.split() if isinstance(names, str) else names:
-        packet = getattr(torch.ops.aten, name, None)
-        if packet is not None:
-            found += [getattr(packet, o) for o in packet.overloads() if "out" not in o.split("_")]
+    for name in names.split():
+        operator, _, only = name.partition(".")
+        packet = getattr(torch.ops.aten, operator, None)
+        functional = [o for o in packet.overloads() if "out" not in o.split("_")] if packet is not None else []
+        found += [getattr(packet, o) for o in functional if only in ("", o)]
     return found
 
 
