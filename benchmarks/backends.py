@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -51,16 +51,16 @@ class Result:
 
     Attributes:
         share: worst error over the certificate's tolerance for it; equal means at most 1.
-        milliseconds: one `score` of N candidates with a prepared state, median; NaN where none was taken.
+        milliseconds: one `score` of N candidates with a prepared state, median; None where none was taken.
         seconds: to export or compile, all calls with their checks included.
         problem: why there is none of this, or empty.
     """
 
     model: str
     backend: str
-    share: float = float("inf")
-    milliseconds: float = float("nan")
-    seconds: float = float("nan")
+    share: float | None = None
+    milliseconds: float | None = None
+    seconds: float | None = None
     problem: str = ""
 
 
@@ -88,7 +88,7 @@ def measure(case: Case, names: Sequence[str], candidates: int, timed: bool) -> I
                 context, rows, _ = calls[-2]
                 state, rows = prepare(split(case, context, True)), split(case, rows, False)
                 call = partial(score, state, rows, None)
-                time_of_it = interleaved({name: call}, 1.0)[name].median if timed else float("nan")
+                time_of_it = interleaved({name: call}, 1.0)[name].median if timed else None
             yield Result(case.name, name, share, time_of_it, seconds)
         except Exception as error:
             yield Result(case.name, name, problem=f"{type(error).__name__}: {str(error)[:400]}")
@@ -181,7 +181,7 @@ def main(given: Sequence[str]) -> int:
             results += several
             print(*map(row, several), sep="\n", file=sys.stderr, flush=True)
             write(results, a, given)
-    return int(any(not r.share <= 1 for r in results))
+    return int(not all(map(equal, results)))
 
 
 def write(results: Sequence[Result], a: argparse.Namespace, given: Sequence[str]) -> None:
@@ -217,13 +217,21 @@ def write(results: Sequence[Result], a: argparse.Namespace, given: Sequence[str]
 
 def _equal(results: Sequence[Result], backend: str) -> str:
     own = [r for r in results if r.backend == backend]
-    return f"equal on {sum(r.share <= 1 for r in own)} of {len(own)} models"
+    return f"equal on {sum(map(equal, own))} of {len(own)} models"
+
+
+def equal(r: Result) -> bool:
+    """By the certificate's tolerance."""
+    return r.share is not None and r.share <= 1
 
 
 def row(r: Result) -> str:
     """One line of the table."""
     problem = r.problem.replace("\n", " ").replace("|", "/")[:200]
-    return f"| {r.model} | {r.backend} | {r.share:.2f} | {r.milliseconds:.2f} | {r.seconds:.1f} | {problem} |"
+    numbers = (
+        f"{x:.{digits}f}" if x is not None else "-" for x, digits in zip(astuple(r)[2:5], (2, 2, 1), strict=True)
+    )
+    return f"| {r.model} | {r.backend} | {' | '.join(numbers)} | {problem} |"
 
 
 def single_threaded() -> None:

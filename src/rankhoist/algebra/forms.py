@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rankhoist.algebra.ir import Builder, Node, Rate, join
+from rankhoist.algebra.ir import Builder, Node, Rate, aten, join
 
 
 class Decline(Exception):  # noqa: N818 - it is an answer, not a mistake
@@ -57,6 +57,11 @@ class Factor:
     node: Node
     labels: Labels
 
+    @property
+    def number(self) -> float | None:
+        """What `Builder.number` made it of."""
+        return self.node.args[1] if self.node.op is aten.full.default and not self.node.args[0] else None
+
 
 @dataclass(frozen=True)
 class Term:
@@ -69,13 +74,26 @@ class Term:
     def rate(self) -> Rate:
         return join(f.node.rate for f in self.factors)
 
+    @property
+    def zero(self) -> Factor | None:
+        """A factor that is the number 0, which makes the term 0, if it has one."""
+        return next((f for f in self.factors if f.number == 0), None)
+
 
 @dataclass(frozen=True)
 class Block:
-    """One cell: `labels[d]` enumerate (row-major) the positions of the cell's segment of dim d."""
+    """One cell: `labels[d]` enumerate (row-major) the positions of the cell's segment of dim d.
+
+    Terms that are 0 are left out; of a block with no other, a single 0 remains.
+    """
 
     labels: tuple[Labels, ...]
     terms: tuple[Term, ...]
+
+    def __post_init__(self) -> None:
+        if zeros := [f for f in (t.zero for t in self.terms) if f is not None]:
+            others = tuple(t for t in self.terms if t.zero is None)
+            object.__setattr__(self, "terms", others or (Term((zeros[0],)),))
 
     @property
     def rate(self) -> Rate:

@@ -229,11 +229,16 @@ class Interpreter(OriginalOperators):
         if not isinstance(value, Form) or value.rate is not Rate.WEIGHT or value.has_rows:
             return None
         node = joins.materialise(self.b, value, self.workload)
-        names = [str(n.args[0]) for n in live_nodes([node]) if n.op == "weight"]
-        if any(self.program.weights[name].tensor.is_floating_point() for name in names):
-            return None
-        self.memo.pinned.update(names)
-        return self._computed(node).cpu()
+        found = self.fixed_value(node)
+        if found is not None:
+            self.memo.pinned.update(str(n.args[0]) for n in live_nodes([node]) if n.op == "weight")
+        return found
+
+    def fixed_value(self, node: Node) -> torch.Tensor | None:
+        """The value, on the CPU, of a node that is computed from what no training changes, or None."""
+        leaves = [n for n in live_nodes([node]) if isinstance(n.op, str)]
+        fixed = all(n.op == "constant" or (n.op == "weight" and self.program.weights[n.args[0]].fixed) for n in leaves)
+        return self._computed(node).cpu() if fixed else None
 
     def _computed(self, node: Node) -> torch.Tensor:
         """A weight-rate node, now."""

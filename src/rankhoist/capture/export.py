@@ -8,9 +8,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from rankhoist.errors import ExportError
@@ -49,10 +51,15 @@ def export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.Expo
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says to its own developers; errors are raised all the same."""
+    """Without what torch says to its own developers, and without its look into a mask; errors are raised all the same.
+
+    `nn.TransformerEncoder` compares a mask that it is given with a causal one, which cannot be exported. The answer is
+    a hint: without it the mask is added as it is.
+    """
     log = logging.getLogger("torch._guards")
     level = log.level
-    with warnings.catch_warnings():
+    hint = mock.patch.object(transformer, "_detect_is_causal_mask", lambda mask, causal=None, size=None: bool(causal))
+    with warnings.catch_warnings(), hint:
         warnings.simplefilter("ignore")
         log.setLevel(logging.CRITICAL)
         try:

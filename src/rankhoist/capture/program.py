@@ -40,6 +40,13 @@ class Weight:
     name: str
     tensor: torch.Tensor
     in_state_dict: bool
+    trained: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        """No training changes it: whole numbers, plain attributes, masks; but what norms keep of each channel."""
+        kept = self.in_state_dict and self.tensor.dim() < 2
+        return not self.tensor.is_floating_point() or not (self.trained or kept)
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,7 @@ def _weight(exported: torch.export.ExportedProgram, spec: Any) -> Weight:
         )
     name = spec.target
     if name in exported.state_dict:
-        return Weight(name, exported.state_dict[name].detach(), True)
+        return Weight(name, exported.state_dict[name].detach(), True, spec.kind is InputKind.PARAMETER)
     return Weight(name, exported.constants[name].detach(), False)
 
 

@@ -12,6 +12,7 @@ only in part.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -27,7 +28,7 @@ from rankhoist.algebra.values import Value
 from rankhoist.rules import reduce as reductions
 from rankhoist.rules.arguments import dim_of, form, named, tidy
 from rankhoist.rules.linear import contract
-from rankhoist.rules.pointwise import ARITHMETIC, apply_op
+from rankhoist.rules.pointwise import ARITHMETIC, apply_op, plus
 from rankhoist.rules.rowwise import attention as rowwise_attention
 from rankhoist.rules.table import table
 
@@ -51,14 +52,15 @@ def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
     value = tidy(c, c.pure(tidy(c, value)))
     axis = value.axis(dim)
     parts = [joins.segment(value, dim, k) for k in range(len(value.dims[dim]))]
-    peaks = [_reduce(c, aten.amax.default, part, dim) for part in parts]
+    highest = [_amax(c, part, dim) for part in parts]
     lowest = torch.finfo(value.dtype).min  # a fully masked block has peak -inf, and -inf - -inf is no number
-    peaks = [apply_op(c, aten.clamp_min.default, [p, lowest]) for p in peaks]
+    peaks = [apply_op(c, aten.clamp_min.default, [p, lowest]) for p in highest]
     powers = [
         apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [x, p])]) for x, p in zip(parts, peaks, strict=True)
     ]
     sums = [c.pure(moves.with_axes(grid.sum_dims(c.b, p, [dim]), [axis])) for p in powers]
-    peak = reduce(lambda x, y: apply_op(c, aten.maximum.default, [x, y]), peaks)
+    peak = reduce(lambda x, y: apply_op(c, aten.maximum.default, [x, y]), highest)
+    peak = apply_op(c, aten.clamp_min.default, [peak, lowest])
     shares = [apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [p, peak])]) for p in peaks]
     weighted = [apply_op(c, aten.mul.Tensor, [s, g]) for s, g in zip(sums, shares, strict=True)]
     norm = reduce(lambda x, y: apply_op(c, aten.add.Tensor, [x, y]), weighted)
@@ -67,15 +69,15 @@ def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
     return joins.assemble(c.b, value, dim, results)
 
 
-def _reduce(c: Interpreter, op: Any, part: Form, dim: int) -> Form:
-    """A reduction that keeps its axis, block by block."""
+def _amax(c: Interpreter, part: Form, dim: int) -> Form:
+    """The largest along a dim, which keeps its axis, block by block."""
     shape = part.extents
     shape[part.axis(dim)] = (1, False)
 
     def call(x: Any, axes: list[int], shapes: Any) -> list[Any]:
-        return [c.b.call(op, (x, axes, True), x.rate, shapes[0], part.dtype)]
+        return [c.b.call(aten.amax.default, (x, axes, True), x.rate, shapes[0], part.dtype)]
 
-    return reductions.by_blocks(c, part, [dim], [shape], [part.dtype], call)[0]
+    return reductions.by_blocks(c, part, [dim], [shape], [part.dtype], call, of_numbers=True)[0]
 
 
 def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -90,16 +92,16 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     width = q.sizes[dim_of(q, -1)]
     scale = a["scale"] if a["scale"] is not None else width**-0.5
     scores = contract(c, (q, k), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
-    mask, seen = _mask(c, a, scores)
-    scores = grid.total(
-        c.b, [scores, mask] if mask is not None else [scores], q.dtype, (scale, 1.0)[: 1 + (mask is not None)]
-    )
+    mask, sees = _mask(c, a, scores)
+    scores = grid.total(c.b, [scores], q.dtype, (scale,))
+    if mask is not None:
+        scores = plus(c, scores, mask)
     scores = moves.ordered(c.pure(scores))
     last = dim_of(scores, -1)
     whole = tidy(c, scores)
     weights = softmax_of(c, whole, last) if len(whole.dims[last]) > 1 else _plain_softmax(c, scores, last)
     result = contract(c, (c.simplified(weights), v), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
-    return result if seen is None else replace(apply_op(c, aten.mul.Tensor, [result, seen]), dtype=q.dtype)
+    return result if sees is None else _where(c, sees, result, 0.0)
 
 
 def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
@@ -110,19 +112,17 @@ def _plain_softmax(c: Interpreter, scores: Form, dim: int) -> Form:
 
 
 def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> tuple[Form | None, Form | None]:
-    """What is added to the scores; and 1 where a query sees any key, else 0: attention to nothing is zero.
+    """What is added to the scores; and whether a query sees any key: attention to nothing is zero, not 0 / 0.
 
-    A given mask is added as something finite: `softmax(s + m) = softmax(s + max(m, lowest))` where any entry of m is
-    above the lowest number. A causal one keeps its -inf, and needs no second part: every query sees the first key.
+    A causal mask needs no second part: every query sees the first key.
     """
     if a["is_causal"]:
         return _added(c, _causal(c, scores), scores.dtype), None
     if a["attn_mask"] is None:
         return None, None
     mask = _added(c, form(a["attn_mask"]), scores.dtype)
-    highest = _reduce(c, aten.amax.default, mask, dim_of(mask, -1))
-    seen = _where(c, apply_op(c, aten.gt.Scalar, [highest, float("-inf")]), scores.dtype, 1.0, 0.0)
-    return apply_op(c, aten.clamp_min.default, [mask, torch.finfo(mask.dtype).min]), seen
+    highest = _amax(c, mask, dim_of(mask, -1))
+    return mask, replace(apply_op(c, aten.gt.Scalar, [highest, -math.inf]), dtype=torch.bool)
 
 
 def _causal(c: Interpreter, scores: Form) -> Form:
@@ -135,12 +135,13 @@ def _causal(c: Interpreter, scores: Form) -> Form:
 
 def _added(c: Interpreter, mask: Form, dtype: torch.dtype) -> Form:
     """A boolean mask as 0 where it is true and -inf elsewhere; another is added as it is."""
-    return moves.ordered(_where(c, mask, dtype, 0.0, float("-inf"))) if mask.dtype == torch.bool else mask
+    zero = plain(c.b.number(0.0, dtype), dtype, ())
+    return moves.ordered(_where(c, mask, zero, -math.inf)) if mask.dtype == torch.bool else mask
 
 
-def _where(c: Interpreter, chosen: Form, dtype: torch.dtype, yes: float, no: float) -> Form:
-    numbers = (plain(c.b.number(x, dtype), dtype, ()) for x in (yes, no))
-    return replace(apply_op(c, aten.where.self, [chosen, *numbers]), dtype=dtype)
+def _where(c: Interpreter, chosen: Form, yes: Form, no: float) -> Form:
+    other = plain(c.b.number(no, yes.dtype), yes.dtype, ())
+    return replace(apply_op(c, aten.where.self, [chosen, yes, other]), dtype=yes.dtype)
 
 
 RULES = table([

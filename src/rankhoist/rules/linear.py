@@ -18,7 +18,7 @@ from rankhoist.algebra.ir import Rate
 from rankhoist.algebra.values import Value
 from rankhoist.algebra.work import einsum_axes
 from rankhoist.rules.arguments import axis_of, form, named, tidy
-from rankhoist.rules.pointwise import ARITHMETIC
+from rankhoist.rules.pointwise import ARITHMETIC, plus
 from rankhoist.rules.rowwise import batch_first
 from rankhoist.rules.table import table
 
@@ -65,8 +65,10 @@ def addmm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
     x, y = (form(a[k]) for k in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
     batch = ["b"] * (len(x.layout) - 2)
     out = contract(c, (x, y), ([*batch, "m", "k"], [*batch, "k", "n"]), [*batch, "m", "n"])
-    scales = (float(a["alpha"]), float(a["beta"]))
-    return grid.total(c.b, [out, form(a["self"] if "self" in a else a["input"])], out.dtype, scales)
+    onto = form(a["self"] if "self" in a else a["input"])
+    if onto.dtype == out.dtype and a["beta"] == 1:
+        return plus(c, grid.total(c.b, [out], out.dtype, (float(a["alpha"]),)), onto)
+    return grid.total(c.b, [out, onto], out.dtype, (float(a["alpha"]), float(a["beta"])))
 
 
 def matmul(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:

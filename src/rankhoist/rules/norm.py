@@ -7,11 +7,13 @@ Law 2: a row norm over mixed blocks takes its statistics from those of the block
 
 and is then `(x - mean) * s * weight + bias` with atoms `s` and `mean s` of width 1: a linear map that follows never
 sees the normalised values. Context blocks contribute their statistics once per request.
+Law 3: a row norm along axes that no cut goes through is the norm of every block, at the block's own rate.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,8 +22,9 @@ from torch import fx
 from rankhoist.algebra import grid, joins, moves
 from rankhoist.algebra.forms import ROW, Decline, Form, plain, row_layout
 from rankhoist.algebra.interpret import Interpreter, Level
-from rankhoist.algebra.ir import Node, aten
+from rankhoist.algebra.ir import Node, Rate, aten
 from rankhoist.algebra.values import Value
+from rankhoist.rules import reduce as reductions
 from rankhoist.rules.arguments import form, named, tidy
 from rankhoist.rules.pointwise import ARITHMETIC, apply_op
 from rankhoist.rules.table import table
@@ -67,7 +70,7 @@ def _scale_and_shift(c: Interpreter, a: dict[str, Value]) -> tuple[Node, Node]:
 
 
 def row_norm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`layer_norm`, `rms_norm`, `group_norm`: every row for itself, as one tensor."""
+    """`layer_norm`, `rms_norm`, by their blocks; `group_norm`: every row for itself, as one tensor."""
     a = named(node, args, kwargs)
     x: Form = form(a["input"])
     count = len(a["normalized_shape"]) if "normalized_shape" in a else len(x.layout) - 1
@@ -76,16 +79,33 @@ def row_norm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str,
         raise Decline("normalises over the rows")
     if "normalized_shape" not in a and x.layout[0] != (ROW,):
         raise Decline("normalises groups of an axis other than the rows'")
-    if "normalized_shape" in a and _by_blocks(c, x, [d for e in last for d in e]):
-        result = _block_norm(c, node, a, x, count)
-        return result if isinstance(node.meta["val"], torch.Tensor) else [result, None, None]
-    return c.run_rowwise(node, args, kwargs)
-
-
-def _by_blocks(c: Interpreter, x: Form, dims: list[int]) -> bool:
     joined = tidy(c, x)
-    cut = [d for d in dims if len(joined.dims[d]) > 1]
-    return c.level is Level.FULL and len(cut) == 1 and joined.mixed and x.dtype in ARITHMETIC
+    if "normalized_shape" not in a or not joined.mixed or x.dtype not in ARITHMETIC:
+        return c.run_rowwise(node, args, kwargs)
+    cut = [d for e in last for d in e if len(joined.dims[d]) > 1]
+    if not cut and all(len(e) == 1 for e in last):
+        result = _norm_of_blocks(c, node, a, joined, count)
+    elif len(cut) == 1 and c.level is Level.FULL:
+        result = _block_norm(c, node, a, x, count)
+    else:
+        return c.run_rowwise(node, args, kwargs)
+    return result if isinstance(node.meta["val"], torch.Tensor) else [result, None, None]
+
+
+def _norm_of_blocks(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, count: int) -> Form:
+    """Where the normalised axes are whole in every block, as tokens of a sequence are: block by block."""
+    dims = [e[0] for e in x.layout[len(x.layout) - count :]]
+    sizes = [x.sizes[d] for d in dims]
+    names = ("weight",) if "rms_norm" in str(node.target) else ("weight", "bias")
+    op = aten.rms_norm.default if "bias" not in names else aten.layer_norm.default
+    weights = [None if a[n] is None else joins.materialise(c.b, form(a[n]), c.workload) for n in names]
+    if any(w is not None and w.rate is not Rate.WEIGHT for w in weights):
+        raise Decline("normalises with weights that are computed from inputs")
+
+    def call(block: Node, axes: list[int], shapes: Sequence[tuple[int, ...]]) -> list[Node]:
+        return [c.b.call(op, (block, sizes, *weights, a["eps"]), block.rate, shapes[0], x.dtype)]
+
+    return reductions.by_blocks(c, x, dims, [x.extents], [x.dtype], call)[0]
 
 
 def _block_norm(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, count: int) -> Form:

@@ -19,6 +19,7 @@ from rankhoist.algebra.ir import aten
 from rankhoist.algebra.values import Value
 from rankhoist.capture.program import operator_name
 from rankhoist.rules.arguments import form, named, tidy
+from rankhoist.rules.numbers import folded
 from rankhoist.rules.table import table
 
 ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -46,6 +47,16 @@ def apply_op(c: Interpreter, op: Any, args: Sequence[Value]) -> Form:
     return _blockwise(c, op, args, {}, dtype)
 
 
+def plus(c: Interpreter, x: Form, y: Form) -> Form:
+    """`x + y` of one dtype inside a rule, unevaluated but where a number decides it."""
+
+    def build(blocks: list[Block]) -> Block:
+        known = folded(c, aten.add.Tensor, [x, y], {}, blocks, (0, 1), (x.dtype, y.dtype), x.dtype)
+        return known if known is not None else _sum(blocks, (1.0, 1.0))
+
+    return grid.map_blocks(grid.align(c.b, [x, y]), x.dtype, build)
+
+
 def prelu(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x if x > 0 else w x`, one `w` for all or one per channel (axis 1)."""
     value, weight = form(args[0]), form(args[1])
@@ -66,6 +77,9 @@ def _apply(
     forms: list[Form], places: list[int], dtype: torch.dtype,
 ) -> Block:  # fmt: skip
     """The operator on one cell's blocks, evaluated."""
+    known = folded(c, op, args, kwargs, blocks, places, [f.dtype for f in forms], dtype)
+    if known is not None:
+        return known
     factors = [settle(c.b, block, c.workload).factor for block in blocks]
     labels = _all_labels(blocks[0], factors)
     shown = list(args)
@@ -179,6 +193,9 @@ def _arithmetic(
     direct = [forms[i] for i in places]
 
     def choose(blocks: list[Block]) -> Block:
+        known = folded(c, node.target, operands, kwargs, blocks, (0, 1)[: len(blocks)], [dtype] * len(blocks), dtype)
+        if known is not None:
+            return known
         lazy = build(blocks) if any(block.rate.per_candidate for block in blocks) else None
         if lazy is None or not grid.worth_keeping(lazy):
             return _apply(c, node.target, args, kwargs, [blocks[i] for i in places], direct, places, dtype)

@@ -80,8 +80,12 @@ def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
 def by_blocks(
     c: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[Extent]],
     dtypes: Sequence[torch.dtype], call: Callable[[Node, list[int], Sequence[tuple[int, ...]]], list[Node]],
+    of_numbers: bool = False,
 ) -> list[Form]:  # fmt: skip
-    """Apply an operator that works along `dims` only. `shapes` are the original results' sizes."""
+    """Apply an operator that works along `dims` only. `shapes` are the original results' sizes.
+
+    With `of_numbers`, the operator gives back the number that a block is full of, as `amax` does.
+    """
     value = c.pure(tidy(c, value))
     for d in dims:
         if len(value.dims[d]) > 1:
@@ -95,21 +99,19 @@ def by_blocks(
         block = settle(c.b, value.blocks[cell], c.workload)
         flat = [Label(math.prod(x.size for x in own)) for own in block.labels]
         present = [any(x in block.factor.labels for x in own) or d in dims for d, own in enumerate(block.labels)]
-        node = joins.expand(c.b, arrange(c.b, block.factor, block.visible), _extents(block, present))
-        node = c.b.reshape(node, [x.size if here else 1 for x, here in zip(flat, present, strict=True)])
-        first = 0 if node.rate == 0 else 1
-        own = [[n if n is not None else node.shape[d] for d, n in enumerate(s)] for s in sizes]
-        made = call(node, [d + first for d in dims], [tuple(n for n in s if n >= 0) for s in own])
-        for result, s, m in zip(results, own, made, strict=True):
-            labels = [Label(n) if d in dims else flat[d] for d, n in enumerate(s)]
-            axes = [labels[d] for d, n in enumerate(s) if n >= 0]
-            m = c.b.reshape(
-                m, [x.size for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d]]
-            )
-            factor = Factor(
-                m, tuple(x for x, d in zip(axes, [d for d, n in enumerate(s) if n >= 0], strict=True) if present[d])
-            )
-            result[tuple(k for d, k in enumerate(cell) if s[d] >= 0)] = one_block(factor, tuple((x,) for x in axes))
+        if of_numbers and block.factor.number is not None:
+            present, made = [False] * len(flat), [block.factor.node] * len(shapes)
+        else:
+            node = joins.expand(c.b, arrange(c.b, block.factor, block.visible), _extents(block, present))
+            node = c.b.reshape(node, [x.size if here else 1 for x, here in zip(flat, present, strict=True)])
+            first = 0 if node.rate == 0 else 1
+            given = [tuple(node.shape[d] if n is None else n for d, n in enumerate(s) if n != -1) for s in sizes]
+            made = call(node, [d + first for d in dims], given)
+        for result, s, m in zip(results, sizes, made, strict=True):
+            axes = {d: flat[d] if n is None else Label(n) for d, n in enumerate(s) if n != -1}
+            shown = tuple(x for d, x in axes.items() if present[d])
+            factor = Factor(c.b.reshape(m, [x.size for x in shown]), shown)
+            result[tuple(cell[d] for d in axes)] = one_block(factor, tuple((x,) for x in axes.values()))
     return [_form(value, s, r, dtype, dims) for s, r, dtype in zip(sizes, results, dtypes, strict=True)]
 
 
