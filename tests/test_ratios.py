@@ -20,6 +20,7 @@ GOALS = {
     "target_attention": 2.6,
     "norm_linear": 7.5,
     "token_attention": 2.8,
+    "causal_history": 25.0,
     "compressed_pairs": 3.0,
     "matrix_pairs": 3.0,
     "bilinear_pairs": 6.0,

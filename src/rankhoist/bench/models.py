@@ -246,6 +246,30 @@ class HistoryTransformer(nn.Module):
         return out
 
 
+class CausalHistory(nn.Module):
+    """Causal layers over history and target; the score is the target's (SASRec, arXiv 1808.09781, as a ranker)."""
+
+    def __init__(self, tokens: int, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.position, self.heads = nn.Parameter(0.1 * torch.randn(tokens, width)), heads
+        self.mixed = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.forth = nn.ModuleList(layers(width, 4 * width, width) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
+        self.top = nn.Linear(width, 1)
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = torch.cat([context, candidate.unsqueeze(1)], 1) + self.position
+        for i, (mixed, out, forth) in enumerate(zip(self.mixed, self.out, self.forth, strict=True)):
+            parts = mixed(self.norms[2 * i](x)).chunk(3, -1)
+            q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + out(seen.transpose(1, 2).flatten(2))
+            x = x + forth(self.norms[2 * i + 1](x))
+        score: Tensor = self.top(x[:, -1])
+        return score
+
+
 class MixedExperts(nn.Module):
     """Experts mixed by a gate per task, and a tower per task (MMoE); with `own` experts of each task, PLE."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rankhoist.bench import industrial
 from rankhoist.bench.models import (
     BilinearPairs,
+    CausalHistory,
     CompressedLayers,
     CompressedPairs,
     CrossLayers,
@@ -172,6 +173,7 @@ SCENARIOS = [
     Scenario("target_attention", lambda: TargetAttention(64), (50, 64), (64,)),
     Scenario("target_attention_200", lambda: TargetAttention(64), (200, 64), (64,)),
     Scenario("history_transformer", lambda: HistoryTransformer(21, 64, 8, 512, 256, 1), (20, 64), (64,)),
+    Scenario("causal_history", lambda: CausalHistory(51, 64, 4, 2), (50, 64), (64,)),
     Scenario("token_attention", lambda: TokenAttention(32, 2), (40, 32), (8, 32)),
     Scenario("autoint", lambda: FieldAttention(28, 32, 2, 3), (24, 32), (4, 32)),
     Scenario("compressed_pairs", lambda: CompressedPairs(28, 128, 128), (24, 16), (4, 16)),
