@@ -253,6 +253,31 @@ HISTORY_CASES |= {
     ),
 }
 
+HISTORY_CASES |= {
+    "norm_of_tokens": (
+        lambda c, k, w: F.layer_norm(torch.cat([c, k[:, None]], 1), [4], w).mul(F.rms_norm(c, [4], w)[:, :1]).sum(1),
+        dict(w=randn(4)),
+    ),
+    "causal_fill": (
+        lambda c, k: (lambda x: (x @ x.mT).masked_fill(torch.ones(7, 7).triu(1) > 0, -torch.inf).softmax(-1) @ x)(
+            torch.cat([c, k[:, None]], 1)
+        )[:, 2:],
+        {},
+    ),
+    "causal_product": (
+        lambda c, k: (lambda x: (x @ x.mT).sigmoid() * torch.ones(7, 7, dtype=x.dtype).tril() @ x)(
+            torch.cat([c, k[:, None]], 1)
+        ).sum(1),
+        {},
+    ),
+    "causal_attention": (
+        lambda c, k: (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True))(
+            torch.cat([c, k[:, None]], 1)
+        ).mean(1),
+        {},
+    ),
+}
+
 ID_CASES = {
     "embedding": (lambda c, k, t: F.embedding(torch.cat([c, k], 1), t).flatten(1), dict(t=randn(9, 3))),
     "offsets_one_table": (
