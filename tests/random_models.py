@@ -241,7 +241,7 @@ class Recorder:
 
     def weight(self, tensor: Tensor) -> fx.Node:
         name = f"w{len(self.weights)}"
-        self.weights[name] = Weight(name, tensor, True)
+        self.weights[name] = Weight(name, tensor, True, True)
         return self.placeholder(name, tensor.to("meta"), tensor)
 
     def random(self, *shape: int, scale: float = 1.0) -> fx.Node:

@@ -35,18 +35,18 @@ RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like",
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter, buffer or plain tensor attribute of the model, by its name in the model."""
+    """A parameter (`trained`), buffer or plain tensor attribute of the model, by its name in the model."""
 
     name: str
     tensor: torch.Tensor
     in_state_dict: bool
-    trained: bool = False
+    trained: bool
 
     @property
     def fixed(self) -> bool:
-        """No training changes it: whole numbers, plain attributes, masks; but what norms keep of each channel."""
-        kept = self.in_state_dict and self.tensor.dim() < 2
-        return not self.tensor.is_floating_point() or not (self.trained or kept)
+        """No training changes it: whole numbers, plain attributes, masks. Buffers that are vectors are what norms keep."""
+        kept_by_norm = self.in_state_dict and self.tensor.dim() < 2
+        return not self.tensor.is_floating_point() or not (self.trained or kept_by_norm)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _weight(exported: torch.export.ExportedProgram, spec: Any) -> Weight:
     name = spec.target
     if name in exported.state_dict:
         return Weight(name, exported.state_dict[name].detach(), True, spec.kind is InputKind.PARAMETER)
-    return Weight(name, exported.constants[name].detach(), False)
+    return Weight(name, exported.constants[name].detach(), False, False)
 
 
 def _check_outputs(signature: Any) -> None:
