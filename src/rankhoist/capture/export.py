@@ -68,14 +68,19 @@ def _quiet() -> Iterator[None]:
             log.setLevel(level)
 
 
+def _reads_values(error: Exception) -> bool:
+    return "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__
+
+
 def _fixes_rows(error: Exception) -> bool:
-    return any(said in str(error) for said in ("specialized", "Constraints violated", "constant"))
+    said = ("specialized", "Constraints violated", "constant")
+    return not _reads_values(error) and any(words in str(error) for words in said)
 
 
 def _why_not_exported(model: nn.Module, error: Exception) -> str:
     text = str(error)
     path, kind = _failing_module(model, error)
-    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+    if _reads_values(error):
         cause = "its control flow, or a size, depends on the values of tensors"
     elif _fixes_rows(error):
         cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
