@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Function, check_model, reasons
+from helpers import Function, assert_equal, check_model, rates_of, reasons
+
+from rankhoist import hoist
+from rankhoist.algebra.ir import Rate
 
 G = torch.Generator().manual_seed(0)
 CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))
@@ -77,3 +80,18 @@ def test_what_is_better_left_whole_runs_as_it_is(name):
     call, operator = WHOLE[name]
     models = check_model(Function(call).eval(), CONTEXT, CANDIDATE)
     assert any(f"no rule for aten.{operator}" in r for r in reasons(models["full"]))
+
+
+def test_fourier_transforms_along_a_history():
+    """PyTorch takes them apart in a way that the operators after it do not fit; and of no row at all it makes none."""
+
+    def call(c, k, w):
+        filtered = torch.fft.irfft(torch.fft.rfft(c.view(-1, 4, 1), dim=1) * torch.view_as_complex(w), n=4, dim=1)
+        together = torch.fft.rfft(both(c, k).view(-1, 4, 2), dim=1, norm="ortho")
+        return filtered.flatten(1) * k + together.abs().flatten(1)[:, 1:5]
+
+    model = Function(call, w=torch.randn(3, 1, 2, generator=G, dtype=torch.float64)).eval()
+    hoisted = hoist(model, (CONTEXT[[0, 1, 2, 0]], CANDIDATE[:4]), context=["context"])
+    expected = model(CONTEXT[[0, 0, 0, 2, 2, 2, 2]], CANDIDATE)
+    assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, 7]), expected)
+    assert Rate.REQUEST in rates_of(hoisted, "fft_irfft") and Rate.PAIR in rates_of(hoisted, "fft_rfft")

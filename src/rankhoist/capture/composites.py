@@ -31,9 +31,24 @@ def taken_apart(program: ExportedProgram, known: Container[Any]) -> ExportedProg
     for _ in range(DEPTH):
         unknown = {n.target for n in program.graph.nodes if n.op == "call_function" and n.target not in known}
         table = {op: parts for op in unknown if (parts := _parts(op)) is not None}
-        if not table:
+        taken = _taken(program, table)
+        if taken is None:
             break
-        program = program.run_decompositions(table)
+        program = taken
+    return program
+
+
+def _taken(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> ExportedProgram | None:
+    """With the operators of `table` in their parts, as far as the parts fit in; None where none does."""
+    if not table:
+        return None
+    try:
+        return program.run_decompositions(table)
+    except Exception:  # what follows may rely on how the result lies in memory: such an operator stays whole
+        if len(table) == 1:
+            return None
+    for op, parts in table.items():
+        program = _taken(program, {op: parts}) or program
     return program
 
 

@@ -100,7 +100,7 @@ def capture(
         TrainingModeError: a module is in training mode.
         InputError: the example does not fit the model, or its row counts differ.
         ContextError: `context` names inputs or columns that do not exist, or all of them.
-        ExportError: `torch.export` refuses the model.
+        ExportError: `torch.export` refuses the model, or cannot make it functional.
         UnsupportedModelError: the model draws random numbers or writes to its buffers.
     """
     if isinstance(model, str | os.PathLike):
@@ -118,10 +118,19 @@ def capture(
         leaves = named_leaves(arguments(*exported.example_inputs)) if exported.example_inputs else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-        functional = exported.run_decompositions({})
+        functional = _functional(exported)
         if known is not None:
             functional = taken_apart(functional, known)
     return _program(functional, leaves, context, arguments)
+
+
+def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without operators that write in place; whole ones stay whole."""
+    try:
+        return exported.run_decompositions({})
+    except Exception as error:
+        text = str(error).strip()[:1500]
+        raise ExportError(f"torch cannot make the exported model functional: {type(error).__name__}: {text}") from error
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:

@@ -144,5 +144,6 @@ RULES = table([
     ("max.default max.dim min.default min.dim amax amin argmax argmin logsumexp any all prod", along),
     ("var std var_mean std_mean linalg_vector_norm norm", along),
     ("median nanmedian mode nansum count_nonzero", along),
+    ("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", along),
     ("max.other min.other", elementwise),
 ])  # fmt: skip
