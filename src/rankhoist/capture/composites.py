@@ -43,7 +43,8 @@ def _taken(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> Ex
     if not table:
         return None
     try:
-        return program.run_decompositions(table)
+        taken: ExportedProgram = program.run_decompositions(table)
+        return taken
     except Exception:  # what follows may rely on how the result lies in memory: such an operator stays whole
         if len(table) == 1:
             return None

@@ -23,6 +23,7 @@ from rankhoist.capture.interface import Interface
 from rankhoist.capture.signature import Arguments
 from rankhoist.errors import (
     CaptureError,
+    ExportError,
     InputError,
     TrainingModeError,
     UnsupportedModelError,
@@ -127,7 +128,8 @@ def capture(
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Without operators that write in place; whole ones stay whole."""
     try:
-        return exported.run_decompositions({})
+        functional: torch.export.ExportedProgram = exported.run_decompositions({})
+        return functional
     except Exception as error:
         text = str(error).strip()[:1500]
         raise ExportError(f"torch cannot make the exported model functional: {type(error).__name__}: {text}") from error
