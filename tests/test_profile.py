@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_equal
@@ -20,7 +21,7 @@ from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
-from rankhoist.plan.predict import _broadcast_runs, predicted, seconds
+from rankhoist.plan.predict import ARRANGING, _broadcast_runs, predicted, seconds
 from rankhoist.plan.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.plan.search import attempt
@@ -128,6 +129,22 @@ def test_calibration_measures_every_point(monkeypatch):
         and 0 < profile.row < 1e-5
     )
     assert torch.tensor(profile.batched).shape == (2, 2, 2, 2) and (torch.tensor(profile.product) > 0).all()
+
+
+def test_an_original_einsum_is_predicted_as_the_batched_product_that_it_is():
+    """Pairs of fields with a matrix each, `[rows, p, i] x [p, i, j]`, and rows that share one."""
+    b = Builder()
+    x = b.leaf("input", "x", Rate.ITEM, (300, 16), torch.float32)
+    w = b.leaf("weight", "w", Rate.WEIGHT, (300, 16, 16), torch.float32)
+    own = 300 * 16 * 16
+    each = b.call(aten.einsum.default, ("bpi,pij->bpj", [x, w]), Rate.ITEM, (300, 16), torch.float32, multiply_adds=own)
+    turned = b.call(
+        aten.einsum.default, ("pij,bpi->bpj", [w, x]), Rate.ITEM, (300, 16), torch.float32, multiply_adds=own
+    )
+    for node in (each, turned):
+        product = seconds(node, REAL, 10, 1) - (1 + ARRANGING) * REAL.call
+        assert product == pytest.approx(REAL.products(300, 10, 16, 16))
+        assert seconds(node, REAL, np.array([10.0, 1000.0]), np.array([1.0, 1.0])).shape == (2,)
 
 
 class VectorCross(nn.Module):

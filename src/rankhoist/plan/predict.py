@@ -12,6 +12,7 @@ from rankhoist.algebra import kernels
 from rankhoist.algebra.ir import VIEWS, Node, Rate, aten
 from rankhoist.algebra.over import overwritten
 from rankhoist.algebra.work import VIEWS as ORIGINAL_VIEWS
+from rankhoist.algebra.work import einsum_axes
 from rankhoist.plan.profile import Profile
 
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
@@ -20,6 +21,8 @@ GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_em
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
 SOFTMAX = ("_softmax", "softmax", "log_softmax", "logsumexp")  # rows are reduced and scaled by these
 PASSES = 6  # of a softmax over each of its rows, as measured
+NEAR = 3  # times as fast: elements picked by one index, whose neighbours are picked with them, as measured
+ARRANGING = 4  # calls that an original einsum or convolution makes around its product
 ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
 
 
@@ -67,8 +70,9 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
         return profile.view + (_copy(node, profile, rows) if node.op is aten.reshape.default else 0.0)
     if node.work.multiply_adds:
         return profile.call + _product(node, profile, rows, requests)
-    if node.op is aten.index.Tensor and sum(place is not None for place in node.args[1]) > 1:
-        return profile.call + profile.picks(_bytes(node, rows))
+    if node.op is aten.index.Tensor:
+        near = 1 if sum(place is not None for place in node.args[1]) > 1 else NEAR
+        return profile.call + profile.picks(_bytes(node, rows)) / near
     if name in GATHERS:
         return profile.call + profile.gathers(_bytes(node, rows))
     runs = profile.row * _runs(node) * np.asarray(rows, float)
@@ -150,11 +154,30 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
         return requests * profile.products(b, each * m, k, n) + moved
     if node.op is aten.scaled_dot_product_attention.default and all(len(a.shape) > 1 for a in node.args[:3]):
         return _attention(node, profile, rows)
+    name = getattr(node.op, "__name__", "")
+    if name.startswith("conv"):  # a linear map of the channels at every place
+        return profile.products(1, rows * math.prod(node.shape[1:]), k, node.shape[0]) + ARRANGING * profile.call
+    if node.op is aten.einsum.default and len(node.args[1]) == 2:
+        return _einsum(node, profile, rows) + ARRANGING * profile.call
     weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
     product = profile.products(1, rows * outer, k, n)
     if node.op in (aten.linear.default, kernels.linear_from, kernels.linear_onto):
         return product
     return np.maximum(product, profile.streams(weights))  # an original operator: at least, it reads its weights
+
+
+def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
+    """An original einsum of two operands is one product, batched over the axes that both and the result have."""
+    shapes = [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.shape] for a in node.args[1]]
+    (x, y), result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
+    if shapes[0] and shapes[0][0] is not rows:
+        x, y, shapes = y, x, shapes[::-1]  # the rows are on the left
+    size = dict(zip(y, shapes[1], strict=True)) | dict(zip(x, shapes[0], strict=True))
+    both = [name for name in x if name in y]
+    batch = math.prod((size[name] for name in both if name in result), start=1)
+    m, n = (math.prod((size[name] for name in own if name not in both), start=1) for own in (x, y))
+    k = math.prod((size[name] for name in both if name not in result), start=1)
+    return profile.products(batch, m, k, n)
 
 
 def _attention(node: Node, profile: Profile, rows: Any) -> Any:
