@@ -1,8 +1,8 @@
 """Blocks that are one number, which is how a constant mask looks once it is cut like what it masks.
 
-Law, for finite x: `x * 0 = 0`, `x + -inf = -inf`, `where(true, x, y) = x`, `exp(-inf) = 0`, `0 / x = 0`. A context
-token that may not look at the candidate does not depend on it: under a causal mask a history is computed once per
-request.
+Law, for finite x: `x * 0 = 0`, `x + -inf = -inf`, `where(true, x, y) = x`, `exp(-inf) = 0`, and, where x is not 0,
+`0 / x = 0`. A context token that may not look at the candidate does not depend on it: under a causal mask a history is
+computed once per request.
 """
 
 from __future__ import annotations
