@@ -135,8 +135,10 @@ class RandomModel:
 
     def _role(self, name: str) -> str:
         if name in self.program.weights:
-            tensor = self.program.weights[name].tensor
-            return "weight" if tensor.is_floating_point() or tensor.numel() > 12 else f"constant {tensor.tolist()}"
+            weight = self.program.weights[name]
+            shown = weight.tensor.numel() <= 12 or (weight.fixed and weight.tensor.numel() <= 64)
+            trained = weight.trained and weight.tensor.is_floating_point()
+            return f"constant {weight.tensor.tolist()}" if shown and not trained else "weight"
         spec = self.program.inputs[name]
         return spec.role + (f" input, context columns {list(spec.columns)}" if spec.role == "packed" else " input")
 
@@ -239,9 +241,9 @@ class Recorder:
         node.meta["val"] = _value(dry)
         return node
 
-    def weight(self, tensor: Tensor) -> fx.Node:
+    def weight(self, tensor: Tensor, in_state_dict: bool = True, trained: bool = True) -> fx.Node:
         name = f"w{len(self.weights)}"
-        self.weights[name] = Weight(name, tensor, True, True)
+        self.weights[name] = Weight(name, tensor, in_state_dict, trained)
         return self.placeholder(name, tensor.to("meta"), tensor)
 
     def random(self, *shape: int, scale: float = 1.0) -> fx.Node:
@@ -509,6 +511,27 @@ def einsum(r: Recorder) -> None:
         y = _like(r, r.extent(x))
         kept = letters.replace(at, "") if r.flag() else letters
         r.add(r.call(aten.einsum.default, f"{letters},{letters}->{kept}", [x, y]))
+
+
+def einsum_any_depth(r: Recorder) -> None:
+    """The same, whatever the axes in front."""
+    x = r.value(lambda e: len(e) > 1 and e[-1] > 0)
+    out = r.number(1, 4)
+    if r.flag():
+        r.add(r.call(aten.einsum.default, "...d,de->...e", [x, r.random(r.extent(x)[-1], out, scale=0.7)]))
+    elif len(r.extent(x)) > 2 and r.extent(x)[-2] > 0:
+        r.add(r.call(aten.einsum.default, "...id,...jd->...ij", [x, _like(r, r.extent(x), len(r.extent(x)) - 2)]))
+    else:
+        r.add(r.call(aten.einsum.default, r.pick(["...d,...d->...", "...d,...d"]), [x, _like(r, r.extent(x))]))
+
+
+def learned_product(r: Recorder) -> None:
+    """`nn.Bilinear` of two values."""
+    x = r.value(lambda e: len(e) > 1 and 0 < e[-1] < 8)
+    y = _like(r, r.extent(x), len(r.extent(x)) - 1)
+    out = r.number(1, 3)
+    weight = r.random(out, r.extent(x)[-1], r.extent(y)[-1], scale=0.5)
+    r.add(r.call(aten.bilinear.default, x, y, weight, r.random(out) if r.flag() else None))
 
 
 def field_matrix(r: Recorder) -> None:
@@ -937,6 +960,124 @@ def hidden_by_infinity(r: Recorder) -> None:
     r.add(r.call(aten.softmax.int, filled, -1))
 
 
+# -- constant masks
+
+
+def _kept(r: Recorder, tensor: Tensor) -> fx.Node:
+    """A constant that the model keeps as a plain attribute, a buffer or a parameter."""
+    return r.weight(tensor, *r.pick([(False, False), (True, False), (True, True)]))
+
+
+def _seen(r: Recorder, rows: int, columns: int) -> Tensor:
+    """What every position may look at; of as many positions, each at itself."""
+    seen = torch.ones(rows, columns, dtype=torch.bool)
+    kind = r.number(0, 4)
+    if kind < 2:
+        seen = seen.tril() if kind == 0 else seen.triu()
+    elif kind == 2:
+        seen[:, r.number(0, columns - 1)] = False
+    elif kind == 3:
+        seen[:-1, -1] = False
+    else:
+        seen = torch.rand(rows, columns, generator=r.generator) > 0.5
+    return seen | torch.eye(rows, columns, dtype=torch.bool)
+
+
+def _zero_where_hidden(r: Recorder, x: fx.Node, seen: Tensor) -> fx.Node:
+    kind = r.number(0, 4)
+    if kind == 0:
+        return r.call(aten.mul.Tensor, x, _kept(r, seen.double()))
+    if kind == 1:
+        return r.call(aten.mul.Tensor, _kept(r, r.pick([seen, seen.long()])), x)
+    if kind == 2:
+        return r.call(aten.masked_fill.Scalar, x, _kept(r, ~seen), 0.0)
+    if kind == 3:
+        return r.call(aten.where.ScalarOther, _kept(r, seen), x, 0.0)
+    hidden = r.call(aten.sub.Tensor, _kept(r, seen.double()), 1.0)
+    return r.call(aten.add.Tensor, x, r.call(aten.mul.Tensor, hidden, x))
+
+
+def _infinite_where_hidden(r: Recorder, x: fx.Node, seen: Tensor) -> fx.Node:
+    bias = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
+    kind = r.number(0, 4)
+    if kind == 0:
+        return r.call(aten.masked_fill.Scalar, x, _kept(r, ~seen), float("-inf"))
+    if kind == 1:
+        return r.call(aten.add.Tensor, *r.shuffled([x, _kept(r, bias)]))
+    if kind == 2:
+        return r.call(aten.where.ScalarSelf, _kept(r, ~seen), float("-inf"), x)
+    if kind == 3:
+        return r.call(aten.sub.Tensor, x, _kept(r, -bias))
+    everyone = _kept(r, ~seen[None])
+    everyone = r.call(aten.expand.default, everyone, [r.size(-1), *r.extent(x)[1:]])
+    return r.call(aten.masked_fill.Scalar, x, everyone, float("-inf"))
+
+
+def _tokens(r: Recorder) -> fx.Node:
+    """A sequence, in most models of both sides."""
+    x = r.value(lambda e: len(e) == 3 and e[0] == -1 and min(e[1:]) > 0 and e[1] < 6)
+    if r.number(0, 3) == 0:
+        return x
+    return r.call(aten.cat.default, r.shuffled([x, _like(r, r.extent(x), 1)]), 1)
+
+
+def masked_sequence(r: Recorder) -> None:
+    """A layer in which tokens look at the tokens that a constant mask shows them."""
+    x = _tokens(r)
+    _, length, width = r.extent(x)
+    tokens = x
+    if width > 1 and r.flag():
+        r.check_spread(x, [-1])
+        tokens = r.call(aten.layer_norm.default, x, [width], r.random(width), r.random(width))
+    seen = _seen(r, length, length)
+    kind = r.number(0, 4)
+    if kind == 0:
+        made = r.call(aten.scaled_dot_product_attention.default, tokens, tokens, tokens, None, 0.0, True)
+    elif kind == 1:
+        bias = torch.zeros(length, length, dtype=torch.float64).masked_fill(~seen, -torch.inf)
+        mask = _kept(r, r.pick([seen, bias]))
+        made = r.call(aten.scaled_dot_product_attention.default, tokens, tokens, tokens, mask)
+    else:
+        scores = r.call(aten.matmul.default, tokens, r.call(aten.transpose.int, tokens, 1, 2))
+        if kind == 2:
+            shares = r.call(aten.softmax.int, _infinite_where_hidden(r, scores, seen), -1)
+        elif kind == 3:
+            shares = r.call(aten.sigmoid.default, _infinite_where_hidden(r, scores, seen))
+        else:
+            shares = _zero_where_hidden(r, r.call(aten.silu.default, scores), seen)
+        made = r.call(aten.matmul.default, shares, tokens)
+    r.add(r.call(aten.add.Tensor, x, made) if r.flag() else made)
+
+
+def masked_tokens(r: Recorder) -> None:
+    """Tokens, or columns, that a constant hides whoever looks."""
+    x = _tokens(r) if r.flag() else r.value(lambda e: len(e) == 2 and e[0] == -1 and e[1] > 1)
+    length = r.extent(x)[1]
+    hidden = _seen(r, length, length)[r.number(0, length - 1)]
+    seen = hidden if len(r.extent(x)) == 2 else hidden[:, None]
+    if r.flag():
+        r.add(_zero_where_hidden(r, x, seen))
+        return
+    filled = _infinite_where_hidden(r, x, seen) if len(r.extent(x)) == 3 or r.flag() else x
+    r.add(r.call(aten.softmax.int, filled, 1) if r.flag() else r.call(aten.sigmoid.default, filled))
+
+
+def piecewise_constant(r: Recorder) -> None:
+    """Arithmetic with a constant that is one number for some positions and another one for others."""
+    x = _tokens(r) if r.flag() else r.value(lambda e: len(e) > 1 and e[0] == -1 and e[-1] > 0)
+    width = r.extent(x)[-1]
+    numbers = [r.pick([0.0, 1.0, 0.0, 1.0, 2.0, -0.5])] * r.number(0, width)
+    numbers += [r.pick([1.0, 0.0, -1.0])] * (width - len(numbers))
+    y = _kept(r, torch.tensor(numbers, dtype=torch.float64).expand(r.pick([1, *r.extent(x)[1:-1]]), width).clone())
+    op = r.pick([aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.maximum.default])
+    if op is aten.div.Tensor:
+        r.add(r.call(op, x, r.call(aten.add.Tensor, r.call(aten.abs.default, y), r.pick([1.0, 0.5]))))
+    elif op in (aten.add.Tensor, aten.sub.Tensor) and r.flag():
+        r.add(r.call(op, *r.shuffled([x, y]), alpha=r.pick([2, -0.5])))
+    else:
+        r.add(r.call(op, *r.shuffled([x, y])))
+
+
 def folded_behind(r: Recorder) -> None:
     """Rows folded behind another axis, worked on, and unfolded again."""
     x = r.value(lambda e: len(e) == 3 and e[0] == -1 and min(e[1:]) > 0)
@@ -1066,6 +1207,7 @@ STEPS = [
     embed, linear_vector, einsum, einsum, field_matrix, gate, careful_unary, layer_norm, batch_norm, pairs_by_index,
     sum_square, rows_first, squeeze, repeat, pad, compare, masked, cast, order, own_row, weights_alone, learned_tokens,
     learned_tokens, convolution,
+    masked_sequence, masked_sequence, masked_tokens, piecewise_constant, einsum_any_depth, learned_product,
     integers, integers, mixed_kinds, less_common, less_common, hidden_by_infinity, folded_behind,
     no_rule,
 ]  # fmt: skip

@@ -88,6 +88,8 @@ SEEN_BY_ONE = HIDDEN.clone()
 SEEN_BY_ONE[2, -1] = False  # one entry of the history sees the target
 ROWLESS = HIDDEN.clone()
 ROWLESS[3] = True  # a query that sees nothing
+BLIND = HIDDEN.clone()
+BLIND[:-1] = True  # all of the history sees nothing
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,10 @@ def test_what_sees_the_target_is_not_hoisted(attend):
     [
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, ~ROWLESS),
         softmax_of(lambda x: x.masked_fill(ROWLESS, -torch.inf)),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, ~BLIND),
+        softmax_of(lambda x: x.masked_fill(BLIND, -torch.inf)),
     ],
-    ids=["zero", "nan"],
+    ids=["zero", "nan", "zero_for_all", "nan_for_all"],
 )
 def test_a_query_that_sees_nothing(attend):
     """Zero by PyTorch's own attention, not a number by a softmax of -inf alone."""
@@ -120,6 +124,43 @@ def test_a_query_that_sees_nothing(attend):
         return attend(*(x @ w).chunk(3, -1))[:, 2:]
 
     check_model(Function(call, w=randn(D, 3 * D)).eval(), HISTORY, TARGET)
+
+
+def pairs(c: Tensor, k: Tensor) -> Tensor:
+    x = torch.cat([c, k[:, None]], 1)
+    return x @ x.mT
+
+
+def with_ones(c: Tensor, k: Tensor) -> Tensor:
+    return torch.cat([c, torch.ones_like(c[:, :1]), k[:, None]], 1)
+
+
+ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "zero_times_infinity": lambda c, k: pairs(c, k).masked_fill(HIDDEN, -torch.inf) * TRIANGLE,
+    "infinity_minus_infinity": lambda c, k: pairs(c, k) + BIAS - BIAS,
+    "number_minus_a_masked": lambda c, k: 1 - pairs(c, k) * TRIANGLE,
+    "number_minus_twice_ones": lambda c, k: torch.rsub(with_ones(c, k), 1, alpha=2),
+    "ones_plus_twice_a_number": lambda c, k: torch.ops.aten.add.Scalar(with_ones(c, k), -1, 2),
+    "bits_of_whole_numbers": lambda c, k: (pairs(c, k) * 8).long() & ~HIDDEN | (TRIANGLE == 0),
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_numbers_in_arithmetic(name):
+    check_model(Function(ARITHMETIC[name]).eval(), HISTORY, TARGET)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["added", "where"])
+def test_a_mask_of_more_digits(name, dtype):
+    """A block of the mask that is one number still takes part in type promotion."""
+
+    def call(c: Tensor, k: Tensor) -> Tensor:
+        x = pairs(c.to(dtype), k.to(dtype))
+        return torch.softmax(x + BIAS if name == "added" else torch.where(HIDDEN, BIAS, x), -1)
+
+    whole = HISTORY.round(), TARGET.round()  # exact in either dtype, and in any order
+    check_model(Function(call).eval(), *whole)
 
 
 class Masked(nn.Module):
@@ -163,6 +204,14 @@ def test_new_weights_may_change_a_trained_mask_but_no_other():
         )
 
 
+def test_a_mask_changed_in_place_is_noticed():
+    model = Masked("buffer").eval()
+    hoisted = hoist(model, (HISTORY[torch.arange(4) % 3], TARGET[:4]), context=["context"])
+    model.mask.fill_(1)
+    with pytest.raises(RankhoistError, match="mask"):
+        hoisted.update_weights(model.state_dict())
+
+
 def test_what_a_norm_keeps_may_change_though_it_is_zero_at_first():
     class Shifted(nn.Module):
         def __init__(self) -> None:
@@ -175,6 +224,22 @@ def test_what_a_norm_keeps_may_change_though_it_is_zero_at_first():
     model = Shifted().eval()
     hoisted = hoist(model, (HISTORY[torch.arange(4) % 3], TARGET[:4]), context=["context"])
     model.mean += 1
+    hoisted.update_weights(model.state_dict())
+    assert_equal(hoisted(HISTORY[:1], TARGET), model(HISTORY[:1].expand(N, -1, -1), TARGET))
+
+
+def test_a_constant_that_decides_nothing_may_change():
+    class Warm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("temperature", torch.full((1, 1), 0.5, dtype=torch.float64))
+
+        def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+            return (torch.cat([context[:, 0], candidate], 1) * self.temperature).tanh().sum(1)
+
+    model = Warm().eval()
+    hoisted = hoist(model, (HISTORY[torch.arange(4) % 3], TARGET[:4]), context=["context"])
+    model.temperature = model.temperature * 3
     hoisted.update_weights(model.state_dict())
     assert_equal(hoisted(HISTORY[:1], TARGET), model(HISTORY[:1].expand(N, -1, -1), TARGET))
 

@@ -76,7 +76,9 @@ class Term:
 
     @property
     def zero(self) -> Factor | None:
-        """A factor that is the number 0, which makes the term 0, if it has one."""
+        """A factor that is the number 0, which makes the term 0, if it has one (0 times infinity is no number)."""
+        if any(f.number is not None and not abs(f.number) < math.inf for f in self.factors):
+            return None
         return next((f for f in self.factors if f.number == 0), None)
 
 

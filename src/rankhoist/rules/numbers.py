@@ -1,8 +1,8 @@
 """Blocks that are one number, which is how a constant mask looks once it is cut like what it masks.
 
-Law, for finite x: `x * 0 = 0`, `x + -inf = -inf`, `where(true, x, y) = x`, `exp(-inf) = 0`, `0 / x = 0`. A context
-token that may not look at the candidate does not depend on it: under a causal mask a history is computed once per
-request.
+Law, for finite x: `x * 0 = 0`, `x + -inf = -inf`, `where(true, x, y) = x`, `exp(-inf) = 0`, and, where x is not 0,
+`0 / x = 0`. A context token that may not look at the candidate does not depend on it: under a causal mask a history is
+computed once per request.
 """
 
 from __future__ import annotations
@@ -38,23 +38,34 @@ def folded(
         known[place] = block if number is None else number
     if all(isinstance(x, Block) for x in known):
         return None
-    found: Any = _all_numbers(op, known, kwargs, dict(zip(places, dtypes, strict=True)))
-    if found is None:
-        found = _law(op.overloadpacket, known, kwargs)
+    found: Any = _chosen(op.overloadpacket, known)
+    if found is None and any(isinstance(x, Block) for x in known):
+        found = _law(op.overloadpacket, known, kwargs, dtype)
+    elif found is None:
+        found = _all_numbers(op, known, kwargs, dict(zip(places, dtypes, strict=True)))
     if isinstance(found, Block):
         kept = dtypes[next(i for i, block in enumerate(blocks) if block is found)]
-        return found if kept == dtype else None
-    if found is None or not (dtype.is_floating_point or float(found).is_integer()):
-        return None
-    return one_block(Factor(c.b.number(found, dtype), ()), blocks[0].labels)
+        result = found if kept == dtype else None
+    elif found is None or not (dtype.is_floating_point or float(found).is_integer()):
+        result = None
+    else:
+        result = one_block(Factor(c.b.number(found, dtype), ()), blocks[0].labels)
+    if result is not None:
+        _pin(c, [b.factor.node for b, place in zip(blocks, places, strict=True) if not isinstance(known[place], Block)])
+    return result
 
 
-def _law(packet: Any, known: Sequence[Any], kwargs: dict[str, Value]) -> Any:
-    """What one number among the operands says of the result: that it is an operand, or a number; or None."""
+def _chosen(packet: Any, known: Sequence[Any]) -> Any:
+    """The operand that a mask of one number takes everywhere, or None."""
     if packet is aten.where and len(known) == 3 and not isinstance(known[0], Block):
         return known[1] if known[0] else known[2]
     if packet is aten.masked_fill and not isinstance(known[1], Block):
         return known[2] if known[1] else known[0]
+    return None
+
+
+def _law(packet: Any, known: Sequence[Any], kwargs: dict[str, Value], dtype: torch.dtype) -> Any:
+    """What one number beside a finite operand says of the result: that it is an operand, or a number; or None."""
     if len(known) != 2 or kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
         return None
     x, y = known
@@ -62,11 +73,11 @@ def _law(packet: Any, known: Sequence[Any], kwargs: dict[str, Value]) -> Any:
         return x
     if packet is aten.div and (y == 1 or x == 0):
         return x
-    found = _of_either_side(packet, x, y)
-    return _of_either_side(packet, y, x) if found is None else found
+    found = _of_either_side(packet, x, y, dtype)
+    return _of_either_side(packet, y, x, dtype) if found is None else found
 
 
-def _of_either_side(packet: Any, number: Any, other: Any) -> Any:
+def _of_either_side(packet: Any, number: Any, other: Any, dtype: torch.dtype) -> Any:
     """The same where operands may change places."""
     if packet is aten.mul and number in (0, 1):
         return other if number == 1 else 0.0
@@ -74,10 +85,11 @@ def _of_either_side(packet: Any, number: Any, other: Any) -> Any:
         return other if number == 0 else number
     if packet is aten.maximum and number == -math.inf:
         return other
-    if packet in BOTH and (number is True or number == 0):
-        return other if number is True else number
-    if packet in EITHER and (number is True or number == 0):
-        return number if number is True else other
+    true = number is True and dtype == torch.bool  # of whole numbers, it is the last bit
+    if packet in BOTH and (true or number == 0):
+        return other if true else number
+    if packet in EITHER and (true or number == 0):
+        return number if true else other
     return None
 
 
@@ -107,7 +119,9 @@ def _of_constant(c: Interpreter, node: Node) -> Any:
         value = c.fixed_value(node)
         uniform = value is not None and value.numel() > 0 and bool((value == value.flatten()[0]).all())
         c.memo.numbers[node.index] = value.flatten()[0].item() if uniform and value is not None else None
-    number = c.memo.numbers[node.index]
-    if number is not None:
-        c.memo.pinned.update(str(n.args[0]) for n in live_nodes([node]) if n.op == "weight")
-    return number
+    return c.memo.numbers[node.index]
+
+
+def _pin(c: Interpreter, nodes: Sequence[Node]) -> None:
+    """What these were computed from decided something: an update must not change it."""
+    c.memo.pinned.update(str(n.args[0]) for n in live_nodes(nodes) if n.op == "weight")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -82,11 +83,34 @@ def _apply(
         return known
     factors = [settle(c.b, block, c.workload).factor for block in blocks]
     labels = _all_labels(blocks[0], factors)
+    if not labels and len({f.dtype for f in forms}) > 1:
+        factors = _promoted(c, factors, forms)
     shown = list(args)
     for place, factor, own in zip(places, factors, forms, strict=True):
         # A 0-dim tensor must stay one: it takes no part in type promotion.
         shown[place] = factor.node if not own.layout else arrange(c.b, factor, labels)
     return one_block(Factor(c.b.pointwise(op, shown, dtype, _plain(kwargs)), labels), blocks[0].labels)
+
+
+def _promoted(c: Interpreter, factors: Sequence[Factor], forms: Sequence[Form]) -> list[Factor]:
+    """Each in the dtype that the operator would bring it to; it leaves 0-dim tensors aside, as blocks of a larger form
+    may be.
+    """
+
+    def kind(dtype: torch.dtype) -> tuple[bool, ...]:
+        return dtype == torch.bool, dtype.is_floating_point, dtype.is_complex
+
+    result = []
+    for factor, own in zip(factors, forms, strict=True):
+        alike = [f.dtype for f in forms if f.layout and kind(f.dtype) == kind(own.dtype)]
+        dtype = reduce(torch.promote_types, alike) if alike else own.dtype
+        result.append(factor if dtype == own.dtype else _cast_factor(c, factor, dtype))
+    return result
+
+
+def _cast_factor(c: Interpreter, f: Factor, dtype: torch.dtype) -> Factor:
+    node = c.b.call(aten._to_copy.default, (f.node,), f.node.rate, f.node.shape, dtype, kwargs={"dtype": dtype})
+    return Factor(node, f.labels)
 
 
 def _all_labels(block: Block, factors: Sequence[Factor]) -> Labels:
@@ -123,9 +147,8 @@ def to_dtype(c: Interpreter, value: Form, dtype: torch.dtype) -> Form:
     value = tidy(c, value)
     blocks = {}
     for cell, block in value.blocks.items():
-        f = settle(c.b, block, c.workload).factor
-        node = c.b.call(aten._to_copy.default, (f.node,), f.node.rate, f.node.shape, dtype, kwargs={"dtype": dtype})
-        blocks[cell] = one_block(Factor(node, f.labels), block.labels)
+        factor = settle(c.b, block, c.workload).factor
+        blocks[cell] = one_block(_cast_factor(c, factor, dtype), block.labels)
     return Form(value.dims, blocks, value.layout, dtype)
 
 
@@ -193,12 +216,13 @@ def _arithmetic(
     direct = [forms[i] for i in places]
 
     def choose(blocks: list[Block]) -> Block:
-        known = folded(c, node.target, operands, kwargs, blocks, (0, 1)[: len(blocks)], [dtype] * len(blocks), dtype)
+        own = [blocks[i] for i in places]
+        known = folded(c, node.target, args, kwargs, own, places, [dtype] * len(own), dtype)
         if known is not None:
             return known
         lazy = build(blocks) if any(block.rate.per_candidate for block in blocks) else None
         if lazy is None or not grid.worth_keeping(lazy):
-            return _apply(c, node.target, args, kwargs, [blocks[i] for i in places], direct, places, dtype)
+            return _apply(c, node.target, args, kwargs, own, direct, places, dtype)
         return lazy
 
     return grid.map_blocks(grid.align(c.b, forms), dtype, choose)

@@ -65,8 +65,8 @@ class HoistedModel(nn.Module):
     candidate: `[N, ...]`. Results have N rows. With R > 1 (or 0), `request_offsets` gives the R + 1 boundaries of the
     requests' candidate blocks, which may be empty. A packed input is given as `rankhoist.Split(context, candidate)`.
 
-    It computes scores, not gradients. Weights are shared with the original model, not copied: after changing them in
-    place, call `update_weights`.
+    It computes scores, not gradients. Weights are shared with the original model, not copied (but for constant masks
+    and indices, which must not change): after changing them in place, call `update_weights`.
     Calls from several threads at once are safe, also while `update_weights` runs.
 
     `certificate` is the one in the file that it was loaded from, as plain data, until its weights change.
@@ -76,7 +76,8 @@ class HoistedModel(nn.Module):
 
     def __init__(self, program: Program, plans: Plans[Plan] | Plan) -> None:
         blueprint = Blueprint.of(program, plans if isinstance(plans, Plans) else single(plans))
-        original = {name: w.tensor for name, w in program.weights.items()}
+        # What the plans were made from is copied, so that a change of it in place is noticed.
+        original = {n: w.tensor.clone() if n in blueprint.pinned else w.tensor for n, w in program.weights.items()}
         self._build(blueprint, original, blueprint.stages.constants, program.dtype, program.device)
 
     @classmethod
