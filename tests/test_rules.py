@@ -393,3 +393,9 @@ def test_learned_tokens_have_a_row_like_everything(name, folded):
         return ((c[:, :K] * k).unsqueeze(1) + LEARNED[name](tokens)).relu().sum(2)
 
     check_model(Function(call, token=randn(3, K)).eval(), CONTEXT, CANDIDATE)
+
+
+def test_a_sum_that_gains_an_axis_is_not_written_over_its_operand():
+    context, candidate = torch.randn(3, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    check_model(Function(lambda c, k: (c * k + (2 * k)[None])[0]).eval(), context, candidate)
+    check_model(Function(lambda c, k: (c * k + torch.zeros(1, 1, 1))[0]).eval(), context, candidate)

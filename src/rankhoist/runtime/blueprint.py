@@ -35,6 +35,7 @@ class Blueprint:
     @staticmethod
     def of(program: Program, plans: Plans[Plan]) -> Blueprint:
         """Emit the graphs of a captured program's plans."""
-        stages = emit([p.outputs for p in plans.plans], plans.main.interpreter.b.constants, program.rows)
+        b = plans.main.interpreter.b
+        stages = emit([p.outputs for p in plans.plans], b.constants, program.rows, b.raw)
         pinned = frozenset(name for plan in plans.plans for name in plan.interpreter.memo.pinned)
         return Blueprint(program.interface, plans, stages, pinned, partial(make_report, plans), program)
