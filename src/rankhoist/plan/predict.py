@@ -157,8 +157,8 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     name = getattr(node.op, "__name__", "")
     if name.startswith("conv"):  # a linear map of the channels at every place
         return profile.products(1, rows * math.prod(node.shape[1:]), k, node.shape[0]) + ARRANGING * profile.call
-    if node.op is aten.einsum.default and len(node.args[1]) == 2:
-        return _einsum(node, profile, rows) + ARRANGING * profile.call
+    if node.op is aten.einsum.default and (seen := _einsum(node, profile, rows)) is not None:
+        return seen + ARRANGING * profile.call
     weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
     product = profile.products(1, rows * outer, k, n)
     if node.op in (aten.linear.default, kernels.linear_from, kernels.linear_onto):
@@ -167,9 +167,15 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 
 def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
-    """An original einsum of two operands is one product, batched over the axes that both and the result have."""
+    """An original einsum of two operands is one product, batched over the axes that both and the result have.
+
+    None where an operand is in a layout of its own, which its shape does not tell.
+    """
     shapes = [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.shape] for a in node.args[1]]
-    (x, y), result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
+    axes, result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
+    if len(shapes) != 2 or [len(own) for own in axes] != [len(shape) for shape in shapes]:
+        return None
+    x, y = axes
     if shapes[0] and shapes[0][0] is not rows:
         x, y, shapes = y, x, shapes[::-1]  # the rows are on the left
     size = dict(zip(y, shapes[1], strict=True)) | dict(zip(x, shapes[0], strict=True))
