@@ -7,7 +7,7 @@ the original operator over all N rows (see `original`), which is equal by defini
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -231,8 +231,12 @@ class Interpreter(OriginalOperators):
         node = joins.materialise(self.b, value, self.workload)
         found = self.fixed_value(node)
         if found is not None:
-            self.memo.pinned.update(str(n.args[0]) for n in live_nodes([node]) if n.op == "weight")
+            self.pin([node])
         return found
+
+    def pin(self, nodes: Sequence[Node]) -> None:
+        """What these were computed from decided something: an update must not change it."""
+        self.memo.pinned.update(str(n.args[0]) for n in live_nodes(nodes) if n.op == "weight")
 
     def fixed_value(self, node: Node) -> torch.Tensor | None:
         """The value, on the CPU, of a node that is computed from what no training changes, or None."""

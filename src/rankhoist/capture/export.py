@@ -33,20 +33,18 @@ def export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.Expo
     args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
     rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
     dynamic = pytree.tree_map(lambda _: {0: rows}, dict(bound.arguments))
-    try:
-        with _quiet():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:
-        if not _fixes_rows(error):
-            raise ExportError(_why_not_exported(model, error)) from error
-        first = error
-    # Python's own `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model; the strict exporter reads the
-    # model's bytecode instead, and keeps them symbolic.
-    try:
-        with _quiet():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=True)
-    except Exception:
-        raise ExportError(_why_not_exported(model, first)) from first
+    # Python's own `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model. Where they stand in the way,
+    # the strict exporter reads the model's bytecode instead, and keeps them symbolic.
+    errors = []
+    for strict in (False, True):
+        try:
+            with _quiet():
+                return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=strict)
+        except Exception as error:
+            errors.append(error)
+            if not _fixes_rows(error):
+                break
+    raise ExportError(_why_not_exported(model, errors[0])) from errors[0]
 
 
 @contextlib.contextmanager

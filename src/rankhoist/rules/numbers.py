@@ -15,7 +15,7 @@ import torch
 
 from rankhoist.algebra.forms import Block, Factor, one_block
 from rankhoist.algebra.interpret import Interpreter
-from rankhoist.algebra.ir import Node, Rate, aten, live_nodes
+from rankhoist.algebra.ir import Node, Rate, aten
 from rankhoist.algebra.values import Value
 
 BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
@@ -51,7 +51,7 @@ def folded(
     else:
         result = one_block(Factor(c.b.number(found, dtype), ()), blocks[0].labels)
     if result is not None:
-        _pin(c, [b.factor.node for b, place in zip(blocks, places, strict=True) if not isinstance(known[place], Block)])
+        c.pin([b.factor.node for b, place in zip(blocks, places, strict=True) if not isinstance(known[place], Block)])
     return result
 
 
@@ -120,8 +120,3 @@ def _of_constant(c: Interpreter, node: Node) -> Any:
         uniform = value is not None and value.numel() > 0 and bool((value == value.flatten()[0]).all())
         c.memo.numbers[node.index] = value.flatten()[0].item() if uniform and value is not None else None
     return c.memo.numbers[node.index]
-
-
-def _pin(c: Interpreter, nodes: Sequence[Node]) -> None:
-    """What these were computed from decided something: an update must not change it."""
-    c.memo.pinned.update(str(n.args[0]) for n in live_nodes(nodes) if n.op == "weight")
