@@ -37,8 +37,8 @@ from torch import Tensor
 
 import rankhoist
 from rankhoist.bench.timing import machine
-from rankhoist.data import RankingData, generate_request_log
-from rankhoist.train import build_model
+from rankhoist.lab.data import RankingData, generate_request_log
+from rankhoist.lab.train import build_model
 
 LOG_ROWS, ITEMS = 120_000, 3000  # of the demo
 CHUNK = 200  # requests that are drawn at a time, and make a row group

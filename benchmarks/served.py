@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rankhoist.bench import machine
 from rankhoist.capture import capture
 from rankhoist.client import Client
-from rankhoist.data import RankingData, generate_request_log
 from rankhoist.errors import ServeError
 from rankhoist.hoist import hoist_program
-from rankhoist.train import build_model
+from rankhoist.lab.data import RankingData, generate_request_log
+from rankhoist.lab.train import build_model
 
 START, STOP = 120.0, 60.0  # seconds in which a server must be ready, and must have ended
 QUIET = ("--log-level", "warning", "--log-format", "text")

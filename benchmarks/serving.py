@@ -23,8 +23,8 @@ from rich.console import Console
 from served import Subject, about, server
 
 from rankhoist.bench.plots import COLOURS, pyplot
-from rankhoist.loadtest import Load, Options, loadtest
-from rankhoist.loadtest.plot import curve
+from rankhoist.lab.loadtest import Load, Options, loadtest
+from rankhoist.lab.loadtest.plot import curve
 
 LEVELS = ("expand", "full")
 SHARE = 0.7  # of what `expand` answers at most: the rate of the open loop

@@ -26,10 +26,10 @@ from served import Running, Subject, about, metrics, server
 
 from rankhoist.bench.plots import COLOURS, pyplot
 from rankhoist.client import Client, messages
-from rankhoist.loadtest import Load, Options, loadtest
-from rankhoist.loadtest.connection import Address, http_request
-from rankhoist.loadtest.examples import drawn
-from rankhoist.loadtest.load import run
+from rankhoist.lab.loadtest import Load, Options, loadtest
+from rankhoist.lab.loadtest.connection import Address, http_request
+from rankhoist.lab.loadtest.examples import drawn
+from rankhoist.lab.loadtest.load import run
 
 NAME = "ranker"
 SHARE = 0.7

@@ -24,8 +24,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level
 from rankhoist.bench.timing import machine
+from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.hoist import hoist_program
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

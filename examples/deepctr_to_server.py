@@ -14,7 +14,7 @@ from steps import CANDIDATES, Features, arguments, load, rank_once, repeated, sa
 from torch import Tensor
 
 import rankhoist
-from rankhoist.data import RankingData
+from rankhoist.lab.data import RankingData
 
 CONTEXT = ["user_id", "hour", "weekday", "user_stats", "genre_taste", "history"]
 CANDIDATE = ["movie_id", "year", "item_stats"]

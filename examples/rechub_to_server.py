@@ -15,7 +15,7 @@ from torch_rechub.models.ranking import DIN
 from torch_rechub.trainers import CTRTrainer
 
 import rankhoist
-from rankhoist.data import RankingData
+from rankhoist.lab.data import RankingData
 
 USER, ITEM = ["user_id", "hour", "weekday"], ["movie_id", "year"]
 WIDTH = 32

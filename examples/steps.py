@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import rankhoist
 from rankhoist.client import Client
-from rankhoist.data import RankingData, generate_request_log, load_movielens
+from rankhoist.lab.data import RankingData, generate_request_log, load_movielens
 
 Features = Mapping[str, Tensor]
 CANDIDATES = 100

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Rate
 from rankhoist.capture import Program, capture
-from rankhoist.plan.search import attempt, make_plan
-from rankhoist.rules import all_rules
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Rate
+from rankhoist.compiler.plan.search import attempt, make_plan
+from rankhoist.compiler.rules import all_rules
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2}
 LEVELS = list(Level)

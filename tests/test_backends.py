@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from rankhoist import HoistedModel, Split, hoist, verify
-from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
-from rankhoist.emit.traceable import slots_of, traceable
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.emit.traceable import slots_of, traceable
+from rankhoist.compiler.plan import Plans, Range, Ranges
+from rankhoist.compiler.targets.backends import Compiled
 from rankhoist.errors import BackendError, InputError
-from rankhoist.plan import Plans, Range, Ranges
 from rankhoist.runtime import load_onnx, load_package
-from rankhoist.runtime.backends import Compiled
 
 USERS, ITEMS, D = 40, 60, 8
 COUNTS = [1, 2, 7, 100, 1000]

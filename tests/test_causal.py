@@ -11,11 +11,11 @@ from helpers import Function, assert_equal, check_model, hoisted_at, rates_of
 from torch import Tensor, nn
 
 from rankhoist import hoist
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Rate
 from rankhoist.capture import capture
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Rate
+from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import RankhoistError
-from rankhoist.rules import all_rules
 
 T, D, N = 9, 4, 7  # tokens (the candidate is the last), width, candidates
 G = torch.Generator().manual_seed(5)

@@ -15,7 +15,7 @@ import torch
 
 import rankhoist
 from rankhoist import cli
-from rankhoist.rules import all_rules
+from rankhoist.compiler.rules import all_rules
 from rankhoist.verify import Certificate
 
 SOURCE = """
@@ -85,7 +85,7 @@ def without_bias(c, node, args, kwargs):
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hoisting forgets the bias of linear layers."""
-    monkeypatch.setattr("rankhoist.plan.search.all_rules", lambda: all_rules() | {LINEAR: without_bias})
+    monkeypatch.setattr("rankhoist.compiler.plan.search.all_rules", lambda: all_rules() | {LINEAR: without_bias})
 
 
 # -- hoist
@@ -286,7 +286,7 @@ def test_version(capsys):
 
 def test_demo_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch):
     calls = []
-    monkeypatch.setattr("rankhoist.demo.run.main", lambda *args: calls.append(args) or 1)
+    monkeypatch.setattr("rankhoist.lab.demo.run.main", lambda *args: calls.append(args) or 1)
     assert cli.main(["demo"]) == 1
     assert cli.main(["demo", "--data", "d", "--out", "o", "--seed", "7", "--candidates", "4000"]) == 1
     assert calls == [(None, "runs/demo", 0, 1000), ("d", "o", 7, 4000)]

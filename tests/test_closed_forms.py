@@ -18,15 +18,15 @@ from helpers import Function, assert_equal
 from torch import Tensor, nn
 
 from rankhoist import Workload
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import aten, live_nodes
 from rankhoist.bench import closed_forms
 from rankhoist.bench.closed_forms import Split, Work
 from rankhoist.bench.scenarios import DotPairs, NormLinear
 from rankhoist.capture import Program, capture
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import aten, live_nodes
+from rankhoist.compiler.plan.search import attempt
 from rankhoist.hoist import hoist_program
 from rankhoist.nn import RDCN, CrossNetV2
-from rankhoist.plan.search import attempt
 
 MANY = 10**9  # candidates: the limit, in which what is done once per request counts nothing
 FIELDS = [(5, 2, 3), (3, 4, 2), (1, 3, 4), (6, 1, 5)]  # K, M, D

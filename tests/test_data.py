@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from rankhoist.data import DataError, InteractionLog, RankingData, generate_request_log, load_movielens
-from rankhoist.data.features import FAVOURITE_GENRES, HISTORY_LENGTH, FeatureBuilder
-from rankhoist.data.log import DAY, day_of_week, hour_of_day
-from rankhoist.data.request_log import BASE_RATE, WEEKEND, simulate
+from rankhoist.lab.data import DataError, InteractionLog, RankingData, generate_request_log, load_movielens
+from rankhoist.lab.data.features import FAVOURITE_GENRES, HISTORY_LENGTH, FeatureBuilder
+from rankhoist.lab.data.log import DAY, day_of_week, hour_of_day
+from rankhoist.lab.data.request_log import BASE_RATE, WEEKEND, simulate
 
 REAL_FOLDER = Path(__file__).parents[2] / "shared" / "data" / "ml-latest-small"
 GENRES = ["Action", "Comedy", "Drama", "Sci-Fi", "Western"]

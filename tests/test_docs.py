@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "rankhoist"
 PAGE = (REPOSITORY / "docs" / "laws.md").read_text()
 QUOTED = re.compile(r"`([^`\n]+)`")
-FAMILIES = [path.stem for path in (SOURCE / "rules").glob("*.py") if "RULES = " in path.read_text()]
+FAMILIES = [path.stem for path in (SOURCE / "compiler" / "rules").glob("*.py") if "RULES = " in path.read_text()]
 
 
 def items(kind: str) -> list[str]:
@@ -42,8 +42,9 @@ def functions(path: Path) -> set[str]:
 @pytest.mark.parametrize("name", sorted({q for q in QUOTED.findall(PAGE) if ".py" in q}))
 def test_named_files_and_functions_exist(name: str):
     file, _, function = name.partition("::")
-    path = (REPOSITORY if file.startswith("tests/") else SOURCE) / file
-    assert path.is_file(), name
+    roots = [REPOSITORY] if file.startswith("tests/") else [SOURCE / "compiler", SOURCE]
+    path = next((root / file for root in roots if (root / file).is_file()), None)
+    assert path, name
     assert not function or function in functions(path), name
 
 

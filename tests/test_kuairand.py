@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rankhoist.data import DataError, load_folder, load_kuairand
-from rankhoist.data.features import FeatureBuilder
+from rankhoist.lab.data import DataError, load_folder, load_kuairand
+from rankhoist.lab.data.features import FeatureBuilder
 
 LOG = (
     "user_id video_id date hourmin time_ms is_click is_like is_follow is_comment is_forward is_hate long_view "

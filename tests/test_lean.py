@@ -8,10 +8,10 @@ from helpers import assert_equal, repeated
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra import tables
-from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
-from rankhoist.plan.search import attempt
+from rankhoist.compiler.algebra import tables
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.plan.search import attempt
 
 OFFSETS = [0, 3, 3, 7]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rankhoist.errors import CommandError
-from rankhoist.loadtest import Load, examples, plot
-from rankhoist.loadtest.connection import Address, Connection, http_request
-from rankhoist.loadtest.load import run
-from rankhoist.loadtest.samples import Samples
+from rankhoist.lab.loadtest import Load, examples, plot
+from rankhoist.lab.loadtest.connection import Address, Connection, http_request
+from rankhoist.lab.loadtest.load import run
+from rankhoist.lab.loadtest.samples import Samples
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 BODY = b'{"scores":[1.0]}'

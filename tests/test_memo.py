@@ -9,11 +9,11 @@ import torch
 from helpers import Function, assert_equal, hoisted_at, repeated
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Builder, Rate
-from rankhoist.algebra.memo import Memo
 from rankhoist.capture import Program, capture
-from rankhoist.plan.search import attempt
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Builder, Rate
+from rankhoist.compiler.algebra.memo import Memo
+from rankhoist.compiler.plan.search import attempt
 
 N = 7
 OFFSETS = [0, 3, 3, N]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from helpers import Function, assert_equal, hoisted_at, kept, reasons, repeated
 
-from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
+from rankhoist.compiler.algebra.interpret import Level
 
 N = 7
 OFFSETS = [0, 3, 3, N]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pages import PAGES, REPOSITORY, Block, blocks, check_commands, commands, extras, run, targets
 
-from rankhoist.rules import all_rules
+from rankhoist.compiler.rules import all_rules
 
 
 def cases() -> list:

@@ -14,17 +14,17 @@ from helpers import assert_equal
 from torch import Tensor, nn
 
 from rankhoist import Workload, hoist
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Builder, Rate, aten
 from rankhoist.bench import calibrate as calibration
 from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Builder, Rate, aten
+from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
+from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.targets.predict import ARRANGING, _broadcast_runs, predicted, seconds
+from rankhoist.compiler.targets.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
-from rankhoist.plan.predict import ARRANGING, _broadcast_runs, predicted, seconds
-from rankhoist.plan.profile import BUILT_IN, Profile, filled, load_profile
-from rankhoist.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
-from rankhoist.plan.search import attempt
 
 IDEAL = Path(__file__).with_name("profile.json")
 REAL = Profile.load(BUILT_IN)

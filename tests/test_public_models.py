@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Builder
-from rankhoist.algebra.memo import Memo
 from rankhoist.capture import Program
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Builder
+from rankhoist.compiler.algebra.memo import Memo
+from rankhoist.compiler.plan import search
 from rankhoist.errors import ExportError, UnsupportedModelError
 from rankhoist.hoist import hoist_program
-from rankhoist.plan import search
 
 CASES = cases()
 OFTEN = """deepctr.WDL deepctr.DeepFM deepctr.DCN deepctr.xDeepFM deepctr.AutoInt deepctr.FiBiNET deepctr.DIN

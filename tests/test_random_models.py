@@ -13,11 +13,11 @@ from random_models import CANDIDATES, OFFSETS, REQUESTS, VOCABULARY, WITHOUT_RUL
 from torch import Tensor
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import OFFSETS as OFFSETS_ARGUMENT
-from rankhoist.algebra.ir import OWNER, ROWS, Node, Rate, Size, StageArgument, inputs_of, join, live_nodes
-from rankhoist.plan.search import ALIKE, Plan, attempt, make_plan
-from rankhoist.rules import all_rules
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import OFFSETS as OFFSETS_ARGUMENT
+from rankhoist.compiler.algebra.ir import OWNER, ROWS, Node, Rate, Size, StageArgument, inputs_of, join, live_nodes
+from rankhoist.compiler.plan.search import ALIKE, Plan, attempt, make_plan
+from rankhoist.compiler.rules import all_rules
 
 EXAMPLES = int(os.environ.get("RANKHOIST_FUZZ_EXAMPLES", "0"))
 TOLERANCE = 1e-9  # of an output's largest value, in float64
@@ -231,7 +231,7 @@ def test_a_wrong_rule_is_found(monkeypatch):
     """The check of the check: products that are sums, found within a few models."""
     rules = dict(all_rules())
     rules[torch.ops.aten.mul.Tensor] = rules[torch.ops.aten.add.Tensor]
-    monkeypatch.setattr("rankhoist.plan.search.all_rules", lambda: rules)
+    monkeypatch.setattr("rankhoist.compiler.plan.search.all_rules", lambda: rules)
     with pytest.raises(AssertionError, match="of its scale"):
         for seed in range(40):
             test_equal_at_every_level.hypothesis.inner_test(0, build(random.Random(seed).randint, steps=3))

@@ -7,11 +7,11 @@ import torch
 from helpers import assert_equal, repeated
 
 from rankhoist import Workload
-from rankhoist.algebra.interpret import Level
 from rankhoist.bench.scenarios import BilinearPairs, CrossLayers, Scenario, scenario
 from rankhoist.capture import Program, capture
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.plan.search import ALIKE, make_plan
 from rankhoist.hoist import hoist_program
-from rankhoist.plan.search import ALIKE, make_plan
 
 GOALS = {
     "cross_full": 4.0,

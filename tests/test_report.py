@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import live_nodes
 from rankhoist.capture import Program, capture
-from rankhoist.plan.search import attempt, make_plan
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import live_nodes
+from rankhoist.compiler.plan.search import attempt, make_plan
 from rankhoist.report import Amount, Operator, Report, make_report
 from rankhoist.report.text import ratio, short, shorten, table
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Function, check_model, rates_of, reasons
 
-from rankhoist.algebra.ir import Rate
+from rankhoist.compiler.algebra.ir import Rate
 
 N, C, K = 7, 6, 4
 G = torch.Generator().manual_seed(0)
@@ -343,8 +343,8 @@ def test_mixing_rows_declines(name):
     """An operator that mixes rows runs over all N rows, is equal, and says why."""
     call, operator, reason = NEAR_MISSES[name]
     model = Function(call).eval()
-    from rankhoist.algebra.interpret import Level
     from rankhoist.capture import capture
+    from rankhoist.compiler.algebra.interpret import Level
 
     program = capture(model, (CONTEXT[torch.arange(N) % 3], CANDIDATE), ["context"])
     from helpers import assert_equal, hoisted_at, repeated

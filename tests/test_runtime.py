@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankhoist import HoistedModel, Split, hoist
-from rankhoist.algebra.interpret import Level
 from rankhoist.capture import capture
+from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.errors import InputError, WeightsError
 
 USERS, ITEMS, D = 40, 60, 8

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from rankhoist.data import RankingData, generate_request_log
 from rankhoist.errors import TrainingError
-from rankhoist.nn import DCNv2
-from rankhoist.train import (
+from rankhoist.lab.data import RankingData, generate_request_log
+from rankhoist.lab.train import (
     MODELS,
     Settings,
     auc,
@@ -27,6 +26,7 @@ from rankhoist.train import (
     predict,
     train,
 )
+from rankhoist.nn import DCNv2
 
 LIGHT = {"scale": 0.125}
 DEMO = ("dcnv2", "deepfm")
@@ -156,7 +156,7 @@ SETTINGS = Settings(epochs=2, batch_size=32, evaluations=4, patience=99, seed=3)
 KILLED = """
 from pathlib import Path
 from test_train import SETTINGS, resumable, small
-from rankhoist.train import train
+from rankhoist.lab.train import train
 train(resumable(small()), small(), SETTINGS, progress=False, checkpoint=Path("run.pt"), save_every=0.0)
 """
 

@@ -12,9 +12,9 @@ from test_data import write_movielens
 
 import rankhoist
 from rankhoist import cli
-from rankhoist.data import generate_request_log
-from rankhoist.train import MODELS, Settings, build_model, predict
-from rankhoist.train.run import Options, run
+from rankhoist.lab.data import generate_request_log
+from rankhoist.lab.train import MODELS, Settings, build_model, predict
+from rankhoist.lab.train.run import Options, run
 
 QUICK = ["--rows", "3000", "--epochs", "1", "--scale", "0.125"]
 

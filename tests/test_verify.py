@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload, hoist
-from rankhoist.algebra import grid
-from rankhoist.algebra.interpret import Interpreter, Level
 from rankhoist.capture import Program, capture
 from rankhoist.capture.program import module_path
+from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra.interpret import Interpreter, Level
+from rankhoist.compiler.plan import Plan, make_plan
+from rankhoist.compiler.plan.search import total_cost
+from rankhoist.compiler.rules import all_rules, lookups
+from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.errors import ArtifactError, VerificationError
-from rankhoist.plan import Plan, make_plan
-from rankhoist.plan.profile import load_profile
-from rankhoist.plan.search import total_cost
-from rankhoist.rules import all_rules, lookups
 from rankhoist.verify import Certificate, Check, verify
 from rankhoist.verify.batches import Batch, draw, whole_rows
 from rankhoist.verify.compare import Comparison, rounded

@@ -27,8 +27,8 @@ from typing import Any
 
 from rankhoist.bench.plots import COLOURS, pyplot
 from rankhoist.bench.timing import machine
-from rankhoist.data import RankingData, generate_request_log, load_movielens
-from rankhoist.train import Settings, bayes_log_loss, build_model, train
+from rankhoist.lab.data import RankingData, generate_request_log, load_movielens
+from rankhoist.lab.train import Settings, bayes_log_loss, build_model, train
 
 MODELS = {"dcnv2": "DCNv2", "rdcn": "rDCN", "rdcn-fixed": "rDCN without context stream"}
 BASE, CHANGED, ABLATED = MODELS

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from rankhoist.bench import interleaved, machine
 from rankhoist.bench.plots import pyplot
-from rankhoist.plan.profile import load_profile
+from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.runtime.threads import torch_threads
 
 ROOT = Path(__file__).parents[2]

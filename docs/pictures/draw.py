@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import rankhoist
-from rankhoist.plan import profile
+from rankhoist.compiler.targets import profile
 
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"

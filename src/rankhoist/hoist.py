@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Workload
 from rankhoist.capture import Context, Program, capture
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.plan import make_plans
+from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import CaptureError
-from rankhoist.plan import make_plans
-from rankhoist.rules import all_rules
 from rankhoist.runtime import HoistedModel
 
 

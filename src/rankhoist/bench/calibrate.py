@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rankhoist.bench.timing import machine
-from rankhoist.plan.profile import Profile
+from rankhoist.compiler.targets.profile import Profile
 
 SIZES = {
     "m": [1, 4, 16, 64, 256, 1024, 4096],

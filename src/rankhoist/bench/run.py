@@ -23,8 +23,8 @@ from rankhoist.bench.scenarios import FAMILIES, SCENARIOS, names
 from rankhoist.bench.suite import QUICK_CANDIDATES, Cell, Settings
 from rankhoist.bench.table import page
 from rankhoist.bench.timing import machine
+from rankhoist.compiler.targets.profile import BUILT_IN, in_use, load_profile
 from rankhoist.errors import CommandError
-from rankhoist.plan.profile import BUILT_IN, in_use, load_profile
 from rankhoist.runtime.threads import torch_threads
 
 

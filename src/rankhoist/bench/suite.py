@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Workload
 from rankhoist.bench.baselines import Call, eager, graphed, vmapped
 from rankhoist.bench.floor import floor, products
 from rankhoist.bench.scenarios import FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
 from rankhoist.bench.timing import Timing, interleaved
 from rankhoist.capture import Program, capture
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.plan import Plan
+from rankhoist.compiler.targets.predict import predicted
+from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.hoist import hoist_program
-from rankhoist.plan import Plan
-from rankhoist.plan.predict import predicted
-from rankhoist.plan.profile import load_profile
 from rankhoist.runtime import HoistedModel
 
 LEVELS = [level.name.lower() for level in Level]

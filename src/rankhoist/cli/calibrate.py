@@ -12,7 +12,7 @@ from rich.progress import track
 
 from rankhoist.bench.calibrate import calibrate
 from rankhoist.cli.arguments import DONE, command, count
-from rankhoist.plan.profile import path as profile_path
+from rankhoist.compiler.targets.profile import path as profile_path
 
 EXAMPLES = """\
 examples:

@@ -22,6 +22,6 @@ def add(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from rankhoist.demo.run import main as run  # only this command needs the data sets and the trainer
+    from rankhoist.lab.demo.run import main as run  # only this command needs the data sets and the trainer
 
     return run(args.data, args.out, args.seed, args.candidates)

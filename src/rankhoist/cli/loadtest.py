@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
 def _loadtest(args: argparse.Namespace) -> int:
     from rankhoist.bench.plots import pyplot
-    from rankhoist.loadtest import Load, Options, loadtest, plot, table  # needs the extra `client`
+    from rankhoist.lab.loadtest import Load, Options, loadtest, plot, table  # needs the extra `client`
 
     if args.plot is not None:
         pyplot()  # or say now, not after the test, that it is missing

@@ -8,9 +8,9 @@ import os
 import sys
 from typing import Any
 
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Workload
 from rankhoist.cli.arguments import CONTEXT_HELP, context_of, numbers
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Workload
 from rankhoist.errors import ArtifactError, CommandError
 from rankhoist.hoist import hoist
 from rankhoist.runtime import HoistedModel

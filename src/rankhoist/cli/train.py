@@ -11,7 +11,7 @@ from rich.console import Console
 from rankhoist.cli.arguments import DONE, FAILED, command, count
 
 if TYPE_CHECKING:
-    from rankhoist.data import RankingData
+    from rankhoist.lab.data import RankingData
 
 MODELS = ["dcnv2", "rdcn", "rdcn-fixed", "deepfm", "dlrm", "attention"]
 
@@ -90,8 +90,8 @@ def _loop_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from rankhoist.train.loop import Settings  # only this command needs the data sets and the trainer
-    from rankhoist.train.run import Options, clear, run
+    from rankhoist.lab.train.loop import Settings  # only this command needs the data sets and the trainer
+    from rankhoist.lab.train.run import Options, clear, run
 
     console = Console()
     out = Path(args.out)
@@ -106,7 +106,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace, console: Console) -> RankingData:
-    from rankhoist.data import generate_request_log, load_folder
+    from rankhoist.lab.data import generate_request_log, load_folder
 
     with console.status("building the data set"):
         if args.data == "demo":

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Node, Workload, live_nodes
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Node, Workload, live_nodes
+from rankhoist.compiler.plan import Plan, Plans
+from rankhoist.compiler.plan.ranges import CANDIDATES
+from rankhoist.compiler.plan.search import ALIKE, attempt
+from rankhoist.compiler.targets.predict import predicted
+from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.errors import ArtifactError
-from rankhoist.plan import Plan, Plans
-from rankhoist.plan.predict import predicted
-from rankhoist.plan.profile import load_profile
-from rankhoist.plan.ranges import CANDIDATES
-from rankhoist.plan.search import ALIKE, attempt
 from rankhoist.report.text import spelled
 
 

@@ -10,11 +10,11 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.algebra.interpret import Level
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.program import module_path
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.plan import Plan
 from rankhoist.errors import ArtifactError
-from rankhoist.plan import Plan
 
 KINDS = ("input", "operator", "output")
 RATES = ("weight", "request", "item", "pair")

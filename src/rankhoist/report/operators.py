@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Node, Rate, live_nodes
-from rankhoist.algebra.work import original_work
 from rankhoist.capture.program import module_path
-from rankhoist.plan import Plan
-from rankhoist.plan.search import attempt
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Node, Rate, live_nodes
+from rankhoist.compiler.algebra.work import original_work
+from rankhoist.compiler.plan import Plan
+from rankhoist.compiler.plan.search import attempt
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankhoist.algebra.ir import Workload
+from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.plan import Plan, Plans, single
 from rankhoist.errors import ArtifactError
-from rankhoist.plan import Plan, Plans, single
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.curves import Curves, make_curves
 from rankhoist.report.graph import Graph, make_graph

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rankhoist.emit import Stage
+from rankhoist.compiler.emit import Stage
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import shown
 

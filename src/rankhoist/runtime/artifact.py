@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.capture import InputSpec
-from rankhoist.emit import Stage, Stages, Variant
+from rankhoist.compiler.emit import Stage, Stages, Variant
 from rankhoist.errors import ArtifactError
 from rankhoist.report.certificate import Certificate
 from rankhoist.runtime import allowance, container, graph_json, model_json, tensor_file

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from rankhoist.capture import Interface, Program
-from rankhoist.emit import Stages, emit
-from rankhoist.plan import Plan, Plans, PlanSummary
+from rankhoist.compiler.emit import Stages, emit
+from rankhoist.compiler.plan import Plan, Plans, PlanSummary
 from rankhoist.report import Report, make_report
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rankhoist.plan import Range
+from rankhoist.compiler.plan import Range
 from rankhoist.report.text import table
 from rankhoist.runtime import container, model_json
 from rankhoist.runtime.model_json import Description

@@ -7,8 +7,8 @@ would hold them again:
     candidate    state [1, ...], candidate inputs [N, ...]                     -> output.0, ... [N, ...]
     several      request.owner [N], request.slots [R, M], state, candidates    -> the same, for several requests
 
-`rankhoist.emit.traceable` says what owner and slots are. The manifest lists each stage's file, inputs and outputs in
-order; a stage takes only the inputs that it reads. Of a packed input each stage takes its own columns.
+`rankhoist.compiler.emit.traceable` says what owner and slots are. The manifest lists each stage's file, inputs and
+outputs in order; a stage takes only the inputs that it reads. Of a packed input each stage takes its own columns.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor, fx
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from rankhoist.algebra.ir import aten
-from rankhoist.emit import Stage
-from rankhoist.emit.traceable import slots_of, traceable
+from rankhoist.compiler.algebra.ir import aten
+from rankhoist.compiler.emit import Stage
+from rankhoist.compiler.emit.traceable import slots_of, traceable
 from rankhoist.errors import ArtifactError, BackendError, InputError
 from rankhoist.runtime.model_json import as_structure, structure
 from rankhoist.runtime.offsets import Offsets, bounds_and_counts

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from rankhoist.algebra import kernels
-from rankhoist.algebra.over import OVER
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.over import OVER
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import as_device, as_dtype, as_kind, counts, dtype_name, entries, entry, shown
 

@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Interface, Program, Split
 from rankhoist.capture.inputs import named_leaves
-from rankhoist.emit import Stage, Stages
+from rankhoist.compiler.emit import Stage, Stages
+from rankhoist.compiler.plan import Plan, Plans, PlanSummary, single
+from rankhoist.compiler.targets.backends import backend_of
 from rankhoist.errors import InputError, WeightsError
-from rankhoist.plan import Plan, Plans, PlanSummary, single
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
 from rankhoist.runtime import aoti, onnx
-from rankhoist.runtime.backends import backend_of
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.offsets import Offsets, bounds_and_counts
 from rankhoist.runtime.retarget import retargeted

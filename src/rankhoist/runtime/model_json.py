@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from rankhoist.algebra.interpret import Level
-from rankhoist.algebra.ir import Workload
 from rankhoist.capture import InputSpec, Interface
 from rankhoist.capture.signature import Arguments
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges
 from rankhoist.errors import ArtifactError
-from rankhoist.plan import Cost, Plans, PlanSummary, Range, Ranges
 from rankhoist.report import Report
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.plain import as_device, as_dtype, as_kind, counts, dtype_name, entries, entry, shown

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from rankhoist.emit import Stage, Stages, Variant
+from rankhoist.compiler.emit import Stage, Stages, Variant
 
 
 def retargeted(stages: Stages, names: Mapping[Any, Any]) -> Stages:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from rankhoist.algebra import kernels
-from rankhoist.algebra.ir import aten
-from rankhoist.emit import Stage
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.ir import aten
+from rankhoist.compiler.emit import Stage
 from rankhoist.runtime import HoistedModel
 
 MOVES = {

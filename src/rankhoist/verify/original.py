@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.algebra.interpret import Level
 from rankhoist.capture import Interface, Program
+from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
-from rankhoist.plan.search import attempt
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs

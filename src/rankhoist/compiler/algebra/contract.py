@@ -1,0 +1,309 @@
+"""Products of factors: the cheapest order, and the operators that carry it out.
+
+Law: a block's value is a sum of einsums whose row label is absent from weight-rate operands and shared by all rows of a
+request in request-rate ones. Any order of pairwise products gives the same value; the cheapest for the workload is
+taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from functools import reduce
+
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
+from rankhoist.compiler.algebra.ir import OFFSETS, Builder, Node, Rate, Workload, aten, first_axis, join
+
+# -- settle: a block becomes one tensor
+
+
+def settle(b: Builder, block: Block, workload: Workload) -> Block:
+    """Evaluate a block into one factor; labels that it does not depend on stay absent."""
+    if block.pure:
+        return block
+    visible = set(block.visible)
+    parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible)]
+    total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
+    return Block(block.labels, (Term((total,)),))
+
+
+def simplify(b: Builder, block: Block, workload: Workload) -> Block:
+    """A block to keep: one evaluated fixed term; in all others one per-candidate factor, like terms added up."""
+    visible = set(block.visible)
+    fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
+    if fixed:
+        fixed = settle(b, Block(block.labels, fixed), workload).terms
+    moving = [one_moving(b, t, visible, workload) for t in block.terms if t.rate.per_candidate]
+    folded = [t for group in group_terms(moving, visible) for t in fold_group(b, group, visible, workload)]
+    return Block(block.labels, (*fixed, *folded))
+
+
+def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Term:
+    """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of the per-candidate factors is small; else
+    evaluated.
+    """
+    moving = [f for f in term.factors if f.node.rate.per_candidate]
+    if len(moving) < 2:
+        return term
+    fixed = tuple(f for f in term.factors if not f.node.rate.per_candidate)
+    if not small_product(term, visible):
+        return Term((evaluate(b, term, visible, workload),))
+    keep = set(visible) | {x for f in fixed for x in f.labels}
+    return Term((*fixed, evaluate(b, Term(tuple(moving)), keep, workload)), term.scale)
+
+
+def small_product(term: Term, visible: Collection[Label]) -> bool:
+    """Whether the per-candidate factors multiply to something smaller than the block itself."""
+    fixed = {x for f in term.factors if not f.node.rate.per_candidate for x in f.labels}
+    moving = {x for f in term.factors if f.node.rate.per_candidate for x in f.labels}
+    left = [x for x in moving if x in visible or x in fixed]
+    return bool(fixed) and 2 * _size(left) <= _size(list(visible))
+
+
+def group_terms(terms: Sequence[Term], visible: Collection[Label]) -> list[list[Term]]:
+    """Terms whose per-candidate factor is the same tensor in the same place: their coefficients add up."""
+    groups: dict[object, list[Term]] = {}
+    for i, term in enumerate(terms):
+        moving = [f for f in term.factors if f.node.rate.per_candidate]
+        private = [x for x in moving[0].labels if x not in visible] if len(moving) == 1 else []
+        if len(moving) == 1 and len(term.factors) > 1:
+            f = moving[0]
+            place = tuple(private.index(x) if x in private else id(x) for x in f.labels)
+            groups.setdefault((f.node.index, place), []).append(term)
+        else:
+            groups[i] = [term]
+    return list(groups.values())
+
+
+def evaluate_group(b: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> Factor:
+    """The sum of a group: coefficients first where that is cheaper, one product per term otherwise."""
+    folded = fold_group(b, terms, visible, workload)
+    return reduce(lambda x, y: add(b, x, y), [evaluate(b, t, visible, workload) for t in folded])
+
+
+def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> list[Term]:
+    """`C_1 z + C_2 z = (C_1 + C_2) z`, where adding the coefficients is cheaper than multiplying each."""
+    if len(terms) == 1:
+        return terms
+    terms = _same_private_labels(terms, visible)
+    moving = next(f for f in terms[0].factors if f.node.rate.per_candidate)
+    keep = set(visible) | set(moving.labels)
+    coefficients = [Term(tuple(f for f in t.factors if not f.node.rate.per_candidate), t.scale) for t in terms]
+    labels = {x for t in coefficients for f in t.factors for x in f.labels if x in keep} | set(moving.labels)
+    joint = sum(_best(t.factors, keep, workload)[0] for t in coefficients)
+    joint += workload.of(moving.node.rate) * math.prod(x.size for x in labels)
+    if joint > sum(_best(t.factors, visible, workload)[0] for t in terms):
+        return terms
+    parts = [evaluate(b, t, keep, workload) for t in coefficients]
+    total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
+    return [Term((total, moving))]
+
+
+def _same_private_labels(terms: list[Term], visible: Collection[Label]) -> list[Term]:
+    """Call the summed axes of the shared factor the same in all terms.
+
+    A term's other summed labels get new names: they may be those that another term has on the shared factor.
+    """
+    first = next(f for f in terms[0].factors if f.node.rate.per_candidate)
+    result = []
+    for term in terms:
+        own = next(f for f in term.factors if f.node.rate.per_candidate)
+        names = {x: Label(x.size) for f in term.factors for x in f.labels if x not in visible}
+        names |= dict(zip(own.labels, first.labels, strict=True))
+        factors = tuple(Factor(f.node, tuple(names.get(x, x) for x in f.labels)) for f in term.factors)
+        result.append(Term(factors, term.scale))
+    return result
+
+
+def evaluate(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Factor:
+    """One term, in its cheapest order."""
+    factors = list(term.factors)
+    cheap = min(range(len(factors)), key=lambda i: (factors[i].node.rate, math.prod(factors[i].node.shape)))
+    early = term.scale != 1.0 and not factors[cheap].node.rate.per_candidate and len(factors) > 1
+    if early:
+        factors[cheap] = scaled(b, factors[cheap], term.scale)
+    tree = _best(tuple(factors), visible, workload)[1]
+    result = sum_out(b, _carry_out(b, tree, factors, visible), visible)
+    return result if early else scaled(b, result, term.scale)
+
+
+def scaled(b: Builder, f: Factor, scale: float) -> Factor:
+    """A number times a factor."""
+    if scale == 1.0:
+        return f
+    return Factor(b.pointwise(aten.mul.Tensor, (f.node, scale), f.node.dtype), f.labels)
+
+
+# -- order
+
+
+def _best(factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> tuple[int, object]:
+    """The cheapest tree of pairwise products over all factors: its cost in units, and the tree of indices."""
+    count = len(factors)
+    if count == 0:
+        return 0, ()
+    if count > 8:
+        return _greedy(factors, visible, workload)
+    full = (1 << count) - 1
+    kept = {s: _kept(factors, s, visible) for s in range(1, full + 1)}
+    rate = {s: join(f.node.rate for i, f in enumerate(factors) if s >> i & 1) for s in kept}
+    best: dict[int, tuple[int, object]] = {1 << i: (0, i) for i in range(count)}
+    for subset in sorted(kept, key=int.bit_count):
+        if subset in best:
+            continue
+        options = []
+        left = (subset - 1) & subset
+        while left:
+            right = subset ^ left
+            if left > right:
+                cost = workload.of(rate[subset]) * _product_units(kept[left], kept[right], kept[subset])
+                if rate[subset] is not Rate.WEIGHT:
+                    # Weights multiplied out beforehand are free to compute but not to read, once per call.
+                    cost += sum(_size(list(kept[s])) for s in (left, right) if rate[s] is Rate.WEIGHT)
+                options.append((best[left][0] + best[right][0] + cost, (best[left][1], best[right][1])))
+            left = (left - 1) & subset
+        best[subset] = min(options, key=lambda o: o[0])
+    return best[full]
+
+
+def _kept(factors: Sequence[Factor], subset: int, visible: Collection[Label]) -> frozenset[Label]:
+    """Labels of a partial product: those that are visible, or that a factor outside still needs."""
+    inside = {x for i, f in enumerate(factors) if subset >> i & 1 for x in f.labels}
+    outside = {x for i, f in enumerate(factors) if not subset >> i & 1 for x in f.labels}
+    return frozenset(x for x in inside if x in visible or x in outside)
+
+
+def _product_units(left: frozenset[Label], right: frozenset[Label], result: frozenset[Label]) -> int:
+    """Multiply-adds and written elements of one pairwise product, per row."""
+    written = math.prod(x.size for x in result)
+    union = left | right
+    return written + (math.prod(x.size for x in union) if len(union) > len(result) else 0)
+
+
+def _greedy(factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> tuple[int, object]:
+    """Long products: multiply what is computed least often first."""
+    order = sorted(range(len(factors)), key=lambda i: factors[i].node.rate)
+    tree: object = order[0]
+    subset, cost = 1 << order[0], 0
+    for i in order[1:]:
+        left, right = _kept(factors, subset, visible), _kept(factors, 1 << i, visible)
+        subset |= 1 << i
+        rate = join(f.node.rate for k, f in enumerate(factors) if subset >> k & 1)
+        cost += workload.of(rate) * _product_units(left, right, _kept(factors, subset, visible))
+        tree = (tree, i)
+    return cost, tree
+
+
+def _carry_out(b: Builder, tree: object, factors: Sequence[Factor], visible: Collection[Label]) -> Factor:
+    if isinstance(tree, int):
+        return factors[tree]
+    assert isinstance(tree, tuple)
+    inside = set(_leaves(tree))
+    outside = {x for i, f in enumerate(factors) if i not in inside for x in f.labels}
+    left, right = (_carry_out(b, side, factors, visible) for side in tree)
+    return product(b, left, right, set(visible) | outside)
+
+
+def _leaves(tree: object) -> list[int]:
+    if isinstance(tree, int):
+        return [tree]
+    assert isinstance(tree, tuple)
+    return [i for side in tree for i in _leaves(side)]
+
+
+# -- operators
+
+
+def arrange(b: Builder, f: Factor, labels: Sequence[Label]) -> Node:
+    """The factor with its axes in the order of `labels`, of size 1 where it lacks one."""
+    own = [x for x in labels if x in f.labels]
+    node = b.permute(f.node, [f.labels.index(x) for x in own])
+    return b.reshape(node, [x.size if x in f.labels else 1 for x in labels])
+
+
+def add(b: Builder, x: Factor, y: Factor) -> Factor:
+    """Sum of two factors; either may lack labels of the other."""
+    labels = _union(x, y)
+    node = b.pointwise(aten.add.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype)
+    return Factor(node, labels)
+
+
+def _union(x: Factor, y: Factor) -> Labels:
+    """All labels, in the order of the factor computed most often."""
+    high, low = (x, y) if (x.node.rate, len(x.labels)) >= (y.node.rate, len(y.labels)) else (y, x)
+    missing = tuple(label for label in low.labels if label not in high.labels)
+    return (*missing, *high.labels) if len(low.labels) > len(high.labels) else (*high.labels, *missing)
+
+
+def sum_out(b: Builder, f: Factor, keep: Collection[Label]) -> Factor:
+    """Sum over the labels that are not kept."""
+    gone = [i for i, x in enumerate(f.labels) if x not in keep]
+    if not gone:
+        return f
+    shape = [x.size for x in f.labels if x in keep]
+    left = tuple(x for x in f.labels if x in keep)
+    if all(f.labels[i].size == 1 for i in gone):
+        return Factor(b.reshape(f.node, shape), left)
+    axes = [i + first_axis(f.node) for i in gone]
+    node = b.call(aten.sum.dim_IntList, (f.node, axes), f.node.rate, shape, f.node.dtype)
+    return Factor(node, left)
+
+
+def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor:
+    """`sum over labels not kept of x * y`, by one elementwise or matrix product."""
+    if (y.node.rate, len(y.labels)) > (x.node.rate, len(x.labels)):
+        x, y = y, x
+    x = sum_out(b, x, set(keep) | set(y.labels))
+    y = sum_out(b, y, set(keep) | set(x.labels))
+    inner = [label for label in x.labels if label in y.labels and label not in keep]
+    if not inner:
+        labels = _union(x, y)
+        return Factor(
+            b.pointwise(aten.mul.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype), labels
+        )
+    batch = [label for label in x.labels if label in y.labels and label in keep]
+    outer = [label for label in x.labels if label not in y.labels]
+    width = [label for label in y.labels if label not in x.labels]
+    if not batch and (y.node.rate is Rate.WEIGHT or (y.node.rate is Rate.REQUEST and x.node.rate.per_candidate)):
+        return _linear(b, x, y, outer, inner, width)
+    return _matmul(b, x, y, batch, outer, inner, width)
+
+
+def _size(labels: Sequence[Label]) -> int:
+    return math.prod(label.size for label in labels)
+
+
+def _linear(b: Builder, x: Factor, y: Factor, outer: list[Label], inner: list[Label], width: list[Label]) -> Factor:
+    """Rows times one matrix, of the model or of their request: `[rows, outer, inner]` -> `[rows, outer, width]`."""
+    left = b.reshape(arrange(b, x, [*outer, *inner]), [*(o.size for o in outer), _size(inner)])
+    shape = [*(o.size for o in outer), _size(width)]
+    madds = _size(outer) * _size(inner) * _size(width)
+    if y.node.rate is Rate.WEIGHT:
+        weight = b.reshape(arrange(b, y, [*width, *inner]), [_size(width), _size(inner)])
+        node = b.call(aten.linear.default, (left, weight), x.node.rate, shape, x.node.dtype, multiply_adds=madds)
+    else:
+        matrix = b.reshape(arrange(b, y, [*inner, *width]), [_size(inner), _size(width)])
+        args = (left, matrix, OFFSETS)
+        node = b.call(kernels.request_linear, args, Rate.PAIR, shape, x.node.dtype, multiply_adds=madds)
+    labels = (*outer, *width)
+    return Factor(b.reshape(node, [label.size for label in labels]), labels)
+
+
+def _matmul(
+    b: Builder, x: Factor, y: Factor, batch: list[Label], outer: list[Label], inner: list[Label], width: list[Label]
+) -> Factor:
+    """`[rows, batch, outer, inner] x [rows, batch, inner, width] -> [rows, batch, outer, width]`."""
+    left = b.reshape(arrange(b, x, [*batch, *outer, *inner]), [_size(batch), _size(outer), _size(inner)])
+    right = b.reshape(arrange(b, y, [*batch, *inner, *width]), [_size(batch), _size(inner), _size(width)])
+    shape = [_size(batch), _size(outer), _size(width)]
+    rate = join((x.node.rate, y.node.rate))
+    work = _size(batch) * _size(outer) * _size(inner) * _size(width)
+    if y.node.rate is Rate.REQUEST and x.node.rate.per_candidate:
+        node = b.call(kernels.request_matmul, (left, right, OFFSETS), rate, shape, x.node.dtype, multiply_adds=work)
+    elif y.node.rate is Rate.WEIGHT and x.node.rate is not Rate.WEIGHT:
+        node = b.call(kernels.batched_matmul, (left, right), rate, shape, x.node.dtype, multiply_adds=work)
+    else:
+        node = b.call(aten.matmul.default, (left, right), rate, shape, x.node.dtype, multiply_adds=work)
+    labels = (*batch, *outer, *width)
+    return Factor(b.reshape(node, [label.size for label in labels]), labels)

@@ -1,0 +1,332 @@
+"""The intermediate graph: nodes with a rate, built without duplicates.
+
+A canonical node is a tensor `[rows, *shape]`; at weight rate there is no row axis. Nodes are interned, so building
+the same thing twice yields the same node: common subexpressions cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+
+from rankhoist.compiler.algebra import kernels
+
+aten = torch.ops.aten
+Op = Callable[..., Any]
+
+
+class Rate(IntEnum):
+    """How often a value must be computed; the join of two rates is their bitwise or."""
+
+    WEIGHT = 0
+    REQUEST = 1
+    ITEM = 2
+    PAIR = 3
+
+    @property
+    def per_candidate(self) -> bool:
+        return self >= Rate.ITEM
+
+    @property
+    def stage(self) -> str:
+        return "candidate" if self.per_candidate else self.name.lower()
+
+
+RATES = tuple(Rate)
+
+
+def join(rates: Iterable[Rate]) -> Rate:
+    """The lowest rate at which something that reads all of `rates` can be computed."""
+    result = 0
+    for rate in rates:
+        result |= rate
+    return RATES[result]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the plan is made for: candidates per call in all (N), and requests (R) that own them."""
+
+    candidates: int = 1000
+    requests: int = 1
+
+    def of(self, rate: Rate) -> int:
+        """Rows computed at `rate`; weight-rate work is done once per model and counts nothing."""
+        if rate is Rate.WEIGHT:
+            return 0
+        return self.requests if rate is Rate.REQUEST else self.candidates
+
+
+@dataclass(frozen=True)
+class Size:
+    """An integer argument that depends on the number of rows of its stage, or on sizes measured during the call."""
+
+    expr: sympy.Expr
+    measured: tuple[tuple[sympy.Symbol, Node], ...] = ()
+
+
+@dataclass(frozen=True)
+class StageArgument:
+    """`rows`, `owner` or `offsets`: what a stage is told about its rows (see `kernels`)."""
+
+    name: str
+
+
+ROWS, OWNER, OFFSETS = StageArgument("rows"), StageArgument("owner"), StageArgument("offsets")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cost of one row (for weight rate: once): multiply-adds of products, and elements written."""
+
+    multiply_adds: int = 0
+    elements: int = 0
+
+    @property
+    def units(self) -> int:
+        """One unit per multiply-add and per element written, the planner's measure."""
+        return self.multiply_adds + self.elements
+
+
+@dataclass(eq=False)
+class Node:
+    """One operation of the intermediate graph."""
+
+    index: int
+    op: Op | str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rate: Rate
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str
+    work: Work = field(default_factory=Work)
+    view: bool = False
+
+    def __repr__(self) -> str:
+        name = self.op if isinstance(self.op, str) else getattr(self.op, "__name__", str(self.op))
+        return f"%{self.index}:{self.rate.name.lower()}{list(self.shape)} = {name}"
+
+
+VIEWS = {
+    aten.reshape.default,
+    aten.permute.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.expand.default,
+    kernels.spread,
+}
+
+
+class Builder:
+    """Makes nodes. `source` names the captured operator that the next nodes are made for."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self.nodes: list[Node] = []
+        self.source = ""
+        self.constants: dict[str, torch.Tensor] = {}
+        self.raw: set[int] = set()  # nodes in an original layout: axis 0 is not the rows
+        self._interned: dict[Any, Node] = {}
+        self._taken: dict[
+            tuple[int, int], tuple[Node, np.ndarray]
+        ] = {}  # (node, axis) -> what it was taken from, where
+
+    # -- leaves
+
+    def leaf(self, kind: str, name: str, rate: Rate, shape: Sequence[int], dtype: torch.dtype) -> Node:
+        """An input (`kind` "input") or a parameter, buffer or constant ("weight") by name."""
+        return self._make(kind, (name,), {}, rate, tuple(shape), dtype, Work())
+
+    def constant(self, tensor: torch.Tensor) -> Node:
+        """A tensor known now and never updated, e.g. an index."""
+        key = f"constant_{tensor.dtype}_{tuple(tensor.shape)}_{tensor.cpu().numpy().tobytes().hex()}"
+        if key not in self.constants:
+            self.constants[key] = tensor.to(self.device)
+        return self.leaf("constant", key, Rate.WEIGHT, tensor.shape, tensor.dtype)
+
+    def number(self, value: float, dtype: torch.dtype) -> Node:
+        """A number as a tensor without axes; it follows the model to another dtype without losing digits."""
+        kwargs = {"dtype": dtype, "device": self.device}
+        return self.call(aten.full.default, ([], value), Rate.WEIGHT, (), dtype, kwargs=kwargs)
+
+    # -- operations
+
+    def call(
+        self, op: Op, args: Sequence[Any], rate: Rate, shape: Sequence[int], dtype: torch.dtype, *,
+        kwargs: dict[str, Any] | None = None, multiply_adds: int = 0, free: bool = False,
+    ) -> Node:  # fmt: skip
+        """Any operation; `multiply_adds` per row, `free` for views."""
+        work = Work(multiply_adds, 0 if free else math.prod(shape))
+        return self._make(op, tuple(args), kwargs or {}, rate, tuple(shape), dtype, work)
+
+    def permute(self, x: Node, order: Sequence[int]) -> Node:
+        """Reorder the axes after the row axis."""
+        if list(order) == list(range(len(order))):
+            return x
+        skip = first_axis(x)
+        axes = [0] * skip + [o + skip for o in order]
+        return self.call(aten.permute.default, (x, axes), x.rate, [x.shape[o] for o in order], x.dtype, free=True)
+
+    def reshape(self, x: Node, shape: Sequence[int]) -> Node:
+        """Reshape the axes after the row axis."""
+        if tuple(shape) == x.shape:
+            return x
+        inner = x.args[0] if x.op is aten.reshape.default else None
+        if inner is not None and inner.index not in self.raw and first_axis(inner) == first_axis(x):
+            return self.reshape(x.args[0], shape)
+        sizes = [-1] * first_axis(x) + list(shape)
+        return self.call(aten.reshape.default, (x, sizes), x.rate, shape, x.dtype, free=True)
+
+    def take(self, x: Node, axis: int, index: np.ndarray) -> Node:
+        """Elements `index` of one axis after the row axis: a slice where it is one, a gather otherwise.
+
+        What is taken from a node that was itself taken along this axis is taken from where that came from.
+        """
+        size, at = x.shape[axis], axis + first_axis(x)
+        if len(index) == size and (index == np.arange(size)).all():
+            return x
+        source, inner = self._taken.get((x.index, axis), (None, index))
+        if source is not None:
+            return self.take(source, axis, inner[index])
+        shape = [*x.shape[:axis], len(index), *x.shape[axis + 1 :]]
+        steps = np.diff(index)
+        step = int(steps[0]) if len(index) > 1 else 1
+        if len(index) and step > 0 and (steps == step).all():
+            args = (x, at, int(index[0]), int(index[-1]) + 1, step)
+            made = self.call(aten.slice.Tensor, args, x.rate, shape, x.dtype, free=True)
+        else:
+            chosen = self.constant(torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)))
+            made = self.call(aten.index_select.default, (x, at, chosen), x.rate, shape, x.dtype)
+        self._taken[made.index, axis] = x, index
+        return made
+
+    def spread(self, x: Node, rate: Rate) -> Node:
+        """A request-rate node where candidates read it: one row broadcasts, several are gathered by owner."""
+        if x.rate is not Rate.REQUEST or not rate.per_candidate:
+            return x
+        return self.call(kernels.spread, (x, OWNER), Rate.PAIR, x.shape, x.dtype, free=True)
+
+    def rowwise(self, x: Node, rate: Rate) -> Node:
+        """`x` with a row axis of its own at `rate`: `[rows, *shape]`, no broadcasting."""
+        if x.rate is Rate.WEIGHT and rate is not Rate.WEIGHT:
+            sizes = [ROWS, *x.shape]
+            return self.call(aten.expand.default, (x, sizes), rate, x.shape, x.dtype, free=True)
+        if x.rate is Rate.REQUEST and rate.per_candidate:
+            return self.call(kernels.repeat_rows, (x, OWNER, ROWS), Rate.PAIR, x.shape, x.dtype, free=True)
+        return x
+
+    def cat(self, parts: Sequence[Node], axis: int) -> Node:
+        """Concatenate along an axis after the row axis."""
+        parts = self._rejoined(parts, axis)
+        if len(parts) == 1:
+            return parts[0]
+        rate = join(p.rate for p in parts)
+        rows = [self.rowwise(p, rate) for p in parts]
+        shape = list(rows[0].shape)
+        shape[axis] = sum(p.shape[axis] for p in rows)
+        return self.call(aten.cat.default, (rows, axis + (rate is not Rate.WEIGHT)), rate, shape, rows[0].dtype)
+
+    def _rejoined(self, parts: Sequence[Node], axis: int) -> list[Node]:
+        """Neighbours that were cut out of one tensor one after the other are one cut."""
+        joined: list[Node] = []
+        for part in parts:
+            before, own = (self._taken.get((p.index, axis)) for p in (joined[-1] if joined else part, part))
+            if joined and before and own and before[0] is own[0] and own[1][:1] == before[1][-1:] + 1:
+                index = np.concatenate([before[1], own[1]])
+                if (np.diff(index) == 1).all():
+                    joined[-1] = self.take(own[0], axis, index)
+                    continue
+            joined.append(part)
+        return joined
+
+    def pointwise(self, op: Op, args: Sequence[Any], dtype: torch.dtype, kwargs: dict[str, Any] | None = None) -> Node:
+        """An elementwise operator on aligned nodes (equal numbers of axes, sizes equal or 1) and numbers."""
+        nodes = [a for a in args if isinstance(a, Node)]
+        rate = join(n.rate for n in nodes)
+        shape = np.broadcast_shapes(*(n.shape for n in nodes))
+        spread = [self.spread(a, rate) if isinstance(a, Node) else a for a in args]
+        return self.call(op, spread, rate, shape, dtype, kwargs=kwargs)
+
+    def again(self, node: Node, value: Callable[[Node], Node]) -> Node:
+        """The same operation over other operands."""
+        args = tuple(_mapped(a, value) for a in node.args)
+        kwargs = {k: _mapped(v, value) for k, v in node.kwargs.items()}
+        made = self._make(node.op, args, kwargs, node.rate, node.shape, node.dtype, node.work)
+        if node.index in self.raw:
+            self.raw.add(made.index)
+        return made
+
+    def _make(
+        self, op: Op | str, args: tuple[Any, ...], kwargs: dict[str, Any], rate: Rate,
+        shape: tuple[int, ...], dtype: torch.dtype, work: Work,
+    ) -> Node:  # fmt: skip
+        key = (op, _key(args), _key(kwargs), rate, shape, dtype)
+        node = self._interned.get(key)
+        if node is None:
+            node = Node(len(self.nodes), op, args, kwargs, rate, shape, dtype, self.source, work, op in VIEWS)
+            self._interned[key] = node
+            self.nodes.append(node)
+        return node
+
+
+def _mapped(value: Any, new: Callable[[Node], Node]) -> Any:
+    if isinstance(value, Node):
+        return new(value)
+    if isinstance(value, Size):
+        return Size(value.expr, tuple((s, new(n)) for s, n in value.measured))
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(v, new) for v in value)
+    return value
+
+
+def first_axis(node: Node) -> int:
+    """Index of the first axis after the row axis."""
+    return 0 if node.rate is Rate.WEIGHT else 1
+
+
+def inputs_of(node: Node) -> list[Node]:
+    """The nodes that `node` reads."""
+    found: list[Node] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Node):
+            found.append(value)
+        elif isinstance(value, Size):
+            found.extend(n for _, n in value.measured)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+
+    visit(node.args)
+    visit(tuple(node.kwargs.values()))
+    return found
+
+
+def live_nodes(outputs: Iterable[Node]) -> list[Node]:
+    """Everything that `outputs` need, operands before their users."""
+    seen: dict[int, Node] = {}
+    stack = list(outputs)
+    while stack:
+        node = stack.pop()
+        if node.index not in seen:
+            seen[node.index] = node
+            stack.extend(inputs_of(node))
+    return [seen[i] for i in sorted(seen)]
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, Node):
+        return ("node", value.index)
+    if isinstance(value, list | tuple):
+        return tuple(_key(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _key(v)) for k, v in sorted(value.items()))
+    return (type(value).__name__, value if not isinstance(value, float) or value == value else "nan")

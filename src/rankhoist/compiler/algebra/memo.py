@@ -1,0 +1,50 @@
+"""The memo: what interpretations of one program share, and what happened to each operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+
+from rankhoist.compiler.algebra.ir import Builder, Node, Rate
+from rankhoist.compiler.algebra.values import TensorValue, Value
+
+
+@dataclass
+class Outcome:
+    """What happened to one operator: for the report."""
+
+    rates: set[Rate] = field(default_factory=set)
+    reason: str | None = None
+    rule: str = ""
+
+
+@dataclass
+class Memo:
+    """What interpretations of one program share: nodes, and results of operators whose operands are the same objects.
+
+    A plan search interprets the program many times; only what a choice changes is computed again. An operator that the
+    model's author repeats, such as `x[:, i]` for every pair that field i is in, is computed once.
+    """
+
+    b: Builder
+    results: dict[Any, tuple[Value, Outcome, Any]] = field(default_factory=dict)
+    symbols: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
+    measured: dict[sympy.Symbol, Node] = field(default_factory=dict)
+    pinned: set[str] = field(default_factory=set)
+    numbers: dict[int, float | None] = field(default_factory=dict)  # by node: what a tensor of constants is full of
+    kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice
+    placeholders: dict[str, Value] = field(default_factory=dict)
+    seconds: dict[Any, float] = field(default_factory=dict)  # predicted for nodes, at the search's workload
+
+
+def identity(value: Any) -> Any:
+    """Equal for arguments that give equal results: tensors by identity, all else by type and value."""
+    if isinstance(value, TensorValue):
+        return id(value)
+    if isinstance(value, list | tuple):
+        return tuple(identity(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, identity(v)) for k, v in value.items())
+    return type(value), value

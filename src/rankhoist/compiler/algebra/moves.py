@@ -1,0 +1,208 @@
+"""Moves: positions, dims and original axes of one form rearranged; nothing is computed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rankhoist.compiler.algebra.forms import (
+    ROW,
+    Block,
+    Cell,
+    Decline,
+    Form,
+    Label,
+    Labels,
+    Positions,
+    cells,
+    drop_axes,
+    flatten_labels,
+    split_at,
+    take,
+    whole,
+)
+from rankhoist.compiler.algebra.ir import Builder
+
+
+def ordered(form: Form) -> Form:
+    """Number the dims in the order in which the original axes show them."""
+    shown = [d for entry in form.layout for d in entry if d != ROW]
+    return reorder(form, shown)
+
+
+def reorder(form: Form, order: Sequence[int]) -> Form:
+    """New dim i is old dim `order[i]`."""
+    if list(order) == list(range(len(order))):
+        return form
+    new = {old: i for i, old in enumerate(order)}
+    dims = tuple(form.dims[o] for o in order)
+    blocks = {
+        tuple(cell[o] for o in order): Block(tuple(block.labels[o] for o in order), block.terms)
+        for cell, block in form.blocks.items()
+    }
+    layout = tuple(tuple(d if d == ROW else new[d] for d in entry) for entry in form.layout)
+    return Form(dims, blocks, layout, form.dtype)
+
+
+def insert_dim(form: Form, at: int, layout: tuple[tuple[int, ...], ...] | None = None) -> Form:
+    """A new dim of size 1 at place `at`; `layout` is already in terms of the new numbering where given."""
+    dims = (*form.dims[:at], whole(1), *form.dims[at:])
+    blocks = {
+        (*cell[:at], 0, *cell[at:]): Block((*block.labels[:at], (), *block.labels[at:]), block.terms)
+        for cell, block in form.blocks.items()
+    }
+    if layout is None:
+        layout = tuple(tuple(d + 1 if d >= at else d for d in entry) for entry in form.layout)
+    return Form(dims, blocks, layout, form.dtype)
+
+
+def drop_dim(b: Builder, form: Form, dim: int) -> Form:
+    """Remove a dim of size 1, from its original axis too (an axis left empty disappears)."""
+    blocks = {}
+    for cell, block in form.blocks.items():
+        bare = drop_axes(b, block, dict.fromkeys(block.labels[dim]))
+        blocks[cell[:dim] + cell[dim + 1 :]] = Block(block.labels[:dim] + block.labels[dim + 1 :], bare.terms)
+    layout = tuple(tuple(d - 1 if d > dim else d for d in e if d != dim) for e in form.layout if e != (dim,))
+    return Form(form.dims[:dim] + form.dims[dim + 1 :], blocks, layout, form.dtype)
+
+
+def take_dim(b: Builder, form: Form, dim: int, index: Positions) -> Form:
+    """Positions `index` of one dim, in that order, repeats allowed."""
+    size = form.sizes[dim]
+    if len(index) == size and (index == np.arange(size)).all():
+        return form
+    owner, offset = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+    for k, positions in enumerate(form.dims[dim]):
+        owner[positions], offset[positions] = k, np.arange(len(positions))
+    segments, kept = [], []
+    for k in range(len(form.dims[dim])):
+        places = np.flatnonzero(owner[index] == k)
+        if len(places):
+            segments.append(_cheap_order(places, offset[index[places]]))
+            kept.append(k)
+    dims = (*form.dims[:dim], tuple(segments), *form.dims[dim + 1 :])
+    blocks = {}
+    for cell in cells(dims):
+        old = replaced(cell, dim, kept[cell[dim]])
+        blocks[cell] = take(b, form.blocks[old], dim, offset[index[segments[cell[dim]]]])
+    return replace(form, dims=dims, blocks=blocks)
+
+
+def _cheap_order(places: Positions, offsets: Positions) -> Positions:
+    """List a segment's positions in the order in which the block already has them: then a permutation gathers
+    nothing.
+    """
+    return places[np.argsort(offsets, kind="stable")]
+
+
+def merge_dims(b: Builder, form: Form, first: int, count: int) -> Form:
+    """Dims `first .. first + count - 1` become one, row-major."""
+    if count == 1:
+        return form
+    if count == 0:
+        return insert_dim(form, first)
+    last = first + count
+    sizes = form.sizes[first:last]
+    combinations = list(itertools.product(*(range(len(form.dims[d])) for d in range(first, last))))
+    segments = []
+    for combination in combinations:
+        parts = [form.dims[first + i][k] for i, k in enumerate(combination)]
+        grid = np.meshgrid(*parts, indexing="ij")
+        segments.append(np.ravel_multi_index([g.reshape(-1) for g in grid], sizes))
+    dims = (*form.dims[:first], tuple(segments), *form.dims[last:])
+    blocks = {}
+    for cell in cells(dims):
+        old = form.blocks[cell[:first] + combinations[cell[first]] + cell[first + 1 :]]
+        joined = tuple(itertools.chain.from_iterable(old.labels[first:last]))
+        blocks[cell] = Block((*old.labels[:first], joined, *old.labels[last:]), old.terms)
+
+    def renumber(entry: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(d - count + 1 if d >= last else d for d in entry if not first < d < last)
+
+    return Form(dims, blocks, tuple(renumber(e) for e in form.layout), form.dtype)
+
+
+def split_dim(b: Builder, form: Form, dim: int, sizes: Sequence[int]) -> Form:
+    """One dim becomes several, row-major. Declines where a segment is no product of sets along the new dims."""
+    count = len(sizes)
+    coordinates = [np.unravel_index(positions, sizes) for positions in form.dims[dim]]
+    classes = [_classes([c[a] for c in coordinates], sizes[a]) for a in range(count)]
+    dims = (*form.dims[:dim], *classes, *form.dims[dim + 1 :])
+    owner, offset = np.empty(math.prod(sizes), dtype=np.int64), np.empty(math.prod(sizes), dtype=np.int64)
+    for k, positions in enumerate(form.dims[dim]):
+        owner[positions], offset[positions] = k, np.arange(len(positions))
+    blocks = {}
+    for cell in cells(dims):
+        chosen = [classes[a][cell[dim + a]] for a in range(count)]
+        grid = np.meshgrid(*chosen, indexing="ij")
+        flat = np.ravel_multi_index([g.reshape(-1) for g in grid], sizes)
+        if (owner[flat] != owner[flat[0]]).any():
+            raise Decline("a reshape cuts through a block")
+        old = form.blocks[replaced(cell, dim, int(owner[flat[0]]), count)]
+        part = take(b, old, dim, offset[flat])
+        blocks[cell] = _distribute(b, part, dim, [len(c) for c in chosen])
+    layout = tuple(
+        tuple(itertools.chain.from_iterable(
+            range(dim, dim + count) if d == dim else [d + count - 1 if d > dim else d] for d in entry
+        ))
+        for entry in form.layout
+    )  # fmt: skip
+    return Form(dims, blocks, layout, form.dtype)
+
+
+def _classes(coordinates: list[np.ndarray], size: int) -> tuple[Positions, ...]:
+    """Coordinates that the same segments contain, together, in order of appearance."""
+    members: list[set[int]] = [set() for _ in range(size)]
+    for k, c in enumerate(coordinates):
+        for value in np.unique(c):
+            members[value].add(k)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    appearance = dict.fromkeys(int(v) for c in coordinates for v in c[np.sort(np.unique(c, return_index=True)[1])])
+    for value in appearance:
+        groups.setdefault(tuple(sorted(members[value])), []).append(value)
+    return tuple(np.asarray(g) for g in groups.values())
+
+
+def _distribute(b: Builder, block: Block, dim: int, sizes: Sequence[int]) -> Block:
+    """Hand the labels of one dim out to several new dims of the given sizes."""
+    bounds = [math.prod(sizes[i:]) for i in range(len(sizes))]
+    block = split_at(b, block, dim, bounds)
+    parts = _cut_labels(block.labels[dim], sizes)
+    if parts is None:
+        block = split_at(b, flatten_labels(b, block, dim), dim, bounds)
+        parts = _cut_labels(block.labels[dim], sizes)
+    assert parts is not None
+    return Block((*block.labels[:dim], *parts, *block.labels[dim + 1 :]), block.terms)
+
+
+def _cut_labels(labels: Labels, sizes: Sequence[int]) -> list[Labels] | None:
+    parts: list[Labels] = []
+    rest = list(labels)
+    for size in sizes:
+        part: list[Label] = []
+        while math.prod(x.size for x in part) < size and rest:
+            part.append(rest.pop(0))
+        if math.prod(x.size for x in part) != size:
+            return None
+        parts.append(tuple(part))
+    if parts and all(x.size == 1 for x in rest):
+        parts[-1] = (*parts[-1], *rest)
+        return parts
+    return None if rest else parts
+
+
+def replaced(cell: Cell, dim: int, k: int, count: int = 1) -> Cell:
+    """The cell with `k` in place of `count` entries from `dim` on."""
+    return (*cell[:dim], k, *cell[dim + count :])
+
+
+def with_axes(form: Form, axes: Sequence[int]) -> Form:
+    """New original axes of size 1 at the given places, in ascending order."""
+    for axis in axes:
+        dim = len(form.dims)
+        form = insert_dim(form, dim, (*form.layout[:axis], (dim,), *form.layout[axis:]))
+    return form

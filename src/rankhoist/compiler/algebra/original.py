@@ -1,0 +1,218 @@
+"""The original operator over forms: what runs where no rule holds, and row by row where a rule says so.
+
+    forms -> `present`: tensors as the author's operator expects them -> the operator -> `received`: a form again
+
+Soundness: over all N rows this is what the original model does, so it is equal by definition. At a lower rate it is
+equal where rows do not meet, which is for the caller to prove.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.capture import Program
+from rankhoist.capture.program import operator_name, overload
+from rankhoist.compiler.algebra import joins
+from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout
+from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, Workload, aten, join
+from rankhoist.compiler.algebra.memo import Memo
+from rankhoist.compiler.algebra.values import Opaque, RowNumber, Value, flat
+from rankhoist.compiler.algebra.work import original_work
+
+RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
+READS_MEMORY = {aten.view_as_complex.default, aten.view.dtype, aten.view_copy.dtype}  # neighbouring elements become one
+
+
+class OriginalOperators:
+    """Runs the operators of `program` as their author wrote them, over forms.
+
+    Args:
+        workload: what contractions are ordered for when a form becomes a tensor.
+        memo: the builder that nodes are made in, and what is known of sizes that depend on data.
+    """
+
+    def __init__(self, program: Program, workload: Workload, memo: Memo) -> None:
+        self.program, self.workload, self.memo, self.b = program, workload, memo, memo.b
+
+    def fallback(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """The operator over all N rows."""
+        return self.run_at(Rate.PAIR, node, args, kwargs)
+
+    def run_rowwise(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """The operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
+        operands = [v for v in flat((args, kwargs)) if isinstance(v, Form)]
+        rate = join(v.rate for v in operands)
+        if rate is Rate.WEIGHT and any(v.has_rows for v in operands):
+            rate = Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
+        return self.run_at(rate, node, args, kwargs)
+
+    def run_at(self, rate: Rate, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """The operator over as many rows as `rate` has."""
+        fake = node.meta["val"]
+        if operator_name(node) in RESHAPES and node.target not in READS_MEMORY and rate is not Rate.WEIGHT:
+            return self._reshape(args[0], rate, fake)
+        shown = [self.present(a, rate) for a in args]
+        if node.target in READS_MEMORY:
+            shown[0] = self._contiguous(shown[0])
+        named = {k: self.present(v, rate) for k, v in kwargs.items()}
+        made = self._made(rate, node, shown, named)
+        self._measure(node, made)
+        if isinstance(fake, torch.Tensor):
+            return self.received(made, fake)
+        parts = [None if f is None else self._part(made, i, f) for i, f in enumerate(fake)]
+        return [None if p is None else self.received(p, f) for p, f in zip(parts, fake, strict=True)]
+
+    def _made(self, rate: Rate, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Node:
+        """The call of the operator; one that makes several tensors stands for all their elements."""
+        fake, work = node.meta["val"], original_work(node, self.program.rows, self.workload.candidates)
+        single = isinstance(fake, torch.Tensor)
+        shape, dtype = (self._own_shape(fake, rate), fake.dtype) if single else ((work.elements,), torch.float32)
+        made = self.b.call(overload(node), args, rate, shape, dtype, kwargs=kwargs, multiply_adds=work.multiply_adds)
+        if not self._rows_first(fake if single else fake[0], rate):
+            self.b.raw.add(made.index)
+        return made
+
+    def _part(self, made: Node, index: int, fake: torch.Tensor) -> Node:
+        """One result of an operator that makes several tensors."""
+        shape = self._own_shape(fake, made.rate)
+        return self.b.call(operator.getitem, (made, index), made.rate, shape, fake.dtype, free=True)
+
+    def _reshape(self, value: Value, rate: Rate, fake: torch.Tensor) -> Value:
+        """Sizes from the exported graph: a size of 1 (or 0) in a call must not change the number of axes."""
+        shape = [self.present(self.size(s), rate) for s in fake.shape]
+        given = (self.present(value, rate), shape)
+        own = self._own_shape(fake, rate)
+        return self.received(self.b.call(aten.reshape.default, given, rate, own, fake.dtype, free=True), fake)
+
+    def _contiguous(self, x: Node) -> Node:
+        dense = {"memory_format": torch.contiguous_format}
+        made = self.b.call(aten.clone.default, (x,), x.rate, x.shape, x.dtype, kwargs=dense)
+        if x.index in self.b.raw:
+            self.b.raw.add(made.index)
+        return made
+
+    # -- what the operator is given
+
+    def present(self, value: Value, rate: Rate) -> Any:
+        """A tensor with the original axes, for the original operator, with as many rows as `rate` has."""
+        if isinstance(value, Opaque):
+            return value.node
+        if isinstance(value, RowNumber):
+            end = Size(self.program.rows * value.step)
+            kwargs = {"dtype": value.dtype, "device": self.program.device}
+            return self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
+        if isinstance(value, Form):
+            node = joins.materialise(self.b, value, self.workload)
+            if value.has_rows:
+                node = self.b.rowwise(node, rate)
+            return self._original_axes(node, value)
+        if isinstance(value, list | tuple):
+            return [self.present(v, rate) for v in value]
+        if isinstance(value, sympy.Expr):
+            return int(value) if value.is_Integer else self._size_argument(value)
+        return value
+
+    def _original_axes(self, node: Node, form: Form) -> Node:
+        """From `[rows, *dims]` to the original layout."""
+        flat_layout = [d for entry in form.layout for d in entry]
+        if not form.has_rows:
+            node = self.b.permute(node, flat_layout) if flat_layout else node
+            return self.b.reshape(node, [size for size, _ in form.extents])
+        axes = [0 if d == ROW else d + 1 for d in flat_layout]
+        if axes != sorted(axes):
+            node = self._view(aten.permute.default, node, axes)
+        if all(len(entry) == 1 for entry in form.layout):
+            return node
+        shape = [Size(self.program.rows * size) if rows else size for size, rows in form.extents]
+        return self._view(aten.reshape.default, node, shape)
+
+    def _size_argument(self, expr: sympy.Expr) -> Size:
+        """An expression of the rows and of sizes that an operator's result had (`nonzero`, `masked_select`)."""
+        measured = self.memo.measured
+        return Size(expr, tuple((s, measured[s]) for s in sorted(expr.free_symbols, key=str) if s in measured))
+
+    # -- what the operator returns
+
+    def received(self, node: Node, fake: torch.Tensor) -> Value:
+        """The result of an original operator as a form over its rows, or opaque where its axes do not follow them."""
+        shape = self._known_shape(fake)
+        if shape is None:
+            return Opaque(node, fake.dtype)
+        sizes = [size for size, _ in shape]
+        with_rows = [axis for axis, (_, rows) in enumerate(shape) if rows]
+        if node.rate is Rate.WEIGHT and not with_rows:
+            return plain(node, fake.dtype, row_layout(len(sizes), rows=False))
+        if len(with_rows) != 1:
+            return Opaque(node, fake.dtype)
+        if shape[0] == (1, True):
+            return plain(node, fake.dtype, row_layout(len(sizes) - 1))
+        return self._rows_to_front(node, sizes, with_rows[0])
+
+    def _rows_to_front(self, node: Node, sizes: list[int], axis: int) -> Form:
+        """From the original layout, where `axis` holds rows (times its size), to `[rows, *dims]`."""
+        others = [i for i in range(len(sizes)) if i != axis]
+        if axis:
+            node = self._view(aten.permute.default, node, [axis, *others])
+        self.b.raw.add(node.index)
+        dims = [sizes[axis], *(sizes[i] for i in others)]
+        node = self._view(aten.reshape.default, node, [-1, *dims], dims)
+        rest = iter(range(1, len(dims)))
+        return plain(node, node.dtype, tuple((ROW, 0) if i == axis else (next(rest),) for i in range(len(sizes))))
+
+    def _measure(self, node: fx.Node, made: Node) -> None:
+        """Remember sizes that depend on data, as they come out of an operator over all rows."""
+        for symbol, path in (node.meta.get("unbacked_bindings") or {}).items():
+            if len(path) == 2 and getattr(path[0], "name", None) == "size":
+                size = (made, path[1].idx)
+                self.memo.measured[symbol] = self.b.call(aten.sym_size.int, size, made.rate, (), torch.int64, free=True)
+
+    # -- sizes and layouts
+
+    def size(self, value: Any) -> sympy.Expr:
+        """An integer of the captured graph as an expression in the row symbol."""
+        expr = value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat) else sympy.Integer(value)
+        return expr.subs(self.memo.symbols) if self.memo.symbols else expr
+
+    def shape(self, fake: torch.Tensor) -> list[Extent]:
+        """Original sizes as (number, times the row count?): `20 * rows` is (20, True). Declines for anything else."""
+        return [self._extent(self.size(s)) for s in fake.shape]
+
+    def _extent(self, expr: sympy.Expr) -> Extent:
+        if expr.is_Integer:
+            return int(expr), False
+        quotient = sympy.simplify(expr / self.program.rows)
+        if quotient.is_Integer:
+            return int(quotient), True
+        raise Decline(f"a size of {expr} is no multiple of the row count")
+
+    def _known_shape(self, fake: torch.Tensor) -> list[Extent] | None:
+        try:
+            return self.shape(fake)
+        except Decline:
+            return None
+
+    def _rows_first(self, fake: torch.Tensor, rate: Rate) -> bool:
+        """Whether axis 0 is the rows (at weight rate there is none), as in every node not in an original layout."""
+        shape = self._known_shape(fake)
+        return shape is not None and (rate is Rate.WEIGHT or shape[:1] == [(1, True)])
+
+    def _own_shape(self, fake: torch.Tensor, rate: Rate) -> tuple[int, ...]:
+        """Axes after the row axis, where axis 0 is the rows; the row's share of elements otherwise."""
+        shape = self._known_shape(fake)
+        if shape is None:
+            return ()
+        sizes = tuple(size for size, _ in shape)
+        if self._rows_first(fake, rate):
+            return sizes if rate is Rate.WEIGHT else sizes[1:]
+        return (math.prod(sizes),)
+
+    def _view(self, op: Op, x: Node, how: Sequence[Any], shape: Sequence[int] = ()) -> Node:
+        """A view of a tensor that is, or is to be, in an original layout."""
+        return self.b.call(op, (x, how), x.rate, shape, x.dtype, free=True)

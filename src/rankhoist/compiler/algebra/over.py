@@ -1,0 +1,77 @@
+"""Which results may be written over an operand that nobody reads again: no allocation, and memory that is in the cache.
+
+`f(x, ...)` may become `f_(x, ...)` where x is new, has the rows, shape and dtype of the result, and is read here alone.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.ir import Node, Rate, aten, inputs_of
+
+OVER: dict[Any, Any] = {
+    aten.relu.default: aten.relu_.default,
+    aten.sigmoid.default: aten.sigmoid_.default,
+    aten.tanh.default: aten.tanh_.default,
+    aten.exp.default: aten.exp_.default,
+    aten.addcmul.default: aten.addcmul_.default,
+    aten.add.Tensor: aten.add_.Tensor,
+    aten.sub.Tensor: aten.sub_.Tensor,
+    aten.mul.Tensor: aten.mul_.Tensor,
+    aten.div.Tensor: aten.div_.Tensor,
+    kernels.linear_onto: kernels.linear_onto_,
+    kernels.request_linear_onto: kernels.request_linear_onto_,
+}
+ONTO = {kernels.linear_onto, kernels.request_linear_onto}
+CONTIGUOUS = {  # products give a new contiguous tensor
+    aten.linear.default, kernels.linear_from, kernels.request_linear, kernels.request_linear_from, *ONTO,
+}  # fmt: skip
+NEW = CONTIGUOUS | (OVER.keys() - ONTO)
+COMMUTES = {aten.add.Tensor, aten.mul.Tensor}
+
+
+def overwritten(nodes: Sequence[Node], outputs: Sequence[Any], raw: Collection[int] = ()) -> dict[int, int]:
+    """Node number -> position of the argument to write over. `nodes` is all that `outputs` need, operands first.
+
+    Results in an original layout (`raw`) may have more axes than any operand: they are written anew.
+    """
+    readers = collections.Counter(x.index for n in nodes for x in inputs_of(n))
+    readers.update(o.index for o in outputs if isinstance(o, Node))
+    whole = _with_rows(nodes)
+    found = {}
+    for n in nodes:
+        if n.op in OVER and n.rate is not Rate.WEIGHT and n.index not in raw:
+            places = (0, 1) if n.op in COMMUTES and not n.kwargs else (0,)  # `alpha` scales the second
+            place = next((i for i in places if _free(n, n.args[i], readers, whole)), None)
+            if place is not None:
+                found[n.index] = place
+    return found
+
+
+def _free(reader: Node, target: Any, readers: collections.Counter[int], whole: set[int]) -> bool:
+    """Whether `target` is new memory, whole and read once; views by reshape are looked through."""
+    if not isinstance(target, Node) or target.shape != reader.shape or target.dtype != reader.dtype:
+        return False
+    source = target
+    while source.op is aten.reshape.default and readers[source.index] == 1:
+        source = source.args[0]
+    new = CONTIGUOUS if reader.op in ONTO else NEW
+    own = source.op in new and source.index in whole and readers[source.index] == 1
+    return own and source.rate.stage == reader.rate.stage and math.prod(source.shape) == math.prod(reader.shape)
+
+
+def _with_rows(nodes: Sequence[Node]) -> set[int]:
+    """Nodes whose tensor has all rows of its stage: one request's row that is to broadcast has not."""
+    found: set[int] = set()
+    for n in nodes:
+        if n.op == "input" or n.op is kernels.repeat_rows:
+            found.add(n.index)
+        elif n.op is kernels.spread or isinstance(n.op, str):
+            continue
+        elif any(x.index in found and x.rate.stage == n.rate.stage for x in inputs_of(n)):
+            found.add(n.index)
+    return found

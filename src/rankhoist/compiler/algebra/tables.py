@@ -1,0 +1,72 @@
+"""Several embedding tables read by one gather.
+
+Law: `[T_1[i_1]; ...; T_F[i_F]] = T[i + o]`, where T holds the tables one below the other and o where each begins. One
+gather of F rows replaces F gathers and a concatenation; the price is a copy of the tables, so large ones stay apart.
+An id that its own table does not have is an error, as before: it would be a row of another table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.ir import Builder, Node, Rate, aten
+
+FEW = 3  # fewer tables are read one by one
+BYTES = 2**26  # of tables that may be copied for one gather
+
+
+def one_gather(b: Builder, node: Node, once: Callable[[Node], bool], value: Callable[[Node], Node]) -> Node | None:
+    """A concatenation of looked-up rows, of which nobody reads the parts."""
+    if node.op is not aten.cat.default or node.rate is Rate.WEIGHT or node.args[1] != 1 or node.index in b.raw:
+        return None
+    parts: list[Node] = []
+    for _, run in itertools.groupby(node.args[0], key=lambda p: _kind(p, once)):
+        group = list(run)
+        lookups = [_lookup(p) for p in group]
+        tables = [x.args[0] for x in lookups if x is not None]
+        if len(tables) == len(group) >= FEW and sum(_bytes(t) for t in tables) <= BYTES:
+            parts.append(_gather(b, group, [x for x in lookups if x is not None], value))
+        else:
+            parts += [value(p) for p in group]
+    if len(parts) == len(node.args[0]):
+        return None
+    return b.reshape(parts[0], node.shape) if len(parts) == 1 else b.cat(parts, 0)
+
+
+def _lookup(part: Node) -> Node | None:
+    """The lookup of one id per row that a part of the concatenation shows."""
+    source = part.args[0] if part.op is aten.reshape.default else part
+    plain = isinstance(source, Node) and source.op is aten.embedding.default and len(source.shape) == 1
+    if not plain or source.args[0].rate is not Rate.WEIGHT:  # or rows of a table that each request makes for itself
+        return None
+    return source if math.prod(part.shape) == math.prod(source.shape) else None
+
+
+def _kind(part: Node, once: Callable[[Node], bool]) -> object:
+    """Lookups that can be one: rows of the same width and dtype, by ids of the same dtype and rate."""
+    source = _lookup(part)
+    if source is None or not once(part) or not once(source) or source.rate.per_candidate != part.rate.per_candidate:
+        return object()
+    table, ids = source.args[:2]
+    return part.shape, source.shape, table.dtype, ids.dtype, ids.rate
+
+
+def _bytes(table: Node) -> int:
+    return math.prod(table.shape) * table.dtype.itemsize
+
+
+def _gather(b: Builder, group: Sequence[Node], lookups: Sequence[Node], value: Callable[[Node], Node]) -> Node:
+    tables = [value(x.args[0]) for x in lookups]
+    ids = [value(x.args[1]) for x in lookups]
+    starts = torch.tensor([0, *itertools.accumulate(t.shape[0] for t in tables[:-1])], dtype=ids[0].dtype)
+    sizes = torch.tensor([t.shape[0] for t in tables], dtype=ids[0].dtype)
+    table, width, rate = b.cat(tables, 0), lookups[0].shape[-1], ids[0].rate
+    joined = b.call(aten.stack.default, (ids, 1), rate, [len(ids)], ids[0].dtype)
+    args = (table, joined, b.constant(starts), b.constant(sizes))
+    made = b.call(kernels.read_tables, args, rate, [len(ids), width], table.dtype)
+    return b.reshape(made, [len(ids) * group[0].shape[0], *group[0].shape[1:]])

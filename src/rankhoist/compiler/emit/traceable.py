@@ -1,0 +1,109 @@
+"""A stage for compilers and exporters: functional, no Python control flow on tensors, row counts read from tensors.
+
+Its arguments are `owner [N]` and `slots [R, M]`, if it reads them, then what the stage is passed and its leaves. There
+are two spellings. For one request nothing is gathered. For several, the rows of each request are padded to a block as
+long as the longest, M rows, so that products with one matrix per request are one `bmm`:
+
+    slots[r, j] = min(offsets[r] + j, N - 1)        place[i] = owner[i] * M + i - slots[owner[i], 0]
+    [N, k]  - rows of slots ->  [R, M, k]  - bmm with [R, k, n] ->  [R * M, n]  - rows of place ->  [N, n]
+
+That needs memory for R * M rows, where one gathered matrix per row would need N * k * n elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.ir import aten
+from rankhoist.compiler.algebra.over import OVER
+from rankhoist.compiler.emit.stages import Stage
+
+Blocks = tuple[Tensor, Tensor]  # slots [R, M], place [N]
+
+
+@dataclass(frozen=True)
+class Traceable:
+    """`module(*arguments, *passed, *leaves)` computes what the stage does; `arguments` of `owner`, `slots`."""
+
+    module: fx.GraphModule
+    arguments: tuple[str, ...]
+
+
+def traceable(stage: Stage, several: bool) -> Traceable:
+    """The stage spelled for one request, or for several; it reads one leaf at least, whose rows are counted."""
+    rows, owner, offsets, *nodes = stage.module.graph.nodes
+    graph, arguments = fx.Graph(), []
+    values: dict[fx.Node, Any] = dict.fromkeys((rows, owner, offsets))
+    if several and (owner.users or offsets.users):
+        arguments.append("owner")
+        values[owner] = graph.placeholder("owner")
+    if several and offsets.users:
+        arguments.append("slots")
+        slots = graph.placeholder("slots")
+    for node in nodes:
+        if node.op == "placeholder":
+            values[node] = last = graph.node_copy(node)
+    if rows.users:
+        values[rows] = graph.call_function(aten.sym_size.int, (last, 0))
+    if several and offsets.users:
+        values[offsets] = slots, graph.call_function(_place, (values[owner], slots))
+    for node in nodes:
+        if node.op != "placeholder":
+            values[node] = made = graph.node_copy(node, lambda n: values[n])
+            target: Any = FUNCTIONAL.get(node.target, node.target)
+            made.target = BY_BLOCKS.get(target, target) if several else target
+    graph.lint()
+    return Traceable(fx.GraphModule(nn.Module(), graph), tuple(arguments))
+
+
+def slots_of(offsets: Tensor) -> Tensor:
+    """`[R, M]`: the rows of each request, padded with rows of others; M >= 2, for a size of one is a constant."""
+    longest = max(int(offsets.diff().max()), 2)
+    return (offsets[:-1, None] + torch.arange(longest)).clamp_max_(int(offsets[-1]) - 1)
+
+
+def _place(owner: Tensor, slots: Tensor) -> Tensor:
+    """Where each row stands in the padded blocks."""
+    rows = torch.arange(owner.shape[0], device=owner.device)
+    return owner * slots.shape[1] + rows - slots[:, 0].index_select(0, owner)
+
+
+def _padded(x: Tensor, slots: Tensor) -> Tensor:
+    """`[N, ...] -> [R, M, ...]`."""
+    return x.index_select(0, slots.reshape(-1)).reshape(*slots.shape, *x.shape[1:])
+
+
+def _linear(x: Tensor, m: Tensor, blocks: Blocks) -> Tensor:
+    slots, place = blocks
+    made = torch.bmm(_padded(x, slots).flatten(1, -2), m)
+    return made.reshape(-1, *x.shape[1:-1], m.shape[-1]).index_select(0, place)
+
+
+def _linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor, blocks: Blocks) -> Tensor:
+    own = start.index_select(0, owner)
+    return _linear(x, m, blocks) + own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
+
+
+def _linear_onto(total: Tensor, x: Tensor, m: Tensor, blocks: Blocks) -> Tensor:
+    return total + _linear(x, m, blocks)
+
+
+def _matmul(x: Tensor, m: Tensor, blocks: Blocks) -> Tensor:
+    slots, place = blocks
+    made = torch.matmul(_padded(x, slots), m[:, None])
+    return made.flatten(0, 1).index_select(0, place)
+
+
+FUNCTIONAL: dict[Any, Callable[..., Any]] = {over: plain for plain, over in OVER.items()}
+BY_BLOCKS: dict[Any, Callable[..., Any]] = {
+    kernels.request_linear: _linear,
+    kernels.request_linear_from: _linear_from,
+    kernels.request_linear_onto: _linear_onto,
+    kernels.request_matmul: _matmul,
+}

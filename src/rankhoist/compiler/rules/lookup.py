@@ -1,0 +1,234 @@
+"""Lookups: tables read by ids, and elements chosen by index. Law: a lookup of blocks of ids is the blocks of the
+lookup.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from rankhoist.capture.program import overload
+from rankhoist.compiler.algebra import joins, moves
+from rankhoist.compiler.algebra.contract import settle
+from rankhoist.compiler.algebra.forms import ROW, Decline, Factor, Form, Label, one_block, whole
+from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.ir import Rate, aten
+from rankhoist.compiler.algebra.values import RowNumber, Value
+from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, integer, named, tidy
+from rankhoist.compiler.rules.table import table
+
+
+def embedding(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Rows of a table: `[..., ] -> [..., D]`."""
+    a = named(node, args, kwargs)
+    weight, ids = form(a["weight"]), form(a["indices"])
+    if weight.rate is not Rate.WEIGHT or weight.has_rows:
+        raise Decline("the table is no weight")
+    read = joins.materialise(c.b, weight, c.workload)
+    return _looked_up(
+        c, tidy(c, ids), weight.dtype, weight.sizes[1:], lambda f: (aten.embedding.default, (read, f.node))
+    )
+
+
+def _looked_up(c: Interpreter, ids: Form, dtype: torch.dtype, extra: tuple[int, ...], call: Any) -> Form:
+    """Per block of ids: `call(factor)` gives the operator; the result has the axes of the ids, then `extra`."""
+    blocks = {}
+    for cell, block in ids.blocks.items():
+        f = settle(c.b, block, c.workload).factor
+        op, given = call(f)
+        made = c.b.call(op, given, f.node.rate, (*f.node.shape, *extra), dtype)
+        new = tuple(Label(n) for n in extra)
+        labels = (*block.labels, *((x,) for x in new))
+        blocks[cell + (0,) * len(extra)] = one_block(Factor(made, (*f.labels, *new)), labels)
+    depth = len(ids.dims)
+    layout = (*ids.layout, *((depth + i,) for i in range(len(extra))))
+    return Form((*ids.dims, *(whole(n) for n in extra)), blocks, layout, dtype)
+
+
+def one_hot(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`[...] -> [..., classes]`, the number of classes as the exported graph shows it."""
+    classes = c.shape(node.meta["val"])[-1][0]
+    ids = tidy(c, form(args[0]))
+    return _looked_up(c, ids, torch.int64, (classes,), lambda f: (aten.one_hot.default, (f.node, classes)))
+
+
+def bucketize(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """The bucket of every element, for constant boundaries."""
+    value, edges = form(args[0]), form(args[1])
+    if edges.rate is not Rate.WEIGHT:
+        raise Decline("the boundaries are no weight")
+    read = joins.materialise(c.b, edges, c.workload)
+    blocks = {}
+    for cell, block in tidy(c, value).blocks.items():
+        f = settle(c.b, block, c.workload).factor
+        given = (f.node, read, *args[2:])
+        made = c.b.call(overload(node), given, f.node.rate, f.node.shape, node.meta["val"].dtype, kwargs=kwargs)
+        blocks[cell] = one_block(Factor(made, f.labels), block.labels)
+    return replace(tidy(c, value), blocks=blocks, dtype=node.meta["val"].dtype)
+
+
+def index_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Positions of one axis, by a constant index, or rows of a weight by ids."""
+    value, index = form(args[0]), form(args[2])
+    return _index_axis(c, value, axis_of(value, args[1]), index)
+
+
+def index(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`x[..., i, j, ...]`: constant indices move positions; ids read a weight; "my own row" reads every row for
+    itself.
+    """
+    value = form(args[0])
+    chosen = [(axis, i) for axis, i in enumerate(args[1]) if i is not None]
+    if any(isinstance(i, RowNumber) for _, i in chosen):
+        return _own_row(c, node, value, chosen)
+    constants = [c.constant(i) for _, i in chosen]
+    if all(k is not None for k in constants):
+        return _constant_index(c, value, [axis for axis, _ in chosen], [k for k in constants if k is not None])
+    if len(chosen) == 1:
+        return _index_axis(c, value, chosen[0][0], form(chosen[0][1]))
+    raise Decline("indexed by several tensors that depend on the inputs")
+
+
+def _constant_index(c: Interpreter, value: Form, axes: list[int], constants: list[torch.Tensor]) -> Form:
+    """Adjacent axes become one, of which points are taken; a boolean mask is the list of its true points."""
+    if len(constants) == 1 and constants[0].dtype == torch.bool:
+        mask = constants[0]
+        axes = list(range(axes[0], axes[0] + mask.dim()))
+        constants = list(mask.nonzero(as_tuple=True))
+    if axes != list(range(axes[0], axes[0] + len(axes))):
+        raise Decline("indexed along axes that are not neighbours")
+    points = torch.broadcast_tensors(*constants)
+    value = moves.ordered(value)
+    dims = [dim_of(value, axis) for axis in axes]
+    sizes = [value.sizes[d] for d in dims]
+    wrapped = [
+        np.where(p.numpy() < 0, p.numpy() + n, p.numpy()).reshape(-1) for p, n in zip(points, sizes, strict=True)
+    ]
+    flat = np.ravel_multi_index(wrapped, sizes)
+    first = value.layout[: axes[0]]
+    merged = moves.merge_dims(c.b, replace(value, layout=_merged_layout(value, axes, dims[0])), dims[0], len(dims))
+    taken = moves.take_dim(c.b, merged, dims[0], flat)
+    shape = list(points[0].shape)
+    if len(shape) == 1:
+        return taken
+    if not shape:
+        return moves.drop_dim(c.b, taken, dims[0])
+    split = moves.split_dim(c.b, replace(taken, layout=tuple((d,) for e in taken.layout for d in e)), dims[0], shape)
+    rest = [e for e in taken.layout[len(first) + 1 :]]
+    shifted = [tuple(d + len(shape) - 1 if d > dims[0] else d for d in e) for e in rest]
+    return replace(split, layout=(*first, *((dims[0] + i,) for i in range(len(shape))), *shifted))
+
+
+def _merged_layout(value: Form, axes: list[int], dim: int) -> tuple[tuple[int, ...], ...]:
+    together = tuple(d for axis in axes for d in value.layout[axis])
+    return (*value.layout[: axes[0]], together, *value.layout[axes[-1] + 1 :])
+
+
+def _index_axis(c: Interpreter, value: Form, axis: int, index: Form) -> Form:
+    """One axis indexed by a tensor of ids."""
+    constant = c.constant(index)
+    if constant is not None:
+        return _constant_index(c, value, [axis], [constant])
+    if value.rate is Rate.WEIGHT and not value.has_rows:
+        ids = tidy(c, index)
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise Decline(f"indexed by a tensor of {ids.dtype} that depends on the inputs")
+        read = joins.materialise(c.b, value, c.workload)
+        if axis == 0:
+            extra = value.sizes[1:]
+            return _looked_up(c, ids, value.dtype, extra, lambda f: (aten.index.Tensor, (read, [f.node])))
+    raise Decline("indexed by a tensor that depends on the inputs")
+
+
+def _own_row(c: Interpreter, node: fx.Node, value: Form, chosen: list[tuple[int, Value]]) -> Value:
+    """`x[arange(rows), ids]` reads the own row of x: it runs at the rate of x and ids."""
+    axes = [axis for axis, _ in chosen]
+    if not isinstance(chosen[0][1], RowNumber) or chosen[0][1].step != 1 or value.layout[axes[0]] != (ROW,):
+        raise Decline("the row number indexes another axis than the rows")
+    if len(chosen) == 1:
+        return value
+    others = [form(i) for _, i in chosen[1:]]
+    if any(ROW in e for i in others for e in i.layout[1:]):
+        raise Decline("indexed by a tensor with rows in a later axis")
+    if any(len(i.layout) > 1 for i in others) or axes != list(range(axes[0], axes[0] + len(axes))):
+        raise Decline("indexed by several axes per row")
+    return c.run_rowwise(node, [value, [None] * axes[0] + [i for _, i in chosen]], {})
+
+
+def gather(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`gather` along an axis without rows reads every row for itself."""
+    value, index = form(args[0]), form(args[2])
+    dim_of(value, args[1])
+    rows = [[axis for axis, e in enumerate(f.layout) if ROW in e] for f in (value, index)]
+    if value.rate is Rate.WEIGHT and not value.has_rows:
+        raise Decline("gathers from a weight")
+    if rows[0] != rows[1] or any(len(f.layout[r]) > 1 for f, rs in zip((value, index), rows, strict=True) for r in rs):
+        raise Decline("gathers across rows")
+    return c.run_rowwise(node, [value, args[1], index, *args[3:]], kwargs)
+
+
+def masked_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """A constant mask over the axes after the rows, flattened: points of these axes, folded behind the rows."""
+    value = form(args[0])
+    mask = form(args[1])
+    constant = c.constant(replace(mask, layout=tuple(tuple(d for d in e if d != ROW) for e in mask.layout)))
+    if constant is None:
+        raise Decline("selects by a mask that depends on the inputs")
+    if not value.layout or value.layout[0] != (ROW,):
+        raise Decline("selects across rows")
+    inner = [value.sizes[d] for e in value.layout[1:] for d in e]
+    shown = constant.reshape([n for n in constant.shape if n != 0])
+    if shown.dim() == len(inner) + 1 and shown.shape[0] == 1:
+        shown = shown[0]
+    points = torch.broadcast_to(shown, inner).reshape(-1).nonzero().reshape(-1)
+    merged = moves.merge_dims(c.b, value, 0, len(inner))
+    taken = moves.take_dim(c.b, replace(merged, layout=((ROW,), (0,))), 0, points.numpy())
+    symbol = c.size(node.meta["val"].shape[0])
+    c.memo.symbols[symbol] = c.program.rows * len(points)
+    return replace(taken, layout=((ROW, 0),))
+
+
+def row_number(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` where the own row begins among rows of length L."""
+    a = named(node, args, kwargs)
+    if a.get("start", 0) not in (0, None) or c.shape(node.meta["val"]) != [(1, True)]:
+        raise Decline("counts over the rows")
+    return RowNumber(node.meta["val"].dtype, integer(a.get("step") or 1))
+
+
+def embedding_bag(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Bags `[rows, L]`, flattened, with an offset per row: every row reads its own ids."""
+    a = named(node, args, kwargs)
+    ids, offsets, weights = form(a["indices"]), a["offsets"], a.get("per_sample_weights")
+    shapes = [f.layout for f in (ids, *([form(weights)] if weights is not None else []))]
+    length = math.prod(ids.sizes)
+    if (
+        not isinstance(offsets, RowNumber)
+        or any(len(x) != 1 or x[0][0] != ROW for x in shapes)
+        or offsets.step != length
+    ):
+        raise Decline("bags given by offsets may cross rows")
+    if form(a["weight"]).rate is not Rate.WEIGHT:
+        raise Decline("the table is no weight")
+    return c.run_rowwise(node, args, kwargs)
+
+
+LOOKUPS = table([
+    ("embedding", embedding),
+    ("one_hot", one_hot),
+    ("embedding_bag _embedding_bag_forward_only _embedding_bag", embedding_bag),
+])  # fmt: skip
+
+RULES = {**LOOKUPS, **table([
+    ("bucketize", bucketize),
+    ("index_select", index_select),
+    ("index", index),
+    ("gather", gather),
+    ("masked_select", masked_select),
+    ("arange", row_number),
+])}  # fmt: skip

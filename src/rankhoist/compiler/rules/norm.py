@@ -1,0 +1,158 @@
+"""Normalisation.
+
+Law 1: BatchNorm in eval mode is `s * x + t` with weights s, t.
+Law 2: a row norm over mixed blocks takes its statistics from those of the blocks (Chan, Golub and LeVeque, 1983),
+
+    mean = sum_b n_b mean_b / n,    n var = sum_b M2_b + n_b (mean_b - mean)^2,
+
+and is then `(x - mean) * s * weight + bias` with atoms `s` and `mean s` of width 1: a linear map that follows never
+sees the normalised values. Context blocks contribute their statistics once per request.
+Law 3: a row norm along axes that no cut goes through is the norm of every block, at the block's own rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from rankhoist.compiler.algebra import grid, joins, moves
+from rankhoist.compiler.algebra.forms import ROW, Decline, Form, plain, row_layout
+from rankhoist.compiler.algebra.interpret import Interpreter, Level
+from rankhoist.compiler.algebra.ir import Node, Rate, aten
+from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.rules import reduce as reductions
+from rankhoist.compiler.rules.arguments import form, named, tidy
+from rankhoist.compiler.rules.pointwise import ARITHMETIC, apply_op
+from rankhoist.compiler.rules.table import table
+
+
+def batch_norm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`s * x + t` along axis 1, `s = weight / sqrt(var + eps)`, `t = bias - s * mean`."""
+    a = named(node, args, kwargs)
+    x = form(a["input"])
+    if a.get("training"):
+        raise Decline("batch statistics mix rows")
+    if ROW in x.layout[1] or len(x.layout[1]) != 1:
+        raise Decline("normalises an axis that holds rows")
+    scale, shift = _scale_and_shift(c, a)
+    axes: tuple[tuple[int, ...], ...] = ((), (0,), *(() for _ in x.layout[2:]))
+    s, t = (replace(plain(n, n.dtype, row_layout(1, rows=False)), layout=axes) for n in (scale, shift))
+    if x.dtype != s.dtype:
+        raise Decline(f"normalises {x.dtype} by statistics of {s.dtype}")
+    scaled = grid.multiply(c.b, [x, s], x.dtype)
+    result = grid.total(c.b, [scaled, t], x.dtype, (1.0, 1.0))
+    return result if isinstance(node.meta["val"], torch.Tensor) else [result, *[None] * (len(node.meta["val"]) - 1)]
+
+
+def _scale_and_shift(c: Interpreter, a: dict[str, Value]) -> tuple[Node, Node]:
+    """Both `[channels]`, in the weights stage."""
+    b = c.b
+
+    def weight(name: str, *others: str) -> Node | None:
+        value = next((a[n] for n in (name, *others) if a.get(n) is not None), None)
+        return None if value is None else joins.materialise(b, form(value), c.workload)
+
+    mean, var = weight("running_mean", "mean"), weight("running_var", "var")
+    if mean is None or var is None:
+        raise Decline("batch statistics mix rows")
+    scale = b.pointwise(aten.rsqrt.default, (b.pointwise(aten.add.Scalar, (var, a["eps"]), var.dtype),), var.dtype)
+    gamma, beta = weight("weight"), weight("bias")
+    if gamma is not None:
+        scale = b.pointwise(aten.mul.Tensor, (scale, gamma), gamma.dtype)
+    shift = b.pointwise(aten.mul.Tensor, (scale, mean), scale.dtype)
+    if beta is not None:
+        return scale, b.pointwise(aten.sub.Tensor, (beta, shift), scale.dtype)
+    return scale, b.pointwise(aten.neg.default, (shift,), scale.dtype)
+
+
+def row_norm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`layer_norm`, `rms_norm`, by their blocks; `group_norm`: every row for itself, as one tensor."""
+    a = named(node, args, kwargs)
+    x: Form = form(a["input"])
+    count = len(a["normalized_shape"]) if "normalized_shape" in a else len(x.layout) - 1
+    last = x.layout[len(x.layout) - count :]
+    if any(ROW in e for e in last):
+        raise Decline("normalises over the rows")
+    if "normalized_shape" not in a and x.layout[0] != (ROW,):
+        raise Decline("normalises groups of an axis other than the rows'")
+    joined = tidy(c, x)
+    if "normalized_shape" not in a or not joined.mixed or x.dtype not in ARITHMETIC:
+        return c.run_rowwise(node, args, kwargs)
+    cut = [d for e in last for d in e if len(joined.dims[d]) > 1]
+    if not cut and all(len(e) == 1 for e in last):
+        result = _norm_of_blocks(c, node, a, joined, count)
+    elif len(cut) == 1 and c.level is Level.FULL:
+        result = _block_norm(c, node, a, x, count)
+    else:
+        return c.run_rowwise(node, args, kwargs)
+    return result if isinstance(node.meta["val"], torch.Tensor) else [result, None, None]
+
+
+def _norm_of_blocks(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, count: int) -> Form:
+    """Where the normalised axes are whole in every block, as tokens of a sequence are: block by block."""
+    dims = [e[0] for e in x.layout[len(x.layout) - count :]]
+    sizes = [x.sizes[d] for d in dims]
+    names = ("weight",) if "rms_norm" in str(node.target) else ("weight", "bias")
+    op = aten.rms_norm.default if "bias" not in names else aten.layer_norm.default
+    weights = [None if a[n] is None else joins.materialise(c.b, form(a[n]), c.workload) for n in names]
+    if any(w is not None and w.rate is not Rate.WEIGHT for w in weights):
+        raise Decline("normalises with weights that are computed from inputs")
+
+    def call(block: Node, axes: list[int], shapes: Sequence[tuple[int, ...]]) -> list[Node]:
+        return [c.b.call(op, (block, sizes, *weights, a["eps"]), block.rate, shapes[0], x.dtype)]
+
+    return reductions.by_blocks(c, x, dims, [x.extents], [x.dtype], call)[0]
+
+
+def _block_norm(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, count: int) -> Form:
+    """`layer_norm` (or `rms_norm`, which has no mean) by law 2, unevaluated."""
+    x = tidy(c, c.pure(tidy(c, x)))
+    dims = [d for e in x.layout[len(x.layout) - count :] for d in e]
+    axes = sorted(x.axis(d) for d in dims)
+    size = math.prod(x.sizes[d] for d in dims)
+    centred = "rms_norm" not in str(node.target)
+    mean = _mean(c, x, dims, axes) if centred else None
+    squares = _mean_square(c, x, dims, axes, size, mean)
+    eps = a["eps"] if a["eps"] is not None else torch.finfo(x.dtype).eps
+    scale = apply_op(c, aten.rsqrt.default, [apply_op(c, aten.add.Scalar, [squares, eps])])
+    parts = [grid.multiply(c.b, [x, scale], x.dtype)]
+    if mean is not None:
+        parts.append(grid.multiply(c.b, [mean, scale], x.dtype))
+    result = grid.total(c.b, parts, x.dtype, (1.0, -1.0)[: len(parts)])
+    if a["weight"] is not None:
+        result = grid.multiply(c.b, [result, form(a["weight"])], x.dtype)
+    if a.get("bias") is not None:
+        result = grid.total(c.b, [result, form(a["bias"])], x.dtype, (1.0, 1.0))
+    return result
+
+
+def _mean(c: Interpreter, x: Form, dims: list[int], axes: list[int]) -> Form:
+    scale = 1.0 / math.prod(x.sizes[d] for d in dims)
+    return c.pure(moves.with_axes(grid.sum_dims(c.b, x, dims, scale), axes))
+
+
+def _mean_square(c: Interpreter, x: Form, dims: list[int], axes: list[int], size: int, mean: Form | None) -> Form:
+    """Mean square distance from `mean` (or from 0), block statistics first."""
+    cut = next(d for d in dims if len(x.dims[d]) > 1)
+    parts = []
+    for k in range(len(x.dims[cut])):
+        block = joins.segment(x, cut, k)
+        own = math.prod(block.sizes[d] for d in dims)
+        if mean is not None:
+            middle = _mean(c, block, dims, axes)
+            shift = apply_op(c, aten.square.default, [apply_op(c, aten.sub.Tensor, [middle, mean])])
+            parts.append((shift, own / size))
+            block = apply_op(c, aten.sub.Tensor, [block, middle])
+        squares = apply_op(c, aten.square.default, [block])
+        parts.append((_mean(c, squares, dims, axes), own / size))
+    return c.pure(grid.total(c.b, [p for p, _ in parts], x.dtype, [s for _, s in parts]))
+
+
+RULES = table([
+    ("batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm", batch_norm),
+    ("layer_norm native_layer_norm rms_norm group_norm native_group_norm", row_norm),
+])  # fmt: skip

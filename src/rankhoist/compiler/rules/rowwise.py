@@ -1,0 +1,77 @@
+"""Operators that treat one axis as a batch. Law: rows on the batch axis never meet, so they run at their operands'
+rate.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from rankhoist.capture.program import operator_name
+from rankhoist.compiler.algebra.forms import ROW, Decline, Form
+from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.values import Value, flat
+from rankhoist.compiler.rules.arguments import form, named
+from rankhoist.compiler.rules.table import table
+
+
+def batch_first(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Convolution, pooling and the like: axis 0 is the batch; weights have no rows."""
+    depth = {"conv1d": 3, "conv2d": 4, "conv3d": 5}.get(operator_name(node))
+    first = form(args[0])
+    if depth is not None and len(first.layout) != depth:
+        raise Decline("a convolution without a batch axis")
+    for value in flat((args, kwargs)):
+        if isinstance(value, Form):
+            _check_rows(value, 0)
+    return c.run_rowwise(node, args, kwargs)
+
+
+def pooling(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Pooling works on the last axes only."""
+    value = form(args[0])
+    last = 2 if "2d" in operator_name(node) else 1
+    if any(ROW in e for e in value.layout[len(value.layout) - last :]):
+        raise Decline("pools over the rows")
+    return c.run_rowwise(node, args, kwargs)
+
+
+def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """`scaled_dot_product_attention` over the last two axes; rows are in an axis before."""
+    a = named(node, args, kwargs)
+    operands = [form(a[k]) for k in ("query", "key", "value")] + (
+        [form(a["attn_mask"])] if a["attn_mask"] is not None else []
+    )
+    depth = max(len(o.layout) for o in operands)
+    places = {axis + depth - len(o.layout) for o in operands for axis, e in enumerate(o.layout) if ROW in e}
+    folds = {tuple(o.sizes[d] if d != ROW else ROW for d in e) for o in operands for e in o.layout if ROW in e}
+    if len(places) != 1 or next(iter(places)) >= depth - 2 or len(folds) > 1:
+        raise Decline("attends over the rows")
+    return c.run_rowwise(node, args, kwargs)
+
+
+def recurrent(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+    """Whole recurrent layers: the batch axis is 0 or 1 by `batch_first`; states have it on axis 1."""
+    a = named(node, args, kwargs)
+    if "batch_first" not in a:
+        raise Decline("packed sequences order rows by length")
+    if a.get("train") and a.get("dropout"):
+        raise Decline("dropout in training mode")
+    states = a["hx"] if isinstance(a["hx"], list) else [a["hx"]]
+    _check_rows(form(a["input"]), 0 if a["batch_first"] else 1)
+    for state in states:
+        _check_rows(form(state), 1)
+    return c.run_rowwise(node, args, kwargs)
+
+
+def _check_rows(value: Form, axis: int) -> None:
+    elsewhere = any(ROW in entry for i, entry in enumerate(value.layout) if i != axis)
+    if elsewhere or (ROW in value.layout[axis] and value.layout[axis][0] != ROW):
+        raise Decline(f"rows are not on axis {axis}")
+
+
+RULES = table([
+    ("gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist", batch_first),
+    ("max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d "
+     "adaptive_avg_pool2d adaptive_max_pool1d", pooling),
+    ("gru lstm rnn_tanh rnn_relu", recurrent),
+])  # fmt: skip

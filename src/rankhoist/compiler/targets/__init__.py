@@ -1,0 +1,1 @@
+"""Targets: what a machine needs for each operator, and what runs the stages there."""

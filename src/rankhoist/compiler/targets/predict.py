@@ -1,0 +1,195 @@
+"""Predicted seconds of a plan: what each operator of the intermediate graph needs on the profile's machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.ir import VIEWS, Node, Rate, aten
+from rankhoist.compiler.algebra.over import overwritten
+from rankhoist.compiler.algebra.work import VIEWS as ORIGINAL_VIEWS
+from rankhoist.compiler.algebra.work import einsum_axes
+from rankhoist.compiler.targets.profile import Profile
+
+FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
+             "rsqrt", "sin", "cos", "elu", "selu", "mish", "log_softmax", "hardswish", "logsumexp"}  # fmt: skip
+GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag", "read_tables"}
+CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
+SOFTMAX = ("_softmax", "softmax", "log_softmax", "logsumexp")  # rows are reduced and scaled by these
+PASSES = 6  # of a softmax over each of its rows, as measured
+NEAR = 3  # times as fast: elements picked by one index, whose neighbours are picked with them, as measured
+ARRANGING = 4  # calls that an original einsum or convolution makes around its product
+ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
+
+
+def predicted(nodes: Sequence[Node], outputs: Sequence[Any], profile: Profile, candidates: Any, requests: Any) -> Any:
+    """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array.
+
+    `nodes` is all that `outputs` need.
+    """
+    alike: dict[Any, list[Node]] = {}
+    over = overwritten(nodes, outputs)
+    for n in nodes:
+        alike.setdefault((kind(n), n.index in over), []).append(n)
+    each = (
+        len(group) * seconds(group[0], profile, candidates, requests, over=written)
+        for (_, written), group in alike.items()
+    )
+    return sum(each, start=np.asarray(CALLS * profile.call))
+
+
+def kind(node: Node) -> Any:
+    """All that the prediction depends on."""
+    operands = tuple(
+        (a.shape, a.rate) if isinstance(a, Node) else None for a in node.args if not isinstance(a, list | tuple)
+    )
+    moved = node.args[0].args[1] if _transposed(node) else None
+    return node.op, node.rate, node.shape, node.dtype, node.work, operands, tuple(moved or ())
+
+
+def _transposed(node: Node) -> bool:
+    return node.op is aten.reshape.default and node.args[0].op is aten.permute.default
+
+
+def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, over: bool = False) -> Any:
+    """Seconds of one operator in one call; work on weights alone is done before. `over`: over its operand's memory."""
+    if node.rate is Rate.WEIGHT:
+        return 0.0
+    if isinstance(node.op, str):
+        return profile.view  # an input is looked at before it is used
+    rows = candidates if node.rate.per_candidate else requests
+    name = getattr(node.op, "__name__", "").partition(".")[0]
+    if node.op in ROW_TENSORS:
+        moved = np.where(np.asarray(requests) > 1, profile.gathers(_bytes(node, rows)), 0.0)
+        return profile.view + moved
+    if node.op in VIEWS or name in ORIGINAL_VIEWS:
+        return profile.view + (_copy(node, profile, rows) if node.op is aten.reshape.default else 0.0)
+    if node.work.multiply_adds:
+        return profile.call + _product(node, profile, rows, requests)
+    if node.op is aten.index.Tensor:
+        near = 1 if sum(place is not None for place in node.args[1]) > 1 else NEAR
+        return profile.call + profile.picks(_bytes(node, rows)) / near
+    if name in GATHERS:
+        return profile.call + profile.gathers(_bytes(node, rows))
+    runs = profile.row * _runs(node) * np.asarray(rows, float)
+    if name in FUNCTIONS:
+        return profile.call + profile.functions(_bytes(node, rows), over) + runs
+    read = max([_bytes(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
+    if node.work.elements == 0 and np.max(read) == 0:
+        return profile.view
+    return profile.call + profile.streams(np.maximum(_bytes(node, rows), np.asarray(read) / 2), over) + runs
+
+
+def _runs(node: Node) -> int:
+    """Per row, how often an operator starts anew on neighbouring elements: where it joins, repeats or adds up."""
+    if node.op is aten.cat.default:
+        return len(node.args[0]) * math.prod(node.shape[: node.args[1] - 1])
+    shapes = [a.shape for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.shape]
+    largest = max(shapes, key=math.prod, default=())
+    if getattr(node.op, "__name__", "").startswith(SOFTMAX):
+        return PASSES * math.prod(largest[:-1])
+    if not largest or all(s == node.shape for s in shapes):
+        return 0
+    grows = math.prod(node.shape) >= math.prod(largest)
+    return _broadcast_runs(shapes, node.shape) if grows else math.prod(largest[:-1])
+
+
+def _broadcast_runs(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> int:
+    """Neighbouring axes that every operand has, or repeats, together are one axis of memory."""
+    padded = [(1,) * (len(result) - len(s)) + tuple(s) for s in shapes]
+    axes = [(size, tuple(s[i] == size for s in padded)) for i, size in enumerate(result) if size != 1]
+    while len(axes) > 1 and axes[-1][1] == axes[-2][1]:
+        axes[-2:] = [(axes[-2][0] * axes[-1][0], axes[-1][1])]
+    return math.prod(size for size, _ in axes[:-1])
+
+
+def _bytes(node: Node, rows: Any) -> Any:
+    """Of the node's tensor, had it so many rows (a weight has none)."""
+    size = math.prod(node.shape) * node.dtype.itemsize
+    return float(size) if node.rate is Rate.WEIGHT else size * np.asarray(rows, float)
+
+
+def _copy(node: Node, profile: Profile, rows: Any) -> Any:
+    """A reshape after a transposition copies, unless only axes of size 1 moved, came or went."""
+    source = node.args[0]
+    if not _transposed(node) or _wide(node.shape) == _wide(source.shape):
+        return 0.0
+    axes, skip = list(source.args[1]), len(source.args[1]) - len(source.shape)
+    moved = [axis for i, axis in enumerate(axes) if i < skip or source.shape[i - skip] != 1]
+    if moved == sorted(moved):
+        return 0.0
+    whole = axes[-1] == len(axes) - 1  # whole last axes are copied, or single elements
+    runs = profile.row * math.prod(source.shape[:-1]) * np.asarray(rows, float)
+    return profile.streams(_bytes(node, rows)) + runs if whole else profile.functions(_bytes(node, rows))
+
+
+def _wide(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    """A matrix product: rows and outer axes together are m; what is added to comes along in the same pass."""
+    n, madds = max(node.shape[-1], 1) if node.shape else 1, node.work.multiply_adds
+    rows, requests = np.asarray(rows, float), np.asarray(requests, float)
+    outer = max(math.prod(node.shape[:-1]), 1)
+    k = max(madds // max(math.prod(node.shape), 1), 1)
+    each = rows / np.maximum(requests, 1)  # rows that share a matrix of their request
+    if node.op in (aten.matmul.default, aten.bmm.default, aten.baddbmm.default):
+        *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
+        # Heads are cut out of wider tensors: what has more than one outer axis is copied before it is multiplied.
+        copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.shape[:-2]) > 1]
+        copies = sum(profile.streams(_bytes(a, rows)) for a in copied)
+        return profile.products(rows * math.prod(batch), m, k, n) + copies
+    if node.op in (kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto):
+        return requests * (profile.products(1, each * outer, k, n) + (requests > 1) * profile.call)
+    if node.op in (kernels.batched_matmul, kernels.request_matmul) and len(node.shape) == 3:
+        b, m = node.shape[:2]
+        moved = profile.streams(rows * b * m * k * 4.0) + profile.streams(rows * b * m * n * 4.0) if b > 1 else 0.0
+        if node.op is kernels.batched_matmul:
+            return profile.products(b, rows * m, k, n) + moved
+        return requests * profile.products(b, each * m, k, n) + moved
+    if node.op is aten.scaled_dot_product_attention.default and all(len(a.shape) > 1 for a in node.args[:3]):
+        return _attention(node, profile, rows)
+    name = getattr(node.op, "__name__", "")
+    if name.startswith("conv"):  # a linear map of the channels at every place
+        return profile.products(1, rows * math.prod(node.shape[1:]), k, node.shape[0]) + ARRANGING * profile.call
+    if node.op is aten.einsum.default and (seen := _einsum(node, profile, rows)) is not None:
+        return seen + ARRANGING * profile.call
+    weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
+    product = profile.products(1, rows * outer, k, n)
+    if node.op in (aten.linear.default, kernels.linear_from, kernels.linear_onto):
+        return product
+    return np.maximum(product, profile.streams(weights))  # an original operator: at least, it reads its weights
+
+
+def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
+    """An original einsum of two operands is one product, batched over the axes that both and the result have.
+
+    None where an operand is in a layout of its own, which its shape does not tell.
+    """
+    shapes = [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.shape] for a in node.args[1]]
+    axes, result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
+    if len(shapes) != 2 or [len(own) for own in axes] != [len(shape) for shape in shapes]:
+        return None
+    x, y = axes
+    if shapes[0] and shapes[0][0] is not rows:
+        x, y, shapes = y, x, shapes[::-1]  # the rows are on the left
+    size = dict(zip(y, shapes[1], strict=True)) | dict(zip(x, shapes[0], strict=True))
+    both = [name for name in x if name in y]
+    batch = math.prod((size[name] for name in both if name in result), start=1)
+    m, n = (math.prod((size[name] for name in own if name not in both), start=1) for own in (x, y))
+    k = math.prod((size[name] for name in both if name not in result), start=1)
+    return profile.products(batch, m, k, n)
+
+
+def _attention(node: Node, profile: Profile, rows: Any) -> Any:
+    """Two batched products and a softmax between them: a few calls in one, and a few passes over each row of scores."""
+    q, k, v = (a.shape for a in node.args[:3])
+    batch = rows * math.prod(q[:-2])
+    softmax = profile.functions(batch * q[-2] * k[-2] * 4.0) + PASSES * (profile.call + batch * q[-2] * profile.row)
+    scores = profile.products(batch, q[-2], q[-1], k[-2]) + softmax
+    return scores + profile.products(batch, q[-2], k[-2], v[-1])
