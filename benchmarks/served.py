@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from rankhoist_client import Client
 
 from rankhoist.bench import machine
 from rankhoist.capture import capture
-from rankhoist.client import Client
 from rankhoist.errors import ServeError
 from rankhoist.hoist import hoist_program
 from rankhoist.lab.data import RankingData, generate_request_log

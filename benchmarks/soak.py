@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rankhoist_client import Client, messages
 from rich.console import Console
 from served import Running, Subject, about, metrics, server
 
 from rankhoist.bench.plots import COLOURS, pyplot
-from rankhoist.client import Client, messages
 from rankhoist.lab.loadtest import Load, Options, loadtest
 from rankhoist.lab.loadtest.connection import Address, http_request
 from rankhoist.lab.loadtest.examples import drawn

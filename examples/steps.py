@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from rankhoist_client import Client
 from torch import Tensor, nn
 
 import rankhoist
-from rankhoist.client import Client
 from rankhoist.lab.data import RankingData, generate_request_log, load_movielens
 
 Features = Mapping[str, Tensor]

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from rankhoist_client import v2
 from torch import nn
 
 import rankhoist
-from rankhoist.serve import v2
 from rankhoist.serve.inputs import Batch
 
 USERS, ITEMS, TAGS = 50, 200, 30

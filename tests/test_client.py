@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,15 +14,21 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 import numpy as np
 import pytest
+from rankhoist_client import AsyncClient, Client
 from serving import CONTEXT, Served, hoisted_packed, hoisted_ranker, inputs, scores, serving
 
 import rankhoist
 from rankhoist import cli
-from rankhoist.client import AsyncClient, Client
-from rankhoist.errors import CallError, DeadlineError, ExtraError, InputError, UnavailableError
+from rankhoist.errors import CallError, DeadlineError, InputError, UnavailableError
 
+CLIENT = Path(__file__).parents[1] / "client"
 BOTH = pytest.mark.parametrize("protocol", ["binary", "json"])
 
 
@@ -341,18 +348,55 @@ def test_no_server_is_asked_again_until_there_is_one():
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
-    for name in [name for name in sys.modules if name.startswith("rankhoist.client")]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in ["rankhoist.client", *(name for name in sys.modules if name.startswith("rankhoist_client"))]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "httpx", None)
-    with pytest.raises(ExtraError, match=r"needs httpx: pip install 'rankhoist\[client\]'"):
-        importlib.import_module("rankhoist.client")
+    for name in ("rankhoist_client", "rankhoist.client"):
+        with pytest.raises(Exception, match=r"needs httpx: pip install 'rankhoist\[client\]'") as raised:
+            _ = importlib.import_module(name).Client
+        assert type(raised.value).__name__ == "ExtraError"  # of the module as it is loaded anew
 
 
 def test_the_client_is_without_the_server():
     """Nothing of the extra `serve` but what the extra `client` names too."""
-    code = "import sys, rankhoist.client; print({'granian', 'prometheus_client', 'pydantic'} & sys.modules.keys())"
+    found = "print({'granian', 'prometheus_client', 'torch'} & sys.modules.keys())"
+    code = f"import sys, rankhoist_client; rankhoist_client.Client; {found}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@BOTH
+def test_a_machine_without_torch_asks_the_server(url: str, hoisted, protocol, tmp_path: Path):
+    """As where `rankhoist-client` alone is installed: its files, its three dependencies, neither torch nor the rest."""
+    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+    assert [re.match(r"\w+", line)[0] for line in project["dependencies"]] == ["httpx", "numpy", "orjson"]
+    given = inputs(1, 30)
+    context, candidates = sides(given)
+    np.savez(tmp_path / "given.npz", **context, **candidates)
+    code = f"""
+import sys
+sys.modules.update(torch=None, rankhoist=None)
+sys.path.insert(0, {str(CLIENT / "src")!r})
+import numpy as np, rankhoist_client
+given = dict(np.load({str(tmp_path / "given.npz")!r}))
+context = {{name: given.pop(name) for name in {list(context)!r}}}
+with rankhoist_client.Client({url!r}, protocol={protocol!r}) as client:
+    np.save({str(tmp_path / "found.npy")!r}, client.rank("ranker", context, given).outputs["click"])
+    try:
+        client.rank("nobody", context, given)
+    except rankhoist_client.RankhoistError as error:
+        print(type(error).__name__, error.status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "CallError 404\n"
+    assert_close(np.load(tmp_path / "found.npy"), scores(hoisted, given)["click"])
+
+
+def test_both_packages_have_one_version():
+    theirs = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+    ours = tomllib.loads((CLIENT.parent / "pyproject.toml").read_text())
+    assert theirs["version"] == ours["project"]["version"] == rankhoist.__version__
+    assert set(ours["project"]["optional-dependencies"]["client"]) < set(theirs["dependencies"])
 
 
 # -- the command line

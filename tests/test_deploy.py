@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from rankhoist_client import Client
 from serving import CONTEXT, hoisted_ranker, inputs, serving
 
 from rankhoist import cli
-from rankhoist.client import Client
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -15,10 +15,10 @@ import pytest
 import serving
 import torch
 import tritonclient.http
+from rankhoist_client import v2
 from serving import ITEMS, Served, inputs, rank_body, scores
 
 import rankhoist
-from rankhoist.serve import v2
 
 LIMITS = ["--max-body-bytes", 400_000, "--max-candidates", 5000, "--cache-bytes", 300_000, "--batch-up-to", 100]
 

@@ -19,12 +19,12 @@ import psutil
 import pytest
 import serving
 import torch
+from rankhoist_client import v2
 from serving import Served, inputs, rank_body, scores
 
 import rankhoist
 from rankhoist import cli
 from rankhoist.runtime.mapped import version_of
-from rankhoist.serve import v2
 
 USERS = 1_000_000  # a table of 32 MB
 TABLE = USERS * 8 * 4

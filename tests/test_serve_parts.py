@@ -12,6 +12,9 @@ import psutil
 import pytest
 import serving
 import torch
+from rankhoist_client.columns import column
+from rankhoist_client.refusal import REASONS, RETRY_AFTER, RequestError
+from rankhoist_client.v2 import Tensor, read_request, read_response, write_response
 from serving import inputs
 from torch import nn
 
@@ -21,15 +24,12 @@ from rankhoist.runtime.mapped import load_mapped, unpack, version_of
 from rankhoist.serve.app import App
 from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
-from rankhoist.serve.columns import column
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
 from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
-from rankhoist.serve.refusal import REASONS, RETRY_AFTER, RequestError
 from rankhoist.serve.states import LARGE, States, apart, digest_of, room
-from rankhoist.serve.v2 import Tensor, read_request, read_response, write_response
 from rankhoist.serve.vocabulary import vocabulary
 from rankhoist.verify import mixes_rows
 

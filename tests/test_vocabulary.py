@@ -7,13 +7,13 @@ import asyncio
 import pytest
 import torch
 import torch.nn.functional as F
+from rankhoist_client.refusal import RequestError
 from serving import CONTEXT, ITEMS, TAGS, USERS, Ranker, inputs, made_up
 from torch import nn
 
 import rankhoist
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.model import ServedModel
-from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.vocabulary import vocabulary
 
 

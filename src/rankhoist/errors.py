@@ -1,8 +1,38 @@
 """The one exception tree: everything rankhoist raises on purpose derives from `RankhoistError`."""
 
+from rankhoist_client.errors import (
+    CallError,
+    DeadlineError,
+    ExtraError,
+    InputError,
+    RankhoistError,
+    ServeError,
+    UnavailableError,
+)
 
-class RankhoistError(Exception):
-    """Base class of every error raised on purpose by rankhoist."""
+__all__ = [
+    "ArtifactError",
+    "BackendError",
+    "CallError",
+    "CaptureError",
+    "CommandError",
+    "ContextError",
+    "DeadlineError",
+    "ExportError",
+    "ExtraError",
+    "InputError",
+    "ProfileError",
+    "RankhoistError",
+    "ScoringError",
+    "ServeError",
+    "TrainingError",
+    "TrainingModeError",
+    "UnavailableError",
+    "UnsupportedModelError",
+    "UnusedInputWarning",
+    "VerificationError",
+    "WeightsError",
+]
 
 
 class CaptureError(RankhoistError):
@@ -25,10 +55,6 @@ class ExportError(CaptureError):
 
 class UnsupportedModelError(CaptureError):
     """The model exports, but cannot be hoisted soundly: it draws random numbers or writes to its own state."""
-
-
-class InputError(RankhoistError):
-    """Inputs of a call have the wrong name, number, dtype, shape or row count."""
 
 
 class WeightsError(RankhoistError):
@@ -65,33 +91,3 @@ class ScoringError(RankhoistError):
 
 class ProfileError(RankhoistError):
     """A machine profile cannot be read, or is of another version."""
-
-
-class ExtraError(RankhoistError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
-
-
-class ServeError(RankhoistError):
-    """The server is configured wrongly or cannot start; or, as a subclass, it refuses a request."""
-
-
-class CallError(RankhoistError):
-    """A server refused a call, or its answer is none.
-
-    Attributes:
-        status: the HTTP status; None where there was no answer.
-        reason: the server's word for why, such as "dtype" or "queue_full"; "" where it gave none.
-        input: the feature that it is about, if it is about one.
-    """
-
-    def __init__(self, message: str, status: int | None = None, reason: str = "", input: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.reason, self.input = status, reason, input
-
-
-class UnavailableError(CallError):
-    """A server cannot be reached, or does not take a call now (429, 503); later it may."""
-
-
-class DeadlineError(CallError):
-    """A call was not answered in time."""

@@ -15,7 +15,7 @@ from rankhoist.cli.arguments import DONE, FAILED, command, count, write_json
 from rankhoist.errors import CommandError
 
 if TYPE_CHECKING:
-    from rankhoist.client import Client, Ranking
+    from rankhoist_client import Client, Ranking
 
 URL = "http://127.0.0.1:8000"
 SHOWN = 10  # candidates, without --top-k
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
 
 
 def _client(url: str) -> Client:
-    from rankhoist.client import Client  # needs the extra `client`
+    from rankhoist_client import Client  # needs the extra `client`
 
     return Client(url, protocol="json")
 

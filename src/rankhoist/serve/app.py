@@ -11,17 +11,17 @@ from typing import Any
 
 import orjson
 from granian._granian import RSGIProtocolClosed, RSGIProtocolError
+from rankhoist_client import v2
+from rankhoist_client.refusal import RETRY_AFTER, RequestError
 
 import rankhoist.serve.metrics as metrics
 from rankhoist.runtime.versions import versions
-from rankhoist.serve import v2
 from rankhoist.serve.board import Board
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
 from rankhoist.serve.inputs import Batch
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import check_output, read_rank, write_rank
-from rankhoist.serve.refusal import RETRY_AFTER, RequestError
 
 log = logging.getLogger(__name__)
 

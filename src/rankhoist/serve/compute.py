@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
+from rankhoist_client.refusal import RequestError
 
 from rankhoist.serve.batching import joined
 from rankhoist.serve.inputs import Batch
 from rankhoist.serve.model import Scored, ServedModel
-from rankhoist.serve.refusal import RequestError
 
 log = logging.getLogger(__name__)
 

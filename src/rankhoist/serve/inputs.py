@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rankhoist_client import v2
+from rankhoist_client.refusal import RequestError
 from torch import Tensor
 
 from rankhoist.runtime import HoistedModel
-from rankhoist.serve import v2
-from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.vocabulary import FREE, vocabulary
 
 # A view of a request's body is read-only, which suits: the stages never write to their inputs.

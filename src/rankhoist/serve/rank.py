@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from rankhoist_client import v2
+from rankhoist_client.columns import column
+from rankhoist_client.order import best_first
+from rankhoist_client.refusal import RequestError
 
-from rankhoist.serve import v2
-from rankhoist.serve.columns import column
 from rankhoist.serve.inputs import Feature, Signature
 from rankhoist.serve.model import Scored, ServedModel
-from rankhoist.serve.order import best_first
-from rankhoist.serve.refusal import RequestError
 
 KEYS = ("context", "candidates", "top_k", "output", "context_key", "timeout_ms")
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from rankhoist_client.refusal import RequestError
 from torch import Tensor
 
 from rankhoist.runtime import RequestState
-from rankhoist.serve.refusal import RequestError
 
 ALIGNED = 64  # bytes: where a tensor may start
 LARGE = 2**16  # bytes of a state that has memory of its own: a process may have some ten thousand such pieces

@@ -21,6 +21,7 @@ import uvloop
 from granian._granian import SocketHolder  # the only way to serve on a socket that is open already
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
+from rankhoist_client.refusal import RequestError
 
 from rankhoist.runtime.mapped import load_mapped
 from rankhoist.serve import logs, metrics
@@ -30,7 +31,6 @@ from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
 from rankhoist.serve.model import ServedModel
-from rankhoist.serve.refusal import RequestError
 from rankhoist.serve.states import States
 
 log = logging.getLogger("rankhoist.serve.worker")  # it runs as __main__

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rankhoist_client.columns import DATATYPES
+from rankhoist_client.messages import Array
 
-from rankhoist.client.messages import Array
 from rankhoist.errors import CommandError
-from rankhoist.serve.columns import DATATYPES
 
 MOST = 100  # integers without a known bound are probably no ids
 

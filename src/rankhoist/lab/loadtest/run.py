@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rankhoist_client import Client, messages
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rankhoist.bench.timing import machine
-from rankhoist.client import Client, messages
 from rankhoist.lab.loadtest import examples
 from rankhoist.lab.loadtest.connection import Address, http_request
 from rankhoist.lab.loadtest.load import Load, run

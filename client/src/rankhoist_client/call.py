@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from rankhoist.errors import CallError, DeadlineError, UnavailableError
+from rankhoist_client.errors import CallError, DeadlineError, UnavailableError
 
 UNAVAILABLE = (429, 503)  # HTTP statuses
 PAUSE = 0.05  # seconds before the second try where the server does not say; doubled before each further one

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 from numpy.typing import ArrayLike
 
-from rankhoist.client import messages
-from rankhoist.client.call import Call, Send, Wait, steps
-from rankhoist.client.messages import Features, Protocol, Question, Ranking, Rows
+from rankhoist_client import messages
+from rankhoist_client.call import Call, Send, Wait, steps
+from rankhoist_client.messages import Features, Protocol, Question, Ranking, Rows
 
 URL = "http://127.0.0.1:8000"
 TIMEOUT = 10.0  # seconds
@@ -104,7 +104,7 @@ class Client:
         return False
 
     def send(self, call: Call, deadline: float | None = None, retries: int | None = None) -> httpx.Response:
-        """Carry out one of `rankhoist.client.messages`; the answer, if it is a good one."""
+        """Carry out one of `rankhoist_client.messages`; the answer, if it is a good one."""
         seconds = self._timeout if deadline is None else deadline
         todo = steps(call, seconds, self._retries if retries is None else retries)
         step = next(todo)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankhoist.serve.refusal import RequestError
+from rankhoist_client.refusal import RequestError
 
 # Names of the protocol v2; numpy has no bfloat16, whose bits are kept as integers.
 DATATYPES: dict[str, Any] = {

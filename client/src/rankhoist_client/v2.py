@@ -17,8 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from rankhoist.serve.columns import DATATYPES, shaped
-from rankhoist.serve.refusal import RequestError
+from rankhoist_client.columns import DATATYPES, shaped
+from rankhoist_client.refusal import RequestError
 
 HEADER_LENGTH = "inference-header-content-length"
 MOST = 2**31  # values of a tensor

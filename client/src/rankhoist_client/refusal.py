@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankhoist.errors import ServeError
+from rankhoist_client.errors import ServeError
 
 REASONS = {
     "malformed": 400,  # the body is not what the protocol says

@@ -14,10 +14,10 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from rankhoist.client.call import Call
-from rankhoist.errors import CallError, InputError, ServeError
-from rankhoist.serve.order import best_first
-from rankhoist.serve.v2 import CONTENT_TYPE, HEADER_LENGTH, read_response, readable, write_request
+from rankhoist_client.call import Call
+from rankhoist_client.errors import CallError, InputError, ServeError
+from rankhoist_client.order import best_first
+from rankhoist_client.v2 import CONTENT_TYPE, HEADER_LENGTH, read_response, readable, write_request
 
 Array = npt.NDArray[Any]
 Features = Mapping[str, npt.ArrayLike]
