@@ -20,9 +20,9 @@ from test_report import CALL, ITEM, Ranker
 import rankhoist
 from rankhoist import ArtifactError, HoistedModel, Workload, cli, hoist, verify
 from rankhoist.report import Report
-from rankhoist.report.graph import Graph, Vertex
 from rankhoist.report.layout import WIDTH, laid_out
-from rankhoist.report.operators import Amount, Operator
+from rankhoist.report.make.graph import Graph, Vertex
+from rankhoist.report.make.operators import Amount, Operator
 from rankhoist.report.outline import BOXES, Subject, common, named, shown, whole, with_sources
 from rankhoist.report.summary import headline, summary
 from rankhoist.runtime import container

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rankhoist.report.graph import Vertex
-from rankhoist.report.operators import Amount, Operator
-from rankhoist.report.report import Report
+from rankhoist.report.make.graph import Vertex
+from rankhoist.report.make.operators import Amount, Operator
+from rankhoist.report.record import Report
 
 BOXES = 30  # of one picture
 ALIKE = 3  # so many boxes that are alike are shown as one

@@ -17,7 +17,7 @@ from rankhoist.report import sections
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.markup import Element, clean, html, tag
 from rankhoist.report.outline import Box, Group, Subject, whole, with_sources
-from rankhoist.report.report import Report
+from rankhoist.report.record import Report
 from rankhoist.report.sections import CHOICES
 from rankhoist.report.summary import headline, summary
 from rankhoist.report.svg import MEANINGS, NAMES, SIGNS, part, picture

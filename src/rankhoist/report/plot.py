@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rankhoist.report.curves import Curves
+from rankhoist.report.make.curves import Curves
 from rankhoist.report.markup import Element, tag
 from rankhoist.report.text import short
 

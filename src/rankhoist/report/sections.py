@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rankhoist.report.certificate import Certificate
-from rankhoist.report.curves import Curves
+from rankhoist.report.make.curves import Curves
 from rankhoist.report.markup import Element, tag
 from rankhoist.report.outline import Subject, short_operator
 from rankhoist.report.plot import plots
-from rankhoist.report.report import Module, Report
+from rankhoist.report.record import Module, Report
 from rankhoist.report.summary import Reason, Summary
 from rankhoist.report.svg import MEANINGS, NAMES, SIGNS
 from rankhoist.report.text import percent, ratio, short, spaced, spelled

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from rankhoist.report.operators import Amount, Operator
-from rankhoist.report.report import Report
+from rankhoist.report.make.operators import Amount, Operator
+from rankhoist.report.record import Report
 from rankhoist.report.text import percent, spaced, spelled
 
 

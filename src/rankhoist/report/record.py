@@ -13,9 +13,9 @@ from rankhoist.compiler.algebra.ir import Workload
 from rankhoist.compiler.plan import Plan, Plans, single
 from rankhoist.errors import ArtifactError
 from rankhoist.report.certificate import Certificate
-from rankhoist.report.curves import Curves, make_curves
-from rankhoist.report.graph import Graph, make_graph
-from rankhoist.report.operators import Amount, Operator, operators
+from rankhoist.report.make.curves import Curves, make_curves
+from rankhoist.report.make.graph import Graph, make_graph
+from rankhoist.report.make.operators import Amount, Operator, operators
 from rankhoist.report.plain import decoded
 from rankhoist.report.text import ratio, short, shorten, table
 
