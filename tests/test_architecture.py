@@ -191,6 +191,12 @@ def test_no_circle_of_modules():
     assert not found, " imports ".join(found)
 
 
+def test_a_report_is_read_and_drawn_without_the_planner():
+    report = [path for path in FILES if path.startswith("rankhoist/report/") and "/make/" not in path]
+    named = [(path, name) for path in report for _, name in imports(path, FILES[path])]
+    assert [(path, name) for path, name in named if "compiler.plan" in name or "report.make" in name] == []
+
+
 def test_files_are_short():
     messages = [message for path, source in FILES.items() for message in too_long(path, source)]
     assert not messages, "\n".join(messages)

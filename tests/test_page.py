@@ -21,9 +21,8 @@ import rankhoist
 from rankhoist import ArtifactError, HoistedModel, Workload, cli, hoist, verify
 from rankhoist.report import Report
 from rankhoist.report.layout import WIDTH, laid_out
-from rankhoist.report.make.graph import Graph, Vertex
-from rankhoist.report.make.operators import Amount, Operator
 from rankhoist.report.outline import BOXES, Subject, common, named, shown, whole, with_sources
+from rankhoist.report.record import Amount, Graph, Operator, Vertex
 from rankhoist.report.summary import headline, summary
 from rankhoist.runtime import container
 

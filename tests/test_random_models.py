@@ -16,8 +16,9 @@ from rankhoist import HoistedModel, Workload
 from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.compiler.algebra.ir import OFFSETS as OFFSETS_ARGUMENT
 from rankhoist.compiler.algebra.ir import OWNER, ROWS, Node, Rate, Size, StageArgument, inputs_of, join, live_nodes
-from rankhoist.compiler.plan.search import ALIKE, Plan, attempt, make_plan
+from rankhoist.compiler.plan.search import Plan, attempt, make_plan
 from rankhoist.compiler.rules import all_rules
+from rankhoist.compiler.targets.predict import ALIKE
 
 EXAMPLES = int(os.environ.get("RANKHOIST_FUZZ_EXAMPLES", "0"))
 TOLERANCE = 1e-9  # of an output's largest value, in float64

@@ -10,7 +10,8 @@ from rankhoist import Workload
 from rankhoist.bench.scenarios import BilinearPairs, CrossLayers, Scenario, scenario
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.interpret import Level
-from rankhoist.compiler.plan.search import ALIKE, make_plan
+from rankhoist.compiler.plan.search import make_plan
+from rankhoist.compiler.targets.predict import ALIKE
 from rankhoist.hoist import hoist_program
 
 GOALS = {

@@ -14,7 +14,8 @@ from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.compiler.algebra.ir import live_nodes
 from rankhoist.compiler.plan.search import attempt, make_plan
-from rankhoist.report import Amount, Operator, Report, make_report
+from rankhoist.report import Amount, Operator, Report
+from rankhoist.report.make import make_report
 from rankhoist.report.text import ratio, short, shorten, table
 
 USER, DENSE, ITEM, HIDDEN = 6, 5, 3, 8  # widths: user embedding, context, candidate, hidden layer

@@ -1,12 +1,13 @@
 """Report: what a plan does with every captured operator.
 
-* `make.operators` attributes the plan's work to the operators of the captured graph;
-* `record` adds it up, per module and in all;
-* `text` lays it out for people;
+* `record` is the report as plain data, with its totals, which files keep;
+* `tables`, `svg` and `page` turn a record into text, a picture and a page;
+* `report` is the record with these as methods, which users hold;
+* `make` makes it of a plan: only this needs the planner;
 * `certificate` is what `rankhoist.verify` found, which files keep and the page shows.
 """
 
-from rankhoist.report.make.operators import Amount, Operator
-from rankhoist.report.record import Module, Report, make_report
+from rankhoist.report.record import Amount, Module, Operator
+from rankhoist.report.report import Report
 
-__all__ = ["Amount", "Module", "Operator", "Report", "make_report"]
+__all__ = ["Amount", "Module", "Operator", "Report"]

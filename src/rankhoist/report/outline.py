@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rankhoist.report.make.graph import Vertex
-from rankhoist.report.make.operators import Amount, Operator
-from rankhoist.report.record import Report
+from rankhoist.report.record import Amount, Operator, Record, Vertex
 
 BOXES = 30  # of one picture
 ALIKE = 3  # so many boxes that are alike are shown as one
@@ -57,13 +55,13 @@ class Box:
 class Subject:
     """What pictures are drawn of: the vertices of a report, their rates, and the work of those that have some."""
 
-    report: Report
+    report: Record
     vertices: tuple[Vertex, ...]
     work: dict[str, Operator]
     rates: tuple[frozenset[str], ...]
 
     @staticmethod
-    def of(report: Report) -> Subject:
+    def of(report: Record) -> Subject:
         """Of a report; without vertices where it holds no graph."""
         work = {o.name: o for o in report.operators}
         vertices = report.graph.vertices if report.graph is not None else ()

@@ -17,7 +17,7 @@ from rankhoist.report import sections
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.markup import Element, clean, html, tag
 from rankhoist.report.outline import Box, Group, Subject, whole, with_sources
-from rankhoist.report.record import Report
+from rankhoist.report.record import Record
 from rankhoist.report.sections import CHOICES
 from rankhoist.report.summary import headline, summary
 from rankhoist.report.svg import MEANINGS, NAMES, SIGNS, part, picture
@@ -26,7 +26,7 @@ from rankhoist.report.text import spelled
 OLDER = "This file was saved by an older version and holds no graph: save the model again to see it here."
 
 
-def to_html(report: Report, certificate: Certificate | None = None) -> str:
+def to_html(report: Record, certificate: Certificate | None = None) -> str:
     """The page."""
     found = summary(report)
     style, script = part("picture.css") + part("page.css"), part("page.js")
@@ -53,12 +53,12 @@ def to_html(report: Report, certificate: Certificate | None = None) -> str:
     )
 
 
-def _subtitle(report: Report) -> str:
+def _subtitle(report: Record) -> str:
     n, r = (spelled(count, word) for count, word in zip(_sizes(report), ("candidate", "request"), strict=True))
     return f"level {report.level}, {spelled(len(report.operators), 'operator')}, planned for {n} of {r} per call"
 
 
-def _sizes(report: Report) -> tuple[int, int]:
+def _sizes(report: Record) -> tuple[int, int]:
     return report.workload.candidates, report.workload.requests
 
 
@@ -70,7 +70,7 @@ def _hash(text: str) -> str:
 # -- pictures and what the script knows of them
 
 
-def _pictures(report: Report) -> tuple[list[Element], dict[str, Any]]:
+def _pictures(report: Record) -> tuple[list[Element], dict[str, Any]]:
     """A picture for the model and for everything that opens, and their boxes and vertices as data."""
     if report.graph is None:
         return [tag("p", OLDER)], {}

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rankhoist.report.make.curves import Curves
 from rankhoist.report.markup import Element, tag
+from rankhoist.report.record import Curves
 from rankhoist.report.text import short
 
 WIDTH, HEIGHT = 520.0, 320.0

@@ -1,31 +1,200 @@
-"""The report: what a plan does with every captured operator, added up per module and in all."""
+"""The report as plain data, as a file keeps it: operators, the graph, costs, and the totals of all.
+
+It knows neither the plan that it is made of (see `make`) nor what can be made of it (see `report`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rankhoist.compiler.algebra.ir import Workload
-from rankhoist.compiler.plan import Plan, Plans, single
+from rankhoist.compiler.targets.predict import ALIKE
 from rankhoist.errors import ArtifactError
-from rankhoist.report.certificate import Certificate
-from rankhoist.report.make.curves import Curves, make_curves
-from rankhoist.report.make.graph import Graph, make_graph
-from rankhoist.report.make.operators import Amount, Operator, operators
-from rankhoist.report.plain import decoded
-from rankhoist.report.text import ratio, short, shorten, table
+from rankhoist.report.text import spelled
 
-BLOCKING_SHOWN = 10
+# -- operators
 
-FOOTNOTE = """\
-"before" is the original per candidate; "request" and "each" are the hoisted model per request and per candidate.
-"(elsewhere)": what is left of its work counts in another line, that of an equal operator or of a later one that
-evaluates the sum of products which it is kept as; products count for the matrix operator that they come from.
-Work on weights alone is done once per model and is not counted. Bytes are those written."""
+
+@dataclass(frozen=True)
+class Amount:
+    """Work: multiply-adds of products, and bytes written."""
+
+    multiply_adds: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Amount:
+        return Amount(self.multiply_adds * times, self.bytes * times)
+
+    def __bool__(self) -> bool:
+        return bool(self.multiply_adds or self.bytes)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of the captured graph.
+
+    Attributes:
+        name: of the graph's node, e.g. `linear_1`; `output` is what the results need after the last operator.
+        operator: e.g. `aten.linear.default`; empty for `output`.
+        module: path of the module that calls it; the empty string is the model itself.
+        rates: the rates of its result's parts, e.g. `("request", "pair")`.
+        level: the lowest level that leaves less of its own work in the candidate stage; None where none does.
+        reason: why work of it stays in the candidate stage; None where none does.
+        before: work per candidate in the original, which does nothing per request.
+        request, candidate: work per request and per candidate in the plan.
+    """
+
+    name: str
+    operator: str
+    module: str
+    rates: tuple[str, ...]
+    level: str | None
+    reason: str | None
+    before: Amount
+    request: Amount
+    candidate: Amount
+
+    @property
+    def works(self) -> bool:
+        """Whether it costs anything, before or after; views do not."""
+        return bool(self.before or self.request or self.candidate)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether what is left of its work counts for another operator: an equal one, or one that evaluates it."""
+        return bool(self.before) and not self.request and not self.candidate
+
+
+# -- the graph
+
+KINDS = ("input", "operator", "output")
+RATES = ("weight", "request", "item", "pair")
+CHOICES = ("", "pushed", "materialised")
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """An input, an operator that makes tensors, or (the last) the outputs.
+
+    Attributes:
+        name: of the input, or of the operator as in `Operator.name`.
+        kind: one of `KINDS`.
+        operator, module: as in `Operator`; empty for others.
+        rates: the rates of the parts of its result.
+        shape: of its result over N rows, e.g. `("N", "20", "64")`.
+        dtype: of its result, e.g. `float32`.
+        reads: the numbers of the vertices that it reads, all lower than its own.
+        weights: names of the weights that it reads.
+        choice: where the plan could choose: `pushed` (kept as a sum of products, which a later operator evaluates)
+            or `materialised` (evaluated at once).
+        rule: the law that was applied; empty where the original operator runs over all rows.
+    """
+
+    name: str
+    kind: str
+    operator: str
+    module: str
+    rates: tuple[str, ...]
+    shape: tuple[str, ...]
+    dtype: str
+    reads: tuple[int, ...]
+    weights: tuple[str, ...]
+    choice: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Vertices in the order of the program."""
+
+    vertices: tuple[Vertex, ...]
+
+    def check(self) -> None:
+        """That a graph from a file is one.
+
+        Raises:
+            ArtifactError: a kind, a rate or a choice is none, or a vertex reads one that does not come before it.
+        """
+        for number, v in enumerate(self.vertices):
+            known = v.kind in KINDS and set(v.rates) <= {*RATES} and v.choice in CHOICES
+            if not known or any(source >= number for source in v.reads):
+                raise ArtifactError(f"vertex {number} of its report's graph is none")
+
+
+# -- costs
+
+
+@dataclass(frozen=True)
+class Line:
+    """Predicted milliseconds and multiply-adds of a call, for each number of candidates."""
+
+    milliseconds: tuple[float, ...]
+    multiply_adds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """From `first` candidates on, up to the next span, a call is scored by a plan of `level`."""
+
+    first: int
+    plan: int
+    level: str
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Cost of a call of `requests` requests against its candidates.
+
+    Attributes:
+        machine: what the times are predicted for.
+        candidates: the numbers of candidates, ascending.
+        original, chosen: the model as trained, and the plan that scores so many candidates.
+        spans: which plan that is.
+    """
+
+    machine: str
+    requests: int
+    candidates: tuple[int, ...]
+    original: Line
+    chosen: Line
+    spans: tuple[Span, ...]
+
+    @property
+    def pays_from(self) -> int | None:
+        """The smallest number of candidates from which on the hoisted model is predicted to be clearly faster."""
+        faster = [o > ALIKE * c for o, c in zip(self.original.milliseconds, self.chosen.milliseconds, strict=True)]
+        slower = [i for i, fast in enumerate(faster) if not fast]
+        first = slower[-1] + 1 if slower else 0
+        return self.candidates[first] if first < len(self.candidates) else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether it pays, in a sentence."""
+        if self.pays_from is None:
+            return "Nothing pays: predicted to be no faster than the original at any number of candidates."
+        return f"Predicted to be faster than the original from {spelled(self.pays_from, 'candidate')} on."
+
+    def check(self) -> None:
+        """That curves from a file are some.
+
+        Raises:
+            ArtifactError: lines of other lengths, a number out of order, times that are none.
+        """
+        counts = self.candidates
+        rising = list(counts) == sorted({*counts}) and len(counts) > 1 and counts[0] > 0
+        lines = [line for x in (self.original, self.chosen) for line in (x.milliseconds, x.multiply_adds)]
+        positive = all(0 <= t < 1e12 for x in (self.original, self.chosen) for t in x.milliseconds)
+        if not rising or not positive or not self.spans or any(len(line) != len(counts) for line in lines):
+            raise ArtifactError("the curves of its report are none")
+
+
+# -- all of it
 
 
 @dataclass(frozen=True)
@@ -38,8 +207,8 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a plan does with every captured operator, for one workload; `str(report)` is a table.
+class Record:
+    """What a plan does with every captured operator, for one workload.
 
     `graph` and `curves` are None in a file of an older version.
     """
@@ -84,117 +253,3 @@ class Report:
             "total": dataclasses.asdict(self.total()),
             "blocking": [{"name": o.name, "reason": o.reason} for o in self.blocking()],
         }
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Report:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ArtifactError: the data is none that `to_dict` makes.
-        """
-        report: Report = decoded(Report, data)
-        if min(report.workload.candidates, report.workload.requests) < 1:
-            raise ArtifactError(f"its report is for {report.workload}")
-        for part in (report.graph, report.curves):
-            if part is not None:
-                part.check()
-        return report
-
-    # -- as a page, a picture and text
-
-    def to_html(self, certificate: Certificate | None = None) -> str:
-        """One page that needs nothing else: the picture of the graph, costs, tables, and the certificate if given."""
-        from rankhoist.report.page import to_html  # which draws reports, and so imports this
-
-        return to_html(self, certificate)
-
-    def to_svg(self) -> str:
-        """The picture alone, for documents.
-
-        Raises:
-            ArtifactError: the report is of a file of an older version, which holds no graph.
-        """
-        from rankhoist.report.svg import to_svg
-
-        return to_svg(self)
-
-    def save_html(self, path: str | os.PathLike[str], certificate: Certificate | None = None) -> None:
-        """`to_html` as a file."""
-        Path(path).write_text(self.to_html(certificate), encoding="utf-8")
-
-    def save_svg(self, path: str | os.PathLike[str]) -> None:
-        """`to_svg` as a file."""
-        Path(path).write_text(self.to_svg(), encoding="utf-8")
-
-    def __str__(self) -> str:
-        n, r = self.workload.candidates, self.workload.requests
-        title = f"level {self.level}, planned for {n} candidates of {r} request{'s' if r > 1 else ''} per call"
-        return "\n".join(
-            [
-                title,
-                *self._plan_lines(),
-                "",
-                *self._operator_lines(),
-                "",
-                *self._module_lines(),
-                "",
-                *self._blocking_lines(),
-                "",
-                FOOTNOTE,
-            ]
-        )
-
-    def _plan_lines(self) -> list[str]:
-        if self.curves is None:
-            return []
-        plans = (f"from {s.first:,} level {s.level}" for s in self.curves.spans)
-        return [f"{self.curves.verdict} Plans by candidates: {', '.join(plans)}."]
-
-    def _operator_lines(self) -> list[str]:
-        header = "operator|calls|module|rate|moved by|mul-adds before|request|each|bytes before|request|each"
-        shown = [o for o in self.operators if o.works]
-        folded = len(self.operators) - len(shown)
-        lines = table(header.split("|"), [_operator_row(o) for o in shown], left=5)
-        return [*lines, f"and {folded} without work (views, and work on weights alone)"] if folded else lines
-
-    def _module_lines(self) -> list[str]:
-        header = "module|mul-adds before|after|ratio|bytes before|after|ratio"
-        rows = [_module_row(shorten(m.path or "(model)"), m) for m in self.modules()]
-        return table(header.split("|"), [*rows, _module_row("all, per call", self.total())], left=1)
-
-    def _blocking_lines(self) -> list[str]:
-        stayed = self.blocking()
-        lines = [
-            f"  {shorten(o.name)}{f' in {shorten(o.module)}' if o.module else ''}: "
-            f"{short(o.candidate.multiply_adds, zero='no')} mul-adds, {short(o.candidate.bytes)} bytes: {o.reason}"
-            for o in stayed[:BLOCKING_SHOWN]
-        ]
-        more = len(stayed) - len(lines)
-        return ["still computed per candidate:", *lines, *([f"  and {more} cheaper ones"] if more else [])]
-
-
-def _operator_row(o: Operator) -> list[str]:
-    amounts = (o.before, o.request, o.candidate)
-    return [
-        shorten(o.name),
-        shorten(o.operator.removeprefix("aten.").removesuffix(".default")),
-        shorten(o.module),
-        " + ".join(o.rates),
-        " ".join([*([o.level] if o.level else []), *(["(elsewhere)"] if o.elsewhere else [])]),
-        *(short(a.multiply_adds) for a in amounts),
-        *(short(a.bytes) for a in amounts),
-    ]
-
-
-def _module_row(name: str, m: Module) -> list[str]:
-    madds, written = ((m.before.multiply_adds, m.after.multiply_adds), (m.before.bytes, m.after.bytes))
-    return [name, *(cell for pair in (madds, written) for cell in (*map(short, pair), ratio(*pair)))]
-
-
-def make_report(plans: Plans[Plan] | Plan) -> Report:
-    """The report of the main plan, for the workload it was made for."""
-    plans = plans if isinstance(plans, Plans) else single(plans)
-    plan = plans.main
-    return Report(
-        plan.asked.name.lower(), plan.workload, tuple(operators(plan)), make_graph(plan), make_curves(plans)
-    )  # fmt: skip

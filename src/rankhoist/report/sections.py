@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rankhoist.report.certificate import Certificate
-from rankhoist.report.make.curves import Curves
 from rankhoist.report.markup import Element, tag
 from rankhoist.report.outline import Subject, short_operator
 from rankhoist.report.plot import plots
-from rankhoist.report.record import Module, Report
+from rankhoist.report.record import Curves, Module, Record
 from rankhoist.report.summary import Reason, Summary
 from rankhoist.report.svg import MEANINGS, NAMES, SIGNS
 from rankhoist.report.text import percent, ratio, short, spaced, spelled
@@ -109,7 +108,7 @@ def costs(curves: Curves) -> list[Element]:
 # -- tables
 
 
-def modules(report: Report) -> Element:
+def modules(report: Record) -> Element:
     """Work before and after by module, the largest first."""
     found = [m for m in report.modules() if m.before or m.after]
     found.sort(key=lambda m: (m.before.multiply_adds, m.before.bytes), reverse=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from rankhoist.report.make.operators import Amount, Operator
-from rankhoist.report.record import Report
+from rankhoist.report.record import Amount, Operator, Record
 from rankhoist.report.text import percent, spaced, spelled
 
 
@@ -50,7 +49,7 @@ class Summary:
         return self.item + self.pair
 
 
-def summary(report: Report) -> Summary:
+def summary(report: Record) -> Summary:
     """Add a report up."""
     n, r = report.workload.candidates, report.workload.requests
     total = report.total()

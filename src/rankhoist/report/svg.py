@@ -9,7 +9,7 @@ from rankhoist.errors import ArtifactError
 from rankhoist.report.layout import WIDTH, Edge, Lane, Place, laid_out
 from rankhoist.report.markup import Element, tag, xml
 from rankhoist.report.outline import Box, Subject, shown, whole
-from rankhoist.report.record import Report
+from rankhoist.report.record import Record
 from rankhoist.report.text import short, shorten
 
 SIGNS = {"weight": "■", "request": "●", "split": "◐", "pair": "◆", "item": "▲"}
@@ -49,7 +49,7 @@ def picture(subject: Subject, boxes: Sequence[Box], name: str = "") -> Element:
     )
 
 
-def to_svg(report: Report) -> str:
+def to_svg(report: Record) -> str:
     """The picture of a whole model as an SVG file.
 
     Raises:

@@ -9,7 +9,8 @@ from functools import partial
 from rankhoist.capture import Interface, Program
 from rankhoist.compiler.emit import Stages, emit
 from rankhoist.compiler.plan import Plan, Plans, PlanSummary
-from rankhoist.report import Report, make_report
+from rankhoist.report import Report
+from rankhoist.report.make import make_report
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.compiler.algebra.ir import Builder, Workload
-from rankhoist.compiler.plan.search import ALIKE, Plan, PlanSummary, attempt, choice, explained, search, settled
-from rankhoist.compiler.targets.predict import predicted
+from rankhoist.compiler.plan.search import Plan, PlanSummary, attempt, choice, explained, search, settled
+from rankhoist.compiler.targets.predict import ALIKE, predicted
 from rankhoist.compiler.targets.profile import Profile, load_profile
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000

@@ -22,11 +22,10 @@ from rankhoist.compiler.algebra.lean import lean
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.over import overwritten
 from rankhoist.compiler.rules import all_rules, lookups
-from rankhoist.compiler.targets.predict import CALLS, kind, seconds
+from rankhoist.compiler.targets.predict import ALIKE, CALLS, kind, seconds
 from rankhoist.compiler.targets.profile import Profile, load_profile
 
 SECONDS = 15.0  # of this thread, whatever else the machine does: the search stops here with the best plan so far
-ALIKE = 1.03  # predictions closer than this are equal: then fewer multiply-adds win
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from rankhoist.compiler.targets.profile import Profile
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
              "rsqrt", "sin", "cos", "elu", "selu", "mish", "log_softmax", "hardswish", "logsumexp"}  # fmt: skip
 GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag", "read_tables"}
+ALIKE = 1.03  # predictions closer than this are equal: then fewer multiply-adds win
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
 SOFTMAX = ("_softmax", "softmax", "log_softmax", "logsumexp")  # rows are reduced and scaled by these
 PASSES = 6  # of a softmax over each of its rows, as measured

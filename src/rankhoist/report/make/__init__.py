@@ -1,1 +1,25 @@
-"""What a report is made of: a plan, read operator by operator."""
+"""Make a report of plans: the only part of `report` that knows them.
+
+* `operators` attributes the plan's work to the operators of the captured graph;
+* `graph` says who reads whom, and what the plan did with each result;
+* `curves` predicts what calls of other sizes cost.
+"""
+
+from __future__ import annotations
+
+from rankhoist.compiler.plan import Plan, Plans, single
+from rankhoist.report.make.curves import make_curves
+from rankhoist.report.make.graph import make_graph
+from rankhoist.report.make.operators import make_operators
+from rankhoist.report.report import Report
+
+__all__ = ["make_report"]
+
+
+def make_report(plans: Plans[Plan] | Plan) -> Report:
+    """The report of the main plan, for the workload it was made for."""
+    plans = plans if isinstance(plans, Plans) else single(plans)
+    plan = plans.main
+    return Report(
+        plan.asked.name.lower(), plan.workload, tuple(make_operators(plan)), make_graph(plan), make_curves(plans)
+    )  # fmt: skip

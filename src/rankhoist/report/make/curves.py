@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,75 +11,10 @@ from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.compiler.algebra.ir import Node, Workload, live_nodes
 from rankhoist.compiler.plan import Plan, Plans
 from rankhoist.compiler.plan.ranges import CANDIDATES
-from rankhoist.compiler.plan.search import ALIKE, attempt
+from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets.predict import predicted
 from rankhoist.compiler.targets.profile import load_profile
-from rankhoist.errors import ArtifactError
-from rankhoist.report.text import spelled
-
-
-@dataclass(frozen=True)
-class Line:
-    """Predicted milliseconds and multiply-adds of a call, for each number of candidates."""
-
-    milliseconds: tuple[float, ...]
-    multiply_adds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Span:
-    """From `first` candidates on, up to the next span, a call is scored by a plan of `level`."""
-
-    first: int
-    plan: int
-    level: str
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Cost of a call of `requests` requests against its candidates.
-
-    Attributes:
-        machine: what the times are predicted for.
-        candidates: the numbers of candidates, ascending.
-        original, chosen: the model as trained, and the plan that scores so many candidates.
-        spans: which plan that is.
-    """
-
-    machine: str
-    requests: int
-    candidates: tuple[int, ...]
-    original: Line
-    chosen: Line
-    spans: tuple[Span, ...]
-
-    @property
-    def pays_from(self) -> int | None:
-        """The smallest number of candidates from which on the hoisted model is predicted to be clearly faster."""
-        faster = [o > ALIKE * c for o, c in zip(self.original.milliseconds, self.chosen.milliseconds, strict=True)]
-        slower = [i for i, fast in enumerate(faster) if not fast]
-        first = slower[-1] + 1 if slower else 0
-        return self.candidates[first] if first < len(self.candidates) else None
-
-    @property
-    def verdict(self) -> str:
-        """Whether it pays, in a sentence."""
-        if self.pays_from is None:
-            return "Nothing pays: predicted to be no faster than the original at any number of candidates."
-        return f"Predicted to be faster than the original from {spelled(self.pays_from, 'candidate')} on."
-
-    def check(self) -> None:
-        """That curves from a file are some.
-
-        Raises:
-            ArtifactError: lines of other lengths, a number out of order, times that are none.
-        """
-        counts = self.candidates
-        rising = list(counts) == sorted({*counts}) and len(counts) > 1 and counts[0] > 0
-        lines = [line for x in (self.original, self.chosen) for line in (x.milliseconds, x.multiply_adds)]
-        positive = all(0 <= t < 1e12 for x in (self.original, self.chosen) for t in x.milliseconds)
-        if not rising or not positive or not self.spans or any(len(line) != len(counts) for line in lines):
-            raise ArtifactError("the curves of its report are none")
+from rankhoist.report.record import Curves, Line, Span
 
 
 def make_curves(plans: Plans[Plan]) -> Curves:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -14,61 +13,9 @@ from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.program import module_path
 from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.compiler.plan import Plan
-from rankhoist.errors import ArtifactError
+from rankhoist.report.record import Graph, Vertex
 
-KINDS = ("input", "operator", "output")
-RATES = ("weight", "request", "item", "pair")
-CHOICES = ("", "pushed", "materialised")
 ROLE_RATES = {"context": ("request",), "candidate": ("item",), "packed": ("request", "item")}
-
-
-@dataclass(frozen=True)
-class Vertex:
-    """An input, an operator that makes tensors, or (the last) the outputs.
-
-    Attributes:
-        name: of the input, or of the operator as in `Operator.name`.
-        kind: one of `KINDS`.
-        operator, module: as in `Operator`; empty for others.
-        rates: the rates of the parts of its result.
-        shape: of its result over N rows, e.g. `("N", "20", "64")`.
-        dtype: of its result, e.g. `float32`.
-        reads: the numbers of the vertices that it reads, all lower than its own.
-        weights: names of the weights that it reads.
-        choice: where the plan could choose: `pushed` (kept as a sum of products, which a later operator evaluates)
-            or `materialised` (evaluated at once).
-        rule: the law that was applied; empty where the original operator runs over all rows.
-    """
-
-    name: str
-    kind: str
-    operator: str
-    module: str
-    rates: tuple[str, ...]
-    shape: tuple[str, ...]
-    dtype: str
-    reads: tuple[int, ...]
-    weights: tuple[str, ...]
-    choice: str
-    rule: str
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Vertices in the order of the program."""
-
-    vertices: tuple[Vertex, ...]
-
-    def check(self) -> None:
-        """That a graph from a file is one.
-
-        Raises:
-            ArtifactError: a kind, a rate or a choice is none, or a vertex reads one that does not come before it.
-        """
-        for number, v in enumerate(self.vertices):
-            known = v.kind in KINDS and set(v.rates) <= {*RATES} and v.choice in CHOICES
-            if not known or any(source >= number for source in v.reads):
-                raise ArtifactError(f"vertex {number} of its report's graph is none")
 
 
 def make_graph(plan: Plan) -> Graph:

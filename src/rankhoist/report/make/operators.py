@@ -21,62 +21,10 @@ from rankhoist.compiler.algebra.ir import Node, Rate, live_nodes
 from rankhoist.compiler.algebra.work import original_work
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.plan.search import attempt
+from rankhoist.report.record import Amount, Operator
 
 
-@dataclass(frozen=True)
-class Amount:
-    """Work: multiply-adds of products, and bytes written."""
-
-    multiply_adds: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
-
-    def __mul__(self, times: int) -> Amount:
-        return Amount(self.multiply_adds * times, self.bytes * times)
-
-    def __bool__(self) -> bool:
-        return bool(self.multiply_adds or self.bytes)
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One operator of the captured graph.
-
-    Attributes:
-        name: of the graph's node, e.g. `linear_1`; `output` is what the results need after the last operator.
-        operator: e.g. `aten.linear.default`; empty for `output`.
-        module: path of the module that calls it; the empty string is the model itself.
-        rates: the rates of its result's parts, e.g. `("request", "pair")`.
-        level: the lowest level that leaves less of its own work in the candidate stage; None where none does.
-        reason: why work of it stays in the candidate stage; None where none does.
-        before: work per candidate in the original, which does nothing per request.
-        request, candidate: work per request and per candidate in the plan.
-    """
-
-    name: str
-    operator: str
-    module: str
-    rates: tuple[str, ...]
-    level: str | None
-    reason: str | None
-    before: Amount
-    request: Amount
-    candidate: Amount
-
-    @property
-    def works(self) -> bool:
-        """Whether it costs anything, before or after; views do not."""
-        return bool(self.before or self.request or self.candidate)
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether what is left of its work counts for another operator: an equal one, or one that evaluates it."""
-        return bool(self.before) and not self.request and not self.candidate
-
-
-def operators(plan: Plan) -> list[Operator]:
+def make_operators(plan: Plan) -> list[Operator]:
     """Every operator that makes tensors, in graph order, and a last one for work that belongs to the outputs."""
     outcomes = plan.interpreter.outcomes
     before = _before(plan)

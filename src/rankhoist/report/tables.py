@@ -1,0 +1,84 @@
+"""The report as text: the plans, a table of operators, one of modules, and what stays per candidate."""
+
+from __future__ import annotations
+
+from rankhoist.report.record import Module, Operator, Record
+from rankhoist.report.text import ratio, short, shorten, table
+
+BLOCKING_SHOWN = 10
+
+FOOTNOTE = """\
+"before" is the original per candidate; "request" and "each" are the hoisted model per request and per candidate.
+"(elsewhere)": what is left of its work counts in another line, that of an equal operator or of a later one that
+evaluates the sum of products which it is kept as; products count for the matrix operator that they come from.
+Work on weights alone is done once per model and is not counted. Bytes are those written."""
+
+
+def to_text(report: Record) -> str:
+    """All of it, in lines."""
+    n, r = report.workload.candidates, report.workload.requests
+    title = f"level {report.level}, planned for {n} candidates of {r} request{'s' if r > 1 else ''} per call"
+    return "\n".join(
+        [
+            title,
+            *_plan_lines(report),
+            "",
+            *_operator_lines(report),
+            "",
+            *_module_lines(report),
+            "",
+            *_blocking_lines(report),
+            "",
+            FOOTNOTE,
+        ]
+    )
+
+
+def _plan_lines(report: Record) -> list[str]:
+    if report.curves is None:
+        return []
+    plans = (f"from {s.first:,} level {s.level}" for s in report.curves.spans)
+    return [f"{report.curves.verdict} Plans by candidates: {', '.join(plans)}."]
+
+
+def _operator_lines(report: Record) -> list[str]:
+    header = "operator|calls|module|rate|moved by|mul-adds before|request|each|bytes before|request|each"
+    shown = [o for o in report.operators if o.works]
+    folded = len(report.operators) - len(shown)
+    lines = table(header.split("|"), [_operator_row(o) for o in shown], left=5)
+    return [*lines, f"and {folded} without work (views, and work on weights alone)"] if folded else lines
+
+
+def _module_lines(report: Record) -> list[str]:
+    header = "module|mul-adds before|after|ratio|bytes before|after|ratio"
+    rows = [_module_row(shorten(m.path or "(model)"), m) for m in report.modules()]
+    return table(header.split("|"), [*rows, _module_row("all, per call", report.total())], left=1)
+
+
+def _blocking_lines(report: Record) -> list[str]:
+    stayed = report.blocking()
+    lines = [
+        f"  {shorten(o.name)}{f' in {shorten(o.module)}' if o.module else ''}: "
+        f"{short(o.candidate.multiply_adds, zero='no')} mul-adds, {short(o.candidate.bytes)} bytes: {o.reason}"
+        for o in stayed[:BLOCKING_SHOWN]
+    ]
+    more = len(stayed) - len(lines)
+    return ["still computed per candidate:", *lines, *([f"  and {more} cheaper ones"] if more else [])]
+
+
+def _operator_row(o: Operator) -> list[str]:
+    amounts = (o.before, o.request, o.candidate)
+    return [
+        shorten(o.name),
+        shorten(o.operator.removeprefix("aten.").removesuffix(".default")),
+        shorten(o.module),
+        " + ".join(o.rates),
+        " ".join([*([o.level] if o.level else []), *(["(elsewhere)"] if o.elsewhere else [])]),
+        *(short(a.multiply_adds) for a in amounts),
+        *(short(a.bytes) for a in amounts),
+    ]
+
+
+def _module_row(name: str, m: Module) -> list[str]:
+    madds, written = ((m.before.multiply_adds, m.after.multiply_adds), (m.before.bytes, m.after.bytes))
+    return [name, *(cell for pair in (madds, written) for cell in (*map(short, pair), ratio(*pair)))]
