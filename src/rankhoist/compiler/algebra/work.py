@@ -44,7 +44,7 @@ def _multiply_adds(node: fx.Node, name: str, operands: list[list[int]], results:
     if not results:
         return 0
     written = math.prod(results[0])
-    if name in ("linear", "matmul", "mm", "bmm", "mv", "dot"):
+    if name in ("linear", "matmul", "mm", "bmm", "mv", "dot", "vdot"):
         return written * operands[0][-1]
     if name in ("addmm", "baddbmm", "addmv"):
         return written * operands[1][-1]
@@ -55,16 +55,17 @@ def _multiply_adds(node: fx.Node, name: str, operands: list[list[int]], results:
     if name == "tensordot":
         summed: list[int] = list(node.args[2])  # type: ignore[arg-type]
         return written * math.prod(operands[0][d] for d in summed)
-    if name in ("conv1d", "conv2d", "convolution"):
-        return written * math.prod(operands[1][1:])
+    if name in ("conv1d", "conv2d", "conv3d", "convolution"):
+        transposed = name == "convolution" and node.args[6]  # then each element read is multiplied with a filter
+        return (math.prod(operands[0]) if transposed else written) * math.prod(operands[1][1:])
     if name == "scaled_dot_product_attention":
         q, k, v = operands[:3]
         return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
     if name in ("gru", "lstm", "rnn_tanh", "rnn_relu"):
-        batch, steps = math.prod(operands[0][:2]), 1
-        return batch * steps * sum(math.prod(o) for o in operands[1:] if len(o) == 2)
-    if name in ("gru_cell", "lstm_cell", "rnn_tanh_cell"):
-        return operands[0][0] * sum(math.prod(o) for o in operands[1:] if len(o) == 2 and o[0] != operands[0][0])
+        return math.prod(operands[0][:-1]) * sum(math.prod(o) for o in operands[1:] if len(o) == 2)
+    if name in ("gru_cell", "lstm_cell", "rnn_tanh_cell", "rnn_relu_cell"):
+        first = 3 if name == "lstm_cell" else 2  # of the two weights, behind the input and one state or two
+        return math.prod(operands[0][:-1]) * sum(math.prod(o) for o in operands[first : first + 2])
     if name == "bilinear":
         return written * operands[0][-1] * operands[1][-1]
     return 0
