@@ -26,7 +26,7 @@ from torch._dynamo.utils import counters
 
 from rankhoist import HoistedModel, Split, hoist, verify
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.emit.traceable import slots_of, traceable
 from rankhoist.compiler.plan import Plans, Range, Ranges
 from rankhoist.compiler.targets.backends import Compiled

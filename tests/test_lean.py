@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra import tables
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
 
 OFFSETS = [0, 3, 3, 7]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import Function, assert_equal, hoisted_at, kept, reasons, repeated
 
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 
 N = 7
 OFFSETS = [0, 3, 3, N]

@@ -17,8 +17,8 @@ from rankhoist import Workload, hoist
 from rankhoist.bench import calibrate as calibration
 from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.interpret import Level
 from rankhoist.compiler.algebra.ir import Builder, Rate, aten
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets.predict import ARRANGING, _broadcast_runs, predicted, seconds

@@ -9,7 +9,7 @@ from helpers import assert_equal, repeated
 from rankhoist import Workload
 from rankhoist.bench.scenarios import BilinearPairs, CrossLayers, Scenario, scenario
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import make_plan
 from rankhoist.compiler.targets.predict import ALIKE
 from rankhoist.hoist import hoist_program

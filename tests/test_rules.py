@@ -344,7 +344,7 @@ def test_mixing_rows_declines(name):
     call, operator, reason = NEAR_MISSES[name]
     model = Function(call).eval()
     from rankhoist.capture import capture
-    from rankhoist.compiler.algebra.interpret import Level
+    from rankhoist.compiler.algebra.workload import Level
 
     program = capture(model, (CONTEXT[torch.arange(N) % 3], CANDIDATE), ["context"])
     from helpers import assert_equal, hoisted_at, repeated

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankhoist import HoistedModel, Split, hoist
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.errors import InputError, WeightsError
 
 USERS, ITEMS, D = 40, 60, 8

@@ -18,7 +18,8 @@ from rankhoist import HoistedModel, Workload, hoist
 from rankhoist.capture import Program, capture
 from rankhoist.capture.program import module_path
 from rankhoist.compiler.algebra import grid
-from rankhoist.compiler.algebra.interpret import Interpreter, Level
+from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan, make_plan
 from rankhoist.compiler.plan.search import total_cost
 from rankhoist.compiler.rules import all_rules, lookups

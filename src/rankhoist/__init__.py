@@ -1,7 +1,7 @@
 """rankhoist: loop-invariant code motion for ranking models."""
 
 from rankhoist.capture import Split
-from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.errors import ArtifactError, RankhoistError
 from rankhoist.hoist import hoist
 from rankhoist.report import Report

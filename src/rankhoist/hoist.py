@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from rankhoist.capture import Context, Program, capture
-from rankhoist.compiler.algebra.interpret import Level
-from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plans
 from rankhoist.compiler.rules import all_rules
-from rankhoist.errors import CaptureError
 from rankhoist.runtime import HoistedModel
 
 
@@ -49,11 +47,3 @@ def hoist(
 def hoist_program(program: Program, *, workload: Workload | None = None, level: str = "full") -> HoistedModel:
     """The same for a program that is captured already: levels and workloads can be compared without exporting again."""
     return HoistedModel(program, make_plans(program, parse_level(level), workload or Workload()))
-
-
-def parse_level(level: str) -> Level:
-    """A level by name."""
-    try:
-        return Level[level.upper()]
-    except KeyError:
-        raise CaptureError(f"unknown level {level!r}; levels are {', '.join(x.name.lower() for x in Level)}") from None

@@ -16,8 +16,7 @@ from rankhoist.bench.floor import floor, products
 from rankhoist.bench.scenarios import FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
 from rankhoist.bench.timing import Timing, interleaved
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.interpret import Level
-from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.targets.predict import predicted
 from rankhoist.compiler.targets.profile import load_profile

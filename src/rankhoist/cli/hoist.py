@@ -12,7 +12,7 @@ from rich.table import Table
 from rankhoist.bench.timing import interleaved
 from rankhoist.cli.arguments import DONE, FAILED, command, write_json
 from rankhoist.cli.models import LEVELS, certificate_of, hoisted_of, model_arguments
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import PlanSummary, make_plan
 from rankhoist.report.text import ratio
 from rankhoist.runtime import HoistedModel

@@ -9,8 +9,7 @@ import sys
 from typing import Any
 
 from rankhoist.cli.arguments import CONTEXT_HELP, context_of, numbers
-from rankhoist.compiler.algebra.interpret import Level
-from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.errors import ArtifactError, CommandError
 from rankhoist.hoist import hoist
 from rankhoist.runtime import HoistedModel

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.targets.predict import ALIKE
 from rankhoist.errors import ArtifactError
 from rankhoist.report.text import spelled

@@ -12,8 +12,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture import InputSpec, Interface
 from rankhoist.capture.signature import Arguments
-from rankhoist.compiler.algebra.interpret import Level
-from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges
 from rankhoist.errors import ArtifactError
 from rankhoist.report import Report

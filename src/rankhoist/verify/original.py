@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Interface, Program
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
 from rankhoist.runtime import HoistedModel

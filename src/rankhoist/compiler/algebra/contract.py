@@ -13,7 +13,8 @@ from functools import reduce
 
 from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
-from rankhoist.compiler.algebra.ir import OFFSETS, Builder, Node, Rate, Workload, aten, first_axis, join
+from rankhoist.compiler.algebra.ir import OFFSETS, Builder, Node, Rate, aten, first_axis, join
+from rankhoist.compiler.algebra.workload import Workload
 
 # -- settle: a block becomes one tensor
 

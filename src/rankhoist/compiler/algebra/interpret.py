@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -19,22 +18,11 @@ from rankhoist.capture import InputSpec, Program
 from rankhoist.compiler.algebra import grid, joins
 from rankhoist.compiler.algebra.contract import settle, simplify
 from rankhoist.compiler.algebra.forms import Block, Cell, Decline, Factor, Form, Label, one_block, plain, row_layout
-from rankhoist.compiler.algebra.ir import Builder, Node, Rate, Workload, live_nodes
+from rankhoist.compiler.algebra.ir import Builder, Node, Rate, live_nodes
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat
-
-
-class Level(IntEnum):
-    """What may be hoisted; every level includes those below it."""
-
-    EXPAND = 0
-    LOOKUP = 1
-    REQUEST = 2
-    LINEAR = 3
-    FIRST = 4
-    FULL = 5
-
+from rankhoist.compiler.algebra.workload import Level, Workload
 
 Rule = Callable[["Interpreter", fx.Node, list[Value], dict[str, Value]], Value]
 

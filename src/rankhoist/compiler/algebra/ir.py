@@ -51,20 +51,6 @@ def join(rates: Iterable[Rate]) -> Rate:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What the plan is made for: candidates per call in all (N), and requests (R) that own them."""
-
-    candidates: int = 1000
-    requests: int = 1
-
-    def of(self, rate: Rate) -> int:
-        """Rows computed at `rate`; weight-rate work is done once per model and counts nothing."""
-        if rate is Rate.WEIGHT:
-            return 0
-        return self.requests if rate is Rate.REQUEST else self.candidates
-
-
-@dataclass(frozen=True)
 class Size:
     """An integer argument that depends on the number of rows of its stage, or on sizes measured during the call."""
 

@@ -25,8 +25,9 @@ from rankhoist.compiler.algebra.forms import (
     unify,
     whole,
 )
-from rankhoist.compiler.algebra.ir import Builder, Node, Rate, Workload, aten
+from rankhoist.compiler.algebra.ir import Builder, Node, Rate, aten
 from rankhoist.compiler.algebra.moves import ordered, replaced
+from rankhoist.compiler.algebra.workload import Workload
 
 
 def settle_all(b: Builder, form: Form, workload: Workload) -> Form:

@@ -21,10 +21,11 @@ from rankhoist.capture import Program
 from rankhoist.capture.program import operator_name, overload
 from rankhoist.compiler.algebra import joins
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout
-from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, Workload, aten, join
+from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, aten, join
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.values import Opaque, RowNumber, Value, flat
 from rankhoist.compiler.algebra.work import original_work
+from rankhoist.compiler.algebra.workload import Workload
 
 RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
 READS_MEMORY = {aten.view_as_complex.default, aten.view.dtype, aten.view_copy.dtype}  # neighbouring elements become one

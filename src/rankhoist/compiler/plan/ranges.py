@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rankhoist.capture import Program
-from rankhoist.compiler.algebra.interpret import Level
-from rankhoist.compiler.algebra.ir import Builder, Workload
+from rankhoist.compiler.algebra.ir import Builder
+from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan.search import Plan, PlanSummary, attempt, choice, explained, search, settled
 from rankhoist.compiler.targets.predict import ALIKE, predicted
 from rankhoist.compiler.targets.profile import Profile, load_profile

@@ -16,11 +16,12 @@ from typing import Any
 from torch import fx
 
 from rankhoist.capture import Program
-from rankhoist.compiler.algebra.interpret import Interpreter, Level
-from rankhoist.compiler.algebra.ir import Builder, Node, Workload, live_nodes
+from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.ir import Builder, Node, live_nodes
 from rankhoist.compiler.algebra.lean import lean
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.over import overwritten
+from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.rules import all_rules, lookups
 from rankhoist.compiler.targets.predict import ALIKE, CALLS, kind, seconds
 from rankhoist.compiler.targets.profile import Profile, load_profile

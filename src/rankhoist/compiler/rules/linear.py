@@ -13,10 +13,11 @@ from torch import fx
 
 from rankhoist.compiler.algebra import grid, moves
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.algebra.interpret import Interpreter, Level
+from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.ir import Rate
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.work import einsum_axes
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.arguments import axis_of, form, named, tidy
 from rankhoist.compiler.rules.pointwise import ARITHMETIC, plus
 from rankhoist.compiler.rules.rowwise import batch_first

@@ -21,9 +21,10 @@ from torch import fx
 
 from rankhoist.compiler.algebra import grid, joins, moves
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form, plain, row_layout
-from rankhoist.compiler.algebra.interpret import Interpreter, Level
+from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.ir import Node, Rate, aten
 from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules import reduce as reductions
 from rankhoist.compiler.rules.arguments import form, named, tidy
 from rankhoist.compiler.rules.pointwise import ARITHMETIC, apply_op

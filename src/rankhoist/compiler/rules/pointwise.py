@@ -16,9 +16,10 @@ from rankhoist.capture.program import operator_name
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.contract import arrange, settle, small_product
 from rankhoist.compiler.algebra.forms import Block, Decline, Factor, Form, Labels, Term, one_block, plain, row_layout
-from rankhoist.compiler.algebra.interpret import Interpreter, Level
+from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.arguments import form, named, tidy
 from rankhoist.compiler.rules.numbers import folded
 from rankhoist.compiler.rules.table import table

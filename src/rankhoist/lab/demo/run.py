@@ -17,8 +17,7 @@ from torch import nn
 
 from rankhoist.bench import interleaved, machine
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.interpret import Level
-from rankhoist.compiler.algebra.ir import Workload
+from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.hoist import hoist_program
 from rankhoist.lab.data import RankingData, Request, generate_request_log, load_folder
 from rankhoist.lab.train import Settings, bayes_auc, build_model, train

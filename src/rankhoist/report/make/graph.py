@@ -11,7 +11,7 @@ from torch import fx
 
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.program import module_path
-from rankhoist.compiler.algebra.interpret import Level
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan
 from rankhoist.report.record import Graph, Vertex
 
