@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -43,6 +45,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("page", cases())
 def test_page_runs(page: Path):
     run(page, page.read_text(encoding="utf-8"))
+
+
+def test_the_example_of_hoist_runs():
+    found = doctest.testmod(importlib.import_module("rankhoist.hoist"))
+    assert found.attempted and not found.failed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
