@@ -1,0 +1,11 @@
+"""Steps: what a model may do next, one file per family of operators. The order of families is written here only."""
+
+from __future__ import annotations
+
+from random_models.steps import attention, integers, linear, lookup, masks, norm, pointwise, reduce, shape, unruled
+from random_models.steps.mixing import MIX_ROWS
+
+FAMILIES = [linear, shape, pointwise, reduce, attention, norm, lookup, masks, integers, unruled]
+STEPS = [step for family in FAMILIES for step in family.STEPS for _ in range(step.weight)]
+
+__all__ = ["FAMILIES", "MIX_ROWS", "STEPS"]

@@ -1,0 +1,69 @@
+"""Tables read by ids, and elements chosen by index."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from random_models.draft import Draft, UnstableError, aten
+from random_models.inputs import VOCABULARY, embedded
+from random_models.operands import floats, whole_numbers
+from random_models.steps.table import Made, Step
+
+
+def embed(draft: Draft, ids: fx.Node) -> Made:
+    """One table per input, or one for all with an offset per field."""
+    _check_ids(draft, ids)
+    if len(draft.extent(ids)) == 1 and draft.flag():
+        other = draft.value(lambda e: e == draft.extent(ids), floating=False)
+        ids = draft.call(aten.stack.default, [ids, other], 1)
+        _check_ids(draft, ids)
+    extent = draft.extent(ids)
+    shared = len(extent) == 2 and extent[1] >= 0 and draft.flag()
+    if int(draft.sample[ids].max()) >= VOCABULARY:
+        raise UnstableError
+    return _of_one_table(draft, ids) if shared else _of_own_table(draft, ids)
+
+
+def _check_ids(draft: Draft, x: fx.Node) -> None:
+    if draft.dry[x].dtype != torch.int64:
+        raise UnstableError
+
+
+def _of_one_table(draft: Draft, ids: fx.Node) -> fx.Node:
+    fields = draft.extent(ids)[1]
+    offsets = draft.weight(torch.arange(fields) * VOCABULARY)
+    table = draft.random(VOCABULARY * fields, draft.number(1, 4))
+    return draft.call(aten.embedding.default, table, draft.call(aten.add.Tensor, ids, offsets))
+
+
+def _of_own_table(draft: Draft, ids: fx.Node) -> fx.Node:
+    if int(draft.sample[ids].min()) < 0:
+        raise UnstableError
+    return embedded(draft, ids)
+
+
+def pairs_by_index(draft: Draft, x: fx.Node) -> Made:
+    fields = draft.extent(x)[1]
+    i, k = (draft.weight(t.clone()) for t in torch.triu_indices(fields, fields, 1).unbind(0))
+    left, right = (draft.call(aten.index_select.default, x, 1, t) for t in (i, k))
+    product = draft.call(aten.mul.Tensor, left, right)
+    return draft.call(aten.sum.dim_IntList, product, [2]) if draft.flag() else product
+
+
+def own_row(draft: Draft, x: fx.Node) -> Made:
+    """`x[arange(rows), ids]`, and `gather`."""
+    ids = draft.value(lambda e: len(e) in (1, 2) and e[0] == -1 and min((*e[1:], 1)) > 0, floating=False)
+    _check_ids(draft, ids)
+    ids = draft.call(aten.remainder.Scalar, ids, draft.extent(x)[1])
+    if len(draft.extent(ids)) == 2:
+        return draft.call(aten.gather.default, x, 1, ids)
+    rows = draft.call(aten.arange.default, draft.size(-1), device=torch.device("cpu"), pin_memory=False)
+    return draft.call(aten.index.Tensor, x, [rows, ids])
+
+
+STEPS = [
+    Step(1, embed, whole_numbers(lambda e: len(e) < 3)),
+    Step(1, pairs_by_index, floats(lambda e: len(e) == 3 and e[0] == -1 and e[1] > 1)),
+    Step(1, own_row, floats(lambda e: len(e) == 2 and e[0] == -1 and e[1] > 0)),
+]

@@ -1,0 +1,31 @@
+"""Normalisation, away from divisions by nearly 0."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from random_models.draft import Draft, aten
+from random_models.operands import floats, several_wide
+from random_models.steps.table import Made, Step
+
+
+def layer_norm(draft: Draft, x: fx.Node) -> Made:
+    extent = draft.extent(x)
+    depth = 2 if len(extent) > 2 and extent[-2] > 0 and draft.number(0, 3) == 3 else 1
+    draft.check_spread(x, range(-depth, 0))
+    shape = list(extent[-depth:])
+    weights = [draft.random(*shape), draft.random(*shape)] if draft.flag() else []
+    return draft.call(aten.layer_norm.default, x, shape, *weights)
+
+
+def batch_norm(draft: Draft, x: fx.Node) -> Made:
+    width = draft.extent(x)[1]
+    weights = [draft.random(width), draft.random(width)] if draft.flag() else [None, None]
+    variance = draft.weight(draft.normal(width).abs() + 0.5)
+    return draft.call(aten.batch_norm.default, x, *weights, draft.random(width), variance, False, 0.1, 1e-5, True)
+
+
+STEPS = [
+    Step(1, layer_norm, floats(several_wide)),
+    Step(1, batch_norm, floats(lambda e: len(e) in (2, 3) and e[0] < 0 and e[1] > 0)),
+]

@@ -1,0 +1,83 @@
+"""A whole model: inputs, steps and outputs, from Hypothesis or from any other source of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from random_models.draft import Draft, UnstableError, aten
+from random_models.inputs import draw_inputs
+from random_models.model import RandomModel
+from random_models.rows import product, row_count
+from random_models.steps import MIX_ROWS, STEPS
+from rankhoist.capture import Program
+from rankhoist.capture.signature import Arguments
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+@st.composite
+def random_models(draw: Draw, steps: int = 8, mixing: int = 10) -> RandomModel:
+    """Small ranking models of up to `steps` steps; one in `mixing` has an operator that mixes rows (0: none)."""
+    return build(lambda low, high: int(draw(st.integers(low, high))), steps, mixing)
+
+
+def build(number: Callable[[int, int], int], steps: int = 8, mixing: int = 10) -> RandomModel:
+    """A model from a source of numbers."""
+    draft = Draft(number, torch.Generator().manual_seed(number(0, 2**31 - 1)))
+    with torch.no_grad():
+        draw_inputs(draft)
+        wanted = draft.number(1, steps)
+        rows_meet = draft.number(1, wanted) if mixing and draft.number(1, mixing) == mixing else None
+        for i in range(1, wanted + 1):
+            step = MIX_ROWS if i == rows_meet else draft.pick(STEPS)
+            try:
+                step.take(draft)
+            except UnstableError:
+                continue
+        return _finished(draft)
+
+
+def _finished(draft: Draft) -> RandomModel:
+    outputs = _outputs(draft)
+    draft.graph.output(tuple(outputs))
+    draft.graph.eliminate_dead_code()
+    used = {n.name for n in draft.graph.nodes if n.op == "placeholder" and n.users}
+    for node in [n for n in draft.graph.nodes if n.op == "placeholder" and n.name in draft.weights]:
+        if node.name not in used:
+            del draft.weights[node.name]
+            draft.graph.erase_node(node)
+    live = set(draft.graph.nodes)
+    names = list(draft.inputs)
+    example = {n: next(draft.sample[p] for p in draft.sample if p.name == n and p.op == "placeholder") for n in names}
+
+    program = Program(
+        draft.graph, row_count(), draft.inputs, draft.weights, outputs, pytree.tree_structure([0] * len(outputs)),
+        pytree.tree_structure((tuple(names), {})), Arguments.named(names), torch.float64, torch.device("cpu"), example,
+    )  # fmt: skip
+    return RandomModel(program, draft.context, draft.candidate, bool(draft.mixed & live))
+
+
+def _outputs(draft: Draft) -> list[fx.Node]:
+    """All that nothing reads, one by one or under one linear layer; in some models a value from within as well."""
+    made = [v for v in draft.values if v.op != "placeholder" and v in draft.dry] or draft.values
+    ends = [v for v in made if not v.users] or made[-1:]
+    heads = [v for v in ends if draft.is_float(v) and _per_row(draft, v)]
+    if len(heads) > 1 and draft.number(0, 2):
+        flat = [draft.view(v, [-1, product(draft.extent(v)[1:])]) for v in heads]
+        joined = draft.call(aten.cat.default, flat, 1)
+        weight = draft.random(2, draft.extent(joined)[1], scale=0.3)
+        made = [*made, draft.call(aten.linear.default, joined, weight)]
+        ends = [v for v in ends if v not in heads] + made[-1:]
+    return ends + ([draft.pick(made[::-1])] if draft.number(0, 3) == 3 else [])
+
+
+def _per_row(draft: Draft, x: fx.Node) -> bool:
+    """x is `[rows, ...]`, with something in every row."""
+    extent = draft.extent(x)
+    return extent[:1] == (-1,) and all(n > 0 for n in extent[1:])
