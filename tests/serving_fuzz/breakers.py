@@ -1,112 +1,19 @@
-"""Requests to a server, most broken on purpose, by structure: headers, shapes, dtypes, bytes, JSON, HTTP itself.
-
-A request starts out valid. A breaker changes one thing about it, and says whether what comes out is surely wrong (then
-the server must refuse it, with a 4xx) or may still be right by chance.
-"""
+"""Breakers: (random, valid request) -> whether the result is surely wrong. They change the request in place."""
 
 from __future__ import annotations
 
 import copy
 import json
 import random
-import socket
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-BINARY, JSON = "application/octet-stream", "application/json"
-DATATYPES = {"FP32": "<f4", "INT64": "<i8", "INT32": "<i4", "BOOL": "?", "FP64": "<f8"}
-BUSY = 503
+from serving_fuzz.requests import DATATYPES, Request, document_of, inputs_of
+
 LIMIT = 2**18  # bytes of a body; of the valid ones a hundredth
-
-
-@dataclass
-class Request:
-    """A request in its parts, so that each can be broken.
-
-    `document` is the JSON, or bytes where it is none any more; `tensors` are the bytes after it, of v2 in binary.
-    """
-
-    path: str
-    document: dict[str, Any] | bytes
-    tensors: list[bytes] | None = None
-    method: str = "POST"
-    headers: dict[str, str] = field(default_factory=dict)  # in place of the right ones
-    cut: int | None = None  # bytes of the body that are sent; then the connection is closed
-
-    def encode(self) -> bytes:
-        """The bytes on the connection."""
-        text = self.document if isinstance(self.document, bytes) else json.dumps(self.document).encode()
-        body = text + b"".join(self.tensors or [])
-        headers = {"Host": "fuzz", "Content-Length": str(len(body))}
-        headers["Content-Type"] = JSON if self.tensors is None else BINARY
-        if self.tensors is not None:
-            headers["Inference-Header-Content-Length"] = str(len(text))
-        headers = {name: value for name, value in (headers | self.headers).items() if value}
-        lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + body[: self.cut]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A valid request and the scores `[N]` that it must be answered with."""
-
-    context: dict[str, np.ndarray]
-    candidates: dict[str, np.ndarray]
-    scores: np.ndarray
-    offsets: tuple[int, ...] | None = None
-
-    @property
-    def inputs(self) -> dict[str, np.ndarray]:
-        own = {} if self.offsets is None else {"request_offsets": np.array(self.offsets, np.int64)}
-        return {**self.context, **self.candidates, **own}
-
-
-# -- valid requests, in every form
-
-
-def v2_binary(model: str, sample: Sample) -> Request:
-    entries = [_entry(name, x) | {"parameters": {"binary_data_size": x.nbytes}} for name, x in sample.inputs.items()]
-    document = {"inputs": entries, "parameters": {"binary_data_output": True}}
-    return Request(f"/v2/models/{model}/infer", document, [x.tobytes() for x in sample.inputs.values()])
-
-
-def v2_json(model: str, sample: Sample) -> Request:
-    entries = [_entry(name, x) | {"data": x.reshape(-1).tolist()} for name, x in sample.inputs.items()]
-    return Request(f"/v2/models/{model}/infer", {"inputs": entries})
-
-
-def v1_columns(model: str, sample: Sample) -> Request:
-    document = {
-        "context": {name: x.tolist() for name, x in sample.context.items()},
-        "candidates": {name: x.tolist() for name, x in sample.candidates.items()},
-    }
-    return Request(f"/v1/models/{model}/rank", document)
-
-
-def v1_rows(model: str, sample: Sample) -> Request:
-    request = v1_columns(model, sample)
-    assert isinstance(request.document, dict)
-    columns = request.document["candidates"]
-    request.document["candidates"] = [
-        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-    ]
-    return request
-
-
-V2_FORMS: list[Callable[[str, Sample], Request]] = [v2_binary, v2_json]
-V1_FORMS = [v1_columns, v1_rows]  # of one request
-
-
-def _entry(name: str, x: np.ndarray) -> dict[str, Any]:
-    datatype = next(n for n, kind in DATATYPES.items() if x.dtype == np.dtype(kind))
-    return {"name": name, "shape": list(x.shape), "datatype": datatype}
-
-
-# -- breakers: (random, valid request) -> whether the result is surely wrong; they change the request in place
 
 Breaker = Callable[[random.Random, Request], bool]
 
@@ -116,7 +23,7 @@ NAMES = ["", "x", "\u0000", "request_offsets", "context", "../../etc/passwd", "a
 
 
 def drop_input(draw: random.Random, request: Request) -> bool:
-    own = _inputs(request)
+    own = inputs_of(request)
     i = draw.randrange(len(own))
     own.pop(i)
     if request.tensors is not None:
@@ -125,7 +32,7 @@ def drop_input(draw: random.Random, request: Request) -> bool:
 
 
 def rename_input(draw: random.Random, request: Request) -> bool:
-    entry = draw.choice(_inputs(request))
+    entry = draw.choice(inputs_of(request))
     new = draw.choice(NAMES)
     changed = entry["name"] != new
     entry["name"] = new
@@ -133,7 +40,7 @@ def rename_input(draw: random.Random, request: Request) -> bool:
 
 
 def duplicate_input(draw: random.Random, request: Request) -> bool:
-    own = _inputs(request)
+    own = inputs_of(request)
     i = draw.randrange(len(own))
     own.append(copy.deepcopy(own[i]))
     if request.tensors is not None:
@@ -142,12 +49,12 @@ def duplicate_input(draw: random.Random, request: Request) -> bool:
 
 
 def unnamed_input(draw: random.Random, request: Request) -> bool:
-    draw.choice(_inputs(request))["name"] = draw.choice(JUNK[:-2])
+    draw.choice(inputs_of(request))["name"] = draw.choice(JUNK[:-2])
     return True
 
 
 def wrong_datatype(draw: random.Random, request: Request) -> bool:
-    entry = draw.choice(_inputs(request))
+    entry = draw.choice(inputs_of(request))
     new = draw.choice([*DATATYPES, "BYTES", "FP16", "BF16", "UINT8", "fp32", "", None, 7])
     changed = entry["datatype"] != new
     entry["datatype"] = new
@@ -156,7 +63,7 @@ def wrong_datatype(draw: random.Random, request: Request) -> bool:
 
 
 def wrong_size_in_shape(draw: random.Random, request: Request) -> bool:
-    shape = draw.choice(_inputs(request))["shape"]
+    shape = draw.choice(inputs_of(request))["shape"]
     i = draw.randrange(len(shape))
     new = draw.choice([0, 1, 2, shape[i] + 1, shape[i] - 1, -1, *HUGE, 0.5, "3", None])
     changed = new is not True and shape[i] != new
@@ -165,14 +72,14 @@ def wrong_size_in_shape(draw: random.Random, request: Request) -> bool:
 
 
 def wrong_shape(draw: random.Random, request: Request) -> bool:
-    entry = draw.choice(_inputs(request))
+    entry = draw.choice(inputs_of(request))
     old = entry["shape"]
     entry["shape"] = draw.choice([*JUNK, [*old, 1], old[1:], [draw.choice(HUGE)] * draw.randrange(1, 70), old[::-1]])
     return entry["shape"] not in (old, [*old, 1], old[1:])
 
 
 def huge_shape_that_fits_no_memory(draw: random.Random, request: Request) -> bool:
-    for entry in _inputs(request):
+    for entry in inputs_of(request):
         entry["shape"] = [2**31 - 1, *entry["shape"][1:]]
         if request.tensors is not None:
             entry["parameters"] = {"binary_data_size": draw.choice([2**40, 2**62, 0])}
@@ -181,8 +88,8 @@ def huge_shape_that_fits_no_memory(draw: random.Random, request: Request) -> boo
 
 def huge_shape_of_nothing(draw: random.Random, request: Request) -> bool:
     """No values at all, in a shape that no memory holds without its zero."""
-    i = draw.randrange(len(_inputs(request)))
-    entry = _inputs(request)[i]
+    i = draw.randrange(len(inputs_of(request)))
+    entry = inputs_of(request)[i]
     entry["shape"] = [0, *draw.choices([1, 2**16, 2**31 - 1], k=draw.randrange(2, 8))]
     draw.shuffle(entry["shape"])
     if request.tensors is None:
@@ -195,7 +102,7 @@ def huge_shape_of_nothing(draw: random.Random, request: Request) -> bool:
 def wrong_binary_size(draw: random.Random, request: Request) -> bool:
     if request.tensors is None:
         return wrong_shape(draw, request)
-    parameters = draw.choice(_inputs(request))["parameters"]
+    parameters = draw.choice(inputs_of(request))["parameters"]
     old = parameters["binary_data_size"]
     parameters["binary_data_size"] = draw.choice([*JUNK, old + 1, old - 1, old * 2, -old])
     return parameters["binary_data_size"] is not None and parameters["binary_data_size"] != old
@@ -220,7 +127,7 @@ def more_bytes(draw: random.Random, request: Request) -> bool:
 def not_finite(draw: random.Random, request: Request) -> bool:
     """NaN or infinity in a float input; in JSON, as the names that Python writes and no JSON has."""
     bad = draw.choice([float("nan"), float("inf"), float("-inf")])
-    entries = _inputs(request)
+    entries = inputs_of(request)
     floats = [i for i, e in enumerate(entries) if e["datatype"] == "FP32"]
     i = draw.choice(floats)
     if request.tensors is None:
@@ -233,7 +140,7 @@ def not_finite(draw: random.Random, request: Request) -> bool:
 
 def out_of_vocabulary(draw: random.Random, request: Request) -> bool:
     bad = draw.choice([-1, -(2**63), 2**63 - 1, 10_000, 2**31, 2**32])
-    entries = _inputs(request)
+    entries = inputs_of(request)
     i = draw.choice([i for i, e in enumerate(entries) if e["datatype"] == "INT64"])
     if request.tensors is None:
         entries[i]["data"][draw.randrange(len(entries[i]["data"]))] = bad
@@ -244,9 +151,9 @@ def out_of_vocabulary(draw: random.Random, request: Request) -> bool:
 
 
 def wrong_offsets(draw: random.Random, request: Request) -> bool:
-    rows = max(e["shape"][0] for e in _inputs(request))
+    rows = max(e["shape"][0] for e in inputs_of(request))
     bad = draw.choice([[], [0], [rows], [1, rows], [0, rows + 1], [0, -1], [0, rows, 0], [0] * 9 + [rows], [2**62, 0]])
-    own = _inputs(request)
+    own = inputs_of(request)
     at = next((i for i, e in enumerate(own) if e["name"] == "request_offsets"), len(own))
     entry = {"name": "request_offsets", "shape": [len(bad)], "datatype": "INT64"}
     data = np.array(bad, np.int64).tobytes()
@@ -269,7 +176,7 @@ def wrong_header_length(draw: random.Random, request: Request) -> bool:
 def wrong_json_values(draw: random.Random, request: Request) -> bool:
     if request.tensors is not None:
         return wrong_datatype(draw, request)
-    entry = draw.choice(_inputs(request))
+    entry = draw.choice(inputs_of(request))
     old = entry["data"]
     i = draw.randrange(len(old))
     replaced = [[*old[:i], bad, *old[i + 1 :]] for bad in ("7", None, 10**400, [1], {})]
@@ -279,28 +186,28 @@ def wrong_json_values(draw: random.Random, request: Request) -> bool:
 
 def wrong_parameters(draw: random.Random, request: Request) -> bool:
     name = draw.choice(["context_key", "timeout", "binary_data_output", "id", "x" * 1000, "sequence_id"])
-    _document(request).setdefault("parameters", {})
-    parameters = _document(request)["parameters"]
-    _document(request)["parameters"] = draw.choice([{**parameters, name: draw.choice(JUNK)}, *JUNK])
+    document_of(request).setdefault("parameters", {})
+    parameters = document_of(request)["parameters"]
+    document_of(request)["parameters"] = draw.choice([{**parameters, name: draw.choice(JUNK)}, *JUNK])
     return False
 
 
 def wrong_outputs(draw: random.Random, request: Request) -> bool:
     junk = draw.choice(JUNK)
-    _document(request)["outputs"] = draw.choice([junk, [junk], [{"name": junk}], [{"name": "x", "parameters": junk}]])
+    document_of(request)["outputs"] = draw.choice([junk, [junk], [{"name": junk}], [{"name": "x", "parameters": junk}]])
     return False
 
 
 def wrong_section(draw: random.Random, request: Request) -> bool:
     """A part of the document is something else."""
-    document = _document(request)
+    document = document_of(request)
     name = draw.choice([n for n in ("inputs", "context", "candidates") if n in document])
     document[name] = draw.choice([*JUNK, [1], [None], ["x"], {"x": None}])
     return (name, document[name]) != ("candidates", [])  # no rows are no candidates
 
 
 def extra_sections(draw: random.Random, request: Request) -> bool:
-    _document(request)[draw.choice(["top_k", "context_key", "output", "timeout_ms", "x"])] = draw.choice(JUNK)
+    document_of(request)[draw.choice(["top_k", "context_key", "output", "timeout_ms", "x"])] = draw.choice(JUNK)
     return False
 
 
@@ -308,7 +215,7 @@ def extra_sections(draw: random.Random, request: Request) -> bool:
 
 
 def wrong_column(draw: random.Random, request: Request) -> bool:
-    document = _document(request)
+    document = document_of(request)
     side = draw.choice(["context", "candidates"])
     part = document[side] if isinstance(document[side], dict) else draw.choice(document[side])
     name = draw.choice(list(part))
@@ -326,7 +233,7 @@ def wrong_column(draw: random.Random, request: Request) -> bool:
 
 def ragged(draw: random.Random, request: Request) -> bool:
     """A column one shorter than the others, or a row of it."""
-    candidates = _document(request)["candidates"]
+    candidates = document_of(request)["candidates"]
     if isinstance(candidates, list):
         lists = [n for n, x in candidates[0].items() if isinstance(x, list)]
         row = draw.choice(candidates)
@@ -342,7 +249,7 @@ def ragged(draw: random.Random, request: Request) -> bool:
 
 def wrong_value(draw: random.Random, request: Request) -> bool:
     """One value somewhere in the candidates is of another kind."""
-    candidates = _document(request)["candidates"]
+    candidates = document_of(request)["candidates"]
     rows = candidates if isinstance(candidates, list) else list(candidates.values())
     target = draw.choice(rows)
     key: Any = draw.choice(list(target)) if isinstance(target, dict) else draw.randrange(len(target))
@@ -472,138 +379,3 @@ ANY: list[Breaker] = [
     wrong_section, cut_document, flip_document, bad_utf8, deep, not_an_object, closed_early, promised_too_much,
     over_the_limit, wrong_content_length, wrong_transfer, wrong_encoding, wrong_path, wrong_method,
 ]  # fmt: skip
-
-
-def _document(request: Request) -> dict[str, Any]:
-    assert isinstance(request.document, dict)
-    return request.document
-
-
-def _inputs(request: Request) -> list[dict[str, Any]]:
-    return _document(request)["inputs"]
-
-
-# -- a run
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is sent, and what the answer must be: `scores` of a valid request, else `wrong` says if it is surely so.
-
-    After one that `ends` nothing more is sent, and the server may close the connection without an answer.
-    """
-
-    kind: str
-    data: bytes
-    wrong: bool
-    ends: bool
-    scores: np.ndarray | None = None
-
-
-def cases(model: str, samples: list[Sample], seed: int, count: int) -> Iterator[Case]:
-    """So many malformed requests, and a valid one after every two of them."""
-    draw = random.Random(seed)
-    for i in range(count + count // 2):
-        sample = draw.choice(samples)
-        form = draw.choice(V2_FORMS + (V1_FORMS if sample.offsets is None else []))
-        request = form(model, sample)
-        if i % 3 == 2:
-            yield Case(form.__name__, request.encode(), False, False, sample.scores)
-            continue
-        breaker = draw.choice([*(V2 if "inputs" in _document(request) else V1), *ANY])
-        wrong = breaker(draw, request)
-        yield Case(f"{form.__name__} {breaker.__name__}", request.encode(), wrong, request.cut is not None)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An HTTP answer; `closed` where the server ends the connection with it."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    closed: bool
-
-
-class Wire:
-    """A connection that sends any bytes, and opens anew when the last answer ended it."""
-
-    def __init__(self, host: str, port: int, timeout: float = 30.0) -> None:
-        self._address, self._timeout = (host, port), timeout
-        self._socket: socket.socket | None = None
-
-    def exchange(self, data: bytes, ends: bool) -> Reply | None:
-        """The answer; None where the server closed the connection without one. After `ends`, nothing more is sent."""
-        if self._socket is None:
-            self._socket = socket.create_connection(self._address, self._timeout)
-        reply = None
-        try:
-            self._socket.sendall(data)
-            if ends:
-                self._socket.shutdown(socket.SHUT_WR)
-            reply = self._read()
-        except TimeoutError:
-            raise
-        except OSError:  # the server closed the connection before it had all of it
-            pass
-        if reply is None or reply.closed or ends:
-            self.close()
-        return reply
-
-    def _read(self) -> Reply | None:
-        assert self._socket is not None
-        received = b""
-        while b"\r\n\r\n" not in received:
-            part = self._socket.recv(65536)
-            if not part:
-                return None
-            received += part
-        head, _, body = received.partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        while len(body) < int(headers.get("content-length", 0)):
-            part = self._socket.recv(65536)
-            if not part:
-                return None
-            body += part
-        return Reply(int(first.split()[1]), headers, body, headers.get("connection", "").lower() == "close")
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-def verdict(case: Case, reply: Reply | None) -> str | None:
-    """What is wrong with the answer, if anything."""
-    if reply is None:
-        return None if case.ends else "the connection was closed without an answer"
-    if reply.status >= 500 and reply.status != BUSY:
-        return f"{reply.status}: {reply.body[:200]!r}"
-    if case.scores is not None:
-        return _compare(case, reply)
-    if reply.status == 200 and case.wrong:
-        return f"answered with 200, and is surely wrong: {reply.body[:200]!r}"
-    return None
-
-
-def _compare(case: Case, reply: Reply) -> str | None:
-    if reply.status != 200:
-        return f"a valid request was refused: {reply.status} {reply.body[:200]!r}"
-    found = scores_of(reply)
-    assert case.scores is not None
-    if found.shape != case.scores.shape or not np.allclose(found, case.scores, rtol=1e-4, atol=1e-5):
-        return "a valid request was answered with wrong scores"
-    return None
-
-
-def scores_of(reply: Reply) -> np.ndarray:
-    """The only output, from any form of answer."""
-    length = reply.headers.get("inference-header-content-length")
-    document = json.loads(reply.body if length is None else reply.body[: int(length)])
-    if "scores" in document:
-        return np.array(document["scores"], np.float32)
-    (output,) = document["outputs"]
-    if length is None:
-        return np.array(output["data"], np.float32).reshape(output["shape"])
-    return np.frombuffer(reply.body, "<f4", offset=int(length)).reshape(output["shape"])
