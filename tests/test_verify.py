@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from verifying import ITEM, USER, Ranker, failed, seeded
 
 from rankhoist import HoistedModel, Workload, hoist
 from rankhoist.capture import Program, capture
@@ -27,25 +28,9 @@ from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.errors import ArtifactError, VerificationError
 from rankhoist.verify import Certificate, Check, verify
 from rankhoist.verify.batches import Batch, draw, whole_rows
-from rankhoist.verify.compare import Comparison, rounded
-from rankhoist.verify.measure import difference, mismatch, outputs, scale_of, tolerance
+from rankhoist.verify.measure import tolerance
 
 LINEAR = torch.ops.aten.linear.default
-USER = (torch.arange(6), torch.linspace(-1, 1, 12).view(6, 2))  # id, dense
-ITEM = torch.linspace(-2, 2, 18).view(6, 3).sin()
-
-
-class Ranker(nn.Module):
-    """Two scores, one of them without bias, the best column of the item, and the user as it came."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids, self.hidden = nn.Embedding(6, 4), nn.Linear(9, 8)
-        self.click, self.like = nn.Linear(8, 1), nn.Linear(8, 1, bias=False)
-
-    def forward(self, user: Tensor, dense: Tensor, item: Tensor) -> dict[str, Any]:
-        x = torch.relu(self.hidden(torch.cat([self.ids(user), dense, item], 1)))
-        return {"click": self.click(x).squeeze(), "like": [self.like(x)], "best": item.argmax(1), "user": user}
 
 
 class Packed(nn.Module):
@@ -57,33 +42,6 @@ class Packed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.top(torch.cat([self.user(x[:, 0].long()), self.item(x[:, 1].long()), x[:, 2:]], 1))
-
-
-class Casting(nn.Module):
-    """`Ranker` in small that names float32: in float64 the linear layer meets two dtypes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.top = nn.Linear(5, 1)
-
-    def forward(self, dense: Tensor, item: Tensor) -> Tensor:
-        return self.top(torch.cat([dense, item], 1).float())
-
-
-class Function(nn.Module):
-    """A function of (dense, item)."""
-
-    def __init__(self, call: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, dense: Tensor, item: Tensor) -> Tensor:
-        return self.call(dense, item)
-
-
-def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return make().eval()
 
 
 def packed_rows() -> Tensor:
@@ -147,10 +105,6 @@ def packed() -> tuple[nn.Module, HoistedModel]:
 def check(certificate: Certificate, name: str) -> Check:
     (found,) = (c for c in certificate.checks if c.name == name)
     return found
-
-
-def failed(certificate: Certificate) -> list[str]:
-    return [c.name for c in certificate.checks if not c.passed]
 
 
 # -- what passes
@@ -336,119 +290,12 @@ def test_another_structure_fails(program: Program, ranker: nn.Module):
     assert "the outputs are output[0]" in check(certificate, "float32").problem
 
 
-# -- the original
-
-
-def test_a_failing_original_is_an_error(hoisted: HoistedModel):
-    class Picky(Ranker):
-        def forward(self, user, dense, item):
-            if len(item) > 50:
-                raise ValueError("too many")
-            return super().forward(user, dense, item)
-
-    with pytest.raises(VerificationError, match="the original fails for N=100, R=1: ValueError: too many"):
-        verify(hoisted, seeded(Picky))
-
-
-def test_training_mode_is_an_error(hoisted: HoistedModel):
-    with pytest.raises(VerificationError, match="in training mode are ids, hidden"):
-        verify(hoisted, seeded(Ranker).train())
-
-
-def test_a_model_that_fails_for_one_row_is_compared_with_two(hoisted: HoistedModel):
-    class Shy(Ranker):
-        def forward(self, user, dense, item):
-            assert len(item) > 1
-            return super().forward(user, dense, item)
-
-    assert verify(hoisted, seeded(Shy), candidates=[1, 2])
-
-
-@pytest.fixture(scope="module")
-def casting() -> tuple[nn.Module, HoistedModel]:
-    model = seeded(Casting)
-    return model, hoist(model, (USER[1], ITEM), context=["dense"])
-
-
-def test_a_model_that_cannot_run_in_float64_is_replaced_by_its_graph(casting):
-    model, hoisted = casting
-    certificate = verify(hoisted, model)
-    assert certificate and certificate.truth == "captured graph in float64"
-    assert certificate.note.startswith(
-        "the model in float64 raises RuntimeError: mat1 and mat2 must have the same dtype"
-    )
-    assert [c.name for c in certificate.checks] == ["float64", "float32", "prepare", "capture"]
-    assert certificate.note in str(certificate)
-
-
-def test_the_captured_graph_must_be_the_model(casting):
-    _, hoisted = casting
-    certificate = verify(hoisted, seeded(Casting, seed=1))
-    assert failed(certificate) == ["capture"]
-
-
-def test_a_model_that_rounds_inside_is_replaced_by_its_graph():
-    model = Function(lambda dense, item: dense.float().sum(1) * item.double()[:, 0]).eval()
-    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
-    assert certificate and certificate.truth == "captured graph in float64"
-    assert "it rounds to a shorter dtype inside" in certificate.note
-
-
-def test_tensors_of_the_default_dtype_follow_to_float64():
-    class Dividing(nn.Module):
-        """An integer divided by a number has the default dtype, whatever the model's weights have."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.top = nn.Linear(1, 1)
-
-        def forward(self, user: Tensor, item: Tensor) -> Tensor:
-            return self.top(user.unsqueeze(1) / 3) + item
-
-    model = seeded(Dividing)
-    before = torch.get_default_dtype()
-    certificate = verify(hoist(model, (USER[0], ITEM), context=["user"]), model)
-    assert certificate and certificate.truth == "model in float64"
-    assert torch.get_default_dtype() == before
-
-
-def test_without_context_there_is_one_request():
-    model = Function(lambda dense, item: dense.sum(1) * item.sum(1)).eval()
-    certificate = verify(hoist(model, (USER[1], ITEM), context=[]), model)
-    assert certificate and certificate.requests == (1,)
-
-
-def test_a_model_may_write_into_its_inputs(hoisted: HoistedModel):
-    class Writing(Ranker):
-        def forward(self, user, dense, item):
-            result = super().forward(user, dense, item.clone())
-            item.zero_()
-            return result
-
-    assert verify(hoisted, seeded(Writing), candidates=[2, 7])
-
-
 def test_a_hoist_that_cannot_be_float64_is_a_failed_certificate(program: Program, ranker: nn.Module):
     model = HoistedModel(program, linear_plan(program))
     stages = dataclasses.replace(model.blueprint.stages, folded=[])
     model.blueprint = dataclasses.replace(model.blueprint, stages=stages)
     certificate = verify(model, ranker, candidates=[2])
     assert failed(certificate) == ["float64"]
-
-
-def test_rows_that_meet_are_legal_and_reported():
-    model = Function(lambda dense, item: (dense.sum(1) + item.sum(1)).softmax(0)).eval()
-    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
-    assert certificate and not certificate.row_independent
-    assert "rows depend on each other" in str(certificate)
-
-
-def test_nan_and_infinity_match():
-    model = Function(lambda dense, item: item[:, 0].log() + dense[:, 0] + 1 / (item[:, 2] < 0.9).float()).eval()
-    rows = (USER[1], ITEM)
-    found = model(USER[1][:1].expand(6, 2), ITEM)
-    assert found.isnan().any() and found.isinf().any()
-    assert verify(hoist(model, rows, context=["dense"]), model)
 
 
 # -- data
@@ -523,58 +370,3 @@ def test_packed_columns_find_their_places(packed):
         {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, {"x": torch.tensor([[5.0, 6.0], [7.0, 8.0]])}, (0, 0, 2)
     )
     assert whole_rows(hoisted.interface, batch)["x"].tolist() == [[3, 5, 4, 6], [3, 7, 4, 8]]
-
-
-# -- the measure
-
-
-@pytest.mark.parametrize(
-    ("actual", "expected", "error"),
-    [
-        ([1.0, 2.5], [1.0, 2.0], 0.25),
-        ([math.nan, 2.0], [math.nan, 2.0], 0.0),
-        ([math.nan, 2.0], [1.0, 2.0], math.inf),
-        ([1.0, 2.0], [math.nan, 2.0], math.inf),
-        ([math.inf, 2.0], [math.inf, 2.0], 0.0),
-        ([-math.inf, 2.0], [math.inf, 2.0], math.inf),
-        ([1e-9, 0.0], [0.0, 0.0], 1e-9),  # all zero: the scale is 1
-    ],
-)
-def test_errors_are_relative_to_the_outputs_scale(actual, expected, error):
-    a, e = torch.tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
-    found = difference([e, a], [e, e], scale_of([e, e]))
-    assert found.error == pytest.approx(error)
-    assert found.at is None if error == 0 else found.at == (1, (int((a != e).nonzero()[0]),))
-
-
-def test_integers_may_be_those_of_the_truth_or_those_of_the_original():
-    def errors(actual: list[int]) -> float:
-        batch = Batch({}, {}, (0, 2))
-        given, truth, own = (outputs(torch.tensor(x)) for x in (actual, [1, 5], [1, 6]))
-        return rounded("float32", Comparison([batch], [given], [truth]), [own], torch.float32).error
-
-    assert [errors(actual) for actual in ([1, 5], [1, 6], [1, 7], [2, 5])] == [0.0, 0.0, math.inf, math.inf]
-
-
-def test_integers_are_equal_or_not():
-    assert difference([torch.tensor([1, 2])], [torch.tensor([1, 3])], 1e9).error == math.inf
-    assert difference([torch.tensor([True])], [torch.tensor([True])], 1.0).error == 0.0
-
-
-@pytest.mark.parametrize(
-    ("actual", "words"),
-    [
-        ({"a": torch.zeros(2, 1)}, "output['a'] has shape [2, 1], expected [2]"),
-        ({"a": torch.zeros(2).double()}, "output['a'] has dtype torch.float64, expected torch.float32"),
-        ({"b": torch.zeros(2)}, "the outputs are output['b'], expected output['a']"),
-        ({"a": 3}, "output['a'] is 3, expected tensor"),
-    ],
-)
-def test_results_that_cannot_be_compared(actual, words):
-    assert words in mismatch(outputs(actual), outputs({"a": torch.zeros(2)}), same_dtype=True)
-
-
-def test_tolerance_has_one_formula():
-    eps = torch.finfo(torch.float32).eps
-    assert tolerance(0.0, torch.float32) == 8 * eps
-    assert tolerance(1e-3, torch.float32) == 2e-3

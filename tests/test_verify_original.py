@@ -1,0 +1,145 @@
+"""Verification against originals that are hard to run: they fail, write, round, or cannot be float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from verifying import ITEM, USER, Ranker, failed, seeded
+
+from rankhoist import HoistedModel, hoist
+from rankhoist.errors import VerificationError
+from rankhoist.verify import verify
+
+
+class Casting(nn.Module):
+    """`Ranker` in small that names float32: in float64 the linear layer meets two dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Linear(5, 1)
+
+    def forward(self, dense: Tensor, item: Tensor) -> Tensor:
+        return self.top(torch.cat([dense, item], 1).float())
+
+
+class Function(nn.Module):
+    """A function of (dense, item)."""
+
+    def __init__(self, call: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, dense: Tensor, item: Tensor) -> Tensor:
+        return self.call(dense, item)
+
+
+@pytest.fixture(scope="module")
+def hoisted() -> HoistedModel:
+    return hoist(seeded(Ranker), (*USER, ITEM), context=["user", "dense"])
+
+
+def test_a_failing_original_is_an_error(hoisted: HoistedModel):
+    class Picky(Ranker):
+        def forward(self, user, dense, item):
+            if len(item) > 50:
+                raise ValueError("too many")
+            return super().forward(user, dense, item)
+
+    with pytest.raises(VerificationError, match="the original fails for N=100, R=1: ValueError: too many"):
+        verify(hoisted, seeded(Picky))
+
+
+def test_training_mode_is_an_error(hoisted: HoistedModel):
+    with pytest.raises(VerificationError, match="in training mode are ids, hidden"):
+        verify(hoisted, seeded(Ranker).train())
+
+
+def test_a_model_that_fails_for_one_row_is_compared_with_two(hoisted: HoistedModel):
+    class Shy(Ranker):
+        def forward(self, user, dense, item):
+            assert len(item) > 1
+            return super().forward(user, dense, item)
+
+    assert verify(hoisted, seeded(Shy), candidates=[1, 2])
+
+
+@pytest.fixture(scope="module")
+def casting() -> tuple[nn.Module, HoistedModel]:
+    model = seeded(Casting)
+    return model, hoist(model, (USER[1], ITEM), context=["dense"])
+
+
+def test_a_model_that_cannot_run_in_float64_is_replaced_by_its_graph(casting):
+    model, hoisted = casting
+    certificate = verify(hoisted, model)
+    assert certificate and certificate.truth == "captured graph in float64"
+    assert certificate.note.startswith(
+        "the model in float64 raises RuntimeError: mat1 and mat2 must have the same dtype"
+    )
+    assert [c.name for c in certificate.checks] == ["float64", "float32", "prepare", "capture"]
+    assert certificate.note in str(certificate)
+
+
+def test_the_captured_graph_must_be_the_model(casting):
+    _, hoisted = casting
+    certificate = verify(hoisted, seeded(Casting, seed=1))
+    assert failed(certificate) == ["capture"]
+
+
+def test_a_model_that_rounds_inside_is_replaced_by_its_graph():
+    model = Function(lambda dense, item: dense.float().sum(1) * item.double()[:, 0]).eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
+    assert certificate and certificate.truth == "captured graph in float64"
+    assert "it rounds to a shorter dtype inside" in certificate.note
+
+
+def test_tensors_of_the_default_dtype_follow_to_float64():
+    class Dividing(nn.Module):
+        """An integer divided by a number has the default dtype, whatever the model's weights have."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.top = nn.Linear(1, 1)
+
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return self.top(user.unsqueeze(1) / 3) + item
+
+    model = seeded(Dividing)
+    before = torch.get_default_dtype()
+    certificate = verify(hoist(model, (USER[0], ITEM), context=["user"]), model)
+    assert certificate and certificate.truth == "model in float64"
+    assert torch.get_default_dtype() == before
+
+
+def test_without_context_there_is_one_request():
+    model = Function(lambda dense, item: dense.sum(1) * item.sum(1)).eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=[]), model)
+    assert certificate and certificate.requests == (1,)
+
+
+def test_a_model_may_write_into_its_inputs(hoisted: HoistedModel):
+    class Writing(Ranker):
+        def forward(self, user, dense, item):
+            result = super().forward(user, dense, item.clone())
+            item.zero_()
+            return result
+
+    assert verify(hoisted, seeded(Writing), candidates=[2, 7])
+
+
+def test_rows_that_meet_are_legal_and_reported():
+    model = Function(lambda dense, item: (dense.sum(1) + item.sum(1)).softmax(0)).eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
+    assert certificate and not certificate.row_independent
+    assert "rows depend on each other" in str(certificate)
+
+
+def test_nan_and_infinity_match():
+    model = Function(lambda dense, item: item[:, 0].log() + dense[:, 0] + 1 / (item[:, 2] < 0.9).float()).eval()
+    rows = (USER[1], ITEM)
+    found = model(USER[1][:1].expand(6, 2), ITEM)
+    assert found.isnan().any() and found.isinf().any()
+    assert verify(hoist(model, rows, context=["dense"]), model)
