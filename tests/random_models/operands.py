@@ -23,7 +23,7 @@ def whole_numbers(where: Callable[[Extent], bool] = lambda _: True) -> Operand:
     return lambda draft: draft.value(where, floating=False)
 
 
-# Sizes that several steps ask for.
+# -- sizes that several steps ask for
 
 
 def has_axes(extent: Extent) -> bool:
@@ -43,7 +43,7 @@ def sequence(extent: Extent) -> bool:
     return len(extent) == 3 and extent[0] == -1 and min(extent[1:]) > 0
 
 
-# Operands that fit another.
+# -- operands that fit another
 
 
 def like(draft: Draft, extent: Extent, axis: int | None = None) -> fx.Node:
