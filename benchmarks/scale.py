@@ -22,11 +22,12 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from rankhoist.bench import interleaved, machine
+from rankhoist.bench import interleaved
 from rankhoist.bench.models import CrossLayers, layers
 from rankhoist.bench.plots import COLOURS, pyplot
 from rankhoist.bench.scenarios import Ids, Scenario
 from rankhoist.capture import capture
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.hoist import hoist_program
 
 IDS, WIDTH = 100, 16

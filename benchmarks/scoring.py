@@ -36,7 +36,7 @@ from rich.progress import track
 from torch import Tensor
 
 import rankhoist
-from rankhoist.bench.timing import machine
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.lab.data import RankingData, generate_request_log
 from rankhoist.lab.train import build_model
 

@@ -23,7 +23,7 @@ from rankhoist_client import v2
 from torch import nn
 
 import rankhoist
-from rankhoist.bench import machine
+from rankhoist.compiler.targets.machine import machine
 
 IDS, DENSE = 4, 47  # candidate columns: 4 of 8 bytes and 47 of 4 bytes, 220 KB for 1000 candidates
 

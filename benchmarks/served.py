@@ -18,8 +18,8 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from rankhoist_client import Client
 
-from rankhoist.bench import machine
 from rankhoist.capture import capture
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.errors import ServeError
 from rankhoist.hoist import hoist_program
 from rankhoist.lab.data import RankingData, generate_request_log

@@ -24,8 +24,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.bench.timing import machine
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.hoist import hoist_program
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

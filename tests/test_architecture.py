@@ -42,7 +42,7 @@ ROOMS = [
 ]
 # Beside them: they import `errors` only, and only the users of the compiler import them.
 SIDE = ["nn", "lab.data"]
-# `train` stands above `bench` for its plots and `machine`, and above `hoist` to save what it trained hoisted.
+# `train` stands above `bench` for its plots, and above `hoist` to save what it trained hoisted.
 USERS = ["lab.train", "lab.demo", "cli"]
 # Entry points: they may import everything (`__init__` only what is public) and are imported by users only.
 ENTRY = ["__init__", "__main__"]

@@ -14,13 +14,13 @@ from helpers import assert_equal
 from torch import Tensor, nn
 
 from rankhoist import Workload, hoist
-from rankhoist.bench import calibrate as calibration
 from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.ir import Builder, Rate, aten
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.targets import calibrate as calibration
 from rankhoist.compiler.targets.predict import ARRANGING, _broadcast_runs, predicted, seconds
 from rankhoist.compiler.targets.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.errors import ProfileError

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rankhoist.bench.plots import COLOURS, pyplot
-from rankhoist.bench.timing import machine
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.lab.data import RankingData, generate_request_log, load_movielens
 from rankhoist.lab.train import Settings, bayes_log_loss, build_model, train
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from rankhoist.bench import interleaved, machine
+from rankhoist.bench import interleaved
 from rankhoist.bench.plots import pyplot
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.runtime.threads import torch_threads
 

@@ -1,6 +1,6 @@
-"""Benchmarks: timing that compares, and what a result must state."""
+"""Benchmarks: models to compare on, and timing that compares."""
 
 from rankhoist.bench.scenarios import SCENARIOS, Scenario, scenario
-from rankhoist.bench.timing import Timing, interleaved, machine
+from rankhoist.bench.timing import Timing, interleaved
 
-__all__ = ["SCENARIOS", "Scenario", "Timing", "interleaved", "machine", "scenario"]
+__all__ = ["SCENARIOS", "Scenario", "Timing", "interleaved", "scenario"]

@@ -22,7 +22,7 @@ from rankhoist.bench.goals import cell_name, median, ratio, summary
 from rankhoist.bench.scenarios import FAMILIES, SCENARIOS, names
 from rankhoist.bench.suite import QUICK_CANDIDATES, Cell, Settings
 from rankhoist.bench.table import page
-from rankhoist.bench.timing import machine
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.profile import BUILT_IN, in_use, load_profile
 from rankhoist.errors import CommandError
 from rankhoist.runtime.threads import torch_threads

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,23 +53,3 @@ def _nothing() -> None:
 def _timing(times: list[float]) -> Timing:
     low, median, high = statistics.quantiles(times, n=4)
     return Timing(median, low, high, len(times))
-
-
-def machine() -> dict[str, Any]:
-    """What a result must name: processor, threads, versions."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from rankhoist.bench.calibrate import calibrate
 from rankhoist.cli.arguments import DONE, command, count
+from rankhoist.compiler.targets.calibrate import calibrate
 from rankhoist.compiler.targets.profile import path as profile_path
 
 EXAMPLES = """\

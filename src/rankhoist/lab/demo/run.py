@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from rankhoist.bench import interleaved, machine
+from rankhoist.bench import interleaved
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.hoist import hoist_program
 from rankhoist.lab.data import RankingData, Request, generate_request_log, load_folder
 from rankhoist.lab.train import Settings, bayes_auc, build_model, train

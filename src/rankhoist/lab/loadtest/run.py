@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rankhoist.bench.timing import machine
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.lab.loadtest import examples
 from rankhoist.lab.loadtest.connection import Address, http_request
 from rankhoist.lab.loadtest.load import Load, run

@@ -28,7 +28,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rankhoist.bench.timing import machine
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.errors import TrainingError
 from rankhoist.hoist import hoist
 from rankhoist.lab.data import RankingData

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rankhoist.bench.timing import machine
+from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.profile import Profile
 
 SIZES = {
