@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import assert_equal, repeated
@@ -9,9 +11,9 @@ from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra import tables
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.targets import CPU, Target
 
 OFFSETS = [0, 3, 3, 7]
 
@@ -28,12 +30,14 @@ class Calls(nn.Module):
         return self.call(context, candidate, self.weights)
 
 
-def emitted(model: nn.Module, context: Tensor, candidate: Tensor, level: Level = Level.FULL) -> list[str]:
+def emitted(
+    model: nn.Module, context: Tensor, candidate: Tensor, level: Level = Level.FULL, target: Target = CPU
+) -> list[str]:
     """Operators of the candidate stage, after the check that scores are equal for one and for several requests."""
     model = model.double().eval()
     rows = torch.arange(len(candidate)) % len(context)
     program = capture(model, (context[rows], candidate), ["context"])
-    hoisted = HoistedModel(program, attempt(program, level, Workload(), frozenset()))
+    hoisted = HoistedModel(program, attempt(program, level, Workload(), frozenset(), target=target))
     assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(7, *context.shape[1:]), candidate))
     expected = model(repeated(context, OFFSETS), candidate)
     assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), expected)
@@ -101,12 +105,24 @@ def test_several_tables_are_read_by_one_gather():
 
 
 @pytest.mark.parametrize("why", ["two tables", "other widths", "large tables"])
-def test_tables_stay_apart(why, monkeypatch):
-    if why == "large tables":
-        monkeypatch.setattr(tables, "BYTES", 100)
+def test_tables_stay_apart(why):
+    limits = replace(CPU.limits, copied=100) if why == "large tables" else CPU.limits
     widths = {"two tables": [4, 4], "other widths": [4, 3, 5], "large tables": [4, 4, 4]}[why]
-    found = emitted(Tables(widths), *ids(*range(5, 5 + len(widths))), level=Level.REQUEST)
+    target = replace(CPU, limits=limits)
+    found = emitted(Tables(widths), *ids(*range(5, 5 + len(widths))), level=Level.REQUEST, target=target)
     assert "read_tables" not in found
+
+
+def test_the_target_says_what_is_worth_joining():
+    """Two tables are read by one gather where the CPU wants three; products of few columns stay apart."""
+
+    def call(c, k, w):
+        x = torch.cat([c, k], 1)
+        return torch.stack([torch.relu(x @ w[name]).sum(1) for name in ("a", "b")], 1)
+
+    target = replace(CPU, limits=replace(CPU.limits, tables=2, wide=4))
+    assert "read_tables" in emitted(Tables([4, 4]), *ids(5, 6), level=Level.REQUEST, target=target)
+    assert emitted(Calls(call, a=(14, 4), b=(14, 5)), *dense(8, 6), target=target).count("linear_from") == 2
 
 
 @pytest.mark.parametrize("wrong", [-1, 5])

@@ -20,8 +20,9 @@ from rankhoist.compiler.algebra.ir import Builder, Rate, aten
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets import calibrate as calibration
-from rankhoist.compiler.targets.predict import ARRANGING, _broadcast_runs, predicted, seconds
+from rankhoist.compiler.targets.predict import ARRANGING, _broadcast_runs, seconds
 from rankhoist.compiler.targets.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
@@ -190,11 +191,11 @@ def cross():
 
 
 def test_the_plan_of_every_range_is_the_fastest_by_prediction(cross):
-    plans = make_plans(program(cross), Level.FULL, Workload(), REAL)
+    plans = make_plans(program(cross), Level.FULL, Workload(), CPU)
     assert len(plans.plans) > 1, "one candidate is not worth what a thousand are"
     for requests in REQUESTS:
         for count in CANDIDATES:
-            times = [float(predicted(p.nodes, p.outputs, REAL, count, requests)) for p in plans.plans]
+            times = [float(CPU.predicted(p.nodes, p.outputs, count, requests)) for p in plans.plans]
             assert times[plans.ranges.choose(count, requests)] <= 1.1 * min(times), (count, requests)
 
 
@@ -225,19 +226,19 @@ def test_a_level_below_full_is_one_plan_on_any_machine(cross):
     own = program(cross)
     for level in Level:
         if level is not Level.FULL:
-            plans = make_plans(own, level, Workload(2), REAL)
+            plans = make_plans(own, level, Workload(2), CPU)
             assert len(plans.plans) == 1 and plans.main.asked is level
 
 
 def test_break_even_points_are_printed(cross):
-    text = str(make_plans(program(cross), Level.FULL, Workload(), REAL))
+    text = str(make_plans(program(cross), Level.FULL, Workload(), CPU))
     assert text.startswith("1 request, candidates 1+: ") and "full (plan 0)" in text
 
 
 def test_cells_that_are_alike_are_predicted_once():
     own = program(scenario("dot_pairs_27_4"))
-    plan = attempt(own, Level.FULL, Workload(), frozenset(), profile=REAL)
-    assert plan.cost.seconds == pytest.approx(float(predicted(plan.nodes, plan.outputs, REAL, 1000, 1)))
+    plan = attempt(own, Level.FULL, Workload(), frozenset(), target=CPU)
+    assert plan.cost.seconds == pytest.approx(float(CPU.predicted(plan.nodes, plan.outputs, 1000, 1)))
 
 
 @pytest.mark.parametrize(("shape", "copies"), [((1, 128, 9), False), ((128 * 9,), True)])

@@ -18,7 +18,7 @@ from rankhoist.compiler.algebra.ir import OWNER, ROWS, Node, Rate, Size, StageAr
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import Plan, attempt, make_plan
 from rankhoist.compiler.rules import all_rules
-from rankhoist.compiler.targets.predict import ALIKE
+from rankhoist.compiler.targets import ALIKE
 
 EXAMPLES = int(os.environ.get("RANKHOIST_FUZZ_EXAMPLES", "0"))
 TOLERANCE = 1e-9  # of an output's largest value, in float64

@@ -11,7 +11,7 @@ from rankhoist.bench.scenarios import BilinearPairs, CrossLayers, Scenario, scen
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import make_plan
-from rankhoist.compiler.targets.predict import ALIKE
+from rankhoist.compiler.targets import ALIKE
 from rankhoist.hoist import hoist_program
 
 GOALS = {

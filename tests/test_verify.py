@@ -24,7 +24,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan, make_plan
 from rankhoist.compiler.plan.search import total_cost
 from rankhoist.compiler.rules import all_rules, lookups
-from rankhoist.compiler.targets.profile import load_profile
+from rankhoist.compiler.targets import CPU
 from rankhoist.errors import ArtifactError, VerificationError
 from rankhoist.verify import Certificate, Check, verify
 from rankhoist.verify.batches import Batch, draw, whole_rows
@@ -59,8 +59,8 @@ def broken(program: Program, rule: Callable[..., Any], module: str) -> HoistedMo
 
     interpreter = Interpreter(program, Level.LINEAR, Workload(), rules | {LINEAR: wrong}, lookups())
     nodes = interpreter.run()
-    cost = total_cost(nodes, Workload(), {}, load_profile())
-    return HoistedModel(program, Plan(Level.LINEAR, Level.LINEAR, Workload(), cost, interpreter, nodes, frozenset()))
+    cost, level = total_cost(nodes, Workload(), {}, CPU), Level.LINEAR
+    return HoistedModel(program, Plan(level, level, Workload(), cost, interpreter, nodes, frozenset(), CPU))
 
 
 def linear_plan(program: Program) -> Plan:

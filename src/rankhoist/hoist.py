@@ -12,6 +12,7 @@ from rankhoist.capture import Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plans
 from rankhoist.compiler.rules import all_rules
+from rankhoist.compiler.targets import Target
 from rankhoist.runtime import HoistedModel
 
 
@@ -50,6 +51,11 @@ def hoist(
     return hoisted.to_backend(backend)
 
 
-def hoist_program(program: Program, *, workload: Workload | None = None, level: str = "full") -> HoistedModel:
-    """The same for a program that is captured already: levels and workloads can be compared without exporting again."""
-    return HoistedModel(program, make_plans(program, parse_level(level), workload or Workload()))
+def hoist_program(
+    program: Program, *, workload: Workload | None = None, level: str = "full", target: Target | None = None
+) -> HoistedModel:
+    """The same for a program that is captured already: levels, workloads and targets are compared without a new export.
+
+    `target` is what the plans are made for (default: this machine).
+    """
+    return HoistedModel(program, make_plans(program, parse_level(level), workload or Workload(), target))

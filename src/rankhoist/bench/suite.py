@@ -18,8 +18,6 @@ from rankhoist.bench.timing import Timing, interleaved
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Plan
-from rankhoist.compiler.targets.predict import predicted
-from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import HoistedModel
 
@@ -142,7 +140,7 @@ class Subject:
             timed |= self._parts(cell, context, candidate) | self._floors(cell, plan)
             times = interleaved(timed, self.settings.seconds, warmup=1, rounds=self.settings.rounds)
         workload = Workload(cell.candidates, cell.requests)
-        expected = predicted(plan.nodes, plan.outputs, load_profile(), cell.candidates, cell.requests)
+        expected = plan.target.predicted(plan.nodes, plan.outputs, cell.candidates, cell.requests)
         work = {x: h.plan.cost.multiply_adds for x, h in below.items()}
         work["full"] = sum(n.work.multiply_adds * workload.of(n.rate) for n in plan.nodes)
         return {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankhoist.compiler.algebra.workload import Workload
-from rankhoist.compiler.targets.predict import ALIKE
+from rankhoist.compiler.targets import ALIKE
 from rankhoist.errors import ArtifactError
 from rankhoist.report.text import spelled
 

@@ -19,17 +19,16 @@ from typing import Any
 
 from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.ir import OWNER, Builder, Node, Rate, aten, first_axis, inputs_of, join, live_nodes
+from rankhoist.compiler.algebra.limits import Limits
 from rankhoist.compiler.algebra.tables import one_gather
 
-WIDE = 256  # a product with as many outputs gains nothing by being joined to another
-SMALL = 2**16  # elements: larger operands cost more to put side by side than their product gains
 PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
 
 
-def lean(b: Builder, outputs: Sequence[Any]) -> list[Any]:
-    """`outputs` by fewer operators."""
+def lean(b: Builder, outputs: Sequence[Any], limits: Limits) -> list[Any]:
+    """`outputs` by fewer operators, where larger ones gain something."""
     for make in (_fused, _joined, _stacked, _gathered):
-        outputs = _rebuilt(b, outputs, make)
+        outputs = _rebuilt(b, outputs, limits, make)
     return list(outputs)
 
 
@@ -39,28 +38,28 @@ Make = Callable[[Builder, Node, "_Readers", Callable[[Node], Node]], "Node | Non
 class _Readers:
     """Who reads what, before the rewrite."""
 
-    def __init__(self, b: Builder, outputs: Sequence[Any]) -> None:
+    def __init__(self, b: Builder, outputs: Sequence[Any], limits: Limits) -> None:
         kept = [o for o in outputs if isinstance(o, Node)]
-        self.b = b
+        self.b, self.limits = b, limits
         self.nodes = live_nodes(kept)
         self.count = collections.Counter(x.index for n in self.nodes for x in inputs_of(n))
         self.count.update(o.index for o in kept)
 
     @functools.cached_property
     def groups(self) -> dict[int, list[Node]]:
-        return _groups(self.b, self.nodes)
+        return _groups(self.b, self.nodes, self.limits.wide)
 
     @functools.cached_property
     def stacks(self) -> dict[int, list[Node]]:
-        return _stacks(self.b, self.nodes)
+        return _stacks(self.b, self.nodes, self.limits.small)
 
     def once(self, node: Node) -> bool:
         return self.count[node.index] == 1
 
 
-def _rebuilt(b: Builder, outputs: Sequence[Any], make: Make) -> list[Any]:
+def _rebuilt(b: Builder, outputs: Sequence[Any], limits: Limits, make: Make) -> list[Any]:
     """Every node anew over its rewritten operands, operands first; `make` may give another node for it."""
-    readers = _Readers(b, outputs)
+    readers = _Readers(b, outputs, limits)
     done: dict[int, Node] = {}
 
     def value(node: Node) -> Node:
@@ -171,11 +170,11 @@ def _from(b: Builder, start: Node, product: Node) -> Node | None:
 # -- products of the same tensor
 
 
-def _groups(b: Builder, nodes: Sequence[Node]) -> dict[int, list[Node]]:
+def _groups(b: Builder, nodes: Sequence[Node], wide: int) -> dict[int, list[Node]]:
     """Linear maps of one tensor by weights, with the same kind of start: member -> all members."""
     found: dict[Any, list[Node]] = {}
     for n in nodes:
-        if _plain_product(b, n) and n.op is not kernels.request_linear and n.shape[-1] < WIDE:
+        if _plain_product(b, n) and n.op is not kernels.request_linear and n.shape[-1] < wide:
             weights = n.args[1:] if n.op is aten.linear.default else n.args[1:2]
             if all(w.rate is Rate.WEIGHT for w in weights):
                 found.setdefault((n.args[0].index, n.op, len(n.args)), []).append(n)
@@ -203,7 +202,7 @@ def _joined(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], N
 # -- products by the same weight
 
 
-def _stacks(b: Builder, nodes: Sequence[Node]) -> dict[int, list[Node]]:
+def _stacks(b: Builder, nodes: Sequence[Node], small: int) -> dict[int, list[Node]]:
     """Maps of request tensors by one weight, as far from the end as each other: member -> all members.
 
     None of them reads another, and joining several such groups makes no cycle, for every path leads nearer to the end.
@@ -213,7 +212,7 @@ def _stacks(b: Builder, nodes: Sequence[Node]) -> dict[int, list[Node]]:
     for n in reversed(nodes):
         own = n.op is aten.linear.default and n.rate is Rate.REQUEST and _plain_product(b, n) and len(n.args) == 2
         step = from_end.get(n.index, 0)
-        if own and len(n.shape) <= 2 and math.prod(n.shape[:-1]) * n.args[1].shape[1] <= SMALL:
+        if own and len(n.shape) <= 2 and math.prod(n.shape[:-1]) * n.args[1].shape[1] <= small:
             found.setdefault((n.args[1].index, step), []).append(n)
             step += 1
         for x in inputs_of(n):
@@ -244,4 +243,4 @@ def _stacked(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], 
 
 def _gathered(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """One gather for several tables."""
-    return one_gather(b, node, readers.once, value)
+    return one_gather(b, node, readers.limits, readers.once, value)

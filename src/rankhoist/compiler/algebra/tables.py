@@ -15,12 +15,12 @@ import torch
 
 from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.ir import Builder, Node, Rate, aten
-
-FEW = 3  # fewer tables are read one by one
-BYTES = 2**26  # of tables that may be copied for one gather
+from rankhoist.compiler.algebra.limits import Limits
 
 
-def one_gather(b: Builder, node: Node, once: Callable[[Node], bool], value: Callable[[Node], Node]) -> Node | None:
+def one_gather(
+    b: Builder, node: Node, limits: Limits, once: Callable[[Node], bool], value: Callable[[Node], Node]
+) -> Node | None:
     """A concatenation of looked-up rows, of which nobody reads the parts."""
     if node.op is not aten.cat.default or node.rate is Rate.WEIGHT or node.args[1] != 1 or node.index in b.raw:
         return None
@@ -29,7 +29,7 @@ def one_gather(b: Builder, node: Node, once: Callable[[Node], bool], value: Call
         group = list(run)
         lookups = [_lookup(p) for p in group]
         tables = [x.args[0] for x in lookups if x is not None]
-        if len(tables) == len(group) >= FEW and sum(_bytes(t) for t in tables) <= BYTES:
+        if len(tables) == len(group) >= limits.tables and sum(_bytes(t) for t in tables) <= limits.copied:
             parts.append(_gather(b, group, [x for x in lookups if x is not None], value))
         else:
             parts += [value(p) for p in group]

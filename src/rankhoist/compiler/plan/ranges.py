@@ -15,8 +15,7 @@ from rankhoist.capture import Program
 from rankhoist.compiler.algebra.ir import Builder
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan.search import Plan, PlanSummary, attempt, choice, explained, search, settled
-from rankhoist.compiler.targets.predict import ALIKE, predicted
-from rankhoist.compiler.targets.profile import Profile, load_profile
+from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -84,11 +83,11 @@ class Plans(Generic[P]):
         return "\n".join(lines)
 
 
-def make_plans(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plans[Plan]:
+def make_plans(program: Program, level: Level, workload: Workload, target: Target | None = None) -> Plans[Plan]:
     """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent."""
-    profile = profile or load_profile()
+    target = target or this_machine()
     deadline = time.thread_time() + SECONDS
-    found = search(program, level, workload, profile)
+    found = search(program, level, workload, target)
     main = choice(level, found)
     b = Builder(program.device)
     if level is not Level.FULL:
@@ -97,8 +96,8 @@ def make_plans(program: Program, level: Level, workload: Workload, profile: Prof
     for count in ELSEWHERE:
         if time.thread_time() < deadline and not _near(count, workload):
             other = Workload(count, workload.requests)
-            pool.append(attempt(program, level, other, found[-1].evaluated, profile=profile))
-    chosen = _chosen(pool, profile)
+            pool.append(attempt(program, level, other, found[-1].evaluated, target=target))
+    chosen = _chosen(pool, target)
     used = sorted({0, *(i for row in chosen for i in row)})
     plans = [settled(program, pool[i], b) for i in used]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
@@ -110,7 +109,7 @@ def single(plan: Plan) -> Plans[Plan]:
     return Plans((plan,), EVERYWHERE)
 
 
-def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:
+def _chosen(pool: Sequence[Plan], target: Target) -> list[list[int]]:
     """Number of the plan, by requests and candidates, among those that are as fast as the fastest.
 
     Near the workload that is the first plan, elsewhere the simplest: what is predicted alike and does less that is new
@@ -123,7 +122,7 @@ def _chosen(pool: Sequence[Plan], profile: Profile) -> list[list[int]]:
     counts = np.asarray(CANDIDATES, float)
     result = []
     for requests in REQUESTS:
-        times = np.stack([predicted(*g, profile, counts, np.full_like(counts, requests)) for g in given])
+        times = np.stack([target.predicted(*g, counts, np.full_like(counts, requests)) for g in given])
         fast = times <= ALIKE * times.min(0)
         result.append([next(i for i in order if fast[i, at]) for at, order in enumerate(orders)])
     return result

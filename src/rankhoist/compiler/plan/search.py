@@ -23,8 +23,7 @@ from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.over import overwritten
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.rules import all_rules, lookups
-from rankhoist.compiler.targets.predict import ALIKE, CALLS, kind, seconds
-from rankhoist.compiler.targets.profile import Profile, load_profile
+from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
 SECONDS = 15.0  # of this thread, whatever else the machine does: the search stops here with the best plan so far
 
@@ -55,12 +54,14 @@ class PlanSummary:
 class Plan(PlanSummary):
     """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated.
 
+    `target` is what it was made for.
     `reasons` says, per captured operator, why no rule applied at the level asked for.
     """
 
     interpreter: Interpreter
     outputs: list[Any]
     evaluated: frozenset[str]
+    target: Target
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -69,9 +70,9 @@ class Plan(PlanSummary):
         return live_nodes([o for o in self.outputs if isinstance(o, Node)])
 
 
-def make_plan(program: Program, level: Level, workload: Workload, profile: Profile | None = None) -> Plan:
+def make_plan(program: Program, level: Level, workload: Workload, target: Target | None = None) -> Plan:
     """The plan for `workload`: the fastest by prediction, below `full` the one with the fewest multiply-adds."""
-    found = choice(level, search(program, level, workload, profile or load_profile()))
+    found = choice(level, search(program, level, workload, target or this_machine()))
     return explained(program, level, settled(program, found, Builder(program.device)))
 
 
@@ -92,30 +93,31 @@ def best(plans: Iterable[Plan]) -> Plan:
 
 def settled(program: Program, plan: Plan, b: Builder) -> Plan:
     """The plan once more, without what the search left in its builder."""
-    return replace(attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b)), cost=plan.cost)
+    again = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b), plan.target)
+    return replace(again, cost=plan.cost)
 
 
 def explained(program: Program, level: Level, plan: Plan) -> Plan:
     """The plan with the level asked for, and why rules declined at that level."""
-    told = plan if plan.level is level else attempt(program, level, plan.workload, frozenset())
+    told = plan if plan.level is level else attempt(program, level, plan.workload, frozenset(), target=plan.target)
     reasons = {n: o.reason for n, o in told.interpreter.outcomes.items() if o.reason}
     return replace(plan, reasons=reasons, asked=level)
 
 
-def search(program: Program, level: Level, workload: Workload, profile: Profile) -> list[Plan]:
+def search(program: Program, level: Level, workload: Workload, target: Target) -> list[Plan]:
     """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found."""
     memo = Memo(Builder(program.device))
     levels = [x for x in Level if x <= min(level, Level.FIRST)]
-    lower = [attempt(program, x, workload, frozenset(), memo, profile) for x in levels]
-    return [*lower, _improved(program, workload, memo, profile)] if level is Level.FULL else lower
+    lower = [attempt(program, x, workload, frozenset(), memo, target) for x in levels]
+    return [*lower, _improved(program, workload, memo, target)] if level is Level.FULL else lower
 
 
-def _improved(program: Program, workload: Workload, memo: Memo, profile: Profile) -> Plan:
+def _improved(program: Program, workload: Workload, memo: Memo, target: Target) -> Plan:
     """From "keep all" and "evaluate all", flip like operators together, then single ones, while it helps."""
     operators = frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
 
     def tried(evaluated: frozenset[str]) -> Plan:
-        return attempt(program, Level.FULL, workload, evaluated, memo, profile)
+        return attempt(program, Level.FULL, workload, evaluated, memo, target)
 
     kept, evaluated = tried(frozenset()), tried(operators)
     deadline = time.thread_time() + SECONDS
@@ -139,7 +141,7 @@ def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
     for plan in plans:
         over = overwritten(plan.nodes, plan.outputs)
         for n in plan.nodes:
-            found[n.source] += memo.seconds[kind(n), n.index in over]  # type: ignore[assignment]
+            found[n.source] += memo.seconds[plan.target.kind(n), n.index in over]  # type: ignore[assignment]
     return found
 
 
@@ -160,24 +162,26 @@ def _results(node: fx.Node) -> list[Any]:
 
 def attempt(
     program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None = None,
-    profile: Profile | None = None,
+    target: Target | None = None,
 ) -> Plan:  # fmt: skip
     """Interpret the program with one set of choices, and count."""
+    target = target or this_machine()
     interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated, memo)
-    outputs = lean(interpreter.b, interpreter.run())
-    cost = total_cost(outputs, workload, interpreter.memo.seconds, profile or load_profile())
-    return Plan(level, level, workload, cost, interpreter, outputs, evaluated)
+    outputs = lean(interpreter.b, interpreter.run(), target.limits)
+    cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
+    return Plan(level, level, workload, cost, interpreter, outputs, evaluated, target)
 
 
-def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], profile: Profile) -> Cost:
+def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], target: Target) -> Cost:
     """Work of everything that `outputs` need; `known` remembers the seconds of nodes that are alike."""
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
     over = overwritten(nodes, outputs)
-    taken = CALLS * profile.call
+    taken = target.start(target.profile)
     for n in nodes:
-        alike = (kind(n), n.index in over)
+        alike = (target.kind(n), n.index in over)
         if alike not in known:
-            known[alike] = float(seconds(n, profile, workload.candidates, workload.requests, over=alike[1]))
+            each = target.seconds(n, target.profile, workload.candidates, workload.requests, over=alike[1])
+            known[alike] = float(each)
         taken += known[alike]
     return Cost(
         sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes),

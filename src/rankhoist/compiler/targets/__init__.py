@@ -1,1 +1,6 @@
 """Targets: what a machine needs for each operator, and what runs the stages there."""
+
+from rankhoist.compiler.targets.cpu import CPU, this_machine
+from rankhoist.compiler.targets.target import ALIKE, Measured, Target
+
+__all__ = ["ALIKE", "CPU", "Measured", "Target", "this_machine"]

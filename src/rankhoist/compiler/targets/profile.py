@@ -80,6 +80,11 @@ class Profile:
             raise ProfileError(f"{path} is not a profile of version {VERSION}; run `rankhoist calibrate` again")
         return Profile(**{f.name: data[f.name] for f in fields(Profile)})
 
+    @property
+    def machine(self) -> str:
+        """What it was measured on."""
+        return f"{self.processor}, {self.threads} thread{'s' * (self.threads > 1)}"
+
     def summary(self) -> str:
         """What it says, in a few lines."""
         rate = 1024 * 256 * 256 / float(self.products(1, 1024, 256, 256)) / 1e9

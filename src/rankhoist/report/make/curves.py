@@ -12,31 +12,26 @@ from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Plan, Plans
 from rankhoist.compiler.plan.ranges import CANDIDATES
 from rankhoist.compiler.plan.search import attempt
-from rankhoist.compiler.targets.predict import predicted
-from rankhoist.compiler.targets.profile import load_profile
 from rankhoist.report.record import Curves, Line, Span
 
 
 def make_curves(plans: Plans[Plan]) -> Curves:
-    """By prediction, on this machine's profile."""
-    requests = plans.main.workload.requests
-    counts = CANDIDATES
-    program = plans.main.interpreter.program
-    expand = attempt(program, Level.EXPAND, plans.main.workload, frozenset())
+    """By prediction, for the target of the plans."""
+    main, counts = plans.main, CANDIDATES
+    requests = main.workload.requests
+    expand = attempt(main.interpreter.program, Level.EXPAND, main.workload, frozenset(), target=main.target)
     numbers = [plans.ranges.choose(n, requests) for n in counts]
     lines = {i: _line(plans.plans[i], counts, requests) for i in {*numbers}}
     picked = [(lines[i].milliseconds[k], lines[i].multiply_adds[k]) for k, i in enumerate(numbers)]
     milliseconds, multiply_adds = zip(*picked, strict=True)
-    profile = load_profile()
-    machine = f"{profile.processor}, {profile.threads} thread{'s' * (profile.threads > 1)}"
-    original = _line(expand, counts, requests)
-    return Curves(machine, requests, tuple(counts), original, Line(milliseconds, multiply_adds), _spans(plans))
+    original, chosen = _line(expand, counts, requests), Line(milliseconds, multiply_adds)
+    return Curves(main.target.profile.machine, requests, tuple(counts), original, chosen, _spans(plans))
 
 
 def _line(plan: Plan, counts: Sequence[int], requests: int) -> Line:
     nodes = live_nodes([o for o in plan.outputs if isinstance(o, Node)])
     given = np.asarray(counts, float)
-    seconds = predicted(nodes, plan.outputs, load_profile(), given, np.full_like(given, requests))
+    seconds = plan.target.predicted(nodes, plan.outputs, given, np.full_like(given, requests))
     each = [(n.rate, n.work.multiply_adds) for n in nodes if n.work.multiply_adds]
     work = [sum(madds * Workload(count, requests).of(rate) for rate, madds in each) for count in counts]
     return Line(tuple(float(s) * 1e3 for s in np.broadcast_to(seconds, given.shape)), tuple(work))

@@ -1,0 +1,22 @@
+"""From which size on one larger operator gains nothing over several: what `lean` is told about a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes as measured on a machine.
+
+    Attributes:
+        wide: columns; a product with as many gains nothing by being joined to another.
+        small: elements; larger operands cost more to put side by side than their product gains.
+        tables: fewer embedding tables are read one by one.
+        copied: bytes of embedding tables that may be copied for one gather.
+    """
+
+    wide: int
+    small: int
+    tables: int
+    copied: int

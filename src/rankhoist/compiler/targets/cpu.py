@@ -1,0 +1,33 @@
+"""The CPU in float32: the first target.
+
+Its limits were set on 2026-11-22, beside the built-in profiles of that day (AMD EPYC, one thread, torch 2.13.0+cpu).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from rankhoist.compiler.algebra.limits import Limits
+from rankhoist.compiler.targets import predict
+from rankhoist.compiler.targets.backends import BACKENDS
+from rankhoist.compiler.targets.profile import BUILT_IN, Profile, load_profile
+from rankhoist.compiler.targets.target import Target
+
+CPU = Target(
+    name="cpu-float32",
+    device="cpu",
+    dtype=torch.float32,
+    backends=tuple(BACKENDS),
+    limits=Limits(wide=256, small=2**16, tables=3, copied=2**26),
+    profile=Profile.load(BUILT_IN),
+    start=predict.start,
+    kind=predict.kind,
+    seconds=predict.seconds,
+)
+
+
+def this_machine() -> Target:
+    """The target that plans are made for where none is named: the CPU, by the profile measured here if there is one."""
+    return replace(CPU, profile=load_profile())

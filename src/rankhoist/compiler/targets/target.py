@@ -1,0 +1,69 @@
+"""A target: device, dtype, and what runs the stages. A plan is made for one; another has another best plan.
+
+A new target is a file here: a table of its own, the functions that read it, and a `Target` of them (see `cpu.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rankhoist.compiler.algebra.ir import Node
+from rankhoist.compiler.algebra.limits import Limits
+from rankhoist.compiler.algebra.over import overwritten
+
+ALIKE = 1.03  # predictions closer than this are equal: then fewer multiply-adds win
+
+
+class Measured(Protocol):
+    """What was measured on a machine; all else in it is for the functions of its target alone."""
+
+    @property
+    def machine(self) -> str:
+        """On what, in a few words."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What plans are made for, and what is known of it.
+
+    Attributes:
+        name: such as `cpu-float32`.
+        device, dtype: where the stages run, and what their tensors are of.
+        backends: what may run them, by name.
+        limits: from which size on one larger operator gains nothing over several.
+        profile: what was measured there; the functions below read it.
+        start: (profile) -> seconds of a call before its first operator.
+        kind: (node) -> all of a node that its seconds depend on.
+        seconds: (node, profile, candidates, requests, over=) -> seconds of one operator in one call, written over its
+            operand's memory or not; arrays of candidates and requests give an array.
+    """
+
+    name: str
+    device: str
+    dtype: torch.dtype
+    backends: tuple[str, ...]
+    limits: Limits
+    profile: Measured
+    start: Callable[[Any], float]
+    kind: Callable[[Node], Hashable]
+    seconds: Callable[..., Any]
+
+    def predicted(self, nodes: Sequence[Node], outputs: Sequence[Any], candidates: Any, requests: Any) -> Any:
+        """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array.
+
+        `nodes` is all that `outputs` need.
+        """
+        alike: dict[Any, list[Node]] = {}
+        over = overwritten(nodes, outputs)
+        for n in nodes:
+            alike.setdefault((self.kind(n), n.index in over), []).append(n)
+        each = (
+            len(group) * self.seconds(group[0], self.profile, candidates, requests, over=written)
+            for (_, written), group in alike.items()
+        )
+        return sum(each, start=np.asarray(self.start(self.profile)))
