@@ -18,9 +18,9 @@ from helpers import assert_equal
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Split, hoist
+from rankhoist.compiler.targets.exported import Call, Exported
 from rankhoist.errors import BackendError, InputError
 from rankhoist.runtime import Runner, export
-from rankhoist.runtime.deploy import Call, Exported
 from rankhoist.runtime.inputs import Inputs
 
 USERS, ITEMS, D = 40, 60, 8

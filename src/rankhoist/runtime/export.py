@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from rankhoist.compiler.emit import Stages
+from rankhoist.compiler.targets import aoti, onnx
+from rankhoist.compiler.targets.exported import BOUNDS, REQUESTS, ROWS, Exported, Moving, Write, export, refused
 from rankhoist.errors import ArtifactError
-from rankhoist.runtime import aoti, interface_json, onnx
-from rankhoist.runtime.deploy import BOUNDS, REQUESTS, ROWS, Exported, Moving, Write, export, refused
+from rankhoist.runtime import interface_json
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.manifest import Manifest, StageFile
 from rankhoist.runtime.weights import Argument, Weights

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.targets import aoti, onnx
+from rankhoist.compiler.targets.exported import Load, blocks_of_rows
 from rankhoist.errors import InputError
-from rankhoist.runtime import aoti, onnx
-from rankhoist.runtime.deploy import Load, blocks_of_rows
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.manifest import Manifest
 from rankhoist.runtime.offsets import Blocks, Offsets

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.targets.exported import Call, Exported, Load, Write
 from rankhoist.errors import BackendError
-from rankhoist.runtime.deploy import Call, Exported, Load, Write
 
 SUFFIX = ".onnx"
 INSIDE = 2**30  # bytes of weights that stay inside the model; ONNX files end at 2 GiB

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankhoist.runtime.deploy import Call, Exported
+from rankhoist.compiler.targets.exported import Call, Exported
 
 SUFFIX = ".pt2"
 
