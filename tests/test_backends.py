@@ -30,7 +30,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.emit.traceable import slots_of, traceable
 from rankhoist.compiler.plan import Plans, Range, Ranges
 from rankhoist.compiler.targets.backends import Compiled
-from rankhoist.errors import BackendError, InputError
+from rankhoist.errors import BackendError
 from rankhoist.runtime import load_onnx, load_package
 
 USERS, ITEMS, D = 40, 60, 8
@@ -350,6 +350,7 @@ def test_onnx_is_equal(onnx_folder):
     pytest.importorskip("onnxruntime")
     case, runner = CASES["crossed"], load_onnx(onnx_folder)
     check(case, case.make()[0], lambda *given: case.run(runner, *given))
+    check(case, case.make()[0], lambda *given: case.call(runner, *given), [0, *COUNTS])
     assert {p.name for p in onnx_folder.iterdir()} == {
         "request.onnx",
         "candidate.onnx",
@@ -362,22 +363,6 @@ def test_an_onnx_stage_knows_nothing_of_the_other_side(onnx_folder):
     onnx = pytest.importorskip("onnx")
     inputs = {n: [i.name for i in onnx.load(onnx_folder / f"{n}.onnx").graph.input] for n in ("request", "candidate")}
     assert inputs["request"] == ["user"] and "item" in inputs["candidate"] and "user" not in inputs["candidate"]
-
-
-def test_runner_errors(onnx_folder):
-    pytest.importorskip("onnxruntime")
-    runner = load_onnx(onnx_folder)
-    state = runner.prepare({"user": torch.tensor([1, 2])})
-    with pytest.raises(InputError, match="missing request inputs: user; got person"):
-        runner.prepare({"person": torch.tensor([1])})
-    with pytest.raises(InputError, match="2 requests need request_offsets"):
-        runner.score(state, {"item": torch.tensor([1, 2])})
-    with pytest.raises(InputError, match=r"request_offsets must rise from 0 to 2 .*, got \[0, 3, 2\]"):
-        runner.score(state, {"item": torch.tensor([1, 2])}, [0, 3, 2])
-    with pytest.raises(InputError, match=r"one common row count of 1 or more \(item: 0\)"):
-        runner.score(state, {"item": torch.tensor([], dtype=torch.int64)}, [0, 0, 0])
-    with pytest.raises(BackendError, match=r"holds no readable manifest\.json"):
-        load_onnx(onnx_folder / "elsewhere")
 
 
 class Tables(nn.Module):

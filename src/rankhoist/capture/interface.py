@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,3 +50,11 @@ class Interface:
         if missing:
             raise InputError(f"missing inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
         return {name: leaves[name] for name in known}
+
+    def result(self, leaves: Sequence[Any]) -> Any:
+        """What the model returns, from its leaves."""
+        return leaves[0] if self._one_tensor else pytree.tree_unflatten(list(leaves), self.out_spec)
+
+    @cached_property
+    def _one_tensor(self) -> bool:
+        return self.out_spec.is_leaf()

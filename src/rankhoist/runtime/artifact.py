@@ -13,7 +13,7 @@ machine that made them; another machine scores the same with them.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,88 +23,55 @@ from torch import Tensor
 from rankhoist.capture import InputSpec
 from rankhoist.compiler.emit import Stage, Stages, Variant
 from rankhoist.errors import ArtifactError
-from rankhoist.report.certificate import Certificate
 from rankhoist.runtime import allowance, container, graph_json, model_json, tensor_file
 from rankhoist.runtime.blueprint import Blueprint
-from rankhoist.runtime.hoisted import HoistedModel
 from rankhoist.runtime.plain import counts, entries, entry
 from rankhoist.runtime.retarget import retargeted
+from rankhoist.runtime.weights import Weights
 
 CONSTANT = "constant."  # before the number of an index constant; no placeholder has a dot in its name
 
 
-def save(hoisted: HoistedModel, path: str | os.PathLike[str], certificate: Certificate | None = None) -> None:
-    """Write a hoisted model with its weights of now, whole or not at all.
+def save(
+    path: str | os.PathLike[str], blueprint: Blueprint, weights: Weights, dtype: torch.dtype,
+    certificate: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    """Write a hoisted model, whose weights are in `dtype`, whole or not at all.
 
     Raises:
         ArtifactError: it holds something that a file cannot, or the file cannot be written.
     """
-    container.write(path, members(hoisted, certificate))
+    container.write(path, members(blueprint, weights, dtype, certificate))
 
 
 def members(
-    hoisted: HoistedModel, certificate: Certificate | None = None, more: Mapping[str, Tensor] | None = None
-) -> dict[str, bytes]:
+    blueprint: Blueprint, weights: Weights, dtype: torch.dtype, certificate: dict[str, Any] | None,
+    more: Mapping[str, Tensor] | None = None,
+) -> dict[str, bytes]:  # fmt: skip
     """The members of its file; `more` are tensors to write beside its weights.
 
     Raises:
         ArtifactError: it holds something that a file cannot.
     """
-    blueprint, weights = hoisted.blueprint, hoisted.weights
     keys = {name: f"{CONSTANT}{i}" for i, name in enumerate(weights.constants)}  # their own names hold their values
     constants = {keys[name]: tensor for name, tensor in weights.constants.items()}
     try:
         stages = _stages_data(blueprint.stages, keys)
-        model = model_json.to_data(blueprint, hoisted.dtype)
+        model = model_json.to_data(blueprint, dtype)
         tensors, table = tensor_file.to_bytes({**weights.original, **constants, **(more or {})})
-        example, example_table = tensor_file.to_bytes(hoisted.example)
+        example, example_table = tensor_file.to_bytes(blueprint.interface.example)
     except ArtifactError as error:
         raise ArtifactError(f"the model cannot be saved: {error}") from error
     model["tensors"], model["example"] = table, example_table
-    model["certificate"] = hoisted.certificate if certificate is None else certificate.to_dict()
+    model["certificate"] = certificate
     # What is written can be read.
-    blueprint, _ = _blueprint(model, stages, weights.original, constants, hoisted.example)
-    _check_folding(blueprint, hoisted.dtype, {**weights.original, **constants})
+    blueprint, _ = blueprint_of(model, stages, weights.original, constants, blueprint.interface.example)
+    check_folding(blueprint, dtype, {**weights.original, **constants})
     contents = (container.to_json(model), container.to_json(stages), tensors, example)
     return dict(zip(container.MEMBERS, contents, strict=True))
 
 
-def load(path: str | os.PathLike[str]) -> HoistedModel:
-    """The hoisted model in a file, on the CPU.
-
-    It scores, is verified, moved, copied and given new weights like the one that was saved; its `program` is None.
-
-    Raises:
-        ArtifactError: the file is no artifact, is damaged, was made up, or comes from a newer version.
-    """
-    with container.opened(path) as file:
-        return read(file)
-
-
-def read(file: container.Container) -> HoistedModel:
-    """The same, of a file that is open."""
-    model, stages = file.read_json("model.json"), file.read_json("stages.json")
-    tensors = tensor_file.from_bytes(file.read("weights.safetensors"), entry(model, "tensors", dict))
-    example = tensor_file.from_bytes(file.read("example.safetensors"), entry(model, "example", dict))
-    return of(model, stages, tensors, example)
-
-
-def of(
-    model: Any, stages: Any, tensors: dict[str, Tensor], example: dict[str, Tensor],
-    folded: Sequence[Tensor] | None = None,
-) -> HoistedModel:  # fmt: skip
-    """From what its members hold; `folded` is what the weights stage made, if that is at hand."""
-    constants = {name: tensor for name, tensor in tensors.items() if name.startswith(CONSTANT)}
-    original = {name: tensor for name, tensor in tensors.items() if name not in constants}
-    blueprint, dtype = _blueprint(model, stages, original, constants, example)
-    if folded is None:
-        _check_folding(blueprint, dtype, tensors)
-    hoisted = HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)
-    hoisted.certificate = None if model.get("certificate") is None else entry(model, "certificate", dict)
-    return hoisted
-
-
-def _blueprint(
+def blueprint_of(
     model: Any, stages: Any, original: dict[str, Tensor], constants: dict[str, Tensor], example: dict[str, Tensor]
 ) -> tuple[Blueprint, torch.dtype]:
     """Everything but the weights, and the dtype they are in."""
@@ -116,7 +83,7 @@ def _blueprint(
     return blueprint, description.dtype
 
 
-def _check_folding(blueprint: Blueprint, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
+def check_folding(blueprint: Blueprint, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
     """Refuse to run a weights stage that makes far more than its weights explain."""
     captured = blueprint.interface
     moved = {captured.dtype: dtype, captured.device: torch.device("cpu")}

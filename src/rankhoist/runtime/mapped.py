@@ -10,7 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from rankhoist.runtime import artifact, container, tensor_file
+from rankhoist.runtime import artifact, container, loading, tensor_file
 from rankhoist.runtime.hoisted import HoistedModel
 from rankhoist.runtime.plain import entry
 
@@ -34,10 +34,11 @@ def unpack(path: str | os.PathLike[str], folder: Path) -> tuple[HoistedModel, st
         ArtifactError: as `rankhoist.load` does.
     """
     with container.opened(path) as file:
-        hoisted, version = artifact.read(file), _version(file)
+        hoisted, version = loading.read(file), _version(file)
     folder.mkdir(parents=True)
     folded = {f"{FOLDED}{i}": tensor for i, tensor in enumerate(hoisted.weights.folded)}
-    for name, data in artifact.members(hoisted, more=folded).items():
+    described = hoisted.blueprint, hoisted.weights, hoisted.dtype, hoisted.certificate
+    for name, data in artifact.members(*described, folded).items():
         (folder / name).write_bytes(data)
     return hoisted, version
 
@@ -49,7 +50,7 @@ def load_mapped(folder: Path) -> HoistedModel:
     example = tensor_file.from_file(folder / "example.safetensors", entry(model, "example", dict))
     count = sum(name.startswith(FOLDED) for name in tensors)
     folded = [tensors.pop(f"{FOLDED}{i}") for i in range(count)]
-    return artifact.of(model, stages, tensors, example, folded)
+    return loading.of(model, stages, tensors, example, folded)
 
 
 def _version(file: container.Container) -> str:

@@ -74,6 +74,14 @@ class Plans(Generic[P]):
         """The plan for the workload asked for."""
         return self.plans[0]
 
+    def one_per_plan(self, requests: int) -> list[int]:
+        """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
+        row = self.ranges.row(requests)
+        last = [*(r.first - 1 for r in row[1:]), max(row[-1].first, 2)]
+        counts = {r.plan: min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
+        usual = self.main.workload.candidates
+        return list((counts | {self.ranges.choose(usual, requests): usual}).values())
+
     def __str__(self) -> str:
         """Break-even points: how many candidates are scored by the plan of which level."""
         lines = []

@@ -1,45 +1,38 @@
-"""Both stages as ONNX models, and a runner of them around ONNX Runtime (`pip install 'rankhoist[onnx]'`)."""
+"""A stage as an ONNX model, and ONNX Runtime to run it (`pip install 'rankhoist[onnx]'`)."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.targets.exported import Call, Exported, Load, Write
 from rankhoist.errors import BackendError
-from rankhoist.runtime.deploy import Call, Exported, Runner, write
 
-if TYPE_CHECKING:
-    from rankhoist.runtime.hoisted import HoistedModel
-
+SUFFIX = ".onnx"
 INSIDE = 2**30  # bytes of weights that stay inside the model; ONNX files end at 2 GiB
 
 
-def export_onnx(hoisted: HoistedModel, folder: str | os.PathLike[str], several: bool = False) -> None:
-    """Write `request.onnx`, `candidate.onnx` and the manifest; with `several`, `several.onnx` too.
-
-    Weights are initializers of the models, in a file beside it (`candidate.onnx.data`) where they exceed 1 GiB.
+def writer() -> Write:
+    """What writes a stage.
 
     Raises:
-        BackendError: the extra is not installed, or an operator has no ONNX counterpart.
+        BackendError: the extra is not installed.
     """
     _need("onnx", "onnxscript")
-    write(hoisted, Path(folder), ".onnx", several, _write)
+    return _write
 
 
-def load_onnx(folder: str | os.PathLike[str], providers: Sequence[str] = (), threads: int = 0) -> Runner:
-    """Run an export with ONNX Runtime, which releases the interpreter lock.
+def loader(providers: Sequence[str], threads: int) -> Load:
+    """What loads a stage into ONNX Runtime, which releases the interpreter lock.
 
-    Args:
-        providers: execution providers by name; the CPU's by default.
-        threads: inside one operator; 0 leaves it to ONNX Runtime.
+    Raises:
+        BackendError: the extra is not installed.
     """
     _need("onnxruntime")
     import onnxruntime
@@ -57,7 +50,7 @@ def load_onnx(folder: str | os.PathLike[str], providers: Sequence[str] = (), thr
 
         return call
 
-    return Runner(Path(folder), load)
+    return load
 
 
 def _write(stage: Exported, path: Path) -> None:
@@ -71,7 +64,7 @@ def _write(stage: Exported, path: Path) -> None:
         )  # fmt: skip
 
 
-def _need(*modules: str) -> Any:
+def _need(*modules: str) -> None:
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
         raise BackendError(f"{', '.join(missing)} is not installed: pip install 'rankhoist[onnx]'")

@@ -1,4 +1,4 @@
-"""Both stages compiled ahead of time by AOTInductor, as packages that run without Python's compiler stack.
+"""A stage compiled ahead of time by AOTInductor: a package that runs without Python's compiler stack.
 
 Two things to know before serving such a package:
 
@@ -11,36 +11,25 @@ It is compiled for this machine's kind of processor and for the installed torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rankhoist.runtime.deploy import Call, Exported, Runner, write
+from rankhoist.compiler.targets.exported import Call, Exported
 
-if TYPE_CHECKING:
-    from rankhoist.runtime.hoisted import HoistedModel
-
-
-def package(hoisted: HoistedModel, folder: str | os.PathLike[str], several: bool = False) -> None:
-    """Write `request.pt2`, `candidate.pt2` and the manifest; with `several`, `several.pt2` too."""
-    write(hoisted, Path(folder), ".pt2", several, _write)
+SUFFIX = ".pt2"
 
 
-def load_package(folder: str | os.PathLike[str]) -> Runner:
-    """Load a package, which runs its native code; a call of the result holds the interpreter lock."""
-    return Runner(Path(folder), _load)
-
-
-def _write(stage: Exported, path: Path) -> None:
+def write(stage: Exported, path: Path) -> None:
+    """Compile a stage."""
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(stage.program, package_path=str(path))
 
 
-def _load(path: Path) -> Call:
+def load(path: Path) -> Call:
+    """Load a stage, which runs its native code."""
     loaded = torch._inductor.aoti_load_package(str(path))
 
     def call(inputs: list[Tensor]) -> Sequence[Tensor]:

@@ -1,0 +1,134 @@
+"""One stage as an exported program of tensors alone, for what compiles it ahead of time or runs it elsewhere.
+
+Its weights are inside; what moves are the inputs it reads, the state, and for several requests the blocks of
+`rankhoist.compiler.emit.traceable`: `request.owner` and `request.slots`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim
+
+from rankhoist.compiler.algebra.ir import aten
+from rankhoist.compiler.emit import Stage
+from rankhoist.compiler.emit.traceable import slots_of, traceable
+from rankhoist.errors import BackendError
+
+BOUNDS = torch.tensor([0, 5, 8, 11])  # of the rows to export with: no two sizes are equal by chance
+REQUESTS, ROWS, LONGEST = Dim("requests", min=1, max=2**20), Dim("rows", min=1, max=2**24), Dim("longest", max=2**24)
+OWNER, SLOTS = "request.owner", "request.slots"
+
+
+@dataclass(frozen=True)
+class Moving:
+    """An input of a stage: its name, rows to export with, and its symbolic axes (all sizes are fixed if `None`)."""
+
+    name: str
+    example: Tensor
+    axes: dict[int, Any] | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A stage as a program of tensors alone.
+
+    Attributes:
+        inputs, outputs: their names, in order.
+        with_rows: for each output whether its axis 0 is the row of the call.
+        constants: the results that are no tensors, by position among all results.
+    """
+
+    name: str
+    program: torch.export.ExportedProgram
+    inputs: list[str]
+    outputs: list[str]
+    with_rows: list[bool]
+    constants: dict[int, Any]
+
+
+Write = Callable[[Exported, Path], None]  # a stage, and the path to write it to
+Call = Callable[[list[Tensor]], Sequence[Tensor]]  # what runs a stage: its inputs in order -> its outputs
+Load = Callable[[Path], Call]
+
+
+def blocks_of_rows(offsets: Tensor, owner: Tensor) -> dict[str, Tensor]:
+    """The inputs that cut the rows of several requests, `offsets [R + 1]` and `owner [N]`, into blocks."""
+    return {OWNER: owner, SLOTS: slots_of(offsets)}
+
+
+def export(name: str, stage: Stage, several: bool, given: Sequence[Moving | Tensor], result: str) -> Exported:
+    """A stage with its weights (`given` tensors) inside, its outputs called `{result}.0`, ...
+
+    Raises:
+        BackendError: `torch.export` refuses it, or there is nothing that moves.
+    """
+    if not stage.leaves:
+        raise BackendError(f"the {name} stage reads no input, so there is nothing to export")
+    spelled = traceable(stage, several)
+    owner = torch.repeat_interleave(torch.arange(len(BOUNDS) - 1), BOUNDS.diff())
+    cut = blocks_of_rows(BOUNDS, owner)
+    arguments = {
+        "owner": Moving(OWNER, cut[OWNER], {0: ROWS}),
+        "slots": Moving(SLOTS, cut[SLOTS], {0: REQUESTS, 1: LONGEST}),
+    }
+    everything = [*(arguments[a] for a in spelled.arguments), *given]
+    constants = _bind(spelled.module, everything)
+    moving = [a for a in everything if isinstance(a, Moving)]
+    names = [a.name for a in moving]
+    if len(set(names)) < len(names):
+        raise BackendError(f"two inputs of the {name} stage have the same name: {', '.join(sorted(names))}")
+    try:
+        program = torch.export.export(
+            spelled.module, tuple(a.example for a in moving), dynamic_shapes=tuple(a.axes for a in moving), strict=False
+        )
+    except Exception as error:
+        raise refused(name, error) from error
+    with_rows = list(map(_has_rows, _results(program)))
+    return Exported(name, program, names, [f"{result}.{i}" for i in range(len(with_rows))], with_rows, constants)
+
+
+def _bind(module: fx.GraphModule, given: Sequence[Moving | Tensor]) -> dict[int, Any]:
+    """Turn the placeholders of weights into buffers; returns the results that are no tensors, which are left out."""
+    graph = module.graph
+    *placeholders, first = (n for n, _ in zip(graph.nodes, range(len(given) + 1), strict=False))
+    for i, (node, value) in enumerate(zip(placeholders, given, strict=True)):
+        if isinstance(value, Tensor):
+            module.register_buffer(f"weight_{i}", value)
+            with graph.inserting_before(first):
+                node.replace_all_uses_with(graph.get_attr(f"weight_{i}"))
+            graph.erase_node(node)
+    last = next(reversed(graph.nodes))
+    results, constants = [], {}
+    for i, value in enumerate(last.args[0]):
+        if not isinstance(value, fx.Node):
+            constants[i] = value
+        elif value.op != "call_function" or value in results:  # an input, a weight, a result again
+            with graph.inserting_before(last):
+                results.append(graph.call_function(aten.clone.default, (value,)))
+        else:
+            results.append(value)
+    last.args = (tuple(results),)
+    module.recompile()
+    return constants
+
+
+def _results(program: torch.export.ExportedProgram) -> list[Any]:
+    """What tracing knows of each result."""
+    *_, last = program.graph.nodes
+    (results,) = last.args
+    return [node.meta["val"] for node in results]
+
+
+def _has_rows(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.dim() > 0 and isinstance(result.shape[0], torch.SymInt)
+
+
+def refused(what: str, error: Exception) -> BackendError:
+    """Why something is not exported."""
+    return BackendError(f"cannot export {what}: {type(error).__name__}: {str(error).strip()[:1500]}")

@@ -1,0 +1,105 @@
+"""A hoisted model as exported stages, for ONNX Runtime or as native code, with a manifest beside them.
+
+What is exported is the plan for the workload that the model was hoisted for, with its weights inside; another plan
+would hold them again:
+
+    request      context inputs [R, ...]                                       -> state.0, state.1, ... [R, ...]
+    candidate    state [1, ...], candidate inputs [N, ...]                     -> output.0, ... [N, ...]
+    several      request.owner [N], request.slots [R, M], state, candidates    -> the same, for several requests
+
+`rankhoist.compiler.emit.traceable` says what owner and slots are. A stage takes only the inputs that it reads, of a
+packed input its own columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankhoist.compiler.emit import Stages
+from rankhoist.compiler.targets import aoti, onnx
+from rankhoist.compiler.targets.exported import BOUNDS, REQUESTS, ROWS, Exported, Moving, Write, export, refused
+from rankhoist.errors import ArtifactError
+from rankhoist.runtime import interface_json
+from rankhoist.runtime.inputs import Inputs
+from rankhoist.runtime.manifest import Manifest, StageFile
+from rankhoist.runtime.weights import Argument, Weights
+
+
+def to_onnx(folder: Path, inputs: Inputs, stages: Stages, weights: Weights, several: bool) -> None:
+    """Both stages as ONNX models.
+
+    Raises:
+        BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
+    """
+    write_one = onnx.writer()
+    write(folder, inputs, exported(inputs, stages, weights, several), onnx.SUFFIX, write_one)
+
+
+def to_package(folder: Path, inputs: Inputs, stages: Stages, weights: Weights, several: bool) -> None:
+    """Both stages compiled ahead of time.
+
+    Raises:
+        BackendError: a stage does not compile.
+    """
+    write(folder, inputs, exported(inputs, stages, weights, several), aoti.SUFFIX, aoti.write)
+
+
+def write(folder: Path, inputs: Inputs, stages: Iterable[Exported], suffix: str, write_one: Write) -> None:
+    """Every stage, each to a file of its own, and the manifest.
+
+    Raises:
+        BackendError: the model is called in a way that no manifest describes, or a stage is refused.
+    """
+    files: dict[str, StageFile] = {}
+    constants: dict[int, Any] = {}
+    try:
+        interface_json.to_data(inputs.interface)  # what no manifest describes is refused before anything is written
+    except ArtifactError as error:
+        raise refused("the model", error) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        path = folder / f"{stage.name}{suffix}"
+        try:
+            write_one(stage, path)
+        except Exception as error:
+            raise refused(path.name, error) from error
+        files[stage.name] = StageFile(path.name, stage.inputs, stage.outputs, stage.with_rows)
+        constants |= stage.constants
+    Manifest(inputs.interface, inputs.dtype, files, constants).write(folder)
+
+
+def exported(inputs: Inputs, stages: Stages, weights: Weights, several: bool) -> Iterator[Exported]:
+    """The stages of the first plan, with `several` also the candidate stage of several requests."""
+    variant, requests = stages.variants[0], len(BOUNDS) - 1
+    of_request, of_candidate = weights.arguments[0]
+
+    def arguments(
+        given: Sequence[Argument], side: str, axis: Any, state: dict[int, Moving], rows: int
+    ) -> list[Moving | torch.Tensor]:
+        made_up = inputs.made_up(side, rows)
+
+        def argument(a: Argument) -> Moving | torch.Tensor:
+            if isinstance(a, int):
+                return state[a]
+            return Moving(a, made_up[a], {0: axis}) if isinstance(a, str) else a
+
+        return list(map(argument, given))
+
+    with torch.no_grad():
+        context = arguments(of_request, "context", REQUESTS, {}, requests)
+        given = [a.example if isinstance(a, Moving) else a for a in context]
+        made = variant.request.module(requests, None, None, *given)
+        state = [t.contiguous() for t in made]  # as a compiled stage takes it
+        names = {i: f"state.{n}" for n, i in enumerate(variant.state)}
+        yield export("request", variant.request, False, context, "state")
+        one = {i: Moving(names[i], t[:1], None) for i, t in zip(variant.state, state, strict=True)}
+        candidate = arguments(of_candidate, "candidate", ROWS, one, int(BOUNDS[-1]))
+        yield export("candidate", variant.candidate, False, candidate, "output")
+        if several:
+            many = {i: Moving(names[i], t, {0: REQUESTS}) for i, t in zip(variant.state, state, strict=True)}
+            candidate = arguments(of_candidate, "candidate", ROWS, many, int(BOUNDS[-1]))
+            yield export("several", variant.candidate, True, candidate, "output")

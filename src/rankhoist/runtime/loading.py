@@ -1,0 +1,49 @@
+"""The hoisted model in a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.runtime import artifact, container, tensor_file
+from rankhoist.runtime.hoisted import HoistedModel
+from rankhoist.runtime.plain import entry
+
+
+def load(path: str | os.PathLike[str]) -> HoistedModel:
+    """The hoisted model in a file, on the CPU.
+
+    It scores, is verified, moved, copied and given new weights like the one that was saved; its `program` is None.
+
+    Raises:
+        ArtifactError: the file is no artifact, is damaged, was made up, or comes from a newer version.
+    """
+    with container.opened(path) as file:
+        return read(file)
+
+
+def read(file: container.Container) -> HoistedModel:
+    """The same, of a file that is open."""
+    model, stages = file.read_json("model.json"), file.read_json("stages.json")
+    tensors = tensor_file.from_bytes(file.read("weights.safetensors"), entry(model, "tensors", dict))
+    example = tensor_file.from_bytes(file.read("example.safetensors"), entry(model, "example", dict))
+    return of(model, stages, tensors, example)
+
+
+def of(
+    model: Any, stages: Any, tensors: dict[str, Tensor], example: dict[str, Tensor],
+    folded: Sequence[Tensor] | None = None,
+) -> HoistedModel:  # fmt: skip
+    """From what its members hold; `folded` is what the weights stage made, if that is at hand."""
+    constants = {name: tensor for name, tensor in tensors.items() if name.startswith(artifact.CONSTANT)}
+    original = {name: tensor for name, tensor in tensors.items() if name not in constants}
+    blueprint, dtype = artifact.blueprint_of(model, stages, original, constants, example)
+    if folded is None:
+        artifact.check_folding(blueprint, dtype, tensors)
+    hoisted = HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)
+    hoisted.certificate = None if model.get("certificate") is None else entry(model, "certificate", dict)
+    return hoisted

@@ -1,0 +1,97 @@
+"""What `export_onnx` and `package` wrote, loaded: called like the hoisted model, which need not be at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.compiler.targets import aoti, onnx
+from rankhoist.compiler.targets.exported import Load, blocks_of_rows
+from rankhoist.errors import InputError
+from rankhoist.runtime.inputs import Inputs
+from rankhoist.runtime.manifest import Manifest
+from rankhoist.runtime.offsets import Blocks, Offsets
+from rankhoist.runtime.scoring import RequestState, Scoring
+from rankhoist.runtime.weights import Weights
+
+INSIDE = Weights({}, {}, (), [])  # the weights of exported stages are inside of them
+
+
+class Runner(Scoring):
+    """Scores with exported stages, called like the hoisted model that they come from. Tensors in and out, on the CPU.
+
+    It holds one plan. Several requests per call need an export with `several=True`.
+    """
+
+    def __init__(self, folder: Path, load: Load) -> None:
+        manifest = Manifest.read(folder)
+        self._inputs = Inputs(manifest.interface, manifest.dtype, torch.device("cpu"))
+        self._stages, self._constants = manifest.stages, manifest.constants
+        self._calls = {name: load(folder / stage.file) for name, stage in manifest.stages.items()}
+
+    def __call__(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """Scores of N candidates; see `forward`."""
+        return self.forward(*args, request_offsets=request_offsets, **kwargs)
+
+    def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
+        if not requests:  # stages run on one row at least
+            context = self.made_up("context", 1)
+        made = self._run("request", self._exact("context", context))
+        return RequestState(requests, {i: t.contiguous() for i, t in enumerate(made)}, INSIDE)
+
+    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+        tensors = dict(zip(self._stages["request"].outputs, state.tensors.values(), strict=True))
+        if not rows:
+            return self._result(self._of_no_rows(tensors))
+        given = tensors | self._exact("candidate", candidate)
+        if blocks is None:
+            return self._result(self._run("candidate", given))
+        if "several" not in self._stages:
+            raise InputError(f"{state.requests} requests per call need an export with several=True")
+        return self._result(self._run("several", given | blocks_of_rows(*blocks)))
+
+    def _of_no_rows(self, state: dict[str, Tensor]) -> list[Tensor]:
+        """Scores of one candidate that is made up, without its row."""
+        one = {name: t[:1] for name, t in state.items()}
+        made = self._run("candidate", one | self.made_up("candidate", 1))
+        return [t[:0] if cut else t for t, cut in zip(made, self._stages["candidate"].with_rows, strict=True)]
+
+    def _exact(self, side: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Integers of another width, which a call may have, in that of the stages."""
+        return {name: t.to(self._inputs.expected[side][name].dtype) for name, t in inputs.items()}
+
+    def _run(self, name: str, given: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        return self._calls[name]([given[i] for i in self._stages[name].inputs])
+
+    def _result(self, made: Sequence[Tensor]) -> Any:
+        leaves: list[Any] = list(made)
+        for i in sorted(self._constants):
+            leaves.insert(i, self._constants[i])
+        return self.interface.result(leaves)
+
+
+def load_onnx(folder: str | os.PathLike[str], providers: Sequence[str] = (), threads: int = 0) -> Runner:
+    """Run an export with ONNX Runtime, which releases the interpreter lock.
+
+    Args:
+        providers: execution providers by name; the CPU's by default.
+        threads: inside one operator; 0 leaves it to ONNX Runtime.
+
+    Raises:
+        BackendError: the extra `onnx` is not installed, or the folder holds no export that this version reads.
+    """
+    return Runner(Path(folder), onnx.loader(providers, threads))
+
+
+def load_package(folder: str | os.PathLike[str]) -> Runner:
+    """Load a package, which runs its native code; a call of the result holds the interpreter lock.
+
+    Raises:
+        BackendError: the folder holds no export that this version reads.
+    """
+    return Runner(Path(folder), aoti.load)

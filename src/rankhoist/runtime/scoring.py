@@ -1,0 +1,117 @@
+"""How a hoisted model is called, and one that was exported: the checks of a call, then the work of its two halves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.capture import Interface
+from rankhoist.runtime.inputs import Inputs
+from rankhoist.runtime.offsets import Blocks, Offsets, blocks_of
+from rankhoist.runtime.weights import Weights
+
+
+@dataclass(frozen=True)
+class RequestState:
+    """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
+
+    `plan` is the number of the plan that it was computed for, and that scores it.
+    """
+
+    requests: int
+    tensors: dict[int, Tensor]
+    weights: Weights
+    plan: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the state's tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
+class Scoring(ABC):
+    """Called whole, as `model(*args, request_offsets=None, **kwargs)`, or in its two halves: `prepare` and `score`.
+
+    Context tensors have one row per request, `[R, ...]`, candidate tensors one row per candidate, `[N, ...]`. Results
+    have N rows. With R > 1 (or 0), `request_offsets` gives the R + 1 boundaries of the requests' candidate blocks,
+    which may be empty. A packed input is given as `rankhoist.Split(context, candidate)`.
+    """
+
+    _inputs: Inputs
+
+    @property
+    def interface(self) -> Interface:
+        """How it is called."""
+        return self._inputs.interface
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype it computes in."""
+        return self._inputs.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self._inputs.device
+
+    def forward(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """What the original returns for context rows repeated per candidate: N rows.
+
+        Raises:
+            InputError: an input is missing or has the wrong kind, shape or row count; offsets do not fit.
+        """
+        context, candidate = self._inputs.of_call(args, kwargs)
+        requests, rows = self._inputs.rows("context", context), self._inputs.rows("candidate", candidate)
+        blocks = blocks_of(request_offsets, requests, rows)
+        if not torch.is_grad_enabled():  # entering and leaving no_grad is a good part of a call with few candidates
+            return self._score(self._prepare(context, requests, rows), candidate, rows, blocks)
+        with torch.no_grad():
+            return self._score(self._prepare(context, requests, rows), candidate, rows, blocks)
+
+    def prepare(self, context_inputs: Mapping[str, Any] | Sequence[Any], candidates: int | None = None) -> RequestState:
+        """The context work of R requests: `{name: [R, ...]}` (or the context inputs in order) -> state.
+
+        For a packed input, pass its context columns `[R, context columns]`. `candidates` is how many will be scored
+        with the state, in all, if it is not what the model was hoisted for: it chooses the plan, not the scores.
+
+        Raises:
+            InputError: see `forward`.
+        """
+        context = self._inputs.of_side("context", context_inputs)
+        requests = self._inputs.rows("context", context)
+        with torch.no_grad():
+            return self._prepare(context, requests, candidates)
+
+    def score(
+        self,
+        state: RequestState,
+        candidate_inputs: Mapping[str, Any] | Sequence[Any],
+        request_offsets: Offsets | None = None,
+    ) -> Any:
+        """Scores of N candidates `{name: [N, ...]}` for a prepared state, as often as you like.
+
+        Raises:
+            InputError: see `forward`.
+        """
+        candidate = self._inputs.of_side("candidate", candidate_inputs)
+        rows = self._inputs.rows("candidate", candidate)
+        blocks = blocks_of(request_offsets, state.requests, rows)
+        with torch.no_grad():
+            return self._score(state, candidate, rows, blocks)
+
+    def made_up(self, side: str, rows: int) -> dict[str, Tensor]:
+        """Rows of the `context` or of the `candidate` side: the example's, in turn; zeros where there is no example."""
+        return self._inputs.made_up(side, rows)
+
+    @abstractmethod
+    def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
+        """The request stage, of inputs that are checked."""
+
+    @abstractmethod
+    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+        """The candidate stage, of inputs that are checked."""

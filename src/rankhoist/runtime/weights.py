@@ -1,0 +1,80 @@
+"""Versions of a hoisted model's weights: each is whole, so that a call never mixes two."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.capture import Interface
+from rankhoist.compiler.emit import Stage, Stages
+from rankhoist.errors import WeightsError
+
+Argument = Tensor | int | str  # a weight; the number of a node of the state; the name of an input
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One version of the weights: originals by placeholder, and what the weights stage made of them.
+
+    `folded` are what the weights stage returns, which plans share.
+    `arguments` are those of every plan's (request, candidate) stage: a weight, or what each call puts in its place: the
+    number of a node of the state, or the name of an input.
+    """
+
+    original: dict[str, Tensor]
+    constants: dict[str, Tensor]
+    folded: Sequence[Tensor]
+    arguments: list[tuple[list[Argument], list[Argument]]]
+
+    @staticmethod
+    def of(
+        original: dict[str, Tensor], constants: dict[str, Tensor], stages: Stages, interface: Interface,
+        folded: Sequence[Tensor] | None = None,
+    ) -> Weights:  # fmt: skip
+        """Run the weights stage, if what it made (`folded`) is not at hand."""
+        if folded is None:
+            folded = _fold(stages.weights, original, constants)
+        known: dict[int, Any] = dict(zip(stages.folded, folded, strict=True))
+        inputs: dict[str, str] = {}
+        for placeholder, spec in interface.inputs.items():
+            suffixes = (".context", ".candidate") if spec.role == "packed" else ("",)
+            inputs |= {placeholder + suffix: spec.name for suffix in suffixes}
+
+        def arguments(stage: Stage) -> list[Argument]:
+            leaves = (inputs.get(n) or original.get(n, constants.get(n)) for n in stage.leaves)
+            return [*(known.get(i, i) for i in stage.nodes), *leaves]
+
+        of_plans = [(arguments(v.request), arguments(v.candidate)) for v in stages.variants]
+        return Weights(original, constants, folded, of_plans)
+
+
+def _fold(stage: Stage, original: dict[str, Tensor], constants: dict[str, Tensor]) -> Sequence[Tensor]:
+    with torch.no_grad():
+        return stage.run(None, None, None, *(original[n] if n in original else constants[n] for n in stage.leaves))
+
+
+def renewed(
+    original: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], names: Mapping[str, str], pinned: Collection[str]
+) -> dict[str, Tensor]:
+    """Originals by placeholder with the values of a state dict; `names` are the placeholders of its entries.
+
+    Raises:
+        WeightsError: names or shapes differ, or a `pinned` one changed.
+    """
+    missing = [n for n in names if n not in state_dict]
+    if missing:
+        raise WeightsError(f"the state dict lacks {len(missing)} weights: {', '.join(missing[:5])}")
+    result = dict(original)
+    for name, placeholder in names.items():
+        old, new = original[placeholder], state_dict[name].detach()
+        if new.shape != old.shape:
+            raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
+        new = new.to(device=old.device, dtype=old.dtype)
+        if placeholder in pinned and not torch.equal(new, old):
+            raise WeightsError(f"{name!r} selects positions, which the plan is made for; hoist the new model instead")
+        result[placeholder] = new
+    return result
