@@ -75,3 +75,4 @@ def test_declines(name: str):
     for hoisted in models:
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), expected, name)
     assert any(reason in r for r in reasons(models[-1])), reasons(models[-1])
+    assert not [r for r in reasons(models[-1]) if "please report" in r], "a rule broke"

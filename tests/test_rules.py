@@ -354,6 +354,7 @@ def test_mixing_rows_declines(name):
         expected = model(repeated(CONTEXT, [0, 3, 3, N]), CANDIDATE)
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, N]), expected, name)
         assert any(reason in r for r in reasons(hoisted)), reasons(hoisted)
+        assert not [r for r in reasons(hoisted) if "please report" in r], "a rule broke"
         assert Rate.REQUEST not in rates_of(hoisted, operator) or operator == "slice"
 
 

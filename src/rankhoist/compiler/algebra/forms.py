@@ -182,6 +182,11 @@ def one_block(factor: Factor, labels: tuple[Labels, ...]) -> Block:
     return Block(labels, (Term((factor,)),))
 
 
+def shape_text(shape: Sequence[Extent]) -> str:
+    """Sizes of original axes to read: `[rows, 2 * rows, 3]`."""
+    return "[" + ", ".join(("rows" if n == 1 else f"{n} * rows") if rows else str(n) for n, rows in shape) + "]"
+
+
 def cells(dims: Sequence[Sequence[Positions]]) -> Iterator[Cell]:
     """All cells of a grid."""
     return itertools.product(*(range(len(segments)) for segments in dims))

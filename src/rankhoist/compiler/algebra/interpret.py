@@ -165,6 +165,7 @@ class Interpreter(OriginalOperators):
             return self.fallback(node, args, kwargs)
         try:
             value = rule(self, node, args if lookup else self._unmixed(args), kwargs)
+            self.check(value, node.meta["val"])
         except Decline as decline:
             outcome.reason = str(decline)
             return self.fallback(node, args, kwargs)

@@ -20,10 +20,10 @@ from torch import fx
 from rankhoist.capture import Program
 from rankhoist.capture.program import operator_name, overload
 from rankhoist.compiler.algebra import joins
-from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout
+from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, aten, join
 from rankhoist.compiler.algebra.memo import Memo
-from rankhoist.compiler.algebra.values import Opaque, RowNumber, Value, flat
+from rankhoist.compiler.algebra.values import Opaque, RowNumber, TensorValue, Value, flat
 from rankhoist.compiler.algebra.work import original_work
 from rankhoist.compiler.algebra.workload import Workload
 
@@ -155,6 +155,21 @@ class OriginalOperators:
         if shape[0] == (1, True):
             return plain(node, fake.dtype, row_layout(len(sizes) - 1))
         return self._rows_to_front(node, sizes, with_rows[0])
+
+    def check(self, value: Value, fake: Any) -> None:
+        """That a rule's result has the sizes and the dtype which the exported graph promises (of a list: every one)."""
+        if isinstance(fake, list | tuple):
+            for own, promised in zip(value, fake, strict=True):
+                if own is not None and promised is not None:  # statistics that nobody reads
+                    self.check(own, promised)
+            return
+        if not isinstance(value, TensorValue):
+            raise TypeError(f"returned {type(value).__name__} for a tensor")
+        promised = self._known_shape(fake)
+        shape = value.extents if isinstance(value, Form) and promised is not None else promised
+        if (shape, value.dtype) != (promised, fake.dtype):
+            own, expected = shape_text(shape or ()), shape_text(promised or ())
+            raise ValueError(f"returned {own} of {value.dtype} for {expected} of {fake.dtype}")
 
     def _rows_to_front(self, node: Node, sizes: list[int], axis: int) -> Form:
         """From the original layout, where `axis` holds rows (times its size), to `[rows, *dims]`."""

@@ -10,7 +10,7 @@ import numpy as np
 from torch import fx
 
 from rankhoist.compiler.algebra import grid, moves
-from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Extent, Form, refine
+from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Extent, Form, refine, shape_text
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, integer, named
@@ -32,7 +32,7 @@ def to_shape(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
         raise Decline("a reshape makes rows out of something else")
     groups = _groups(items, shape)
     if groups is None:
-        raise Decline(f"a reshape to {_text(shape)} cuts rows apart")
+        raise Decline(f"a reshape to {shape_text(shape)} cuts rows apart")
     result = replace(value, layout=tuple((d,) for entry in value.layout for d in entry))
     layout: list[tuple[int, ...]] = []
     dim = 0
@@ -118,10 +118,6 @@ def _resize(c: Interpreter, value: Form, dim: int, count: int, sizes: list[int])
     if not sizes:
         return moves.drop_dim(c.b, value, dim)
     return moves.split_dim(c.b, value, dim, sizes) if len(sizes) > 1 else value
-
-
-def _text(shape: Sequence[Extent]) -> str:
-    return "[" + ", ".join(("rows" if n == 1 else f"{n} * rows") if rows else str(n) for n, rows in shape) + "]"
 
 
 # -- axes

@@ -1,0 +1,76 @@
+"""A rule that breaks its promise is a fallback: scores stay right, and the report asks to be told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import Function, assert_equal, hoisted_at, kept, reasons, repeated
+
+from rankhoist.capture import capture
+from rankhoist.compiler.algebra.forms import Form
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.rules import all_rules
+
+OFFSETS = [0, 3, 3, 7]
+CONTEXT, CANDIDATE = torch.randn(3, 4), torch.randn(7, 2)
+aten = torch.ops.aten
+
+
+def narrower(interpreter, node, args, kwargs) -> Form:
+    """Without the last element of the last axis."""
+    piece = all_rules()[aten.narrow.default]
+    return piece(interpreter, node, [args[0], 1, 0, args[0].sizes[-1] - 1], {})
+
+
+def moved(interpreter, node, args, kwargs) -> Form:
+    """Rows behind the elements."""
+    return replace(args[0], layout=args[0].layout[::-1])
+
+
+def double(interpreter, node, args, kwargs) -> Form:
+    return replace(args[0], dtype=torch.float64)
+
+
+def nothing(interpreter, node, args, kwargs) -> None:
+    return None
+
+
+def raises(interpreter, node, args, kwargs) -> Form:
+    raise ZeroDivisionError("division by zero")
+
+
+def one_wrong_part(interpreter, node, args, kwargs) -> list[Form]:
+    first, second = all_rules()[aten.split_with_sizes.default](interpreter, node, args, kwargs)
+    return [first, replace(second, dtype=torch.float16)]
+
+
+def one_part(interpreter, node, args, kwargs) -> list[Form]:
+    return all_rules()[aten.split_with_sizes.default](interpreter, node, args, kwargs)[:1]
+
+
+ONE, PARTS = aten.relu.default, aten.split.Tensor
+BROKEN = {
+    "another_size": (ONE, narrower, "returned [rows, 5] of torch.float32 for [rows, 6] of torch.float32"),
+    "rows_elsewhere": (ONE, moved, "returned [6, rows] of torch.float32 for [rows, 6] of torch.float32"),
+    "another_dtype": (ONE, double, "returned [rows, 6] of torch.float64 for [rows, 6] of torch.float32"),
+    "no_tensor": (ONE, nothing, "returned NoneType for a tensor"),
+    "an_error": (ONE, raises, "division by zero"),
+    "one_of_several": (PARTS, one_wrong_part, "returned [rows, 3] of torch.float16 for [rows, 3] of torch.float32"),
+    "too_few": (PARTS, one_part, "argument 2 is longer"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_is_a_fallback_that_asks_to_be_reported(name: str, monkeypatch: pytest.MonkeyPatch):
+    operator, rule, problem = BROKEN[name]
+    model = Function(lambda c, k: sum(torch.cat([c, k], 1).relu().split(3, 1))).eval()
+    example = (CONTEXT[torch.arange(7) % 3], CANDIDATE)
+    program = capture(model, example, ["context"])
+    monkeypatch.setitem(all_rules(), operator, rule)
+    for hoisted in (hoisted_at(program, Level.REQUEST), hoisted_at(program, Level.FULL), kept(program)):
+        expected = model(repeated(CONTEXT, OFFSETS), CANDIDATE)
+        assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), expected, name)
+    (reason,) = reasons(hoisted_at(program, Level.FULL))
+    assert f"rule {rule.__name__} failed" in reason and problem in reason and "please report it" in reason
