@@ -13,7 +13,6 @@ only in part.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -123,7 +122,7 @@ def _mask(c: Interpreter, a: dict[str, Value], scores: Form) -> tuple[Form | Non
         return None, None
     mask = _added(c, form(a["attn_mask"]), scores.dtype)
     highest = _amax(c, mask, dim_of(mask, -1))
-    return mask, replace(apply_op(c, aten.gt.Scalar, [highest, -math.inf]), dtype=torch.bool)
+    return mask, apply_op(c, aten.gt.Scalar, [highest, -math.inf], torch.bool)
 
 
 def _causal(c: Interpreter, scores: Form) -> Form:
@@ -142,7 +141,7 @@ def _added(c: Interpreter, mask: Form, dtype: torch.dtype) -> Form:
 
 def _where(c: Interpreter, chosen: Form, yes: Form, no: float) -> Form:
     other = plain(c.b.number(no, yes.dtype), yes.dtype, ())
-    return replace(apply_op(c, aten.where.self, [chosen, yes, other]), dtype=yes.dtype)
+    return apply_op(c, aten.where.self, [chosen, yes, other], yes.dtype)
 
 
 RULES = table([

@@ -43,10 +43,10 @@ def _blockwise(c: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str,
     return grid.map_blocks(grid.align(c.b, forms), dtype, build)
 
 
-def apply_op(c: Interpreter, op: Any, args: Sequence[Value]) -> Form:
-    """An elementwise operator that a rule is made of, on forms and numbers of one dtype."""
-    dtype = next(a.dtype for a in reversed(args) if isinstance(a, Form))
-    return _blockwise(c, op, args, {}, dtype)
+def apply_op(c: Interpreter, op: Any, args: Sequence[Value], dtype: torch.dtype | None = None) -> Form:
+    """An elementwise operator that a rule is made of, on forms and numbers; `dtype` is the first form's by default."""
+    first = next(a for a in args if isinstance(a, Form))
+    return _blockwise(c, op, args, {}, dtype or first.dtype)
 
 
 def plus(c: Interpreter, x: Form, y: Form) -> Form:
