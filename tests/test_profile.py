@@ -146,9 +146,9 @@ def test_an_original_einsum_is_predicted_as_the_batched_product_that_it_is():
         product = seconds(node, REAL, 10, 1) - (1 + ARRANGING) * REAL.call
         assert product == pytest.approx(REAL.products(300, 10, 16, 16))
         assert seconds(node, REAL, np.array([10.0, 1000.0]), np.array([1.0, 1.0])).shape == (2,)
-    folded = b.leaf("input", "folded", Rate.ITEM, (4800,), torch.float32)  # rows in another axis than the first
+    moved = b.call(aten.permute.default, (x, [1, 0, 2]), Rate.ITEM, (), torch.float32, free=True, rows_first=False)
     other = b.call(
-        aten.einsum.default, ("bpi,pij->bpj", [folded, w]), Rate.ITEM, (4800,), torch.float32, multiply_adds=own
+        aten.einsum.default, ("pbi,pij->bpj", [moved, w]), Rate.ITEM, (4800,), torch.float32, multiply_adds=own
     )
     assert seconds(other, REAL, 10, 1) > 0
 

@@ -1,7 +1,8 @@
 """The intermediate graph: nodes with a rate, built without duplicates.
 
-A canonical node is a tensor `[rows, *shape]`; at weight rate there is no row axis. Nodes are interned, so building
-the same thing twice yields the same node: common subexpressions cost nothing.
+A node is a tensor `[rows, *shape]`; at weight rate there is no row axis. Around original operators there are others, in
+the layout of the model's author (`rows_first` is false). Nodes are interned, so building the same thing twice yields
+the same node: common subexpressions cost nothing.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ class Work:
 
 @dataclass(eq=False)
 class Node:
-    """One operation of the intermediate graph."""
+    """One operation of the intermediate graph.
+
+    `rows_first` says it is `[rows, *shape]`; else rows may be anywhere, and `shape` counts elements of a row at most.
+    """
 
     index: int
     op: Op | str
@@ -95,6 +99,7 @@ class Node:
     source: str
     work: Work = field(default_factory=Work)
     view: bool = False
+    rows_first: bool = True
 
     def __repr__(self) -> str:
         name = self.op if isinstance(self.op, str) else getattr(self.op, "__name__", str(self.op))
@@ -119,7 +124,6 @@ class Builder:
         self.nodes: list[Node] = []
         self.source = ""
         self.constants: dict[str, torch.Tensor] = {}
-        self.raw: set[int] = set()  # nodes in an original layout: axis 0 is not the rows
         self._interned: dict[Any, Node] = {}
         self._taken: dict[
             tuple[int, int], tuple[Node, np.ndarray]
@@ -147,11 +151,11 @@ class Builder:
 
     def call(
         self, op: Op, args: Sequence[Any], rate: Rate, shape: Sequence[int], dtype: torch.dtype, *,
-        kwargs: dict[str, Any] | None = None, multiply_adds: int = 0, free: bool = False,
+        kwargs: dict[str, Any] | None = None, multiply_adds: int = 0, free: bool = False, rows_first: bool = True,
     ) -> Node:  # fmt: skip
         """Any operation; `multiply_adds` per row, `free` for views."""
         work = Work(multiply_adds, 0 if free else math.prod(shape))
-        return self._make(op, tuple(args), kwargs or {}, rate, tuple(shape), dtype, work)
+        return self._make(op, tuple(args), kwargs or {}, rate, tuple(shape), dtype, work, rows_first)
 
     def permute(self, x: Node, order: Sequence[int]) -> Node:
         """Reorder the axes after the row axis."""
@@ -166,7 +170,7 @@ class Builder:
         if tuple(shape) == x.shape:
             return x
         inner = x.args[0] if x.op is aten.reshape.default else None
-        if inner is not None and inner.index not in self.raw and first_axis(inner) == first_axis(x):
+        if inner is not None and inner.rows_first and first_axis(inner) == first_axis(x):
             return self.reshape(x.args[0], shape)
         sizes = [-1] * first_axis(x) + list(shape)
         return self.call(aten.reshape.default, (x, sizes), x.rate, shape, x.dtype, free=True)
@@ -245,19 +249,17 @@ class Builder:
         """The same operation over other operands."""
         args = tuple(_mapped(a, value) for a in node.args)
         kwargs = {k: _mapped(v, value) for k, v in node.kwargs.items()}
-        made = self._make(node.op, args, kwargs, node.rate, node.shape, node.dtype, node.work)
-        if node.index in self.raw:
-            self.raw.add(made.index)
-        return made
+        return self._make(node.op, args, kwargs, node.rate, node.shape, node.dtype, node.work, node.rows_first)
 
     def _make(
         self, op: Op | str, args: tuple[Any, ...], kwargs: dict[str, Any], rate: Rate,
-        shape: tuple[int, ...], dtype: torch.dtype, work: Work,
+        shape: tuple[int, ...], dtype: torch.dtype, work: Work, rows_first: bool = True,
     ) -> Node:  # fmt: skip
-        key = (op, _key(args), _key(kwargs), rate, shape, dtype)
+        key = (op, _key(args), _key(kwargs), rate, shape, dtype, rows_first)
         node = self._interned.get(key)
         if node is None:
-            node = Node(len(self.nodes), op, args, kwargs, rate, shape, dtype, self.source, work, op in VIEWS)
+            number, view = len(self.nodes), op in VIEWS
+            node = Node(number, op, args, kwargs, rate, shape, dtype, self.source, work, view, rows_first)
             self._interned[key] = node
             self.nodes.append(node)
         return node

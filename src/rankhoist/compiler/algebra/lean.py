@@ -109,7 +109,7 @@ def _sum_with_product(
     if not isinstance(inner, Node) or not _plain_product(b, inner) or not readers.once(inner):
         return None
     biased = inner.op is kernels.linear_from or (inner.op is aten.linear.default and len(inner.args) != 2)
-    if biased or math.prod(part.shape) != math.prod(node.shape) or node.index in b.raw:
+    if biased or math.prod(part.shape) != math.prod(node.shape) or not node.rows_first:
         return None
     product = value(inner)
     if product.op is not inner.op or total.dtype != inner.dtype or total.dtype != node.dtype:
@@ -124,7 +124,7 @@ def _sum_with_product(
 
 def _plain_product(b: Builder, node: Node) -> bool:
     """Rows times a matrix; no original operator over tensors whose first axis is not the rows."""
-    if node.op not in PRODUCTS or node.index in b.raw or node.rate is Rate.WEIGHT:
+    if node.op not in PRODUCTS or not node.rows_first or node.rate is Rate.WEIGHT:
         return False
     return bool(node.args[1].rate <= Rate.REQUEST)
 

@@ -75,29 +75,27 @@ class OriginalOperators:
         fake, work = node.meta["val"], original_work(node, self.program.rows, self.workload.candidates)
         single = isinstance(fake, torch.Tensor)
         shape, dtype = (self._own_shape(fake, rate), fake.dtype) if single else ((work.elements,), torch.float32)
-        made = self.b.call(overload(node), args, rate, shape, dtype, kwargs=kwargs, multiply_adds=work.multiply_adds)
-        if not self._rows_first(fake if single else fake[0], rate):
-            self.b.raw.add(made.index)
-        return made
+        first = self._rows_first(fake if single else fake[0], rate)
+        return self.b.call(
+            overload(node), args, rate, shape, dtype, kwargs=kwargs, multiply_adds=work.multiply_adds, rows_first=first
+        )
 
     def _part(self, made: Node, index: int, fake: torch.Tensor) -> Node:
         """One result of an operator that makes several tensors."""
-        shape = self._own_shape(fake, made.rate)
-        return self.b.call(operator.getitem, (made, index), made.rate, shape, fake.dtype, free=True)
+        shape, first = self._own_shape(fake, made.rate), self._rows_first(fake, made.rate)
+        return self.b.call(operator.getitem, (made, index), made.rate, shape, fake.dtype, free=True, rows_first=first)
 
     def _reshape(self, value: Value, rate: Rate, fake: torch.Tensor) -> Value:
         """Sizes from the exported graph: a size of 1 (or 0) in a call must not change the number of axes."""
         shape = [self.present(self.size(s), rate) for s in fake.shape]
         given = (self.present(value, rate), shape)
-        own = self._own_shape(fake, rate)
-        return self.received(self.b.call(aten.reshape.default, given, rate, own, fake.dtype, free=True), fake)
+        own, first = self._own_shape(fake, rate), self._rows_first(fake, rate)
+        made = self.b.call(aten.reshape.default, given, rate, own, fake.dtype, free=True, rows_first=first)
+        return self.received(made, fake)
 
     def _contiguous(self, x: Node) -> Node:
         dense = {"memory_format": torch.contiguous_format}
-        made = self.b.call(aten.clone.default, (x,), x.rate, x.shape, x.dtype, kwargs=dense)
-        if x.index in self.b.raw:
-            self.b.raw.add(made.index)
-        return made
+        return self.b.call(aten.clone.default, (x,), x.rate, x.shape, x.dtype, kwargs=dense, rows_first=x.rows_first)
 
     # -- what the operator is given
 
@@ -176,9 +174,8 @@ class OriginalOperators:
         others = [i for i in range(len(sizes)) if i != axis]
         if axis:
             node = self._view(aten.permute.default, node, [axis, *others])
-        self.b.raw.add(node.index)
         dims = [sizes[axis], *(sizes[i] for i in others)]
-        node = self._view(aten.reshape.default, node, [-1, *dims], dims)
+        node = self.b.call(aten.reshape.default, (node, [-1, *dims]), node.rate, dims, node.dtype, free=True)
         rest = iter(range(1, len(dims)))
         return plain(node, node.dtype, tuple((ROW, 0) if i == axis else (next(rest),) for i in range(len(sizes))))
 
@@ -229,6 +226,6 @@ class OriginalOperators:
             return sizes if rate is Rate.WEIGHT else sizes[1:]
         return (math.prod(sizes),)
 
-    def _view(self, op: Op, x: Node, how: Sequence[Any], shape: Sequence[int] = ()) -> Node:
-        """A view of a tensor that is, or is to be, in an original layout."""
-        return self.b.call(op, (x, how), x.rate, shape, x.dtype, free=True)
+    def _view(self, op: Op, x: Node, how: Sequence[Any]) -> Node:
+        """A view in an original layout."""
+        return self.b.call(op, (x, how), x.rate, (), x.dtype, free=True, rows_first=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rankhoist.compiler.algebra import kernels
@@ -34,17 +34,17 @@ NEW = CONTIGUOUS | (OVER.keys() - ONTO)
 COMMUTES = {aten.add.Tensor, aten.mul.Tensor}
 
 
-def overwritten(nodes: Sequence[Node], outputs: Sequence[Any], raw: Collection[int] = ()) -> dict[int, int]:
+def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]:
     """Node number -> position of the argument to write over. `nodes` is all that `outputs` need, operands first.
 
-    Results in an original layout (`raw`) may have more axes than any operand: they are written anew.
+    Results in an original layout may have more axes than any operand: they are written anew.
     """
     readers = collections.Counter(x.index for n in nodes for x in inputs_of(n))
     readers.update(o.index for o in outputs if isinstance(o, Node))
     whole = _with_rows(nodes)
     found = {}
     for n in nodes:
-        if n.op in OVER and n.rate is not Rate.WEIGHT and n.index not in raw:
+        if n.op in OVER and n.rate is not Rate.WEIGHT and n.rows_first:
             places = (0, 1) if n.op in COMMUTES and not n.kwargs else (0,)  # `alpha` scales the second
             place = next((i for i in places if _free(n, n.args[i], readers, whole)), None)
             if place is not None:

@@ -22,7 +22,7 @@ def one_gather(
     b: Builder, node: Node, limits: Limits, once: Callable[[Node], bool], value: Callable[[Node], Node]
 ) -> Node | None:
     """A concatenation of looked-up rows, of which nobody reads the parts."""
-    if node.op is not aten.cat.default or node.rate is Rate.WEIGHT or node.args[1] != 1 or node.index in b.raw:
+    if node.op is not aten.cat.default or node.rate is Rate.WEIGHT or node.args[1] != 1 or not node.rows_first:
         return None
     parts: list[Node] = []
     for _, run in itertools.groupby(node.args[0], key=lambda p: _kind(p, once)):

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,8 @@ class Stages:
         return [self.weights, *(stage for v in self.variants for stage in (v.request, v.candidate))]
 
 
-def emit(
-    plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol, raw: Collection[int] = ()
-) -> Stages:
-    """Graphs that compute each plan's outputs (nodes; all else is returned as it is); `raw` as in `overwritten`."""
+def emit(plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol) -> Stages:
+    """Graphs that compute each plan's outputs (nodes; all else is returned as it is)."""
     by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in plans]
     nodes = list({n.index: n for own in by_plan for n in own}.values())
     weights = sorted((n for n in nodes if n.rate is Rate.WEIGHT), key=lambda n: n.index)
@@ -81,7 +79,7 @@ def emit(
     variants = []
     for outputs, own, passed in zip(plans, by_plan, passed_on, strict=True):
         state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]
-        over = overwritten(own, outputs, raw)
+        over = overwritten(own, outputs)
         request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
         variants.append(
             Variant(

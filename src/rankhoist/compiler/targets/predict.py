@@ -163,9 +163,11 @@ def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
 
     None where an operand is in a layout of its own, which its shape does not tell.
     """
+    if not all(a.rows_first for a in node.args[1]):
+        return None
     shapes = [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.shape] for a in node.args[1]]
     axes, result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
-    if len(shapes) != 2 or [len(own) for own in axes] != [len(shape) for shape in shapes]:
+    if len(shapes) != 2:
         return None
     x, y = axes
     if shapes[0] and shapes[0][0] is not rows:
