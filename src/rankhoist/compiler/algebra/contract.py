@@ -21,7 +21,7 @@ from rankhoist.compiler.algebra.workload import Workload
 
 def settle(b: Builder, block: Block, workload: Workload) -> Block:
     """Evaluate a block into one factor; labels that it does not depend on stay absent."""
-    if block.pure:
+    if block.settled:
         return block
     visible = set(block.visible)
     parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible)]
@@ -31,6 +31,8 @@ def settle(b: Builder, block: Block, workload: Workload) -> Block:
 
 def simplify(b: Builder, block: Block, workload: Workload) -> Block:
     """A block to keep: one evaluated fixed term; in all others one per-candidate factor, like terms added up."""
+    if block.settled:
+        return block
     visible = set(block.visible)
     fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
     if fixed:

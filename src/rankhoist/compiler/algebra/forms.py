@@ -106,7 +106,7 @@ class Block:
         return tuple(itertools.chain.from_iterable(self.labels))
 
     @property
-    def pure(self) -> bool:
+    def settled(self) -> bool:
         """One factor and nothing else: a tensor that exists."""
         if len(self.terms) != 1 or self.terms[0].scale != 1.0 or len(self.terms[0].factors) != 1:
             return False
@@ -115,7 +115,7 @@ class Block:
 
     @property
     def factor(self) -> Factor:
-        """The one factor of a pure block."""
+        """The one factor of a settled block."""
         return self.terms[0].factors[0]
 
 
@@ -153,7 +153,7 @@ class Form:
 
     @property
     def settled(self) -> bool:
-        return all(b.pure for b in self.blocks.values())
+        return all(b.settled for b in self.blocks.values())
 
     def axis(self, dim: int) -> int:
         """The original axis that holds `dim`."""

@@ -201,7 +201,7 @@ class Interpreter(OriginalOperators):
         return self.solid(form) if self.level < Level.LINEAR and form.mixed and not lookup else form
 
     def _finish_block(self, node: fx.Node, block: Block) -> Block:
-        if block.pure:
+        if block.settled:
             return block
         if self.level < Level.FULL or not grid.worth_keeping(block):
             return settle(self.b, block, self.workload)
@@ -252,9 +252,9 @@ class Interpreter(OriginalOperators):
                 known[n.index] = n.op(*[value(a) for a in n.args], **{k: value(v) for k, v in n.kwargs.items()})
         return known[node.index]
 
-    def pure(self, form: Form) -> Form:
+    def settled(self, form: Form) -> Form:
         """All blocks evaluated."""
-        return joins.settle_all(self.b, form, self.workload)
+        return joins.settled(self.b, form, self.workload)
 
     def solid(self, form: Form) -> Form:
         """One block."""
@@ -262,7 +262,7 @@ class Interpreter(OriginalOperators):
 
     def simplified(self, form: Form) -> Form:
         """An intermediate result inside a rule: like terms added up, unevaluated."""
-        blocks = {cell: b if b.pure else simplify(self.b, b, self.workload) for cell, b in form.blocks.items()}
+        blocks = {cell: simplify(self.b, block, self.workload) for cell, block in form.blocks.items()}
         return Form(form.dims, blocks, form.layout, form.dtype)
 
 

@@ -30,8 +30,8 @@ from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.workload import Workload
 
 
-def settle_all(b: Builder, form: Form, workload: Workload) -> Form:
-    """Every block evaluated to one tensor."""
+def settled(b: Builder, form: Form, workload: Workload) -> Form:
+    """The form with every block evaluated to one tensor."""
     return replace(form, blocks={cell: settle(b, block, workload) for cell, block in form.blocks.items()})
 
 
@@ -46,7 +46,7 @@ def coalesce(b: Builder, form: Form, dim: int, workload: Workload) -> Form:
     kinds: dict[object, list[int]] = {}
     for k in range(len(form.dims[dim])):
         column = [form.blocks[replaced(cell, dim, k, 0)] for cell in others]
-        joinable = all(block.pure and set(block.labels[dim]) <= set(block.factor.labels) for block in column)
+        joinable = all(block.settled and set(block.labels[dim]) <= set(block.factor.labels) for block in column)
         kind = tuple((_stage(x), _present(x, dim)) for x in column) if joinable else (k,)
         kinds.setdefault(kind, []).append(k)
     if len(kinds) == len(form.dims[dim]):
@@ -66,13 +66,13 @@ def _stage(block: Block) -> str:
 
 
 def _present(block: Block, dim: int) -> tuple[bool, ...]:
-    """Which other dims a pure block really extends along (those it is constant along stay free of cost)."""
+    """Which other dims a settled block really extends along (those it is constant along stay free of cost)."""
     labels = set(block.factor.labels)
     return tuple(all(x in labels for x in own) for d, own in enumerate(block.labels) if d != dim)
 
 
 def join_blocks(b: Builder, parts: Sequence[Block], dim: int) -> Block:
-    """Pure blocks side by side along `dim`, as one tensor; its axes are in the order of the largest part's."""
+    """Settled blocks side by side along `dim`, as one tensor; its axes are in the order of the largest part's."""
     flat = [flatten_labels(b, p, dim) for p in [parts[0], *(fresh(p) for p in parts[1:])]]
     for d in range(len(flat[0].labels)):
         if d != dim:
@@ -101,7 +101,7 @@ def expand(b: Builder, node: Node, shape: Sequence[int]) -> Node:
 
 def materialise(b: Builder, form: Form, workload: Workload) -> Node:
     """The whole value as one canonical node `[rows, *dims]`, at the highest rate of its blocks."""
-    form = settle_all(b, form, workload)
+    form = settled(b, form, workload)
     for dim in range(len(form.dims)):
         if len(form.dims[dim]) > 1:
             form = join_segments(b, form, dim)

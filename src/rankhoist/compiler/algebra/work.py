@@ -14,7 +14,7 @@ from torch import fx
 from rankhoist.capture.program import operator_name
 from rankhoist.compiler.algebra.ir import Work
 
-VIEWS = set(
+ORIGINAL_VIEWS = set(
     """
 view reshape permute transpose t unsqueeze squeeze expand select slice split split_with_sizes chunk unbind flatten
 unflatten alias detach lift_fresh_copy view_as expand_as narrow unsafe_split numpy_T diagonal _unsafe_view unfold
@@ -33,7 +33,7 @@ def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
         return [_number(s, rows, count) for s in fake.shape]
 
     name = operator_name(node)
-    elements = 0 if name in VIEWS else sum(math.prod(shape(f)) for f in fakes)
+    elements = 0 if name in ORIGINAL_VIEWS else sum(math.prod(shape(f)) for f in fakes)
     operands = [shape(a.meta["val"]) for a in _tensor_args(node)]
     madds = _multiply_adds(node, name, operands, [shape(f) for f in fakes])
     divisor = count if fakes and any(isinstance(s, torch.SymInt) for f in fakes for s in f.shape) else 1

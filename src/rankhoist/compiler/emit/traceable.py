@@ -24,7 +24,7 @@ from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.algebra.over import OVER
 from rankhoist.compiler.emit.stages import Stage
 
-Blocks = tuple[Tensor, Tensor]  # slots [R, M], place [N]
+Padded = tuple[Tensor, Tensor]  # slots [R, M], place [N]
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,23 @@ def _padded(x: Tensor, slots: Tensor) -> Tensor:
     return x.index_select(0, slots.reshape(-1)).reshape(*slots.shape, *x.shape[1:])
 
 
-def _linear(x: Tensor, m: Tensor, blocks: Blocks) -> Tensor:
-    slots, place = blocks
+def _linear(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
+    slots, place = padded
     made = torch.bmm(_padded(x, slots).flatten(1, -2), m)
     return made.reshape(-1, *x.shape[1:-1], m.shape[-1]).index_select(0, place)
 
 
-def _linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor, blocks: Blocks) -> Tensor:
+def _linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor, padded: Padded) -> Tensor:
     own = start.index_select(0, owner)
-    return _linear(x, m, blocks) + own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
+    return _linear(x, m, padded) + own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
 
 
-def _linear_onto(total: Tensor, x: Tensor, m: Tensor, blocks: Blocks) -> Tensor:
-    return total + _linear(x, m, blocks)
+def _linear_onto(total: Tensor, x: Tensor, m: Tensor, padded: Padded) -> Tensor:
+    return total + _linear(x, m, padded)
 
 
-def _matmul(x: Tensor, m: Tensor, blocks: Blocks) -> Tensor:
-    slots, place = blocks
+def _matmul(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
+    slots, place = padded
     made = torch.matmul(_padded(x, slots), m[:, None])
     return made.flatten(0, 1).index_select(0, place)
 

@@ -49,7 +49,7 @@ def _by_blocks(c: Interpreter, value: Form, dim: int) -> bool:
 
 def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
     """Softmax along a dim, unevaluated."""
-    value = tidy(c, c.pure(tidy(c, value)))
+    value = tidy(c, c.settled(tidy(c, value)))
     axis = value.axis(dim)
     parts = [joins.segment(value, dim, k) for k in range(len(value.dims[dim]))]
     highest = [_amax(c, part, dim) for part in parts]
@@ -58,7 +58,7 @@ def softmax_of(c: Interpreter, value: Form, dim: int) -> Form:
     powers = [
         apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [x, p])]) for x, p in zip(parts, peaks, strict=True)
     ]
-    sums = [c.pure(moves.with_axes(grid.sum_dims(c.b, p, [dim]), [axis])) for p in powers]
+    sums = [c.settled(moves.with_axes(grid.sum_dims(c.b, p, [dim]), [axis])) for p in powers]
     peak = reduce(lambda x, y: apply_op(c, aten.maximum.default, [x, y]), highest)
     peak = apply_op(c, aten.clamp_min.default, [peak, lowest])
     shares = [apply_op(c, aten.exp.default, [apply_op(c, aten.sub.Tensor, [p, peak])]) for p in peaks]
@@ -96,7 +96,7 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     scores = grid.total(c.b, [scores], q.dtype, (scale,))
     if mask is not None:
         scores = plus(c, scores, mask)
-    scores = moves.ordered(c.pure(scores))
+    scores = moves.ordered(c.settled(scores))
     last = dim_of(scores, -1)
     whole = tidy(c, scores)
     weights = softmax_of(c, whole, last) if len(whole.dims[last]) > 1 else _plain_softmax(c, scores, last)

@@ -111,7 +111,7 @@ def _norm_of_blocks(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form,
 
 def _block_norm(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, count: int) -> Form:
     """`layer_norm` (or `rms_norm`, which has no mean) by law 2, unevaluated."""
-    x = tidy(c, c.pure(tidy(c, x)))
+    x = tidy(c, c.settled(tidy(c, x)))
     dims = [d for e in x.layout[len(x.layout) - count :] for d in e]
     axes = sorted(x.axis(d) for d in dims)
     size = math.prod(x.sizes[d] for d in dims)
@@ -133,7 +133,7 @@ def _block_norm(c: Interpreter, node: fx.Node, a: dict[str, Value], x: Form, cou
 
 def _mean(c: Interpreter, x: Form, dims: list[int], axes: list[int]) -> Form:
     scale = 1.0 / math.prod(x.sizes[d] for d in dims)
-    return c.pure(moves.with_axes(grid.sum_dims(c.b, x, dims, scale), axes))
+    return c.settled(moves.with_axes(grid.sum_dims(c.b, x, dims, scale), axes))
 
 
 def _mean_square(c: Interpreter, x: Form, dims: list[int], axes: list[int], size: int, mean: Form | None) -> Form:
@@ -150,7 +150,7 @@ def _mean_square(c: Interpreter, x: Form, dims: list[int], axes: list[int], size
             block = apply_op(c, aten.sub.Tensor, [block, middle])
         squares = apply_op(c, aten.square.default, [block])
         parts.append((_mean(c, squares, dims, axes), own / size))
-    return c.pure(grid.total(c.b, [p for p, _ in parts], x.dtype, [s for _, s in parts]))
+    return c.settled(grid.total(c.b, [p for p, _ in parts], x.dtype, [s for _, s in parts]))
 
 
 RULES = table([

@@ -107,7 +107,7 @@ def _all_numbers(
 
 def _number(c: Interpreter, block: Block, masking: bool) -> Any:
     """The number that a block is; constants count where the operator may be masked by them."""
-    if not block.pure or block.rate is not Rate.WEIGHT:
+    if not block.settled or block.rate is not Rate.WEIGHT:
         return None
     number = block.factor.number
     return _of_constant(c, block.factor.node) if number is None and masking else number

@@ -209,7 +209,7 @@ def _arithmetic(
 ) -> Value:  # fmt: skip
     """Per cell: keep the form where that can save work (level `full`), else run the operator on evaluated blocks."""
     dtype = node.meta["val"].dtype
-    operands = [_number(c, a, dtype) if isinstance(a, int | float) else a for a in args[:2]]
+    operands = [_as_form(c, a, dtype) if isinstance(a, int | float) else a for a in args[:2]]
     forms = [tidy(c, form(o)) for o in operands]
     if c.level < Level.FULL or dtype not in ARITHMETIC or any(f.dtype != dtype for f in forms):
         return elementwise(c, node, args, kwargs)
@@ -229,7 +229,7 @@ def _arithmetic(
     return grid.map_blocks(grid.align(c.b, forms), dtype, choose)
 
 
-def _number(c: Interpreter, value: float, dtype: torch.dtype) -> Form:
+def _as_form(c: Interpreter, value: float, dtype: torch.dtype) -> Form:
     if not dtype.is_floating_point:
         dtype = torch.int64
     return plain(c.b.number(value, dtype), dtype, row_layout(0, rows=False))

@@ -31,7 +31,7 @@ def dims_of(value: Form, axes: Any) -> list[int]:
     return [d for entry in entries for d in entry]
 
 
-def total(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def sum_(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`sum`: linear, so terms keep their coefficients."""
     return _linear_reduction(c, node, args, kwargs, mean=False)
 
@@ -86,7 +86,7 @@ def by_blocks(
 
     With `of_numbers`, the operator gives back the number that a block is full of, as `amax` does.
     """
-    value = c.pure(tidy(c, value))
+    value = c.settled(tidy(c, value))
     for d in dims:
         if len(value.dims[d]) > 1:
             value = joins.in_position_order(c.b, joins.join_segments(c.b, value, d), d)
@@ -138,7 +138,7 @@ def _form(value: Form, sizes: list[int | None], blocks: dict[Any, Block], dtype:
 
 
 RULES = table([
-    ("sum", total),
+    ("sum", sum_),
     ("mean", mean),
     ("log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk kthvalue", along),
     ("max.default max.dim min.default min.dim amax amin argmax argmin logsumexp any all prod", along),

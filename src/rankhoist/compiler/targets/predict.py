@@ -14,8 +14,7 @@ import numpy as np
 
 from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.ir import VIEWS, Node, Rate, aten
-from rankhoist.compiler.algebra.work import VIEWS as ORIGINAL_VIEWS
-from rankhoist.compiler.algebra.work import einsum_axes
+from rankhoist.compiler.algebra.work import ORIGINAL_VIEWS, einsum_axes
 from rankhoist.compiler.targets.profile import Profile
 
 FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
