@@ -6,11 +6,11 @@ from functools import cache
 from typing import Any
 
 from rankhoist.compiler.algebra.interpret import Rule
-from rankhoist.compiler.rules import attention, linear, lookup, norm, pointwise, reduce, rowwise, shape
+from rankhoist.compiler.rules import attention, linear, lookup, norm, pointwise, reduce, reshape, rowwise
 
 FAMILIES = {
     "lookup": lookup.RULES,
-    "shape": shape.RULES,
+    "reshape": reshape.RULES,
     "pointwise": pointwise.RULES,
     "linear": linear.RULES,
     "reduce": reduce.RULES,
@@ -34,4 +34,4 @@ def all_rules() -> dict[Any, Rule]:
 
 def lookups() -> frozenset[Any]:
     """Operators hoisted at level `lookup`: table reads, and what only moves or casts elements before and after them."""
-    return frozenset(lookup.LOOKUPS) | frozenset(shape.RULES) | frozenset(pointwise.CASTS)
+    return frozenset(lookup.LOOKUPS) | frozenset(reshape.RULES) | frozenset(pointwise.CASTS)
