@@ -6,11 +6,24 @@ from functools import cache
 from typing import Any
 
 from rankhoist.compiler.algebra.interpret import Rule
-from rankhoist.compiler.rules import attention, linear, lookup, norm, pointwise, reduce, reshape, rowwise
+from rankhoist.compiler.rules import (
+    attention,
+    joining,
+    linear,
+    lookup,
+    norm,
+    parts,
+    pointwise,
+    reduce,
+    reshape,
+    rowwise,
+)
 
 FAMILIES = {
     "lookup": lookup.RULES,
     "reshape": reshape.RULES,
+    "parts": parts.RULES,
+    "joining": joining.RULES,
     "pointwise": pointwise.RULES,
     "linear": linear.RULES,
     "reduce": reduce.RULES,
@@ -34,4 +47,5 @@ def all_rules() -> dict[Any, Rule]:
 
 def lookups() -> frozenset[Any]:
     """Operators hoisted at level `lookup`: table reads, and what only moves or casts elements before and after them."""
-    return frozenset(lookup.LOOKUPS) | frozenset(reshape.RULES) | frozenset(pointwise.CASTS)
+    moves = reshape.RULES | parts.RULES | joining.RULES
+    return frozenset(lookup.LOOKUPS) | frozenset(moves) | frozenset(pointwise.CASTS)
