@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rankhoist.compiler.algebra.cuts import refine, unify
 from rankhoist.compiler.algebra.forms import (
     ROW,
     Block,
@@ -22,9 +23,7 @@ from rankhoist.compiler.algebra.forms import (
     Term,
     cells,
     fresh,
-    refine,
     rename,
-    unify,
     whole,
     with_labels,
 )

@@ -9,22 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from rankhoist.compiler.algebra.contract import arrange, settle
-from rankhoist.compiler.algebra.forms import (
-    ROW,
-    Block,
-    Decline,
-    Factor,
-    Form,
-    Label,
-    cells,
-    flatten_labels,
-    fresh,
-    one_block,
-    refine,
-    take,
-    unify,
-    whole,
-)
+from rankhoist.compiler.algebra.cuts import flatten_labels, refine, take, unify
+from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Factor, Form, Label, cells, fresh, one_block, whole
 from rankhoist.compiler.algebra.ir import Builder, Node, Rate, aten
 from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.workload import Workload

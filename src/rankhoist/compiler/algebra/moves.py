@@ -9,22 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankhoist.compiler.algebra.forms import (
-    ROW,
-    Block,
-    Cell,
-    Decline,
-    Form,
-    Label,
-    Labels,
-    Positions,
-    cells,
-    drop_axes,
-    flatten_labels,
-    split_at,
-    take,
-    whole,
-)
+from rankhoist.compiler.algebra.cuts import drop_axes, flatten_labels, split_at, take
+from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Form, Label, Labels, Positions, cells, whole
 from rankhoist.compiler.algebra.ir import Builder
 
 

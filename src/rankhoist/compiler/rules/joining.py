@@ -9,7 +9,8 @@ import numpy as np
 from torch import fx
 
 from rankhoist.compiler.algebra import grid, moves
-from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Extent, Form, refine
+from rankhoist.compiler.algebra.cuts import refine
+from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Extent, Form
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, integer, named
