@@ -28,38 +28,57 @@ def positive(x: torch.Tensor) -> torch.Tensor:
 
 # (context, candidate) -> scores; the reason; weights.
 CASES = {
-    "product_sums_over_rows": (lambda c, k: k @ torch.einsum("bi,bj->ij", c, k).mT[:, :2], "sums over the rows", {}),
-    "vecdot_over_rows": (lambda c, k: k * torch.linalg.vecdot(c[:, :4], k, dim=0), "sums over the rows", {}),
-    "einsum_ellipsis": (lambda c, k: k * torch.einsum("...i->i", c)[:4], "sums over the rows", {}),
-    "einsum_diagonal": (
-        lambda c, k: torch.einsum("bii->bi", c[:, :4].view(-1, 2, 2)) * k[:, :2], "names an axis twice", {},
+    "product_sums_over_rows": (
+        lambda c, k: k @ torch.einsum("bi,bj->ij", c, k).mT[:, :2],
+        "sums over the rows: b i, b j -> i j of [rows, 6], [rows, 4]", {},
     ),
-    "every_row_with_every_row": (lambda c, k: (c[:, :1] - c[:, 0]).abs() @ k, "every row meets every other row", {}),
-    "table_of_rows": (lambda c, k: F.embedding(positive(k[:, 0]), c), "the table is no weight", {}),
-    "index_of_rows": (lambda c, k: c[positive(k[:, 0])], "depends on the inputs", {}),
+    "vecdot_over_rows": (lambda c, k: k * torch.linalg.vecdot(c[:, :4], k, dim=0), "sums over the rows", {}),
+    "einsum_ellipsis": (
+        lambda c, k: k * torch.einsum("...i->i", c)[:4], "sums over the rows: ..1 i -> i of [rows, 6]", {},
+    ),
+    "einsum_diagonal": (
+        lambda c, k: torch.einsum("bii->bi", c[:, :4].view(-1, 2, 2)) * k[:, :2],
+        "an operand names an axis twice: b i i -> b i of [rows, 2, 2]", {},
+    ),
+    "every_row_with_every_row": (
+        lambda c, k: (c[:, :1] - c[:, 0]).abs() @ k, "every row meets every other row: [rows, 1], [rows]", {},
+    ),
+    "table_of_rows": (lambda c, k: F.embedding(positive(k[:, 0]), c), "the table is no weight, but [rows, 6]", {}),
+    "index_of_rows": (
+        lambda c, k: c[positive(k[:, 0])], "axis 0 of [rows, 6] is indexed by a tensor that depends on the inputs", {},
+    ),
     "row_number_of_a_weight": (
         lambda c, k, w: w[torch.arange(k.shape[0]) % 4] * c[:, :3] + k[:, :1], "the row number", dict(w=W),
     ),
-    "gather_over_rows": (lambda c, k: c[:, :4].gather(0, positive(k)), "row axis", {}),
-    "mask_by_candidate": (
-        lambda c, k: torch.masked_select(c[:, :4], k > 0).sum() + k, "mask that depends on the inputs", {},
+    "gather_over_rows": (
+        lambda c, k: c[:, :4].gather(0, positive(k)), "works along the row axis: axis 0 of [rows, 4]", {},
     ),
-    "rows_repeated": (lambda c, k: c[:, :4].repeat(2, 1)[: k.shape[0]] + k, "repeats the rows themselves", {}),
+    "mask_by_candidate": (
+        lambda c, k: torch.masked_select(c[:, :4], k > 0).sum() + k,
+        "selects from [rows, 4] by a mask that depends on the inputs", {},
+    ),
+    "rows_repeated": (
+        lambda c, k: c[:, :4].repeat(2, 1)[: k.shape[0]] + k,
+        "repeats the rows themselves: [rows, 4] to [2 * rows, 4]", {},
+    ),
     "attention_over_rows": (
         lambda c, k: F.scaled_dot_product_attention(k[None], c[None, :, :4], c[None, :, :4])[0],
-        "every row meets every other row", {},
+        "every row meets every other row: [1, rows, 1, 4], [1, 1, rows, 4]", {},
     ),
     "learned_queries_over_rows": (
         lambda c, k, w: F.scaled_dot_product_attention(w[None], k[None], k[None])[0, :1] + c[:, :4],
-        "works along the row axis", dict(w=randn(2, 4)),
+        "works along the row axis: axis 2 of [1, 2, rows]", dict(w=randn(2, 4)),
     ),
-    "pool_over_rows": (lambda c, k: k + F.avg_pool1d(c.t()[None], 3, 1, 1)[0].amax(1)[:4], "pools over the rows", {}),
+    "pool_over_rows": (
+        lambda c, k: k + F.avg_pool1d(c.t()[None], 3, 1, 1)[0].amax(1)[:4], "pools over the rows of [1, 6, rows]", {},
+    ),
     "convolution_over_rows": (
-        lambda c, k, w: k + F.conv1d(c[:, :4].t(), w, padding=1).t(), "without a batch axis", dict(w=randn(4, 4, 3)),
+        lambda c, k, w: k + F.conv1d(c[:, :4].t(), w, padding=1).t(),
+        "a convolution of [4, rows], without a batch axis", dict(w=randn(4, 4, 3)),
     ),
     "bags_by_offsets": (
         lambda c, k, t: F.embedding_bag(positive(k).flatten(), t, torch.arange(k.shape[0]) * 2, mode="sum") * c[:, :3],
-        "may cross rows", dict(t=W),
+        "bags given by offsets may cross rows: [(rows 4)]", dict(t=W),
     ),
 }  # fmt: skip
 

@@ -327,14 +327,14 @@ def test_equal_at_every_level(name, context, candidate, case):
 
 
 NEAR_MISSES = {
-    "softmax_over_rows": (lambda c, k: both(c, k).softmax(0), "softmax", "row axis"),
-    "sum_over_rows": (lambda c, k: both(c, k) - both(c, k).sum(0), "sum", "over the rows"),
-    "cumsum_over_rows": (lambda c, k: c.cumsum(0)[:, :4] + k, "cumsum", "over the rows"),
-    "rows_flipped": (lambda c, k: c.flip(0)[:, :4] + k, "flip", "row axis"),
-    "rows_rolled": (lambda c, k: c.roll(1, 0)[:, :4] + k, "roll", "row axis"),
-    "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows"),
+    "softmax_over_rows": (lambda c, k: both(c, k).softmax(0), "softmax", "row axis: axis 0 of [rows, 10]"),
+    "sum_over_rows": (lambda c, k: both(c, k) - both(c, k).sum(0), "sum", "over the rows: axis 0 of [rows, 10]"),
+    "cumsum_over_rows": (lambda c, k: c.cumsum(0)[:, :4] + k, "cumsum", "over the rows: axis 0 of [rows, 6]"),
+    "rows_flipped": (lambda c, k: c.flip(0)[:, :4] + k, "flip", "row axis: axis 0 of [rows, 6]"),
+    "rows_rolled": (lambda c, k: c.roll(1, 0)[:, :4] + k, "roll", "row axis: axis 0 of [rows, 6]"),
+    "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0 of [rows, 6]"),
     "rows_meet_rows": (lambda c, k: (c @ c.t()).softmax(1) @ k, "matmul", "every row meets every other row"),
-    "first_row": (lambda c, k: c[:1, :4] + k, "slice", "row axis"),
+    "first_row": (lambda c, k: c[:1, :4] + k, "slice", "row axis: axis 0 of [rows, 6]"),
 }
 
 

@@ -147,6 +147,12 @@ class Form:
         return [(math.prod(sizes[d] for d in entry if d != ROW), ROW in entry) for entry in self.layout]
 
     @property
+    def axes(self) -> str:
+        """The original axes to read, those that are folded as einops writes them: `[rows, (2 rows), 3]`."""
+        sizes = self.sizes
+        return f"[{', '.join(axis_text([d if d == ROW else sizes[d] for d in entry]) for entry in self.layout)}]"
+
+    @property
     def mixed(self) -> bool:
         """Some blocks exist per request, others per candidate."""
         return len({b.rate.per_candidate for b in self.blocks.values()}) > 1
@@ -185,6 +191,12 @@ def one_block(factor: Factor, labels: tuple[Labels, ...]) -> Block:
 def shape_text(shape: Sequence[Extent]) -> str:
     """Sizes of original axes to read: `[rows, 2 * rows, 3]`."""
     return "[" + ", ".join(("rows" if n == 1 else f"{n} * rows") if rows else str(n) for n, rows in shape) + "]"
+
+
+def axis_text(sizes: Sequence[int]) -> str:
+    """One original axis to read: `rows`, `3`, or, folded, `(rows 4)`; `sizes` has `ROW` for the rows."""
+    parts = ["rows" if size == ROW else str(size) for size in sizes]
+    return f"({' '.join(parts)})" if len(parts) > 1 else "".join(parts) or "1"
 
 
 def cells(dims: Sequence[Sequence[Positions]]) -> Iterator[Cell]:

@@ -21,6 +21,7 @@ from rankhoist.compiler.algebra.forms import (
     Label,
     Positions,
     Term,
+    axis_text,
     cells,
     fresh,
     rename,
@@ -98,10 +99,11 @@ def _broadcast(forms: Sequence[Form]) -> tuple[tuple[tuple[int, ...], ...], list
                 count += 1
         for pattern in patterns:
             if pattern != patterns[leader] and _extent(pattern) != 1:
-                raise Decline(f"axis {axis}: operands fold rows differently ({pattern} and {patterns[leader]})")
+                shown = f"{axis_text(pattern)} and {axis_text(patterns[leader])}"
+                raise Decline(f"operands fold rows differently: axis {axis} is {shown}")
         layout.append(tuple(entry))
     if sum(ROW in entry for entry in layout) > 1:
-        raise Decline("every row meets every other row")
+        raise Decline(f"every row meets every other row: {', '.join(f.axes for f in forms)}")
     return tuple(layout), places
 
 

@@ -146,7 +146,7 @@ def assemble(b: Builder, form: Form, dim: int, parts: Sequence[Form]) -> Form:
     """The inverse of `segment`: parts in place of the segments of a dim; all other dims are cut alike."""
     axes = [f.layout for f in parts]
     if any(len(a) != len(form.layout) for a in axes):
-        raise Decline("parts with other axes")
+        raise Decline(f"parts of {form.axes} with other axes")
     aligned = [ordered(p) for p in parts]
     own = ordered(form)
     at = [d for e in form.layout for d in e if d != ROW].index(dim)

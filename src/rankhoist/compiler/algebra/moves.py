@@ -127,7 +127,7 @@ def split_dim(b: Builder, form: Form, dim: int, sizes: Sequence[int]) -> Form:
         grid = np.meshgrid(*chosen, indexing="ij")
         flat = np.ravel_multi_index([g.reshape(-1) for g in grid], sizes)
         if (owner[flat] != owner[flat[0]]).any():
-            raise Decline("a reshape cuts through a block")
+            raise Decline(f"a reshape of {form.sizes[dim]} to {list(sizes)} cuts through a block")
         old = form.blocks[replaced(cell, dim, int(owner[flat[0]]), count)]
         part = take(b, old, dim, offset[flat])
         blocks[cell] = _distribute(b, part, dim, [len(c) for c in chosen])

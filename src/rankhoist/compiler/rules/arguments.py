@@ -58,11 +58,12 @@ def axis_of(value: Form, axis: int) -> int:
 
 def dim_of(value: Form, axis: int) -> int:
     """The dim that is original axis `axis`; declines for the row axis and for rows folded with others."""
-    entry = value.layout[axis_of(value, axis)]
+    own = axis_of(value, axis)
+    entry = value.layout[own]
     if ROW in entry:
-        raise Decline("works along the row axis")
+        raise Decline(f"works along the row axis: axis {own} of {value.axes}")
     if len(entry) != 1:
-        raise Decline("works along several folded axes")
+        raise Decline(f"works along several folded axes: axis {own} of {value.axes}")
     return entry[0]
 
 

@@ -10,7 +10,7 @@ from torch import fx
 
 from rankhoist.compiler.algebra import grid, moves
 from rankhoist.compiler.algebra.cuts import refine
-from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Extent, Form
+from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Extent, Form, shape_text
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, integer, named
@@ -47,11 +47,12 @@ def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
     """Forms side by side along an axis that holds no rows."""
     forms = [moves.ordered(f) for f in forms]
     dim = dim_of(forms[0], axis)
-    shapes = {
+    shapes = [
         tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms
-    }
-    if len(shapes) > 1:
-        raise Decline("joins tensors that fold rows differently")
+    ]
+    for f, shape in zip(forms, shapes, strict=True):
+        if shape != shapes[0]:
+            raise Decline(f"joins tensors that fold rows differently: {forms[0].axes} and {f.axes}")
     for other in range(len(forms[0].dims)):
         if other != dim:
             forms = refine(c.b, forms, [other] * len(forms))
@@ -70,9 +71,9 @@ def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
 def pad(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Constant padding: a constant block on either side."""
     a = named(node, args, kwargs)
-    if a.get("mode", "constant") != "constant":
-        raise Decline(f"padding by {a['mode']}")
     value = form(a["self"])
+    if a.get("mode", "constant") != "constant":
+        raise Decline(f"pads {value.axes} by {a['mode']}")
     number = a["value"] if a["value"] is not None else 0.0
     amounts = [integer(n) for n in a["pad"]]
     for k in range(0, len(amounts), 2):
@@ -94,7 +95,7 @@ def _constant_like(c: Interpreter, value: Form, axis: int, size: int, number: fl
     sizes[axis] = (size, False)
     made = grid.constant_form(c.b, number, value.dtype, sizes)
     if any(ROW in e and len(e) > 1 for e in value.layout):
-        raise Decline("pads a tensor whose rows are folded with another axis")
+        raise Decline(f"pads {value.axes}, whose rows are folded with another axis")
     return made
 
 
@@ -113,7 +114,7 @@ def stretched(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
     grown: list[Extent] = []
     for own, (number, rows) in zip(value.extents, shape, strict=True):
         if own not in ((number, rows), (1, False)):
-            raise Decline("expands an axis that is not of size 1")
+            raise Decline(f"expands {value.axes} to {shape_text(shape)}, along an axis that is not of size 1")
         grown.append((1, False) if own == (number, rows) else (number, rows))
     target = grid.constant_form(c.b, 1.0, value.dtype, grown)
     return grid.map_blocks(grid.align(c.b, [value, target]), value.dtype, lambda blocks: blocks[0])
@@ -132,7 +133,7 @@ def repeat(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
             continue
         if own_rows or rows:
             if (own, True) != (number, rows):
-                raise Decline("repeats the rows themselves")
+                raise Decline(f"repeats the rows themselves: {value.axes} to {shape_text(shape)}")
         elif number != own:
             dim = dim_of(value, axis - lead)
             value = moves.take_dim(c.b, value, dim, np.tile(np.arange(own), number // own))
@@ -145,7 +146,7 @@ def repeat_interleave(c: Interpreter, node: fx.Node, args: list[Value], kwargs: 
     a = named(node, args, kwargs)
     value, count = form(a["self"]), integer(a["repeats"])
     if a["dim"] is None:
-        raise Decline("repeats a flattened tensor")
+        raise Decline(f"repeats {value.axes} flattened")
     axis = axis_of(value, a["dim"])
     if ROW in value.layout[axis]:
         dim = len(value.dims)

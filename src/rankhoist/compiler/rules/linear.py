@@ -31,7 +31,7 @@ def contract(c: Interpreter, operands: Sequence[Form], axes: Sequence[Sequence[s
         raise Decline(f"product of {', '.join(str(o.dtype) for o in operands)}")
     names = [*result, *dict.fromkeys(n for own in axes for n in own if n not in result)]
     if any(len(set(own)) != len(own) for own in axes):
-        raise Decline("an operand names an axis twice")
+        raise Decline(f"an operand names an axis twice: {_equation(operands, axes, result)}")
     placed = []
     for operand, own in zip(_operands_for_level(c, operands), axes, strict=True):
         entries = dict(zip(own, operand.layout, strict=True))
@@ -39,8 +39,14 @@ def contract(c: Interpreter, operands: Sequence[Form], axes: Sequence[Sequence[s
     product = grid.multiply(c.b, placed, dtype)
     inner = [d for entry in product.layout[len(result) :] for d in entry]
     if ROW in inner:
-        raise Decline("sums over the rows")
+        raise Decline(f"sums over the rows: {_equation(operands, axes, result)}")
     return grid.sum_dims(c.b, product, inner)
+
+
+def _equation(operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> str:
+    """A contraction to read: `b i, b j -> i j of [rows, 6], [rows, 4]`."""
+    left = ", ".join(" ".join(own) for own in axes)
+    return f"{left} -> {' '.join(result)} of {', '.join(o.axes for o in operands)}"
 
 
 def _operands_for_level(c: Interpreter, operands: Sequence[Form]) -> list[Form]:

@@ -15,7 +15,7 @@ from torch import fx
 from rankhoist.capture.program import overload
 from rankhoist.compiler.algebra import joins, moves
 from rankhoist.compiler.algebra.contract import settle
-from rankhoist.compiler.algebra.forms import ROW, Decline, Factor, Form, Label, one_block, whole
+from rankhoist.compiler.algebra.forms import ROW, Decline, Factor, Form, Label, one_block, shape_text, whole
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.ir import Rate, aten
 from rankhoist.compiler.algebra.values import RowNumber, Value
@@ -28,7 +28,7 @@ def embedding(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     a = named(node, args, kwargs)
     weight, ids = form(a["weight"]), form(a["indices"])
     if weight.rate is not Rate.WEIGHT or weight.has_rows:
-        raise Decline("the table is no weight")
+        raise Decline(f"the table is no weight, but {weight.axes}")
     read = joins.materialise(c.b, weight, c.workload)
     return _looked_up(
         c, tidy(c, ids), weight.dtype, weight.sizes[1:], lambda f: (aten.embedding.default, (read, f.node))
@@ -61,7 +61,7 @@ def bucketize(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     """The bucket of every element, for constant boundaries."""
     value, edges = form(args[0]), form(args[1])
     if edges.rate is not Rate.WEIGHT:
-        raise Decline("the boundaries are no weight")
+        raise Decline(f"the boundaries are no weight, but {edges.axes}")
     read = joins.materialise(c.b, edges, c.workload)
     blocks = {}
     for cell, block in tidy(c, value).blocks.items():
@@ -86,12 +86,13 @@ def index(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Va
     chosen = [(axis, i) for axis, i in enumerate(args[1]) if i is not None]
     if any(isinstance(i, RowNumber) for _, i in chosen):
         return _own_row(c, node, value, chosen)
+    axes = [axis for axis, _ in chosen]
     constants = [c.constant(i) for _, i in chosen]
     if all(k is not None for k in constants):
-        return _constant_index(c, value, [axis for axis, _ in chosen], [k for k in constants if k is not None])
+        return _constant_index(c, value, axes, [k for k in constants if k is not None])
     if len(chosen) == 1:
         return _index_axis(c, value, chosen[0][0], form(chosen[0][1]))
-    raise Decline("indexed by several tensors that depend on the inputs")
+    raise Decline(f"axes {axes} of {value.axes} are indexed by tensors that depend on the inputs")
 
 
 def _constant_index(c: Interpreter, value: Form, axes: list[int], constants: list[torch.Tensor]) -> Form:
@@ -101,7 +102,7 @@ def _constant_index(c: Interpreter, value: Form, axes: list[int], constants: lis
         axes = list(range(axes[0], axes[0] + mask.dim()))
         constants = list(mask.nonzero(as_tuple=True))
     if axes != list(range(axes[0], axes[0] + len(axes))):
-        raise Decline("indexed along axes that are not neighbours")
+        raise Decline(f"axes {axes} of {value.axes} are indexed and are not neighbours")
     points = torch.broadcast_tensors(*constants)
     value = moves.ordered(value)
     dims = [dim_of(value, axis) for axis in axes]
@@ -137,26 +138,27 @@ def _index_axis(c: Interpreter, value: Form, axis: int, index: Form) -> Form:
     if value.rate is Rate.WEIGHT and not value.has_rows:
         ids = tidy(c, index)
         if ids.dtype not in (torch.int64, torch.int32):
-            raise Decline(f"indexed by a tensor of {ids.dtype} that depends on the inputs")
+            raise Decline(f"axis {axis} of {value.axes} is indexed by {ids.dtype} that depends on the inputs")
         read = joins.materialise(c.b, value, c.workload)
         if axis == 0:
             extra = value.sizes[1:]
             return _looked_up(c, ids, value.dtype, extra, lambda f: (aten.index.Tensor, (read, [f.node])))
-    raise Decline("indexed by a tensor that depends on the inputs")
+    raise Decline(f"axis {axis} of {value.axes} is indexed by a tensor that depends on the inputs")
 
 
 def _own_row(c: Interpreter, node: fx.Node, value: Form, chosen: list[tuple[int, Value]]) -> Value:
     """`x[arange(rows), ids]` reads the own row of x: it runs at the rate of x and ids."""
     axes = [axis for axis, _ in chosen]
     if not isinstance(chosen[0][1], RowNumber) or chosen[0][1].step != 1 or value.layout[axes[0]] != (ROW,):
-        raise Decline("the row number indexes another axis than the rows")
+        raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
     if len(chosen) == 1:
         return value
     others = [form(i) for _, i in chosen[1:]]
+    shown = ", ".join(i.axes for i in others)
     if any(ROW in e for i in others for e in i.layout[1:]):
-        raise Decline("indexed by a tensor with rows in a later axis")
+        raise Decline(f"{value.axes} is indexed by {shown}, with rows in a later axis")
     if any(len(i.layout) > 1 for i in others) or axes != list(range(axes[0], axes[0] + len(axes))):
-        raise Decline("indexed by several axes per row")
+        raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not by one element per row")
     return c.run_rowwise(node, [value, [None] * axes[0] + [i for _, i in chosen]], {})
 
 
@@ -166,9 +168,9 @@ def gather(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
     dim_of(value, args[1])
     rows = [[axis for axis, e in enumerate(f.layout) if ROW in e] for f in (value, index)]
     if value.rate is Rate.WEIGHT and not value.has_rows:
-        raise Decline("gathers from a weight")
+        raise Decline(f"gathers from {value.axes}, which is a weight")
     if rows[0] != rows[1] or any(len(f.layout[r]) > 1 for f, rs in zip((value, index), rows, strict=True) for r in rs):
-        raise Decline("gathers across rows")
+        raise Decline(f"gathers across rows: {value.axes} by {index.axes}")
     return c.run_rowwise(node, [value, args[1], index, *args[3:]], kwargs)
 
 
@@ -178,9 +180,9 @@ def masked_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
     mask = form(args[1])
     constant = c.constant(replace(mask, layout=tuple(tuple(d for d in e if d != ROW) for e in mask.layout)))
     if constant is None:
-        raise Decline("selects by a mask that depends on the inputs")
+        raise Decline(f"selects from {value.axes} by a mask that depends on the inputs")
     if not value.layout or value.layout[0] != (ROW,):
-        raise Decline("selects across rows")
+        raise Decline(f"selects from {value.axes}, whose first axis is not the rows")
     inner = [value.sizes[d] for e in value.layout[1:] for d in e]
     shown = constant.reshape([n for n in constant.shape if n != 0])
     if shown.dim() == len(inner) + 1 and shown.shape[0] == 1:
@@ -196,8 +198,9 @@ def masked_select(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
 def row_number(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` where the own row begins among rows of length L."""
     a = named(node, args, kwargs)
-    if a.get("start", 0) not in (0, None) or c.shape(node.meta["val"]) != [(1, True)]:
-        raise Decline("counts over the rows")
+    shape = c.shape(node.meta["val"])
+    if a.get("start", 0) not in (0, None) or shape != [(1, True)]:
+        raise Decline(f"counts over the rows: {shape_text(shape)} numbers from {a.get('start', 0)}")
     return RowNumber(node.meta["val"].dtype, integer(a.get("step") or 1))
 
 
@@ -212,9 +215,9 @@ def embedding_bag(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
         or any(len(x) != 1 or x[0][0] != ROW for x in shapes)
         or offsets.step != length
     ):
-        raise Decline("bags given by offsets may cross rows")
+        raise Decline(f"bags given by offsets may cross rows: {ids.axes}")
     if form(a["weight"]).rate is not Rate.WEIGHT:
-        raise Decline("the table is no weight")
+        raise Decline(f"the table is no weight, but {form(a['weight']).axes}")
     return c.run_rowwise(node, args, kwargs)
 
 

@@ -36,9 +36,9 @@ def batch_norm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[st
     a = named(node, args, kwargs)
     x = form(a["input"])
     if a.get("training"):
-        raise Decline("batch statistics mix rows")
+        raise Decline(f"batch statistics of {x.axes} mix its rows")
     if ROW in x.layout[1] or len(x.layout[1]) != 1:
-        raise Decline("normalises an axis that holds rows")
+        raise Decline(f"normalises axis 1 of {x.axes}, which is not channels alone")
     scale, shift = _scale_and_shift(c, a)
     axes: tuple[tuple[int, ...], ...] = ((), (0,), *(() for _ in x.layout[2:]))
     s, t = (replace(plain(n, n.dtype, row_layout(1, rows=False)), layout=axes) for n in (scale, shift))
@@ -59,7 +59,7 @@ def _scale_and_shift(c: Interpreter, a: dict[str, Value]) -> tuple[Node, Node]:
 
     mean, var = weight("running_mean", "mean"), weight("running_var", "var")
     if mean is None or var is None:
-        raise Decline("batch statistics mix rows")
+        raise Decline("no running mean and variance: batch statistics mix rows")
     scale = b.pointwise(aten.rsqrt.default, (b.pointwise(aten.add.Scalar, (var, a["eps"]), var.dtype),), var.dtype)
     gamma, beta = weight("weight"), weight("bias")
     if gamma is not None:
@@ -77,9 +77,9 @@ def row_norm(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str,
     count = len(a["normalized_shape"]) if "normalized_shape" in a else len(x.layout) - 1
     last = x.layout[len(x.layout) - count :]
     if any(ROW in e for e in last):
-        raise Decline("normalises over the rows")
+        raise Decline(f"normalises over the rows of {x.axes}")
     if "normalized_shape" not in a and x.layout[0] != (ROW,):
-        raise Decline("normalises groups of an axis other than the rows'")
+        raise Decline(f"normalises groups of {x.axes}, whose first axis is not the rows")
     joined = tidy(c, x)
     if "normalized_shape" not in a or not joined.mixed or x.dtype not in ARITHMETIC:
         return c.run_rowwise(node, args, kwargs)

@@ -79,7 +79,7 @@ def roll(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Val
     a = named(node, args, kwargs)
     value = form(a["self"])
     if not a["dims"]:
-        raise Decline("rolls over all axes at once")
+        raise Decline(f"rolls over all axes of {value.axes} at once")
     for axis, shift in zip(a["dims"], a["shifts"], strict=True):
         dim = dim_of(value, axis)
         value = moves.take_dim(c.b, value, dim, np.roll(np.arange(value.sizes[dim]), integer(shift)))

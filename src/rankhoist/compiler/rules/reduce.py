@@ -25,10 +25,11 @@ from rankhoist.compiler.rules.table import table
 def dims_of(value: Form, axes: Any) -> list[int]:
     """Dims of the given original axes (all axes for `None` or an empty list)."""
     chosen = range(len(value.layout)) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-    entries = [value.layout[axis_of(value, a)] for a in chosen]
-    if any(ROW in entry for entry in entries):
-        raise Decline("reduces over the rows")
-    return [d for entry in entries for d in entry]
+    own = [axis_of(value, a) for a in chosen]
+    for axis in own:
+        if ROW in value.layout[axis]:
+            raise Decline(f"reduces over the rows: axis {axis} of {value.axes}")
+    return [d for axis in own for d in value.layout[axis]]
 
 
 def sum_(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import fx
 
 from rankhoist.compiler.algebra import moves
-from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, shape_text
+from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, axis_text, shape_text
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.rules.arguments import axis_of, form
@@ -27,10 +27,10 @@ def to_shape(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
     """The value with original axes of the given sizes, elements in row-major order."""
     items = [(ROW if d == ROW else value.sizes[d]) for entry in value.layout for d in entry]
     if not value.has_rows and any(rows for _, rows in shape):
-        raise Decline("a reshape makes rows out of something else")
+        raise Decline(f"a reshape of {value.axes} to {shape_text(shape)} makes rows out of something else")
     groups = _groups(items, shape)
     if groups is None:
-        raise Decline(f"a reshape to {shape_text(shape)} cuts rows apart")
+        raise Decline(f"a reshape of {value.axes} to {shape_text(shape)} cuts rows apart")
     result = replace(value, layout=tuple((d,) for entry in value.layout for d in entry))
     layout: list[tuple[int, ...]] = []
     dim = 0
@@ -98,7 +98,7 @@ def _regroup(
     outer, inner = math.prod(own[:at]), math.prod(own[at + 1 :])
     high, low = outer // max(math.prod(before), 1), inner // max(math.prod(after), 1)
     if high * math.prod(before) != outer or low * math.prod(after) != inner or high * low != axes[row][0]:
-        raise Decline("a reshape cuts rows apart")
+        raise Decline(f"a reshape of {axis_text(own)} to {shape_text(axes)} cuts rows apart")
     first, second = [*before, *([high] if high > 1 else [])], [*([low] if low > 1 else []), *after]
     value = _resize(c, value, dim, at, first)
     value = _resize(c, value, dim + len(first), len(own) - 1 - at, second)

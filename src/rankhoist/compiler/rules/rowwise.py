@@ -19,7 +19,7 @@ def batch_first(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[s
     depth = {"conv1d": 3, "conv2d": 4, "conv3d": 5}.get(operator_name(node))
     first = form(args[0])
     if depth is not None and len(first.layout) != depth:
-        raise Decline("a convolution without a batch axis")
+        raise Decline(f"a convolution of {first.axes}, without a batch axis")
     for value in flat((args, kwargs)):
         if isinstance(value, Form):
             _check_rows(value, 0)
@@ -31,7 +31,7 @@ def pooling(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, 
     value = form(args[0])
     last = 2 if "2d" in operator_name(node) else 1
     if any(ROW in e for e in value.layout[len(value.layout) - last :]):
-        raise Decline("pools over the rows")
+        raise Decline(f"pools over the rows of {value.axes}")
     return c.run_rowwise(node, args, kwargs)
 
 
@@ -45,7 +45,7 @@ def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     places = {axis + depth - len(o.layout) for o in operands for axis, e in enumerate(o.layout) if ROW in e}
     folds = {tuple(o.sizes[d] if d != ROW else ROW for d in e) for o in operands for e in o.layout if ROW in e}
     if len(places) != 1 or next(iter(places)) >= depth - 2 or len(folds) > 1:
-        raise Decline("attends over the rows")
+        raise Decline(f"attends over the rows: {', '.join(o.axes for o in operands)}")
     return c.run_rowwise(node, args, kwargs)
 
 
@@ -66,7 +66,7 @@ def recurrent(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
 def _check_rows(value: Form, axis: int) -> None:
     elsewhere = any(ROW in entry for i, entry in enumerate(value.layout) if i != axis)
     if elsewhere or (ROW in value.layout[axis] and value.layout[axis][0] != ROW):
-        raise Decline(f"rows are not on axis {axis}")
+        raise Decline(f"rows of {value.axes} are not on axis {axis}")
 
 
 RULES = table([
