@@ -26,21 +26,21 @@ from rankhoist.compiler.algebra.ir import Builder
 # -- one block
 
 
-def split_label(b: Builder, block: Block, dim: int, label: Label, sizes: Sequence[int]) -> Block:
+def split_label(builder: Builder, block: Block, dim: int, label: Label, sizes: Sequence[int]) -> Block:
     """One label becomes several, by a view of every factor that has it."""
     parts = tuple(Label(s) for s in sizes)
 
     def build(f: Factor) -> Factor:
         at = f.labels.index(label)
         shape = [*f.node.shape[:at], *sizes, *f.node.shape[at + 1 :]]
-        return Factor(b.reshape(f.node, shape), (*f.labels[:at], *parts, *f.labels[at + 1 :]))
+        return Factor(builder.reshape(f.node, shape), (*f.labels[:at], *parts, *f.labels[at + 1 :]))
 
     at = block.labels[dim].index(label)
     labels = (*block.labels[dim][:at], *parts, *block.labels[dim][at + 1 :])
     return with_labels(map_factors(block, {label: None}, build), dim, labels)
 
 
-def take(b: Builder, block: Block, dim: int, index: Positions) -> Block:
+def take(builder: Builder, block: Block, dim: int, index: Positions) -> Block:
     """The block at positions `index` (into the row-major product of its labels) of one dim."""
     labels = block.labels[dim]
     sizes = [x.size for x in labels]
@@ -49,8 +49,8 @@ def take(b: Builder, block: Block, dim: int, index: Positions) -> Block:
     coordinates = np.unravel_index(index, sizes) if sizes else ()
     outer = _product_lists(coordinates, len(index))
     if outer is not None:
-        return _take_each(b, block, dim, outer)
-    return _take_points(b, block, dim, coordinates, len(index))
+        return _take_each(builder, block, dim, outer)
+    return _take_points(builder, block, dim, coordinates, len(index))
 
 
 def _product_lists(coordinates: Sequence[np.ndarray], count: int) -> list[np.ndarray] | None:
@@ -63,7 +63,7 @@ def _product_lists(coordinates: Sequence[np.ndarray], count: int) -> list[np.nda
     return lists if same else None
 
 
-def _take_each(b: Builder, block: Block, dim: int, lists: Sequence[np.ndarray]) -> Block:
+def _take_each(builder: Builder, block: Block, dim: int, lists: Sequence[np.ndarray]) -> Block:
     old = block.labels[dim]
     new = tuple(
         x if len(i) == x.size and (i == np.arange(x.size)).all() else Label(len(i))
@@ -75,13 +75,13 @@ def _take_each(b: Builder, block: Block, dim: int, lists: Sequence[np.ndarray]) 
         node = f.node
         for axis, x in enumerate(f.labels):
             if x in chosen:
-                node = b.take(node, axis, chosen[x][1])
+                node = builder.take(node, axis, chosen[x][1])
         return Factor(node, tuple(chosen[x][0] if x in chosen else x for x in f.labels))
 
     return with_labels(map_factors(block, chosen, build), dim, new)
 
 
-def _take_points(b: Builder, block: Block, dim: int, coordinates: Sequence[np.ndarray], count: int) -> Block:
+def _take_points(builder: Builder, block: Block, dim: int, coordinates: Sequence[np.ndarray], count: int) -> Block:
     """Points that are no product of lists: every factor is gathered at them, under one new label."""
     point = Label(count)
     where = dict(zip(block.labels[dim], coordinates, strict=True))
@@ -89,27 +89,27 @@ def _take_points(b: Builder, block: Block, dim: int, coordinates: Sequence[np.nd
     def build(f: Factor) -> Factor:
         own = [x for x in f.labels if x in where]
         rest = tuple(x for x in f.labels if x not in where)
-        node = b.permute(f.node, [f.labels.index(x) for x in [*own, *rest]])
-        node = b.reshape(node, [math.prod(x.size for x in own), *(x.size for x in rest)])
+        node = builder.permute(f.node, [f.labels.index(x) for x in [*own, *rest]])
+        node = builder.reshape(node, [math.prod(x.size for x in own), *(x.size for x in rest)])
         flat = np.ravel_multi_index([where[x] for x in own], [x.size for x in own])
-        return Factor(b.take(node, 0, np.asarray(flat)), (point, *rest))
+        return Factor(builder.take(node, 0, np.asarray(flat)), (point, *rest))
 
     return with_labels(map_factors(block, where, build), dim, (point,))
 
 
-def flatten_labels(b: Builder, block: Block, dim: int) -> Block:
+def flatten_labels(builder: Builder, block: Block, dim: int) -> Block:
     """All labels of one dim become one."""
     if len(block.labels[dim]) == 1:
         return block
     size = math.prod(x.size for x in block.labels[dim])
     coordinates = np.unravel_index(np.arange(size), [x.size for x in block.labels[dim]]) if block.labels[dim] else ()
-    return _take_points(b, block, dim, coordinates, size)
+    return _take_points(builder, block, dim, coordinates, size)
 
 
 # -- several blocks
 
 
-def refine(b: Builder, forms: Sequence[Form], dims: Sequence[int]) -> list[Form]:
+def refine(builder: Builder, forms: Sequence[Form], dims: Sequence[int]) -> list[Form]:
     """Cut dim `dims[i]` of `forms[i]` so that all have the same segments in the same order.
 
     Positions keep the order they have in the form computed most often, which then needs no gather.
@@ -132,20 +132,24 @@ def refine(b: Builder, forms: Sequence[Form], dims: Sequence[int]) -> list[Form]
     keys = owner[:, order]
     cuts = np.flatnonzero((np.diff(keys, axis=1) != 0).any(axis=0)) + 1
     groups = np.split(order, cuts)
-    return [_recut(b, f, d, groups, owner[i], offset[i]) for i, (f, d) in enumerate(zip(forms, dims, strict=True))]
+    return [
+        _recut(builder, f, d, groups, owner[i], offset[i]) for i, (f, d) in enumerate(zip(forms, dims, strict=True))
+    ]
 
 
-def _recut(b: Builder, form: Form, dim: int, groups: list[Positions], owner: np.ndarray, offset: np.ndarray) -> Form:
+def _recut(
+    builder: Builder, form: Form, dim: int, groups: list[Positions], owner: np.ndarray, offset: np.ndarray
+) -> Form:
     blocks = {}
     dims = (*form.dims[:dim], tuple(groups), *form.dims[dim + 1 :])
     for cell in cells(dims):
         positions = groups[cell[dim]]
         old = (*cell[:dim], int(owner[positions[0]]), *cell[dim + 1 :])
-        blocks[cell] = take(b, form.blocks[old], dim, offset[positions])
+        blocks[cell] = take(builder, form.blocks[old], dim, offset[positions])
     return replace(form, dims=dims, blocks=blocks)
 
 
-def unify(b: Builder, blocks: Sequence[Block], dims: Sequence[int]) -> list[Block]:
+def unify(builder: Builder, blocks: Sequence[Block], dims: Sequence[int]) -> list[Block]:
     """Give dim `dims[i]` of `blocks[i]` the same labels everywhere, splitting labels where needed.
 
     The blocks must not share labels yet (see `fresh`), except for labels they are to share.
@@ -153,12 +157,12 @@ def unify(b: Builder, blocks: Sequence[Block], dims: Sequence[int]) -> list[Bloc
     result = list(blocks)
     lists = [block.labels[d] for block, d in zip(blocks, dims, strict=True)]
     if any([x.size for x in ls] != [x.size for x in lists[0]] for ls in lists[1:]):
-        result = [without_ones(b, block, d) for block, d in zip(result, dims, strict=True)]
+        result = [without_ones(builder, block, d) for block, d in zip(result, dims, strict=True)]
         lists = [block.labels[d] for block, d in zip(result, dims, strict=True)]
         bounds = sorted({p for ls in lists for p in _bounds(ls)})
         chain = all(high % low == 0 for low, high in itertools.pairwise(bounds))
         for i, d in enumerate(dims):
-            result[i] = split_at(b, result[i], d, bounds) if chain else flatten_labels(b, result[i], d)
+            result[i] = split_at(builder, result[i], d, bounds) if chain else flatten_labels(builder, result[i], d)
         lists = [block.labels[d] for block, d in zip(result, dims, strict=True)]
     for i in range(1, len(result)):
         names = {old: new for old, new in zip(lists[i], lists[0], strict=True) if old is not new}
@@ -166,18 +170,18 @@ def unify(b: Builder, blocks: Sequence[Block], dims: Sequence[int]) -> list[Bloc
     return result
 
 
-def without_ones(b: Builder, block: Block, dim: int) -> Block:
+def without_ones(builder: Builder, block: Block, dim: int) -> Block:
     """Drop labels of size 1 from a dim."""
     ones = {x: None for x in block.labels[dim] if x.size == 1}
-    return with_labels(drop_axes(b, block, ones), dim, tuple(x for x in block.labels[dim] if x.size > 1))
+    return with_labels(drop_axes(builder, block, ones), dim, tuple(x for x in block.labels[dim] if x.size > 1))
 
 
-def drop_axes(b: Builder, block: Block, labels: Mapping[Label, object]) -> Block:
+def drop_axes(builder: Builder, block: Block, labels: Mapping[Label, object]) -> Block:
     """Remove axes of size 1 from all factors."""
 
     def build(f: Factor) -> Factor:
         left = tuple(x for x in f.labels if x not in labels)
-        return Factor(b.reshape(f.node, [x.size for x in left]), left)
+        return Factor(builder.reshape(f.node, [x.size for x in left]), left)
 
     return map_factors(block, labels, build) if labels else block
 
@@ -187,7 +191,7 @@ def _bounds(labels: Labels) -> list[int]:
     return [math.prod(x.size for x in labels[i:]) for i in range(len(labels))]
 
 
-def split_at(b: Builder, block: Block, dim: int, bounds: Sequence[int]) -> Block:
+def split_at(builder: Builder, block: Block, dim: int, bounds: Sequence[int]) -> Block:
     """Split labels of one dim so that its row-major index wraps at every one of `bounds` that divides it."""
     for label in block.labels[dim]:
         at = block.labels[dim].index(label)
@@ -196,5 +200,5 @@ def split_at(b: Builder, block: Block, dim: int, bounds: Sequence[int]) -> Block
         steps = [1, *inside, label.size]
         if inside and all(high % low == 0 for low, high in itertools.pairwise(steps)):
             sizes = [high // low for low, high in itertools.pairwise(steps)][::-1]
-            block = split_label(b, block, dim, label, sizes)
+            block = split_label(builder, block, dim, label, sizes)
     return block

@@ -41,14 +41,14 @@ class Aligned:
     blocks: dict[Cell, list[Block]]
 
 
-def align(b: Builder, forms: Sequence[Form]) -> Aligned:
+def align(builder: Builder, forms: Sequence[Form]) -> Aligned:
     """Broadcast by PyTorch's rules (axes from the right), cut all operands alike, and share labels."""
     layout, places = _broadcast(forms)
     count = len({d for entry in layout for d in entry} - {ROW})
-    placed = [_place(b, f, place, count) for f, place in zip(forms, places, strict=True)]
+    placed = [_place(builder, f, place, count) for f, place in zip(forms, places, strict=True)]
     for dim in range(count):
         having = [i for i, place in enumerate(places) if dim in place.values()]
-        cut = refine(b, [placed[i] for i in having], [dim] * len(having))
+        cut = refine(builder, [placed[i] for i in having], [dim] * len(having))
         for i, form in zip(having, cut, strict=True):
             placed[i] = form
     dims = tuple(
@@ -60,16 +60,16 @@ def align(b: Builder, forms: Sequence[Form]) -> Aligned:
         for form, place in zip(placed, places, strict=True):
             have = set(place.values())
             own.append(form.blocks[tuple(k if d in have else 0 for d, k in enumerate(cell))])
-        blocks[cell] = share_labels(b, own, [set(place.values()) for place in places])
+        blocks[cell] = share_labels(builder, own, [set(place.values()) for place in places])
     return Aligned(dims, layout, blocks)
 
 
-def share_labels(b: Builder, blocks: list[Block], having: Sequence[set[int]] | None = None) -> list[Block]:
+def share_labels(builder: Builder, blocks: list[Block], having: Sequence[set[int]] | None = None) -> list[Block]:
     """The same labels in all blocks; `having[i]` are the dims along which block i is not broadcast (default all)."""
     result = [blocks[0], *(fresh(block) for block in blocks[1:])]
     for dim in range(len(blocks[0].labels)):
         members = [i for i in range(len(blocks)) if having is None or dim in having[i]]
-        unified = unify(b, [result[i] for i in members], [dim] * len(members))
+        unified = unify(builder, [result[i] for i in members], [dim] * len(members))
         for i, block in zip(members, unified, strict=True):
             result[i] = block
     for dim in range(len(blocks[0].labels)):
@@ -116,10 +116,10 @@ def _extent(pattern: tuple[int, ...]) -> int:
     return math.prod(1_000_003 if size == ROW else size for size in pattern)
 
 
-def _place(b: Builder, form: Form, place: dict[int, int], count: int) -> Form:
+def _place(builder: Builder, form: Form, place: dict[int, int], count: int) -> Form:
     """Move a form's dims to their common places, dropping those it is broadcast along."""
     for dim in sorted((d for d in range(len(form.dims)) if d not in place), reverse=True):
-        form = drop_dim(b, form, dim)
+        form = drop_dim(builder, form, dim)
         place_items = {(k - 1 if k > dim else k): v for k, v in place.items()}
         place.clear()
         place.update(place_items)
@@ -139,9 +139,9 @@ def map_blocks(aligned: Aligned, dtype: torch.dtype, build: Callable[[list[Block
     return Form(aligned.dims, {c: build(blocks) for c, blocks in aligned.blocks.items()}, aligned.layout, dtype)
 
 
-def multiply(b: Builder, forms: Sequence[Form], dtype: torch.dtype) -> Form:
+def multiply(builder: Builder, forms: Sequence[Form], dtype: torch.dtype) -> Form:
     """The product, unevaluated."""
-    return map_blocks(align(b, forms), dtype, multiply_blocks)
+    return map_blocks(align(builder, forms), dtype, multiply_blocks)
 
 
 def multiply_blocks(blocks: Sequence[Block]) -> Block:
@@ -161,17 +161,17 @@ def _private_fresh(term: Term, block: Block) -> Term:
     return rename(Block((), (term,)), {x: Label(x.size) for x in private}).terms[0]
 
 
-def total(b: Builder, forms: Sequence[Form], dtype: torch.dtype, scales: Sequence[float]) -> Form:
+def total(builder: Builder, forms: Sequence[Form], dtype: torch.dtype, scales: Sequence[float]) -> Form:
     """The scaled sum, unevaluated: all terms side by side."""
 
     def build(blocks: list[Block]) -> Block:
         terms = (replace(t, scale=t.scale * s) for block, s in zip(blocks, scales, strict=True) for t in block.terms)
         return Block(blocks[0].labels, tuple(terms))
 
-    return map_blocks(align(b, forms), dtype, build)
+    return map_blocks(align(builder, forms), dtype, build)
 
 
-def sum_dims(b: Builder, form: Form, dims: Sequence[int], scale: float = 1.0) -> Form:
+def sum_dims(builder: Builder, form: Form, dims: Sequence[int], scale: float = 1.0) -> Form:
     """Sum over dims, unevaluated: their labels become summed ones; a term constant along a label counts its size."""
     gone = set(dims)
     left = [d for d in range(len(form.dims)) if d not in gone]
@@ -185,7 +185,7 @@ def sum_dims(b: Builder, form: Form, dims: Sequence[int], scale: float = 1.0) ->
             summed = [x for d in gone for x in block.labels[d]]
             terms = tuple(_summed(t, summed, scale) for t in block.terms)
             parts.append(Block(tuple(block.labels[d] for d in left), terms))
-        shared = share_labels(b, parts) if len(parts) > 1 else parts
+        shared = share_labels(builder, parts) if len(parts) > 1 else parts
         blocks[cell] = Block(shared[0].labels, tuple(t for p in shared for t in p.terms))
     number = {old: new for new, old in enumerate(left)}
     layout = tuple(tuple(d if d == ROW else number[d] for d in e if d not in gone) for e in form.layout)
@@ -199,9 +199,9 @@ def _summed(term: Term, labels: Sequence[Label], scale: float) -> Term:
     return replace(term, scale=term.scale * absent * scale)
 
 
-def constant_form(b: Builder, value: float, dtype: torch.dtype, shape: Sequence[Extent]) -> Form:
+def constant_form(builder: Builder, value: float, dtype: torch.dtype, shape: Sequence[Extent]) -> Form:
     """A number along axes of the given sizes; nothing of that size ever exists."""
-    node = b.number(value, dtype)
+    node = builder.number(value, dtype)
     sizes: list[int] = []
     layout: list[tuple[int, ...]] = []
     for size, rows in shape:

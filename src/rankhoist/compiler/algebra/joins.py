@@ -16,12 +16,12 @@ from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.workload import Workload
 
 
-def settled(b: Builder, form: Form, workload: Workload) -> Form:
+def settled(builder: Builder, form: Form, workload: Workload) -> Form:
     """The form with every block evaluated to one tensor."""
-    return replace(form, blocks={cell: settle(b, block, workload) for cell, block in form.blocks.items()})
+    return replace(form, blocks={cell: settle(builder, block, workload) for cell, block in form.blocks.items()})
 
 
-def coalesce(b: Builder, form: Form, dim: int, workload: Workload) -> Form:
+def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form:
     """Join the segments of `dim` that are computed equally often into one: at most one of each stage remains.
 
     Position lists of the joined segments are kept, so an interleaved layout is sorted out here, once, at compile time.
@@ -43,7 +43,7 @@ def coalesce(b: Builder, form: Form, dim: int, workload: Workload) -> Form:
     blocks = {}
     for cell in cells(dims):
         parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
-        blocks[cell] = join_blocks(b, parts, dim) if len(parts) > 1 else parts[0]
+        blocks[cell] = join_blocks(builder, parts, dim) if len(parts) > 1 else parts[0]
     return replace(form, dims=dims, blocks=blocks)
 
 
@@ -57,12 +57,12 @@ def _present(block: Block, dim: int) -> tuple[bool, ...]:
     return tuple(all(x in labels for x in own) for d, own in enumerate(block.labels) if d != dim)
 
 
-def join_blocks(b: Builder, parts: Sequence[Block], dim: int) -> Block:
+def join_blocks(builder: Builder, parts: Sequence[Block], dim: int) -> Block:
     """Settled blocks side by side along `dim`, as one tensor; its axes are in the order of the largest part's."""
-    flat = [flatten_labels(b, p, dim) for p in [parts[0], *(fresh(p) for p in parts[1:])]]
+    flat = [flatten_labels(builder, p, dim) for p in [parts[0], *(fresh(p) for p in parts[1:])]]
     for d in range(len(flat[0].labels)):
         if d != dim:
-            flat = unify(b, flat, [d] * len(flat))
+            flat = unify(builder, flat, [d] * len(flat))
     lead = max(flat, key=lambda p: (p.rate.per_candidate, math.prod(p.factor.node.shape)))
     first = [x for x in lead.factor.labels if x not in lead.labels[dim]]
     used = {x for p in flat for x in p.factor.labels}
@@ -71,34 +71,34 @@ def join_blocks(b: Builder, parts: Sequence[Block], dim: int) -> Block:
     nodes = []
     for p in flat:
         order = [*others[:at], *p.labels[dim], *others[at:]]
-        nodes.append(expand(b, arrange(b, p.factor, order), [x.size for x in order]))
+        nodes.append(expand(builder, arrange(builder, p.factor, order), [x.size for x in order]))
     label = Label(sum(n.shape[at] for n in nodes))
-    factor = Factor(b.cat(nodes, at), (*others[:at], label, *others[at:]))
+    factor = Factor(builder.cat(nodes, at), (*others[:at], label, *others[at:]))
     return one_block(factor, (*flat[0].labels[:dim], (label,), *flat[0].labels[dim + 1 :]))
 
 
-def expand(b: Builder, node: Node, shape: Sequence[int]) -> Node:
+def expand(builder: Builder, node: Node, shape: Sequence[int]) -> Node:
     """Broadcast axes of size 1 after the row axis (a view)."""
     if tuple(shape) == node.shape:
         return node
     sizes = ([-1] if node.rate is not Rate.WEIGHT else []) + list(shape)
-    return b.call(aten.expand.default, (node, sizes), node.rate, shape, node.dtype, free=True)
+    return builder.call(aten.expand.default, (node, sizes), node.rate, shape, node.dtype, free=True)
 
 
-def materialise(b: Builder, form: Form, workload: Workload) -> Node:
+def materialise(builder: Builder, form: Form, workload: Workload) -> Node:
     """The whole value as one canonical node `[rows, *dims]`, at the highest rate of its blocks."""
-    form = settled(b, form, workload)
+    form = settled(builder, form, workload)
     for dim in range(len(form.dims)):
         if len(form.dims[dim]) > 1:
-            form = join_segments(b, form, dim)
-    form = _all_in_order(b, form)
+            form = join_segments(builder, form, dim)
+    form = _all_in_order(builder, form)
     block = next(iter(form.blocks.values()))
     shape = [x.size for x in block.visible]
-    node = expand(b, arrange(b, block.factor, block.visible), shape)
-    return b.reshape(node, form.sizes)
+    node = expand(builder, arrange(builder, block.factor, block.visible), shape)
+    return builder.reshape(node, form.sizes)
 
 
-def join_segments(b: Builder, form: Form, dim: int) -> Form:
+def join_segments(builder: Builder, form: Form, dim: int) -> Form:
     """All segments of `dim` become one, in order of position where that costs nothing."""
     order = sorted(range(len(form.dims[dim])), key=lambda k: int(form.dims[dim][k][0]))
     positions = np.concatenate([form.dims[dim][k] for k in order])
@@ -106,30 +106,30 @@ def join_segments(b: Builder, form: Form, dim: int) -> Form:
     blocks = {}
     for cell in cells(dims):
         parts = [form.blocks[replaced(cell, dim, k)] for k in order]
-        blocks[cell] = join_blocks(b, parts, dim)
+        blocks[cell] = join_blocks(builder, parts, dim)
     return replace(form, dims=dims, blocks=blocks)
 
 
-def in_position_order(b: Builder, form: Form, dim: int) -> Form:
+def in_position_order(builder: Builder, form: Form, dim: int) -> Form:
     """A dim of one segment with its positions ascending."""
     (positions,) = form.dims[dim]
     if (positions == np.arange(len(positions))).all():
         return form
-    blocks = {cell: take(b, block, dim, np.argsort(positions)) for cell, block in form.blocks.items()}
+    blocks = {cell: take(builder, block, dim, np.argsort(positions)) for cell, block in form.blocks.items()}
     return replace(form, dims=(*form.dims[:dim], whole(len(positions)), *form.dims[dim + 1 :]), blocks=blocks)
 
 
-def _all_in_order(b: Builder, form: Form) -> Form:
+def _all_in_order(builder: Builder, form: Form) -> Form:
     for dim in range(len(form.dims)):
-        form = in_position_order(b, form, dim)
+        form = in_position_order(builder, form, dim)
     return form
 
 
-def solid(b: Builder, form: Form, workload: Workload) -> Form:
+def solid(builder: Builder, form: Form, workload: Workload) -> Form:
     """The same value as one block."""
     if len(form.blocks) == 1 and form.settled:
-        return _all_in_order(b, form)
-    node = materialise(b, form, workload)
+        return _all_in_order(builder, form)
+    node = materialise(builder, form, workload)
     labels = tuple(Label(s) for s in form.sizes)
     block = one_block(Factor(node, labels), tuple((x,) for x in labels))
     return Form(tuple(whole(s) for s in form.sizes), {(0,) * len(labels): block}, form.layout, form.dtype)
@@ -142,7 +142,7 @@ def segment(form: Form, dim: int, k: int) -> Form:
     return replace(form, dims=dims, blocks=blocks)
 
 
-def assemble(b: Builder, form: Form, dim: int, parts: Sequence[Form]) -> Form:
+def assemble(builder: Builder, form: Form, dim: int, parts: Sequence[Form]) -> Form:
     """The inverse of `segment`: parts in place of the segments of a dim; all other dims are cut alike."""
     axes = [f.layout for f in parts]
     if any(len(a) != len(form.layout) for a in axes):
@@ -152,7 +152,7 @@ def assemble(b: Builder, form: Form, dim: int, parts: Sequence[Form]) -> Form:
     at = [d for e in form.layout for d in e if d != ROW].index(dim)
     for other in range(len(own.dims)):
         if other != at:
-            aligned = refine(b, aligned, [other] * len(aligned))
+            aligned = refine(builder, aligned, [other] * len(aligned))
     dims = (*aligned[0].dims[:at], own.dims[at], *aligned[0].dims[at + 1 :])
     blocks = {}
     for k, part in enumerate(aligned):

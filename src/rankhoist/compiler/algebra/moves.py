@@ -46,17 +46,17 @@ def insert_dim(form: Form, at: int, layout: tuple[tuple[int, ...], ...] | None =
     return Form(dims, blocks, layout, form.dtype)
 
 
-def drop_dim(b: Builder, form: Form, dim: int) -> Form:
+def drop_dim(builder: Builder, form: Form, dim: int) -> Form:
     """Remove a dim of size 1, from its original axis too (an axis left empty disappears)."""
     blocks = {}
     for cell, block in form.blocks.items():
-        bare = drop_axes(b, block, dict.fromkeys(block.labels[dim]))
+        bare = drop_axes(builder, block, dict.fromkeys(block.labels[dim]))
         blocks[cell[:dim] + cell[dim + 1 :]] = Block(block.labels[:dim] + block.labels[dim + 1 :], bare.terms)
     layout = tuple(tuple(d - 1 if d > dim else d for d in e if d != dim) for e in form.layout if e != (dim,))
     return Form(form.dims[:dim] + form.dims[dim + 1 :], blocks, layout, form.dtype)
 
 
-def take_dim(b: Builder, form: Form, dim: int, index: Positions) -> Form:
+def take_dim(builder: Builder, form: Form, dim: int, index: Positions) -> Form:
     """Positions `index` of one dim, in that order, repeats allowed."""
     size = form.sizes[dim]
     if len(index) == size and (index == np.arange(size)).all():
@@ -74,7 +74,7 @@ def take_dim(b: Builder, form: Form, dim: int, index: Positions) -> Form:
     blocks = {}
     for cell in cells(dims):
         old = replaced(cell, dim, kept[cell[dim]])
-        blocks[cell] = take(b, form.blocks[old], dim, offset[index[segments[cell[dim]]]])
+        blocks[cell] = take(builder, form.blocks[old], dim, offset[index[segments[cell[dim]]]])
     return replace(form, dims=dims, blocks=blocks)
 
 
@@ -85,7 +85,7 @@ def _cheap_order(places: Positions, offsets: Positions) -> Positions:
     return places[np.argsort(offsets, kind="stable")]
 
 
-def merge_dims(b: Builder, form: Form, first: int, count: int) -> Form:
+def merge_dims(builder: Builder, form: Form, first: int, count: int) -> Form:
     """Dims `first .. first + count - 1` become one, row-major."""
     if count == 1:
         return form
@@ -112,7 +112,7 @@ def merge_dims(b: Builder, form: Form, first: int, count: int) -> Form:
     return Form(dims, blocks, tuple(renumber(e) for e in form.layout), form.dtype)
 
 
-def split_dim(b: Builder, form: Form, dim: int, sizes: Sequence[int]) -> Form:
+def split_dim(builder: Builder, form: Form, dim: int, sizes: Sequence[int]) -> Form:
     """One dim becomes several, row-major. Declines where a segment is no product of sets along the new dims."""
     count = len(sizes)
     coordinates = [np.unravel_index(positions, sizes) for positions in form.dims[dim]]
@@ -129,8 +129,8 @@ def split_dim(b: Builder, form: Form, dim: int, sizes: Sequence[int]) -> Form:
         if (owner[flat] != owner[flat[0]]).any():
             raise Decline(f"a reshape of {form.sizes[dim]} to {list(sizes)} cuts through a block")
         old = form.blocks[replaced(cell, dim, int(owner[flat[0]]), count)]
-        part = take(b, old, dim, offset[flat])
-        blocks[cell] = _distribute(b, part, dim, [len(c) for c in chosen])
+        part = take(builder, old, dim, offset[flat])
+        blocks[cell] = _distribute(builder, part, dim, [len(c) for c in chosen])
     layout = tuple(
         tuple(itertools.chain.from_iterable(
             range(dim, dim + count) if d == dim else [d + count - 1 if d > dim else d] for d in entry
@@ -153,13 +153,13 @@ def _classes(coordinates: list[np.ndarray], size: int) -> tuple[Positions, ...]:
     return tuple(np.asarray(g) for g in groups.values())
 
 
-def _distribute(b: Builder, block: Block, dim: int, sizes: Sequence[int]) -> Block:
+def _distribute(builder: Builder, block: Block, dim: int, sizes: Sequence[int]) -> Block:
     """Hand the labels of one dim out to several new dims of the given sizes."""
     bounds = [math.prod(sizes[i:]) for i in range(len(sizes))]
-    block = split_at(b, block, dim, bounds)
+    block = split_at(builder, block, dim, bounds)
     parts = _cut_labels(block.labels[dim], sizes)
     if parts is None:
-        block = split_at(b, flatten_labels(b, block, dim), dim, bounds)
+        block = split_at(builder, flatten_labels(builder, block, dim), dim, bounds)
         parts = _cut_labels(block.labels[dim], sizes)
     assert parts is not None
     return Block((*block.labels[:dim], *parts, *block.labels[dim + 1 :]), block.terms)
