@@ -44,10 +44,10 @@ def form(value: Any, what: str = "operand") -> Form:
     raise Decline(f"the {what} is no tensor")
 
 
-def tidy(c: Interpreter, value: Form) -> Form:
+def tidy(interpreter: Interpreter, value: Form) -> Form:
     """At most one block per stage along every dim, as far as blocks can be joined."""
     for dim in range(len(value.dims)):
-        value = joins.coalesce(c.b, value, dim, c.workload)
+        value = joins.coalesce(interpreter.b, value, dim, interpreter.workload)
     return value
 
 

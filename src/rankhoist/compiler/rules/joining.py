@@ -20,30 +20,30 @@ from rankhoist.compiler.rules.table import table
 # -- joining
 
 
-def concatenate(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def concatenate(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`cat`: the segments side by side."""
-    a = named(node, args, kwargs)
+    arguments = named(node, args, kwargs)
     fake = node.meta["val"]
-    forms = [form(v) for v in a["tensors"]]
+    forms = [form(v) for v in arguments["tensors"]]
     forms = [f for f in forms if not (len(f.layout) == 1 and f.sizes == (0,) and fake.dim() != 1)]
-    forms = [f if f.dtype == fake.dtype else to_dtype(c, f, fake.dtype) for f in forms]
-    return joined(c, forms, axis_of(forms[0], a["dim"]))
+    forms = [f if f.dtype == fake.dtype else to_dtype(interpreter, f, fake.dtype) for f in forms]
+    return joined(interpreter, forms, axis_of(forms[0], arguments["dim"]))
 
 
-def stack(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def stack(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """A new axis, one position per operand."""
-    a = named(node, args, kwargs)
+    arguments = named(node, args, kwargs)
     depth = node.meta["val"].dim()
-    axis = a["dim"] % depth
+    axis = arguments["dim"] % depth
     dtype = node.meta["val"].dtype
     forms = []
-    for value in (form(v) for v in a["tensors"]):
-        value = value if value.dtype == dtype else to_dtype(c, value, dtype)
+    for value in (form(v) for v in arguments["tensors"]):
+        value = value if value.dtype == dtype else to_dtype(interpreter, value, dtype)
         forms.append(moves.with_axes(value, [axis]))
-    return joined(c, forms, axis)
+    return joined(interpreter, forms, axis)
 
 
-def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
+def joined(interpreter: Interpreter, forms: list[Form], axis: int) -> Form:
     """Forms side by side along an axis that holds no rows."""
     forms = [moves.ordered(f) for f in forms]
     dim = dim_of(forms[0], axis)
@@ -55,7 +55,7 @@ def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
             raise Decline(f"joins tensors that fold rows differently: {forms[0].axes} and {f.axes}")
     for other in range(len(forms[0].dims)):
         if other != dim:
-            forms = refine(c.b, forms, [other] * len(forms))
+            forms = refine(interpreter.b, forms, [other] * len(forms))
     segments: list[np.ndarray] = []
     blocks: dict[Cell, Block] = {}
     offset = 0
@@ -68,32 +68,36 @@ def joined(c: Interpreter, forms: list[Form], axis: int) -> Form:
     return Form(dims, blocks, forms[0].layout, forms[0].dtype)
 
 
-def pad(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def pad(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Constant padding: a constant block on either side."""
-    a = named(node, args, kwargs)
-    value = form(a["self"])
-    if a.get("mode", "constant") != "constant":
-        raise Decline(f"pads {value.axes} by {a['mode']}")
-    number = a["value"] if a["value"] is not None else 0.0
-    amounts = [integer(n) for n in a["pad"]]
+    arguments = named(node, args, kwargs)
+    value = form(arguments["self"])
+    if arguments.get("mode", "constant") != "constant":
+        raise Decline(f"pads {value.axes} by {arguments['mode']}")
+    number = arguments["value"] if arguments["value"] is not None else 0.0
+    amounts = [integer(n) for n in arguments["pad"]]
     for k in range(0, len(amounts), 2):
         axis = len(value.layout) - 1 - k // 2
         dim = dim_of(value, axis)
         low, high = amounts[k : k + 2]
         if low < 0 or high < 0:
             end = value.sizes[dim] + min(high, 0)
-            value = moves.take_dim(c.b, value, dim, np.arange(-min(low, 0), end))
-        parts = [_constant_like(c, value, axis, low, number), value, _constant_like(c, value, axis, high, number)]
-        value = joined(c, [p for p in parts if p is not None], axis)
+            value = moves.take_dim(interpreter.b, value, dim, np.arange(-min(low, 0), end))
+        parts = [
+            _constant_like(interpreter, value, axis, low, number),
+            value,
+            _constant_like(interpreter, value, axis, high, number),
+        ]
+        value = joined(interpreter, [p for p in parts if p is not None], axis)
     return value
 
 
-def _constant_like(c: Interpreter, value: Form, axis: int, size: int, number: float) -> Form | None:
+def _constant_like(interpreter: Interpreter, value: Form, axis: int, size: int, number: float) -> Form | None:
     if size <= 0:
         return None
     sizes = value.extents
     sizes[axis] = (size, False)
-    made = grid.constant_form(c.b, number, value.dtype, sizes)
+    made = grid.constant_form(interpreter.b, number, value.dtype, sizes)
     if any(ROW in e and len(e) > 1 for e in value.layout):
         raise Decline(f"pads {value.axes}, whose rows are folded with another axis")
     return made
@@ -102,12 +106,12 @@ def _constant_like(c: Interpreter, value: Form, axis: int, size: int, number: fl
 # -- broadcasting
 
 
-def expand(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def expand(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Axes of size 1 become longer: the block is constant along them, nothing is copied."""
-    return stretched(c, form(args[0]), c.shape(node.meta["val"]))
+    return stretched(interpreter, form(args[0]), interpreter.shape(node.meta["val"]))
 
 
-def stretched(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
+def stretched(interpreter: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
     """Broadcast to original axes of the given sizes."""
     lead = len(shape) - len(value.layout)
     value = replace(value, layout=((),) * lead + value.layout)
@@ -116,14 +120,14 @@ def stretched(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
         if own not in ((number, rows), (1, False)):
             raise Decline(f"expands {value.axes} to {shape_text(shape)}, along an axis that is not of size 1")
         grown.append((1, False) if own == (number, rows) else (number, rows))
-    target = grid.constant_form(c.b, 1.0, value.dtype, grown)
-    return grid.map_blocks(grid.align(c.b, [value, target]), value.dtype, lambda blocks: blocks[0])
+    target = grid.constant_form(interpreter.b, 1.0, value.dtype, grown)
+    return grid.map_blocks(grid.align(interpreter.b, [value, target]), value.dtype, lambda blocks: blocks[0])
 
 
-def repeat(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def repeat(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`repeat`, `tile`: whole axes again and again."""
     value = form(args[0])
-    shape = c.shape(node.meta["val"])
+    shape = interpreter.shape(node.meta["val"])
     lead = len(shape) - len(value.layout)
     goal: list[Extent] = []
     for axis, (number, rows) in enumerate(shape):
@@ -136,27 +140,27 @@ def repeat(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, V
                 raise Decline(f"repeats the rows themselves: {value.axes} to {shape_text(shape)}")
         elif number != own:
             dim = dim_of(value, axis - lead)
-            value = moves.take_dim(c.b, value, dim, np.tile(np.arange(own), number // own))
+            value = moves.take_dim(interpreter.b, value, dim, np.tile(np.arange(own), number // own))
         goal.append((number, rows))
-    return stretched(c, value, goal)
+    return stretched(interpreter, value, goal)
 
 
-def repeat_interleave(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def repeat_interleave(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Every position several times; repeating rows folds a constant axis behind them."""
-    a = named(node, args, kwargs)
-    value, count = form(a["self"]), integer(a["repeats"])
-    if a["dim"] is None:
+    arguments = named(node, args, kwargs)
+    value, count = form(arguments["self"]), integer(arguments["repeats"])
+    if arguments["dim"] is None:
         raise Decline(f"repeats {value.axes} flattened")
-    axis = axis_of(value, a["dim"])
+    axis = axis_of(value, arguments["dim"])
     if ROW in value.layout[axis]:
         dim = len(value.dims)
         value = moves.insert_dim(value, dim, (*value.layout, (dim,)))
-        value = moves.take_dim(c.b, value, dim, np.zeros(count, dtype=np.int64))
+        value = moves.take_dim(interpreter.b, value, dim, np.zeros(count, dtype=np.int64))
         layout = list(value.layout[:-1])
         layout[axis] = (*layout[axis], dim)
         return replace(value, layout=tuple(layout))
     dim = dim_of(value, axis)
-    return moves.take_dim(c.b, value, dim, np.repeat(np.arange(value.sizes[dim]), count))
+    return moves.take_dim(interpreter.b, value, dim, np.repeat(np.arange(value.sizes[dim]), count))
 
 
 RULES = table([

@@ -24,7 +24,7 @@ MASKING = {aten.where, aten.masked_fill, aten.mul, aten.add, aten.sub, *BOTH, *E
 
 
 def folded(
-    c: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: Sequence[Block],
+    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: Sequence[Block],
     places: Sequence[int], dtypes: Sequence[torch.dtype], dtype: torch.dtype,
 ) -> Block | None:  # fmt: skip
     """The elementwise operator on one cell where a number decides what it gives; `None` where none does.
@@ -34,7 +34,7 @@ def folded(
     """
     known: list[Any] = list(args)
     for place, block in zip(places, blocks, strict=True):
-        number = _number(c, block, op.overloadpacket in MASKING)
+        number = _number(interpreter, block, op.overloadpacket in MASKING)
         known[place] = block if number is None else number
     if all(isinstance(x, Block) for x in known):
         return None
@@ -49,9 +49,11 @@ def folded(
     elif found is None or not (dtype.is_floating_point or float(found).is_integer()):
         result = None
     else:
-        result = one_block(Factor(c.b.number(found, dtype), ()), blocks[0].labels)
+        result = one_block(Factor(interpreter.b.number(found, dtype), ()), blocks[0].labels)
     if result is not None:
-        c.pin([b.factor.node for b, place in zip(blocks, places, strict=True) if not isinstance(known[place], Block)])
+        interpreter.pin(
+            [b.factor.node for b, place in zip(blocks, places, strict=True) if not isinstance(known[place], Block)]
+        )
     return result
 
 
@@ -105,18 +107,18 @@ def _all_numbers(
     return result if exact else None
 
 
-def _number(c: Interpreter, block: Block, masking: bool) -> Any:
+def _number(interpreter: Interpreter, block: Block, masking: bool) -> Any:
     """The number that a block is; constants count where the operator may be masked by them."""
     if not block.settled or block.rate is not Rate.WEIGHT:
         return None
     number = block.factor.number
-    return _of_constant(c, block.factor.node) if number is None and masking else number
+    return _of_constant(interpreter, block.factor.node) if number is None and masking else number
 
 
-def _of_constant(c: Interpreter, node: Node) -> Any:
+def _of_constant(interpreter: Interpreter, node: Node) -> Any:
     """The one number that a tensor of constants is full of."""
-    if node.index not in c.memo.numbers:
-        value = c.fixed_value(node)
+    if node.index not in interpreter.memo.numbers:
+        value = interpreter.fixed_value(node)
         uniform = value is not None and value.numel() > 0 and bool((value == value.flatten()[0]).all())
-        c.memo.numbers[node.index] = value.flatten()[0].item() if uniform and value is not None else None
-    return c.memo.numbers[node.index]
+        interpreter.memo.numbers[node.index] = value.flatten()[0].item() if uniform and value is not None else None
+    return interpreter.memo.numbers[node.index]

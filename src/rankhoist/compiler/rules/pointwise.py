@@ -27,73 +27,75 @@ from rankhoist.compiler.rules.table import table
 ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def elementwise(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def elementwise(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`f(x, y, ...)`: block by block, each at the rate of its own operands."""
     if not isinstance(node.meta["val"], torch.Tensor):
         raise Decline("makes several tensors")
-    return _blockwise(c, node.target, args, kwargs, node.meta["val"].dtype)
+    return _blockwise(interpreter, node.target, args, kwargs, node.meta["val"].dtype)
 
 
-def _blockwise(c: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], dtype: torch.dtype) -> Form:
-    forms, places = _forms(c, args)
+def _blockwise(
+    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], dtype: torch.dtype
+) -> Form:
+    forms, places = _forms(interpreter, args)
 
     def build(blocks: list[Block]) -> Block:
-        return _apply(c, op, args, kwargs, blocks, forms, places, dtype)
+        return _apply(interpreter, op, args, kwargs, blocks, forms, places, dtype)
 
-    return grid.map_blocks(grid.align(c.b, forms), dtype, build)
+    return grid.map_blocks(grid.align(interpreter.b, forms), dtype, build)
 
 
-def apply_op(c: Interpreter, op: Any, args: Sequence[Value], dtype: torch.dtype | None = None) -> Form:
+def apply_op(interpreter: Interpreter, op: Any, args: Sequence[Value], dtype: torch.dtype | None = None) -> Form:
     """An elementwise operator that a rule is made of, on forms and numbers; `dtype` is the first form's by default."""
     first = next(a for a in args if isinstance(a, Form))
-    return _blockwise(c, op, args, {}, dtype or first.dtype)
+    return _blockwise(interpreter, op, args, {}, dtype or first.dtype)
 
 
-def plus(c: Interpreter, x: Form, y: Form) -> Form:
+def plus(interpreter: Interpreter, x: Form, y: Form) -> Form:
     """`x + y` of one dtype inside a rule, unevaluated but where a number decides it."""
 
     def build(blocks: list[Block]) -> Block:
-        known = folded(c, aten.add.Tensor, [x, y], {}, blocks, (0, 1), (x.dtype, y.dtype), x.dtype)
+        known = folded(interpreter, aten.add.Tensor, [x, y], {}, blocks, (0, 1), (x.dtype, y.dtype), x.dtype)
         return known if known is not None else _sum(blocks, (1.0, 1.0))
 
-    return grid.map_blocks(grid.align(c.b, [x, y]), x.dtype, build)
+    return grid.map_blocks(grid.align(interpreter.b, [x, y]), x.dtype, build)
 
 
-def prelu(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def prelu(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x if x > 0 else w x`, one `w` for all or one per channel (axis 1)."""
     value, weight = form(args[0]), form(args[1])
     if len(weight.layout) == 1 and len(value.layout) > 1:
         weight = replace(weight, layout=((), weight.layout[0], *(() for _ in value.layout[2:])))
-    return apply_op(c, aten._prelu_kernel.default, [value, weight])
+    return apply_op(interpreter, aten._prelu_kernel.default, [value, weight])
 
 
-def _forms(c: Interpreter, args: Sequence[Value]) -> tuple[list[Form], list[int]]:
+def _forms(interpreter: Interpreter, args: Sequence[Value]) -> tuple[list[Form], list[int]]:
     places = [
         i for i, a in enumerate(args) if not isinstance(a, int | float | bool | complex | None | list | torch.dtype)
     ]
-    return [tidy(c, form(args[i])) for i in places], places
+    return [tidy(interpreter, form(args[i])) for i in places], places
 
 
 def _apply(
-    c: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: list[Block],
+    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: list[Block],
     forms: list[Form], places: list[int], dtype: torch.dtype,
 ) -> Block:  # fmt: skip
     """The operator on one cell's blocks, evaluated."""
-    known = folded(c, op, args, kwargs, blocks, places, [f.dtype for f in forms], dtype)
+    known = folded(interpreter, op, args, kwargs, blocks, places, [f.dtype for f in forms], dtype)
     if known is not None:
         return known
-    factors = [settle(c.b, block, c.workload).factor for block in blocks]
+    factors = [settle(interpreter.b, block, interpreter.workload).factor for block in blocks]
     labels = _all_labels(blocks[0], factors)
     if not labels and len({f.dtype for f in forms}) > 1:
-        factors = _promoted(c, factors, forms)
+        factors = _promoted(interpreter, factors, forms)
     shown = list(args)
     for place, factor, own in zip(places, factors, forms, strict=True):
         # A 0-dim tensor must stay one: it takes no part in type promotion.
-        shown[place] = factor.node if not own.layout else arrange(c.b, factor, labels)
-    return one_block(Factor(c.b.pointwise(op, shown, dtype, _plain(kwargs)), labels), blocks[0].labels)
+        shown[place] = factor.node if not own.layout else arrange(interpreter.b, factor, labels)
+    return one_block(Factor(interpreter.b.pointwise(op, shown, dtype, _plain(kwargs)), labels), blocks[0].labels)
 
 
-def _promoted(c: Interpreter, factors: Sequence[Factor], forms: Sequence[Form]) -> list[Factor]:
+def _promoted(interpreter: Interpreter, factors: Sequence[Factor], forms: Sequence[Form]) -> list[Factor]:
     """Each in the dtype that the operator would bring it to; it leaves 0-dim tensors aside, as blocks of a larger form
     may be.
     """
@@ -105,12 +107,14 @@ def _promoted(c: Interpreter, factors: Sequence[Factor], forms: Sequence[Form]) 
     for factor, own in zip(factors, forms, strict=True):
         alike = [f.dtype for f in forms if f.layout and kind(f.dtype) == kind(own.dtype)]
         dtype = reduce(torch.promote_types, alike) if alike else own.dtype
-        result.append(factor if dtype == own.dtype else _cast_factor(c, factor, dtype))
+        result.append(factor if dtype == own.dtype else _cast_factor(interpreter, factor, dtype))
     return result
 
 
-def _cast_factor(c: Interpreter, f: Factor, dtype: torch.dtype) -> Factor:
-    node = c.b.call(aten._to_copy.default, (f.node,), f.node.rate, f.node.shape, dtype, kwargs={"dtype": dtype})
+def _cast_factor(interpreter: Interpreter, f: Factor, dtype: torch.dtype) -> Factor:
+    node = interpreter.b.call(
+        aten._to_copy.default, (f.node,), f.node.rate, f.node.shape, dtype, kwargs={"dtype": dtype}
+    )
     return Factor(node, f.labels)
 
 
@@ -130,109 +134,109 @@ def _plain(kwargs: dict[str, Value]) -> dict[str, Any]:
     }
 
 
-def identity(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def identity(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Copies, detachments and inactive dropout change nothing."""
     return form(args[0])
 
 
-def cast(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def cast(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """A change of dtype, or nothing."""
     value, dtype = form(args[0]), node.meta["val"].dtype
     if dtype == value.dtype:
         return value
-    return to_dtype(c, value, dtype)
+    return to_dtype(interpreter, value, dtype)
 
 
-def to_dtype(c: Interpreter, value: Form, dtype: torch.dtype) -> Form:
+def to_dtype(interpreter: Interpreter, value: Form, dtype: torch.dtype) -> Form:
     """All blocks in another dtype."""
-    value = tidy(c, value)
+    value = tidy(interpreter, value)
     blocks = {}
     for cell, block in value.blocks.items():
-        factor = settle(c.b, block, c.workload).factor
-        blocks[cell] = one_block(_cast_factor(c, factor, dtype), block.labels)
+        factor = settle(interpreter.b, block, interpreter.workload).factor
+        blocks[cell] = one_block(_cast_factor(interpreter, factor, dtype), block.labels)
     return Form(value.dims, blocks, value.layout, dtype)
 
 
 # -- arithmetic
 
 
-def add(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def add(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x + alpha y`: terms side by side."""
     alpha = _alpha(args, kwargs)
-    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, alpha)))
+    return _arithmetic(interpreter, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, alpha)))
 
 
-def subtract(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def subtract(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x - alpha y`: terms side by side."""
     alpha = _alpha(args, kwargs)
-    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, -alpha)))
+    return _arithmetic(interpreter, node, args, kwargs, lambda blocks: _sum(blocks, (1.0, -alpha)))
 
 
-def subtract_from(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def subtract_from(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`y - alpha x`: terms side by side."""
     alpha = _alpha(args, kwargs)
-    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (-alpha, 1.0)))
+    return _arithmetic(interpreter, node, args, kwargs, lambda blocks: _sum(blocks, (-alpha, 1.0)))
 
 
 def _alpha(args: list[Value], kwargs: dict[str, Value]) -> float:
     return float(kwargs["alpha"] if "alpha" in kwargs else args[2] if len(args) > 2 else 1)
 
 
-def negate(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def negate(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`-x`: the scale of every term."""
-    return _arithmetic(c, node, args, kwargs, lambda blocks: _sum(blocks, (-1.0,)))
+    return _arithmetic(interpreter, node, args, kwargs, lambda blocks: _sum(blocks, (-1.0,)))
 
 
-def multiply(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def multiply(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x * y`: where one side does not depend on the candidate, it joins the coefficients of the other."""
-    return _arithmetic(c, node, args, kwargs, _product)
+    return _arithmetic(interpreter, node, args, kwargs, _product)
 
 
-def divide(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def divide(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x / y`, y per request or less: its reciprocal joins the coefficients of x."""
     if kwargs.get("rounding_mode") is not None:
-        return elementwise(c, node, args, kwargs)
+        return elementwise(interpreter, node, args, kwargs)
 
     def build(blocks: list[Block]) -> Block | None:
         if blocks[1].rate.per_candidate:
             return None
-        f = settle(c.b, blocks[1], c.workload).factor
-        inverse = Factor(c.b.pointwise(aten.reciprocal.default, (f.node,), f.node.dtype), f.labels)
+        f = settle(interpreter.b, blocks[1], interpreter.workload).factor
+        inverse = Factor(interpreter.b.pointwise(aten.reciprocal.default, (f.node,), f.node.dtype), f.labels)
         return _product([blocks[0], one_block(inverse, blocks[1].labels)])
 
-    return _arithmetic(c, node, args, kwargs, build)
+    return _arithmetic(interpreter, node, args, kwargs, build)
 
 
 def _arithmetic(
-    c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value],
+    interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value],
     build: Callable[[list[Block]], Block | None],
 ) -> Value:  # fmt: skip
     """Per cell: keep the form where that can save work (level `full`), else run the operator on evaluated blocks."""
     dtype = node.meta["val"].dtype
-    operands = [_as_form(c, a, dtype) if isinstance(a, int | float) else a for a in args[:2]]
-    forms = [tidy(c, form(o)) for o in operands]
-    if c.level < Level.FULL or dtype not in ARITHMETIC or any(f.dtype != dtype for f in forms):
-        return elementwise(c, node, args, kwargs)
+    operands = [_as_form(interpreter, a, dtype) if isinstance(a, int | float) else a for a in args[:2]]
+    forms = [tidy(interpreter, form(o)) for o in operands]
+    if interpreter.level < Level.FULL or dtype not in ARITHMETIC or any(f.dtype != dtype for f in forms):
+        return elementwise(interpreter, node, args, kwargs)
     places = [i for i, a in enumerate(args[:2]) if not isinstance(a, int | float)]
     direct = [forms[i] for i in places]
 
     def choose(blocks: list[Block]) -> Block:
         own = [blocks[i] for i in places]
-        known = folded(c, node.target, args, kwargs, own, places, [dtype] * len(own), dtype)
+        known = folded(interpreter, node.target, args, kwargs, own, places, [dtype] * len(own), dtype)
         if known is not None:
             return known
         lazy = build(blocks) if any(block.rate.per_candidate for block in blocks) else None
         if lazy is None or not grid.worth_keeping(lazy):
-            return _apply(c, node.target, args, kwargs, own, direct, places, dtype)
+            return _apply(interpreter, node.target, args, kwargs, own, direct, places, dtype)
         return lazy
 
-    return grid.map_blocks(grid.align(c.b, forms), dtype, choose)
+    return grid.map_blocks(grid.align(interpreter.b, forms), dtype, choose)
 
 
-def _as_form(c: Interpreter, value: float, dtype: torch.dtype) -> Form:
+def _as_form(interpreter: Interpreter, value: float, dtype: torch.dtype) -> Form:
     if not dtype.is_floating_point:
         dtype = torch.int64
-    return plain(c.b.number(value, dtype), dtype, row_layout(0, rows=False))
+    return plain(interpreter.b.number(value, dtype), dtype, row_layout(0, rows=False))
 
 
 def _sum(blocks: list[Block], scales: Sequence[float]) -> Block:
@@ -248,7 +252,7 @@ def _product(blocks: list[Block]) -> Block | None:
     return block if all(small_product(t, visible) for t in moving) else None
 
 
-def fill(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def fill(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`full`, `zeros_like`, ...: one number, constant along every axis, whatever the row count."""
     fake = node.meta["val"]
     name = operator_name(node)
@@ -257,7 +261,7 @@ def fill(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Val
         value = named(node, args, kwargs).get("fill_value", args[0] if name == "scalar_tensor" else None)
     if not isinstance(value, int | float | bool):
         raise Decline("filled with a value that is no number")
-    return grid.constant_form(c.b, value, fake.dtype, c.shape(fake))
+    return grid.constant_form(interpreter.b, value, fake.dtype, interpreter.shape(fake))
 
 
 UNARY = """

@@ -32,54 +32,56 @@ def dims_of(value: Form, axes: Any) -> list[int]:
     return [d for axis in own for d in value.layout[axis]]
 
 
-def sum_(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def sum_(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`sum`: linear, so terms keep their coefficients."""
-    return _linear_reduction(c, node, args, kwargs, mean=False)
+    return _linear_reduction(interpreter, node, args, kwargs, mean=False)
 
 
-def mean(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def mean(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`mean`: a sum with a scale."""
-    return _linear_reduction(c, node, args, kwargs, mean=True)
+    return _linear_reduction(interpreter, node, args, kwargs, mean=True)
 
 
-def _linear_reduction(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value], mean: bool) -> Value:
-    a = named(node, args, kwargs)
-    value = form(a["self"])
-    dims = dims_of(value, a.get("dim"))
+def _linear_reduction(
+    interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value], mean: bool
+) -> Value:
+    arguments = named(node, args, kwargs)
+    value = form(arguments["self"])
+    dims = dims_of(value, arguments.get("dim"))
     dtype = node.meta["val"].dtype
     if dtype not in ARITHMETIC or value.dtype != dtype:
-        return along(c, node, args, kwargs)
+        return along(interpreter, node, args, kwargs)
     scale = 1.0 / math.prod(value.sizes[d] for d in dims) if mean else 1.0
     axes = sorted(value.axis(d) for d in dims)
-    result = grid.sum_dims(c.b, tidy(c, value), dims, scale)
-    return moves.with_axes(result, axes) if a.get("keepdim") else result
+    result = grid.sum_dims(interpreter.b, tidy(interpreter, value), dims, scale)
+    return moves.with_axes(result, axes) if arguments.get("keepdim") else result
 
 
-def along(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def along(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`softmax`, `max`, `sort`, ...: one tensor along the named axes, block by block along the others."""
-    a = named(node, args, kwargs)
-    value = form(a["self"])
-    dims = dims_of(value, a.get("dim"))
+    arguments = named(node, args, kwargs)
+    value = form(arguments["self"])
+    dims = dims_of(value, arguments.get("dim"))
     single = isinstance(node.meta["val"], torch.Tensor)
     fakes = [node.meta["val"]] if single else node.meta["val"]
 
     def call(x: Node, axes: list[int], shapes: Sequence[tuple[int, ...]]) -> list[Node]:
-        dim = axes[0] if isinstance(a.get("dim"), int) else axes
-        given, by_name = positional(node, a | {"self": x, "dim": dim})
-        made = c.b.call(overload(node), given, x.rate, shapes[0], fakes[0].dtype, kwargs=by_name)
+        dim = axes[0] if isinstance(arguments.get("dim"), int) else axes
+        given, by_name = positional(node, arguments | {"self": x, "dim": dim})
+        made = interpreter.b.call(overload(node), given, x.rate, shapes[0], fakes[0].dtype, kwargs=by_name)
         if single:
             return [made]
         return [
-            c.b.call(operator.getitem, (made, i), x.rate, s, f.dtype, free=True)
+            interpreter.b.call(operator.getitem, (made, i), x.rate, s, f.dtype, free=True)
             for i, (s, f) in enumerate(zip(shapes, fakes, strict=True))
         ]
 
-    results = by_blocks(c, value, dims, [c.shape(f) for f in fakes], [f.dtype for f in fakes], call)
+    results = by_blocks(interpreter, value, dims, [interpreter.shape(f) for f in fakes], [f.dtype for f in fakes], call)
     return results[0] if single else results
 
 
 def by_blocks(
-    c: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[Extent]],
+    interpreter: Interpreter, value: Form, dims: list[int], shapes: Sequence[Sequence[Extent]],
     dtypes: Sequence[torch.dtype], call: Callable[[Node, list[int], Sequence[tuple[int, ...]]], list[Node]],
     of_numbers: bool = False,
 ) -> list[Form]:  # fmt: skip
@@ -87,31 +89,33 @@ def by_blocks(
 
     With `of_numbers`, the operator gives back the number that a block is full of, as `amax` does.
     """
-    value = c.settled(tidy(c, value))
+    value = interpreter.settled(tidy(interpreter, value))
     for d in dims:
         if len(value.dims[d]) > 1:
-            value = joins.in_position_order(c.b, joins.join_segments(c.b, value, d), d)
+            value = joins.in_position_order(interpreter.b, joins.join_segments(interpreter.b, value, d), d)
         elif (value.dims[d][0] != range(len(value.dims[d][0]))).any():
-            value = joins.in_position_order(c.b, value, d)
+            value = joins.in_position_order(interpreter.b, value, d)
     kept = all(len(shape) == len(value.layout) for shape in shapes)
     sizes = [_new_sizes(value, dims, shape, kept) for shape in shapes]
     results: list[dict[Any, Block]] = [{} for _ in shapes]
     for cell in cells(value.dims):
-        block = settle(c.b, value.blocks[cell], c.workload)
+        block = settle(interpreter.b, value.blocks[cell], interpreter.workload)
         flat = [Label(math.prod(x.size for x in own)) for own in block.labels]
         present = [any(x in block.factor.labels for x in own) or d in dims for d, own in enumerate(block.labels)]
         if of_numbers and block.factor.number is not None:
             present, made = [False] * len(flat), [block.factor.node] * len(shapes)
         else:
-            node = joins.expand(c.b, arrange(c.b, block.factor, block.visible), _extents(block, present))
-            node = c.b.reshape(node, [x.size if here else 1 for x, here in zip(flat, present, strict=True)])
+            node = joins.expand(
+                interpreter.b, arrange(interpreter.b, block.factor, block.visible), _extents(block, present)
+            )
+            node = interpreter.b.reshape(node, [x.size if here else 1 for x, here in zip(flat, present, strict=True)])
             first = 0 if node.rate == 0 else 1
             given = [tuple(node.shape[d] if n is None else n for d, n in enumerate(s) if n != -1) for s in sizes]
             made = call(node, [d + first for d in dims], given)
         for result, s, m in zip(results, sizes, made, strict=True):
             axes = {d: flat[d] if n is None else Label(n) for d, n in enumerate(s) if n != -1}
             shown = tuple(x for d, x in axes.items() if present[d])
-            factor = Factor(c.b.reshape(m, [x.size for x in shown]), shown)
+            factor = Factor(interpreter.b.reshape(m, [x.size for x in shown]), shown)
             result[tuple(cell[d] for d in axes)] = one_block(factor, tuple((x,) for x in axes.values()))
     return [_form(value, s, r, dtype, dims) for s, r, dtype in zip(sizes, results, dtypes, strict=True)]
 

@@ -18,12 +18,12 @@ from rankhoist.compiler.rules.table import table
 # -- reshape
 
 
-def reshape(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def reshape(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`view`, `reshape`, `flatten`, `unflatten`: rows may fold with other axes and unfold again."""
-    return to_shape(c, form(args[0]), c.shape(node.meta["val"]))
+    return to_shape(interpreter, form(args[0]), interpreter.shape(node.meta["val"]))
 
 
-def to_shape(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
+def to_shape(interpreter: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
     """The value with original axes of the given sizes, elements in row-major order."""
     items = [(ROW if d == ROW else value.sizes[d]) for entry in value.layout for d in entry]
     if not value.has_rows and any(rows for _, rows in shape):
@@ -35,7 +35,7 @@ def to_shape(c: Interpreter, value: Form, shape: Sequence[Extent]) -> Form:
     layout: list[tuple[int, ...]] = []
     dim = 0
     for own, axes in groups:
-        result, entries, used = _regroup(c, result, dim, own, axes)
+        result, entries, used = _regroup(interpreter, result, dim, own, axes)
         layout += [tuple(d if d == ROW else d + dim for d in entry) for entry in entries]
         dim += used
     return replace(result, layout=tuple(layout))
@@ -78,16 +78,16 @@ def _behind(left: tuple[int, int], right: tuple[int, int]) -> bool:
 
 
 def _regroup(
-    c: Interpreter, value: Form, dim: int, own: list[int], axes: list[Extent]
+    interpreter: Interpreter, value: Form, dim: int, own: list[int], axes: list[Extent]
 ) -> tuple[Form, list[tuple[int, ...]], int]:
     """Rearrange the dims of one group; returns the layout entries of its axes (dims counted from `dim`) and their
     number.
     """
     if ROW not in own:
-        merged = moves.merge_dims(c.b, value, dim, len(own))
+        merged = moves.merge_dims(interpreter.b, value, dim, len(own))
         if not axes:
-            return moves.drop_dim(c.b, merged, dim), [], 0
-        split = moves.split_dim(c.b, merged, dim, [n for n, _ in axes]) if len(axes) > 1 else merged
+            return moves.drop_dim(interpreter.b, merged, dim), [], 0
+        split = moves.split_dim(interpreter.b, merged, dim, [n for n, _ in axes]) if len(axes) > 1 else merged
         return split, [(i,) for i in range(len(axes))], len(axes)
     at = own.index(ROW)
     if len(axes) == 1:
@@ -100,28 +100,28 @@ def _regroup(
     if high * math.prod(before) != outer or low * math.prod(after) != inner or high * low != axes[row][0]:
         raise Decline(f"a reshape of {axis_text(own)} to {shape_text(axes)} cuts rows apart")
     first, second = [*before, *([high] if high > 1 else [])], [*([low] if low > 1 else []), *after]
-    value = _resize(c, value, dim, at, first)
-    value = _resize(c, value, dim + len(first), len(own) - 1 - at, second)
+    value = _resize(interpreter, value, dim, at, first)
+    value = _resize(interpreter, value, dim + len(first), len(own) - 1 - at, second)
     folded = (*([len(before)] if high > 1 else []), ROW, *([len(first)] if low > 1 else []))
     start = len(first) + (low > 1)
     entries = [*((i,) for i in range(len(before))), folded, *((start + i,) for i in range(len(after)))]
     return value, entries, len(first) + len(second)
 
 
-def _resize(c: Interpreter, value: Form, dim: int, count: int, sizes: list[int]) -> Form:
+def _resize(interpreter: Interpreter, value: Form, dim: int, count: int, sizes: list[int]) -> Form:
     """`count` dims from `dim` on become dims of the given sizes."""
     if count == 0 and not sizes:
         return value
-    value = moves.merge_dims(c.b, value, dim, count)
+    value = moves.merge_dims(interpreter.b, value, dim, count)
     if not sizes:
-        return moves.drop_dim(c.b, value, dim)
-    return moves.split_dim(c.b, value, dim, sizes) if len(sizes) > 1 else value
+        return moves.drop_dim(interpreter.b, value, dim)
+    return moves.split_dim(interpreter.b, value, dim, sizes) if len(sizes) > 1 else value
 
 
 # -- axes
 
 
-def transpose(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def transpose(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Two axes swapped: the layout changes, nothing moves."""
     value = form(args[0])
     order = list(range(len(value.layout)))
@@ -130,13 +130,13 @@ def transpose(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str
     return permuted(value, order)
 
 
-def permute(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def permute(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Axes reordered: the layout changes, nothing moves."""
     value = form(args[0])
     return permuted(value, [axis_of(value, a) for a in args[1]])
 
 
-def reverse_axes(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def reverse_axes(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`t`, `numpy_T`: axes in reverse."""
     value = form(args[0])
     return permuted(value, list(range(len(value.layout)))[::-1])
@@ -147,13 +147,13 @@ def permuted(value: Form, order: Sequence[int]) -> Form:
     return replace(value, layout=tuple(value.layout[a] for a in order))
 
 
-def unsqueeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def unsqueeze(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """A new axis of size 1."""
     value = form(args[0])
     return moves.with_axes(value, [args[1] if args[1] >= 0 else args[1] + len(value.layout) + 1])
 
 
-def squeeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def squeeze(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Axes that the exported graph shows to be of size 1 go, whatever the row count of a call."""
     value = form(args[0])
     chosen = range(len(value.layout)) if len(args) < 2 else [args[1]] if isinstance(args[1], int) else args[1]
@@ -161,7 +161,7 @@ def squeeze(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, 
     for axis in axes:
         if value.extents[axis] == (1, False):
             for dim in sorted(value.layout[axis], reverse=True):
-                value = moves.drop_dim(c.b, value, dim)
+                value = moves.drop_dim(interpreter.b, value, dim)
     return value
 
 

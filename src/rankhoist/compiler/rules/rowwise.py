@@ -14,7 +14,7 @@ from rankhoist.compiler.rules.arguments import form, named
 from rankhoist.compiler.rules.table import table
 
 
-def batch_first(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def batch_first(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Convolution, pooling and the like: axis 0 is the batch; weights have no rows."""
     depth = {"conv1d": 3, "conv2d": 4, "conv3d": 5}.get(operator_name(node))
     first = form(args[0])
@@ -23,44 +23,44 @@ def batch_first(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[s
     for value in flat((args, kwargs)):
         if isinstance(value, Form):
             _check_rows(value, 0)
-    return c.run_rowwise(node, args, kwargs)
+    return interpreter.run_rowwise(node, args, kwargs)
 
 
-def pooling(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def pooling(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Pooling works on the last axes only."""
     value = form(args[0])
     last = 2 if "2d" in operator_name(node) else 1
     if any(ROW in e for e in value.layout[len(value.layout) - last :]):
         raise Decline(f"pools over the rows of {value.axes}")
-    return c.run_rowwise(node, args, kwargs)
+    return interpreter.run_rowwise(node, args, kwargs)
 
 
-def attention(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def attention(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`scaled_dot_product_attention` over the last two axes; rows are in an axis before."""
-    a = named(node, args, kwargs)
-    operands = [form(a[k]) for k in ("query", "key", "value")] + (
-        [form(a["attn_mask"])] if a["attn_mask"] is not None else []
+    arguments = named(node, args, kwargs)
+    operands = [form(arguments[k]) for k in ("query", "key", "value")] + (
+        [form(arguments["attn_mask"])] if arguments["attn_mask"] is not None else []
     )
     depth = max(len(o.layout) for o in operands)
     places = {axis + depth - len(o.layout) for o in operands for axis, e in enumerate(o.layout) if ROW in e}
     folds = {tuple(o.sizes[d] if d != ROW else ROW for d in e) for o in operands for e in o.layout if ROW in e}
     if len(places) != 1 or next(iter(places)) >= depth - 2 or len(folds) > 1:
         raise Decline(f"attends over the rows: {', '.join(o.axes for o in operands)}")
-    return c.run_rowwise(node, args, kwargs)
+    return interpreter.run_rowwise(node, args, kwargs)
 
 
-def recurrent(c: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def recurrent(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Whole recurrent layers: the batch axis is 0 or 1 by `batch_first`; states have it on axis 1."""
-    a = named(node, args, kwargs)
-    if "batch_first" not in a:
+    arguments = named(node, args, kwargs)
+    if "batch_first" not in arguments:
         raise Decline("packed sequences order rows by length")
-    if a.get("train") and a.get("dropout"):
+    if arguments.get("train") and arguments.get("dropout"):
         raise Decline("dropout in training mode")
-    states = a["hx"] if isinstance(a["hx"], list) else [a["hx"]]
-    _check_rows(form(a["input"]), 0 if a["batch_first"] else 1)
+    states = arguments["hx"] if isinstance(arguments["hx"], list) else [arguments["hx"]]
+    _check_rows(form(arguments["input"]), 0 if arguments["batch_first"] else 1)
     for state in states:
         _check_rows(form(state), 1)
-    return c.run_rowwise(node, args, kwargs)
+    return interpreter.run_rowwise(node, args, kwargs)
 
 
 def _check_rows(value: Form, axis: int) -> None:
