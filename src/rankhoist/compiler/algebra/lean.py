@@ -25,10 +25,10 @@ from rankhoist.compiler.algebra.tables import one_gather
 PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
 
 
-def lean(b: Builder, outputs: Sequence[Any], limits: Limits) -> list[Any]:
+def lean(builder: Builder, outputs: Sequence[Any], limits: Limits) -> list[Any]:
     """`outputs` by fewer operators, where larger ones gain something."""
     for make in (_fused, _joined, _stacked, _gathered):
-        outputs = _rebuilt(b, outputs, limits, make)
+        outputs = _rebuilt(builder, outputs, limits, make)
     return list(outputs)
 
 
@@ -38,34 +38,34 @@ Make = Callable[[Builder, Node, "_Readers", Callable[[Node], Node]], "Node | Non
 class _Readers:
     """Who reads what, before the rewrite."""
 
-    def __init__(self, b: Builder, outputs: Sequence[Any], limits: Limits) -> None:
+    def __init__(self, outputs: Sequence[Any], limits: Limits) -> None:
         kept = [o for o in outputs if isinstance(o, Node)]
-        self.b, self.limits = b, limits
+        self.limits = limits
         self.nodes = live_nodes(kept)
         self.count = collections.Counter(x.index for n in self.nodes for x in inputs_of(n))
         self.count.update(o.index for o in kept)
 
     @functools.cached_property
     def groups(self) -> dict[int, list[Node]]:
-        return _groups(self.b, self.nodes, self.limits.wide)
+        return _groups(self.nodes, self.limits.wide)
 
     @functools.cached_property
     def stacks(self) -> dict[int, list[Node]]:
-        return _stacks(self.b, self.nodes, self.limits.small)
+        return _stacks(self.nodes, self.limits.small)
 
     def once(self, node: Node) -> bool:
         return self.count[node.index] == 1
 
 
-def _rebuilt(b: Builder, outputs: Sequence[Any], limits: Limits, make: Make) -> list[Any]:
+def _rebuilt(builder: Builder, outputs: Sequence[Any], limits: Limits, make: Make) -> list[Any]:
     """Every node anew over its rewritten operands, operands first; `make` may give another node for it."""
-    readers = _Readers(b, outputs, limits)
+    readers = _Readers(outputs, limits)
     done: dict[int, Node] = {}
 
     def value(node: Node) -> Node:
         if node.index not in done:
-            b.source = node.source
-            done[node.index] = make(b, node, readers, value) or b.again(node, value)
+            builder.source = node.source
+            done[node.index] = make(builder, node, readers, value) or builder.again(node, value)
         return done[node.index]
 
     for node in readers.nodes:
@@ -76,7 +76,7 @@ def _rebuilt(b: Builder, outputs: Sequence[Any], limits: Limits, make: Make) -> 
 # -- sums
 
 
-def _fused(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+def _fused(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """A sum with a product as one operator."""
     if node.op is not aten.add.Tensor or node.kwargs or not all(isinstance(a, Node) for a in node.args):
         return None
@@ -84,13 +84,13 @@ def _fused(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], No
     if x is y:
         return None
     for total, part in ((x, y), (y, x)):
-        made = _sum_with_product(b, node, total, part, readers, value)
+        made = _sum_with_product(builder, node, total, part, readers, value)
         if made is not None:
             return made
     for total, part in ((x, y), (y, x)):
         if part.op is aten.mul.Tensor and readers.once(part) and _alike(node, (total, *part.args)):
             operands = [value(a) for a in (total, *part.args)]
-            return b.call(aten.addcmul.default, operands, node.rate, node.shape, node.dtype)
+            return builder.call(aten.addcmul.default, operands, node.rate, node.shape, node.dtype)
     return None
 
 
@@ -102,11 +102,11 @@ def _alike(node: Node, operands: Sequence[Any]) -> bool:
 
 
 def _sum_with_product(
-    b: Builder, node: Node, total: Node, part: Node, readers: _Readers, value: Callable[[Node], Node]
+    builder: Builder, node: Node, total: Node, part: Node, readers: _Readers, value: Callable[[Node], Node]
 ) -> Node | None:
     """`total + z W`, where the product has the shape of the sum, and total that shape or one row's last axis."""
     inner = part.args[0] if part.op is aten.reshape.default and readers.once(part) else part
-    if not isinstance(inner, Node) or not _plain_product(b, inner) or not readers.once(inner):
+    if not isinstance(inner, Node) or not _plain_product(inner) or not readers.once(inner):
         return None
     biased = inner.op is kernels.linear_from or (inner.op is aten.linear.default and len(inner.args) != 2)
     if biased or math.prod(part.shape) != math.prod(node.shape) or not node.rows_first:
@@ -116,13 +116,13 @@ def _sum_with_product(
         return None
     made: Node | None = None
     if total.shape == node.shape and _same_rows(total, product):
-        made = _onto(b, b.reshape(value(total), inner.shape), product)
+        made = _onto(builder, builder.reshape(value(total), inner.shape), product)
     elif math.prod(total.shape) == inner.shape[-1] and (total.shape[-1:] == inner.shape[-1:] or len(inner.shape) == 1):
-        made = _from(b, value(total), product)
-    return None if made is None else b.reshape(made, node.shape)
+        made = _from(builder, value(total), product)
+    return None if made is None else builder.reshape(made, node.shape)
 
 
-def _plain_product(b: Builder, node: Node) -> bool:
+def _plain_product(node: Node) -> bool:
     """Rows times a matrix; no original operator over tensors whose first axis is not the rows."""
     if node.op not in PRODUCTS or not node.rows_first or node.rate is Rate.WEIGHT:
         return False
@@ -135,53 +135,53 @@ def _same_rows(x: Node, y: Node) -> bool:
     return rows and x.op is not kernels.spread
 
 
-def _onto(b: Builder, total: Node, product: Node) -> Node:
+def _onto(builder: Builder, total: Node, product: Node) -> Node:
     """Another per-candidate tensor plus a product."""
     op = kernels.linear_onto if product.op is aten.linear.default else kernels.request_linear_onto
     rate = join((total.rate, product.rate))
     madds = product.work.multiply_adds
-    return b.call(op, (total, *product.args), rate, product.shape, product.dtype, multiply_adds=madds)
+    return builder.call(op, (total, *product.args), rate, product.shape, product.dtype, multiply_adds=madds)
 
 
-def _from(b: Builder, start: Node, product: Node) -> Node | None:
+def _from(builder: Builder, start: Node, product: Node) -> Node | None:
     """A row of the model or of the request plus a product."""
     madds, shape, dtype = product.work.multiply_adds, product.shape, product.dtype
     if start.op is kernels.spread:
         start = start.args[0]
     if start.rate.per_candidate:
         return None
-    start = b.reshape(start, shape[-1:])
+    start = builder.reshape(start, shape[-1:])
     linear = product.op is aten.linear.default
     if start.rate is Rate.WEIGHT:
         if not linear:
             return None
         args = (*product.args, start)
-        return b.call(aten.linear.default, args, product.rate, shape, dtype, multiply_adds=madds)
+        return builder.call(aten.linear.default, args, product.rate, shape, dtype, multiply_adds=madds)
     if not product.rate.per_candidate:
         return None
     if linear:
         args = (*product.args, start, OWNER)
-        return b.call(kernels.linear_from, args, Rate.PAIR, shape, dtype, multiply_adds=madds)
+        return builder.call(kernels.linear_from, args, Rate.PAIR, shape, dtype, multiply_adds=madds)
     x, m, offsets = product.args
     args = (x, m, start, OWNER, offsets)
-    return b.call(kernels.request_linear_from, args, Rate.PAIR, shape, dtype, multiply_adds=madds)
+    return builder.call(kernels.request_linear_from, args, Rate.PAIR, shape, dtype, multiply_adds=madds)
 
 
 # -- products of the same tensor
 
 
-def _groups(b: Builder, nodes: Sequence[Node], wide: int) -> dict[int, list[Node]]:
+def _groups(nodes: Sequence[Node], wide: int) -> dict[int, list[Node]]:
     """Linear maps of one tensor by weights, with the same kind of start: member -> all members."""
     found: dict[Any, list[Node]] = {}
     for n in nodes:
-        if _plain_product(b, n) and n.op is not kernels.request_linear and n.shape[-1] < wide:
+        if _plain_product(n) and n.op is not kernels.request_linear and n.shape[-1] < wide:
             weights = n.args[1:] if n.op is aten.linear.default else n.args[1:2]
             if all(w.rate is Rate.WEIGHT for w in weights):
                 found.setdefault((n.args[0].index, n.op, len(n.args)), []).append(n)
     return {n.index: group for group in found.values() if len(group) > 1 for n in group}
 
 
-def _joined(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+def _joined(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """One product for all linear maps of a tensor; each is a slice of it."""
     group = readers.groups.get(node.index)
     if group is None:
@@ -189,20 +189,20 @@ def _joined(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], N
     x = value(node.args[0])
     parts = [[value(a) for a in n.args[1:] if isinstance(a, Node)] for n in group]
     rest = [OWNER] if node.op is kernels.linear_from else []
-    args = [x, *(b.cat(list(column), 0) for column in zip(*parts, strict=True)), *rest]
+    args = [x, *(builder.cat(list(column), 0) for column in zip(*parts, strict=True)), *rest]
     shape = [*node.shape[:-1], sum(n.shape[-1] for n in group)]
     madds = sum(n.work.multiply_adds for n in group)
-    made = b.call(node.op, args, node.rate, shape, node.dtype, multiply_adds=madds)  # type: ignore[arg-type]
+    made = builder.call(node.op, args, node.rate, shape, node.dtype, multiply_adds=madds)  # type: ignore[arg-type]
     start = sum(n.shape[-1] for n in group[: group.index(node)])
     at = len(shape) - 1 + first_axis(made)
     cut = (made, at, start, start + node.shape[-1], 1)
-    return b.call(aten.slice.Tensor, cut, made.rate, node.shape, node.dtype, free=True)
+    return builder.call(aten.slice.Tensor, cut, made.rate, node.shape, node.dtype, free=True)
 
 
 # -- products by the same weight
 
 
-def _stacks(b: Builder, nodes: Sequence[Node], small: int) -> dict[int, list[Node]]:
+def _stacks(nodes: Sequence[Node], small: int) -> dict[int, list[Node]]:
     """Maps of request tensors by one weight, as far from the end as each other: member -> all members.
 
     None of them reads another, and joining several such groups makes no cycle, for every path leads nearer to the end.
@@ -210,7 +210,7 @@ def _stacks(b: Builder, nodes: Sequence[Node], small: int) -> dict[int, list[Nod
     from_end: dict[int, int] = {}
     found: dict[Any, list[Node]] = {}
     for n in reversed(nodes):
-        own = n.op is aten.linear.default and n.rate is Rate.REQUEST and _plain_product(b, n) and len(n.args) == 2
+        own = n.op is aten.linear.default and n.rate is Rate.REQUEST and _plain_product(n) and len(n.args) == 2
         step = from_end.get(n.index, 0)
         if own and len(n.shape) <= 2 and math.prod(n.shape[:-1]) * n.args[1].shape[1] <= small:
             found.setdefault((n.args[1].index, step), []).append(n)
@@ -220,27 +220,27 @@ def _stacks(b: Builder, nodes: Sequence[Node], small: int) -> dict[int, list[Nod
     return {n.index: group for group in found.values() if len(group) > 1 for n in group}
 
 
-def _stacked(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+def _stacked(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """One product for all maps by a weight: `[x_1; x_2] W`, cut apart by views."""
     group = readers.stacks.get(node.index)
     if group is None:
         return None
     width, inner = node.args[1].shape
     heights = [math.prod(n.shape[:-1]) for n in group]
-    rows = b.cat([b.reshape(value(n.args[0]), [h, inner]) for n, h in zip(group, heights, strict=True)], 0)
+    rows = builder.cat([builder.reshape(value(n.args[0]), [h, inner]) for n, h in zip(group, heights, strict=True)], 0)
     args, shape = (rows, value(node.args[1])), [sum(heights), width]
     madds = sum(n.work.multiply_adds for n in group)
-    made = b.call(aten.linear.default, args, node.rate, shape, node.dtype, multiply_adds=madds)
+    made = builder.call(aten.linear.default, args, node.rate, shape, node.dtype, multiply_adds=madds)
     at = group.index(node)
     start = sum(heights[:at])
     cut = (made, 1, start, start + heights[at], 1)
-    part = b.call(aten.slice.Tensor, cut, made.rate, [heights[at], width], node.dtype, free=True)
-    return b.reshape(part, node.shape)
+    part = builder.call(aten.slice.Tensor, cut, made.rate, [heights[at], width], node.dtype, free=True)
+    return builder.reshape(part, node.shape)
 
 
 # -- lookups
 
 
-def _gathered(b: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+def _gathered(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """One gather for several tables."""
-    return one_gather(b, node, readers.limits, readers.once, value)
+    return one_gather(builder, node, readers.limits, readers.once, value)

@@ -19,7 +19,7 @@ from rankhoist.compiler.algebra.limits import Limits
 
 
 def one_gather(
-    b: Builder, node: Node, limits: Limits, once: Callable[[Node], bool], value: Callable[[Node], Node]
+    builder: Builder, node: Node, limits: Limits, once: Callable[[Node], bool], value: Callable[[Node], Node]
 ) -> Node | None:
     """A concatenation of looked-up rows, of which nobody reads the parts."""
     if node.op is not aten.cat.default or node.rate is Rate.WEIGHT or node.args[1] != 1 or not node.rows_first:
@@ -30,12 +30,12 @@ def one_gather(
         lookups = [_lookup(p) for p in group]
         tables = [x.args[0] for x in lookups if x is not None]
         if len(tables) == len(group) >= limits.tables and sum(_bytes(t) for t in tables) <= limits.copied:
-            parts.append(_gather(b, group, [x for x in lookups if x is not None], value))
+            parts.append(_gather(builder, group, [x for x in lookups if x is not None], value))
         else:
             parts += [value(p) for p in group]
     if len(parts) == len(node.args[0]):
         return None
-    return b.reshape(parts[0], node.shape) if len(parts) == 1 else b.cat(parts, 0)
+    return builder.reshape(parts[0], node.shape) if len(parts) == 1 else builder.cat(parts, 0)
 
 
 def _lookup(part: Node) -> Node | None:
@@ -60,13 +60,13 @@ def _bytes(table: Node) -> int:
     return math.prod(table.shape) * table.dtype.itemsize
 
 
-def _gather(b: Builder, group: Sequence[Node], lookups: Sequence[Node], value: Callable[[Node], Node]) -> Node:
+def _gather(builder: Builder, group: Sequence[Node], lookups: Sequence[Node], value: Callable[[Node], Node]) -> Node:
     tables = [value(x.args[0]) for x in lookups]
     ids = [value(x.args[1]) for x in lookups]
     starts = torch.tensor([0, *itertools.accumulate(t.shape[0] for t in tables[:-1])], dtype=ids[0].dtype)
     sizes = torch.tensor([t.shape[0] for t in tables], dtype=ids[0].dtype)
-    table, width, rate = b.cat(tables, 0), lookups[0].shape[-1], ids[0].rate
-    joined = b.call(aten.stack.default, (ids, 1), rate, [len(ids)], ids[0].dtype)
-    args = (table, joined, b.constant(starts), b.constant(sizes))
-    made = b.call(kernels.read_tables, args, rate, [len(ids), width], table.dtype)
-    return b.reshape(made, [len(ids) * group[0].shape[0], *group[0].shape[1:]])
+    table, width, rate = builder.cat(tables, 0), lookups[0].shape[-1], ids[0].rate
+    joined = builder.call(aten.stack.default, (ids, 1), rate, [len(ids)], ids[0].dtype)
+    args = (table, joined, builder.constant(starts), builder.constant(sizes))
+    made = builder.call(kernels.read_tables, args, rate, [len(ids), width], table.dtype)
+    return builder.reshape(made, [len(ids) * group[0].shape[0], *group[0].shape[1:]])
