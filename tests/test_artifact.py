@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", CASES)
 def test_scores_and_report_survive(tmp_path, name):
     _, hoisted = made(name)
-    hoisted.save(tmp_path / "x")
+    hoisted.save(tmp_path / "x", example=True)
     loaded = load(tmp_path / "x")
     assert_scores_alike(hoisted, loaded, CASES[name][1])
     assert loaded.report() == hoisted.report() and str(loaded.report()) == str(hoisted.report())
@@ -65,7 +65,7 @@ def test_scores_and_report_survive(tmp_path, name):
     for one, other in zip(loaded.plans.plans, hoisted.plans.plans, strict=True):
         assert (one.level, one.asked, one.workload, one.cost) == (other.level, other.asked, other.workload, other.cost)
     assert identical(loaded.example, hoisted.example)
-    assert identical(loaded.state_dict(), hoisted.state_dict())
+    assert identical(loaded.state_dict(), {n: t for n, t in hoisted.state_dict().items() if "num_batches" not in n})
     assert loaded.program is None
 
 

@@ -21,6 +21,7 @@ from torch import nn
 import rankhoist
 from rankhoist.runtime import RequestState
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
+from rankhoist.runtime.vocabulary import vocabulary
 from rankhoist.serve.app import App
 from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
@@ -30,7 +31,6 @@ from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
 from rankhoist.serve.states import LARGE, States, apart, digest_of, room
-from rankhoist.serve.vocabulary import vocabulary
 from rankhoist.verify import mixes_rows
 
 # -- mapped weights
@@ -76,7 +76,7 @@ def test_bounds_are_found_where_inputs_index_tables():
     example = (torch.randint(0, 10, (8, 3)), torch.rand(8, 3), torch.randint(0, 10, (8,)), torch.randint(0, 9, (8,)))
     hoisted = rankhoist.hoist(Lookups().eval(), example, context=["number"])
     none = torch.iinfo(torch.int64).max
-    found = {name: bounds.tolist() for name, bounds in vocabulary(hoisted).items()}
+    found = {name: bounds.tolist() for name, bounds in vocabulary(hoisted.blueprint, hoisted.weights).items()}
     assert found == {"ids": [10, 20, 20], "X": [none, 10, none]}
 
 

@@ -85,6 +85,10 @@ class UnusedInputWarning(UserWarning):
     """An input marked as context is never read by the model."""
 
 
+class CarriedDataWarning(UserWarning):
+    """A `.pt2` archive holds more data behind its example inputs than their rows."""
+
+
 class ScoringError(RankhoistError):
     """A scoring job cannot go on: an input file, a column, a row or the output folder is not as expected."""
 

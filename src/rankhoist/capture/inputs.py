@@ -98,6 +98,11 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
     return count
 
 
+def own_rows(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The example in memory of its own: a view of a data set would keep, and save, all of the data set."""
+    return {n: x.detach().clone() if isinstance(x, torch.Tensor) else x for n, x in leaves.items()}
+
+
 def mark_context(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], context: Context) -> list[InputSpec]:
     """Roles of all inputs from the user's `context` argument (names or globs, or `{name: columns}`)."""
     wanted = _wanted_columns(list(shapes), context)

@@ -28,6 +28,7 @@ class Interface:
         dtype: the floating dtype the model was captured in.
         device: where its weights were.
         example: the example's tensors by input name (empty where an exported program carries none).
+        made_up: its rows are nobody's: a file holds such ones, unless those that were given are wanted.
     """
 
     inputs: dict[str, InputSpec]
@@ -38,6 +39,7 @@ class Interface:
     dtype: torch.dtype
     device: torch.device
     example: dict[str, Any]
+    made_up: bool = False
 
     def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A call's tensors by input name, checked against the inputs the model was captured with."""

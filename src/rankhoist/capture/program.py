@@ -18,11 +18,12 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture.composites import taken_apart
 from rankhoist.capture.export import export
-from rankhoist.capture.inputs import Context, InputSpec, common_rows, mark_context, named_leaves
+from rankhoist.capture.inputs import Context, InputSpec, common_rows, mark_context, named_leaves, own_rows
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.signature import Arguments
 from rankhoist.errors import (
     CaptureError,
+    CarriedDataWarning,
     ExportError,
     InputError,
     TrainingModeError,
@@ -122,7 +123,7 @@ def capture(
         functional = _functional(exported)
         if known is not None:
             functional = taken_apart(functional, known)
-    return _program(functional, leaves, context, arguments)
+    return _program(functional, own_rows(leaves), context, arguments)
 
 
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -139,9 +140,26 @@ def _load(path: Path) -> torch.export.ExportedProgram:
     if not path.exists():
         raise CaptureError(f"no such file: {path}")
     try:
-        return torch.export.load(path)
+        exported = torch.export.load(path)
     except Exception as error:
         raise CaptureError(f"{path} is not a readable torch.export archive (.pt2): {error}") from error
+    rows = [x for x in pytree.tree_leaves(exported.example_inputs) if isinstance(x, torch.Tensor)]
+    if carried := _behind(rows):
+        warnings.warn(
+            f"{path} carries {carried:,} bytes of data behind its example inputs, beside their rows: torch.export.save "
+            "stores all that they are views of. Export with copies of the rows, rows[:8].clone(), to save it without",
+            CarriedDataWarning,
+            stacklevel=4,
+        )
+    return exported
+
+
+def _behind(rows: list[torch.Tensor]) -> int:
+    """Bytes in the memory of these tensors that none of them shows."""
+    memory = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in rows}
+    for x in {(x.data_ptr(), x.shape, x.stride(), x.dtype): x for x in rows}.values():
+        memory[x.untyped_storage().data_ptr()] -= x.numel() * x.element_size()
+    return sum(max(rest, 0) for rest in memory.values())
 
 
 def _check_eval_mode(model: nn.Module) -> None:

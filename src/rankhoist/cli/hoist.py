@@ -37,6 +37,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="save the hoisted model there, unless it differs from the original"
     )
+    parser.add_argument(
+        "--example", action="store_true", help="with --out, save the example's rows too; else the file has made-up ones"
+    )
 
 
 def _hoist(args: argparse.Namespace) -> int:
@@ -53,7 +56,7 @@ def _hoist(args: argparse.Namespace) -> int:
     if certificate is not None and not certificate.passed:
         return FAILED
     if args.out is not None:
-        hoisted.save(args.out, certificate)
+        hoisted.save(args.out, certificate, example=args.example)
     return DONE
 
 

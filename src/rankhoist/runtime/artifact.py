@@ -3,8 +3,9 @@
     model.json            interface, plans and their ranges, report, certificate
     stages.json           the emitted graphs
     weights.safetensors   weights and index constants; what the weights stage makes of them is made again on loading
-    example.safetensors   the example inputs
+    example.safetensors   rows that the model takes: made up, or those of the example where that is wanted
 
+What no call reads is not written: neither the example's rows nor a buffer that the model keeps for other purposes.
 The file holds data alone. Loading it runs none of it as code: graphs are rebuilt from names of operators that are
 looked up in a list, and what they make of the weights is no larger than the weights explain. The plans are those of the
 machine that made them; another machine scores the same with them.
@@ -53,22 +54,31 @@ def members(
     Raises:
         ArtifactError: it holds something that a file cannot.
     """
+    blueprint, original = _read_by_calls(blueprint, weights.original)
     keys = {name: f"{CONSTANT}{i}" for i, name in enumerate(weights.constants)}  # their own names hold their values
     constants = {keys[name]: tensor for name, tensor in weights.constants.items()}
     try:
         stages = _stages_data(blueprint.stages, keys)
         model = model_json.to_data(blueprint, dtype)
-        tensors, table = tensor_file.to_bytes({**weights.original, **constants, **(more or {})})
+        tensors, table = tensor_file.to_bytes({**original, **constants, **(more or {})})
         example, example_table = tensor_file.to_bytes(blueprint.interface.example)
     except ArtifactError as error:
         raise ArtifactError(f"the model cannot be saved: {error}") from error
     model["tensors"], model["example"] = table, example_table
     model["certificate"] = certificate
     # What is written can be read.
-    blueprint, _ = blueprint_of(model, stages, weights.original, constants, blueprint.interface.example)
-    check_folding(blueprint, dtype, {**weights.original, **constants})
+    blueprint, _ = blueprint_of(model, stages, original, constants, blueprint.interface.example)
+    check_folding(blueprint, dtype, {**original, **constants})
     contents = (container.to_json(model), container.to_json(stages), tensors, example)
     return dict(zip(container.MEMBERS, contents, strict=True))
+
+
+def _read_by_calls(blueprint: Blueprint, original: Mapping[str, Tensor]) -> tuple[Blueprint, dict[str, Tensor]]:
+    """Without the buffers that no call reads, and without their names."""
+    unread = blueprint.unread
+    state = {name: p for name, p in blueprint.interface.state.items() if p not in unread}
+    kept = {p: tensor for p, tensor in original.items() if p not in unread}
+    return replace(blueprint, interface=replace(blueprint.interface, state=state)), kept
 
 
 def blueprint_of(

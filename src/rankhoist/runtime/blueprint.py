@@ -33,6 +33,14 @@ class Blueprint:
     report: Callable[[], Report]
     program: Program | None = None
 
+    @property
+    def unread(self) -> frozenset[str]:
+        """Placeholders of buffers that no call reads and no plan was made from: what they hold is not the model's."""
+        if self.program is None:
+            return frozenset()
+        read = {leaf for stage in self.stages.all for leaf in stage.leaves}
+        return frozenset(n for n, w in self.program.weights.items() if not w.trained) - read - self.pinned
+
     @staticmethod
     def of(program: Program, plans: Plans[Plan]) -> Blueprint:
         """Emit the graphs of a captured program's plans."""

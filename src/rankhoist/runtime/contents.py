@@ -12,7 +12,7 @@ from rankhoist.compiler.plan import Range
 from rankhoist.report.text import table
 from rankhoist.runtime import container, model_json
 from rankhoist.runtime.model_json import Description
-from rankhoist.runtime.plain import dtype_name, entry, printable
+from rankhoist.runtime.plain import counts, dtype_name, entry, printable
 
 SHOWN = ("dtype", "inputs", "plans", "ranges", "certificate")
 
@@ -32,7 +32,8 @@ class Contents:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return self.manifest | {name: self.model.get(name) for name in SHOWN}
+        example = {"rows": self._example_rows(), "made_up": self.description.interface.made_up}
+        return self.manifest | {name: self.model.get(name) for name in SHOWN} | {"example": example}
 
     def __str__(self) -> str:
         return printable("\n".join([*self._title(), "", *self._inputs(), "", *self._plans(), "", *self._ranges()]))
@@ -48,7 +49,20 @@ class Contents:
             f"format {manifest['format']}, written {manifest['date']} by {versions}",
             f"for {plan.workload.candidates} candidates of {requests} request{'s' if requests > 1 else ''} per call: "
             f"{plan.cost.multiply_adds:,} multiply-adds, the original {total.before.multiply_adds:,}",
+            self._example(),
         ]
+
+    def _example(self) -> str:
+        """Whose rows are in the file."""
+        rows = self._example_rows()
+        if not rows:
+            return "no example rows"
+        made_up = self.description.interface.made_up
+        return f"{rows} example rows, {'made up' if made_up else 'as they were given to hoist'}"
+
+    def _example_rows(self) -> int:
+        listed = entry(self.model, "example", dict)
+        return counts(next(iter(listed.values())), "shape")[0] if listed else 0
 
     def _inputs(self) -> list[str]:
         specs = self.description.interface.inputs.values()

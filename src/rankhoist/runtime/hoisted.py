@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from rankhoist.report.certificate import Certificate
 from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.inputs import Inputs
+from rankhoist.runtime.made_up import made_up_example
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.placed import placed
 from rankhoist.runtime.scoring import RequestState, Scoring
+from rankhoist.runtime.vocabulary import vocabulary
 from rankhoist.runtime.weights import Argument, Weights, renewed
 
 
@@ -87,7 +90,7 @@ class HoistedModel(Scoring, nn.Module):
 
     @property
     def example(self) -> dict[str, Tensor]:
-        """The example inputs by name, whole rows as they were given to `hoist`."""
+        """Example inputs by name, whole rows: those given to `hoist`; those in the file that it was loaded from."""
         return dict(self.interface.example)
 
     def report(self) -> Report:
@@ -133,7 +136,9 @@ class HoistedModel(Scoring, nn.Module):
         self.certificate = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """The original model's weights under their original names."""
+        """The original model's weights under their original names; of one from a file, without buffers that no call
+        reads.
+        """
         return {name: self._weights.original[p] for name, p in self.interface.state.items()}
 
     def to_backend(self, backend: str) -> HoistedModel:
@@ -190,18 +195,38 @@ class HoistedModel(Scoring, nn.Module):
         copy.certificate = self.certificate
         return copy.to_backend(self.backend) if self.backend != "eager" else copy
 
-    def save(self, path: str | os.PathLike[str], certificate: Certificate | None = None) -> None:
+    def save(
+        self, path: str | os.PathLike[str], certificate: Certificate | None = None, *, example: bool = False
+    ) -> None:
         """Write it to one file, to be loaded by `rankhoist.load`, with a certificate if there is one: this one, or else
         that of the file it comes from.
 
-        The file holds the weights of now, the graphs, plans and report as data, and the example inputs; nothing in it
-        is ever run as code.
+        The file holds the weights of now, the graphs, plans and report as data, and rows that the model takes; nothing
+        in it is ever run as code. The rows are made up, and none of the example's is in the file.
+
+        Args:
+            example: write the example's own rows instead. Whoever has the file has them.
 
         Raises:
             ArtifactError: it holds something that a file cannot, or the file cannot be written.
         """
         proof = self.certificate if certificate is None else certificate.to_dict()
-        artifact.save(path, self.blueprint, self._weights, self.dtype, proof)
+        blueprint = self.blueprint
+        if not (example or self.interface.made_up):
+            model = self._on_cpu()
+            rows = made_up_example(model, vocabulary(blueprint, model.weights))
+            blueprint = replace(blueprint, interface=replace(self.interface, example=rows, made_up=True))
+        artifact.save(path, blueprint, self._weights, self.dtype, proof)
+
+    def _on_cpu(self) -> HoistedModel:
+        """As whoever loads it has it: not compiled, and an id out of range is an error that does no harm."""
+        cpu, weights = torch.device("cpu"), self._weights
+        if self.device == cpu and self.backend == "eager":
+            return self
+        original, constants = ({n: t.to(cpu) for n, t in s.items()} for s in (weights.original, weights.constants))
+        return HoistedModel.of(
+            self.blueprint, original, constants, self.dtype, cpu, [t.to(cpu) for t in weights.folded]
+        )
 
     def export_onnx(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Write both stages as ONNX models; `rankhoist.runtime.load_onnx` runs them.

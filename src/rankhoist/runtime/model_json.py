@@ -39,6 +39,7 @@ def to_data(blueprint: Blueprint, dtype: torch.dtype) -> dict[str, Any]:
         "dtype": dtype_name(dtype),
         **interface_json.to_data(interface),
         "state": interface.state,
+        "made_up": interface.made_up,
         "pinned": sorted(blueprint.pinned),
         "plans": [_plan(plan) for plan in blueprint.plans.plans],
         "ranges": [
@@ -56,7 +57,8 @@ def from_data(data: Any) -> Description:
         ArtifactError: the data is none that `to_data` makes.
     """
     state = {name: as_kind(placeholder, str) for name, placeholder in entry(data, "state", dict).items()}
-    interface = interface_json.from_data(data, state)
+    made_up = as_kind(data.get("made_up", False), bool)  # before there were made-up rows, files held those given
+    interface = replace(interface_json.from_data(data, state), made_up=made_up)
     plans = tuple(_as_plan(item) for item in entries(data, "plans", dict))
     report = Report.from_dict(entry(data, "report", dict))
     return Description(

@@ -90,8 +90,20 @@ class RankingData:
         return {name: value[index] for name, value in self.features.items()}
 
     def example(self, rows: int = 8) -> Features:
-        """The last `rows` rows: real values for tracing a model."""
-        return self.rows(slice(len(self.labels) - rows, None))
+        """The last `rows` rows, which keep no others in memory: real values for tracing a model."""
+        return {name: value.clone() for name, value in self.rows(slice(len(self.labels) - rows, None)).items()}
+
+    def made_up(self, rows: int = 8) -> Features:
+        """Rows that are nobody's, for files that others get: ids of the vocabularies, dense values from 0 to 1."""
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(feature: Feature) -> Tensor:
+            shape = (rows, *self.features[feature.name].shape[1:])
+            if feature.kind == "dense":
+                return torch.rand(shape, generator=generator)
+            return torch.randint(feature.size, shape, generator=generator)
+
+        return {feature.name: drawn(feature) for feature in self.schema}
 
     def draw_row(self, seed: int = 0) -> int:
         """A random test row whose user has a full history, if any has; else any test row."""

@@ -37,8 +37,8 @@ def main(data: str | None = None, out: str = "runs/demo", seed: int = 0, candida
 
     Args:
         data: a MovieLens or KuaiRand folder as published, or `None` for the seeded request log.
-        out: folder for the models (as trained: `.pt2`, hoisted: `.rankhoist`), a request, the certificates and the
-            table (`demo.json`).
+        out: folder for the models (as trained: `.pt2`, hoisted: `.rankhoist`), the certificates and the table
+            (`demo.json`), none of which holds a row of the data; and for a request as it is in the data.
         seed: of the data, the weights and the choice of users.
         candidates: N of the scored requests; fewer where the catalogue is smaller.
     """
@@ -181,3 +181,4 @@ def _what_next(folder: Path, ranking: RankingData, console: Console) -> None:
     console.print(f"  rankhoist serve {folder / MODEL_NAMES[0]}.rankhoist", soft_wrap=True, highlight=False)
     url = f"http://127.0.0.1:8000/v1/models/{MODEL_NAMES[0]}/rank"
     console.print(f"  curl -d @{folder / REQUEST} {url}", soft_wrap=True, highlight=False)
+    console.print(f"{REQUEST} is a request as it is in the data; the other files hold no row of it", highlight=False)

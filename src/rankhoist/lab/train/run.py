@@ -130,10 +130,15 @@ def clear(out: Path) -> None:
 
 
 def export(model: nn.Module, data: RankingData, path: Path) -> None:
-    """A trained model as a torch.export archive with a symbolic row count."""
-    example = data.example(64)
+    """A trained model as a torch.export archive with a symbolic row count, and with made-up rows for an example.
+
+    Without stack traces, which name the files of the machine that it was trained on.
+    """
+    example = data.made_up(64)
     rows = torch.export.Dim("rows", min=2, max=2**24)
     exported = torch.export.export(model, (example,), dynamic_shapes=({name: {0: rows} for name in example},))
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)
     torch.export.save(exported, path)
 
 

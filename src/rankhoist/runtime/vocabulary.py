@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from rankhoist.capture import Interface
 from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.emit import Stage
-from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.weights import Weights
 
 MOVES = {
     aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
@@ -40,13 +42,13 @@ LOOKUPS = {
 FREE = torch.iinfo(torch.int64).max  # of a value that indexes nothing
 
 
-def vocabulary(hoisted: HoistedModel) -> dict[str, Tensor]:
+def vocabulary(blueprint: Blueprint, weights: Weights) -> dict[str, Tensor]:
     """Input name as in the stages (`NAME.context` and `NAME.candidate` of a packed one) -> int64, one bound per value
     of a row: ids are 0 or more and less than it. Inputs that index nothing are not listed.
     """
-    given = _positions(hoisted)
-    bounds = {name: torch.full((p.tensor.numel(),), FREE) for name, p in given.items()}
-    for variant, (request, candidate) in zip(hoisted.stages.variants, hoisted.weights.arguments, strict=True):
+    given = _positions(blueprint.interface)
+    bounds = torch.full((sum(p.tensor.numel() for p in given.values()),), FREE)
+    for variant, (request, candidate) in zip(blueprint.stages.variants, weights.arguments, strict=True):
         state: dict[int, Any] = {}
         for side, stage, arguments in (
             ("context", variant.request, request),
@@ -57,14 +59,16 @@ def vocabulary(hoisted: HoistedModel) -> dict[str, Tensor]:
             made, lookups = _followed(stage, values)
             state = dict(zip(variant.state, made, strict=False))
             for positions, size in lookups:
-                _bound(bounds, given, positions, size)
-    return {name: bound for name, bound in bounds.items() if bool((bound != FREE).any())}
+                known = positions[(positions >= 0) & (positions < len(bounds))]
+                bounds[known] = bounds[known].clamp(max=size)
+    own = {name: bounds[p.tensor.flatten()] for name, p in given.items()}
+    return {name: bound for name, bound in own.items() if bool((bound != FREE).any())}
 
 
-def _positions(hoisted: HoistedModel) -> dict[str, _Positions]:
+def _positions(interface: Interface) -> dict[str, _Positions]:
     """One row of every input, its values numbered on from those of the input before."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for spec in hoisted.interface.inputs.values():
+    for spec in interface.inputs.values():
         if spec.role == "packed":
             shapes[f"{spec.name}.context"] = (len(spec.columns),)
             shapes[f"{spec.name}.candidate"] = (len(spec.candidate_columns),)
@@ -75,14 +79,6 @@ def _positions(hoisted: HoistedModel) -> dict[str, _Positions]:
         end = start + math.prod(shape)
         made[name], start = _Positions(torch.arange(start, end).reshape(1, *shape)), end
     return made
-
-
-def _bound(bounds: dict[str, Tensor], given: dict[str, _Positions], positions: Tensor, size: int) -> None:
-    """What lies at these positions indexes a table of so many rows."""
-    for name, own in given.items():
-        start = int(own.tensor.min()) if own.tensor.numel() else 0
-        here = positions[(positions >= start) & (positions < start + own.tensor.numel())] - start
-        bounds[name][here] = bounds[name][here].clamp(max=size)
 
 
 def _followed(stage: Stage, given: list[Any]) -> tuple[list[Any], list[tuple[Tensor, int]]]:
