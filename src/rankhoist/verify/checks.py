@@ -62,7 +62,7 @@ def verify(
 
     Args:
         model: the original: the module, the exported program, or the path of a `.pt2` archive.
-        inputs: example inputs to draw rows from, as `hoist` takes them (default: those that `hoist` was given), or a
+        inputs: example inputs to draw rows from, as `hoist` takes them (default: the hoisted model's `example`), or a
             number of trials.
         trials: batches per pair of sizes.
         candidates: numbers of candidates N per call.
