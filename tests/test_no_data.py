@@ -318,8 +318,9 @@ def test_an_archive_that_carries_more_than_its_rows_is_read_and_named(tmp_path):
         hoist(own, None, context=CONTEXT)
 
 
-def test_an_archive_of_a_trainer_is_hardly_larger_than_its_weights(data, tmp_path):
-    model = train.build_model("dcnv2", data)
+@pytest.mark.parametrize("name", ["dcnv2", "deepfm"])
+def test_an_archive_of_a_trainer_is_hardly_larger_than_its_weights(name, data, tmp_path):
+    model = train.build_model(name, data)
     training.export(model.eval(), data, tmp_path / "model.pt2")
     weights = sum(x.numel() * x.element_size() for x in model.state_dict().values())
     assert (tmp_path / "model.pt2").stat().st_size < 1.1 * weights

@@ -12,15 +12,17 @@ The folder of a run holds
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
 import statistics
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from rich.console import Console
@@ -139,7 +141,18 @@ def export(model: nn.Module, data: RankingData, path: Path) -> None:
     exported = torch.export.export(model, (example,), dynamic_shapes=({name: {0: rows} for name in example},))
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)
-    torch.export.save(exported, path)
+    archive = io.BytesIO()
+    torch.export.save(exported, archive)
+    _write_small(archive, path)
+
+
+def _write_small(archive: IO[bytes], path: Path) -> None:
+    """An archive with all but its weights compressed: of a small model, torch's graph is larger than the weights."""
+    with zipfile.ZipFile(archive) as plain, zipfile.ZipFile(path, "w") as small:
+        for member in plain.infolist():
+            kept = "/weights/" in member.filename and not member.filename.endswith(".json")
+            method = zipfile.ZIP_STORED if kept else zipfile.ZIP_DEFLATED
+            small.writestr(member, plain.read(member), compress_type=method)
 
 
 def mean(values: Sequence[float]) -> tuple[float, float | None]:
