@@ -1,4 +1,4 @@
-"""Products of factors: the cheapest order, and the operators that carry it out.
+"""Products of factors, and the operators that carry them out.
 
 Law: a block's value is a sum of einsums whose row label is absent from weight-rate operands and shared by all rows of a
 request in request-rate ones. Any order of pairwise products gives the same value; the cheapest for the workload is
@@ -14,6 +14,7 @@ from functools import reduce
 from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
 from rankhoist.compiler.algebra.ir import OFFSETS, Builder, Node, Rate, aten, first_axis, join
+from rankhoist.compiler.algebra.order import Tree, cheapest
 from rankhoist.compiler.algebra.workload import Workload
 
 # -- settle: a block becomes one tensor
@@ -94,9 +95,9 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     keep = set(visible) | set(moving.labels)
     coefficients = [Term(tuple(f for f in t.factors if not f.node.rate.per_candidate), t.scale) for t in terms]
     labels = {x for t in coefficients for f in t.factors for x in f.labels if x in keep} | set(moving.labels)
-    joint = sum(_best(t.factors, keep, workload)[0] for t in coefficients)
+    joint = sum(cheapest(t.factors, keep, workload).cost for t in coefficients)
     joint += workload.of(moving.node.rate) * math.prod(x.size for x in labels)
-    if joint > sum(_best(t.factors, visible, workload)[0] for t in terms):
+    if joint > sum(cheapest(t.factors, visible, workload).cost for t in terms):
         return terms
     parts = [evaluate(b, t, keep, workload) for t in coefficients]
     total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
@@ -126,7 +127,7 @@ def evaluate(b: Builder, term: Term, visible: Collection[Label], workload: Workl
     early = term.scale != 1.0 and not factors[cheap].node.rate.per_candidate and len(factors) > 1
     if early:
         factors[cheap] = scaled(b, factors[cheap], term.scale)
-    tree = _best(tuple(factors), visible, workload)[1]
+    tree = cheapest(factors, visible, workload).tree
     result = sum_out(b, _carry_out(b, tree, factors, visible), visible)
     return result if early else scaled(b, result, term.scale)
 
@@ -138,80 +139,18 @@ def scaled(b: Builder, f: Factor, scale: float) -> Factor:
     return Factor(b.pointwise(aten.mul.Tensor, (f.node, scale), f.node.dtype), f.labels)
 
 
-# -- order
-
-
-def _best(factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> tuple[int, object]:
-    """The cheapest tree of pairwise products over all factors: its cost in units, and the tree of indices."""
-    count = len(factors)
-    if count == 0:
-        return 0, ()
-    if count > 8:
-        return _greedy(factors, visible, workload)
-    full = (1 << count) - 1
-    kept = {s: _kept(factors, s, visible) for s in range(1, full + 1)}
-    rate = {s: join(f.node.rate for i, f in enumerate(factors) if s >> i & 1) for s in kept}
-    best: dict[int, tuple[int, object]] = {1 << i: (0, i) for i in range(count)}
-    for subset in sorted(kept, key=int.bit_count):
-        if subset in best:
-            continue
-        options = []
-        left = (subset - 1) & subset
-        while left:
-            right = subset ^ left
-            if left > right:
-                cost = workload.of(rate[subset]) * _product_units(kept[left], kept[right], kept[subset])
-                if rate[subset] is not Rate.WEIGHT:
-                    # Weights multiplied out beforehand are free to compute but not to read, once per call.
-                    cost += sum(_size(list(kept[s])) for s in (left, right) if rate[s] is Rate.WEIGHT)
-                options.append((best[left][0] + best[right][0] + cost, (best[left][1], best[right][1])))
-            left = (left - 1) & subset
-        best[subset] = min(options, key=lambda o: o[0])
-    return best[full]
-
-
-def _kept(factors: Sequence[Factor], subset: int, visible: Collection[Label]) -> frozenset[Label]:
-    """Labels of a partial product: those that are visible, or that a factor outside still needs."""
-    inside = {x for i, f in enumerate(factors) if subset >> i & 1 for x in f.labels}
-    outside = {x for i, f in enumerate(factors) if not subset >> i & 1 for x in f.labels}
-    return frozenset(x for x in inside if x in visible or x in outside)
-
-
-def _product_units(left: frozenset[Label], right: frozenset[Label], result: frozenset[Label]) -> int:
-    """Multiply-adds and written elements of one pairwise product, per row."""
-    written = math.prod(x.size for x in result)
-    union = left | right
-    return written + (math.prod(x.size for x in union) if len(union) > len(result) else 0)
-
-
-def _greedy(factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> tuple[int, object]:
-    """Long products: multiply what is computed least often first."""
-    order = sorted(range(len(factors)), key=lambda i: factors[i].node.rate)
-    tree: object = order[0]
-    subset, cost = 1 << order[0], 0
-    for i in order[1:]:
-        left, right = _kept(factors, subset, visible), _kept(factors, 1 << i, visible)
-        subset |= 1 << i
-        rate = join(f.node.rate for k, f in enumerate(factors) if subset >> k & 1)
-        cost += workload.of(rate) * _product_units(left, right, _kept(factors, subset, visible))
-        tree = (tree, i)
-    return cost, tree
-
-
-def _carry_out(b: Builder, tree: object, factors: Sequence[Factor], visible: Collection[Label]) -> Factor:
+def _carry_out(b: Builder, tree: Tree, factors: Sequence[Factor], visible: Collection[Label]) -> Factor:
     if isinstance(tree, int):
         return factors[tree]
-    assert isinstance(tree, tuple)
     inside = set(_leaves(tree))
     outside = {x for i, f in enumerate(factors) if i not in inside for x in f.labels}
     left, right = (_carry_out(b, side, factors, visible) for side in tree)
     return product(b, left, right, set(visible) | outside)
 
 
-def _leaves(tree: object) -> list[int]:
+def _leaves(tree: Tree) -> list[int]:
     if isinstance(tree, int):
         return [tree]
-    assert isinstance(tree, tuple)
     return [i for side in tree for i in _leaves(side)]
 
 
