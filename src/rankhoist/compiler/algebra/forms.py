@@ -158,6 +158,11 @@ class Form:
         return len({b.rate.per_candidate for b in self.blocks.values()}) > 1
 
     @property
+    def terms(self) -> int:
+        """Of the block that has most."""
+        return max((len(b.terms) for b in self.blocks.values()), default=0)
+
+    @property
     def settled(self) -> bool:
         return all(b.settled for b in self.blocks.values())
 

@@ -6,7 +6,9 @@ the original operator over all N rows (see `original`), which is equal by defini
 
 from __future__ import annotations
 
+import math
 import operator
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,14 @@ from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat
 from rankhoist.compiler.algebra.workload import Level, Workload
+
+TERMS = 1000  # a form with more is evaluated
+PRODUCT = 64  # terms of a product of sums; where there would be more, sums are evaluated first
+
+
+class OverBudget(Exception):  # noqa: N818 - it is an answer, not a mistake
+    """An interpretation that takes longer than it may ends."""
+
 
 Rule = Callable[["Interpreter", fx.Node, list[Value], dict[str, Value]], Value]
 
@@ -45,12 +55,20 @@ class Interpreter(OriginalOperators):
         self.values: dict[fx.Node, Value] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.chose = False  # whether the current operator's result depends on `keep`
+        self.grew = ""  # what the report says where a form of the current operator had too many terms
 
     # -- the walk
 
-    def run(self) -> list[Value]:
-        """Interpret the graph; returns the output nodes (or constants), each over N rows."""
+    def run(self, seconds: float = math.inf) -> list[Value]:
+        """Interpret the graph; returns the output nodes (or constants), each over N rows.
+
+        Raises:
+            OverBudget: it takes more than `seconds` of this thread. The memo holds whole operators then, as always.
+        """
+        deadline = time.thread_time() + seconds
         for node in self.program.graph.nodes:
+            if time.thread_time() > deadline:
+                raise OverBudget
             self.b.source = node.name
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node.name)
@@ -104,6 +122,7 @@ class Interpreter(OriginalOperators):
         self.chose = choice in self.memo.results
         known = self.memo.results.get(choice) or self.memo.results.get(key)
         if known is None:
+            self.grew = ""
             operands = [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
             # The operands are kept alive with the result: their ids stay theirs.
             known = *self._apply(node, args, kwargs, operands), operands
@@ -174,7 +193,9 @@ class Interpreter(OriginalOperators):
             outcome.reason = f"rule {rule.__name__} failed ({type(error).__name__}: {error}); please report it"
             return self.fallback(node, args, kwargs)
         outcome.rule = rule.__name__
-        return self._finish(node, value, lookup)
+        result = self._finish(node, value, lookup)
+        outcome.reason = self.grew or None
+        return result
 
     def _is_lookup(self, node: fx.Node, operands: list[TensorValue]) -> bool:
         """Embeddings, what happens to ids before, and what only moves elements: blocks stay apart at every level."""
@@ -205,10 +226,28 @@ class Interpreter(OriginalOperators):
             return block
         if self.level < Level.FULL or not grid.worth_keeping(block):
             return settle(self.b, block, self.workload)
+        if len(block.terms) > TERMS:
+            self.grew = f"its form has more than {TERMS} terms and is evaluated"
+            return settle(self.b, block, self.workload)
         self.chose = True
         return simplify(self.b, block, self.workload) if self.keep(node) else settle(self.b, block, self.workload)
 
     # -- what rules need
+
+    def short(self, forms: Sequence[Form]) -> list[Form]:
+        """Operands whose product is no sum of too many terms: until then, the longest are evaluated."""
+        result = list(forms)
+        while self.too_long([form.terms for form in result]):
+            longest = max(range(len(result)), key=lambda i: result[i].terms)
+            result[longest] = self.settled(result[longest])
+        return result
+
+    def too_long(self, terms: Sequence[int]) -> bool:
+        """Whether the product of sums of so many terms has too many: more than `PRODUCT`, and than each sum has."""
+        found = math.prod(terms) > max(PRODUCT, *terms)
+        if found:
+            self.grew = f"a product of sums would have more than {PRODUCT} terms, so they are evaluated"
+        return found
 
     def constant(self, value: Value) -> torch.Tensor | None:
         """The value, on the CPU, of a form that depends on no trainable weight and no input, or None.

@@ -61,6 +61,11 @@ def cheapest(factors: Sequence[Factor], visible: Collection[Label], workload: Wo
     return _ordered(kind, workload)
 
 
+def searched() -> int:
+    """How many orders were searched for so far."""
+    return _ordered.cache_info().misses
+
+
 @lru_cache(KINDS)
 def _ordered(kind: Kind, workload: Workload) -> Part:
     parts = []

@@ -14,7 +14,7 @@ import numpy as np
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra.ir import Builder
 from rankhoist.compiler.algebra.workload import Level, Workload
-from rankhoist.compiler.plan.search import Plan, PlanSummary, attempt, choice, explained, search, settled
+from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, choice, explained, search, settled
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
@@ -99,17 +99,18 @@ def make_plans(program: Program, level: Level, workload: Workload, target: Targe
     main = choice(level, found)
     b = Builder(program.device)
     if level is not Level.FULL:
-        return Plans((explained(program, level, settled(program, main, b)),), EVERYWHERE)
+        return Plans((explained(level, settled(program, main, b), found[-1]),), EVERYWHERE)
     pool = [main, *(p for p in found if p is not main)]
     for count in ELSEWHERE:
         if time.thread_time() < deadline and not _near(count, workload):
             other = Workload(count, workload.requests)
-            pool.append(attempt(program, level, other, found[-1].evaluated, target=target))
+            plan = affordable(program, level, other, found[-1].evaluated, None, target)
+            pool += [] if plan is None else [plan]
     chosen = _chosen(pool, target)
     used = sorted({0, *(i for row in chosen for i in row)})
     plans = [settled(program, pool[i], b) for i in used]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
-    return Plans((explained(program, level, plans[0]), *plans[1:]), Ranges(tuple(REQUESTS), tuple(rows)))
+    return Plans((explained(level, plans[0], found[-1]), *plans[1:]), Ranges(tuple(REQUESTS), tuple(rows)))
 
 
 def single(plan: Plan) -> Plans[Plan]:

@@ -8,6 +8,7 @@ would not do (see the design: the best choice depends on N and on all layers).
 from __future__ import annotations
 
 import collections
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from rankhoist.capture import Program
-from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.interpret import Interpreter, OverBudget
 from rankhoist.compiler.algebra.ir import Builder, Node, live_nodes
 from rankhoist.compiler.algebra.lean import lean
 from rankhoist.compiler.algebra.memo import Memo
@@ -26,6 +27,7 @@ from rankhoist.compiler.rules import all_rules, lookups
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
 SECONDS = 15.0  # of this thread, whatever else the machine does: the search stops here with the best plan so far
+ATTEMPT = 5.0  # seconds that one attempt may take: it is given up, and the search goes on without it
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Plan(PlanSummary):
     """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated.
 
     `target` is what it was made for.
-    `reasons` says, per captured operator, why no rule applied at the level asked for.
+    `reasons` says, per captured operator, why no rule applied at the level asked for, or its form was not kept.
     """
 
     interpreter: Interpreter
@@ -72,8 +74,8 @@ class Plan(PlanSummary):
 
 def make_plan(program: Program, level: Level, workload: Workload, target: Target | None = None) -> Plan:
     """The plan for `workload`: the fastest by prediction, below `full` the one with the fewest multiply-adds."""
-    found = choice(level, search(program, level, workload, target or this_machine()))
-    return explained(program, level, settled(program, found, Builder(program.device)))
+    found = search(program, level, workload, target or this_machine())
+    return explained(level, settled(program, choice(level, found), Builder(program.device)), found[-1])
 
 
 def choice(level: Level, plans: Sequence[Plan]) -> Plan:
@@ -97,42 +99,50 @@ def settled(program: Program, plan: Plan, b: Builder) -> Plan:
     return replace(again, cost=plan.cost)
 
 
-def explained(program: Program, level: Level, plan: Plan) -> Plan:
-    """The plan with the level asked for, and why rules declined at that level."""
-    told = plan if plan.level is level else attempt(program, level, plan.workload, frozenset(), target=plan.target)
-    reasons = {n: o.reason for n, o in told.interpreter.outcomes.items() if o.reason}
-    return replace(plan, reasons=reasons, asked=level)
+def explained(level: Level, plan: Plan, told: Plan) -> Plan:
+    """The plan with the level asked for, and why rules declined there: in `told` where the plan is of a lower level."""
+    return replace(plan, reasons=(plan if plan.level is level else told).reasons, asked=level)
 
 
 def search(program: Program, level: Level, workload: Workload, target: Target) -> list[Plan]:
-    """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found."""
+    """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found, last."""
     memo = Memo(Builder(program.device))
-    levels = [x for x in Level if x <= min(level, Level.FIRST)]
-    lower = [attempt(program, x, workload, frozenset(), memo, target) for x in levels]
-    return [*lower, _improved(program, workload, memo, target)] if level is Level.FULL else lower
+    plain = attempt(program, Level.EXPAND, workload, frozenset(), memo, target)
+    levels = [x for x in Level if Level.EXPAND < x <= min(level, Level.FIRST)]
+    found = [affordable(program, x, workload, frozenset(), memo, target) for x in levels]
+    if level is Level.FULL:
+        found.append(_improved(program, workload, memo, target))
+    return [plain, *(plan for plan in found if plan is not None)]
 
 
-def _improved(program: Program, workload: Workload, memo: Memo, target: Target) -> Plan:
-    """From "keep all" and "evaluate all", flip like operators together, then single ones, while it helps."""
+def _improved(program: Program, workload: Workload, memo: Memo, target: Target) -> Plan | None:
+    """From "keep all" and "evaluate all", flip like operators together, then single ones, while it helps.
+
+    Its reasons are those of "keep all"; None where both are too dear.
+    """
     operators = frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
 
-    def tried(evaluated: frozenset[str]) -> Plan:
-        return attempt(program, Level.FULL, workload, evaluated, memo, target)
+    def tried(evaluated: frozenset[str]) -> list[Plan]:
+        plan = affordable(program, Level.FULL, workload, evaluated, memo, target)
+        return [] if plan is None else [plan]
 
-    kept, evaluated = tried(frozenset()), tried(operators)
+    starts = [*tried(frozenset()), *tried(operators)]
+    if not starts:
+        return None
     deadline = time.thread_time() + SECONDS
 
     def climb(current: Plan, moves: Iterable[frozenset[str]]) -> Plan:
         for names in moves:
             if time.thread_time() < deadline:
-                current = best([current, tried(current.evaluated ^ names)])
+                current = best([current, *tried(current.evaluated ^ names)])
         return current
 
-    shares = _shares([kept, evaluated], memo)
+    shares = _shares(starts, memo)
     groups = _like_operators(program, memo.kept_forms)
     groups.sort(key=lambda group: -sum(shares[name] for name in group))  # what decides most goes first
-    found = best([climb(kept, groups), climb(evaluated, groups)])
-    return climb(found, [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)])
+    found = best([climb(start, groups) for start in starts])
+    singles = [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)]
+    return replace(climb(found, singles), reasons=starts[0].reasons)
 
 
 def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
@@ -162,14 +172,25 @@ def _results(node: fx.Node) -> list[Any]:
 
 def attempt(
     program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None = None,
-    target: Target | None = None,
+    target: Target | None = None, seconds: float = math.inf,
 ) -> Plan:  # fmt: skip
-    """Interpret the program with one set of choices, and count."""
+    """Interpret the program with one set of choices, and count; see `Interpreter.run` for `seconds`."""
     target = target or this_machine()
     interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated, memo)
-    outputs = lean(interpreter.b, interpreter.run(), target.limits)
+    outputs = lean(interpreter.b, interpreter.run(seconds), target.limits)
     cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
-    return Plan(level, level, workload, cost, interpreter, outputs, evaluated, target)
+    reasons = {n: o.reason for n, o in interpreter.outcomes.items() if o.reason}
+    return Plan(level, level, workload, cost, interpreter, outputs, evaluated, target, reasons)
+
+
+def affordable(
+    program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None, target: Target
+) -> Plan | None:
+    """An attempt, or None where it takes too long. What the memo has learned stays right: it ends between operators."""
+    try:
+        return attempt(program, level, workload, evaluated, memo, target, ATTEMPT)
+    except OverBudget:
+        return None
 
 
 def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], target: Target) -> Cost:

@@ -35,7 +35,7 @@ def contract(
     if any(len(set(own)) != len(own) for own in axes):
         raise Decline(f"an operand names an axis twice: {_equation(operands, axes, result)}")
     placed = []
-    for operand, own in zip(_operands_for_level(interpreter, operands), axes, strict=True):
+    for operand, own in zip(interpreter.short(_operands_for_level(interpreter, operands)), axes, strict=True):
         entries = dict(zip(own, operand.layout, strict=True))
         placed.append(replace(operand, layout=tuple(entries.get(n, ()) for n in names)))
     product = grid.multiply(interpreter.b, placed, dtype)

@@ -189,7 +189,11 @@ def negate(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: d
 
 def multiply(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`x * y`: where one side does not depend on the candidate, it joins the coefficients of the other."""
-    return _arithmetic(interpreter, node, args, kwargs, _product)
+
+    def build(blocks: list[Block]) -> Block | None:
+        return None if interpreter.too_long([len(block.terms) for block in blocks]) else _product(blocks)
+
+    return _arithmetic(interpreter, node, args, kwargs, build)
 
 
 def divide(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
