@@ -26,6 +26,7 @@ from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat
 from rankhoist.compiler.algebra.workload import Level, Workload
 
+MISTAKES = {"builtins", "torch", "numpy", "sympy", "mpmath", "rankhoist"}  # whose exceptions broken rules raise
 TERMS = 1000  # a form with more is evaluated
 PRODUCT = 64  # terms of a product of sums; where there would be more, sums are evaluated first
 
@@ -189,6 +190,8 @@ class Interpreter(OriginalOperators):
             outcome.reason = str(decline)
             return self.fallback(node, args, kwargs)
         except Exception as error:
+            if not _by_mistake(error):
+                raise
             # A rule that breaks is a mistake of ours; the original operator is right all the same.
             outcome.reason = f"rule {rule.__name__} failed ({type(error).__name__}: {error}); please report it"
             return self.fallback(node, args, kwargs)
@@ -303,6 +306,12 @@ class Interpreter(OriginalOperators):
         """An intermediate result inside a rule: like terms added up, unevaluated."""
         blocks = {cell: simplify(self.b, block, self.workload) for cell, block in form.blocks.items()}
         return Form(form.dims, blocks, form.layout, form.dtype)
+
+
+def _by_mistake(error: Exception) -> bool:
+    """Whether a rule may have raised it. What interrupts one is somebody else's: a time limit, a lack of memory."""
+    ours = type(error).__module__.split(".")[0] in MISTAKES
+    return ours and not isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)
 
 
 def _scalar(meta: Any) -> bool:
