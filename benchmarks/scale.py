@@ -6,6 +6,7 @@ Each point is a process of its own, so that its peak memory is its own. Writes d
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import resource
@@ -23,7 +24,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from rankhoist.bench import interleaved
-from rankhoist.bench.models import CrossLayers, layers
+from rankhoist.bench.models import CrossLayers, DisentangledFields, layers
 from rankhoist.bench.plots import COLOURS, pyplot
 from rankhoist.bench.scenarios import Ids, Scenario
 from rankhoist.capture import capture
@@ -36,8 +37,11 @@ AXES = {
     "depth": [1, 2, 4, 8],
     "candidates": [10, 100, 1000, 5000, 20_000],
     "requests": [1, 4, 16, 64],
+    "pieces": [1, 2, 3, 4],
 }
-QUICK = {"fields": [10, 30, 100], "depth": [1, 2], "candidates": [10, 100, 1000], "requests": [1, 4, 16]}
+QUICK = {
+    "fields": [10, 30, 100], "depth": [1, 2], "candidates": [10, 100, 1000], "requests": [1, 4, 16], "pieces": [1, 2],
+}  # fmt: skip
 MEASURED = {
     "capture_seconds": "capture, s", "plan_seconds": "plan and emit, s", "hoisting_cpu_seconds": "both, CPU s",
     "prepare": "prepare, ms", "score": "score, ms",
@@ -49,12 +53,17 @@ STEEP = 1.3  # a power above this, over the last three points, is named
 
 @dataclass(frozen=True)
 class Point:
-    """A model and a call: nine fields of ten are context."""
+    """A model and a call: nine fields of ten are context.
+
+    `pieces` is 0, or the number of layers of another model: 13 + 5 fields of which pieces look at each other, so that
+    its forms would grow with every layer.
+    """
 
     fields: int = 100
     depth: int = 3
     candidates: int = 1000
     requests: int = 1
+    pieces: int = 0
 
 
 class IdRanker(nn.Module):
@@ -75,6 +84,9 @@ class IdRanker(nn.Module):
 
 def subject(point: Point) -> Scenario:
     """The model of a point."""
+    if point.pieces:
+        model = functools.partial(DisentangledFields, 18, WIDTH, heads=2, depth=point.pieces)
+        return Scenario("pieces", model, (13, WIDTH), (5, WIDTH))
     context = point.fields * 9 // 10
     names = [f"field_{i}" for i in range(point.fields)]
     sides = ({name: Ids(IDS) for name in own} for own in (names[:context], names[context:]))
@@ -128,8 +140,9 @@ def page(record: dict[str, Any], plot: str) -> str:
         f"{record['date']}, {about['processor']}, 1 thread, torch {about['torch']}, Python {about['python']}, float32. "
         f"`{record['command']}`", "",
         f"Unless an axis says otherwise: {asdict(Point())}; nine fields of ten are context, each an id of its own with "
-        f"an embedding of {WIDTH}, into a cross network of rank 64. One model, hoisted for one request of 1000 "
-        "candidates. Peak memory is that of the whole process, torch included.", "",
+        f"an embedding of {WIDTH}, into a cross network of rank 64. With `pieces`: so many layers of disentangled "
+        "self-attention over 13 + 5 fields, whose heads are split off by a bare view. One model, hoisted for one "
+        "request of 1000 candidates. Peak memory is that of the whole process, torch included.", "",
         f"![growth]({plot})", "",
     ]  # fmt: skip
     for axis, rows in record["axes"].items():

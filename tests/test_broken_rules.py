@@ -1,8 +1,14 @@
-"""A rule that breaks its promise is a fallback: scores stay right, and the report asks to be told."""
+"""A rule that breaks its promise is a fallback: scores stay right, and the report asks to be told.
+
+One that somebody interrupts has broken nothing: whoever hoists is told.
+"""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +18,7 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.forms import Form
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules import all_rules
+from rankhoist.hoist import hoist_program
 
 OFFSETS = [0, 3, 3, 7]
 CONTEXT, CANDIDATE = torch.randn(3, 4), torch.randn(7, 2)
@@ -74,3 +81,41 @@ def test_is_a_fallback_that_asks_to_be_reported(name: str, monkeypatch: pytest.M
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), expected, name)
     (reason,) = reasons(hoisted_at(program, Level.FULL))
     assert f"rule {rule.__name__} failed" in reason and problem in reason and "please report it" in reason
+
+
+# -- rules that are interrupted
+
+
+class TimeLimit(Exception):  # noqa: N818 - a user's own
+    """What a program around the compiler may raise, wherever it is."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[type[Exception]], None]]:
+    """Raise an exception, a moment later, in whatever runs then."""
+    before = signal.getsignal(signal.SIGVTALRM)
+
+    def start(error: type[Exception]) -> None:
+        def handler(*_: Any) -> None:
+            raise error
+
+        signal.signal(signal.SIGVTALRM, handler)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.01)
+
+    yield start
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.signal(signal.SIGVTALRM, before)
+
+
+@pytest.mark.parametrize("error", [TimeLimit, TimeoutError, MemoryError])
+def test_who_interrupts_a_rule_is_heard(error: type[Exception], monkeypatch: pytest.MonkeyPatch, alarm):
+    def endless(*_: Any) -> Form:
+        alarm(error)
+        while True:
+            pass
+
+    model = Function(lambda c, k: torch.cat([c, k], 1).relu()).eval()
+    program = capture(model, (CONTEXT[torch.arange(7) % 3], CANDIDATE), ["context"])
+    monkeypatch.setitem(all_rules(), ONE, endless)
+    with pytest.raises(error):
+        hoist_program(program)

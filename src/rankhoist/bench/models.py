@@ -228,6 +228,42 @@ class FieldAttention(nn.Module):
         return out
 
 
+class DisentangledLayer(nn.Module):
+    """Fields look at fields by a whitened pairwise and a unary softmax; residual.
+
+    Heads are split off by a bare view, as in public code: every token of a head is a piece of another field.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.unary, self.residual = nn.Linear(width, heads), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, fields, width = x.shape
+        split = (rows * self.heads, fields, width // self.heads)
+        query, key, value = (f(x).view(split) for f in (self.query, self.key, self.value))
+        query, key = query - query.mean(1, keepdim=True), key - key.mean(1, keepdim=True)
+        pairs = torch.softmax(torch.bmm(query, key.transpose(1, 2)), 2)
+        unary = torch.softmax(self.unary(x), 1).view(rows * self.heads, fields, 1).transpose(1, 2)
+        out: Tensor = torch.bmm(pairs + unary, value).view(rows, fields, width) + self.residual(x)
+        return out
+
+
+class DisentangledFields(nn.Module):
+    """Disentangled self-attention over embedded fields, in layers without a nonlinearity between them."""
+
+    def __init__(self, fields: int, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(DisentangledLayer(width, heads) for _ in range(depth)))
+        self.top = nn.Linear(fields * width, 1)
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        out: Tensor = self.top(self.layers(torch.cat([context, candidate], 1)).flatten(1))
+        return out
+
+
 class HistoryTransformer(nn.Module):
     """A transformer layer over history and target, then layers over all tokens (BST, arXiv 1905.06874)."""
 

@@ -59,8 +59,33 @@ ATTENTION = [
     lambda draft, keys: in_one_operator(draft, like(draft, draft.extent(keys), 1), keys),
 ]
 
+
+def of_pieces(draft: Draft, x: fx.Node) -> Made:
+    """Heads split off by a bare view: every token is a piece of another field. A pairwise and a unary softmax."""
+    _, fields, width = draft.extent(x)
+    heads = draft.pick([n for n in range(2, width + 1) if width % n == 0])
+
+    def split(value: fx.Node) -> fx.Node:
+        return draft.view(value, [-heads, fields, draft.extent(value)[2] // heads])
+
+    def whitened(value: fx.Node) -> fx.Node:
+        return draft.call(aten.sub.Tensor, value, draft.call(aten.mean.dim, value, [1], True))
+
+    for _ in range(draft.number(1, 2)):
+        query = split(draft.call(aten.linear.default, x, draft.random(width, width, scale=0.7), draft.random(width)))
+        key = draft.call(aten.transpose.int, whitened(split(x)), 1, 2)
+        shares = draft.call(aten.softmax.int, draft.call(aten.bmm.default, whitened(query), key), 2)
+        if draft.flag():
+            unary = draft.call(aten.softmax.int, draft.call(aten.linear.default, x, draft.random(heads, width)), 1)
+            shares = draft.call(aten.add.Tensor, shares, draft.call(aten.transpose.int, split(unary), 1, 2))
+        made = draft.view(draft.call(aten.bmm.default, shares, split(x)), [-1, fields, width])
+        x = draft.call(aten.mul.Tensor, draft.call(aten.add.Tensor, made, x), 0.5) if draft.flag() else made
+    return x
+
+
 STEPS = [
     Step(2, softmax, floats(has_axes)),
     Step(1, hidden_by_infinity, floats(several_wide)),
     Step(2, one_of(ATTENTION), floats(sequence)),
+    Step(1, of_pieces, floats(sequence)),
 ]
