@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import rankhoist_client
 import torch
 from rankhoist_client import v2
 from torch import nn
@@ -168,7 +169,7 @@ class Served:
 def serving(*arguments: Any, **environment: str) -> Iterator[Served]:
     """`rankhoist serve` on a free port, ready."""
     command = [sys.executable, "-m", "rankhoist", "serve", *map(str, arguments), "--port", "0"]
-    source = str(Path(rankhoist.__file__).parents[1])
+    source = os.pathsep.join(str(Path(package.__file__).parents[1]) for package in (rankhoist, rankhoist_client))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source, **environment}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
     served = Served(process, 0)

@@ -22,7 +22,6 @@ import rankhoist
 from rankhoist.runtime import RequestState
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
 from rankhoist.runtime.vocabulary import vocabulary
-from rankhoist.serve.app import App
 from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.compute import Compute, Job
@@ -30,6 +29,7 @@ from rankhoist.serve.config import Settings
 from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
+from rankhoist.serve.service import Service
 from rankhoist.serve.states import LARGE, States, apart, digest_of, room
 from rankhoist.verify import mixes_rows
 
@@ -156,17 +156,17 @@ def test_joining_ends_before_a_deadline_and_where_another_waits():
 
 def test_a_worker_ends_when_nothing_came_for_a_while():
     async def end() -> None:
-        app = App(Settings(), Compute())
-        app._count(1)
-        app._count(-1)
-        ending = asyncio.get_running_loop().create_task(app.quiet(0.3))
+        service = Service(Settings(), Compute())
+        service._count(1)
+        service._count(-1)
+        ending = asyncio.get_running_loop().create_task(service.quiet(0.3))
         await asyncio.sleep(0)
-        app._count(1)  # by a connection that was open
+        service._count(1)  # by a connection that was open
         await asyncio.sleep(0.6)
         assert not ending.done()
-        app._count(-1)
+        service._count(-1)
         await asyncio.wait_for(ending, 30)
-        app.compute.close()
+        service.compute.close()
 
     asyncio.run(end())
 

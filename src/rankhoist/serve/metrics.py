@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from rankhoist_client.refusal import RequestError
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,6 +48,20 @@ class ModelMetrics:
 def counted(model: str, protocol: str, status: int) -> Counter:
     """The counter of such answers."""
     return REQUESTS.labels(model, protocol, str(status))
+
+
+@contextmanager
+def answered(model: str, protocol: str) -> Iterator[None]:
+    """Count an answer by how it ends: 200, or the status of a refusal."""
+    status = 500
+    try:
+        yield
+        status = 200
+    except RequestError as refusal:
+        status = refusal.status
+        raise
+    finally:
+        counted(model, protocol, status).inc()
 
 
 def exposed() -> bytes:

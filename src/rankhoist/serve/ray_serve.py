@@ -24,6 +24,7 @@ from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
 from rankhoist.serve.loading import newest
 from rankhoist.serve.model import ServedModel
+from rankhoist.serve.service import Service
 from rankhoist.serve.states import States
 
 try:
@@ -65,7 +66,8 @@ class Replica:
     def __init__(self, settings: dict[str, Any]) -> None:
         own = Settings(**settings)
         torch.set_num_threads(own.threads)
-        self._app = App(own, Compute(own.threads, own.batch_candidates, own.batch_delay_ms / 1e3))
+        service = Service(own, Compute(own.threads, own.batch_candidates, own.batch_delay_ms / 1e3))
+        self._app = App(service)
         for name, place in own.models.items():
             path = newest(place)
             hoisted = load(path)
@@ -73,7 +75,7 @@ class Replica:
             states = States(own.cache_bytes, own.cache_seconds)
             model = ServedModel(name, version_of(path), hoisted, states, up_to)
             model.warm_up()
-            self._app.models[name] = model
+            service.models[name] = model
 
     async def __call__(self, request: Request) -> Response:
         """One request of HTTP."""

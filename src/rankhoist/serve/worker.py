@@ -31,6 +31,7 @@ from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
 from rankhoist.serve.model import ServedModel
+from rankhoist.serve.service import Service
 from rankhoist.serve.states import States
 
 log = logging.getLogger("rankhoist.serve.worker")  # it runs as __main__
@@ -59,8 +60,8 @@ class Worker:
     def __init__(self, settings: Settings, channel: Channel, listening: int, board: Board) -> None:
         self.settings, self.channel, self.board = settings, channel, board
         self.compute = Compute(settings.threads, settings.batch_candidates, settings.batch_delay_ms / 1e3)
-        self.app = App(settings, self.compute, self._ask_to_reload, board)
-        self.server = HttpServer(self.app, listening)
+        self.service = Service(settings, self.compute, self._ask_to_reload, board)
+        self.server = HttpServer(App(self.service), listening)
         self.stopping = asyncio.Event()
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,12 +79,12 @@ class Worker:
         metrics.READY.set(1)
         stopping = loop.create_task(self.stopping.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        self.app.draining = True
+        self.service.draining = True
         self.board.write(AWAY)
         metrics.READY.set(0)
-        log.info("draining", extra={"busy": self.app.busy})
+        log.info("draining", extra={"busy": self.service.busy})
         await asyncio.sleep(GOODBYE)
-        await self.app.quiet(FLUSH)
+        await self.service.quiet(FLUSH)
         listening.cancel()
 
     async def _listen(self) -> None:
@@ -121,8 +122,8 @@ class Worker:
             return model
 
         model = await asyncio.to_thread(loaded)
-        old = self.app.models.get(model.name)
-        self.app.models[model.name] = model
+        old = self.service.models.get(model.name)
+        self.service.models[model.name] = model
         if old is not None:
             metrics.VERSION.labels(old.name, old.version).set(0)
         metrics.VERSION.labels(model.name, model.version).set(1)

@@ -1,0 +1,165 @@
+"""What every protocol asks of a worker: a model by its name, scores within the limits, a newer version."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rankhoist_client import v2
+from rankhoist_client.refusal import RequestError
+
+import rankhoist.serve.metrics as metrics
+from rankhoist.runtime.versions import versions
+from rankhoist.serve.board import Board
+from rankhoist.serve.compute import Compute, Job
+from rankhoist.serve.config import Settings
+from rankhoist.serve.inputs import Batch
+from rankhoist.serve.model import Scored, ServedModel
+
+# What the protocol v2 says of the server.
+SERVER = {
+    "name": "rankhoist", "version": versions()["rankhoist"], "extensions": ["binary_tensor_data", "model_repository"],
+}  # fmt: skip
+
+
+class Service:
+    """The models of a worker, and how busy it is.
+
+    Args:
+        reload: loads the newest artifact of a model in all workers, and returns the version.
+        board: says how busy the other workers are.
+    """
+
+    def __init__(
+        self, settings: Settings, compute: Compute, reload: Callable[[str], Awaitable[str]] | None = None,
+        board: Board | None = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.compute, self.reload, self.board = settings, compute, reload, board
+        self.models: dict[str, ServedModel] = {}
+        self.draining = False
+        self.busy, self._changed = 0, 0.0
+
+    # -- models
+
+    def check_ready(self) -> None:
+        """Refuse where the server takes no requests."""
+        if self.draining or not self.models:
+            raise RequestError("not_ready", "the server is stopping" if self.draining else "no model is loaded yet")
+
+    def model(self, name: str, version: str | None = None) -> ServedModel:
+        """The model of a name, if it is of that version, too."""
+        model = self.models.get(name)
+        if model is None:
+            raise RequestError("not_found", f"there is no model {name[:60]!r}; the models are {', '.join(self.models)}")
+        if version not in (None, model.version):
+            message = f"model {name!r} has no version {str(version)[:60]!r}; it serves {model.version}"
+            raise RequestError("not_found", message)
+        return model
+
+    def index(self) -> list[dict[str, str]]:
+        """What is served, as the protocol v2 lists it."""
+        return [{"name": m.name, "version": m.version, "state": "READY"} for m in self.models.values()]
+
+    async def load(self, name: str) -> str:
+        """Serve the newest artifact of a model, in all workers; returns its version."""
+        self.model(name)
+        if not self.settings.admin or self.reload is None:
+            raise RequestError("forbidden", "start the server with --admin, or send SIGHUP to it")
+        return await self.reload(name)
+
+    # -- load
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places for requests that are read, wait or are scored."""
+        if self.busy >= self.settings.max_queue:
+            raise RequestError("queue_full", f"{self.busy} requests wait already")
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def crowded(self) -> bool:
+        """Whether a connection should be ended, for its client to find another worker."""
+        return self.draining or (self.board is not None and self.board.crowded())
+
+    async def quiet(self, seconds: float) -> None:
+        """Until there was nothing to do for so long: connections that are open may bring requests until the end."""
+        while self.busy or time.monotonic() < self._changed + seconds:
+            await asyncio.sleep(0.05)
+
+    def _count(self, change: int) -> None:
+        self.busy, self._changed = self.busy + change, time.monotonic()
+        metrics.WAITING.set(self.busy)
+        if self.board is not None and not self.draining:
+            self.board.write(self.busy)
+
+    # -- scores
+
+    async def infer(
+        self, model: ServedModel, request: v2.Message, start: float, timeout: Any = None
+    ) -> dict[str, v2.Tensor]:
+        """The outputs that a request of the protocol v2 asks for; it was read from moment `start` on.
+
+        `timeout`: milliseconds, of a request whose parameters say none.
+        """
+        outputs = _wanted(model, request)
+        batch = self.checked(model, request.tensors, start)
+        own = request.parameters.get("timeout")
+        if own is not None:
+            own = _number(own, "timeout") / 1e3  # microseconds, as Triton has it
+        scored = await self.score(model, batch, request.parameters.get("context_key"), own, timeout)
+        return {o.name: v2.Tensor(o.datatype, scored.outputs[o.name]) for o in model.outputs if o.name in outputs}
+
+    def checked(self, model: ServedModel, tensors: Mapping[str, v2.Tensor], start: float) -> Batch:
+        """The features of a request as a batch; parsing it began at `start`."""
+        own = self.settings
+        batch = model.signature.check(tensors, own.max_candidates, own.allow_nan, own.max_requests)
+        model.metrics.stage["parse"].observe(time.perf_counter() - start)
+        model.metrics.candidates.observe(batch.rows)
+        return batch
+
+    async def score(self, model: ServedModel, batch: Batch, key: Any, *timeouts: Any) -> Scored:
+        """Scores from the compute thread, if the deadline does not pass before it comes to them.
+
+        The first of the timeouts that is given counts, in milliseconds; else the server's own.
+        """
+        if key is not None and not (isinstance(key, str) and 0 < len(key) <= 256):
+            raise RequestError("parameter", "'context_key' is not a text of 1 to 256 characters")
+        deadline = None
+        if (first := next((t for t in (*timeouts, self.settings.timeout_ms) if t is not None), None)) is not None:
+            deadline = time.perf_counter() + _number(first, "timeout") / 1e3
+        return await self.compute.score(Job(model, batch, key, deadline))
+
+
+async def in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
+    """The body, if it comes in time. The HTTP server's own tasks cannot be cancelled, so this is another one."""
+    task = asyncio.ensure_future(reading)
+    if (await asyncio.wait({task}, timeout=seconds))[1]:
+        task.cancel()
+        raise RequestError("slow_body", f"the body did not come within {seconds:g} seconds")
+    return task.result()
+
+
+def _wanted(model: ServedModel, request: v2.Message) -> set[str]:
+    """The outputs that are asked for, or all."""
+    known = [o.name for o in model.outputs]
+    for name in request.wanted or ():
+        if name not in known:
+            raise RequestError("unknown_output", f"unknown output {name[:60]!r}; the outputs are {', '.join(known)}")
+    return set(request.wanted or known)
+
+
+def _number(value: Any, name: str) -> float:
+    """A positive number, also as text."""
+    try:
+        number = -1.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 < number < 1e12:
+        raise RequestError("parameter", f"{name!r} is {value!r:.20}, expected a positive number")
+    return number
