@@ -15,6 +15,7 @@ from rankhoist_client.refusal import RETRY_AFTER, RequestError
 
 import rankhoist.serve.metrics as metrics
 from rankhoist.serve.model import ServedModel
+from rankhoist.serve.openapi import openapi
 from rankhoist.serve.rank import check_output, read_rank, write_rank
 from rankhoist.serve.service import SERVER, Service, in_time
 
@@ -91,6 +92,8 @@ class App:
             return _json(SERVER)
         if path == "/metrics":
             return 200, [("content-type", metrics.CONTENT_TYPE)], metrics.exposed()
+        if path == "/openapi.json":
+            return _json(openapi(self.service.models.values(), self.service.settings.admin))
         if path == "/":
             return _json({"server": "rankhoist", "models": {m.name: m.version for m in self.service.models.values()}})
         raise RequestError(

@@ -31,6 +31,11 @@ class Output:
     datatype: str
     shape: tuple[int, ...]
 
+    @property
+    def orders(self) -> bool:
+        """Whether candidates can be put in an order by it: it has one value of each."""
+        return all(size == 1 for size in self.shape)
+
 
 @dataclass(frozen=True)
 class Scored:

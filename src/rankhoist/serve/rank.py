@@ -87,7 +87,7 @@ def _ordering(model: ServedModel, output: str | None) -> str:
     """The name of the output that the candidates are put in order by: the first if none is asked for."""
     for found in model.outputs:
         if output in (None, found.name):
-            if int(np.prod(found.shape)) != 1:
+            if not found.orders:
                 message = f"output {found.name!r} has {list(found.shape)} values per candidate, which have no order"
                 raise RequestError("unknown_output", message)
             return found.name

@@ -1,0 +1,57 @@
+"""A made-up request of a model, as JSON that works when it is pasted: ids inside their tables, and no real user's data.
+
+Values count on, so that rows differ. An id whose table is not known is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankhoist.runtime.vocabulary import FREE
+from rankhoist.serve.inputs import Feature
+from rankhoist.serve.model import ServedModel
+
+CANDIDATES = 3
+LARGEST = 97  # ids are below: exact in every floating dtype
+EIGHTHS = 8  # numbers are 0, 1/8, ..., 7/8: exact, too, and as short in JSON
+
+
+def rank_example(model: ServedModel) -> dict[str, Any] | None:
+    """For `/v1/models/NAME/rank`; None where no output puts candidates in an order."""
+    orders = [output.name for output in model.outputs if output.orders]
+    if not orders:
+        return None
+    sides: dict[str, dict[str, Any]] = {"context": {}, "candidate": {}}
+    for feature in model.signature.features.values():
+        rows = _readable(feature).tolist()
+        sides[feature.side][feature.name] = rows[0] if feature.side == "context" else rows
+    example = {"context": sides["context"], "candidates": sides["candidate"]}
+    return example if model.outputs[0].orders else example | {"output": orders[0]}
+
+
+def infer_example(model: ServedModel) -> dict[str, Any]:
+    """For `/v2/models/NAME/infer`, without binary data."""
+    inputs = []
+    for feature in model.signature.features.values():
+        values = _readable(feature)
+        entry = {"name": feature.name, "shape": list(values.shape), "datatype": feature.datatype}
+        inputs.append(entry | {"data": values.reshape(-1).tolist()})
+    return {"inputs": inputs}
+
+
+def _readable(feature: Feature) -> NDArray[Any]:
+    """`[1, *shape]` or `[CANDIDATES, *shape]`."""
+    shape = (1 if feature.side == "context" else CANDIDATES, *feature.shape)
+    count = np.arange(math.prod(shape)).reshape(shape)
+    if feature.datatype == "BOOL":
+        return np.asarray(count % 2 == 0)
+    bounds = np.asarray(FREE if feature.bounds is None else feature.bounds)
+    bounds = np.broadcast_to(bounds.reshape(feature.shape) if bounds.ndim else bounds, shape)
+    floating = feature.datatype.startswith(("FP", "BF"))
+    free = count % EIGHTHS / EIGHTHS if floating else np.ones(shape, np.int64)
+    values: NDArray[Any] = np.where(bounds == FREE, free, count % np.minimum(bounds, LARGEST))
+    return values
