@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from xml.etree import ElementTree
 
 Element = ElementTree.Element
@@ -38,3 +40,8 @@ def html(*elements: Element) -> str:
 def xml(element: Element) -> str:
     """As a document of its own."""
     return ElementTree.tostring(element, encoding="unicode")
+
+
+def source_hash(text: str) -> str:
+    """How a policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -6,8 +6,6 @@ past the escaping would still be text.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from dataclasses import asdict
 from string import Template
@@ -15,7 +13,7 @@ from typing import Any
 
 from rankhoist.report import sections
 from rankhoist.report.certificate import Certificate
-from rankhoist.report.markup import Element, clean, html, tag
+from rankhoist.report.markup import Element, clean, html, source_hash, tag
 from rankhoist.report.outline import Box, Group, Subject, whole, with_sources
 from rankhoist.report.record import Record
 from rankhoist.report.sections import CHOICES
@@ -33,7 +31,7 @@ def to_html(report: Record, certificate: Certificate | None = None) -> str:
     drawn, data = _pictures(report)
     subject = Subject.of(report)
     sentence = headline(found)
-    allowed = f"style-src {_hash(style)}; script-src {_hash(script)}"
+    allowed = f"style-src {source_hash(style)}; script-src {source_hash(script)}"
     return Template(part("page.html")).substitute(
         policy=f"default-src 'none'; base-uri 'none'; form-action 'none'; {allowed}",
         style=style,
@@ -60,11 +58,6 @@ def _subtitle(report: Record) -> str:
 
 def _sizes(report: Record) -> tuple[int, int]:
     return report.workload.candidates, report.workload.requests
-
-
-def _hash(text: str) -> str:
-    """How a policy names an inline style or script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 # -- pictures and what the script knows of them

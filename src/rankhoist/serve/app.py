@@ -14,6 +14,7 @@ from rankhoist_client import v2
 from rankhoist_client.refusal import RETRY_AFTER, RequestError
 
 import rankhoist.serve.metrics as metrics
+import rankhoist.serve.page as page
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.openapi import openapi
 from rankhoist.serve.rank import check_output, read_rank, write_rank
@@ -26,6 +27,7 @@ TIMEOUT = "x-request-timeout-ms"
 BEFORE_THE_BODY = {403, 404, 405, 408, 413, 415, 429}  # who is answered so may not have been read to the end
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|infer))?")
 RANK = re.compile(r"/v1/models/([^/]+)/rank")
+REPORT = re.compile(r"/v1/models/([^/]+)/report")
 LOAD = re.compile(r"/v2/repository/models/([^/]+)/load")
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
@@ -35,7 +37,12 @@ class App:
     """What a worker answers over HTTP."""
 
     def __init__(self, service: Service) -> None:
-        self.service = service
+        self.service, self.reports = service, page.Reports()
+        self._routes: dict[str, Callable[[Any], Answer]] = {
+            "/": self._root, "/metrics": self._metrics, "/openapi.json": self._openapi, "/v2": lambda _: _json(SERVER),
+            **dict.fromkeys(("/v2/health/live", "/healthz"), lambda _: _json({"live": True})),
+            **dict.fromkeys(("/v2/health/ready", "/readyz"), self._ready),
+        }  # fmt: skip
 
     async def __rsgi__(self, scope: Any, proto: Any) -> None:
         """One request of HTTP."""
@@ -70,35 +77,39 @@ class App:
             _check_method(scope, "POST")
             return _json({"name": load[1], "version": await self.service.load(load[1])})
         if path == "/v2/repository/index":
-            return _json(
-                [{"name": m.name, "version": m.version, "state": "READY"} for m in self.service.models.values()]
-            )
+            return _json(self.service.index())
         _check_method(scope, "GET")
         if found:
             model = self.service.model(found[1], found[2])
             if found[3]:
                 self.service.check_ready()
             return _json({"name": model.name, "ready": True} if found[3] else model.metadata())
-        return self._about(path)
-
-    def _about(self, path: str) -> Answer:
-        """What is known without a model."""
-        if path in ("/v2/health/live", "/healthz"):
-            return _json({"live": True})
-        if path in ("/v2/health/ready", "/readyz"):
-            self.service.check_ready()
-            return _json({"ready": True})
-        if path == "/v2":
-            return _json(SERVER)
-        if path == "/metrics":
-            return 200, [("content-type", metrics.CONTENT_TYPE)], metrics.exposed()
-        if path == "/openapi.json":
-            return _json(openapi(self.service.models.values(), self.service.settings.admin))
-        if path == "/":
-            return _json({"server": "rankhoist", "models": {m.name: m.version for m in self.service.models.values()}})
+        if (report := REPORT.fullmatch(path)) and self.service.settings.page:
+            return 200, page.headers(self.reports.policy), await self.reports.of(self.service.model(report[1]))
+        if route := self._routes.get(path):
+            return route(scope)
         raise RequestError(
             "not_found", f"there is no {path[:100]}; POST /v1/models/NAME/rank ranks, GET /v2/models/NAME tells"
         )
+
+    # -- what is read
+
+    def _ready(self, scope: Any) -> Answer:
+        self.service.check_ready()
+        return _json({"ready": True})
+
+    def _metrics(self, scope: Any) -> Answer:
+        return 200, [("content-type", metrics.CONTENT_TYPE)], metrics.exposed()
+
+    def _openapi(self, scope: Any) -> Answer:
+        return _json(openapi(self.service.models.values(), self.service.settings.admin))
+
+    def _root(self, scope: Any) -> Answer:
+        """A page for browsers, JSON for others."""
+        models = self.service.models
+        if self.service.settings.page and "text/html" in scope.headers.get("accept", ""):
+            return 200, page.headers(page.policy()), page.page([*models.values()])
+        return _json({"server": "rankhoist", "models": {m.name: m.version for m in models.values()}})
 
     # -- scores
 
@@ -108,7 +119,7 @@ class App:
     ) -> Answer:  # fmt: skip
         """Count a request and keep it within the limits."""
         settings, model = self.service.settings, self.service.model(name, version)
-        with metrics.answered(name, protocol), self.service.place():
+        with metrics.answered(protocol, name), self.service.place():
             body = await in_time(_body(scope, proto, settings.max_body_bytes), settings.body_seconds)
             start = time.perf_counter()
             answer = await handle(scope, body, model)

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=30.0, ge=0, description="to answer what was accepted, after SIGTERM")
     allow_nan: bool = Field(default=False, description="take NaN and infinities in features")
     admin: bool = Field(default=False, description="answer the route that loads models anew")
+    page: bool = Field(default=True, description="show people a page at / and the report of each model")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what is logged")
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="one JSON object per line, or text; auto: text on a terminal"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -50,18 +51,25 @@ def counted(model: str, protocol: str, status: int) -> Counter:
     return REQUESTS.labels(model, protocol, str(status))
 
 
+@dataclass
+class Asked:
+    """A request for scores. Its `model` may become known late, or never."""
+
+    model: str
+
+
 @contextmanager
-def answered(model: str, protocol: str) -> Iterator[None]:
+def answered(protocol: str, model: str = "") -> Iterator[Asked]:
     """Count an answer by how it ends: 200, or the status of a refusal."""
-    status = 500
+    asked, status = Asked(model), 500
     try:
-        yield
+        yield asked
         status = 200
     except RequestError as refusal:
         status = refusal.status
         raise
     finally:
-        counted(model, protocol, status).inc()
+        counted(asked.model, protocol, status).inc()
 
 
 def exposed() -> bytes:

@@ -44,9 +44,14 @@ class Service:
 
     # -- models
 
+    @property
+    def ready(self) -> bool:
+        """Whether the worker takes requests."""
+        return bool(self.models) and not self.draining
+
     def check_ready(self) -> None:
-        """Refuse where the server takes no requests."""
-        if self.draining or not self.models:
+        """Refuse where it does not."""
+        if not self.ready:
             raise RequestError("not_ready", "the server is stopping" if self.draining else "no model is loaded yet")
 
     def model(self, name: str, version: str | None = None) -> ServedModel:
@@ -139,10 +144,12 @@ class Service:
 async def in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
     """The body, if it comes in time. The HTTP server's own tasks cannot be cancelled, so this is another one."""
     task = asyncio.ensure_future(reading)
-    if (await asyncio.wait({task}, timeout=seconds))[1]:
+    try:
+        if (await asyncio.wait({task}, timeout=seconds))[1]:
+            raise RequestError("slow_body", f"the body did not come within {seconds:g} seconds")
+        return task.result()
+    finally:
         task.cancel()
-        raise RequestError("slow_body", f"the body did not come within {seconds:g} seconds")
-    return task.result()
 
 
 def _wanted(model: ServedModel, request: v2.Message) -> set[str]:
