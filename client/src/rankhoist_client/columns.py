@@ -65,7 +65,7 @@ def numbers(name: str, flat: list[Any], datatype: str, width: int) -> NDArray[An
             made = np.array(flat, dtype=np.float32 if datatype == "BF16" else kind)
     except OverflowError:
         raise RequestError("dtype", f"{name!r} is {datatype}, and has a number out of its range", name) from None
-    return _bfloat16(made) if datatype == "BF16" else made
+    return rounded(made) if datatype == "BF16" else made
 
 
 def _list(name: str, value: Any) -> list[Any]:
@@ -88,8 +88,8 @@ def _check_lengths(name: str, rows: list[Any], size: int, inner: int, shape: Seq
         raise RequestError(reason, f"{name!r} has rows of shape {list(shape)}, and {expected}", name)
 
 
-def _bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Rounded to nearest, as bits."""
+def rounded(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """In bfloat16, to nearest, as bits."""
     bits = x.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 

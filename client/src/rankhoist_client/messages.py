@@ -17,10 +17,10 @@ import numpy.typing as npt
 from rankhoist_client.call import Call
 from rankhoist_client.errors import CallError, InputError, ServeError
 from rankhoist_client.order import best_first
-from rankhoist_client.v2 import CONTENT_TYPE, HEADER_LENGTH, read_response, readable, write_request
+from rankhoist_client.v2 import CONTENT_TYPE, HEADER_LENGTH, Tensor, read_response, readable, write_request
 
 Array = npt.NDArray[Any]
-Features = Mapping[str, npt.ArrayLike]
+Features = Mapping[str, npt.ArrayLike | Tensor]
 Protocol = Literal["binary", "json"]
 Rows = Sequence[Mapping[str, Any]]  # candidates one by one
 
@@ -78,7 +78,8 @@ def rank_binary(asked: Question, context: Features, candidates: Features | Rows)
         raise InputError(f"in both context and candidates: {', '.join(sorted(both))}")
     if asked.request_offsets is not None and asked.top_k is not None:
         raise InputError("top_k is of one request; request_offsets make several")
-    inputs = {name: np.asarray(value) for name, value in {**context, **candidates}.items()}
+    given = {**context, **candidates}.items()
+    inputs = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in given}
     if asked.request_offsets is not None:
         inputs[OFFSETS] = np.asarray(asked.request_offsets, np.int64)
     microseconds = None if asked.deadline is None else 1e6 * asked.deadline

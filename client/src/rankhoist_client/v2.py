@@ -9,15 +9,15 @@ Source: the protocol's inference API, and Triton's extension for binary tensor d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from rankhoist_client.columns import DATATYPES, shaped
+from rankhoist_client.columns import DATATYPES, rounded, shaped
 from rankhoist_client.refusal import RequestError
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -75,10 +75,13 @@ def read_response(body: bytes, header_length: str | None = None) -> Message:
 
 
 def write_request(
-    inputs: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any] | None = None, id: str | None = None
+    inputs: Mapping[str, NDArray[Any] | Tensor], parameters: Mapping[str, Any] | None = None, id: str | None = None
 ) -> tuple[bytes, int]:
-    """A request with binary tensors that asks for binary outputs: the body and the length of its header."""
-    tensors = {name: Tensor(datatype_of(array), array) for name, array in inputs.items()}
+    """A request with binary tensors that asks for binary outputs: the body and the length of its header.
+
+    An array of bfloat16 is one of `ml_dtypes`, or a `Tensor` that says so of its bits, as `bfloat16` makes it.
+    """
+    tensors = {name: x if isinstance(x, Tensor) else tensor_of(x) for name, x in inputs.items()}
     head = {} if id is None else {"id": id}
     head |= {"parameters": {"binary_data_output": True, **(parameters or {})}}  # type: ignore[dict-item]
     return _write("inputs", tensors, head, dict.fromkeys(tensors, True))
@@ -92,12 +95,29 @@ def write_response(
     return body, length if any(binary[name] for name in outputs) else None
 
 
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """An array by the protocol's name of its dtype.
+
+    Raises:
+        RequestError: it has none.
+    """
+    datatype = datatype_of(array)
+    return Tensor(datatype, array.view(np.uint16) if datatype == "BF16" else array)
+
+
+def bfloat16(numbers: ArrayLike) -> Tensor:
+    """Numbers as BF16, rounded to nearest."""
+    return Tensor("BF16", rounded(np.asarray(numbers, np.float32)))
+
+
 def datatype_of(array: NDArray[Any]) -> str:
     """The protocol's name of an array's dtype.
 
     Raises:
         RequestError: it has none.
     """
+    if array.dtype.name == "bfloat16":  # of ml_dtypes
+        return "BF16"
     for name, kind in DATATYPES.items():
         if array.dtype == kind:
             return name
@@ -109,6 +129,32 @@ def readable(tensor: Tensor) -> NDArray[Any]:
     if tensor.datatype == "BF16":
         return (tensor.array.astype(np.uint32) << 16).view(np.float32)
     return tensor.array.astype(np.float32) if tensor.datatype == "FP16" else tensor.array
+
+
+def raw_tensor(name: str, datatype: str, shape: list[int], data: bytes) -> Tensor:
+    """A tensor whose bytes are these.
+
+    Raises:
+        RequestError: there is no such dtype or shape, or it has another number of bytes.
+    """
+    return _binary(name, datatype, shape, data, 0, len(data))
+
+
+def listed_tensor(name: str, datatype: Any, shape: Any, values: Any) -> Tensor:
+    """A tensor of a list of values, in row-major order or nested.
+
+    Raises:
+        RequestError: there is no such dtype or shape, or it has another number of values, or other ones.
+    """
+    datatype, shape = _datatype(name, datatype), _shape(name, shape)
+    return Tensor(datatype, shaped(name, values, shape, datatype))
+
+
+def check_parameters(name: str, found: Mapping[str, Any]) -> None:
+    """Refuse parameters of a tensor that would change what it is."""
+    for unknown in ("shared_memory_region", "classification"):
+        if unknown in found:
+            raise RequestError("parameter", f"{name!r} asks for {unknown}, which this server does not have", name)
 
 
 def _header(body: bytes, length: str | None) -> tuple[dict[str, Any], int]:
@@ -142,20 +188,21 @@ def _tensors(entries: Any, what: str, body: bytes, start: int) -> dict[str, Tens
         name = _name(entry, what)
         if name in tensors:
             raise RequestError("malformed", f"{name!r} is given twice", name)
-        datatype, shape = _datatype(name, entry.get("datatype")), _shape(name, entry.get("shape"))
+        datatype, shape = entry.get("datatype"), entry.get("shape")
         size = _parameters(name, entry).get("binary_data_size")
         if size is None:
-            tensors[name] = Tensor(datatype, shaped(name, entry.get("data"), shape, datatype))
+            tensors[name] = listed_tensor(name, datatype, shape, entry.get("data"))
         else:
-            tensors[name] = Tensor(datatype, _view(name, body, start, size, shape, datatype))
+            tensors[name] = _binary(name, datatype, shape, body, start, size)
             start += size
     if start != len(body):
         raise RequestError("malformed", f"{len(body) - start} bytes after the last tensor belong to none")
     return tensors
 
 
-def _view(name: str, body: bytes, start: int, size: Any, shape: Sequence[int], datatype: str) -> NDArray[Any]:
-    """The array where it lies in the body; a copy only where it lies across the bounds of its numbers."""
+def _binary(name: str, datatype: Any, shape: Any, body: bytes, start: int, size: Any) -> Tensor:
+    """A tensor where it lies in the body; a copy only where it lies across the bounds of its numbers."""
+    datatype, shape = _datatype(name, datatype), _shape(name, shape)
     kind = np.dtype(DATATYPES[datatype])
     count = math.prod(shape)
     if type(size) is not int or size != count * kind.itemsize:
@@ -164,7 +211,7 @@ def _view(name: str, body: bytes, start: int, size: Any, shape: Sequence[int], d
     if size > len(body) - start:
         raise RequestError("malformed", f"{name!r} has {size} bytes, and the body only {len(body) - start} more", name)
     array = np.frombuffer(body, kind, count, start).reshape(tuple(shape))
-    return array if array.flags.aligned else array.copy()
+    return Tensor(datatype, array if array.flags.aligned else array.copy())
 
 
 def _wanted(entries: Any) -> dict[str, bool]:
@@ -191,9 +238,7 @@ def _parameters(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     found = entry.get("parameters", {})
     if not isinstance(found, dict):
         raise RequestError("malformed", f"the parameters of {name!r} are not an object", name)
-    for unknown in ("shared_memory_region", "classification"):
-        if unknown in found:
-            raise RequestError("parameter", f"{name!r} asks for {unknown}, which this server does not have", name)
+    check_parameters(name, found)
     return found
 
 

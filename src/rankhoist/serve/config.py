@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     models: dict[str, Path] = Field(default={}, description="name -> artifact, or folder whose last artifact is served")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
+    grpc_port: int | None = Field(default=None, ge=0, le=65535, description="port for gRPC, too; 0: a free one")
     workers: int = Field(default=1, ge=1, le=1024, description="processes that serve")
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of each worker")
     max_body_bytes: int = Field(default=2**25, ge=1, description="of a request; larger ones: 413")

@@ -20,12 +20,14 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from rankhoist.errors import RankhoistError, ServeError
+from rankhoist.errors import ExtraError, RankhoistError, ServeError
 from rankhoist.runtime.mapped import version_of
 from rankhoist.serve import logs
 from rankhoist.serve.board import AWAY, Board
@@ -56,12 +58,21 @@ def serve(settings: Settings) -> None:
     for name in settings.models:
         if not NAME.fullmatch(name):
             raise ServeError(f"{name!r} is no name for a model: letters, digits and . _ - (give another by --name)")
+    if settings.grpc_port is not None and not _speaks_grpc():
+        raise ExtraError("gRPC needs packages that are not installed: pip install 'rankhoist[grpc]'")
     logs.set_up(settings.log_level, settings.log_format)
     folder = Path(tempfile.mkdtemp(prefix="rankhoist-"))  # readable by this user only
     try:
         asyncio.run(Supervisor(settings, folder).run())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _speaks_grpc() -> bool:
+    try:
+        return all(map(find_spec, ("grpc", "google.protobuf")))
+    except ModuleNotFoundError:  # not even google
+        return False
 
 
 class Supervisor:
@@ -72,6 +83,7 @@ class Supervisor:
         self.models: dict[str, Unpacked] = {}
         self.workers: dict[int, WorkerProcess] = {}
         self.stopping = asyncio.Event()
+        self.grpc_port: int | None = None
         self.served, self.failure = False, ""  # whether a worker was ever ready, and why none was
         self._unpacked = 0
         self._reloading = asyncio.Lock()
@@ -85,7 +97,8 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_all()))
         (self.folder / "metrics").mkdir()
         Board.create(self.folder / BOARD, self.settings.workers)
-        with _bound(self.settings.host, self.settings.port) as self.listening:
+        host, port = self.settings.host, self.settings.grpc_port
+        with _bound(host, self.settings.port) as self.listening, self._reserved(host, port):
             if await self._load_all():
                 self.listening.listen(BACKLOG)
                 for i in range(self.settings.workers):
@@ -95,6 +108,16 @@ class Supervisor:
         log.info("stopped")
         if self.failure:
             raise ServeError(self.failure)
+
+    @contextlib.contextmanager
+    def _reserved(self, host: str, port: int | None) -> Iterator[None]:
+        """Hold the port of gRPC, which workers listen on: it stays the same one while they come and go."""
+        if port is None:
+            yield
+            return
+        with _bound(host, port, shared=True) as held:
+            self.grpc_port = held.getsockname()[1]
+            yield
 
     @property
     def address(self) -> str:
@@ -215,7 +238,7 @@ class Supervisor:
         listening = self.listening.fileno()
         threads = str(self.settings.threads)
         environment = {
-            **os.environ, FOLDER: str(self.folder / "metrics"), "PYTHONSAFEPATH": "1",
+            "GRPC_VERBOSITY": "NONE", **os.environ, FOLDER: str(self.folder / "metrics"), "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
         }  # fmt: skip
         environment.pop(CONFIG, None)  # read once: an edit of the file is for the next server
@@ -231,7 +254,7 @@ class Supervisor:
             raise
         worker = WorkerProcess(process, await Channel.over(own))
         models = [model.to_dict() for model in self.models.values()]
-        settings = self.settings.model_dump(mode="json")
+        settings = self.settings.model_dump(mode="json") | {"grpc_port": self.grpc_port}
         worker.channel.send(settings=settings, models=models, board=str(self.folder / BOARD), number=number)
         return worker
 
@@ -260,7 +283,8 @@ class Supervisor:
         log.info("worker ready", extra={"worker": worker.process.pid})
         if sum(w.ready for w in self.workers.values()) == self.settings.workers:
             served = ", ".join(f"{m.name} (version {m.version})" for m in self.models.values())
-            log.info("serving", extra={"address": self.address, "models": served})
+            more = {} if self.grpc_port is None else {"grpc_port": self.grpc_port}
+            log.info("serving", extra={"address": self.address, "models": served, **more})
 
     async def _stop(self) -> None:
         """Refuse connections, then end all workers, those that do not finish in time by force."""
@@ -279,13 +303,13 @@ class Supervisor:
                 await worker.process.wait()
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is not listened on yet."""
+def _bound(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A socket that is not listened on yet; `shared`: processes of the same user may listen on its port."""
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
         return made
     except OSError as error:
         made.close()
-        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from None
+        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port") from None

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import uvloop
@@ -33,6 +34,9 @@ from rankhoist.serve.control import Channel, Unpacked
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.service import Service
 from rankhoist.serve.states import States
+
+if TYPE_CHECKING:
+    from rankhoist.serve.grpc import GrpcServer
 
 log = logging.getLogger("rankhoist.serve.worker")  # it runs as __main__
 
@@ -62,6 +66,7 @@ class Worker:
         self.compute = Compute(settings.threads, settings.batch_candidates, settings.batch_delay_ms / 1e3)
         self.service = Service(settings, self.compute, self._ask_to_reload, board)
         self.server = HttpServer(App(self.service), listening)
+        self.grpc = None if settings.grpc_port is None else _grpc_server(self.service)
         self.stopping = asyncio.Event()
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,6 +77,8 @@ class Worker:
         loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
         for model in models:
             await self._load(model)
+        if self.grpc is not None:
+            await self.grpc.start()
         serving = loop.create_task(self.server.serve())
         listening = loop.create_task(self._listen())
         self.channel.send(ready=True)
@@ -84,6 +91,8 @@ class Worker:
         metrics.READY.set(0)
         log.info("draining", extra={"busy": self.service.busy})
         await asyncio.sleep(GOODBYE)
+        if self.grpc is not None:
+            await self.grpc.stop(self.settings.drain_seconds)
         await self.service.quiet(FLUSH)
         listening.cancel()
 
@@ -135,6 +144,12 @@ class Worker:
         self._asked[number] = asyncio.get_running_loop().create_future()
         self.channel.send(reload=name, asked=number)
         return await self._asked[number]
+
+
+def _grpc_server(service: Service) -> GrpcServer:
+    from rankhoist.serve.grpc import GrpcServer  # its packages are of another extra
+
+    return GrpcServer(service)
 
 
 async def main(listening: int, control: int) -> None:
