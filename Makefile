@@ -30,7 +30,7 @@ test-all: $(VENV)/.dev ## run the slow tests too: every public model
 fuzz: $(VENV)/.dev ## check 10 000 random models, new ones in every run
 	@RANKHOIST_FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_random_models.py $(ARGS)
 
-fuzz-serve: $(VENV)/.dev ## send a server 100 000 malformed requests, right ones in between, new ones in every run
+fuzz-serve: $(VENV)/.dev ## send a server 100 000 malformed requests over HTTP and over gRPC, right ones in between
 	@RANKHOIST_FUZZ_REQUESTS=100000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 0 tests/test_serving_fuzz.py $(ARGS)
 
 bench: $(VENV)/.bench ## time levels and baselines (under five minutes; ARGS=--all: everything)

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 from collections import Counter
 from collections.abc import Iterator
 
+import grpc
 import psutil
 import pytest
 import torch
 from rich.progress import track
 from serving import Served, serving
-from serving_fuzz import LIMIT, Sample, Wire, cases, verdict
+from serving_fuzz import LIMIT, Sample, Wire, calls, cases, verdict
 from torch import Tensor, nn
 
 import rankhoist
+from rankhoist.serve.grpc_messages import SERVICE
 
 COUNT = int(os.environ.get("RANKHOIST_FUZZ_REQUESTS", "0"))
 ORDINARY = 1000
@@ -79,7 +82,7 @@ def samples(hoisted: rankhoist.HoistedModel) -> list[Sample]:
 def served(hoisted: rankhoist.HoistedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("fuzz") / "ranker.rankhoist"
     hoisted.save(path)
-    with serving(path, "--workers", "2", "--max-body-bytes", LIMIT) as served:
+    with serving(path, "--workers", "2", "--grpc-port", "0", "--max-body-bytes", LIMIT) as served:
         served.wait_for("worker ready", 2)
         yield served
 
@@ -113,6 +116,44 @@ def test_malformed_requests(samples: list[Sample], served: Served, capsys: pytes
     assert workers(pid) == alive, "a worker ended"
     assert statuses["200"] >= count // 3 and statuses["400"] > count // 5
     assert grown < GROWTH
+
+
+def test_malformed_calls_of_grpc(samples: list[Sample], served: Served, capsys: pytest.CaptureFixture[str]):
+    pid = served.process.pid
+    malformed = COUNT or ORDINARY
+    count = malformed + malformed // 2
+    seed = random.SystemRandom().randrange(2**32) if COUNT else 1
+    port = served.wait_for("serving")[0]["grpc_port"]
+    codes, bad = Counter[str](), []
+    before, alive = 0, workers(pid)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, capsys.disabled():
+        for i, call in enumerate(calls("ranker", samples, seed, malformed)):
+            code, answer = call.send(channel)
+            codes[code] += 1
+            if found := call.verdict(code, answer):
+                bad.append(f"call {i} of seed {seed}, {call.kind}: {found}\n  {call.messages[:1]!r:.300}")
+            if i == count // 10:
+                before = memory(pid)
+        grown = memory(pid) - before
+        if COUNT:
+            print(f"\n{count} calls, {malformed} of them malformed, of seed {seed}: {dict(codes)}")
+            print(f"memory {grown / 2**20:+.1f} MiB; {len(bad)} bad")
+    assert not bad, f"{len(bad)} bad answers:\n" + "\n".join(bad[:20])
+    assert workers(pid) == alive, "a worker ended"
+    assert codes["OK"] >= count // 3 and codes["INVALID_ARGUMENT"] > count // 5
+    assert grown < GROWTH
+
+
+def test_bytes_that_are_no_http2(served: Served):
+    port = served.wait_for("serving")[0]["grpc_port"]
+    draw, alive = random.Random(0), workers(served.process.pid)
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for i in range(200):
+        with socket.create_connection(("127.0.0.1", port), 10) as made:
+            made.sendall((preface if i % 2 else b"") + draw.randbytes(draw.choice([1, 9, 100, 10_000])))
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=30)
+    assert workers(served.process.pid) == alive
 
 
 def workers(pid: int) -> set[int]:

@@ -20,6 +20,7 @@ examples:
 ask it:
   curl -d '{"context": {"user": 7}, "candidates": {"item": [3, 5]}}' localhost:8000/v1/models/ranker/rank
   curl localhost:8000/v2/models/ranker                    # names, dtypes and shapes of its features
+  a browser at http://localhost:8000                      # a form that ranks an example
 
 Every option is also an environment variable (RANKHOIST_PORT) and a line of the settings file (port = 8080)."""
 MISSING = "rankhoist serve needs packages that are not installed: pip install 'rankhoist[serve]'"
