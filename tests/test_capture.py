@@ -187,7 +187,9 @@ def test_example_that_is_no_example():
         hoist(model, (torch.randn(4, 3),), context=["user"])
     with pytest.raises(InputError, match="example is NoneType"):
         hoist(model, None, context=["user"])
-    with pytest.raises(InputError, match="'item' is int"):
+    with pytest.raises(InputError, match="'item' is object"):
+        hoist(model, (torch.randn(4, 3), object()), context=["user"])
+    with pytest.raises(ExportError, match=r"(?s)refuses the model.*no tensor is a constant of the model: item = 3"):
         hoist(model, (torch.randn(4, 3), 3), context=["user"])
     with pytest.raises(InputError, match="scalar"):
         hoist(model, (torch.randn(4, 3), torch.tensor(1.0)), context=["user"])

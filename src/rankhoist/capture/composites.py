@@ -44,13 +44,20 @@ def _taken(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> Ex
         return None
     try:
         taken: ExportedProgram = program.run_decompositions(table)
-        return taken
+        if _tokens(taken) == _tokens(program):  # parts that check the result belong together: such operators stay whole
+            return taken
+        if len(table) == 1:
+            return None
     except Exception:  # what follows may rely on how the result lies in memory: such an operator stays whole
         if len(table) == 1:
             return None
     for op, parts in table.items():
         program = _taken(program, {op: parts}) or program
     return program
+
+
+def _tokens(program: ExportedProgram) -> int:
+    return len(program.graph_signature.input_tokens)
 
 
 def _parts(op: Any) -> Callable[..., Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import logging
 import warnings
@@ -15,55 +16,67 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.even import EvenParts
+from rankhoist.capture.inputs import named_leaves
 from rankhoist.errors import ExportError
 
 MAX_ROWS = 2**24
+TALKATIVE = ("torch._guards", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")  # before they refuse
 
 
 def export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.ExportedProgram:
-    """Export with at least two rows: a size of one would be taken for a constant.
+    """Export with at least two rows: a size of one would be taken for a constant. What is no tensor is a constant.
 
     Raises:
         ExportError: `torch.export` refuses the model; says in which module and why.
     """
 
     def several(leaf: Any) -> Any:
-        return leaf if leaf.shape[0] > 1 else leaf.repeat_interleave(3, 0)
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return leaf.repeat_interleave(3, 0) if leaf.shape[0] == 1 else leaf.clone()  # one tensor given twice is two
 
     args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
     rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
-    dynamic = pytree.tree_map(lambda _: {0: rows}, dict(bound.arguments))
+    dynamic = pytree.tree_map(lambda x: {0: rows} if isinstance(x, torch.Tensor) else None, dict(bound.arguments))
     # Python's own `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model. Where they stand in the way,
     # the strict exporter reads the model's bytecode instead, and keeps them symbolic.
     errors = []
     for strict in (False, True):
         try:
-            with _quiet():
+            with _quiet(), contextlib.nullcontext() if strict else EvenParts():
                 return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=strict)
         except Exception as error:
             errors.append(error)
             if not _fixes_rows(error):
                 break
-    raise ExportError(_why_not_exported(model, errors[0])) from errors[0]
+    raise ExportError(_why_not_exported(model, errors[0]) + _constants(bound)) from errors[0]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says to its own developers, and without its look into a mask; errors are raised all the same.
+    """Without what torch says to its own developers (the graph so far, twice), and without its look into a mask.
+
+    Errors are raised all the same.
 
     `nn.TransformerEncoder` compares a mask that it is given with a causal one, which cannot be exported. The answer is
     a hint: without it the mask is added as it is.
     """
-    log = logging.getLogger("torch._guards")
-    level = log.level
+    logs = [logging.getLogger(name) for name in TALKATIVE]
+    levels = [log.level for log in logs]
+    graph = mock.patch.object(
+        importlib.import_module("torch.export._trace"), "print", lambda *lines, file: None, create=True
+    )
     hint = mock.patch.object(transformer, "_detect_is_causal_mask", lambda mask, causal=None, size=None: bool(causal))
-    with warnings.catch_warnings(), hint:
+    with warnings.catch_warnings(), graph, hint:
         warnings.simplefilter("ignore")
-        log.setLevel(logging.CRITICAL)
+        for log in logs:
+            log.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
 
 
 def _reads_values(error: Exception) -> bool:
@@ -76,7 +89,7 @@ def _fixes_rows(error: Exception) -> bool:
 
 
 def _why_not_exported(model: nn.Module, error: Exception) -> str:
-    text = str(error)
+    said, _, _ = str(error).strip().partition("\n\n")  # what follows is for torch's own developers
     path, kind = _failing_module(model, error)
     if _reads_values(error):
         cause = "its control flow, or a size, depends on the values of tensors"
@@ -87,8 +100,14 @@ def _why_not_exported(model: nn.Module, error: Exception) -> str:
     return (
         f"torch.export refuses the model in module {path!r} ({kind}): {cause}. Hoist the largest submodule that "
         "exports and keep this one outside, or rewrite it without Python control flow on data.\n"
-        f"{text.strip()[:1500]}"
+        f"{said[:1500]}"
     )
+
+
+def _constants(bound: inspect.BoundArguments) -> str:
+    """The arguments that may have been meant to be tensors."""
+    found = [f"{n} = {v!r}" for n, v in named_leaves(bound.arguments).items() if not isinstance(v, torch.Tensor)]
+    return f"\nWhat is no tensor is a constant of the model: {', '.join(found)}" if found else ""
 
 
 def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:

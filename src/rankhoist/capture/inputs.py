@@ -50,6 +50,35 @@ class InputSpec:
         return tuple(c for c in range(self.shape[0]) if c not in context)
 
 
+@dataclass(frozen=True)
+class Constant:
+    """An argument that is no tensor (a temperature, a flag, None): the model is hoisted for this value of it.
+
+    `place` is where it stands among the leaves of a call.
+    """
+
+    name: str
+    place: int
+    value: float | bool | str | None
+
+
+CONSTANTS = (int, float, bool, str, type(None))
+
+
+def constants_in(leaves: Mapping[str, Any]) -> tuple[Constant, ...]:
+    """Those of a call's leaves that are no tensors."""
+    found = enumerate(leaves.items())
+    return tuple(Constant(name, place, value) for place, (name, value) in found if isinstance(value, CONSTANTS))
+
+
+def with_constants(leaves: Sequence[Any], constants: Sequence[Constant]) -> list[Any]:
+    """All leaves of a call, from its tensors in order."""
+    result = list(leaves)
+    for constant in constants:
+        result.insert(constant.place, constant.value)
+    return result
+
+
 _LEAF = (torch.Tensor, Split)
 
 
@@ -81,8 +110,9 @@ def _key(key: Any) -> str:
 
 def common_rows(leaves: Mapping[str, Any]) -> int:
     """The row count that all example tensors share; explains what is wrong otherwise."""
+    leaves = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, CONSTANTS)}
     if not leaves:
-        raise InputError("the example holds no input at all; pass a tuple of tensors, or a dict of keyword inputs")
+        raise InputError("the example holds no tensor at all; pass a tuple of tensors, or a dict of keyword inputs")
     for name, leaf in leaves.items():
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"input {name!r} is {type(leaf).__name__}, expected a tensor with rows on axis 0")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.inputs import InputSpec, named_leaves
+from rankhoist.capture.inputs import CONSTANTS, Constant, InputSpec, named_leaves, with_constants
 from rankhoist.capture.signature import Arguments, plain_tensors
 from rankhoist.errors import InputError
 
@@ -22,13 +22,15 @@ class Interface:
     Attributes:
         inputs: placeholder name -> what the user calls it and whether it is context.
         out_spec: the structure the model returns.
-        in_spec: the structure of a call, `(args, kwargs)`, with the inputs' tensors as leaves in the order of `inputs`.
+        in_spec: the structure of a call, `(args, kwargs)`, with the inputs' tensors as leaves in the order of `inputs`,
+            and the constants at their places among them.
         arguments: binds a call's arguments to parameter names, as the model's signature does.
         state: name in the state dict -> placeholder name, of the weights that are in the state dict.
         dtype: the floating dtype the model was captured in.
         device: where its weights were.
         example: the example's tensors by input name (empty where an exported program carries none).
         made_up: its rows are nobody's: a file holds such ones, unless those that were given are wanted.
+        constants: arguments that are no tensors, in the order of their places.
     """
 
     inputs: dict[str, InputSpec]
@@ -40,17 +42,29 @@ class Interface:
     device: torch.device
     example: dict[str, Any]
     made_up: bool = False
+    constants: tuple[Constant, ...] = ()
+
+    def call(self, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of a call, from its inputs by name."""
+        given = with_constants([leaves[spec.name] for spec in self.inputs.values()], self.constants)
+        args, kwargs = pytree.tree_unflatten(given, self.in_spec)
+        return args, kwargs
 
     def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A call's tensors by input name, checked against the inputs the model was captured with."""
         given = self.arguments(args, kwargs)
         leaves = given if plain_tensors(given) else named_leaves(given)
-        if len(leaves) == len(self.inputs) and all(spec.name in leaves for spec in self.inputs.values()):
+        if (
+            not self.constants
+            and len(leaves) == len(self.inputs)
+            and all(spec.name in leaves for spec in self.inputs.values())
+        ):
             return leaves
         known = [spec.name for spec in self.inputs.values()]
         missing = [name for name in known if name not in leaves]
         if missing:
             raise InputError(f"missing inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
+        self._check_constants(given, leaves)
         return {name: leaves[name] for name in known}
 
     def result(self, leaves: Sequence[Any]) -> Any:
@@ -60,3 +74,17 @@ class Interface:
     @cached_property
     def _one_tensor(self) -> bool:
         return self.out_spec.is_leaf()
+
+    def _check_constants(self, given: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+        """What is no tensor must be as it was, whether it is given or left to its default."""
+        known = {c.name: c.value for c in self.constants}
+        defaults = {p.name: p.default for p in self.arguments.parameters if isinstance(p.default, CONSTANTS)}
+        passed = {name: leaves.get(name, defaults.get(name, value)) for name, value in known.items()}
+        others = {n: v for n, v in given.items() if n in defaults and n not in known and isinstance(v, CONSTANTS)}
+        for name, value in (passed | others).items():
+            fixed = known[name] if name in known else defaults[name]
+            if type(value) is not type(fixed) or value != fixed:
+                raise InputError(
+                    f"argument {name!r} is {value!r}; the model was hoisted for {fixed!r}, as a constant. Hoist it "
+                    "once more for another value."
+                )

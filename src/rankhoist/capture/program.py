@@ -17,10 +17,22 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.composites import taken_apart
+from rankhoist.capture.defaults import fill
+from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.export import export
-from rankhoist.capture.inputs import Context, InputSpec, common_rows, mark_context, named_leaves, own_rows
+from rankhoist.capture.inputs import (
+    Constant,
+    Context,
+    InputSpec,
+    common_rows,
+    constants_in,
+    mark_context,
+    named_leaves,
+    own_rows,
+)
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.signature import Arguments
+from rankhoist.capture.wrappers import check_packed, converted, signature_of, unwrapped
 from rankhoist.errors import (
     CaptureError,
     CarriedDataWarning,
@@ -56,7 +68,8 @@ class Program:
     """What the compiler analyses.
 
     Attributes:
-        graph: ATen operators only, functional; every node carries `meta["val"]` with symbolic sizes.
+        graph: ATen operators only, functional; every node carries `meta["val"]` with symbolic sizes, and all arguments
+            that its operator takes by position, defaults too (see `defaults`).
         rows: the one symbol for the number of rows.
         inputs: placeholder name -> what the user calls it and whether it is context.
         weights: placeholder name -> weight.
@@ -67,6 +80,7 @@ class Program:
         dtype: the floating dtype the model computes in.
         device: where its weights are; without any, where its inputs are.
         example: the example's tensors by input name (empty where an exported program carries none).
+        constants: arguments that are no tensors.
     """
 
     graph: fx.Graph
@@ -80,14 +94,16 @@ class Program:
     dtype: torch.dtype
     device: torch.device
     example: dict[str, Any]
+    constants: tuple[Constant, ...] = ()
 
     @property
     def interface(self) -> Interface:
         """What its callers see."""
         state = {w.name: p for p, w in self.weights.items() if w.in_state_dict}
         return Interface(
-            self.inputs, self.out_spec, self.in_spec, self.arguments, state, self.dtype, self.device, self.example
-        )
+            self.inputs, self.out_spec, self.in_spec, self.arguments, state, self.dtype, self.device, self.example,
+            constants=self.constants,
+        )  # fmt: skip
 
 
 def capture(
@@ -96,24 +112,27 @@ def capture(
 ) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
 
-    Operators that are made of others are taken apart, but those that are `known` (None: all are).
+    Operators that are made of others are taken apart, but those that are `known` (None: all are). Of a wrapper, it is
+    the model inside; of a TorchScript module, what torch's own converter makes of it.
 
     Raises:
         TrainingModeError: a module is in training mode.
         InputError: the example does not fit the model, or its row counts differ.
         ContextError: `context` names inputs or columns that do not exist, or all of them.
         ExportError: `torch.export` refuses the model, or cannot make it functional.
-        UnsupportedModelError: the model draws random numbers or writes to its buffers.
+        UnsupportedModelError: the model draws random numbers, writes to its buffers or is quantised.
     """
     if isinstance(model, str | os.PathLike):
         model = _load(Path(model))
     if isinstance(model, nn.Module):
+        model = unwrapped(model)
+        check_packed(model)
         _check_eval_mode(model)
-        arguments = Arguments.of(model.forward)
+        arguments = signature_of(model)
         bound = _example_call(arguments, example)
         leaves = named_leaves(bound.arguments)
         common_rows(leaves)
-        exported = export(model, bound)
+        exported = export(*converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound))
     else:
         exported = model
         arguments = _exported_arguments(exported)
@@ -123,6 +142,8 @@ def capture(
         functional = _functional(exported)
         if known is not None:
             functional = taken_apart(functional, known)
+    without_tokens(functional)
+    fill(functional.graph)
     return _program(functional, own_rows(leaves), context, arguments)
 
 
@@ -205,12 +226,17 @@ def _program(
     for spec in signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             users.append(placeholders[spec.arg.name])
-        else:
+        elif spec.kind is not InputKind.TOKEN:
             weights[spec.arg.name] = _weight(exported, spec)
     _check_outputs(signature)
     names = list(example) or [node.name for node in users]
     if len(names) != len(users):
         raise CaptureError(f"the exported graph has {len(users)} inputs, the example {len(names)}: {', '.join(names)}")
+    constants = constants_in({n: u.meta["val"] for n, u in zip(names, users, strict=True)})
+    names = [n for n in names if all(n != c.name for c in constants)]
+    for constant in constants:
+        graph.erase_node(users[constant.place])  # nobody reads it: the export has put its value in its place
+    users = [u for i, u in enumerate(users) if all(i != c.place for c in constants)]
     rows = _row_symbol(dict(zip(names, users, strict=True)))
     shapes = {n: (tuple(u.meta["val"].shape[1:]), u.meta["val"].dtype) for n, u in zip(names, users, strict=True)}
     specs = mark_context(shapes, context)
@@ -230,7 +256,8 @@ def _program(
     tensors = [w.tensor for w in weights.values()] + [u.meta["val"] for u in users]
     return Program(
         graph, rows, inputs, weights, outputs, call.out_spec, call.in_spec, arguments,
-        _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")), example,
+        _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")),
+        {n: example[n] for n in names if n in example}, constants,
     )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ class HoistedModel(Scoring, nn.Module):
 
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """New weights for the same model: re-runs the weights stage; calls under way keep the version they started
-        with.
+        with. A wrapper's state dict (`module.`, `_orig_mod.` before its names) is as good as the model's.
 
         Raises:
             WeightsError: names or shapes differ, or a buffer that the plan was made from (an index, a mask) changed.

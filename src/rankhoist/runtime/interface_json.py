@@ -9,7 +9,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import InputSpec, Interface
+from rankhoist.capture import Constant, InputSpec, Interface
+from rankhoist.capture.inputs import CONSTANTS
 from rankhoist.capture.signature import Arguments
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import as_device, as_dtype, as_kind, counts, dtype_name, entries, entry, shown
@@ -32,6 +33,7 @@ def to_data(interface: Interface) -> dict[str, Any]:
             {"name": p.name, "kind": p.kind.name, "optional": p.default is not p.empty}
             for p in interface.arguments.parameters
         ],
+        "constants": [{"name": c.name, "place": c.place, "value": c.value} for c in interface.constants],
         "call": _structure(interface.in_spec, "takes"),
         "result": _structure(interface.out_spec, "returns"),
     }
@@ -45,13 +47,17 @@ def from_data(data: Any, state: Mapping[str, str]) -> Interface:
     """
     inputs = {entry(item, "placeholder", str): _as_input(item) for item in entries(data, "inputs", dict)}
     call, result = _as_structure(entry(data, "call", dict)), _as_structure(data.get("result"))
-    if call.num_leaves != len(inputs):
-        raise ArtifactError(f"it takes {call.num_leaves} tensors and lists {len(inputs)} inputs")
+    constants = tuple(_as_constant(item) for item in entries({"constants": [], **data}, "constants", dict))
+    places = [c.place for c in constants]
+    tensors = call.num_leaves - len(places)
+    if tensors != len(inputs) or places != sorted({place for place in places if place < call.num_leaves}):
+        raise ArtifactError(f"it takes {tensors} tensors and lists {len(inputs)} inputs")
     parameters = [_as_parameter(item) for item in entries(data, "parameters", dict)]
     captured = entry(data, "captured", dict)
     return Interface(
         inputs, result, call, Arguments(inspect.Signature(parameters)), dict(state),
         as_dtype(entry(captured, "dtype", str)), as_device(entry(captured, "device", str)), {},
+        constants=constants,
     )  # fmt: skip
 
 
@@ -82,8 +88,15 @@ def _as_parameter(data: Any) -> inspect.Parameter:
     kind = vars(inspect.Parameter).get(entry(data, "kind", str))
     if not isinstance(kind, type(inspect.Parameter.VAR_KEYWORD)):
         raise ArtifactError(f"it has a parameter of kind {shown(data['kind'])}")
-    default = None if entry(data, "optional", bool) else inspect.Parameter.empty
+    default = ... if entry(data, "optional", bool) else inspect.Parameter.empty  # which one, a file does not say
     return inspect.Parameter(entry(data, "name", str), kind, default=default)
+
+
+def _as_constant(data: Any) -> Constant:
+    value = data.get("value")
+    if not isinstance(value, CONSTANTS):
+        raise ArtifactError(f"it has a constant {shown(value)}")
+    return Constant(entry(data, "name", str), counts({"place": [data.get("place")]}, "place")[0], value)
 
 
 # -- structures of calls and results

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.capture import Interface
+from rankhoist.capture.wrappers import under_own_names
 from rankhoist.compiler.emit import Stage, Stages
 from rankhoist.errors import WeightsError
 
@@ -65,6 +66,7 @@ def renewed(
     Raises:
         WeightsError: names or shapes differ, or a `pinned` one changed.
     """
+    state_dict = under_own_names(state_dict, names)
     missing = [n for n in names if n not in state_dict]
     if missing:
         raise WeightsError(f"the state dict lacks {len(missing)} weights: {', '.join(missing[:5])}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from rankhoist.capture import InputSpec, Interface, Split
 
@@ -56,8 +55,7 @@ class Batch:
 
 def arguments(interface: Interface, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call, from its inputs by name."""
-    args, kwargs = pytree.tree_unflatten([leaves[spec.name] for spec in interface.inputs.values()], interface.in_spec)
-    return args, kwargs
+    return interface.call(leaves)
 
 
 def whole_rows(interface: Interface, batch: Batch) -> dict[str, Tensor]:

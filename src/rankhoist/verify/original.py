@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Interface, Program
+from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
@@ -53,6 +54,7 @@ def as_module(model: Original) -> nn.Module:
     if isinstance(model, torch.export.ExportedProgram):
         module: nn.Module = model.module()
         return module
+    model = unwrapped(model)
     training = [
         name or "(the model itself)" for name, m in model.named_modules() if m.training and not any(m.children())
     ]

@@ -73,7 +73,7 @@ def spelled(module: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
             x, places = made.args
             every = (slice(None) if p is None else p for p in places)  # type: ignore[union-attr]
             made.target, made.args = operator.getitem, (x, tuple(every))
-        elif node.target is aten.embedding.default and len(node.args) == 2:
+        elif node.target is aten.embedding.default:  # what else it takes is about gradients
             made.target, made.args = F.embedding, (made.args[1], made.args[0])
         else:
             made.target = FUNCTIONS.get(node.target, node.target)

@@ -1,0 +1,178 @@
+"""Models as they come: inside wrappers, scripted, quantised, with arguments that are no tensors."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_equal
+from torch import nn
+
+import rankhoist
+from rankhoist import hoist
+from rankhoist.errors import ExportError, InputError, TrainingModeError, UnsupportedModelError
+
+
+class Ranker(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(20, 4), nn.Embedding(20, 4)
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 1))
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        scale = torch.tensor([0.5])  # a constant of the script is no weight
+        return self.layers(torch.cat([self.user(user), self.item(item)], 1)).squeeze(1) * scale
+
+
+ROWS = torch.randint(20, (4,)), torch.randint(20, (4,))
+CONTEXT, CANDIDATES = torch.tensor([7]), torch.randint(20, (9,))
+
+
+def wrapped(model: nn.Module, how: str) -> nn.Module:
+    makers: dict[str, Any] = {
+        "compiled": torch.compile,
+        "data parallel": nn.DataParallel,
+        "averaged": torch.optim.swa_utils.AveragedModel,
+        "both": lambda m: nn.DataParallel(torch.compile(m)),
+        "scripted": torch.jit.script,
+        "traced": lambda m: torch.jit.trace(m, ROWS),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made: nn.Module = makers[how](model)
+    return made
+
+
+@pytest.mark.parametrize("how", ["compiled", "data parallel", "averaged", "both", "scripted", "traced"])
+def test_what_is_wrapped_is_hoisted_under_its_own_names(how: str):
+    model = Ranker().eval()
+    outer = wrapped(model, how).eval()
+    hoisted = hoist(outer, ROWS, context=["user"])
+    assert_equal(hoisted(CONTEXT, CANDIDATES), model(CONTEXT.expand(9), CANDIDATES), how)
+    assert hoisted.state_dict().keys() == model.state_dict().keys()
+    assert (
+        hoisted.plan.cost.multiply_adds < hoist(model, ROWS, context=["user"], level="expand").plan.cost.multiply_adds
+    )
+
+
+@pytest.mark.parametrize("how", ["compiled", "data parallel", "averaged", "both"])
+def test_weights_of_a_wrapper_and_of_its_model_are_as_good(how: str):
+    hoisted = hoist(wrapped(Ranker().eval(), how), ROWS, context=["user"])
+    model = Ranker().eval()
+    expected = model(CONTEXT.expand(9), CANDIDATES)
+    for state in (wrapped(model, how).state_dict(), model.state_dict()):
+        hoisted.update_weights(state)
+        assert_equal(hoisted(CONTEXT, CANDIDATES), expected, how)
+
+
+def test_a_script_that_cannot_be_converted_is_refused_by_name():
+    class Odd(nn.Module):
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> dict[str, torch.Tensor]:
+            found: dict[str, torch.Tensor] = {}
+            while len(found) < 2:
+                found[str(len(found))] = user * item
+            return found
+
+    with pytest.raises(ExportError, match=r"Odd|torch.export refuses"):
+        hoist(torch.jit.script(Odd().eval()), (torch.randn(4, 2), torch.randn(4, 2)), context=["user"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_model_is_told_what_is_true():
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(Ranker().eval()), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(UnsupportedModelError, match=r"module 'layers.0' \(Linear\).*before it was quantised"):
+        hoist(quantised, ROWS, context=["user"])
+
+
+def test_only_a_model_in_training_mode_is_asked_to_be_in_eval_mode():
+    model = Ranker().eval()
+    model.layers[2].train()
+    with pytest.raises(TrainingModeError, match=r"call model.eval\(\) first: in training mode are layers.2"):
+        hoist(model, ROWS, context=["user"])
+
+
+def test_lightning_modules_are_modules():
+    lightning = pytest.importorskip("lightning", reason="needs lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Ranker()
+
+        def forward(self, user, item):
+            return self.model(user, item)
+
+    model = Module().eval()
+    hoisted = hoist(model, ROWS, context=["user"])
+    assert_equal(hoisted(CONTEXT, CANDIDATES), model(CONTEXT.expand(9), CANDIDATES))
+
+
+def test_one_tensor_given_twice_is_two_inputs():
+    model = Ranker().eval()
+    hoisted = hoist(model, (ROWS[0], ROWS[0]), context=["user"])
+    assert_equal(hoisted(CONTEXT, CANDIDATES), model(CONTEXT.expand(9), CANDIDATES))
+
+
+# -- arguments that are no tensors
+
+
+class Tempered(nn.Module):
+    def forward(self, user, item, temperature, bias=None, sign=True, mode="sum"):
+        score = user * item if mode == "product" else user + item
+        score = score / temperature if sign else -score / temperature
+        return score if bias is None else score + bias
+
+
+USER, ITEMS = torch.randn(1, 3), torch.randn(5, 3)
+EXAMPLE = torch.randn(4, 3), torch.randn(4, 3)
+
+
+@pytest.mark.parametrize("rest", [(0.5,), (2,), (0.5, None, False), (0.5, 1.5, True, "product")])
+def test_what_is_no_tensor_is_a_constant(rest: tuple[Any, ...], tmp_path: Path):
+    model = Tempered().eval()
+    hoisted = hoist(model, (*EXAMPLE, *rest), context=["user"])
+    expected = model(USER.expand(5, 3), ITEMS, *rest)
+    assert_equal(hoisted(USER, ITEMS, *rest), expected)
+    assert_equal(
+        hoisted(item=ITEMS, user=USER, **dict(zip(("temperature", "bias", "sign", "mode"), rest, strict=False))),
+        expected,
+    )
+    assert rankhoist.verify(hoisted, model, seed=1).passed
+    hoisted.save(tmp_path / "model.rankhoist")
+    again = rankhoist.load(tmp_path / "model.rankhoist")
+    assert_equal(again(USER, ITEMS, *rest), expected)
+    with pytest.raises(InputError, match=r"argument 'temperature' is 0.25; the model was hoisted for"):
+        again(USER, ITEMS, 0.25, *rest[1:])
+
+
+def test_another_constant_is_refused_also_where_the_example_left_it_out():
+    hoisted = hoist(Tempered().eval(), (*EXAMPLE, 0.5), context=["user"])
+    for rest in ((0.7,), (0.5, 1.0), (0.5, None, False), (0.5, None, True, "product")):
+        with pytest.raises(InputError, match="as a constant"):
+            hoisted(USER, ITEMS, *rest)
+    flagged = hoist(Tempered().eval(), (*EXAMPLE, 0.5, None, False), context=["user"])
+    with pytest.raises(InputError, match="argument 'sign' is True; the model was hoisted for False"):
+        flagged(USER, ITEMS, 0.5)
+
+
+def test_an_example_of_constants_alone_is_refused():
+    with pytest.raises(InputError, match="holds no tensor"):
+        hoist(Tempered().eval(), (1.0, 2.0, 0.5), context=["user"])
+
+
+# -- what torch says
+
+
+def test_walls_of_text_are_kept_out_of_the_terminal(capfd: pytest.CaptureFixture[str]):
+    class Branch(nn.Module):
+        def forward(self, user, item):
+            return user * item if (user > 0).all() else item
+
+    with pytest.raises(ExportError, match=r"module '' \(Branch\).*depends on the values"):
+        hoist(Branch().eval(), EXAMPLE, context=["user"])
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
