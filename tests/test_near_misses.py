@@ -57,9 +57,21 @@ CASES = {
         lambda c, k: torch.masked_select(c[:, :4], k > 0).sum() + k,
         "selects from [rows, 4] by a mask that depends on the inputs", {},
     ),
-    "rows_repeated": (
-        lambda c, k: c[:, :4].repeat(2, 1)[: k.shape[0]] + k,
-        "repeats the rows themselves: [rows, 4] to [2 * rows, 4]", {},
+    "stacked_inside": (
+        lambda c, k: torch.cat([c[:, :4].repeat_interleave(2, 0), k])[: c.shape[0]] + k,
+        "puts [(rows 2), 4] under rows: another axis is folded inside of its rows", {},
+    ),
+    "stacked_elsewhere": (
+        lambda c, k: torch.cat([c[:, :4], k])[1 : k.shape[0] + 1] + k, "cuts the rows of [(2 rows), 4] at 1", {},
+    ),
+    "stacked_viewed_otherwise": (
+        lambda c, k: torch.cat([c[:, :4], k]).view(-1, 2, 4).sum(1) + k, "cuts rows apart", {},
+    ),
+    "stacked_softmax": (
+        lambda c, k: torch.cat([c[:, :4], k]).softmax(0)[: k.shape[0]], "row axis: axis 0 of [(2 rows), 4]", {},
+    ),
+    "stacked_with_a_weight": (
+        lambda c, k, w: torch.cat([k, w])[: k.shape[0]] * c[:, :4], "or it has none", dict(w=randn(2, 4)),
     ),
     "attention_over_rows": (
         lambda c, k: F.scaled_dot_product_attention(k[None], c[None, :, :4], c[None, :, :4])[0],

@@ -24,6 +24,7 @@ W = randn(5, C + K)
 IDS = torch.randint(0, 9, (3, 4), generator=G), torch.randint(0, 9, (N, 4), generator=G)
 FIELDS = randn(3, 4, 5), randn(N, 3, 5)
 HISTORY = randn(3, 6, 4), randn(N, 4)
+PAIR = randn(3, K), randn(N, K)
 
 
 def both(c, k):
@@ -309,7 +310,43 @@ ID_CASES = {
     ),
 }
 
+STACKED_CASES = {  # rows under rows: every layer is shared by both sides
+    "stacked_slices": (
+        lambda c, k, w: (lambda y: y[: c.shape[0]] * y[c.shape[0] :])(F.linear(torch.cat([c, k]), w).relu()),
+        dict(w=randn(5, K)),
+    ),
+    "stacked_negative_slices": (
+        lambda c, k, w: (lambda y: y[: -c.shape[0]] - y[-c.shape[0] :])(torch.cat([k, c]) @ w), dict(w=randn(K, 5)),
+    ),
+    "stacked_chunk": (
+        lambda c, k, w: torch.mul(*F.layer_norm(torch.cat([c, k]) @ w, [5]).chunk(2)), dict(w=randn(K, 5)),
+    ),
+    "stacked_split": (
+        lambda c, k, w: torch.mul(*(torch.cat([c, k]) @ w).split([c.shape[0], k.shape[0]])), dict(w=randn(K, 5)),
+    ),
+    "stacked_views": (
+        lambda c, k, w: (torch.cat([c, k]) @ w).view(2, -1, 5).permute(1, 0, 2).flatten(1), dict(w=randn(K, 5)),
+    ),
+    "stacked_nested": (
+        lambda c, k: torch.cat([torch.cat([c, k]), k]).sigmoid().view(3, -1, K).prod(0)
+        + torch.cat([torch.cat([c, k]), k]).narrow(0, c.shape[0], c.shape[0]),
+        {},
+    ),
+    "stacked_attention": (
+        lambda c, k: torch.mul(*F.scaled_dot_product_attention(*[torch.cat([c, k]).view(-1, 2, 2)] * 3).chunk(2)),
+        {},
+    ),
+    "stacked_repeat": (lambda c, k: (c.repeat(2, 1) * torch.cat([k, k + 1])).view(2, -1, K).prod(0), {}),
+    "stacked_outside": (
+        lambda c, k: F.scaled_dot_product_attention(
+            *[(c + 0 * c).view(-1, 2, 2).transpose(0, 1).reshape(-1, 1, 2)] * 3
+        ).view(2, -1, 2).transpose(0, 1).reshape(-1, K) * k,
+        {},
+    ),
+}  # fmt: skip
+
 CASES = [
+    *((name, *PAIR, case) for name, case in STACKED_CASES.items()),
     *((name, CONTEXT, CANDIDATE, case) for name, case in DENSE.items()),
     *((name, *FIELDS, case) for name, case in FIELD_CASES.items()),
     *((name, *HISTORY, case) for name, case in HISTORY_CASES.items()),
@@ -334,7 +371,7 @@ NEAR_MISSES = {
     "rows_rolled": (lambda c, k: c.roll(1, 0)[:, :4] + k, "roll", "row axis: axis 0 of [rows, 6]"),
     "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0 of [rows, 6]"),
     "rows_meet_rows": (lambda c, k: (c @ c.t()).softmax(1) @ k, "matmul", "every row meets every other row"),
-    "first_row": (lambda c, k: c[:1, :4] + k, "slice", "row axis: axis 0 of [rows, 6]"),
+    "first_row": (lambda c, k: c[:1, :4] + k, "slice", "cuts the rows of [rows, 6] at 1"),
 }
 
 
@@ -371,6 +408,16 @@ def test_vecdot_applies_to_operands_of_different_depth():
     call, weights = DENSE["vecdot_dims"]
     models = check_model(Function(call, **weights).eval(), CONTEXT, CANDIDATE)
     assert reasons(models["full"]) == []
+
+
+def test_the_request_half_of_stacked_rows_is_done_once():
+    """A layer over `[x; y]`: K * 5 multiply-adds for the request, and for every candidate, instead of twice as many."""
+    call, weights = STACKED_CASES["stacked_slices"]
+    models = check_model(Function(call, **weights).eval(), *PAIR)
+    assert models["expand"].plan.cost.multiply_adds == 2 * 1000 * K * 5
+    for level in ("linear", "first", "full"):
+        assert models[level].plan.cost.multiply_adds == (1 + 1000) * K * 5
+        assert rates_of(models[level], "linear") == {Rate.REQUEST, Rate.ITEM}
 
 
 LEARNED = {

@@ -28,7 +28,10 @@ from rankhoist.compiler.algebra.work import original_work
 from rankhoist.compiler.algebra.workload import Workload
 
 RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
-READS_MEMORY = {aten.view_as_complex.default, aten.view.dtype, aten.view_copy.dtype}  # neighbouring elements become one
+READS_MEMORY = {  # neighbouring elements become one; memory as it lies; wrong where rows share theirs, in torch 2.13
+    aten.view_as_complex.default, aten.view.dtype, aten.view_copy.dtype, aten.as_strided.default,
+    aten.as_strided_copy.default, aten.median.default, aten.median.dim, aten.nanmedian.default, aten.nanmedian.dim,
+}  # fmt: skip
 
 
 class OriginalOperators:
@@ -52,23 +55,23 @@ class OriginalOperators:
         rate = join(v.rate for v in operands)
         if rate is Rate.WEIGHT and any(v.has_rows for v in operands):
             rate = Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
-        return self.run_at(rate, node, args, kwargs)
+        return self.run_at(rate, node, args, kwargs, _outside(operands))
 
-    def run_at(self, rate: Rate, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        """The operator over as many rows as `rate` has."""
+    def run_at(self, rate: Rate, node: fx.Node, args: list[Value], kwargs: dict[str, Value], outside: int = 1) -> Value:
+        """The operator over as many rows as `rate` has; `outside` as in `received`."""
         fake = node.meta["val"]
         if operator_name(node) in RESHAPES and node.target not in READS_MEMORY and rate is not Rate.WEIGHT:
             return self._reshape(args[0], rate, fake)
         shown = [self.present(a, rate) for a in args]
         if node.target in READS_MEMORY:
-            shown[0] = self._contiguous(shown[0])
+            shown[0] = self.contiguous(shown[0])
         named = {k: self.present(v, rate) for k, v in kwargs.items()}
         made = self._made(rate, node, shown, named)
         self._measure(node, made)
         if isinstance(fake, torch.Tensor):
-            return self.received(made, fake)
+            return self.received(made, fake, outside)
         parts = [None if f is None else self._part(made, i, f) for i, f in enumerate(fake)]
-        return [None if p is None else self.received(p, f) for p, f in zip(parts, fake, strict=True)]
+        return [None if p is None else self.received(p, f, outside) for p, f in zip(parts, fake, strict=True)]
 
     def _made(self, rate: Rate, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Node:
         """The call of the operator; one that makes several tensors stands for all their elements."""
@@ -93,7 +96,8 @@ class OriginalOperators:
         made = self.b.call(aten.reshape.default, given, rate, own, fake.dtype, free=True, rows_first=first)
         return self.received(made, fake)
 
-    def _contiguous(self, x: Node) -> Node:
+    def contiguous(self, x: Node) -> Node:
+        """A copy in which no two elements share memory."""
         dense = {"memory_format": torch.contiguous_format}
         return self.b.call(aten.clone.default, (x,), x.rate, x.shape, x.dtype, kwargs=dense, rows_first=x.rows_first)
 
@@ -139,8 +143,11 @@ class OriginalOperators:
 
     # -- what the operator returns
 
-    def received(self, node: Node, fake: torch.Tensor) -> Value:
-        """The result of an original operator as a form over its rows, or opaque where its axes do not follow them."""
+    def received(self, node: Node, fake: torch.Tensor, outside: int = 1) -> Value:
+        """The result of an original operator as a form over its rows, or opaque where its axes do not follow them.
+
+        Of an axis of `n * rows`, `outside` are outside of the rows, as in its operands, and the others inside.
+        """
         shape = self._known_shape(fake)
         if shape is None:
             return Opaque(node, fake.dtype)
@@ -152,7 +159,7 @@ class OriginalOperators:
             return Opaque(node, fake.dtype)
         if shape[0] == (1, True):
             return plain(node, fake.dtype, row_layout(len(sizes) - 1))
-        return self._rows_to_front(node, sizes, with_rows[0])
+        return self._rows_to_front(node, sizes, with_rows[0], outside)
 
     def check(self, value: Value, fake: Any) -> None:
         """That a rule's result has the sizes and the dtype which the exported graph promises (of a list: every one)."""
@@ -169,15 +176,25 @@ class OriginalOperators:
             own, expected = shape_text(shape or ()), shape_text(promised or ())
             raise ValueError(f"returned {own} of {value.dtype} for {expected} of {fake.dtype}")
 
-    def _rows_to_front(self, node: Node, sizes: list[int], axis: int) -> Form:
+    def _rows_to_front(self, node: Node, sizes: list[int], axis: int, outside: int) -> Form:
         """From the original layout, where `axis` holds rows (times its size), to `[rows, *dims]`."""
         others = [i for i in range(len(sizes)) if i != axis]
         if axis:
             node = self._view(aten.permute.default, node, [axis, *others])
-        dims = [sizes[axis], *(sizes[i] for i in others)]
-        node = self.b.call(aten.reshape.default, (node, [-1, *dims]), node.rate, dims, node.dtype, free=True)
-        rest = iter(range(1, len(dims)))
-        return plain(node, node.dtype, tuple((ROW, 0) if i == axis else (next(rest),) for i in range(len(sizes))))
+        inside, left = divmod(sizes[axis], outside)
+        if left:
+            raise Decline(f"makes {sizes[axis]} tensors of rows out of {outside}")
+        first: tuple[int, ...] = (ROW, 0)
+        dims = [inside, *(sizes[i] for i in others)]
+        if outside == 1:
+            node = self.b.call(aten.reshape.default, (node, [-1, *dims]), node.rate, dims, node.dtype, free=True)
+        else:
+            node = self._view(aten.reshape.default, node, [outside, -1, *dims])
+            dims, first = [outside, *dims], (0, ROW, 1)
+            order = [1, 0, *range(2, len(dims) + 1)]
+            node = self.b.call(aten.permute.default, (node, order), node.rate, dims, node.dtype, free=True)
+        rest = iter(range(len(first) - 1, len(dims)))
+        return plain(node, node.dtype, tuple(first if i == axis else (next(rest),) for i in range(len(sizes))))
 
     def _measure(self, node: fx.Node, made: Node) -> None:
         """Remember sizes that depend on data, as they come out of an operator over all rows."""
@@ -229,3 +246,12 @@ class OriginalOperators:
     def _view(self, op: Op, x: Node, how: Sequence[Any]) -> Node:
         """A view in an original layout."""
         return self.b.call(op, (x, how), x.rate, (), x.dtype, free=True, rows_first=False)
+
+
+def _outside(operands: Sequence[Form]) -> int:
+    """How many tensors of rows stand under each other on the rows' axis of the operands."""
+    entries = [(f, entry) for f in operands for entry in f.layout if ROW in entry]
+    found = {math.prod(f.sizes[d] for d in entry[: entry.index(ROW)]) for f, entry in entries}
+    if len(found) > 1:
+        raise Decline("operands fold rows differently")
+    return next(iter(found), 1)

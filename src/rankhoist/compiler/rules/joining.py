@@ -15,6 +15,7 @@ from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, integer, named
 from rankhoist.compiler.rules.pointwise import to_dtype
+from rankhoist.compiler.rules.stacked import in_parts
 from rankhoist.compiler.rules.table import table
 
 # -- joining
@@ -27,7 +28,18 @@ def concatenate(interpreter: Interpreter, node: fx.Node, args: list[Value], kwar
     forms = [form(v) for v in arguments["tensors"]]
     forms = [f for f in forms if not (len(f.layout) == 1 and f.sizes == (0,) and fake.dim() != 1)]
     forms = [f if f.dtype == fake.dtype else to_dtype(interpreter, f, fake.dtype) for f in forms]
-    return joined(interpreter, forms, axis_of(forms[0], arguments["dim"]))
+    axis = axis_of(forms[0], arguments["dim"])
+    together = under_each_other if ROW in forms[0].layout[axis] else joined
+    return together(interpreter, forms, axis)
+
+
+def under_each_other(interpreter: Interpreter, forms: list[Form], axis: int) -> Form:
+    """Rows under rows: an axis of as many parts as there are, folded with the rows and outside of them."""
+    for f in forms:
+        if f.layout[axis][-1:] != (ROW,):
+            raise Decline(f"puts {f.axes} under rows: another axis is folded inside of its rows, or it has none")
+    forms = [in_parts(interpreter, f, axis) for f in forms]
+    return side_by_side(interpreter, forms, forms[0].layout[axis][0])
 
 
 def stack(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -46,7 +58,11 @@ def stack(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: di
 def joined(interpreter: Interpreter, forms: list[Form], axis: int) -> Form:
     """Forms side by side along an axis that holds no rows."""
     forms = [moves.ordered(f) for f in forms]
-    dim = dim_of(forms[0], axis)
+    return side_by_side(interpreter, forms, dim_of(forms[0], axis))
+
+
+def side_by_side(interpreter: Interpreter, forms: list[Form], dim: int) -> Form:
+    """Ordered forms along one dim, all others alike."""
     shapes = [
         tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms
     ]
@@ -137,7 +153,7 @@ def repeat(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: d
             continue
         if own_rows or rows:
             if (own, True) != (number, rows):
-                raise Decline(f"repeats the rows themselves: {value.axes} to {shape_text(shape)}")
+                value = under_each_other(interpreter, [value] * (number // own), axis - lead)
         elif number != own:
             dim = dim_of(value, axis - lead)
             value = moves.take_dim(interpreter.b, value, dim, np.tile(np.arange(own), number // own))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from torch import fx
 
 from rankhoist.compiler.algebra import moves
-from rankhoist.compiler.algebra.forms import ROW, Decline
+from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.rules import stacked
 from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, integer, named
+from rankhoist.compiler.rules.stacked import END
 from rankhoist.compiler.rules.table import table
 
 
@@ -22,31 +28,34 @@ def select(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: d
 
 
 def slice_axis(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`x[:, start:end:step]`; a slice that keeps every row is nothing."""
+    """`x[:, start:end:step]`; of rows, all of them or some of the parts that stand under each other."""
     arguments = named(node, args, kwargs)
     value = form(arguments["self"])
     axis = axis_of(value, arguments["dim"])
-    if ROW in value.layout[axis] and interpreter.shape(node.meta["val"]) == interpreter.shape(
-        _operand(node).meta["val"]
-    ):
-        return value
+    if ROW in value.layout[axis]:
+        return _slice_rows(interpreter, value, axis, arguments)
     dim = dim_of(value, axis)
     start, end, step = (None if arguments[k] is None else integer(arguments[k]) for k in ("start", "end", "step"))
     return moves.take_dim(interpreter.b, value, dim, np.arange(value.sizes[dim])[slice(start, end, step)])
 
 
+def _slice_rows(interpreter: Interpreter, value: Form, axis: int, arguments: dict[str, Any]) -> Form:
+    if arguments["step"] != 1:
+        raise Decline(f"takes every so many rows of {value.axes}")
+    given = [default if arguments[k] is None else arguments[k] for k, default in (("start", 0), ("end", END))]
+    return stacked.parts(interpreter, value, axis, *(stacked.part_number(interpreter, value, axis, x) for x in given))
+
+
 def narrow(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """`length` positions of an axis from `start` on."""
     value = form(args[0])
-    dim = dim_of(value, integer(args[1]))
+    axis = axis_of(value, integer(args[1]))
+    if ROW in value.layout[axis]:
+        first, count = (stacked.part_number(interpreter, value, axis, x) for x in args[2:4])
+        return stacked.parts(interpreter, value, axis, first, first + count)
+    dim = dim_of(value, axis)
     start = integer(args[2]) % value.sizes[dim]
     return moves.take_dim(interpreter.b, value, dim, np.arange(start, start + integer(args[3])))
-
-
-def _operand(node: fx.Node) -> fx.Node:
-    operand = node.args[0]
-    assert isinstance(operand, fx.Node)
-    return operand
 
 
 def split(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -54,16 +63,25 @@ def split(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: di
     arguments = named(node, args, kwargs)
     value = form(arguments["self"])
     axis = axis_of(value, arguments["dim"])
+    extents = [interpreter.shape(fake)[axis] for fake in node.meta["val"]]
+    if ROW in value.layout[axis]:
+        return _split_rows(interpreter, value, axis, extents)
     dim = dim_of(value, axis)
-    sizes = [interpreter.shape(fake)[axis][0] for fake in node.meta["val"]]
+    sizes = [size for size, _ in extents]
     ends = np.cumsum(sizes)
     return [moves.take_dim(interpreter.b, value, dim, np.arange(e - s, e)) for s, e in zip(sizes, ends, strict=True)]
+
+
+def _split_rows(interpreter: Interpreter, value: Form, axis: int, extents: Sequence[Extent]) -> list[Form]:
+    sizes = (interpreter.program.rows * size if rows else size for size, rows in extents)
+    bounds = [stacked.part_number(interpreter, value, axis, x) for x in itertools.accumulate(sizes, initial=0)]
+    return [stacked.parts(interpreter, value, axis, first, last) for first, last in itertools.pairwise(bounds)]
 
 
 def unbind(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
     """Every position of an axis by itself."""
     value = form(args[0])
-    dim = dim_of(value, args[1] if len(args) > 1 else 0)
+    dim = dim_of(value, args[1])
     return [
         moves.drop_dim(interpreter.b, moves.take_dim(interpreter.b, value, dim, np.asarray([i])), dim)
         for i in range(value.sizes[dim])

@@ -64,8 +64,7 @@ def recurrent(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs
 
 
 def _check_rows(value: Form, axis: int) -> None:
-    elsewhere = any(ROW in entry for i, entry in enumerate(value.layout) if i != axis)
-    if elsewhere or (ROW in value.layout[axis] and value.layout[axis][0] != ROW):
+    if any(ROW in entry for i, entry in enumerate(value.layout) if i != axis):
         raise Decline(f"rows of {value.axes} are not on axis {axis}")
 
 
