@@ -22,6 +22,7 @@ LONGEST = 350  # lines of a file
 ROOMS = [
     "client",
     "errors",
+    "mistakes",
     "capture",
     "compiler.algebra",
     "compiler.rules",

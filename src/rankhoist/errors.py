@@ -20,6 +20,7 @@ __all__ = [
     "DeadlineError",
     "ExportError",
     "ExtraError",
+    "HoistingWarning",
     "InputError",
     "ProfileError",
     "RankhoistError",
@@ -87,6 +88,10 @@ class UnusedInputWarning(UserWarning):
 
 class CarriedDataWarning(UserWarning):
     """A `.pt2` archive holds more data behind its example inputs than their rows."""
+
+
+class HoistingWarning(UserWarning):
+    """A mistake of ours has kept a model from being hoisted; it runs as it was. Please report it."""
 
 
 class ScoringError(RankhoistError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 
 from rankhoist.capture import Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
-from rankhoist.compiler.plan import make_plans
+from rankhoist.compiler.plan import make_plans, safe_plan
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import Target
+from rankhoist.errors import HoistingWarning, RankhoistError
+from rankhoist.mistakes import is_mistake, told
 from rankhoist.runtime import HoistedModel
 
 
@@ -58,4 +61,14 @@ def hoist_program(
 
     `target` is what the plans are made for (default: this machine).
     """
-    return HoistedModel(program, make_plans(program, parse_level(level), workload or Workload(), target))
+    asked, given = parse_level(level), workload or Workload()
+    try:
+        return HoistedModel(program, make_plans(program, asked, given, target))
+    except Exception as error:
+        if isinstance(error, RankhoistError) or not is_mistake(error):
+            raise
+        reason = told("hoisting", error)
+        warnings.warn(
+            f"{reason}. The model runs as it was, all of it once per candidate", HoistingWarning, stacklevel=2
+        )
+        return HoistedModel(program, safe_plan(program, asked, given, target, reason))

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import fx
 
 from rankhoist.capture import InputSpec, Program
-from rankhoist.compiler.algebra import grid, joins
+from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
+from rankhoist.compiler.algebra import grid, joins, kernels
 from rankhoist.compiler.algebra.contract import settle, simplify
 from rankhoist.compiler.algebra.forms import Block, Cell, Decline, Factor, Form, Label, one_block, plain, row_layout
 from rankhoist.compiler.algebra.ir import Builder, Node, Rate, live_nodes
@@ -25,8 +27,8 @@ from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.mistakes import is_mistake, told
 
-MISTAKES = {"builtins", "torch", "numpy", "sympy", "mpmath", "rankhoist"}  # whose exceptions broken rules raise
 TERMS = 1000  # a form with more is evaluated
 PRODUCT = 64  # terms of a product of sums; where there would be more, sums are evaluated first
 
@@ -55,6 +57,7 @@ class Interpreter(OriginalOperators):
         self.level, self.rules, self.lookups, self.keep = level, rules, lookups, keep
         self.values: dict[fx.Node, Value] = {}
         self.outcomes: dict[str, Outcome] = {}
+        self.assertions: list[tuple[Node, str]] = []
         self.chose = False  # whether the current operator's result depends on `keep`
         self.grew = ""  # what the report says where a form of the current operator had too many terms
 
@@ -76,7 +79,7 @@ class Interpreter(OriginalOperators):
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
         self.b.source = "output"
-        return [self._output(o) for o in self.program.outputs]
+        return self._asserted([self._output(o) for o in self.program.outputs])
 
     def _placeholder(self, name: str) -> Value:
         known = self.memo.placeholders
@@ -114,7 +117,7 @@ class Interpreter(OriginalOperators):
             return container[index]
         meta = node.meta.get("val")
         if not isinstance(node.target, torch._ops.OpOverload) or _scalar(meta):
-            return self._size_value(meta)
+            return self._assert(node) if meta is None else self._size_value(meta)
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         # Sizes that depend on data have names of their own in every operator.
         what = node if "unbacked_bindings" in node.meta else node.target
@@ -133,11 +136,38 @@ class Interpreter(OriginalOperators):
         value, self.outcomes[node.name], _ = known
         return value
 
+    def _assert(self, node: fx.Node) -> None:
+        """An assertion of a tensor is one of the outputs; one of sizes has been shown to hold, unless data decides."""
+        operand, *words = self._map(node.args) or [None]
+        if node.target in ASSERTIONS:
+            rate = Rate.PAIR if isinstance(operand, Opaque) else operand.rate
+            self.assertions.append((self.present(operand, rate), *(words or ["an assertion of the model failed"])))
+        elif node.target in LEFT_OUT:
+            self.outcomes[node.name] = Outcome(reason=LEFT_OUT[node.target])
+        elif isinstance(operand, sympy.Basic) and operand.free_symbols - {self.program.rows}:
+            self.outcomes[node.name] = Outcome(reason=f"what a number out of data has to be is not asserted: {operand}")
+
+    def _asserted(self, outputs: list[Value]) -> list[Value]:
+        """The first tensor of the results is returned if all assertions hold."""
+        for i, value in enumerate(outputs):
+            if isinstance(value, Node):
+                outputs[i] = self._asserting(value)
+                break
+        return outputs
+
+    def _asserting(self, value: Node) -> Node:
+        for assertion in self.assertions:
+            args, first = (value, *assertion), value.rows_first
+            value = self.b.call(
+                kernels.asserted, args, Rate.PAIR, value.shape, value.dtype, free=True, rows_first=first
+            )
+        return value
+
     def _size_value(self, meta: Any) -> Value:
-        """Sizes are expressions in the row symbol; assertions about metadata have nothing left to say."""
+        """Sizes are expressions in the row symbol."""
         if isinstance(meta, torch.SymInt | torch.SymFloat):
             return self.size(meta)
-        return None if isinstance(meta, torch.SymBool) else meta
+        return meta.node.expr if isinstance(meta, torch.SymBool) else meta
 
     def _output(self, output: Any) -> Value:
         if not isinstance(output, fx.Node):
@@ -190,10 +220,9 @@ class Interpreter(OriginalOperators):
             outcome.reason = str(decline)
             return self.fallback(node, args, kwargs)
         except Exception as error:
-            if not _by_mistake(error):
+            if not is_mistake(error):
                 raise
-            # A rule that breaks is a mistake of ours; the original operator is right all the same.
-            outcome.reason = f"rule {rule.__name__} failed ({type(error).__name__}: {error}); please report it"
+            outcome.reason = told(f"rule {rule.__name__}", error)  # the original operator is right all the same
             return self.fallback(node, args, kwargs)
         outcome.rule = rule.__name__
         result = self._finish(node, value, lookup)
@@ -306,12 +335,6 @@ class Interpreter(OriginalOperators):
         """An intermediate result inside a rule: like terms added up, unevaluated."""
         blocks = {cell: simplify(self.b, block, self.workload) for cell, block in form.blocks.items()}
         return Form(form.dims, blocks, form.layout, form.dtype)
-
-
-def _by_mistake(error: Exception) -> bool:
-    """Whether a rule may have raised it. What interrupts one is somebody else's: a time limit, a lack of memory."""
-    ours = type(error).__module__.split(".")[0] in MISTAKES
-    return ours and not isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)
 
 
 def _scalar(meta: Any) -> bool:

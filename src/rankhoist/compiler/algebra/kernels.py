@@ -25,6 +25,12 @@ def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
     return x if rows == 1 else x.expand(rows, *x.shape[1:])
 
 
+def asserted(x: Tensor, condition: Tensor, message: str) -> Tensor:
+    """`x`, if the condition holds."""
+    torch._assert_async(condition, message)
+    return x
+
+
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor | None) -> Tensor:
     """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
     if owner is None:

@@ -57,7 +57,8 @@ class Plan(PlanSummary):
     """An interpreted program: its outputs as nodes, what it costs, and the operators whose forms are evaluated.
 
     `target` is what it was made for.
-    `reasons` says, per captured operator, why no rule applied at the level asked for, or its form was not kept.
+    `reasons` says, per captured operator, why no rule applied at the level asked for, or its form was not kept. A
+    `safe` plan is in the place of one that could not be made.
     """
 
     interpreter: Interpreter
@@ -65,6 +66,7 @@ class Plan(PlanSummary):
     evaluated: frozenset[str]
     target: Target
     reasons: dict[str, str] = field(default_factory=dict)
+    safe: bool = False
 
     @property
     def nodes(self) -> list[Node]:

@@ -20,6 +20,5 @@ def make_report(plans: Plans[Plan] | Plan) -> Report:
     """The report of the main plan, for the workload it was made for."""
     plans = plans if isinstance(plans, Plans) else single(plans)
     plan = plans.main
-    return Report(
-        plan.asked.name.lower(), plan.workload, tuple(make_operators(plan)), make_graph(plan), make_curves(plans)
-    )  # fmt: skip
+    curves = None if plan.safe else make_curves(plans)
+    return Report(plan.asked.name.lower(), plan.workload, tuple(make_operators(plan)), make_graph(plan), curves)

@@ -26,7 +26,7 @@ def make_graph(plan: Plan) -> Graph:
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in program.inputs:
             made = _input(program.inputs[node.name], node, program)
-        elif node.op == "call_function" and node.name in outcomes:
+        elif node.op == "call_function" and node.name in outcomes and node.meta["val"] is not None:
             made = _operator(plan, node, numbers)
         else:
             if _picks(node) and node.args[0] in numbers:  # one of several results

@@ -37,7 +37,7 @@ def make_operators(plan: Plan) -> list[Operator]:
             module=module_path(node),
             rates=tuple(rate.name.lower() for rate in sorted(outcomes[node.name].rates)),
             level=levels.get(node.name),
-            reason=_reason(plan, node) if work.candidate[node.name] else None,
+            reason=_reason(plan, node) if work.candidate[node.name] or node.meta.get("val") is None else None,
             before=before[node.name],
             request=work.request[node.name],
             candidate=work.candidate[node.name],

@@ -1,0 +1,117 @@
+"""What a graph does beside its results: assertions hold in a hoisted model, tokens are gone; and mistakes of ours."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import LEVELS, Function, assert_equal, check_model
+from torch import Tensor
+
+import rankhoist
+from rankhoist.capture import capture
+from rankhoist.compiler.plan import search
+from rankhoist.compiler.rules import all_rules
+from rankhoist.errors import HoistingWarning, UnsupportedModelError
+from rankhoist.hoist import hoist_program
+
+G = torch.Generator().manual_seed(2)
+CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))
+EXAMPLE = CONTEXT[torch.arange(7) % 3], CANDIDATE
+
+
+def bounded(c: Tensor, k: Tensor) -> Tensor:
+    torch._assert_async((c.abs() < 9).all(), "the context is out of range")
+    torch._assert_async((k.abs() < 9).all(), "a candidate is out of range")
+    return (c * k).sum(1)
+
+
+@pytest.mark.parametrize("level", [x.name.lower() for x in LEVELS])
+def test_an_assertion_of_a_tensor_raises_at_every_level(level: str, tmp_path: Path):
+    hoisted = rankhoist.hoist(Function(bounded).eval(), EXAMPLE, context=["context"], level=level)
+    hoisted.save(tmp_path / "model.rankhoist")
+    for model in (hoisted, rankhoist.load(tmp_path / "model.rankhoist")):
+        assert_equal(model(CONTEXT[:1], CANDIDATE), bounded(CONTEXT[:1], CANDIDATE))
+        with pytest.raises(RuntimeError, match="the context is out of range"):
+            model(CONTEXT[:1] * 99, CANDIDATE)
+        with pytest.raises(RuntimeError, match="a candidate is out of range"):
+            model(CONTEXT, CANDIDATE * 99, request_offsets=[0, 3, 3, 7])
+
+
+def test_an_assertion_of_rows_raises_without_results_that_need_it():
+    check_model(Function(bounded).eval(), CONTEXT, CANDIDATE)
+
+
+def number(c: Tensor, k: Tensor) -> Tensor:
+    torch._check(c.abs().amax().long().item() < 1000)
+    return c * k
+
+
+def printing(c: Tensor, k: Tensor) -> Tensor:
+    torch.ops.aten._print("")
+    return c * k
+
+
+LEFT_OUT = {"number": (number, "is not asserted: u0 < 1000"), "printing": (printing, "prints nothing")}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_is_in_the_report(name: str):
+    call, reason = LEFT_OUT[name]
+    hoisted = rankhoist.hoist(Function(call).eval(), EXAMPLE, context=["context"])
+    assert any(reason in r for r in hoisted.plan.reasons.values())
+    assert any(reason in (o["reason"] or "") for o in hoisted.report().to_dict()["operators"])
+    hoisted.report().to_dict()
+
+
+def test_inverses_are_as_their_author_wrote_them():
+    def solved(c: Tensor, k: Tensor) -> Tensor:
+        square = torch.einsum("bi,bj->bij", c, c) + torch.eye(4, dtype=c.dtype)
+        return (torch.linalg.inv(square) @ k[..., None])[..., 0] + torch.linalg.solve(square, k)
+
+    check_model(Function(solved).eval(), CONTEXT, CANDIDATE)
+
+
+def test_an_effect_that_is_no_assertion_is_refused():
+    with torch.library._scoped_library("rankhoist_test", "FRAGMENT") as library:
+        library.define("count(Tensor x) -> Tensor")
+        library.impl("count", lambda x: x.clone(), "CompositeExplicitAutograd")
+        library._register_effectful_op("rankhoist_test::count", torch.library.EffectType.ORDERED)
+        library._register_fake("count", torch.empty_like)
+        model = Function(lambda c, k: torch.ops.rankhoist_test.count(c) * k).eval()
+        with pytest.raises(UnsupportedModelError, match=r"count\.default has an effect"):
+            rankhoist.hoist(model, EXAMPLE, context=["context"])
+
+
+# -- mistakes of ours
+
+
+def test_a_pass_that_breaks_leaves_the_safe_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    model = Function(lambda c, k: (c @ c.mT).sum(1, keepdim=True) * k).eval()
+    program = capture(model, EXAMPLE, ["context"], all_rules())
+    monkeypatch.setattr(search, "lean", operator.add)
+    with pytest.warns(HoistingWarning, match="hoisting failed .TypeError: .* please report it"):
+        hoisted = hoist_program(program)
+    rows = CONTEXT[:1].expand(7, 4)
+    assert_equal(hoisted(CONTEXT[:1], CANDIDATE), model(rows, CANDIDATE))
+    assert (hoisted.plan.level.name, hoisted.level) == ("EXPAND", "full")
+    assert all("please report it" in r for r in hoisted.plan.reasons.values())
+    assert "please report it" in str(hoisted.report())
+    hoisted.save(tmp_path / "model.rankhoist")
+    assert "please report it" in str(rankhoist.load(tmp_path / "model.rankhoist").report())
+
+
+class StopError(Exception):
+    """What a signal handler of the user's raises."""
+
+
+def test_an_exception_that_passes_through_is_no_mistake_of_ours(monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args: Any) -> Any:
+        raise StopError
+
+    monkeypatch.setattr(search, "lean", interrupted)
+    with pytest.raises(StopError):
+        rankhoist.hoist(Function(lambda c, k: c * k).eval(), EXAMPLE, context=["context"])
