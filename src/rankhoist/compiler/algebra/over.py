@@ -37,7 +37,7 @@ COMMUTES = {aten.add.Tensor, aten.mul.Tensor}
 def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]:
     """Node number -> position of the argument to write over. `nodes` is all that `outputs` need, operands first.
 
-    Results in an original layout may have more axes than any operand: they are written anew.
+    What is in an original layout may have other axes than its shape says: it is not written over, and written anew.
     """
     readers = collections.Counter(x.index for n in nodes for x in inputs_of(n))
     readers.update(o.index for o in outputs if isinstance(o, Node))
@@ -60,7 +60,7 @@ def _free(reader: Node, target: Any, readers: collections.Counter[int], whole: s
     while source.op is aten.reshape.default and readers[source.index] == 1:
         source = source.args[0]
     new = CONTIGUOUS if reader.op in ONTO else NEW
-    own = source.op in new and source.index in whole and readers[source.index] == 1
+    own = source.op in new and source.rows_first and source.index in whole and readers[source.index] == 1
     return own and source.rate.stage == reader.rate.stage and math.prod(source.shape) == math.prod(reader.shape)
 
 

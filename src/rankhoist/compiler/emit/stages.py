@@ -176,6 +176,8 @@ class _Writer:
             return self.values[measured[expr].index]
         if expr == self.rows:
             return self.arguments["rows"]
+        if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
+            expr = sympy.Mul(*[expr.base] * int(expr.exp), evaluate=False)
         operators = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
         if type(expr) not in operators:
             raise UnsupportedModelError(f"a size of the model is {expr}, which is no function of the row count alone")

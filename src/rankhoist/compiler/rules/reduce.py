@@ -16,6 +16,7 @@ from rankhoist.compiler.algebra.contract import arrange, settle
 from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Extent, Factor, Form, Label, cells, one_block, whole
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.ir import Node
+from rankhoist.compiler.algebra.original import READS_MEMORY
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.rules.arguments import axis_of, form, named, positional, tidy
 from rankhoist.compiler.rules.pointwise import ARITHMETIC, elementwise
@@ -67,7 +68,8 @@ def along(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: di
 
     def call(x: Node, axes: list[int], shapes: Sequence[tuple[int, ...]]) -> list[Node]:
         dim = axes[0] if isinstance(arguments.get("dim"), int) else axes
-        given, by_name = positional(node, arguments | {"self": x, "dim": dim})
+        whole = interpreter.contiguous(x) if node.target in READS_MEMORY else x
+        given, by_name = positional(node, arguments | {"self": whole, "dim": dim})
         made = interpreter.b.call(overload(node), given, x.rate, shapes[0], fakes[0].dtype, kwargs=by_name)
         if single:
             return [made]

@@ -160,7 +160,7 @@ def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
     """An original einsum of two operands is one product, batched over the axes that both and the result have.
 
-    None where an operand is in a layout of its own, which its shape does not tell.
+    None where an operand is in a layout of its own, which its shape does not tell, or the result has rows twice.
     """
     if not all(a.rows_first for a in node.args[1]):
         return None
@@ -173,6 +173,8 @@ def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
         x, y, shapes = y, x, shapes[::-1]  # the rows are on the left
     size = dict(zip(y, shapes[1], strict=True)) | dict(zip(x, shapes[0], strict=True))
     both = [name for name in x if name in y]
+    if any(size[name] is rows for name in y if name not in both):
+        return None  # every row meets every other
     batch = math.prod((size[name] for name in both if name in result), start=1)
     m, n = (math.prod((size[name] for name in own if name not in both), start=1) for own in (x, y))
     k = math.prod((size[name] for name in both if name not in result), start=1)
