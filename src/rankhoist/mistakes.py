@@ -8,7 +8,7 @@ OURS = {"builtins", "torch", "numpy", "sympy", "mpmath", "rankhoist"}  # whose e
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether a broken part may have raised it. What interrupts one is somebody else's: a time limit, a lack of memory."""
+    """Whether a broken part may have raised it. What interrupts one is not: a time limit, a lack of memory."""
     ours = type(error).__module__.split(".")[0] in OURS
     return ours and not isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)
 
