@@ -193,13 +193,24 @@ def test_a_context_key_reuses_the_state(server: Served, client):
     assert found.value.status() == "StatusCode.FAILED_PRECONDITION"
 
 
-def test_deadlines(client, channel: grpc.Channel):
-    given = arrays(inputs(1, 8))
+def test_deadlines(server: Served, client, channel: grpc.Channel):
     with pytest.raises(InferenceServerException, match="the deadline passed"):
-        client.infer("ranker", sent(given), timeout=1)  # microseconds
+        client.infer("ranker", sent(arrays(inputs(1, 8))), timeout=1)  # microseconds
+    over = threading.Event()
+
+    def late() -> Iterator[bytes]:
+        over.wait(60)
+        yield b""
+
     with pytest.raises(grpc.RpcError) as found:
-        channel.unary_unary(f"/{SERVICE}/ModelInfer")(request(given).SerializeToString(), timeout=1e-4)
+        channel.stream_unary(f"/{SERVICE}/ModelInfer")(late(), timeout=0.2)
     assert found.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in range(100):  # who is gone has no place
+        if "rankhoist_queue_length 0.0" in server.call("/metrics").body.decode():
+            break
+        time.sleep(0.01)
+    over.set()
+    assert "rankhoist_queue_length 0.0" in server.call("/metrics").body.decode()
 
 
 # -- refusals
