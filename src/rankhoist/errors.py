@@ -15,6 +15,7 @@ __all__ = [
     "BackendError",
     "CallError",
     "CaptureError",
+    "CarriedDataWarning",
     "CommandError",
     "ContextError",
     "DeadlineError",
