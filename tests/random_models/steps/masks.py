@@ -96,7 +96,40 @@ def by_silu(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
     return draft.call(aten.matmul.default, shares, x)
 
 
-LOOKING = [causal, with_mask, by_softmax, by_sigmoid, by_silu]
+# -- the constant joined with a mask of the tokens themselves
+
+
+def padding(draft: Draft, x: fx.Node) -> fx.Node:
+    """Tokens that nobody sees, few of them: `[rows, 1, tokens]`."""
+    first = draft.call(aten.select.int, x, 2, 0)
+    draft.check_apart(first, 1.0)
+    return draft.call(aten.unsqueeze.default, draft.call(aten.gt.Scalar, first, 1.0), 1)
+
+
+def by_joined_masks(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
+    hidden = draft.call(aten.bitwise_or.Tensor, *draft.shuffled([kept(draft, ~seen), padding(draft, x)]))
+    filled = draft.call(aten.masked_fill.Scalar, scores_of(draft, x), hidden, float("-inf"))
+    return draft.call(aten.matmul.default, draft.call(aten.softmax.int, filled, -1), x)
+
+
+def by_joined_biases(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
+    zeros = draft.call(
+        aten.mul.Tensor, draft.call(aten.unsqueeze.default, draft.call(aten.select.int, x, 2, 0), 1), 0.0
+    )
+    bias = draft.call(aten.masked_fill.Scalar, zeros, padding(draft, x), draft.pick([float("-inf"), -30.0]))
+    mask = draft.call(aten.add.Tensor, *draft.shuffled([bias, kept(draft, bias_of(seen))]))
+    return draft.call(aten.scaled_dot_product_attention.default, x, x, x, mask)
+
+
+def by_joined_factors(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
+    shown = draft.call(
+        aten.mul.Tensor, kept(draft, seen.double()), draft.call(aten.logical_not.default, padding(draft, x))
+    )
+    return draft.call(aten.matmul.default, draft.call(aten.mul.Tensor, scores_of(draft, x), shown), x)
+
+
+JOINED = [by_joined_masks, by_joined_biases, by_joined_factors]
+LOOKING = [causal, with_mask, by_softmax, by_sigmoid, by_silu, *JOINED]
 
 
 def masked_sequence(draft: Draft, x: fx.Node) -> Made:

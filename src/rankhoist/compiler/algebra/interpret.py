@@ -296,7 +296,8 @@ class Interpreter(OriginalOperators):
 
     def pin(self, nodes: Sequence[Node]) -> None:
         """What these were computed from decided something: an update must not change it."""
-        self.memo.pinned.update(str(n.args[0]) for n in live_nodes(nodes) if n.op == "weight")
+        weights = [str(n.args[0]) for n in live_nodes(nodes) if n.op == "weight"]
+        self.memo.pinned.update(name for name in weights if self.program.weights[name].fixed)
 
     def fixed_value(self, node: Node) -> torch.Tensor | None:
         """The value, on the CPU, of a node that is computed from what no training changes, or None."""

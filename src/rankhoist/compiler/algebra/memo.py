@@ -33,7 +33,7 @@ class Memo:
     symbols: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     measured: dict[sympy.Symbol, Node] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
-    numbers: dict[int, float | None] = field(default_factory=dict)  # by node: what a tensor of constants is full of
+    known: dict[int, Any] = field(default_factory=dict)  # by node: what is known of its elements before any input is
     kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice
     placeholders: dict[str, Value] = field(default_factory=dict)
     seconds: dict[Any, float] = field(default_factory=dict)  # predicted for nodes, at the search's workload

@@ -2,7 +2,7 @@
 
 Law, for finite x: `x * 0 = 0`, `x + -inf = -inf`, `where(true, x, y) = x`, `exp(-inf) = 0`, and, where x is not 0,
 `0 / x = 0`. A context token that may not look at the candidate does not depend on it: under a causal mask a history is
-computed once per request.
+computed once per request. Joined with a mask that is known later, a constant is cut where it decides (see `known`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from rankhoist.compiler.algebra.forms import Block, Factor, one_block
+from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra.forms import (
+    Block,
+    Factor,
+    Form,
+    Label,
+    Labels,
+    Positions,
+    Term,
+    cells,
+    one_block,
+)
 from rankhoist.compiler.algebra.interpret import Interpreter
-from rankhoist.compiler.algebra.ir import Node, Rate, aten
+from rankhoist.compiler.algebra.ir import aten, first_axis
 from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.rules.known import ANY, BOTH, EITHER, MASKING, NEITHER, Known, Signs, known, result
 
-BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
-EITHER = {aten.bitwise_or, aten.logical_or, aten.__or__}
-MASKING = {aten.where, aten.masked_fill, aten.mul, aten.add, aten.sub, *BOTH, *EITHER}
+EXACT = (0, 1, math.inf, -math.inf)  # the same in every dtype
 
 
 def folded(
@@ -32,29 +43,43 @@ def folded(
     Args:
         blocks: of the operands at `places` of `args`, which have `dtypes`; `dtype` is the result's.
     """
-    known: list[Any] = list(args)
+    packet = op.overloadpacket
+    numbers: list[Any] = list(args)
     for place, block in zip(places, blocks, strict=True):
-        number = _number(interpreter, block, op.overloadpacket in MASKING)
-        known[place] = block if number is None else number
-    if all(isinstance(x, Block) for x in known):
-        return None
-    found: Any = _chosen(op.overloadpacket, known)
-    if found is None and any(isinstance(x, Block) for x in known):
-        found = _law(op.overloadpacket, known, kwargs, dtype)
-    elif found is None:
-        found = _all_numbers(op, known, kwargs, dict(zip(places, dtypes, strict=True)))
+        number = _number(interpreter, block, packet in MASKING)
+        numbers[place] = block if number is None else number
+    decisive = [b for b, place in zip(blocks, places, strict=True) if not isinstance(numbers[place], Block)]
+    found = _found(op, numbers, kwargs, dict(zip(places, dtypes, strict=True)), dtype) if decisive else None
+    if found is None and packet in MASKING:
+        decided = _decided(interpreter, op, args, kwargs, blocks, places)
+        number = None if decided is None else decided.number()
+        found = number if number in EXACT else None
+        decisive = [b for b in blocks if b.settled and known(interpreter, b.factor.node) is not None]
     if isinstance(found, Block):
         kept = dtypes[next(i for i, block in enumerate(blocks) if block is found)]
-        result = found if kept == dtype else None
+        made = found if kept == dtype else None
     elif found is None or not (dtype.is_floating_point or float(found).is_integer()):
-        result = None
+        made = None
     else:
-        result = one_block(Factor(interpreter.b.number(found, dtype), ()), blocks[0].labels)
-    if result is not None:
-        interpreter.pin(
-            [b.factor.node for b, place in zip(blocks, places, strict=True) if not isinstance(known[place], Block)]
-        )
-    return result
+        made = one_block(Factor(interpreter.b.number(found, dtype), ()), blocks[0].labels)
+    if made is not None:
+        interpreter.pin([b.factor.node for b in decisive])
+    return made
+
+
+# -- one number in a block
+
+
+def _found(
+    op: Any, numbers: Sequence[Any], kwargs: dict[str, Value], dtypes: dict[int, torch.dtype], dtype: Any
+) -> Any:
+    """What the operator gives where some operands are numbers: a number, or one of the operands; or None."""
+    chosen = _chosen(op.overloadpacket, numbers)
+    if chosen is not None:
+        return chosen
+    if any(isinstance(x, Block) for x in numbers):
+        return _law(op.overloadpacket, numbers, kwargs, dtype)
+    return _all_numbers(op, numbers, kwargs, dtypes)
 
 
 def _chosen(packet: Any, known: Sequence[Any]) -> Any:
@@ -67,11 +92,11 @@ def _chosen(packet: Any, known: Sequence[Any]) -> Any:
 
 
 def _law(packet: Any, known: Sequence[Any], kwargs: dict[str, Value], dtype: torch.dtype) -> Any:
-    """What one number beside a finite operand says of the result: that it is an operand, or a number; or None."""
+    """What one number beside another operand says of the result: that it is this operand, or 0; or None."""
     if len(known) != 2 or kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
         return None
     x, y = known
-    if packet is aten.sub and (y == 0 or x == -math.inf):
+    if packet is aten.sub and y == 0:
         return x
     if packet is aten.div and (y == 1 or x == 0):
         return x
@@ -81,18 +106,15 @@ def _law(packet: Any, known: Sequence[Any], kwargs: dict[str, Value], dtype: tor
 
 def _of_either_side(packet: Any, number: Any, other: Any, dtype: torch.dtype) -> Any:
     """The same where operands may change places."""
-    if packet is aten.mul and number in (0, 1):
-        return other if number == 1 else 0.0
-    if packet is aten.add and number in (0, -math.inf):
-        return other if number == 0 else number
-    if packet is aten.maximum and number == -math.inf:
-        return other
     true = number is True and dtype == torch.bool  # of whole numbers, it is the last bit
-    if packet in BOTH and (true or number == 0):
-        return other if true else number
-    if packet in EITHER and (true or number == 0):
-        return number if true else other
-    return None
+    neutral = (
+        (packet is aten.mul and number == 1)
+        or (packet is aten.add and number == 0)
+        or (packet is aten.maximum and number == -math.inf)
+        or (packet in BOTH and true)
+        or (packet in EITHER and number == 0)
+    )
+    return other if neutral else None
 
 
 def _all_numbers(
@@ -103,22 +125,118 @@ def _all_numbers(
         return None
     given = [torch.tensor(x, dtype=dtypes[i]) if i in dtypes else x for i, x in enumerate(known)]
     result = op(*given, **{k: v for k, v in kwargs.items() if v is not None}).item()
-    exact = result in (0, 1, math.inf, -math.inf) or result in known
-    return result if exact else None
+    return result if result in EXACT or result in known else None
 
 
 def _number(interpreter: Interpreter, block: Block, masking: bool) -> Any:
     """The number that a block is; constants count where the operator may be masked by them."""
-    if not block.settled or block.rate is not Rate.WEIGHT:
+    if not block.settled:
         return None
     number = block.factor.number
-    return _of_constant(interpreter, block.factor.node) if number is None and masking else number
+    found = known(interpreter, block.factor.node) if number is None and masking else None
+    return number if found is None else found.number()
 
 
-def _of_constant(interpreter: Interpreter, node: Node) -> Any:
-    """The one number that a tensor of constants is full of."""
-    if node.index not in interpreter.memo.numbers:
-        value = interpreter.fixed_value(node)
-        uniform = value is not None and value.numel() > 0 and bool((value == value.flatten()[0]).all())
-        interpreter.memo.numbers[node.index] = value.flatten()[0].item() if uniform and value is not None else None
-    return interpreter.memo.numbers[node.index]
+# -- what a cell's blocks decide
+
+
+def _decided(
+    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: Sequence[Block],
+    places: Sequence[int],
+) -> Known | None:  # fmt: skip
+    """What is known of the operator's result on one cell, along the blocks' labels."""
+    shown = list(args)
+    for place, block in zip(places, blocks, strict=True):
+        shown[place] = _shown(interpreter, block, blocks[0].visible)
+    return result(op, shown, kwargs)
+
+
+def _shown(interpreter: Interpreter, block: Block, labels: Labels) -> Known:
+    """What is known of a block, an axis per label: of size 1 where the block does not have it."""
+    found = known(interpreter, block.factor.node) if block.settled else None
+    if found is None or len(set(block.factor.labels)) < len(block.factor.labels):
+        unknown = torch.zeros([1] * len(labels), dtype=torch.bool)
+        dtype = block.terms[0].factors[0].node.dtype
+        return Known(unknown.to(dtype), unknown, _infinities(interpreter, block))
+    own = block.factor.labels
+    order = [own.index(x) for x in labels if x in own]
+    shape = [x.size if x in own else 1 for x in labels]
+    rows = first_axis(block.factor.node)
+    values, sure = (t[(0,) * rows].permute(order).reshape(shape) for t in (found.values, found.sure))
+    return Known(values, sure, found.infinities)
+
+
+def _infinities(interpreter: Interpreter, block: Block) -> Signs:
+    signs = NEITHER
+    for term in block.terms:
+        found = [known(interpreter, f.node) for f in term.factors]
+        own = frozenset().union(*(k.infinities for k in found if k is not None))
+        signs |= ANY if own and (len(found) > 1 or term.scale < 0) else own
+    return signs
+
+
+# -- cuts
+
+
+def aligned(
+    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], forms: Sequence[Form],
+    places: Sequence[int],
+) -> grid.Aligned:  # fmt: skip
+    """Operands cut alike, and further where a constant decides over what exists per candidate.
+
+    Law: positions of a dim may be cut anywhere. It costs nothing along a dim that no per-candidate block extends along.
+    """
+    found = grid.align(interpreter.b, forms)
+    rates = {f.rate.per_candidate for f in forms}
+    if op.overloadpacket not in MASKING or len(rates) == 1:
+        return found
+    guides: list[Form] = []
+    for dim in range(len(found.dims)):
+        segments = _segments(interpreter, op, args, kwargs, found, places, dim)
+        if segments is not None:
+            guides.append(_guide(interpreter, found.layout, dim, segments))
+            found = grid.align(interpreter.b, [*forms, *guides])
+    blocks = {cell: own[: len(forms)] for cell, own in found.blocks.items()}
+    return grid.Aligned(found.dims, found.layout, blocks)
+
+
+def _segments(
+    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], found: grid.Aligned,
+    places: Sequence[int], dim: int,
+) -> tuple[Positions, ...] | None:  # fmt: skip
+    """The positions of a dim by where the result is decided; `None` if that cuts nothing, or is not free."""
+    columns: list[list[np.ndarray]] = [[] for _ in found.dims[dim]]
+    if (dim,) not in found.layout or len(found.dims[dim]) == sum(len(s) for s in found.dims[dim]):
+        return None
+    for cell, blocks in found.blocks.items():
+        moving = [b for b in blocks if b.rate.per_candidate]
+        labels = blocks[0].labels[dim]
+        if any(x in f.labels for b in moving for t in b.terms for f in t.factors for x in labels):
+            return None
+        if moving:
+            decided = _decided(interpreter, op, args, kwargs, blocks[: len(places)], places)
+            columns[cell[dim]].append(_where_sure(decided, blocks[0].visible, labels))
+    segments: list[Positions] = []
+    for positions, own in zip(found.dims[dim], columns, strict=True):
+        keys = [tuple(row) for row in np.stack(own, 1)] if own else [()] * len(positions)
+        for key in dict.fromkeys(keys):
+            segments.append(positions[[k == key for k in keys]])
+    return tuple(segments) if len(segments) > len(found.dims[dim]) else None
+
+
+def _where_sure(decided: Known | None, visible: Labels, labels: Labels) -> np.ndarray:
+    """Per position of the labels: whether everything there is known."""
+    size = math.prod(x.size for x in labels)
+    if decided is None:
+        return np.zeros(size, dtype=bool)
+    sure = decided.sure.expand([x.size for x in visible])
+    order = [i for i, x in enumerate(visible) if x in labels] + [i for i, x in enumerate(visible) if x not in labels]
+    return sure.permute(order).reshape(size, -1).all(1).numpy()
+
+
+def _guide(interpreter: Interpreter, layout: Any, dim: int, segments: tuple[Positions, ...]) -> Form:
+    """A form of ones that is only cut."""
+    one = Term((Factor(interpreter.b.number(1.0, torch.float32), ()),))
+    blocks = {cell: Block(((Label(len(segments[cell[0]])),),), (one,)) for cell in cells((segments,))}
+    axes = tuple((0,) if entry == (dim,) else () for entry in layout)
+    return Form((segments,), blocks, axes, torch.float32)

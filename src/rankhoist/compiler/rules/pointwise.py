@@ -15,13 +15,13 @@ from torch import fx
 from rankhoist.capture.program import operator_name
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.contract import arrange, settle, small_product
-from rankhoist.compiler.algebra.forms import Block, Decline, Factor, Form, Labels, Term, one_block, plain, row_layout
+from rankhoist.compiler.algebra.forms import Block, Decline, Factor, Form, Labels, Term, one_block
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.arguments import form, named, tidy
-from rankhoist.compiler.rules.numbers import folded
+from rankhoist.compiler.rules.numbers import aligned, folded
 from rankhoist.compiler.rules.table import table
 
 ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -42,7 +42,7 @@ def _blockwise(
     def build(blocks: list[Block]) -> Block:
         return _apply(interpreter, op, args, kwargs, blocks, forms, places, dtype)
 
-    return grid.map_blocks(grid.align(interpreter.b, forms), dtype, build)
+    return grid.map_blocks(aligned(interpreter, op, args, kwargs, forms, places), dtype, build)
 
 
 def apply_op(interpreter: Interpreter, op: Any, args: Sequence[Value], dtype: torch.dtype | None = None) -> Form:
@@ -58,7 +58,8 @@ def plus(interpreter: Interpreter, x: Form, y: Form) -> Form:
         known = folded(interpreter, aten.add.Tensor, [x, y], {}, blocks, (0, 1), (x.dtype, y.dtype), x.dtype)
         return known if known is not None else _sum(blocks, (1.0, 1.0))
 
-    return grid.map_blocks(grid.align(interpreter.b, [x, y]), x.dtype, build)
+    operands = aligned(interpreter, aten.add.Tensor, [x, y], {}, [x, y], (0, 1))
+    return grid.map_blocks(operands, x.dtype, build)
 
 
 def prelu(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -217,30 +218,25 @@ def _arithmetic(
 ) -> Value:  # fmt: skip
     """Per cell: keep the form where that can save work (level `full`), else run the operator on evaluated blocks."""
     dtype = node.meta["val"].dtype
-    operands = [_as_form(interpreter, a, dtype) if isinstance(a, int | float) else a for a in args[:2]]
-    forms = [tidy(interpreter, form(o)) for o in operands]
+    places = [i for i, a in enumerate(args[:2]) if not isinstance(a, int | float)]
+    forms = [tidy(interpreter, form(args[i])) for i in places]
     if interpreter.level < Level.FULL or dtype not in ARITHMETIC or any(f.dtype != dtype for f in forms):
         return elementwise(interpreter, node, args, kwargs)
-    places = [i for i, a in enumerate(args[:2]) if not isinstance(a, int | float)]
-    direct = [forms[i] for i in places]
 
-    def choose(blocks: list[Block]) -> Block:
-        own = [blocks[i] for i in places]
+    def number_block(place: int, like: Block) -> Block:
+        return one_block(Factor(interpreter.b.number(args[place], dtype), ()), like.labels)
+
+    def choose(own: list[Block]) -> Block:
         known = folded(interpreter, node.target, args, kwargs, own, places, [dtype] * len(own), dtype)
         if known is not None:
             return known
-        lazy = build(blocks) if any(block.rate.per_candidate for block in blocks) else None
+        given = [own[places.index(i)] if i in places else number_block(i, own[0]) for i in range(len(args[:2]))]
+        lazy = build(given) if any(block.rate.per_candidate for block in own) else None
         if lazy is None or not grid.worth_keeping(lazy):
-            return _apply(interpreter, node.target, args, kwargs, own, direct, places, dtype)
+            return _apply(interpreter, node.target, args, kwargs, own, forms, places, dtype)
         return lazy
 
-    return grid.map_blocks(grid.align(interpreter.b, forms), dtype, choose)
-
-
-def _as_form(interpreter: Interpreter, value: float, dtype: torch.dtype) -> Form:
-    if not dtype.is_floating_point:
-        dtype = torch.int64
-    return plain(interpreter.b.number(value, dtype), dtype, row_layout(0, rows=False))
+    return grid.map_blocks(aligned(interpreter, node.target, args, kwargs, forms, places), dtype, choose)
 
 
 def _sum(blocks: list[Block], scales: Sequence[float]) -> Block:

@@ -1,0 +1,208 @@
+"""What is known of a mask before any input is, element by element.
+
+Law: `true | x = true`, `false & x = false`, `where(c, x, x) = x`; for x without NaN or the infinity that undoes it,
+`x + -inf = -inf` and `x * 0 = 0`. So a constant mask joined with a mask of ids still hides what it hid. What is
+computed from inputs is taken to be finite; which infinities a mask was filled with is looked up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.compiler.algebra import kernels
+from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.ir import VIEWS, Node, Rate, StageArgument, aten, first_axis, inputs_of
+
+BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
+EITHER = {aten.bitwise_or, aten.logical_or, aten.__or__}
+MASKING = {aten.where, aten.masked_fill, aten.mul, aten.add, aten.sub, *BOTH, *EITHER}
+MOVES = VIEWS | {aten.index_select.default, aten.cat.default, kernels.repeat_rows}
+SELECTS = {aten.where, aten.masked_fill, aten.add, aten.maximum, aten.minimum, aten._to_copy}
+FAILS = {aten.floor_divide, aten.remainder, aten.fmod}  # on whole numbers, where what is unknown may be 0
+LARGEST = 1 << 24  # elements of a row: nothing larger is looked into
+
+Signs = frozenset[int]  # of infinities; NaN counts as both
+NEITHER, ANY = frozenset[int](), frozenset({-1, 1})
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of a node, over one row: its values, which of them hold whatever the inputs are, and the infinities filled in.
+
+    `values` is 0 where not `sure`. Both have the shape of the node, after a row axis of 1 where it has rows.
+    """
+
+    values: Tensor
+    sure: Tensor
+    infinities: Signs
+
+    def number(self) -> Any:
+        """The one number that all elements are for sure, or None."""
+        if not self.values.numel() or not bool(self.sure.all()):
+            return None
+        first = self.values.flatten()[0]
+        return first.item() if bool((self.values == first).all()) else None
+
+
+def known(interpreter: Interpreter, node: Node) -> Known | None:
+    """What is known of a node; `None` if nothing is."""
+    memo = interpreter.memo.known
+    if node.index not in memo:
+        memo[node.index] = _found(interpreter, node)
+    found: Known | None = memo[node.index]
+    return found
+
+
+def _found(interpreter: Interpreter, node: Node) -> Known | None:
+    if node.rate is Rate.WEIGHT:
+        value = interpreter.fixed_value(node)
+        return None if value is None else _all_of(value)
+    if isinstance(node.op, str) or not node.rows_first or math.prod(node.shape) > LARGEST:
+        return None
+    if node.op not in MOVES and not _pointwise(node.op):
+        return None
+    found = {x.index: known(interpreter, x) for x in inputs_of(node)}
+    given = {x.index: found[x.index] or _nothing(x) for x in inputs_of(node)}
+    if node.op in MOVES:
+        return _moved(node, given) if any(found.values()) else None
+    operands = [given[a.index] if isinstance(a, Node) else a for a in node.args]
+    return result(node.op, operands, node.kwargs)
+
+
+def _all_of(value: Tensor) -> Known:
+    return Known(value, torch.ones((), dtype=torch.bool).expand(value.shape), _signs(value))
+
+
+def _nothing(node: Node) -> Known:
+    shape = [1] * first_axis(node) + list(node.shape)
+    empty = torch.zeros((), dtype=torch.bool).expand(shape)
+    return Known(empty.to(node.dtype), empty, NEITHER)
+
+
+def _pointwise(op: Any) -> bool:
+    if not isinstance(op, torch._ops.OpOverload) or op.overloadpacket in FAILS:
+        return False
+    return torch.Tag.pointwise in op.tags or op.overloadpacket in MASKING | {aten._to_copy}
+
+
+def _moved(node: Node, given: Mapping[int, Known]) -> Known:
+    """Elements are known wherever they go; the operator runs over one row."""
+
+    def run(read: Callable[[Known], Tensor]) -> Tensor:
+        first, *others = node.args
+        moved = [read(given[x.index]) for x in first] if isinstance(first, list | tuple) else read(given[first.index])
+        made: Tensor = node.op(moved, *(_over_one_row(a, given) for a in others))  # type: ignore[operator]
+        return made
+
+    operands = [given[x.index] for x in inputs_of(node)]
+    return Known(run(lambda x: x.values), run(lambda x: x.sure), frozenset().union(*(x.infinities for x in operands)))
+
+
+def _over_one_row(argument: Any, given: Mapping[int, Known]) -> Any:
+    if isinstance(argument, Node):
+        return given[argument.index].values
+    if isinstance(argument, StageArgument):
+        return 1 if argument.name == "rows" else None
+    if isinstance(argument, list | tuple):
+        return [_over_one_row(a, given) for a in argument]
+    return argument
+
+
+# -- one operator
+
+
+def result(op: Any, operands: Sequence[Any], kwargs: Mapping[str, Any]) -> Known | None:
+    """What is known of an elementwise result: `operands` are `Known`, and numbers; they broadcast."""
+    tensors = [x for x in operands if isinstance(x, Known)]
+    if not any(bool(x.sure.any()) for x in tensors) and not any(_infinities(x) for x in operands):
+        return None
+    values = op(*(x.values if isinstance(x, Known) else x for x in operands), **_anywhere(kwargs))
+    sure = torch.ones((), dtype=torch.bool)
+    for x in tensors:
+        sure = sure & x.sure
+    decided = _decided(op.overloadpacket, operands) if not {"alpha", "rounding_mode"} & kwargs.keys() else None
+    sure = (sure if decided is None else sure | decided).expand(values.shape)
+    held = NEITHER if not values.dtype.is_floating_point else _held(op.overloadpacket, operands)
+    held = _signs(values) if bool(sure.all()) else held
+    return Known(values.masked_fill(~sure, 0), sure, held)
+
+
+def _anywhere(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if k != "device" and v is not None}
+
+
+def _decided(packet: Any, operands: Sequence[Any]) -> Tensor | None:
+    """Where some operands alone say what comes out."""
+    if packet is aten.masked_fill:
+        x, condition, y = operands
+        return _one_of(condition, y, x)
+    if packet is aten.where and len(operands) == 3:
+        return _one_of(*operands)
+    if packet is aten.sub and len(operands) == 2:
+        x, y = operands
+        return _sure(x) & (_values(x) == -math.inf) if -1 not in _infinities(y) else None
+    if packet not in MASKING or len(operands) != 2:
+        return None
+    x, y = operands
+    return _absorbs(packet, x, y) | _absorbs(packet, y, x)
+
+
+def _one_of(condition: Known, yes: Any, no: Any) -> Tensor:
+    """`where`: the side that is taken is known, or both are and the same."""
+    taken = condition.sure & torch.where(condition.values, _sure(yes), _sure(no))
+    return taken | (_sure(yes) & _sure(no) & (_values(yes) == _values(no)))
+
+
+def _absorbs(packet: Any, x: Any, other: Any) -> Tensor:
+    """Where x decides, whatever the other operand is."""
+    values = _values(x)
+    if packet is aten.add:
+        allowed, found = 1 not in _infinities(other), values == -math.inf
+    elif packet is aten.mul or packet in BOTH:
+        allowed, found = not _infinities(other), values == 0
+    else:
+        allowed, found = values.dtype == torch.bool, values == 1  # of whole numbers, true is the last bit
+    return _sure(x) & found & allowed
+
+
+def _held(packet: Any, operands: Sequence[Any]) -> Signs:
+    """Infinities of the result that come from those of the operands."""
+    signs = [_infinities(x) for x in operands]
+    together = frozenset().union(*signs)
+    if packet in SELECTS or not together:
+        return together
+    if packet is aten.sub:
+        return signs[0] | _flipped(signs[1])
+    return _flipped(signs[0]) if packet is aten.neg else ANY
+
+
+def _flipped(signs: Signs) -> Signs:
+    return frozenset(-s for s in signs)
+
+
+def _infinities(x: Any) -> Signs:
+    if isinstance(x, Known):
+        return x.infinities
+    return _signs(torch.tensor(x, dtype=torch.float64)) if isinstance(x, float) else NEITHER
+
+
+def _signs(value: Tensor) -> Signs:
+    if not value.dtype.is_floating_point:
+        return NEITHER
+    if bool(value.isnan().any()):
+        return ANY
+    return frozenset(s for s in (-1, 1) if bool((value == s * math.inf).any()))
+
+
+def _values(x: Any) -> Tensor:
+    return x.values if isinstance(x, Known) else torch.tensor(x)
+
+
+def _sure(x: Any) -> Tensor:
+    return x.sure if isinstance(x, Known) else torch.ones((), dtype=torch.bool)
