@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import test_near_misses
+import test_padding
 import test_rules
+import test_windows
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "rankhoist"
@@ -49,8 +51,10 @@ def test_named_files_and_functions_exist(name: str):
 
 
 def test_named_cases_exist():
-    equal = ids(test_rules.test_equal_at_every_level)
+    equal = ids(test_rules.test_equal_at_every_level, test_padding.test_a_history_is_computed_once_under_a_joined_mask)
+    equal |= {*test_windows.SCANS, *test_windows.WINDOWS}
     declining = ids(test_rules.test_mixing_rows_declines, test_near_misses.test_declines)
+    declining |= {*test_padding.NEAR_MISSES, *test_windows.NEAR_MISSES}
     assert items("Tests") and items("Declines")
     assert [name for name in items("Tests") if name not in equal] == []
     assert [name for name in items("Declines") if name not in declining and ".py" not in name] == []

@@ -134,7 +134,7 @@ DENSE = {
     ),
     "repeat_interleave": (lambda c, k: (c.repeat_interleave(2, 0).view(-1, 2, C) * k[:, None, :1]).sum(1), {}),
     "einsum_three": (lambda c, k, w: torch.einsum("bi,bj,ij->b", c, k, w), dict(w=randn(C, K))),
-    "windows_no_rule": (lambda c, k: both(c, k).unfold(1, 3, 1).amax(2), {}),
+    "windows": (lambda c, k: both(c, k).unfold(1, 3, 1).amax(2), {}),
     "distances": (lambda c, k: torch.cdist(c.view(-1, 3, 2), k.view(-1, 2, 2)).flatten(1), {}),
     "candidate_only": (lambda c, k: k.sin().sum(1), {}),
     "context_only": (lambda c, k: (c.sin().sum(1), k[:, 0]), {}),

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from random_models.steps import attention, integers, linear, lookup, masks, norm, pointwise, reduce, shape, unruled
+from random_models.steps import (
+    attention,
+    integers,
+    linear,
+    lookup,
+    masks,
+    norm,
+    pointwise,
+    reduce,
+    sequences,
+    shape,
+    unruled,
+)
 from random_models.steps.mixing import MIX_ROWS
 
-FAMILIES = [linear, shape, pointwise, reduce, attention, norm, lookup, masks, integers, unruled]
+FAMILIES = [linear, shape, pointwise, reduce, attention, norm, lookup, masks, sequences, integers, unruled]
 STEPS = [step for family in FAMILIES for step in family.STEPS for _ in range(step.weight)]
 
 __all__ = ["FAMILIES", "MIX_ROWS", "STEPS"]

@@ -39,7 +39,6 @@ ALONG = [
     mean,
     lambda draft, x, axis, keep: draft.call(aten.amax.default, x, [axis], keep),
     largest,
-    lambda draft, x, axis, keep: draft.call(aten.cumsum.default, x, axis),
 ]
 
 

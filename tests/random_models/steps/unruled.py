@@ -29,7 +29,6 @@ NO_RULE = [
     lambda draft, x: draft.call(aten.trapezoid.dx, x, dx=0.5),
     diff,
     glu,
-    lambda draft, x: draft.call(aten.unfold.default, x, -1, 1, 1),
     polar,
 ]
 

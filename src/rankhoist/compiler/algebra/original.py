@@ -23,6 +23,7 @@ from rankhoist.compiler.algebra import joins
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, aten, join
 from rankhoist.compiler.algebra.memo import Memo
+from rankhoist.compiler.algebra.unwritten import node_of
 from rankhoist.compiler.algebra.values import Opaque, RowNumber, TensorValue, Value, flat
 from rankhoist.compiler.algebra.work import original_work
 from rankhoist.compiler.algebra.workload import Workload
@@ -56,6 +57,10 @@ class OriginalOperators:
         if rate is Rate.WEIGHT and any(v.has_rows for v in operands):
             rate = Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
         return self.run_at(rate, node, args, kwargs, _outside(operands))
+
+    def run_unwritten(self, op: Op, args: list[Value], kwargs: dict[str, Value] | None = None) -> Value:
+        """An operator that the graph does not have, `run_rowwise` (see `unwritten`)."""
+        return self.run_rowwise(node_of(self.program, op, args, kwargs or {}), args, kwargs or {})
 
     def run_at(self, rate: Rate, node: fx.Node, args: list[Value], kwargs: dict[str, Value], outside: int = 1) -> Value:
         """The operator over as many rows as `rate` has; `outside` as in `received`."""

@@ -17,6 +17,8 @@ from rankhoist.compiler.rules import (
     reduce,
     reshape,
     rowwise,
+    scans,
+    windows,
 )
 
 FAMILIES = {
@@ -29,6 +31,8 @@ FAMILIES = {
     "reduce": reduce.RULES,
     "attention": attention.RULES,
     "norm": norm.RULES,
+    "scans": scans.RULES,
+    "windows": windows.RULES,
     "rowwise": rowwise.RULES,
 }
 

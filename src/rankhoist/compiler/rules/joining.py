@@ -56,9 +56,10 @@ def stack(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: di
 
 
 def joined(interpreter: Interpreter, forms: list[Form], axis: int) -> Form:
-    """Forms side by side along an axis that holds no rows."""
+    """Forms side by side along an axis that holds no rows; those without a position there are left out."""
     forms = [moves.ordered(f) for f in forms]
-    return side_by_side(interpreter, forms, dim_of(forms[0], axis))
+    dim = dim_of(forms[0], axis)
+    return side_by_side(interpreter, [f for f in forms if f.extents[axis] != (0, False)] or forms[:1], dim)
 
 
 def side_by_side(interpreter: Interpreter, forms: list[Form], dim: int) -> Form:
@@ -99,13 +100,14 @@ def pad(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict
         if low < 0 or high < 0:
             end = value.sizes[dim] + min(high, 0)
             value = moves.take_dim(interpreter.b, value, dim, np.arange(-min(low, 0), end))
-        parts = [
-            _constant_like(interpreter, value, axis, low, number),
-            value,
-            _constant_like(interpreter, value, axis, high, number),
-        ]
-        value = joined(interpreter, [p for p in parts if p is not None], axis)
+        value = padded(interpreter, value, axis, low, high, number)
     return value
+
+
+def padded(interpreter: Interpreter, value: Form, axis: int, low: int, high: int, number: float) -> Form:
+    """So many positions of one number before an axis and behind it."""
+    sides = [_constant_like(interpreter, value, axis, size, number) for size in (low, high)]
+    return joined(interpreter, [p for p in (sides[0], value, sides[1]) if p is not None], axis)
 
 
 def _constant_like(interpreter: Interpreter, value: Form, axis: int, size: int, number: float) -> Form | None:

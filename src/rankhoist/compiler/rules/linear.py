@@ -20,7 +20,6 @@ from rankhoist.compiler.algebra.work import einsum_axes
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.arguments import axis_of, form, named, tidy
 from rankhoist.compiler.rules.pointwise import ARITHMETIC, plus
-from rankhoist.compiler.rules.rowwise import batch_first
 from rankhoist.compiler.rules.table import table
 
 
@@ -101,14 +100,14 @@ def einsum(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: d
     return contract(interpreter, operands, axes, result)
 
 
-def convolution(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """A convolution whose kernel has size 1 is a linear map of the channels; others run row by row."""
-    arguments = named(node, args, kwargs)
+def pointwise_convolution(interpreter: Interpreter, arguments: dict[str, Value]) -> Form | None:
+    """A convolution whose kernel has size 1 is a linear map of the channels; `None` for others."""
     x, weight = form(arguments["input"]), form(arguments["weight"])
     space = [f"s{i}" for i in range(len(weight.layout) - 2)]
     plain = all(n == 1 for n in weight.sizes[2:]) and arguments["groups"] == 1 and set(arguments["stride"]) == {1}
-    if not plain or any(arguments["padding"]) or arguments.get("transposed") or len(x.layout) != len(weight.layout):
-        return batch_first(interpreter, node, args, kwargs)
+    padded = not isinstance(arguments["padding"], str) and any(arguments["padding"])
+    if not plain or padded or arguments.get("transposed") or len(x.layout) != len(weight.layout):
+        return None
     for _ in space:
         weight = moves.drop_dim(interpreter.b, weight, len(weight.dims) - 1)
     out = contract(interpreter, (x, weight), (["b", "i", *space], ["o", "i"]), ["b", "o", *space])
@@ -167,7 +166,6 @@ RULES = table([
     ("einsum", einsum),
     ("tensordot", tensordot),
     ("bilinear", bilinear),
-    ("conv1d conv2d conv3d convolution", convolution),
     ("dot vdot", dot),
     ("linalg_vecdot", vecdot),
     ("outer", outer),

@@ -147,7 +147,7 @@ def _form(value: Form, sizes: list[int | None], blocks: dict[Any, Block], dtype:
 RULES = table([
     ("sum", sum_),
     ("mean", mean),
-    ("log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk kthvalue", along),
+    ("log_softmax _log_softmax sort argsort topk kthvalue", along),
     ("max.default max.dim min.default min.dim amax amin argmax argmin logsumexp any all prod", along),
     ("var std var_mean std_mean linalg_vector_norm norm", along),
     ("median nanmedian mode nansum count_nonzero", along),

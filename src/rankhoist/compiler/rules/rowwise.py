@@ -15,7 +15,7 @@ from rankhoist.compiler.rules.table import table
 
 
 def batch_first(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Convolution, pooling and the like: axis 0 is the batch; weights have no rows."""
+    """Convolutions, cells and the like: axis 0 is the batch; weights have no rows."""
     depth = {"conv1d": 3, "conv2d": 4, "conv3d": 5}.get(operator_name(node))
     first = form(args[0])
     if depth is not None and len(first.layout) != depth:
@@ -23,15 +23,6 @@ def batch_first(interpreter: Interpreter, node: fx.Node, args: list[Value], kwar
     for value in flat((args, kwargs)):
         if isinstance(value, Form):
             _check_rows(value, 0)
-    return interpreter.run_rowwise(node, args, kwargs)
-
-
-def pooling(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Pooling works on the last axes only."""
-    value = form(args[0])
-    last = 2 if "2d" in operator_name(node) else 1
-    if any(ROW in e for e in value.layout[len(value.layout) - last :]):
-        raise Decline(f"pools over the rows of {value.axes}")
     return interpreter.run_rowwise(node, args, kwargs)
 
 
@@ -70,7 +61,5 @@ def _check_rows(value: Form, axis: int) -> None:
 
 RULES = table([
     ("gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist", batch_first),
-    ("max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d "
-     "adaptive_avg_pool2d adaptive_max_pool1d", pooling),
     ("gru lstm rnn_tanh rnn_relu", recurrent),
 ])  # fmt: skip
