@@ -299,7 +299,7 @@ def folder(pairs, tmp_path: Path) -> Path:
         ({"format": None}, "it has None where int is expected"),
         ({"inputs": []}, "it takes 2 tensors and lists 0 inputs"),
         ({"stages": {"request": {"file": 3}}}, "it has 3 where str is expected"),
-        ({"constants": {"x": 1}}, "invalid literal"),
+        ({"constant_results": {"x": 1}}, "invalid literal"),
         ({"dtype": "float33"}, "where a dtype is expected"),
     ],
 )

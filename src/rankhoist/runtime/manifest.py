@@ -54,7 +54,7 @@ class Manifest:
         described = interface_json.to_data(self.interface)
         return {
             "format": FORMAT, "dtype": dtype_name(self.dtype), **described, "stages": stages,
-            "constants": self.constants,
+            "constant_results": self.constants,
         }  # fmt: skip
 
     @staticmethod
@@ -75,7 +75,7 @@ class Manifest:
             )
             for name, stage in entry(data, "stages", dict).items()
         }  # fmt: skip
-        constants = {int(i): value for i, value in entry(data, "constants", dict).items()}
+        constants = {int(i): value for i, value in entry(data, "constant_results", dict).items()}
         return Manifest(interface_json.from_data(data, {}), as_dtype(entry(data, "dtype", str)), stages, constants)
 
     def write(self, folder: Path) -> None:
