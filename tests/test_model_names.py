@@ -33,7 +33,7 @@ ORDINARY_WORDS = {"Dice", "Identity", "Linear", "MIND", "SINE", "STAMP"}
 
 # The layer classes of PyTorch; `capture` is given an nn.Module, so that one it may name.
 NN_LAYERS = {name for name, value in vars(nn).items() if isinstance(value, type) and issubclass(value, nn.Module)}
-NN_LAYERS -= {"Module"}
+NN_LAYERS -= {"Module", "DataParallel"}  # a wrapper is no layer
 
 
 def class_names(files: Iterator[Path]) -> set[str]:

@@ -19,7 +19,7 @@ from rankhoist.compiler.rules import FAMILIES
 aten = torch.ops.aten
 
 # Families whose operators look up, move, map or add up elements, and cost what they write.
-WITHOUT_PRODUCTS = {"lookup", "reshape", "parts", "joining", "pointwise", "reduce", "norm"}
+WITHOUT_PRODUCTS = {"lookup", "reshape", "parts", "joining", "scans", "pointwise", "reduce", "norm"}
 # Operators of other families that do no more. An outer product adds nothing up, and distances are sums of differences.
 ALSO_WITHOUT = set(
     """
