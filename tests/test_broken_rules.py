@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import Function, assert_equal, hoisted_at, kept, reasons, repeated
 
 from rankhoist.capture import capture
+from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Form
+from rankhoist.compiler.algebra.moves import take_dim
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules import all_rules
+from rankhoist.compiler.rules.parts import split
 from rankhoist.hoist import hoist_program
 
 OFFSETS = [0, 3, 3, 7]
@@ -25,36 +29,36 @@ CONTEXT, CANDIDATE = torch.randn(3, 4), torch.randn(7, 2)
 aten = torch.ops.aten
 
 
-def narrower(interpreter, node, args, kwargs) -> Form:
+def narrower(call: Call) -> Form:
     """Without the last element of the last axis."""
-    piece = all_rules()[aten.narrow.default]
-    return piece(interpreter, node, [args[0], 1, 0, args[0].sizes[-1] - 1], {})
+    value = call.form()
+    return take_dim(call.builder, value, 0, np.arange(value.sizes[0] - 1))
 
 
-def moved(interpreter, node, args, kwargs) -> Form:
+def moved(call: Call) -> Form:
     """Rows behind the elements."""
-    return replace(args[0], layout=args[0].layout[::-1])
+    return replace(call.form(), layout=call.form().layout[::-1])
 
 
-def double(interpreter, node, args, kwargs) -> Form:
-    return replace(args[0], dtype=torch.float64)
+def double(call: Call) -> Form:
+    return replace(call.form(), dtype=torch.float64)
 
 
-def nothing(interpreter, node, args, kwargs) -> None:
+def nothing(call: Call) -> None:
     return None
 
 
-def raises(interpreter, node, args, kwargs) -> Form:
+def raises(call: Call) -> Form:
     raise ZeroDivisionError("division by zero")
 
 
-def one_wrong_part(interpreter, node, args, kwargs) -> list[Form]:
-    first, second = all_rules()[aten.split_with_sizes.default](interpreter, node, args, kwargs)
+def one_wrong_part(call: Call) -> list[Form]:
+    first, second = split(call)
     return [first, replace(second, dtype=torch.float16)]
 
 
-def one_part(interpreter, node, args, kwargs) -> list[Form]:
-    return all_rules()[aten.split_with_sizes.default](interpreter, node, args, kwargs)[:1]
+def one_part(call: Call) -> list[Form]:
+    return split(call)[:1]
 
 
 ONE, PARTS = aten.relu.default, aten.split.Tensor
@@ -75,7 +79,8 @@ def test_is_a_fallback_that_asks_to_be_reported(name: str, monkeypatch: pytest.M
     model = Function(lambda c, k: sum(torch.cat([c, k], 1).relu().split(3, 1))).eval()
     example = (CONTEXT[torch.arange(7) % 3], CANDIDATE)
     program = capture(model, example, ["context"])
-    monkeypatch.setitem(all_rules(), operator, rule)
+    (law,) = all_rules()[operator]
+    monkeypatch.setitem(all_rules(), operator, (replace(law, rule=rule),))
     for hoisted in (hoisted_at(program, Level.REQUEST), hoisted_at(program, Level.FULL), kept(program)):
         expected = model(repeated(CONTEXT, OFFSETS), CANDIDATE)
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), expected, name)
@@ -116,6 +121,7 @@ def test_who_interrupts_a_rule_is_heard(error: type[Exception], monkeypatch: pyt
 
     model = Function(lambda c, k: torch.cat([c, k], 1).relu()).eval()
     program = capture(model, (CONTEXT[torch.arange(7) % 3], CANDIDATE), ["context"])
-    monkeypatch.setitem(all_rules(), ONE, endless)
+    (law,) = all_rules()[ONE]
+    monkeypatch.setitem(all_rules(), ONE, (replace(law, rule=endless),))
     with pytest.raises(error):
         hoist_program(program)

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "rankhoist"
 PAGE = (REPOSITORY / "docs" / "laws.md").read_text()
 QUOTED = re.compile(r"`([^`\n]+)`")
-FAMILIES = [path.stem for path in (SOURCE / "compiler" / "rules").glob("*.py") if "RULES = " in path.read_text()]
+FAMILIES = [path.stem for path in (SOURCE / "compiler" / "rules").glob("*.py") if "LAWS = " in path.read_text()]
 
 
 def items(kind: str) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -19,11 +20,13 @@ from rankhoist import HoistedModel, Workload, hoist
 from rankhoist.capture import Program, capture
 from rankhoist.capture.program import module_path
 from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra.call import Call, Law, Rule
 from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan, make_plan
 from rankhoist.compiler.plan.search import total_cost
-from rankhoist.compiler.rules import all_rules, lookups
+from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import CPU
 from rankhoist.errors import ArtifactError, VerificationError
 from rankhoist.verify import Certificate, Check, verify
@@ -50,14 +53,14 @@ def packed_rows() -> Tensor:
 
 
 def broken(program: Program, rule: Callable[..., Any], module: str) -> HoistedModel:
-    """`program` hoisted with `rule(right, c, node, args, kwargs)` for the linear layers of one module."""
-    rules = all_rules()
-    right = rules[LINEAR]
+    """`program` hoisted with `rule(right, call)` for the linear layers of one module."""
 
-    def wrong(c, node, args, kwargs):
-        return rule(right, c, node, args, kwargs) if module_path(node) == module else right(c, node, args, kwargs)
+    def wrong(law: Law) -> Law:
+        right = law.rule
+        return replace(law, rule=lambda c: rule(right, c) if module_path(c._node) == module else right(c))
 
-    interpreter = Interpreter(program, Level.LINEAR, Workload(), rules | {LINEAR: wrong}, lookups())
+    laws = all_rules() | {LINEAR: tuple(map(wrong, all_rules()[LINEAR]))}
+    interpreter = Interpreter(program, Level.LINEAR, Workload(), laws)
     nodes = interpreter.run()
     cost, level = total_cost(nodes, Workload(), {}, CPU), Level.LINEAR
     return HoistedModel(program, Plan(level, level, Workload(), cost, interpreter, nodes, frozenset(), CPU))
@@ -67,13 +70,13 @@ def linear_plan(program: Program) -> Plan:
     return make_plan(program, Level.LINEAR, Workload())
 
 
-def without_bias(right, c, node, args, kwargs):
-    return right(c, node, args[:2], kwargs)
+def without_bias(right: Rule, call: Call) -> Value:
+    return right(Call(call._originals, call._node, call._args[:2], {}))
 
 
-def off_by_a_millionth(right, c, node, args, kwargs):
-    value = right(c, node, args, kwargs)
-    return grid.total(c.b, [value], value.dtype, [1 + 1e-6])
+def off_by_a_millionth(right: Rule, call: Call) -> Value:
+    value = right(call)
+    return grid.total(call.builder, [value], value.dtype, [1 + 1e-6])
 
 
 @pytest.fixture(scope="module")

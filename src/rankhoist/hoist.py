@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from rankhoist.capture import Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plans, safe_plan
-from rankhoist.compiler.rules import all_rules
+from rankhoist.compiler.rules import all_rules, check_names
 from rankhoist.compiler.targets import Target
 from rankhoist.errors import HoistingWarning, RankhoistError
 from rankhoist.mistakes import is_mistake, told
@@ -27,6 +28,7 @@ def hoist(
     workload: Workload | None = None,
     level: str = "full",
     backend: str = "eager",
+    without: Iterable[str] = (),
 ) -> HoistedModel:
     """An equal model that computes context work once per request.
 
@@ -39,6 +41,7 @@ def hoist(
         level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
         backend: what runs the stages: `eager` or `inductor`, which compiles them at their first call; see
             `HoistedModel.to_backend`.
+        without: names of laws that are switched off, to see what they bring; the report names all.
 
     Raises:
         BackendError: there is no such backend.
@@ -50,20 +53,24 @@ def hoist(
         >>> hoisted(torch.randn(1, 8), torch.randn(1000, 4)).shape  # of one request, and of its candidates
         torch.Size([1000, 1])
     """
-    hoisted = hoist_program(capture(model, example, context, all_rules()), workload=workload, level=level)
+    hoisted = hoist_program(
+        capture(model, example, context, all_rules()), workload=workload, level=level, without=without
+    )
     return hoisted.to_backend(backend)
 
 
 def hoist_program(
-    program: Program, *, workload: Workload | None = None, level: str = "full", target: Target | None = None
-) -> HoistedModel:
+    program: Program, *, workload: Workload | None = None, level: str = "full", target: Target | None = None,
+    without: Iterable[str] = (),
+) -> HoistedModel:  # fmt: skip
     """The same for a program that is captured already: levels, workloads and targets are compared without a new export.
 
     `target` is what the plans are made for (default: this machine).
     """
-    asked, given = parse_level(level), workload or Workload()
+    asked, given, off = parse_level(level), workload or Workload(), frozenset(without)
+    check_names(off)
     try:
-        return HoistedModel(program, make_plans(program, asked, given, target))
+        return HoistedModel(program, make_plans(program, asked, given, target, off))
     except Exception as error:
         if isinstance(error, RankhoistError) or not is_mistake(error):
             raise

@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 
 def _hoist(args: argparse.Namespace) -> int:
     model, hoisted = hoisted_of(args)
-    plans = _plans(hoisted, args.level)
+    plans = _plans(hoisted, args.level, frozenset(args.without))
     measured = _timed(args, hoisted, plans) if args.time else {}
     Console().print(_level_table(plans, measured))
     print(f"break-even points by prediction:\n{hoisted.plans}")
@@ -60,11 +60,12 @@ def _hoist(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _plans(hoisted: HoistedModel, level: str) -> dict[str, PlanSummary]:
+def _plans(hoisted: HoistedModel, level: str, without: frozenset[str]) -> dict[str, PlanSummary]:
     """Level -> plan, for all levels up to the one asked for."""
     lower = LEVELS[: LEVELS.index(level)]
     assert hoisted.program is not None, "captured a moment ago"
-    plans = {name: make_plan(hoisted.program, Level[name.upper()], hoisted.plan.workload) for name in lower}
+    program, workload = hoisted.program, hoisted.plan.workload
+    plans = {name: make_plan(program, Level[name.upper()], workload, without=without) for name in lower}
     return {**plans, level: hoisted.plan}
 
 

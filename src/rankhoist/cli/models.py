@@ -26,11 +26,15 @@ from the current directory; or the path of a .pt2 archive of torch.export"""
 SAVED_HELP = "; or a file that hoist --out wrote, which is for the context, level and numbers that it was saved with"
 
 
+WITHOUT_HELP = "a law to switch off, by its name in the report; repeat for more"
+
+
 def model_arguments(parser: argparse.ArgumentParser, saved: bool = False) -> None:
-    """MODEL, --context, --level, --candidates, --requests, --seed, --json; `saved`: MODEL may be hoisted already."""
+    """MODEL, --context, --level, --without, numbers, --json; `saved`: MODEL may be hoisted already."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + (SAVED_HELP if saved else ""))
     parser.add_argument("--context", metavar="GLOB", action="append", required=not saved, help=CONTEXT_HELP)
     parser.add_argument("--level", choices=LEVELS, default="full", help="what may be hoisted (default: %(default)s)")
+    parser.add_argument("--without", metavar="LAW", action="append", default=[], help=WITHOUT_HELP)
     numbers(parser, "candidates", "requests", "seed")
     parser.add_argument("--json", metavar="FILE", help="write the result there as well")
 
@@ -59,7 +63,8 @@ def hoisted_of(args: argparse.Namespace) -> tuple[Any, HoistedModel]:
     context = context_of(args.context)
     model, example = load(args.model)
     workload = Workload(args.candidates, args.requests)
-    return model, hoist(model, example, context=context, workload=workload, level=args.level)
+    chosen = {"level": args.level, "without": args.without}
+    return model, hoist(model, example, context=context, workload=workload, **chosen)
 
 
 def certificate_of(args: argparse.Namespace, hoisted: HoistedModel, model: Any) -> Certificate:

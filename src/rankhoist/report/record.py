@@ -194,6 +194,26 @@ class Curves:
             raise ArtifactError("the curves of its report are none")
 
 
+# -- laws
+
+
+@dataclass(frozen=True)
+class LawUse:
+    """Where a law was applied, and why it was not where an operator has it.
+
+    Attributes:
+        name: what `without` switches off.
+        level: the lowest level that allows it.
+        applied: operators of the captured graph, by name.
+        declined: the reason, and how many operators it holds for.
+    """
+
+    name: str
+    level: str
+    applied: tuple[str, ...]
+    declined: dict[str, int]
+
+
 # -- all of it
 
 
@@ -210,7 +230,7 @@ class Module:
 class Record:
     """What a plan does with every captured operator, for one workload.
 
-    `graph` and `curves` are None in a file of an older version.
+    `graph` and `curves` are None in a file of an older version, and `laws` is empty.
     """
 
     level: str
@@ -218,6 +238,7 @@ class Record:
     operators: tuple[Operator, ...]
     graph: Graph | None = None
     curves: Curves | None = None
+    laws: tuple[LawUse, ...] = ()
 
     def before(self, operator: Operator) -> Amount:
         """Work of an operator in one call of the original."""

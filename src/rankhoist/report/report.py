@@ -18,7 +18,7 @@ from rankhoist.report.tables import to_text
 class Report(Record):
     """What a plan does with every captured operator, for one workload; `str(report)` is a table.
 
-    `graph` and `curves` are None in a file of an older version.
+    `graph` and `curves` are None in a file of an older version, and `laws` is empty.
     """
 
     @staticmethod

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from rankhoist.report.record import Module, Operator, Record
-from rankhoist.report.text import ratio, short, shorten, table
+from rankhoist.report.text import ratio, short, shorten, spelled, table
 
 BLOCKING_SHOWN = 10
+REASONS_SHOWN = 3  # of each law
 
 FOOTNOTE = """\
 "before" is the original per candidate; "request" and "each" are the hoisted model per request and per candidate.
@@ -29,6 +30,7 @@ def to_text(report: Record) -> str:
             "",
             *_blocking_lines(report),
             "",
+            *_law_lines(report),
             FOOTNOTE,
         ]
     )
@@ -64,6 +66,17 @@ def _blocking_lines(report: Record) -> list[str]:
     ]
     more = len(stayed) - len(lines)
     return ["still computed per candidate:", *lines, *([f"  and {more} cheaper ones"] if more else [])]
+
+
+def _law_lines(report: Record) -> list[str]:
+    """A line for each law, and one for each of the reasons why it was not applied."""
+    lines = ["laws:"] if report.laws else []
+    for law in report.laws:
+        lines.append(f"  {law.name} (level {law.level}): {spelled(len(law.applied), 'operator')}")
+        reasons = list(law.declined.items())
+        lines += [f"    not for {count}: {reason}" for reason, count in reasons[:REASONS_SHOWN]]
+        lines += [f"    and {len(reasons) - REASONS_SHOWN} more reasons"] if len(reasons) > REASONS_SHOWN else []
+    return [*lines, ""] if lines else []
 
 
 def _operator_row(o: Operator) -> list[str]:

@@ -28,13 +28,19 @@ import numpy as np
 import torch
 
 from rankhoist.compiler.algebra.ir import Node, Rate, aten, join
+from rankhoist.compiler.algebra.text import form_text
 
 
 class Decline(Exception):  # noqa: N818 - it is an answer, not a mistake
-    """A rule that does not apply says why; the original operator then runs on materialised operands."""
+    """A rule that does not apply says why; the next law is tried, and at last the operator itself, over all rows."""
+
+
+class Elsewhere(Decline):
+    """What an operator is given here is no near miss: it belongs to the next law, whose reason is told."""
 
 
 ROW = -1
+ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # dtypes of which sums are reordered
 Cell = tuple[int, ...]
 Extent = tuple[int, bool]  # size of an original axis: (number, times the row count?)
 Positions = np.ndarray
@@ -128,9 +134,17 @@ class Form:
     layout: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
 
+    def __str__(self) -> str:
+        return form_text(self)
+
     @property
     def rate(self) -> Rate:
         return join(b.rate for b in self.blocks.values())
+
+    @property
+    def arithmetic(self) -> bool:
+        """Whether sums and products of it may be reordered: floating numbers, neither exact nor complex."""
+        return self.dtype in ARITHMETIC
 
     @property
     def has_rows(self) -> bool:
@@ -169,6 +183,29 @@ class Form:
     def axis(self, dim: int) -> int:
         """The original axis that holds `dim`."""
         return next(i for i, entry in enumerate(self.layout) if dim in entry)
+
+    def place(self, axis: int) -> int:
+        """A non-negative original axis."""
+        return axis + len(self.layout) if axis < 0 else axis
+
+    def dim(self, axis: int) -> int:
+        """The dim that is original axis `axis`; declines for the row axis and for rows folded with others."""
+        own = self.place(axis)
+        entry = self.layout[own]
+        if ROW in entry:
+            raise Decline(f"works along the row axis: axis {own} of {self.axes}")
+        if len(entry) != 1:
+            raise Decline(f"works along several folded axes: axis {own} of {self.axes}")
+        return entry[0]
+
+    def dims_of(self, axes: Sequence[int] | int | None) -> list[int]:
+        """Dims of the given original axes (all axes for `None` or an empty list); declines for the row axis."""
+        chosen = [axes] if isinstance(axes, int) else axes or range(len(self.layout))
+        own = [self.place(a) for a in chosen]
+        for axis in own:
+            if ROW in self.layout[axis]:
+                raise Decline(f"reduces over the rows: axis {axis} of {self.axes}")
+        return [d for axis in own for d in self.layout[axis]]
 
 
 def whole(size: int) -> tuple[Positions, ...]:

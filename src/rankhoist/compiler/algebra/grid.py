@@ -24,7 +24,10 @@ from rankhoist.compiler.algebra.forms import (
     axis_text,
     cells,
     fresh,
+    plain,
     rename,
+    row_layout,
+    shape_text,
     whole,
     with_labels,
 )
@@ -139,6 +142,11 @@ def map_blocks(aligned: Aligned, dtype: torch.dtype, build: Callable[[list[Block
     return Form(aligned.dims, {c: build(blocks) for c, blocks in aligned.blocks.items()}, aligned.layout, dtype)
 
 
+def tensor_form(builder: Builder, tensor: torch.Tensor) -> Form:
+    """A tensor known now, without rows."""
+    return plain(builder.constant(tensor), tensor.dtype, row_layout(tensor.dim(), rows=False))
+
+
 def multiply(builder: Builder, forms: Sequence[Form], dtype: torch.dtype) -> Form:
     """The product, unevaluated."""
     return map_blocks(align(builder, forms), dtype, multiply_blocks)
@@ -164,11 +172,13 @@ def _private_fresh(term: Term, block: Block) -> Term:
 def total(builder: Builder, forms: Sequence[Form], dtype: torch.dtype, scales: Sequence[float]) -> Form:
     """The scaled sum, unevaluated: all terms side by side."""
 
-    def build(blocks: list[Block]) -> Block:
-        terms = (replace(t, scale=t.scale * s) for block, s in zip(blocks, scales, strict=True) for t in block.terms)
-        return Block(blocks[0].labels, tuple(terms))
+    return map_blocks(align(builder, forms), dtype, lambda blocks: add_blocks(blocks, scales))
 
-    return map_blocks(align(builder, forms), dtype, build)
+
+def add_blocks(blocks: Sequence[Block], scales: Sequence[float]) -> Block:
+    """Terms side by side."""
+    terms = (replace(t, scale=t.scale * s) for block, s in zip(blocks, scales, strict=True) for t in block.terms)
+    return Block(blocks[0].labels, tuple(terms))
 
 
 def sum_dims(builder: Builder, form: Form, dims: Sequence[int], scale: float = 1.0) -> Form:
@@ -212,6 +222,19 @@ def constant_form(builder: Builder, value: float, dtype: torch.dtype, shape: Seq
         layout.append(tuple(entry))
     block = Block(tuple((Label(s),) for s in sizes), (Term((Factor(node, ()),)),))
     return Form(tuple(whole(s) for s in sizes), {(0,) * len(sizes): block}, tuple(layout), dtype)
+
+
+def stretched(builder: Builder, value: Form, shape: Sequence[Extent]) -> Form:
+    """Broadcast to original axes of the given sizes."""
+    lead = len(shape) - len(value.layout)
+    value = replace(value, layout=((),) * lead + value.layout)
+    grown: list[Extent] = []
+    for own, (number, rows) in zip(value.extents, shape, strict=True):
+        if own not in ((number, rows), (1, False)):
+            raise Decline(f"expands {value.axes} to {shape_text(shape)}, along an axis that is not of size 1")
+        grown.append((1, False) if own == (number, rows) else (number, rows))
+    target = constant_form(builder, 1.0, value.dtype, grown)
+    return map_blocks(align(builder, [value, target]), value.dtype, lambda blocks: blocks[0])
 
 
 def worth_keeping(block: Block) -> bool:

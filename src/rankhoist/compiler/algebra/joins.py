@@ -10,7 +10,20 @@ import numpy as np
 
 from rankhoist.compiler.algebra.contract import arrange, settle
 from rankhoist.compiler.algebra.cuts import flatten_labels, refine, take, unify
-from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Factor, Form, Label, cells, fresh, one_block, whole
+from rankhoist.compiler.algebra.forms import (
+    ROW,
+    Block,
+    Cell,
+    Decline,
+    Factor,
+    Form,
+    Label,
+    cells,
+    fresh,
+    one_block,
+    whole,
+)
+from rankhoist.compiler.algebra.grid import constant_form
 from rankhoist.compiler.algebra.ir import Builder, Node, Rate, aten
 from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.workload import Workload
@@ -159,3 +172,51 @@ def assemble(builder: Builder, form: Form, dim: int, parts: Sequence[Form]) -> F
         for cell, block in part.blocks.items():
             blocks[replaced(cell, at, k)] = block
     return Form(dims, blocks, own.layout, form.dtype)
+
+
+def along_axis(builder: Builder, forms: Sequence[Form], axis: int) -> Form:
+    """Forms side by side along an original axis that holds no rows; those without a position there are left out."""
+    forms = [ordered(f) for f in forms]
+    dim = forms[0].dim(axis)
+    return side_by_side(builder, [f for f in forms if f.extents[axis] != (0, False)] or forms[:1], dim)
+
+
+def side_by_side(builder: Builder, forms: Sequence[Form], dim: int) -> Form:
+    """Ordered forms along one dim, all others alike: their segments follow one another."""
+    shapes = [
+        tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms
+    ]
+    for f, shape in zip(forms, shapes, strict=True):
+        if shape != shapes[0]:
+            raise Decline(f"joins tensors that fold rows differently: {forms[0].axes} and {f.axes}")
+    for other in range(len(forms[0].dims)):
+        if other != dim:
+            forms = refine(builder, forms, [other] * len(forms))
+    segments: list[np.ndarray] = []
+    blocks: dict[Cell, Block] = {}
+    offset = 0
+    for f in forms:
+        for cell, block in f.blocks.items():
+            blocks[replaced(cell, dim, cell[dim] + len(segments))] = block
+        segments += [positions + offset for positions in f.dims[dim]]
+        offset += f.sizes[dim]
+    return Form(
+        (*forms[0].dims[:dim], tuple(segments), *forms[0].dims[dim + 1 :]), blocks, forms[0].layout, forms[0].dtype
+    )
+
+
+def padded(builder: Builder, value: Form, axis: int, low: int, high: int, number: float) -> Form:
+    """So many positions of one number before an axis and behind it."""
+    sides = [_constant_like(builder, value, axis, size, number) for size in (low, high)]
+    return along_axis(builder, [p for p in (sides[0], value, sides[1]) if p is not None], axis)
+
+
+def _constant_like(builder: Builder, value: Form, axis: int, size: int, number: float) -> Form | None:
+    if size <= 0:
+        return None
+    sizes = value.extents
+    sizes[axis] = (size, False)
+    made = constant_form(builder, number, value.dtype, sizes)
+    if any(ROW in e and len(e) > 1 for e in value.layout):
+        raise Decline(f"pads {value.axes}, whose rows are folded with another axis")
+    return made

@@ -13,11 +13,16 @@ from rankhoist.compiler.algebra.values import TensorValue, Value
 
 @dataclass
 class Outcome:
-    """What happened to one operator: for the report."""
+    """What happened to one operator: for the report.
+
+    `reason` says why no law applied, `declined` why those before the one that applied did not, by name.
+    """
 
     rates: set[Rate] = field(default_factory=set)
     reason: str | None = None
+    law: str = ""
     rule: str = ""
+    declined: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

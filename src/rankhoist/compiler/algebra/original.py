@@ -17,16 +17,13 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.capture import Program
 from rankhoist.capture.program import operator_name, overload
-from rankhoist.compiler.algebra import joins
+from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
-from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, aten, join
-from rankhoist.compiler.algebra.memo import Memo
-from rankhoist.compiler.algebra.unwritten import node_of
-from rankhoist.compiler.algebra.values import Opaque, RowNumber, TensorValue, Value, flat
+from rankhoist.compiler.algebra.infer import Operand, inferred
+from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, Work, aten, join
+from rankhoist.compiler.algebra.values import Opaque, Promise, RowNumber, TensorValue, Value, flat
 from rankhoist.compiler.algebra.work import original_work
-from rankhoist.compiler.algebra.workload import Workload
 
 RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
 READS_MEMORY = {  # neighbouring elements become one; memory as it lies; wrong where rows share theirs, in torch 2.13
@@ -35,16 +32,8 @@ READS_MEMORY = {  # neighbouring elements become one; memory as it lies; wrong w
 }  # fmt: skip
 
 
-class OriginalOperators:
-    """Runs the operators of `program` as their author wrote them, over forms.
-
-    Args:
-        workload: what contractions are ordered for when a form becomes a tensor.
-        memo: the builder that nodes are made in, and what is known of sizes that depend on data.
-    """
-
-    def __init__(self, program: Program, workload: Workload, memo: Memo) -> None:
-        self.program, self.workload, self.memo, self.b = program, workload, memo, memo.b
+class OriginalOperators(Evaluator):
+    """Runs the operators of `program` as their author wrote them, over forms."""
 
     def fallback(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
         """The operator over all N rows."""
@@ -53,55 +42,71 @@ class OriginalOperators:
     def run_rowwise(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
         """The operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
         operands = [v for v in flat((args, kwargs)) if isinstance(v, Form)]
-        rate = join(v.rate for v in operands)
-        if rate is Rate.WEIGHT and any(v.has_rows for v in operands):
-            rate = Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
-        return self.run_at(rate, node, args, kwargs, _outside(operands))
-
-    def run_unwritten(self, op: Op, args: list[Value], kwargs: dict[str, Value] | None = None) -> Value:
-        """An operator that the graph does not have, `run_rowwise` (see `unwritten`)."""
-        return self.run_rowwise(node_of(self.program, op, args, kwargs or {}), args, kwargs or {})
+        return self.run_at(_lowest(operands), node, args, kwargs, _outside(operands))
 
     def run_at(self, rate: Rate, node: fx.Node, args: list[Value], kwargs: dict[str, Value], outside: int = 1) -> Value:
         """The operator over as many rows as `rate` has; `outside` as in `received`."""
-        fake = node.meta["val"]
+        promised = self.promised(node)
         if operator_name(node) in RESHAPES and node.target not in READS_MEMORY and rate is not Rate.WEIGHT:
-            return self._reshape(args[0], rate, fake)
+            return self._reshape(args[0], rate, node.meta["val"], promised)
         shown = [self.present(a, rate) for a in args]
         if node.target in READS_MEMORY:
-            shown[0] = self.contiguous(shown[0])
+            shown[0] = self._contiguous(shown[0])
         named = {k: self.present(v, rate) for k, v in kwargs.items()}
-        made = self._made(rate, node, shown, named)
+        work = original_work(node, self.program.rows, self.workload.candidates)
+        made = self._made(rate, overload(node), shown, named, promised, work)
         self._measure(node, made)
-        if isinstance(fake, torch.Tensor):
-            return self.received(made, fake, outside)
-        parts = [None if f is None else self._part(made, i, f) for i, f in enumerate(fake)]
-        return [None if p is None else self.received(p, f, outside) for p, f in zip(parts, fake, strict=True)]
+        return self._results(made, promised, outside)
 
-    def _made(self, rate: Rate, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Node:
+    def operate(self, op: Op, args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
+        """Any operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
+        promised, work = inferred(op, [_operand(a) for a in args], {k: _operand(v) for k, v in kwargs.items()})
+        operands = [v for v in flat((args, kwargs)) if isinstance(v, Form)]
+        rate = _lowest(operands)
+        shown, named = [self.present(a, rate) for a in args], {k: self.present(v, rate) for k, v in kwargs.items()}
+        if op in READS_MEMORY:
+            shown[0] = self._contiguous(shown[0])
+        first = promised if isinstance(promised, Promise) else promised[0]
+        return self._results(self._made(rate, op, shown, named, first, work), promised, _outside(operands))
+
+    def dtype_of(self, op: Op, args: Sequence[Value]) -> torch.dtype:
+        """Of the one result of any operator."""
+        promised, _ = inferred(op, [_operand(a) for a in args], {})
+        assert isinstance(promised, Promise)
+        return promised.dtype
+
+    def _made(
+        self, rate: Rate, op: Op, args: list[Any], kwargs: dict[str, Any], promised: Any, work: Work
+    ) -> Node:  # fmt: skip
         """The call of the operator; one that makes several tensors stands for all their elements."""
-        fake, work = node.meta["val"], original_work(node, self.program.rows, self.workload.candidates)
-        single = isinstance(fake, torch.Tensor)
-        shape, dtype = (self._own_shape(fake, rate), fake.dtype) if single else ((work.elements,), torch.float32)
-        first = self._rows_first(fake if single else fake[0], rate)
-        return self.b.call(
-            overload(node), args, rate, shape, dtype, kwargs=kwargs, multiply_adds=work.multiply_adds, rows_first=first
-        )
+        single = isinstance(promised, Promise)
+        shape, dtype = (_own_shape(promised, rate), promised.dtype) if single else ((work.elements,), torch.float32)
+        first = _rows_first(promised if single else promised[0], rate)
+        madds = work.multiply_adds
+        return self.b.call(op, args, rate, shape, dtype, kwargs=kwargs, multiply_adds=madds, rows_first=first)
 
-    def _part(self, made: Node, index: int, fake: torch.Tensor) -> Node:
+    def _results(self, made: Node, promised: Any, outside: int) -> Value:
+        """The form of one result, or a list of those of several, without what nobody reads."""
+        if isinstance(promised, Promise):
+            return self.received(made, promised, outside)
+        parts = [None if p is None else self._part(made, i, p) for i, p in enumerate(promised)]
+        return [None if x is None else self.received(x, p, outside) for x, p in zip(parts, promised, strict=True)]
+
+    def _part(self, made: Node, index: int, promised: Promise) -> Node:
         """One result of an operator that makes several tensors."""
-        shape, first = self._own_shape(fake, made.rate), self._rows_first(fake, made.rate)
-        return self.b.call(operator.getitem, (made, index), made.rate, shape, fake.dtype, free=True, rows_first=first)
+        shape, first = _own_shape(promised, made.rate), _rows_first(promised, made.rate)
+        args = (made, index)
+        return self.b.call(operator.getitem, args, made.rate, shape, promised.dtype, free=True, rows_first=first)
 
-    def _reshape(self, value: Value, rate: Rate, fake: torch.Tensor) -> Value:
+    def _reshape(self, value: Value, rate: Rate, fake: torch.Tensor, promised: Promise) -> Value:
         """Sizes from the exported graph: a size of 1 (or 0) in a call must not change the number of axes."""
         shape = [self.present(self.size(s), rate) for s in fake.shape]
         given = (self.present(value, rate), shape)
-        own, first = self._own_shape(fake, rate), self._rows_first(fake, rate)
-        made = self.b.call(aten.reshape.default, given, rate, own, fake.dtype, free=True, rows_first=first)
-        return self.received(made, fake)
+        own, first = _own_shape(promised, rate), _rows_first(promised, rate)
+        made = self.b.call(aten.reshape.default, given, rate, own, promised.dtype, free=True, rows_first=first)
+        return self.received(made, promised)
 
-    def contiguous(self, x: Node) -> Node:
+    def _contiguous(self, x: Node) -> Node:
         """A copy in which no two elements share memory."""
         dense = {"memory_format": torch.contiguous_format}
         return self.b.call(aten.clone.default, (x,), x.rate, x.shape, x.dtype, kwargs=dense, rows_first=x.rows_first)
@@ -117,7 +122,7 @@ class OriginalOperators:
             kwargs = {"dtype": value.dtype, "device": self.program.device}
             return self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
         if isinstance(value, Form):
-            node = joins.materialise(self.b, value, self.workload)
+            node = self.node(value)
             if value.has_rows:
                 node = self.b.rowwise(node, rate)
             return self._original_axes(node, value)
@@ -148,38 +153,22 @@ class OriginalOperators:
 
     # -- what the operator returns
 
-    def received(self, node: Node, fake: torch.Tensor, outside: int = 1) -> Value:
+    def received(self, node: Node, promised: Promise, outside: int = 1) -> Value:
         """The result of an original operator as a form over its rows, or opaque where its axes do not follow them.
 
         Of an axis of `n * rows`, `outside` are outside of the rows, as in its operands, and the others inside.
         """
-        shape = self._known_shape(fake)
-        if shape is None:
-            return Opaque(node, fake.dtype)
-        sizes = [size for size, _ in shape]
-        with_rows = [axis for axis, (_, rows) in enumerate(shape) if rows]
+        if promised.shape is None:
+            return Opaque(node, promised.dtype)
+        sizes = [size for size, _ in promised.shape]
+        with_rows = [axis for axis, (_, rows) in enumerate(promised.shape) if rows]
         if node.rate is Rate.WEIGHT and not with_rows:
-            return plain(node, fake.dtype, row_layout(len(sizes), rows=False))
+            return plain(node, promised.dtype, row_layout(len(sizes), rows=False))
         if len(with_rows) != 1:
-            return Opaque(node, fake.dtype)
-        if shape[0] == (1, True):
-            return plain(node, fake.dtype, row_layout(len(sizes) - 1))
+            return Opaque(node, promised.dtype)
+        if promised.shape[0] == (1, True):
+            return plain(node, promised.dtype, row_layout(len(sizes) - 1))
         return self._rows_to_front(node, sizes, with_rows[0], outside)
-
-    def check(self, value: Value, fake: Any) -> None:
-        """That a rule's result has the sizes and the dtype which the exported graph promises (of a list: every one)."""
-        if isinstance(fake, list | tuple):
-            for own, promised in zip(value, fake, strict=True):
-                if own is not None and promised is not None:  # statistics that nobody reads
-                    self.check(own, promised)
-            return
-        if not isinstance(value, TensorValue):
-            raise TypeError(f"returned {type(value).__name__} for a tensor")
-        promised = self._known_shape(fake)
-        shape = value.extents if isinstance(value, Form) and promised is not None else promised
-        if (shape, value.dtype) != (promised, fake.dtype):
-            own, expected = shape_text(shape or ()), shape_text(promised or ())
-            raise ValueError(f"returned {own} of {value.dtype} for {expected} of {fake.dtype}")
 
     def _rows_to_front(self, node: Node, sizes: list[int], axis: int, outside: int) -> Form:
         """From the original layout, where `axis` holds rows (times its size), to `[rows, *dims]`."""
@@ -215,6 +204,19 @@ class OriginalOperators:
         expr = value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat) else sympy.Integer(value)
         return expr.subs(self.memo.symbols) if self.memo.symbols else expr
 
+    def promised(self, node: fx.Node) -> Any:
+        """What the exported graph says of the operator's result; a list where it makes several (None: not read)."""
+        fake = node.meta["val"]
+        if isinstance(fake, torch.Tensor):
+            return self._promise(fake)
+        return [None if f is None else self._promise(f) for f in fake]
+
+    def _promise(self, fake: torch.Tensor) -> Promise:
+        try:
+            return Promise(tuple(self.shape(fake)), fake.dtype)
+        except Decline as decline:
+            return Promise(None, fake.dtype, str(decline))
+
     def shape(self, fake: torch.Tensor) -> list[Extent]:
         """Original sizes as (number, times the row count?): `20 * rows` is (20, True). Declines for anything else."""
         return [self._extent(self.size(s)) for s in fake.shape]
@@ -227,30 +229,56 @@ class OriginalOperators:
             return int(quotient), True
         raise Decline(f"a size of {expr} is no multiple of the row count")
 
-    def _known_shape(self, fake: torch.Tensor) -> list[Extent] | None:
-        try:
-            return self.shape(fake)
-        except Decline:
-            return None
-
-    def _rows_first(self, fake: torch.Tensor, rate: Rate) -> bool:
-        """Whether axis 0 is the rows (at weight rate there is none), as in every node not in an original layout."""
-        shape = self._known_shape(fake)
-        return shape is not None and (rate is Rate.WEIGHT or shape[:1] == [(1, True)])
-
-    def _own_shape(self, fake: torch.Tensor, rate: Rate) -> tuple[int, ...]:
-        """Axes after the row axis, where axis 0 is the rows; the row's share of elements otherwise."""
-        shape = self._known_shape(fake)
-        if shape is None:
-            return ()
-        sizes = tuple(size for size, _ in shape)
-        if self._rows_first(fake, rate):
-            return sizes if rate is Rate.WEIGHT else sizes[1:]
-        return (math.prod(sizes),)
-
     def _view(self, op: Op, x: Node, how: Sequence[Any]) -> Node:
         """A view in an original layout."""
         return self.b.call(op, (x, how), x.rate, (), x.dtype, free=True, rows_first=False)
+
+
+def check(value: Value, promised: Any) -> None:
+    """That a rule's result has the sizes and the dtype which the exported graph promises (of a list: every one)."""
+    if isinstance(promised, list):
+        for own, promise in zip(value, promised, strict=True):
+            if own is not None and promise is not None:  # statistics that nobody reads
+                check(own, promise)
+        return
+    if not isinstance(value, TensorValue):
+        raise TypeError(f"returned {type(value).__name__} for a tensor")
+    shape = tuple(value.extents) if isinstance(value, Form) and promised.shape is not None else promised.shape
+    if (shape, value.dtype) != (promised.shape, promised.dtype):
+        expected = shape_text(promised.shape or ())
+        raise ValueError(f"returned {shape_text(shape or ())} of {value.dtype} for {expected} of {promised.dtype}")
+
+
+def _lowest(operands: Sequence[Form]) -> Rate:
+    """The rate at which something that reads all of them can be computed."""
+    rate = join(v.rate for v in operands)
+    if rate is Rate.WEIGHT and any(v.has_rows for v in operands):
+        return Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
+    return rate
+
+
+def _operand(value: Value) -> Any:
+    """An argument as inference takes it."""
+    if isinstance(value, Form):
+        return Operand(tuple(value.extents), value.dtype)
+    if isinstance(value, Opaque | RowNumber):
+        raise Decline("an operand's axes do not follow the rows")
+    return [_operand(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _rows_first(promised: Promise, rate: Rate) -> bool:
+    """Whether axis 0 is the rows (at weight rate there is none), as in every node not in an original layout."""
+    return promised.shape is not None and (rate is Rate.WEIGHT or promised.shape[:1] == ((1, True),))
+
+
+def _own_shape(promised: Promise, rate: Rate) -> tuple[int, ...]:
+    """Axes after the row axis, where axis 0 is the rows; the row's share of elements otherwise."""
+    if promised.shape is None:
+        return ()
+    sizes = tuple(size for size, _ in promised.shape)
+    if _rows_first(promised, rate):
+        return sizes if rate is Rate.WEIGHT else sizes[1:]
+    return (math.prod(sizes),)
 
 
 def _outside(operands: Sequence[Form]) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from rankhoist.compiler.algebra.forms import Form
+from rankhoist.compiler.algebra.forms import Decline, Extent, Form, shape_text
 from rankhoist.compiler.algebra.ir import Node
+from rankhoist.compiler.algebra.moves import ordered
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,31 @@ class RowNumber:
     step: int = 1
 
 
+@dataclass(frozen=True)
+class Promise:
+    """What a result has to be: the sizes of its original axes and its dtype.
+
+    Args:
+        shape: None where a size is neither a number nor a multiple of the row count, as `problem` says.
+    """
+
+    shape: tuple[Extent, ...] | None
+    dtype: torch.dtype
+    problem: str = ""
+
+    @property
+    def extents(self) -> list[Extent]:
+        """The sizes; declines where they do not follow the rows."""
+        if self.shape is None:
+            raise Decline(self.problem)
+        return list(self.shape)
+
+    @property
+    def axes(self) -> str:
+        """The sizes to read: `[rows, 2 * rows, 3]`."""
+        return shape_text(self.shape or ())
+
+
 TensorValue = Form | Opaque | RowNumber
 Value = Any  # TensorValue | list[Value] | sympy.Expr | int | float | bool | None | dtype | device
 
@@ -38,3 +64,22 @@ def flat(value: Any) -> list[Any]:
     if isinstance(value, list | tuple):
         return [x for v in value for x in flat(v)]
     return [value]
+
+
+def as_form(value: Value) -> Form:
+    """A tensor as a form with its dims in the order of its axes."""
+    if isinstance(value, Form):
+        return ordered(value)
+    if isinstance(value, Opaque):
+        raise Decline("the operand is a tensor whose axes do not follow the rows")
+    if isinstance(value, RowNumber):
+        raise Decline("the operand is the row number")
+    raise Decline("the operand is no tensor")
+
+
+def integer(value: Value) -> int:
+    """A number that is known now."""
+    try:
+        return int(value)
+    except TypeError as error:
+        raise Decline(f"the size {value} depends on the row count") from error

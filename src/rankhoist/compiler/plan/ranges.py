@@ -91,11 +91,14 @@ class Plans(Generic[P]):
         return "\n".join(lines)
 
 
-def make_plans(program: Program, level: Level, workload: Workload, target: Target | None = None) -> Plans[Plan]:
+def make_plans(
+    program: Program, level: Level, workload: Workload, target: Target | None = None,
+    without: frozenset[str] = frozenset(),
+) -> Plans[Plan]:  # fmt: skip
     """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent."""
     target = target or this_machine()
     deadline = time.thread_time() + SECONDS
-    found = search(program, level, workload, target)
+    found = search(program, level, workload, target, without)
     main = choice(level, found)
     b = Builder(program.device)
     if level is not Level.FULL:
@@ -104,7 +107,7 @@ def make_plans(program: Program, level: Level, workload: Workload, target: Targe
     for count in ELSEWHERE:
         if time.thread_time() < deadline and not _near(count, workload):
             other = Workload(count, workload.requests)
-            plan = affordable(program, level, other, found[-1].evaluated, None, target)
+            plan = affordable(program, level, other, found[-1].evaluated, None, target, without)
             pool += [] if plan is None else [plan]
     chosen = _chosen(pool, target)
     used = sorted({0, *(i for row in chosen for i in row)})

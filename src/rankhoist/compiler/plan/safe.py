@@ -15,7 +15,7 @@ def safe_plan(program: Program, asked: Level, workload: Workload, target: Target
 
     Its time is not predicted.
     """
-    interpreter = Interpreter(program, Level.EXPAND, workload, {}, frozenset())
+    interpreter = Interpreter(program, Level.EXPAND, workload, {})
     outputs = interpreter.run()
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
     cost = Cost(

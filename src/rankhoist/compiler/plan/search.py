@@ -22,8 +22,9 @@ from rankhoist.compiler.algebra.ir import Builder, Node, live_nodes
 from rankhoist.compiler.algebra.lean import lean
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.over import overwritten
+from rankhoist.compiler.algebra.text import graph_text
 from rankhoist.compiler.algebra.workload import Level, Workload
-from rankhoist.compiler.rules import all_rules, lookups
+from rankhoist.compiler.rules import all_rules, rules_without
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
 SECONDS = 15.0  # of this thread, whatever else the machine does: the search stops here with the best plan so far
@@ -58,7 +59,7 @@ class Plan(PlanSummary):
 
     `target` is what it was made for.
     `reasons` says, per captured operator, why no rule applied at the level asked for, or its form was not kept. A
-    `safe` plan is in the place of one that could not be made.
+    `safe` plan is in the place of one that could not be made; laws in `without` were switched off.
     """
 
     interpreter: Interpreter
@@ -67,16 +68,23 @@ class Plan(PlanSummary):
     target: Target
     reasons: dict[str, str] = field(default_factory=dict)
     safe: bool = False
+    without: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> list[Node]:
         """Everything it computes, operands first."""
         return live_nodes([o for o in self.outputs if isinstance(o, Node)])
 
+    def __str__(self) -> str:
+        return graph_text(self.nodes)
 
-def make_plan(program: Program, level: Level, workload: Workload, target: Target | None = None) -> Plan:
+
+def make_plan(
+    program: Program, level: Level, workload: Workload, target: Target | None = None,
+    without: frozenset[str] = frozenset(),
+) -> Plan:  # fmt: skip
     """The plan for `workload`: the fastest by prediction, below `full` the one with the fewest multiply-adds."""
-    found = search(program, level, workload, target or this_machine())
+    found = search(program, level, workload, target or this_machine(), without)
     return explained(level, settled(program, choice(level, found), Builder(program.device)), found[-1])
 
 
@@ -97,7 +105,7 @@ def best(plans: Iterable[Plan]) -> Plan:
 
 def settled(program: Program, plan: Plan, b: Builder) -> Plan:
     """The plan once more, without what the search left in its builder."""
-    again = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b), plan.target)
+    again = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b), plan.target, plan.without)
     return replace(again, cost=plan.cost)
 
 
@@ -106,18 +114,20 @@ def explained(level: Level, plan: Plan, told: Plan) -> Plan:
     return replace(plan, reasons=(plan if plan.level is level else told).reasons, asked=level)
 
 
-def search(program: Program, level: Level, workload: Workload, target: Target) -> list[Plan]:
+def search(
+    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str] = frozenset()
+) -> list[Plan]:
     """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found, last."""
     memo = Memo(Builder(program.device))
-    plain = attempt(program, Level.EXPAND, workload, frozenset(), memo, target)
+    plain = attempt(program, Level.EXPAND, workload, frozenset(), memo, target, without)
     levels = [x for x in Level if Level.EXPAND < x <= min(level, Level.FIRST)]
-    found = [affordable(program, x, workload, frozenset(), memo, target) for x in levels]
+    found = [affordable(program, x, workload, frozenset(), memo, target, without) for x in levels]
     if level is Level.FULL:
-        found.append(_improved(program, workload, memo, target))
+        found.append(_improved(program, workload, memo, target, without))
     return [plain, *(plan for plan in found if plan is not None)]
 
 
-def _improved(program: Program, workload: Workload, memo: Memo, target: Target) -> Plan | None:
+def _improved(program: Program, workload: Workload, memo: Memo, target: Target, without: frozenset[str]) -> Plan | None:
     """From "keep all" and "evaluate all", flip like operators together, then single ones, while it helps.
 
     Its reasons are those of "keep all"; None where both are too dear.
@@ -125,7 +135,7 @@ def _improved(program: Program, workload: Workload, memo: Memo, target: Target) 
     operators = frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
 
     def tried(evaluated: frozenset[str]) -> list[Plan]:
-        plan = affordable(program, Level.FULL, workload, evaluated, memo, target)
+        plan = affordable(program, Level.FULL, workload, evaluated, memo, target, without)
         return [] if plan is None else [plan]
 
     starts = [*tried(frozenset()), *tried(operators)]
@@ -174,23 +184,25 @@ def _results(node: fx.Node) -> list[Any]:
 
 def attempt(
     program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None = None,
-    target: Target | None = None, seconds: float = math.inf,
+    target: Target | None = None, without: frozenset[str] = frozenset(), seconds: float = math.inf,
 ) -> Plan:  # fmt: skip
     """Interpret the program with one set of choices, and count; see `Interpreter.run` for `seconds`."""
     target = target or this_machine()
-    interpreter = Interpreter(program, level, workload, all_rules(), lookups(), lambda n: n.name not in evaluated, memo)
+    laws = rules_without(without) if without else all_rules()
+    interpreter = Interpreter(program, level, workload, laws, lambda n: n.name not in evaluated, memo)
     outputs = lean(interpreter.b, interpreter.run(seconds), target.limits)
     cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
     reasons = {n: o.reason for n, o in interpreter.outcomes.items() if o.reason}
-    return Plan(level, level, workload, cost, interpreter, outputs, evaluated, target, reasons)
+    return Plan(level, level, workload, cost, interpreter, outputs, evaluated, target, reasons, without=without)
 
 
 def affordable(
-    program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None, target: Target
-) -> Plan | None:
+    program: Program, level: Level, workload: Workload, evaluated: frozenset[str], memo: Memo | None, target: Target,
+    without: frozenset[str] = frozenset(),
+) -> Plan | None:  # fmt: skip
     """An attempt, or None where it takes too long. What the memo has learned stays right: it ends between operators."""
     try:
-        return attempt(program, level, workload, evaluated, memo, target, ATTEMPT)
+        return attempt(program, level, workload, evaluated, memo, target, without, ATTEMPT)
     except OverBudget:
         return None
 

@@ -1,11 +1,14 @@
-"""Rules: one law per ATen operator, one file per family. The order of families is written here and nowhere else."""
+"""Rules: the laws of every ATen operator, one file per family. The order of families is written here and nowhere else.
+
+An operator's laws are tried in this order and in that of its family's table: the best comes first.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-from rankhoist.compiler.algebra.interpret import Rule
+from rankhoist.compiler.algebra.call import Law
 from rankhoist.compiler.rules import (
     attention,
     joining,
@@ -20,36 +23,46 @@ from rankhoist.compiler.rules import (
     scans,
     windows,
 )
+from rankhoist.compiler.rules.law import table
+from rankhoist.errors import CaptureError
 
 FAMILIES = {
-    "lookup": lookup.RULES,
-    "reshape": reshape.RULES,
-    "parts": parts.RULES,
-    "joining": joining.RULES,
-    "pointwise": pointwise.RULES,
-    "linear": linear.RULES,
-    "reduce": reduce.RULES,
-    "attention": attention.RULES,
-    "norm": norm.RULES,
-    "scans": scans.RULES,
-    "windows": windows.RULES,
-    "rowwise": rowwise.RULES,
+    "lookup": lookup.LAWS,
+    "reshape": reshape.LAWS,
+    "parts": parts.LAWS,
+    "joining": joining.LAWS,
+    "pointwise": pointwise.LAWS,
+    "linear": linear.LAWS,
+    "attention": attention.LAWS,
+    "norm": norm.LAWS,
+    "scans": scans.LAWS,
+    "windows": windows.LAWS,
+    "reduce": reduce.LAWS,
+    "rowwise": rowwise.LAWS,
 }
 
 
 @cache
-def all_rules() -> dict[Any, Rule]:
-    """Operator -> rule; no operator belongs to two families."""
-    rules: dict[Any, Rule] = {}
-    for family, own in FAMILIES.items():
-        twice = rules.keys() & own.keys()
-        if twice:
-            raise ValueError(f"family {family} repeats {sorted(map(str, twice))}")
-        rules.update(own)
-    return rules
+def all_rules() -> dict[Any, tuple[Law, ...]]:
+    """Operator -> its laws, the best first."""
+    return table(FAMILIES.values())
 
 
-def lookups() -> frozenset[Any]:
-    """Operators hoisted at level `lookup`: table reads, and what only moves or casts elements before and after them."""
-    moves = reshape.RULES | parts.RULES | joining.RULES
-    return frozenset(lookup.LOOKUPS) | frozenset(moves) | frozenset(pointwise.CASTS)
+def law_names() -> list[str]:
+    """Of all laws, in order."""
+    return list(dict.fromkeys(row.name for family in FAMILIES.values() for row in family))
+
+
+def check_names(names: frozenset[str]) -> None:
+    """That they are names of laws.
+
+    Raises:
+        CaptureError: one is not.
+    """
+    if unknown := sorted(names - {*law_names()}):
+        raise CaptureError(f"unknown law {unknown[0]!r}; laws are {', '.join(law_names())}")
+
+
+def rules_without(names: frozenset[str]) -> dict[Any, tuple[Law, ...]]:
+    """The same table with some laws switched off."""
+    return {op: tuple(row for row in rows if row.name not in names) for op, rows in all_rules().items()}

@@ -6,167 +6,198 @@ pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-from torch import fx
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
 
 from rankhoist.compiler.algebra import grid, moves
-from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.call import Call
+from rankhoist.compiler.algebra.forms import Elsewhere, Form
 from rankhoist.compiler.algebra.ir import Rate
-from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.work import einsum_axes
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.rules.arguments import axis_of, form, named, tidy
-from rankhoist.compiler.rules.pointwise import ARITHMETIC, plus
-from rankhoist.compiler.rules.table import table
+from rankhoist.compiler.rules.law import law
 
 
-def contract(
-    interpreter: Interpreter, operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]
-) -> Form:
-    """Einsum over original axes: multiply, then sum over the names that the result lacks. Unevaluated."""
-    dtype = operands[0].dtype
-    if dtype not in ARITHMETIC or any(o.dtype != dtype for o in operands):
-        raise Decline(f"product of {', '.join(str(o.dtype) for o in operands)}")
-    names = [*result, *dict.fromkeys(n for own in axes for n in own if n not in result)]
-    if any(len(set(own)) != len(own) for own in axes):
-        raise Decline(f"an operand names an axis twice: {_equation(operands, axes, result)}")
-    placed = []
-    for operand, own in zip(interpreter.short(_operands_for_level(interpreter, operands)), axes, strict=True):
-        entries = dict(zip(own, operand.layout, strict=True))
-        placed.append(replace(operand, layout=tuple(entries.get(n, ()) for n in names)))
-    product = grid.multiply(interpreter.b, placed, dtype)
-    inner = [d for entry in product.layout[len(result) :] for d in entry]
-    if ROW in inner:
-        raise Decline(f"sums over the rows: {_equation(operands, axes, result)}")
-    return grid.sum_dims(interpreter.b, product, inner)
+@dataclass(frozen=True)
+class Product:
+    """A contraction by the names of its operands' axes, and what is done with the result."""
+
+    factors: Sequence[Form]
+    axes: Sequence[Sequence[str]]
+    result: Sequence[str]
+    then: Callable[[Form], Form] = lambda out: out
+
+    def of(self, call: Call, factors: Sequence[Form]) -> Form:
+        """The product of the same factors in other blocks, unevaluated."""
+        return self.then(call.contract(factors, self.axes, self.result))
+
+    @property
+    def rows(self) -> int:
+        """How many factors are more than weights."""
+        return sum(f.rate is not Rate.WEIGHT for f in self.factors)
 
 
-def _equation(operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> str:
-    """A contraction to read: `b i, b j -> i j of [rows, 6], [rows, 4]`."""
-    left = ", ".join(" ".join(own) for own in axes)
-    return f"{left} -> {' '.join(result)} of {', '.join(o.axes for o in operands)}"
-
-
-def _operands_for_level(interpreter: Interpreter, operands: Sequence[Form]) -> list[Form]:
-    """Below level `first` only weights meet blocks; values with rows meet as whole tensors."""
-    with_rows = [o for o in operands if o.rate is not Rate.WEIGHT]
-    if len(with_rows) > 1 and interpreter.level < Level.FIRST:
-        return [interpreter.solid(o) if o.mixed else o for o in operands]
-    return [tidy(interpreter, o) for o in operands]
-
-
-def linear(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def linear(call: Call) -> Product:
     """`x W^T + b`, x [..., k], W [h, k]."""
-    arguments = named(node, args, kwargs)
-    x, weight = form(arguments["input"]), form(arguments["weight"])
+    x, weight = call.forms("input", "weight")
     lead = [f"b{i}" for i in range(len(x.layout) - 1)]
-    out = contract(interpreter, (x, weight), ([*lead, "k"], ["h", "k"]), [*lead, "h"])
-    return out if arguments["bias"] is None else _plus(interpreter, out, form(arguments["bias"]))
+    return Product((x, weight), ([*lead, "k"], ["h", "k"]), [*lead, "h"], _bias(call))
 
 
-def addmm(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def addmm(call: Call) -> Product:
     """`beta * input + alpha * (x @ y)`, batched or not."""
-    arguments = named(node, args, kwargs)
-    x, y = (form(arguments[k]) for k in (("mat1", "mat2") if "mat1" in arguments else ("batch1", "batch2")))
+    x, y, onto = call.form("mat1", "batch1"), call.form("mat2", "batch2"), call.form("self")
+    alpha, beta = float(call.value("alpha")), float(call.value("beta"))
     batch = ["b"] * (len(x.layout) - 2)
-    out = contract(interpreter, (x, y), ([*batch, "m", "k"], [*batch, "k", "n"]), [*batch, "m", "n"])
-    onto = form(arguments["self"] if "self" in arguments else arguments["input"])
-    if onto.dtype == out.dtype and arguments["beta"] == 1:
-        return plus(interpreter, grid.total(interpreter.b, [out], out.dtype, (float(arguments["alpha"]),)), onto)
-    return grid.total(interpreter.b, [out, onto], out.dtype, (float(arguments["alpha"]), float(arguments["beta"])))
+
+    def added(out: Form) -> Form:
+        if onto.dtype == out.dtype and beta == 1:
+            return call.plus(grid.total(call.builder, [out], out.dtype, (alpha,)), onto)
+        return grid.total(call.builder, [out, onto], out.dtype, (alpha, beta))
+
+    return Product((x, y), ([*batch, "m", "k"], [*batch, "k", "n"]), [*batch, "m", "n"], added)
 
 
-def matmul(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def matmul(call: Call) -> Product:
     """`x @ y` by PyTorch's rules: matrices in the last two axes, batch axes broadcast, vectors contract."""
-    x, y = form(args[0]), form(args[1])
+    x, y = call.forms()
     left = ["k"] if len(x.layout) == 1 else [*_batch(len(x.layout)), "m", "k"]
     right = ["k"] if len(y.layout) == 1 else [*_batch(len(y.layout)), "k", "n"]
     depth = max(len(x.layout), len(y.layout))
-    result = [n for n in [*_batch(depth), "m", "n"] if n in left or n in right]
-    return contract(interpreter, (x, y), (left, right), result)
+    return Product((x, y), (left, right), [n for n in [*_batch(depth), "m", "n"] if n in left or n in right])
 
 
 def _batch(depth: int) -> list[str]:
     return [f"b{i}" for i in range(depth - 2, 0, -1)]
 
 
-def einsum(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def einsum(call: Call) -> Product:
     """Any einsum without repeated letters in one operand."""
-    operands = [form(v) for v in args[1]]
-    axes, result = einsum_axes(str(args[0]), [len(o.layout) for o in operands])
-    return contract(interpreter, operands, axes, result)
+    factors = call.forms("tensors")
+    return Product(factors, *einsum_axes(call.value("equation"), [len(f.layout) for f in factors]))
 
 
-def pointwise_convolution(interpreter: Interpreter, arguments: dict[str, Value]) -> Form | None:
-    """A convolution whose kernel has size 1 is a linear map of the channels; `None` for others."""
-    x, weight = form(arguments["input"]), form(arguments["weight"])
+def convolution(call: Call) -> Product:
+    """A convolution whose kernel has size 1 is a linear map of the channels."""
+    x, weight = call.forms("input", "weight")
     space = [f"s{i}" for i in range(len(weight.layout) - 2)]
-    plain = all(n == 1 for n in weight.sizes[2:]) and arguments["groups"] == 1 and set(arguments["stride"]) == {1}
-    padded = not isinstance(arguments["padding"], str) and any(arguments["padding"])
-    if not plain or padded or arguments.get("transposed") or len(x.layout) != len(weight.layout):
-        return None
+    plain = all(n == 1 for n in weight.sizes[2:]) and call.value("groups") == 1 and set(call.value("stride")) == {1}
+    padded = not isinstance(call.value("padding"), str) and any(call.value("padding"))
+    if not plain or padded or call.value("transposed") or len(x.layout) != len(weight.layout):
+        raise Elsewhere(f"the kernel {weight.axes} on {x.axes} is no matrix of the channels")
     for _ in space:
-        weight = moves.drop_dim(interpreter.b, weight, len(weight.dims) - 1)
-    out = contract(interpreter, (x, weight), (["b", "i", *space], ["o", "i"]), ["b", "o", *space])
-    if arguments["bias"] is None:
-        return out
-    bias = form(arguments["bias"])
-    return _plus(interpreter, out, replace(bias, layout=((), bias.layout[0], *(() for _ in space))))
+        weight = moves.drop_dim(call.builder, weight, len(weight.dims) - 1)
+    axes = (["b", "i", *space], ["o", "i"])
+    return Product((x, weight), axes, ["b", "o", *space], _bias(call, after=len(space)))
 
 
-def tensordot(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def tensordot(call: Call) -> Product:
     """Sums over pairs of axes; the other axes of both operands follow one another."""
-    x, y = form(args[0]), form(args[1])
+    x, y = call.forms("self", "other")
     left, right = [f"x{i}" for i in range(len(x.layout))], [f"y{i}" for i in range(len(y.layout))]
-    for i, k in zip(args[2], args[3], strict=True):
-        right[axis_of(y, k)] = left[axis_of(x, i)]
-    return contract(interpreter, (x, y), (left, right), [n for n in (*left, *right) if (n in left) != (n in right)])
+    for i, k in zip(call.value("dims_self"), call.value("dims_other"), strict=True):
+        right[y.place(k)] = left[x.place(i)]
+    return Product((x, y), (left, right), [n for n in (*left, *right) if (n in left) != (n in right)])
 
 
-def bilinear(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def bilinear(call: Call) -> Product:
     """`sum_ij x_i W_oij y_j + b_o`: the weight meets the context first, and is then a matrix of the request."""
-    arguments = named(node, args, kwargs)
-    x, y, weight = form(arguments["input1"]), form(arguments["input2"]), form(arguments["weight"])
+    x, y, weight = call.forms("input1", "input2", "weight")
     lead = [f"b{i}" for i in range(len(x.layout) - 1)]
-    out = contract(interpreter, (x, y, weight), ([*lead, "i"], [*lead, "j"], ["o", "i", "j"]), [*lead, "o"])
-    return out if arguments["bias"] is None else _plus(interpreter, out, form(arguments["bias"]))
+    return Product((x, y, weight), ([*lead, "i"], [*lead, "j"], ["o", "i", "j"]), [*lead, "o"], _bias(call))
 
 
-def dot(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def dot(call: Call) -> Product:
     """`x . y` of vectors."""
-    return contract(interpreter, [form(args[0]), form(args[1])], (["k"], ["k"]), [])
+    return Product(call.forms(), (["k"], ["k"]), [])
 
 
-def vecdot(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def vecdot(call: Call) -> Product:
     """`sum_d x_d y_d` along one axis, the others broadcast: a linear map of y, made of x."""
-    arguments = named(node, args, kwargs)
-    x, y = form(arguments["x"]), form(arguments["y"])
+    x, y = call.forms("x", "y")
     names = [f"b{i}" for i in range(max(len(x.layout), len(y.layout)))]
-    gone = names[axis_of(x if len(x.layout) > len(y.layout) else y, arguments["dim"])]
+    gone = names[(x if len(x.layout) > len(y.layout) else y).place(call.value("dim"))]
     left, right = (names[len(names) - len(f.layout) :] for f in (x, y))
-    return contract(interpreter, (x, y), (left, right), [n for n in names if n != gone])
+    return Product((x, y), (left, right), [n for n in names if n != gone])
 
 
-def outer(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def outer(call: Call) -> Product:
     """`x y^T` of vectors."""
-    return contract(interpreter, [form(args[0]), form(args[1])], (["m"], ["n"]), ["m", "n"])
+    return Product(call.forms(), (["m"], ["n"]), ["m", "n"])
 
 
-def _plus(interpreter: Interpreter, x: Form, bias: Form) -> Form:
-    return grid.total(interpreter.b, [x, bias], x.dtype, (1.0, 1.0))
+def _bias(call: Call, after: int = 0) -> Callable[[Form], Form]:
+    """Adds the bias along the axis that has `after` others behind it."""
+
+    def added(out: Form) -> Form:
+        if call.value("bias") is None:
+            return out
+        bias = call.form("bias")
+        placed = replace(bias, layout=(*bias.layout, *(() for _ in range(after))))
+        return grid.total(call.builder, [out, placed], out.dtype, (1.0, 1.0))
+
+    return added
 
 
-RULES = table([
-    ("linear", linear),
-    ("addmm baddbmm", addmm),
-    ("matmul mm bmm mv", matmul),
-    ("einsum", einsum),
-    ("tensordot", tensordot),
-    ("bilinear", bilinear),
-    ("dot vdot", dot),
-    ("linalg_vecdot", vecdot),
-    ("outer", outer),
-])  # fmt: skip
+# -- the laws of all products
+
+
+def per_block(product: Callable[[Call], Product]) -> Callable[[Call], Form]:
+    """One value and weights: the product of every block."""
+
+    @wraps(product)
+    def rule(call: Call) -> Form:
+        found = product(call)
+        if found.rows > 1:
+            raise Elsewhere(f"several factors have rows: {', '.join(f.axes for f in found.factors)}")
+        return found.of(call, [call.tidy(f) for f in found.factors])
+
+    return rule
+
+
+def blocks_times_blocks(product: Callable[[Call], Product]) -> Callable[[Call], Form]:
+    """Several values with rows: every block with every block."""
+
+    @wraps(product)
+    def rule(call: Call) -> Form:
+        found = product(call)
+        return found.of(call, [call.tidy(f) for f in found.factors])
+
+    return rule
+
+
+def of_tensors(product: Callable[[Call], Product]) -> Callable[[Call], Form]:
+    """Several values with rows, one tensor each."""
+
+    @wraps(product)
+    def rule(call: Call) -> Form:
+        found = product(call)
+        return found.of(call, found.factors)
+
+    return rule
+
+
+PRODUCTS = {
+    "linear": linear,
+    "addmm baddbmm": addmm,
+    "matmul mm bmm mv": matmul,
+    "einsum": einsum,
+    "tensordot": tensordot,
+    "bilinear": bilinear,
+    "conv1d conv2d conv3d convolution": convolution,
+    "dot vdot": dot,
+    "linalg_vecdot": vecdot,
+    "outer": outer,
+}
+
+LAWS = [
+    *law(
+        "linear over a concatenation",
+        Level.REQUEST,
+        {k: per_block(p) for k, p in PRODUCTS.items()},
+        blocks=Level.LINEAR,
+    ),
+    *law("pairs of blocks", Level.FIRST, {k: blocks_times_blocks(p) for k, p in PRODUCTS.items()}),
+    *law("products of tensors", Level.REQUEST, {k: of_tensors(p) for k, p in PRODUCTS.items()}, whole=True),
+]

@@ -6,189 +6,101 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
-from torch import fx
 
-from rankhoist.capture.program import overload
-from rankhoist.compiler.algebra import joins, moves
-from rankhoist.compiler.algebra.contract import settle
-from rankhoist.compiler.algebra.forms import ROW, Decline, Factor, Form, Label, one_block, shape_text, whole
-from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra import folds, moves
+from rankhoist.compiler.algebra.call import Call
+from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.ir import Rate, aten
-from rankhoist.compiler.algebra.values import RowNumber, Value
-from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, integer, named, tidy
-from rankhoist.compiler.rules.table import table
+from rankhoist.compiler.algebra.values import RowNumber, Value, as_form
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.rules.law import law
+
+# -- tables
 
 
-def embedding(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def embedding(call: Call) -> Form:
     """Rows of a table: `[..., ] -> [..., D]`."""
-    arguments = named(node, args, kwargs)
-    weight, ids = form(arguments["weight"]), form(arguments["indices"])
-    if weight.rate is not Rate.WEIGHT or weight.has_rows:
-        raise Decline(f"the table is no weight, but {weight.axes}")
-    read = joins.materialise(interpreter.b, weight, interpreter.workload)
-    return _looked_up(
-        interpreter,
-        tidy(interpreter, ids),
-        weight.dtype,
-        weight.sizes[1:],
-        lambda f: (aten.embedding.default, (read, f.node)),
-    )
+    table, ids = call.forms("weight", "indices")
+    if table.rate is not Rate.WEIGHT or table.has_rows:
+        raise Decline(f"the table is no weight, but {table.axes}")
+    return call.by_element(call.tidy(ids), lambda part: call.run(aten.embedding.default, table, part))
 
 
-def _looked_up(interpreter: Interpreter, ids: Form, dtype: torch.dtype, extra: tuple[int, ...], call: Any) -> Form:
-    """Per block of ids: `call(factor)` gives the operator; the result has the axes of the ids, then `extra`."""
-    blocks = {}
-    for cell, block in ids.blocks.items():
-        f = settle(interpreter.b, block, interpreter.workload).factor
-        op, given = call(f)
-        made = interpreter.b.call(op, given, f.node.rate, (*f.node.shape, *extra), dtype)
-        new = tuple(Label(n) for n in extra)
-        labels = (*block.labels, *((x,) for x in new))
-        blocks[cell + (0,) * len(extra)] = one_block(Factor(made, (*f.labels, *new)), labels)
-    depth = len(ids.dims)
-    layout = (*ids.layout, *((depth + i,) for i in range(len(extra))))
-    return Form((*ids.dims, *(whole(n) for n in extra)), blocks, layout, dtype)
-
-
-def one_hot(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def one_hot(call: Call) -> Form:
     """`[...] -> [..., classes]`, the number of classes as the exported graph shows it."""
-    classes = interpreter.shape(node.meta["val"])[-1][0]
-    ids = tidy(interpreter, form(args[0]))
-    return _looked_up(interpreter, ids, torch.int64, (classes,), lambda f: (aten.one_hot.default, (f.node, classes)))
+    classes, _ = call.out.extents[-1]
+    return call.by_element(call.tidy(call.form()), lambda part: call.run(aten.one_hot.default, part, classes))
 
 
-def bucketize(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def bucketize(call: Call) -> Form:
     """The bucket of every element, for constant boundaries."""
-    value, edges = form(args[0]), form(args[1])
+    value, edges = call.forms()
     if edges.rate is not Rate.WEIGHT:
         raise Decline(f"the boundaries are no weight, but {edges.axes}")
-    read = joins.materialise(interpreter.b, edges, interpreter.workload)
-    blocks = {}
-    for cell, block in tidy(interpreter, value).blocks.items():
-        f = settle(interpreter.b, block, interpreter.workload).factor
-        given = (f.node, read, *args[2:])
-        made = interpreter.b.call(
-            overload(node), given, f.node.rate, f.node.shape, node.meta["val"].dtype, kwargs=kwargs
-        )
-        blocks[cell] = one_block(Factor(made, f.labels), block.labels)
-    return replace(tidy(interpreter, value), blocks=blocks, dtype=node.meta["val"].dtype)
+    return call.by_element(call.tidy(value), lambda part: call.again(self=part, boundaries=edges))
 
 
-def index_select(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Positions of one axis, by a constant index, or rows of a weight by ids."""
-    value, index = form(args[0]), form(args[2])
-    return _index_axis(interpreter, value, axis_of(value, args[1]), index)
+def embedding_bag(call: Call) -> Value:
+    """Bags `[rows, L]`, flattened, with an offset per row: every row reads its own ids."""
+    ids, offsets = call.form("indices"), call.value("offsets")
+    bags = call.forms("indices", "per_sample_weights")
+    mine = isinstance(offsets, RowNumber) and offsets.step == math.prod(ids.sizes)
+    if not mine or any(len(f.layout) != 1 or f.layout[0][0] != ROW for f in bags):
+        raise Decline(f"bags given by offsets may cross rows: {ids.axes}")
+    table = call.form("weight")
+    if table.rate is not Rate.WEIGHT:
+        raise Decline(f"the table is no weight, but {table.axes}")
+    return call.rowwise()
 
 
-def index(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`x[..., i, j, ...]`: constant indices move positions; ids read a weight; "my own row" reads every row for
-    itself.
-    """
-    value = form(args[0])
-    chosen = [(axis, i) for axis, i in enumerate(args[1]) if i is not None]
-    if any(isinstance(i, RowNumber) for _, i in chosen):
-        return _own_row(interpreter, node, value, chosen)
+def table_index(call: Call) -> Form:
+    """`w[ids]`: rows of a weight."""
+    table, (axis, index) = call.form(), _one_axis(call)
+    if table.rate is not Rate.WEIGHT or table.has_rows or axis:
+        raise Elsewhere(f"{table.axes} is no table whose rows are read")
+    ids = call.tidy(index)
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise Decline(f"axis {axis} of {table.axes} is indexed by {ids.dtype} that depends on the inputs")
+    return call.by_element(ids, lambda part: call.run(aten.index.Tensor, table, [part]))
+
+
+# -- constant index
+
+
+def constant_index(call: Call) -> Form:
+    """`x[..., i, j, ...]`: constant indices move positions."""
+    value, chosen = call.form(), _chosen(call)
     axes = [axis for axis, _ in chosen]
-    constants = [interpreter.constant(i) for _, i in chosen]
-    if all(k is not None for k in constants):
-        return _constant_index(interpreter, value, axes, [k for k in constants if k is not None])
-    if len(chosen) == 1:
-        return _index_axis(interpreter, value, chosen[0][0], form(chosen[0][1]))
-    raise Decline(f"axes {axes} of {value.axes} are indexed by tensors that depend on the inputs")
+    constants = [call.constant(i) for _, i in chosen]
+    if any(k is None for k in constants):
+        if len(chosen) > 1:
+            raise Decline(f"axes {axes} of {value.axes} are indexed by tensors that depend on the inputs")
+        as_form(chosen[0][1])
+        problem = f"axis {axes[0]} of {value.axes} is indexed by a tensor that depends on the inputs"
+        raise Elsewhere(problem) if value.rate is Rate.WEIGHT and not axes[0] else Decline(problem)
+    return folds.take_points(call.builder, value, axes, [k for k in constants if k is not None])
 
 
-def _constant_index(interpreter: Interpreter, value: Form, axes: list[int], constants: list[torch.Tensor]) -> Form:
-    """Adjacent axes become one, of which points are taken; a boolean mask is the list of its true points."""
-    if len(constants) == 1 and constants[0].dtype == torch.bool:
-        mask = constants[0]
-        axes = list(range(axes[0], axes[0] + mask.dim()))
-        constants = list(mask.nonzero(as_tuple=True))
-    if axes != list(range(axes[0], axes[0] + len(axes))):
-        raise Decline(f"axes {axes} of {value.axes} are indexed and are not neighbours")
-    points = torch.broadcast_tensors(*constants)
-    value = moves.ordered(value)
-    dims = [dim_of(value, axis) for axis in axes]
-    sizes = [value.sizes[d] for d in dims]
-    wrapped = [
-        np.where(p.numpy() < 0, p.numpy() + n, p.numpy()).reshape(-1) for p, n in zip(points, sizes, strict=True)
-    ]
-    flat = np.ravel_multi_index(wrapped, sizes)
-    first = value.layout[: axes[0]]
-    merged = moves.merge_dims(
-        interpreter.b, replace(value, layout=_merged_layout(value, axes, dims[0])), dims[0], len(dims)
-    )
-    taken = moves.take_dim(interpreter.b, merged, dims[0], flat)
-    shape = list(points[0].shape)
-    if len(shape) == 1:
-        return taken
-    if not shape:
-        return moves.drop_dim(interpreter.b, taken, dims[0])
-    split = moves.split_dim(
-        interpreter.b, replace(taken, layout=tuple((d,) for e in taken.layout for d in e)), dims[0], shape
-    )
-    rest = [e for e in taken.layout[len(first) + 1 :]]
-    shifted = [tuple(d + len(shape) - 1 if d > dims[0] else d for d in e) for e in rest]
-    return replace(split, layout=(*first, *((dims[0] + i,) for i in range(len(shape))), *shifted))
+def _chosen(call: Call) -> list[tuple[int, Value]]:
+    """Axes and what indexes them, of `index` and `index_select`."""
+    if call.name == "index_select":
+        return [(call.form().place(call.value("dim")), call.value("index"))]
+    return [(axis, i) for axis, i in enumerate(call.value("indices")) if i is not None]
 
 
-def _merged_layout(value: Form, axes: list[int], dim: int) -> tuple[tuple[int, ...], ...]:
-    together = tuple(d for axis in axes for d in value.layout[axis])
-    return (*value.layout[: axes[0]], together, *value.layout[axes[-1] + 1 :])
+def _one_axis(call: Call) -> tuple[int, Form]:
+    (axis, index), *others = _chosen(call)
+    if others:
+        raise Elsewhere("several axes are indexed")
+    return axis, as_form(index)
 
 
-def _index_axis(interpreter: Interpreter, value: Form, axis: int, index: Form) -> Form:
-    """One axis indexed by a tensor of ids."""
-    constant = interpreter.constant(index)
-    if constant is not None:
-        return _constant_index(interpreter, value, [axis], [constant])
-    if value.rate is Rate.WEIGHT and not value.has_rows:
-        ids = tidy(interpreter, index)
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise Decline(f"axis {axis} of {value.axes} is indexed by {ids.dtype} that depends on the inputs")
-        read = joins.materialise(interpreter.b, value, interpreter.workload)
-        if axis == 0:
-            extra = value.sizes[1:]
-            return _looked_up(interpreter, ids, value.dtype, extra, lambda f: (aten.index.Tensor, (read, [f.node])))
-    raise Decline(f"axis {axis} of {value.axes} is indexed by a tensor that depends on the inputs")
-
-
-def _own_row(interpreter: Interpreter, node: fx.Node, value: Form, chosen: list[tuple[int, Value]]) -> Value:
-    """`x[arange(rows), ids]` reads the own row of x: it runs at the rate of x and ids."""
-    axes = [axis for axis, _ in chosen]
-    if not isinstance(chosen[0][1], RowNumber) or chosen[0][1].step != 1 or value.layout[axes[0]] != (ROW,):
-        raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
-    if len(chosen) == 1:
-        return value
-    others = [form(i) for _, i in chosen[1:]]
-    shown = ", ".join(i.axes for i in others)
-    if any(ROW in e for i in others for e in i.layout[1:]):
-        raise Decline(f"{value.axes} is indexed by {shown}, with rows in a later axis")
-    if any(len(i.layout) > 1 for i in others) or axes != list(range(axes[0], axes[0] + len(axes))):
-        raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not by one element per row")
-    return interpreter.run_rowwise(node, [value, [None] * axes[0] + [i for _, i in chosen]], {})
-
-
-def gather(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`gather` along an axis without rows reads every row for itself."""
-    value, index = form(args[0]), form(args[2])
-    dim_of(value, args[1])
-    rows = [[axis for axis, e in enumerate(f.layout) if ROW in e] for f in (value, index)]
-    if value.rate is Rate.WEIGHT and not value.has_rows:
-        raise Decline(f"gathers from {value.axes}, which is a weight")
-    if rows[0] != rows[1] or any(len(f.layout[r]) > 1 for f, rs in zip((value, index), rows, strict=True) for r in rs):
-        raise Decline(f"gathers across rows: {value.axes} by {index.axes}")
-    return interpreter.run_rowwise(node, [value, args[1], index, *args[3:]], kwargs)
-
-
-def masked_select(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def masked_select(call: Call) -> Form:
     """A constant mask over the axes after the rows, flattened: points of these axes, folded behind the rows."""
-    value = form(args[0])
-    mask = form(args[1])
-    constant = interpreter.constant(replace(mask, layout=tuple(tuple(d for d in e if d != ROW) for e in mask.layout)))
+    value, mask = call.forms("self", "mask")
+    constant = call.constant(replace(mask, layout=tuple(tuple(d for d in e if d != ROW) for e in mask.layout)))
     if constant is None:
         raise Decline(f"selects from {value.axes} by a mask that depends on the inputs")
     if not value.layout or value.layout[0] != (ROW,):
@@ -198,50 +110,65 @@ def masked_select(interpreter: Interpreter, node: fx.Node, args: list[Value], kw
     if shown.dim() == len(inner) + 1 and shown.shape[0] == 1:
         shown = shown[0]
     points = torch.broadcast_to(shown, inner).reshape(-1).nonzero().reshape(-1)
-    merged = moves.merge_dims(interpreter.b, value, 0, len(inner))
-    taken = moves.take_dim(interpreter.b, replace(merged, layout=((ROW,), (0,))), 0, points.numpy())
-    symbol = interpreter.size(node.meta["val"].shape[0])
-    interpreter.memo.symbols[symbol] = interpreter.program.rows * len(points)
+    merged = moves.merge_dims(call.builder, value, 0, len(inner))
+    taken = moves.take_dim(call.builder, replace(merged, layout=((ROW,), (0,))), 0, points.numpy())
+    call.has_rows_of(len(points))
     return replace(taken, layout=((ROW, 0),))
 
 
-def row_number(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+# -- the own row
+
+
+def own_row(call: Call) -> Value:
+    """`x[arange(rows), ids]` reads the own row of x: it runs at the rate of x and ids."""
+    value, chosen = call.form(), _chosen(call)
+    axes = [axis for axis, _ in chosen]
+    if not any(isinstance(i, RowNumber) for _, i in chosen):
+        raise Elsewhere("no index is the row number")
+    if not isinstance(chosen[0][1], RowNumber) or chosen[0][1].step != 1 or value.layout[axes[0]] != (ROW,):
+        raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
+    if len(chosen) == 1:
+        return value
+    others = [as_form(i) for _, i in chosen[1:]]
+    shown = ", ".join(i.axes for i in others)
+    if any(ROW in e for i in others for e in i.layout[1:]):
+        raise Decline(f"{value.axes} is indexed by {shown}, with rows in a later axis")
+    if any(len(i.layout) > 1 for i in others) or axes != list(range(axes[0], axes[0] + len(axes))):
+        raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not by one element per row")
+    return call.rowwise(self=value)
+
+
+def gather(call: Call) -> Value:
+    """`gather` along an axis without rows reads every row for itself."""
+    value, index = call.forms("self", "index")
+    value.dim(call.value("dim"))
+    rows = [[axis for axis, e in enumerate(f.layout) if ROW in e] for f in (value, index)]
+    if value.rate is Rate.WEIGHT and not value.has_rows:
+        raise Decline(f"gathers from {value.axes}, which is a weight")
+    if rows[0] != rows[1] or any(len(f.layout[r]) > 1 for f, rs in zip((value, index), rows, strict=True) for r in rs):
+        raise Decline(f"gathers across rows: {value.axes} by {index.axes}")
+    return call.rowwise(self=value, index=index)
+
+
+def row_number(call: Call) -> RowNumber:
     """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` where the own row begins among rows of length L."""
-    arguments = named(node, args, kwargs)
-    shape = interpreter.shape(node.meta["val"])
-    if arguments.get("start", 0) not in (0, None) or shape != [(1, True)]:
-        raise Decline(f"counts over the rows: {shape_text(shape)} numbers from {arguments.get('start', 0)}")
-    return RowNumber(node.meta["val"].dtype, integer(arguments.get("step") or 1))
+    start = call.value("start")
+    if start not in (0, None) or call.out.extents != [(1, True)]:
+        raise Decline(f"counts over the rows: {call.out.axes} numbers from {start or 0}")
+    return RowNumber(call.out.dtype, call.number("step") if call.value("step") else 1)
 
 
-def embedding_bag(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Bags `[rows, L]`, flattened, with an offset per row: every row reads its own ids."""
-    arguments = named(node, args, kwargs)
-    ids, offsets, weights = form(arguments["indices"]), arguments["offsets"], arguments.get("per_sample_weights")
-    shapes = [f.layout for f in (ids, *([form(weights)] if weights is not None else []))]
-    length = math.prod(ids.sizes)
-    if (
-        not isinstance(offsets, RowNumber)
-        or any(len(x) != 1 or x[0][0] != ROW for x in shapes)
-        or offsets.step != length
-    ):
-        raise Decline(f"bags given by offsets may cross rows: {ids.axes}")
-    if form(arguments["weight"]).rate is not Rate.WEIGHT:
-        raise Decline(f"the table is no weight, but {form(arguments['weight']).axes}")
-    return interpreter.run_rowwise(node, args, kwargs)
-
-
-LOOKUPS = table([
-    ("embedding", embedding),
-    ("one_hot", one_hot),
-    ("embedding_bag _embedding_bag_forward_only _embedding_bag", embedding_bag),
-])  # fmt: skip
-
-RULES = {**LOOKUPS, **table([
-    ("bucketize", bucketize),
-    ("index_select", index_select),
-    ("index", index),
-    ("gather", gather),
-    ("masked_select", masked_select),
-    ("arange", row_number),
-])}  # fmt: skip
+LAWS = [
+    *law("lookup of blocks", Level.LOOKUP, {
+        "embedding": embedding,
+        "one_hot": one_hot,
+        "embedding_bag _embedding_bag_forward_only _embedding_bag": embedding_bag,
+    }),
+    *law("elementwise on blocks", Level.REQUEST, {"bucketize": bucketize}, blocks=Level.LINEAR),
+    *law("the own row", Level.REQUEST, {"index": own_row, "gather": gather, "arange": row_number}, blocks=Level.LINEAR),
+    *law("constant index", Level.REQUEST, {
+        "index index_select": constant_index,
+        "masked_select": masked_select,
+    }, blocks=Level.LINEAR),
+    *law("lookup of blocks", Level.REQUEST, {"index index_select": table_index}, blocks=Level.LINEAR),
+]  # fmt: skip

@@ -13,154 +13,146 @@ Law 3: a row norm along axes that no cut goes through is the norm of every block
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import fx
 
 from rankhoist.compiler.algebra import grid, joins, moves
-from rankhoist.compiler.algebra.forms import ROW, Decline, Form, plain, row_layout
-from rankhoist.compiler.algebra.interpret import Interpreter
-from rankhoist.compiler.algebra.ir import Node, Rate, aten
+from rankhoist.compiler.algebra.call import Call
+from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
+from rankhoist.compiler.algebra.ir import Rate, aten
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.rules import reduce as reductions
-from rankhoist.compiler.rules.arguments import form, named, tidy
-from rankhoist.compiler.rules.pointwise import ARITHMETIC, apply_op
-from rankhoist.compiler.rules.table import table
+from rankhoist.compiler.rules.law import law
 
 
-def batch_norm(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def batch_norm(call: Call) -> Value:
     """`s * x + t` along axis 1, `s = weight / sqrt(var + eps)`, `t = bias - s * mean`."""
-    arguments = named(node, args, kwargs)
-    x = form(arguments["input"])
-    if arguments.get("training"):
+    x = call.form("input")
+    if call.value("training"):
         raise Decline(f"batch statistics of {x.axes} mix its rows")
     if ROW in x.layout[1] or len(x.layout[1]) != 1:
         raise Decline(f"normalises axis 1 of {x.axes}, which is not channels alone")
-    scale, shift = _scale_and_shift(interpreter, arguments)
     axes: tuple[tuple[int, ...], ...] = ((), (0,), *(() for _ in x.layout[2:]))
-    s, t = (replace(plain(n, n.dtype, row_layout(1, rows=False)), layout=axes) for n in (scale, shift))
-    if x.dtype != s.dtype:
-        raise Decline(f"normalises {x.dtype} by statistics of {s.dtype}")
-    scaled = grid.multiply(interpreter.b, [x, s], x.dtype)
-    result = grid.total(interpreter.b, [scaled, t], x.dtype, (1.0, 1.0))
-    return result if isinstance(node.meta["val"], torch.Tensor) else [result, *[None] * (len(node.meta["val"]) - 1)]
+    scale, shift = (replace(weight, layout=axes) for weight in _scale_and_shift(call))
+    if x.dtype != scale.dtype:
+        raise Decline(f"normalises {x.dtype} by statistics of {scale.dtype}")
+    scaled = grid.multiply(call.builder, [x, scale], x.dtype)
+    return call.alone(grid.total(call.builder, [scaled, shift], x.dtype, (1.0, 1.0)))
 
 
-def _scale_and_shift(interpreter: Interpreter, arguments: dict[str, Value]) -> tuple[Node, Node]:
+def _scale_and_shift(call: Call) -> tuple[Form, Form]:
     """Both `[channels]`, in the weights stage."""
-    builder = interpreter.b
-
-    def weight(name: str, *others: str) -> Node | None:
-        value = next((arguments[n] for n in (name, *others) if arguments.get(n) is not None), None)
-        return None if value is None else joins.materialise(builder, form(value), interpreter.workload)
-
-    mean, var = weight("running_mean", "mean"), weight("running_var", "var")
-    if mean is None or var is None:
+    if call.value("running_mean", "mean") is None or call.value("running_var", "var") is None:
         raise Decline("no running mean and variance: batch statistics mix rows")
-    scale = builder.pointwise(
-        aten.rsqrt.default, (builder.pointwise(aten.add.Scalar, (var, arguments["eps"]), var.dtype),), var.dtype
-    )
-    gamma, beta = weight("weight"), weight("bias")
-    if gamma is not None:
-        scale = builder.pointwise(aten.mul.Tensor, (scale, gamma), gamma.dtype)
-    shift = builder.pointwise(aten.mul.Tensor, (scale, mean), scale.dtype)
-    if beta is not None:
-        return scale, builder.pointwise(aten.sub.Tensor, (beta, shift), scale.dtype)
-    return scale, builder.pointwise(aten.neg.default, (shift,), scale.dtype)
+    mean, var = call.form("running_mean", "mean"), call.form("running_var", "var")
+    scale = call.run(aten.rsqrt.default, call.run(aten.add.Scalar, var, call.value("eps", "epsilon")))
+    if call.value("weight") is not None:
+        scale = call.run(aten.mul.Tensor, scale, call.form("weight"))
+    shift = call.run(aten.mul.Tensor, scale, mean)
+    if call.value("bias") is not None:
+        return scale, call.run(aten.sub.Tensor, call.form("bias"), shift)
+    return scale, call.run(aten.neg.default, shift)
 
 
-def row_norm(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """`layer_norm`, `rms_norm`, by their blocks; `group_norm`: every row for itself, as one tensor."""
-    arguments = named(node, args, kwargs)
-    x: Form = form(arguments["input"])
-    count = len(arguments["normalized_shape"]) if "normalized_shape" in arguments else len(x.layout) - 1
+def norm_of_cut_axis(call: Call) -> Value:
+    """Law 2: `layer_norm` (or `rms_norm`, which has no mean) of blocks along one cut axis, unevaluated."""
+    x, count = _normalised(call)
+    joined = call.tidy(x)
+    cut = [d for e in x.layout[len(x.layout) - count :] for d in e if len(joined.dims[d]) > 1]
+    if len(cut) != 1 or not joined.mixed or not x.arithmetic:
+        raise Elsewhere(f"{len(cut)} of the normalised axes of {x.axes} hold both context and candidate")
+    return call.alone(_norm_by_statistics(call, x, count))
+
+
+def norm_of_blocks(call: Call) -> Value:
+    """Law 3: where the normalised axes are whole in every block, as tokens of a sequence are: block by block."""
+    x, count = _normalised(call)
+    x = call.tidy(x)
     last = x.layout[len(x.layout) - count :]
-    if any(ROW in e for e in last):
-        raise Decline(f"normalises over the rows of {x.axes}")
-    if "normalized_shape" not in arguments and x.layout[0] != (ROW,):
-        raise Decline(f"normalises groups of {x.axes}, whose first axis is not the rows")
-    joined = tidy(interpreter, x)
-    if "normalized_shape" not in arguments or not joined.mixed or x.dtype not in ARITHMETIC:
-        return interpreter.run_rowwise(node, args, kwargs)
-    cut = [d for e in last for d in e if len(joined.dims[d]) > 1]
-    if not cut and all(len(e) == 1 for e in last):
-        result = _norm_of_blocks(interpreter, node, arguments, joined, count)
-    elif len(cut) == 1 and interpreter.level is Level.FULL:
-        result = _block_norm(interpreter, node, arguments, x, count)
-    else:
-        return interpreter.run_rowwise(node, args, kwargs)
-    return result if isinstance(node.meta["val"], torch.Tensor) else [result, None, None]
-
-
-def _norm_of_blocks(interpreter: Interpreter, node: fx.Node, arguments: dict[str, Value], x: Form, count: int) -> Form:
-    """Where the normalised axes are whole in every block, as tokens of a sequence are: block by block."""
-    dims = [e[0] for e in x.layout[len(x.layout) - count :]]
-    sizes = [x.sizes[d] for d in dims]
-    names = ("weight",) if "rms_norm" in str(node.target) else ("weight", "bias")
-    op = aten.rms_norm.default if "bias" not in names else aten.layer_norm.default
-    weights = [
-        None if arguments[n] is None else joins.materialise(interpreter.b, form(arguments[n]), interpreter.workload)
-        for n in names
-    ]
+    if not x.mixed or not x.arithmetic or any(len(x.dims[d]) > 1 for e in last for d in e):
+        raise Elsewhere(f"a normalised axis of {x.axes} is cut, or all of it is known at one rate")
+    if any(len(e) != 1 for e in last):
+        raise Elsewhere(f"a normalised axis of {x.axes} is folded")
+    weights = [call.form(n) if call.value(n) is not None else None for n in _weights(call)]
     if any(w is not None and w.rate is not Rate.WEIGHT for w in weights):
         raise Decline("normalises with weights that are computed from inputs")
+    op = aten.layer_norm.default if len(weights) > 1 else aten.rms_norm.default
+    dims = [d for e in last for d in e]
+    sizes, eps = [x.sizes[d] for d in dims], call.value("eps")
+    return call.alone(call.along(x, dims, lambda part, _: call.run(op, part, sizes, *weights, eps)))
 
-    def call(block: Node, axes: list[int], shapes: Sequence[tuple[int, ...]]) -> list[Node]:
-        return [interpreter.b.call(op, (block, sizes, *weights, arguments["eps"]), block.rate, shapes[0], x.dtype)]
 
-    return reductions.by_blocks(interpreter, x, dims, [x.extents], [x.dtype], call)[0]
+def norm_of_rows(call: Call) -> Value:
+    """Every row for itself, as one tensor; `group_norm`, too."""
+    _normalised(call)
+    return call.rowwise()
 
 
-def _block_norm(interpreter: Interpreter, node: fx.Node, arguments: dict[str, Value], x: Form, count: int) -> Form:
-    """`layer_norm` (or `rms_norm`, which has no mean) by law 2, unevaluated."""
-    x = tidy(interpreter, interpreter.settled(tidy(interpreter, x)))
+def _normalised(call: Call) -> tuple[Form, int]:
+    """What is normalised, and along how many last axes; none of them are the rows."""
+    x, sizes = call.form("input"), call.value("normalized_shape")
+    count = len(x.layout) - 1 if sizes is None else len(sizes)
+    if any(ROW in e for e in x.layout[len(x.layout) - count :]):
+        raise Decline(f"normalises over the rows of {x.axes}")
+    if sizes is None and x.layout[0] != (ROW,):
+        raise Decline(f"normalises groups of {x.axes}, whose first axis is not the rows")
+    return x, count
+
+
+def _weights(call: Call) -> tuple[str, ...]:
+    return ("weight",) if "rms_norm" in call.name else ("weight", "bias")
+
+
+def _norm_by_statistics(call: Call, x: Form, count: int) -> Form:
+    x = call.tidy(call.settled(call.tidy(x)))
     dims = [d for e in x.layout[len(x.layout) - count :] for d in e]
     axes = sorted(x.axis(d) for d in dims)
-    size = math.prod(x.sizes[d] for d in dims)
-    centred = "rms_norm" not in str(node.target)
-    mean = _mean(interpreter, x, dims, axes) if centred else None
-    squares = _mean_square(interpreter, x, dims, axes, size, mean)
-    eps = arguments["eps"] if arguments["eps"] is not None else torch.finfo(x.dtype).eps
-    scale = apply_op(interpreter, aten.rsqrt.default, [apply_op(interpreter, aten.add.Scalar, [squares, eps])])
-    parts = [grid.multiply(interpreter.b, [x, scale], x.dtype)]
+    mean = _mean(call, x, dims, axes) if len(_weights(call)) > 1 else None
+    squares = _mean_square(call, x, dims, axes, mean)
+    eps = call.value("eps") if call.value("eps") is not None else torch.finfo(x.dtype).eps
+    scale = call.each(aten.rsqrt.default, call.each(aten.add.Scalar, squares, eps))
+    parts = [grid.multiply(call.builder, [x, scale], x.dtype)]
     if mean is not None:
-        parts.append(grid.multiply(interpreter.b, [mean, scale], x.dtype))
-    result = grid.total(interpreter.b, parts, x.dtype, (1.0, -1.0)[: len(parts)])
-    if arguments["weight"] is not None:
-        result = grid.multiply(interpreter.b, [result, form(arguments["weight"])], x.dtype)
-    if arguments.get("bias") is not None:
-        result = grid.total(interpreter.b, [result, form(arguments["bias"])], x.dtype, (1.0, 1.0))
+        parts.append(grid.multiply(call.builder, [mean, scale], x.dtype))
+    result = grid.total(call.builder, parts, x.dtype, (1.0, -1.0)[: len(parts)])
+    if call.value("weight") is not None:
+        result = grid.multiply(call.builder, [result, call.form("weight")], x.dtype)
+    if call.value("bias") is not None:
+        result = grid.total(call.builder, [result, call.form("bias")], x.dtype, (1.0, 1.0))
     return result
 
 
-def _mean(interpreter: Interpreter, x: Form, dims: list[int], axes: list[int]) -> Form:
+def _mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> Form:
     scale = 1.0 / math.prod(x.sizes[d] for d in dims)
-    return interpreter.settled(moves.with_axes(grid.sum_dims(interpreter.b, x, dims, scale), axes))
+    return call.settled(moves.with_axes(grid.sum_dims(call.builder, x, dims, scale), axes))
 
 
-def _mean_square(
-    interpreter: Interpreter, x: Form, dims: list[int], axes: list[int], size: int, mean: Form | None
-) -> Form:
+def _mean_square(call: Call, x: Form, dims: list[int], axes: list[int], mean: Form | None) -> Form:
     """Mean square distance from `mean` (or from 0), block statistics first."""
+    size = math.prod(x.sizes[d] for d in dims)
     cut = next(d for d in dims if len(x.dims[d]) > 1)
     parts = []
     for k in range(len(x.dims[cut])):
         block = joins.segment(x, cut, k)
         own = math.prod(block.sizes[d] for d in dims)
         if mean is not None:
-            middle = _mean(interpreter, block, dims, axes)
-            shift = apply_op(interpreter, aten.square.default, [apply_op(interpreter, aten.sub.Tensor, [middle, mean])])
+            middle = _mean(call, block, dims, axes)
+            shift = call.each(aten.square.default, call.each(aten.sub.Tensor, middle, mean))
             parts.append((shift, own / size))
-            block = apply_op(interpreter, aten.sub.Tensor, [block, middle])
-        squares = apply_op(interpreter, aten.square.default, [block])
-        parts.append((_mean(interpreter, squares, dims, axes), own / size))
-    return interpreter.settled(grid.total(interpreter.b, [p for p, _ in parts], x.dtype, [s for _, s in parts]))
+            block = call.each(aten.sub.Tensor, block, middle)
+        parts.append((_mean(call, call.each(aten.square.default, block), dims, axes), own / size))
+    return call.settled(grid.total(call.builder, [p for p, _ in parts], x.dtype, [s for _, s in parts]))
 
 
-RULES = table([
-    ("batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm", batch_norm),
-    ("layer_norm native_layer_norm rms_norm group_norm native_group_norm", row_norm),
-])  # fmt: skip
+BY_AXES = "layer_norm native_layer_norm rms_norm"
+BY_GROUPS = "group_norm native_group_norm"
+
+LAWS = [
+    *law("batch norm", Level.REQUEST, {
+        "batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm": batch_norm,
+    }, blocks=Level.LINEAR),
+    *law("layer norm over blocks", Level.FULL, {BY_AXES: norm_of_cut_axis}),
+    *law("norm of blocks", Level.LINEAR, {BY_AXES: norm_of_blocks}),
+    *law("one side alone", Level.REQUEST, {f"{BY_AXES} {BY_GROUPS}": norm_of_rows}, blocks=Level.LINEAR),
+]  # fmt: skip

@@ -13,20 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import fx
 
-from rankhoist.capture.program import operator_name, overload
-from rankhoist.compiler.algebra import grid, moves
-from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra import grid, joins, moves, sequences
+from rankhoist.compiler.algebra.call import Call
+from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.ir import Rate, aten
 from rankhoist.compiler.algebra.values import Value
-from rankhoist.compiler.rules.arguments import axis_of, dim_of, form, named, positional, tidy
-from rankhoist.compiler.rules.joining import joined, padded
-from rankhoist.compiler.rules.linear import contract, pointwise_convolution
-from rankhoist.compiler.rules.rowwise import batch_first
-from rankhoist.compiler.rules.sequences import per_candidate, runs
-from rankhoist.compiler.rules.table import table
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.rules.law import law
 
 CONTEXT, BOTH_SIDES, CANDIDATE = range(3)  # what a window reads
 
@@ -64,74 +58,72 @@ class Windows:
 Apply = Callable[[Form, Windows, int], Form]  # x, windows that are all of one kind, the kind
 
 
-def by_windows(interpreter: Interpreter, x: Form, windows: Windows, number: float, apply: Apply) -> Form | None:
-    """Runs of windows that read the same sides, each at its own rate; `None` where all are one run.
+def by_windows(call: Call, x: Form, windows: Windows, number: float, apply: Apply) -> Form:
+    """Runs of windows that read the same sides, each at its own rate.
 
     Args:
         number: what lies before the axis and behind it.
     """
-    dim = dim_of(x, windows.axis)
-    late = per_candidate(x, dim)
+    dim = x.dim(windows.axis)
+    late = sequences.per_candidate(x, dim)
     if late.all() or not late.any():
-        return None
+        raise Elsewhere(f"axis {windows.axis} of {x.axes} is known at one rate")
     own = windows.bare
     if windows.before or windows.behind:
-        x = padded(interpreter, x, windows.axis, windows.before, windows.behind, number)
+        x = joins.padded(call.builder, x, windows.axis, windows.before, windows.behind, number)
         late = np.concatenate([np.zeros(windows.before, bool), late, np.zeros(windows.behind, bool)])
     read = [late[t * own.stride : t * own.stride + own.span : own.dilation] for t in range(own.count(len(late)))]
-    found = runs(interpreter, [int(r.any()) + int(r.all()) for r in read])
-    if found is None:
-        return None
-    dim = dim_of(x, windows.axis)
-    parts = [apply(moves.take_dim(interpreter.b, x, dim, own.reads(a, b)), own, kind) for a, b, kind in found]
-    return joined(interpreter, parts, windows.axis)
+    dim = x.dim(windows.axis)
+    parts = [
+        apply(moves.take_dim(call.builder, x, dim, own.reads(a, b)), own, kind)
+        for a, b, kind in sequences.runs([int(r.any()) + int(r.all()) for r in read])
+    ]
+    return joins.along_axis(call.builder, parts, windows.axis)
+
+
+def _only_cut(x: Form, axes: Sequence[int]) -> int:
+    """The one axis that exists per candidate in part."""
+    late = {a: sequences.per_candidate(x, x.dim(a)) for a in axes if len(x.layout[a]) == 1 and ROW not in x.layout[a]}
+    cut = [a for a, own in late.items() if own.any() and not own.all()]
+    if len(cut) != 1:
+        raise Elsewhere(f"{len(cut)} of the axes of {x.axes} hold both context and candidate")
+    return cut[0]
 
 
 # -- convolution
 
 
-def convolution(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    """Of size 1, a linear map of the channels; else by windows, along the first axis that is cut."""
-    arguments = named(node, args, kwargs)
-    x, weight = form(arguments["input"]), form(arguments["weight"])
-    made = pointwise_convolution(interpreter, arguments)
-    if made is not None:
-        return made
+def convolution(call: Call) -> Form:
+    """By windows, along the one axis that is cut."""
+    x, weight = call.forms("input", "weight")
+    if len(x.layout) != len(weight.layout) or call.value("transposed") or weight.rate is not Rate.WEIGHT:
+        raise Elsewhere(f"no windows of {x.axes} meet a kernel of weights")
+    if x.layout[0] != (ROW,):
+        raise Elsewhere(f"the first axis of {x.axes} is not the rows")
     space = range(2, len(x.layout))
-    plain = len(x.layout) == len(weight.layout) and not arguments.get("transposed") and weight.rate is Rate.WEIGHT
-    cut = [a for a in space if plain and len(x.layout[a]) == 1 and ROW not in x.layout[a] and _is_cut(x, a)]
-    if len(cut) != 1 or x.layout[0] != (ROW,):
-        return batch_first(interpreter, node, args, kwargs)
-    each = _each_axis(arguments, weight.sizes[2:], len(space))
-    windows = each[cut[0] - 2]
+    cut = _only_cut(x, space)
+    each = _each_axis(call, weight.sizes[2:], len(space))
 
     def apply(part: Form, own: Windows, kind: int) -> Form:
-        if kind == BOTH_SIDES and arguments["groups"] == 1 and _whole_elsewhere(part, each, own):
-            return _by_products(interpreter, part, weight, own, len(space))
+        if kind == BOTH_SIDES and call.value("groups") == 1 and _whole_elsewhere(part, each, own):
+            return _by_products(call, part, weight, own, len(space))
         around = [own if w.axis == own.axis else w for w in each]
-        return _convolved(interpreter, part, weight, around, arguments["groups"])
+        return _convolved(call, part, weight, around)
 
-    made = by_windows(interpreter, x, windows, 0.0, apply)
-    if made is None:
-        return batch_first(interpreter, node, args, kwargs)
-    return _with_bias(interpreter, made, arguments["bias"])
+    return _with_bias(call, by_windows(call, x, each[cut - 2], 0.0, apply))
 
 
-def _is_cut(x: Form, axis: int) -> bool:
-    late = per_candidate(x, dim_of(x, axis))
-    return bool(late.any() and not late.all())
-
-
-def _each_axis(arguments: dict[str, Value], sizes: Sequence[int], count: int) -> list[Windows]:
-    stride, dilation = (_for_each(arguments[k], count) for k in ("stride", "dilation"))
+def _each_axis(call: Call, sizes: Sequence[int], count: int) -> list[Windows]:
+    stride, dilation = (_for_each(call.value(k), count) for k in ("stride", "dilation"))
+    padding = call.value("padding")
     result = []
     for i, size in enumerate(sizes):
         own = Windows(i + 2, size, stride[i], dilation[i])
-        if isinstance(arguments["padding"], str):
-            total = own.span - 1 if arguments["padding"] == "same" else 0
+        if isinstance(padding, str):
+            total = own.span - 1 if padding == "same" else 0
             result.append(replace(own, before=total // 2, behind=total - total // 2))
         else:
-            amount = _for_each(arguments["padding"], count)[i]
+            amount = _for_each(padding, count)[i]
             result.append(replace(own, before=amount, behind=amount))
     return result
 
@@ -140,112 +132,129 @@ def _for_each(value: Any, count: int) -> list[int]:
     return list(value) * (count // len(value)) if isinstance(value, list | tuple) else [value] * count
 
 
-def _convolved(interpreter: Interpreter, x: Form, weight: Form, each: Sequence[Windows], groups: int) -> Form:
+def _convolved(call: Call, x: Form, weight: Form, each: Sequence[Windows]) -> Form:
     """Without a bias, at the rate of x."""
     for w in each:
         if w.before != w.behind:
-            x = padded(interpreter, x, w.axis, w.before, w.behind, 0.0)
+            x = joins.padded(call.builder, x, w.axis, w.before, w.behind, 0.0)
     padding = [w.before if w.before == w.behind else 0 for w in each]
     op = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[len(each)]
     steps = [w.stride for w in each], padding, [w.dilation for w in each]
-    made: Form = interpreter.run_unwritten(op, [x, weight, None, *steps, groups])
+    made: Form = call.run(op, x, weight, None, *steps, call.value("groups"))
     return made
 
 
 def _whole_elsewhere(x: Form, each: Sequence[Windows], own: Windows) -> bool:
     """Whether there is one window along every other axis, and it is the axis."""
     others = [w for w in each if w.axis != own.axis]
-    return all(w.size == x.sizes[dim_of(x, w.axis)] and not w.before and not w.behind for w in others)
+    return all(w.size == x.sizes[x.dim(w.axis)] and not w.before and not w.behind for w in others)
 
 
-def _by_products(interpreter: Interpreter, x: Form, weight: Form, own: Windows, count: int) -> Form:
+def _by_products(call: Call, x: Form, weight: Form, own: Windows, count: int) -> Form:
     """Every window by itself: a linear map of all that it reads."""
     space = [f"s{i}" for i in range(count)]
-    dim = dim_of(x, own.axis)
+    axes, dim = (["b", "i", *space], ["o", "i", *space]), x.dim(own.axis)
     parts = []
     for t in range(own.count(x.sizes[dim])):
-        read = moves.take_dim(interpreter.b, x, dim, t * own.stride + own.dilation * np.arange(own.size))
-        made = contract(interpreter, (read, weight), (["b", "i", *space], ["o", "i", *space]), ["b", "o"])
+        read = moves.take_dim(call.builder, x, dim, t * own.stride + own.dilation * np.arange(own.size))
+        made = call.contract([call.tidy(read), call.tidy(weight)], axes, ["b", "o"])
         parts.append(moves.with_axes(made, range(2, 2 + count)))
-    return joined(interpreter, parts, own.axis)
+    return joins.along_axis(call.builder, parts, own.axis)
 
 
-def _with_bias(interpreter: Interpreter, x: Form, bias: Value) -> Form:
-    if bias is None:
+def _with_bias(call: Call, x: Form) -> Form:
+    if call.value("bias") is None:
         return x
-    own = form(bias)
+    own = call.form("bias")
     own = replace(own, layout=((), own.layout[0], *(() for _ in x.layout[2:])))
-    return grid.total(interpreter.b, [x, own], x.dtype, (1.0, 1.0))
+    return grid.total(call.builder, [x, own], x.dtype, (1.0, 1.0))
 
 
 # -- pooling
 
 
-def pooling(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def pooling(call: Call) -> Form:
     """`max_pool`, `avg_pool` by windows, along the last axes only."""
-    value = form(args[0])
-    count = 2 if "2d" in operator_name(node) else 1
-    axes = range(len(value.layout) - count, len(value.layout))
-    if any(ROW in value.layout[a] for a in axes):
-        raise Decline(f"pools over the rows of {value.axes}")
-    arguments = named(node, args, kwargs)
-    cut = [a for a in axes if len(value.layout[a]) == 1 and _is_cut(value, a)]
-    windows = _pools(arguments, value, axes) if "kernel_size" in arguments else None
-    if windows is None or len(cut) != 1 or not _same_count(node, value, windows):
-        return interpreter.run_rowwise(node, args, kwargs)
-    at = cut[0] - axes[0]
+    value, axes = _pooled(call)
+    windows = _pools(call, value, axes)
+    sizes = [w.count(value.sizes[value.dim(w.axis)] + w.before + w.behind) for w in windows]
+    if [size for size, _ in call.out.extents[axes[0] :]] != sizes:
+        raise Elsewhere("a window reaches further than what is put behind the axis")
+    at = _only_cut(value, axes) - axes[0]
 
     def apply(part: Form, own: Windows, kind: int) -> Form:
         padding = [0 if i == at else w.before for i, w in enumerate(windows)]
-        given, by_name = positional(node, arguments | {"self": part, "padding": padding, "ceil_mode": False})
-        made: Form = interpreter.run_unwritten(overload(node), given, by_name)
+        made: Form = call.again(self=part, padding=padding, ceil_mode=False)
         return made
 
-    number = -math.inf if "max" in operator_name(node) else 0.0
-    made = by_windows(interpreter, value, windows[at], number, apply)
-    return interpreter.run_rowwise(node, args, kwargs) if made is None else made
+    return by_windows(call, value, windows[at], -math.inf if "max" in call.name else 0.0, apply)
 
 
-def _pools(arguments: dict[str, Value], x: Form, axes: Sequence[int]) -> list[Windows] | None:
-    """Windows along every axis; `None` where what is put around counts for nothing in a mean."""
+def _pooled(call: Call) -> tuple[Form, range]:
+    """What is pooled, and along which last axes; none of them are the rows."""
+    value, count = call.form(), 2 if "2d" in call.name else 1
+    axes = range(len(value.layout) - count, len(value.layout))
+    if any(ROW in value.layout[a] for a in axes):
+        raise Decline(f"pools over the rows of {value.axes}")
+    return value, axes
+
+
+def _pools(call: Call, x: Form, axes: Sequence[int]) -> list[Windows]:
+    """Windows along every axis; declines where what is put around counts for nothing in a mean."""
     count = len(axes)
-    size, padding = (_for_each(arguments[k], count) for k in ("kernel_size", "padding"))
-    stride = _for_each(arguments["stride"] or size, count)
-    dilation = _for_each(arguments.get("dilation") or 1, count)
-    if any(padding) and (not arguments.get("count_include_pad", True) or not x.dtype.is_floating_point):
-        return None
+    if call.value("kernel_size") is None or len(call.outs) > 1:
+        raise Elsewhere("windows of several sizes, or the places of the largest")
+    size, padding = (_for_each(call.value(k), count) for k in ("kernel_size", "padding"))
+    stride = _for_each(call.value("stride") or size, count)
+    dilation = _for_each(call.value("dilation") or 1, count)
+    if any(padding) and (call.value("count_include_pad") is False or not x.dtype.is_floating_point):
+        raise Elsewhere("what is put around the axis does not count")
     return [Windows(a, size[i], stride[i], dilation[i], padding[i], padding[i]) for i, a in enumerate(axes)]
 
 
-def _same_count(node: fx.Node, x: Form, each: Sequence[Windows]) -> bool:
-    """Whether no window reaches further than what is put behind (`ceil_mode`); and only values are asked for."""
-    fake = node.meta["val"]
-    if isinstance(fake, list | tuple):
-        return False
-    sizes = [w.count(x.sizes[dim_of(x, w.axis)] + w.before + w.behind) for w in each]
-    return list(fake.shape[each[0].axis :]) == sizes
+def pooling_of_rows(call: Call) -> Value:
+    """As a whole, every row for itself."""
+    _pooled(call)
+    return call.rowwise()
 
 
 # -- unfold
 
 
-def unfold(interpreter: Interpreter, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def unfold(call: Call) -> Form:
     """`x.unfold(axis, size, step)`: windows as they are, on a new last axis."""
-    x = form(args[0])
-    axis = axis_of(x, args[1])
-    dim_of(x, axis)
+    x, axis, size, step = _unfolded(call)
 
     def apply(part: Form, own: Windows, kind: int) -> Form:
-        made: Form = interpreter.run_unwritten(aten.unfold.default, [part, axis, own.size, own.stride])
+        made: Form = call.run(aten.unfold.default, part, axis, own.size, own.stride)
         return made
 
-    made = by_windows(interpreter, tidy(interpreter, x), Windows(axis, args[2], args[3]), 0.0, apply)
-    return interpreter.run_rowwise(node, args, kwargs) if made is None else made
+    return by_windows(call, call.tidy(x), Windows(axis, size, step), 0.0, apply)
 
 
-RULES = table([
-    ("conv1d conv2d conv3d convolution", convolution),
-    ("max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d "
-     "adaptive_avg_pool2d adaptive_max_pool1d", pooling),
-    ("unfold", unfold),
-])  # fmt: skip
+def _unfolded(call: Call) -> tuple[Form, int, int, int]:
+    x = call.form()
+    axis = x.place(call.value("dimension"))
+    x.dim(axis)
+    return x, axis, call.value("size"), call.value("step")
+
+
+def unfold_rows(call: Call) -> Value:
+    """As a whole, every row for itself."""
+    _unfolded(call)
+    return call.rowwise()
+
+
+POOLS = """
+max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_max_pool1d
+"""
+
+LAWS = [
+    *law("windows", Level.LINEAR, {
+        "conv1d conv2d conv3d convolution": convolution,
+        POOLS: pooling,
+        "unfold": unfold,
+    }),
+    *law("one side alone", Level.REQUEST, {POOLS: pooling_of_rows, "unfold": unfold_rows}, blocks=Level.LINEAR),
+]  # fmt: skip

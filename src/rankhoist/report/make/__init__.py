@@ -2,7 +2,8 @@
 
 * `operators` attributes the plan's work to the operators of the captured graph;
 * `graph` says who reads whom, and what the plan did with each result;
-* `curves` predicts what calls of other sizes cost.
+* `curves` predicts what calls of other sizes cost;
+* `laws` says where each law was applied, and why it was not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from rankhoist.compiler.plan import Plan, Plans, single
 from rankhoist.report.make.curves import make_curves
 from rankhoist.report.make.graph import make_graph
+from rankhoist.report.make.laws import make_laws
 from rankhoist.report.make.operators import make_operators
 from rankhoist.report.report import Report
 
@@ -21,4 +23,5 @@ def make_report(plans: Plans[Plan] | Plan) -> Report:
     plans = plans if isinstance(plans, Plans) else single(plans)
     plan = plans.main
     curves = None if plan.safe else make_curves(plans)
-    return Report(plan.asked.name.lower(), plan.workload, tuple(make_operators(plan)), make_graph(plan), curves)
+    operators, laws = tuple(make_operators(plan)), tuple(make_laws(plan))
+    return Report(plan.asked.name.lower(), plan.workload, operators, make_graph(plan), curves, laws)

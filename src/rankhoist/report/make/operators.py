@@ -138,7 +138,9 @@ def _levels(plan: Plan, before: Mapping[str, Amount]) -> dict[str, str]:
     moved = _moved(plan, before)
     levels: dict[str, str] = {}
     for level in (level for level in Level if Level.EXPAND < level < plan.level):
-        lower = _moved(attempt(program, level, plan.workload, frozenset(), target=plan.target), before)
+        lower = _moved(
+            attempt(program, level, plan.workload, frozenset(), target=plan.target, without=plan.without), before
+        )
         levels = {name: level.name.lower() for name in moved & lower} | levels
     return {name: plan.level.name.lower() for name in moved} | levels
 

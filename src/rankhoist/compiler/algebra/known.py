@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.ir import VIEWS, Node, Rate, StageArgument, aten, first_axis, inputs_of
 
 BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
@@ -50,24 +50,24 @@ class Known:
         return first.item() if bool((self.values == first).all()) else None
 
 
-def known(interpreter: Interpreter, node: Node) -> Known | None:
+def known(evaluator: Evaluator, node: Node) -> Known | None:
     """What is known of a node; `None` if nothing is."""
-    memo = interpreter.memo.known
+    memo = evaluator.memo.known
     if node.index not in memo:
-        memo[node.index] = _found(interpreter, node)
+        memo[node.index] = _found(evaluator, node)
     found: Known | None = memo[node.index]
     return found
 
 
-def _found(interpreter: Interpreter, node: Node) -> Known | None:
+def _found(evaluator: Evaluator, node: Node) -> Known | None:
     if node.rate is Rate.WEIGHT:
-        value = interpreter.fixed_value(node)
+        value = evaluator.fixed_value(node)
         return None if value is None else _all_of(value)
     if isinstance(node.op, str) or not node.rows_first or math.prod(node.shape) > LARGEST:
         return None
     if node.op not in MOVES and not _pointwise(node.op):
         return None
-    found = {x.index: known(interpreter, x) for x in inputs_of(node)}
+    found = {x.index: known(evaluator, x) for x in inputs_of(node)}
     given = {x.index: found[x.index] or _nothing(x) for x in inputs_of(node)}
     if node.op in MOVES:
         return _moved(node, given) if any(found.values()) else None

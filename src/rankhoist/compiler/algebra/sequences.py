@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankhoist.compiler.algebra.forms import Form
-from rankhoist.compiler.algebra.interpret import Interpreter
-from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.algebra.forms import Elsewhere, Form
 
 Run = tuple[int, int, int]  # from, to (not included), kind
 MOST = 8  # runs that are computed one by one; a sequence of more is computed as a whole
@@ -24,10 +22,14 @@ def per_candidate(value: Form, dim: int) -> np.ndarray:
     return found
 
 
-def runs(interpreter: Interpreter, kinds: Sequence[int] | np.ndarray) -> list[Run] | None:
-    """Neighbours of one kind; `None` where to compute them apart gains nothing or is not allowed at this level."""
+def runs(kinds: Sequence[int] | np.ndarray) -> list[Run]:
+    """Neighbours of one kind; declines where to compute them apart gains nothing."""
     found: list[Run] = []
     for kind, group in itertools.groupby(range(len(kinds)), key=lambda t: int(kinds[t])):
         own = list(group)
         found.append((own[0], own[-1] + 1, kind))
-    return found if 1 < len(found) <= MOST and interpreter.level >= Level.LINEAR else None
+    if not 1 < len(found) <= MOST:
+        raise Elsewhere(
+            f"{len(found)} runs of positions are known at one rate each, where 2 to {MOST} are computed apart"
+        )
+    return found

@@ -8,13 +8,14 @@ computed once per request. Joined with a mask that is known later, a constant is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
     Block,
     Factor,
@@ -26,16 +27,15 @@ from rankhoist.compiler.algebra.forms import (
     cells,
     one_block,
 )
-from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.ir import aten, first_axis
+from rankhoist.compiler.algebra.known import ANY, BOTH, EITHER, MASKING, NEITHER, Known, Signs, known, result
 from rankhoist.compiler.algebra.values import Value
-from rankhoist.compiler.rules.known import ANY, BOTH, EITHER, MASKING, NEITHER, Known, Signs, known, result
 
 EXACT = (0, 1, math.inf, -math.inf)  # the same in every dtype
 
 
 def folded(
-    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: Sequence[Block],
+    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: Sequence[Block],
     places: Sequence[int], dtypes: Sequence[torch.dtype], dtype: torch.dtype,
 ) -> Block | None:  # fmt: skip
     """The elementwise operator on one cell where a number decides what it gives; `None` where none does.
@@ -46,24 +46,24 @@ def folded(
     packet = op.overloadpacket
     numbers: list[Any] = list(args)
     for place, block in zip(places, blocks, strict=True):
-        number = _number(interpreter, block, packet in MASKING)
+        number = _number(evaluator, block, packet in MASKING)
         numbers[place] = block if number is None else number
     decisive = [b for b, place in zip(blocks, places, strict=True) if not isinstance(numbers[place], Block)]
     found = _found(op, numbers, kwargs, dict(zip(places, dtypes, strict=True)), dtype) if decisive else None
     if found is None and packet in MASKING:
-        decided = _decided(interpreter, op, args, kwargs, blocks, places)
+        decided = _decided(evaluator, op, args, kwargs, blocks, places)
         number = None if decided is None else decided.number()
         found = number if number in EXACT else None
-        decisive = [b for b in blocks if b.settled and known(interpreter, b.factor.node) is not None]
+        decisive = [b for b in blocks if b.settled and known(evaluator, b.factor.node) is not None]
     if isinstance(found, Block):
         kept = dtypes[next(i for i, block in enumerate(blocks) if block is found)]
         made = found if kept == dtype else None
     elif found is None or not (dtype.is_floating_point or float(found).is_integer()):
         made = None
     else:
-        made = one_block(Factor(interpreter.b.number(found, dtype), ()), blocks[0].labels)
+        made = one_block(Factor(evaluator.b.number(found, dtype), ()), blocks[0].labels)
     if made is not None:
-        interpreter.pin([b.factor.node for b in decisive])
+        evaluator.pin([b.factor.node for b in decisive])
     return made
 
 
@@ -71,7 +71,7 @@ def folded(
 
 
 def _found(
-    op: Any, numbers: Sequence[Any], kwargs: dict[str, Value], dtypes: dict[int, torch.dtype], dtype: Any
+    op: Any, numbers: Sequence[Any], kwargs: Mapping[str, Value], dtypes: dict[int, torch.dtype], dtype: Any
 ) -> Any:
     """What the operator gives where some operands are numbers: a number, or one of the operands; or None."""
     chosen = _chosen(op.overloadpacket, numbers)
@@ -91,7 +91,7 @@ def _chosen(packet: Any, known: Sequence[Any]) -> Any:
     return None
 
 
-def _law(packet: Any, known: Sequence[Any], kwargs: dict[str, Value], dtype: torch.dtype) -> Any:
+def _law(packet: Any, known: Sequence[Any], kwargs: Mapping[str, Value], dtype: torch.dtype) -> Any:
     """What one number beside another operand says of the result: that it is this operand, or 0; or None."""
     if len(known) != 2 or kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
         return None
@@ -118,7 +118,7 @@ def _of_either_side(packet: Any, number: Any, other: Any, dtype: torch.dtype) ->
 
 
 def _all_numbers(
-    op: Any, known: Sequence[Any], kwargs: dict[str, Value], dtypes: dict[int, torch.dtype]
+    op: Any, known: Sequence[Any], kwargs: Mapping[str, Value], dtypes: dict[int, torch.dtype]
 ) -> float | None:
     """The operator on numbers alone, where the result has no digits to lose in another dtype."""
     if any(not isinstance(x, bool | int | float) for x in known) or not dtypes:
@@ -128,12 +128,12 @@ def _all_numbers(
     return result if result in EXACT or result in known else None
 
 
-def _number(interpreter: Interpreter, block: Block, masking: bool) -> Any:
+def _number(evaluator: Evaluator, block: Block, masking: bool) -> Any:
     """The number that a block is; constants count where the operator may be masked by them."""
     if not block.settled:
         return None
     number = block.factor.number
-    found = known(interpreter, block.factor.node) if number is None and masking else None
+    found = known(evaluator, block.factor.node) if number is None and masking else None
     return number if found is None else found.number()
 
 
@@ -141,23 +141,23 @@ def _number(interpreter: Interpreter, block: Block, masking: bool) -> Any:
 
 
 def _decided(
-    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], blocks: Sequence[Block],
+    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: Sequence[Block],
     places: Sequence[int],
 ) -> Known | None:  # fmt: skip
     """What is known of the operator's result on one cell, along the blocks' labels."""
     shown = list(args)
     for place, block in zip(places, blocks, strict=True):
-        shown[place] = _shown(interpreter, block, blocks[0].visible)
+        shown[place] = _shown(evaluator, block, blocks[0].visible)
     return result(op, shown, kwargs)
 
 
-def _shown(interpreter: Interpreter, block: Block, labels: Labels) -> Known:
+def _shown(evaluator: Evaluator, block: Block, labels: Labels) -> Known:
     """What is known of a block, an axis per label: of size 1 where the block does not have it."""
-    found = known(interpreter, block.factor.node) if block.settled else None
+    found = known(evaluator, block.factor.node) if block.settled else None
     if found is None or len(set(block.factor.labels)) < len(block.factor.labels):
         unknown = torch.zeros([1] * len(labels), dtype=torch.bool)
         dtype = block.terms[0].factors[0].node.dtype
-        return Known(unknown.to(dtype), unknown, _infinities(interpreter, block))
+        return Known(unknown.to(dtype), unknown, _infinities(evaluator, block))
     own = block.factor.labels
     order = [own.index(x) for x in labels if x in own]
     shape = [x.size if x in own else 1 for x in labels]
@@ -166,10 +166,10 @@ def _shown(interpreter: Interpreter, block: Block, labels: Labels) -> Known:
     return Known(values, sure, found.infinities)
 
 
-def _infinities(interpreter: Interpreter, block: Block) -> Signs:
+def _infinities(evaluator: Evaluator, block: Block) -> Signs:
     signs = NEITHER
     for term in block.terms:
-        found = [known(interpreter, f.node) for f in term.factors]
+        found = [known(evaluator, f.node) for f in term.factors]
         own = frozenset().union(*(k.infinities for k in found if k is not None))
         signs |= ANY if own and (len(found) > 1 or term.scale < 0) else own
     return signs
@@ -179,29 +179,29 @@ def _infinities(interpreter: Interpreter, block: Block) -> Signs:
 
 
 def aligned(
-    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], forms: Sequence[Form],
+    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], forms: Sequence[Form],
     places: Sequence[int],
 ) -> grid.Aligned:  # fmt: skip
     """Operands cut alike, and further where a constant decides over what exists per candidate.
 
     Law: positions of a dim may be cut anywhere. It costs nothing along a dim that no per-candidate block extends along.
     """
-    found = grid.align(interpreter.b, forms)
+    found = grid.align(evaluator.b, forms)
     rates = {f.rate.per_candidate for f in forms}
     if op.overloadpacket not in MASKING or len(rates) == 1:
         return found
     guides: list[Form] = []
     for dim in range(len(found.dims)):
-        segments = _segments(interpreter, op, args, kwargs, found, places, dim)
+        segments = _segments(evaluator, op, args, kwargs, found, places, dim)
         if segments is not None:
-            guides.append(_guide(interpreter, found.layout, dim, segments))
-            found = grid.align(interpreter.b, [*forms, *guides])
+            guides.append(_guide(evaluator, found.layout, dim, segments))
+            found = grid.align(evaluator.b, [*forms, *guides])
     blocks = {cell: own[: len(forms)] for cell, own in found.blocks.items()}
     return grid.Aligned(found.dims, found.layout, blocks)
 
 
 def _segments(
-    interpreter: Interpreter, op: Any, args: Sequence[Value], kwargs: dict[str, Value], found: grid.Aligned,
+    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], found: grid.Aligned,
     places: Sequence[int], dim: int,
 ) -> tuple[Positions, ...] | None:  # fmt: skip
     """The positions of a dim by where the result is decided; `None` if that cuts nothing, or is not free."""
@@ -214,7 +214,7 @@ def _segments(
         if any(x in f.labels for b in moving for t in b.terms for f in t.factors for x in labels):
             return None
         if moving:
-            decided = _decided(interpreter, op, args, kwargs, blocks[: len(places)], places)
+            decided = _decided(evaluator, op, args, kwargs, blocks[: len(places)], places)
             columns[cell[dim]].append(_where_sure(decided, blocks[0].visible, labels))
     segments: list[Positions] = []
     for positions, own in zip(found.dims[dim], columns, strict=True):
@@ -234,9 +234,9 @@ def _where_sure(decided: Known | None, visible: Labels, labels: Labels) -> np.nd
     return sure.permute(order).reshape(size, -1).all(1).numpy()
 
 
-def _guide(interpreter: Interpreter, layout: Any, dim: int, segments: tuple[Positions, ...]) -> Form:
+def _guide(evaluator: Evaluator, layout: Any, dim: int, segments: tuple[Positions, ...]) -> Form:
     """A form of ones that is only cut."""
-    one = Term((Factor(interpreter.b.number(1.0, torch.float32), ()),))
+    one = Term((Factor(evaluator.b.number(1.0, torch.float32), ()),))
     blocks = {cell: Block(((Label(len(segments[cell[0]])),),), (one,)) for cell in cells((segments,))}
     axes = tuple((0,) if entry == (dim,) else () for entry in layout)
     return Form((segments,), blocks, axes, torch.float32)

@@ -1,0 +1,214 @@
+"""What a law is, and all that its rule may see: one operator of the captured graph, and verbs on forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.capture.program import operator_name, overload
+from rankhoist.compiler.algebra import along, pointwise
+from rankhoist.compiler.algebra.einsum import contract
+from rankhoist.compiler.algebra.forms import Block, Decline, Form
+from rankhoist.compiler.algebra.ir import Builder, Op
+from rankhoist.compiler.algebra.original import OriginalOperators
+from rankhoist.compiler.algebra.values import Promise, TensorValue, Value, as_form, flat, integer
+from rankhoist.compiler.algebra.workload import Level
+
+Rule = Callable[["Call"], Value]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One row of a family's table; several rows may be one law.
+
+    Args:
+        name: what the report calls it, and what switches it off.
+        level: the lowest level that allows it.
+        blocks: the lowest level that allows it for blocks of different rates, None for none: where it does not, every
+            operand is one tensor.
+    """
+
+    name: str
+    operators: tuple[torch._ops.OpOverload, ...]
+    level: Level
+    blocks: Level | None
+    rule: Rule
+
+    def allowed(self, level: Level, numbers: bool) -> bool:
+        """Whether it may be tried; with `numbers`, what computes on ids and masks alone counts as a lookup."""
+        return level >= (Level.LOOKUP if numbers and self.level <= Level.REQUEST else self.level)
+
+    def apart(self, level: Level, numbers: bool) -> bool:
+        """Whether blocks stay apart."""
+        as_lookup = numbers and self.level <= Level.REQUEST
+        return self.blocks is not None and level >= (Level.LOOKUP if as_lookup else self.blocks)
+
+
+class Call:
+    """One operator of the captured graph, as a rule sees it."""
+
+    def __init__(
+        self, originals: OriginalOperators, node: fx.Node, args: list[Value], kwargs: dict[str, Value]
+    ) -> None:
+        self._originals, self._node, self._args, self._kwargs = originals, node, args, kwargs
+        self.promised = originals.promised(node)
+
+    # -- what the model's author wrote
+
+    @property
+    def name(self) -> str:
+        """The operator without namespace and overload: `linear`, `add`."""
+        return operator_name(self._node)
+
+    @cached_property
+    def _arguments(self) -> dict[str, Value]:
+        """All arguments by schema name, defaults filled in."""
+        values = {}
+        for i, argument in enumerate(overload(self._node)._schema.arguments):
+            if i < len(self._args):
+                values[argument.name] = self._args[i]
+            elif argument.name in self._kwargs:
+                values[argument.name] = self._kwargs[argument.name]
+            else:
+                values[argument.name] = argument.default_value if argument.has_default_value() else None
+        return values
+
+    def value(self, *names: str) -> Value:
+        """An argument, by the first of these names of the ATen schema that the operator has; None if it has none."""
+        return next((self._arguments[name] for name in names if name in self._arguments), None)
+
+    def form(self, *names: str) -> Form:
+        """An operand as a form with its dims in the order of its axes: by name, or the first of all."""
+        return as_form(self.value(*names) if names else next(iter(self._arguments.values())))
+
+    def forms(self, *names: str) -> tuple[Form, ...]:
+        """All tensors among the arguments of these names (by default of all), lists taken apart."""
+        given = [self._arguments[name] for name in names or self._arguments if name in self._arguments]
+        return tuple(as_form(v) for v in flat(given) if isinstance(v, TensorValue))
+
+    def number(self, *names: str) -> int:
+        """A whole number that is known now."""
+        return integer(self.value(*names))
+
+    @property
+    def out(self) -> Promise:
+        """What the exported graph promises of the one result."""
+        if not isinstance(self.promised, Promise):
+            raise Decline("makes several tensors")
+        return self.promised
+
+    @property
+    def outs(self) -> list[Promise]:
+        """The same of several results."""
+        return self.promised if isinstance(self.promised, list) else [self.promised]
+
+    def alone(self, value: Form) -> Value:
+        """The first result, where the operator makes others that nobody reads."""
+        return [value, *[None] * (len(self.promised) - 1)] if isinstance(self.promised, list) else value
+
+    @property
+    def rows(self) -> sympy.Symbol:
+        """The row count, in sizes among the arguments."""
+        return self._originals.program.rows
+
+    def has_rows_of(self, size: int) -> None:
+        """What the model's author left open: the first axis of the result is `size` times the row count."""
+        self._originals.memo.symbols[self._originals.size(self._node.meta["val"].shape[0])] = (
+            self._originals.program.rows * size
+        )
+        self.promised = self._originals.promised(self._node)
+
+    # -- what a rule does with forms
+
+    @property
+    def builder(self) -> Builder:
+        """Makes nodes: what functions of the algebra are given first."""
+        return self._originals.b
+
+    def settled(self, form: Form) -> Form:
+        """All blocks evaluated."""
+        return self._originals.settled(form)
+
+    def simplified(self, form: Form) -> Form:
+        """Like terms added up, unevaluated."""
+        return self._originals.simplified(form)
+
+    def tidy(self, form: Form) -> Form:
+        """At most one block per stage along every dim, as far as blocks can be joined."""
+        return self._originals.tidy(form)
+
+    def constant(self, value: Value) -> torch.Tensor | None:
+        """The value, on the CPU, of what no training and no input changes, or None; an update may not change it."""
+        return self._originals.constant(value)
+
+    def contract(self, factors: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> Form:
+        """Einsum: multiply, then sum over the names of axes that the result lacks. Unevaluated."""
+        return contract(self.builder, self._originals.short(factors), axes, result)
+
+    def product(self, blocks: list[Block]) -> Block | None:
+        """Terms times terms, unevaluated; None where there would be too many, or too large ones."""
+        return pointwise.product(self._originals, blocks)
+
+    def cast(self, form: Form, dtype: torch.dtype) -> Form:
+        """All blocks in another dtype."""
+        return pointwise.cast(self._originals, form, dtype)
+
+    def inverse(self, block: Block) -> Block:
+        """1 / x of a block, evaluated."""
+        return pointwise.inverse(self._originals, block)
+
+    def plus(self, x: Form, y: Form) -> Form:
+        """`x + y` of one dtype, unevaluated but where a number decides it."""
+        return pointwise.plus(self._originals, x, y)
+
+    # -- operators on forms
+
+    def run(self, op: Op, *operands: Value, **arguments: Value) -> Any:
+        """Any operator on whole forms at the lowest rate of all; the rule has proved that rows do not meet."""
+        return self._originals.operate(op, operands, arguments)
+
+    def each(self, op: Op, *operands: Value) -> Form:
+        """An elementwise operator on forms and numbers, block by block, each at the rate of its own operands."""
+        return pointwise.elementwise(self._originals, op, operands, {}, self._originals.dtype_of(op, operands))
+
+    def along(
+        self, form: Form, dims: list[int], rule: Callable[[Form, list[int]], Any], of_numbers: bool = False
+    ) -> Any:
+        """An operator along `dims`, block by block along the others: see `along.by_blocks`."""
+        return along.by_blocks(self._originals, form, dims, rule, of_numbers)
+
+    def by_element(self, form: Form, rule: Callable[[Form], Form]) -> Form:
+        """Every element by itself, block by block; the result has the axes of the form, then those that `rule` adds."""
+        return along.of_elements(self._originals, form, rule)
+
+    # -- this operator
+
+    def rowwise(self, /, **changed: Value) -> Value:
+        """At the lowest rate of its operands, as rows do not meet; `changed` are other arguments, by name."""
+        schema = overload(self._node)._schema.arguments
+        args = [changed.get(x.name, own) for x, own in zip(schema, self._args, strict=False)]
+        kwargs = {name: changed.get(name, own) for name, own in self._kwargs.items()}
+        return self._originals.run_rowwise(self._node, args, kwargs)
+
+    def again(self, /, **changed: Value) -> Any:
+        """On a part of an operand, with other arguments by name: the same as `run`."""
+        schema = overload(self._node)._schema.arguments
+        values = self._arguments | changed
+        by_name = {x.name: values[x.name] for x in schema if x.kwarg_only and values[x.name] is not None}
+        return self.run(overload(self._node), *(values[x.name] for x in schema if not x.kwarg_only), **by_name)
+
+    def elementwise(self) -> Form:
+        """Block by block: the operator is elementwise."""
+        op, given = overload(self._node), (self._args, self._kwargs)
+        return pointwise.elementwise(self._originals, op, *given, self.out.dtype)
+
+    def arithmetic(self, build: Callable[[list[Block]], Block | None]) -> Form:
+        """Block by block, unevaluated where `build` says how and that can save work; scalars are blocks, too."""
+        op, kwargs = overload(self._node), self._kwargs
+        return pointwise.arithmetic(self._originals, op, self._args, kwargs, self.out.dtype, build)

@@ -1,0 +1,125 @@
+"""Evaluation: forms become tensors, and what is computed from constants alone is known now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rankhoist.capture import Program
+from rankhoist.compiler.algebra import joins
+from rankhoist.compiler.algebra.contract import settle, simplify
+from rankhoist.compiler.algebra.forms import Block, Form
+from rankhoist.compiler.algebra.ir import Node, Rate, live_nodes
+from rankhoist.compiler.algebra.memo import Memo
+from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.algebra.workload import Workload
+
+PRODUCT = 64  # terms of a product of sums; where there would be more, sums are evaluated first
+
+
+class Evaluator:
+    """Evaluates forms of `program`, in the builder of `memo`.
+
+    Args:
+        workload: what contractions are ordered for when a form becomes a tensor.
+    """
+
+    def __init__(self, program: Program, workload: Workload, memo: Memo) -> None:
+        self.program, self.workload, self.memo, self.b = program, workload, memo, memo.b
+        self.grew = ""  # what the report says where a form of the current operator had too many terms
+
+    # -- forms
+
+    def settle(self, block: Block) -> Block:
+        """One block as one tensor."""
+        return settle(self.b, block, self.workload)
+
+    def settled(self, form: Form) -> Form:
+        """All blocks evaluated."""
+        return joins.settled(self.b, form, self.workload)
+
+    def solid(self, form: Form) -> Form:
+        """One block."""
+        return joins.solid(self.b, form, self.workload)
+
+    def tidy(self, form: Form) -> Form:
+        """At most one block per stage along every dim, as far as blocks can be joined."""
+        for dim in range(len(form.dims)):
+            form = joins.coalesce(self.b, form, dim, self.workload)
+        return form
+
+    def simplify(self, block: Block) -> Block:
+        """One block with like terms added up, unevaluated."""
+        return simplify(self.b, block, self.workload)
+
+    def simplified(self, form: Form) -> Form:
+        """The same of all blocks."""
+        return replace(form, blocks={cell: self.simplify(block) for cell, block in form.blocks.items()})
+
+    def node(self, form: Form) -> Node:
+        """The whole value as one tensor `[rows, *dims]`."""
+        return joins.materialise(self.b, form, self.workload)
+
+    def short(self, forms: Sequence[Form]) -> list[Form]:
+        """Operands whose product is no sum of too many terms: until then, the longest are evaluated."""
+        result = list(forms)
+        while self.too_long([form.terms for form in result]):
+            longest = max(range(len(result)), key=lambda i: result[i].terms)
+            result[longest] = self.settled(result[longest])
+        return result
+
+    def too_long(self, terms: Sequence[int]) -> bool:
+        """Whether the product of sums of so many terms has too many: more than `PRODUCT`, and than each sum has."""
+        found = math.prod(terms) > max(PRODUCT, *terms)
+        if found:
+            self.grew = f"a product of sums would have more than {PRODUCT} terms, so they are evaluated"
+        return found
+
+    # -- what is known now
+
+    def constant(self, value: Value) -> torch.Tensor | None:
+        """The value, on the CPU, of a form that depends on no trainable weight and no input, or None.
+
+        The weights it was computed from are remembered: an update must not change them.
+        """
+        if not isinstance(value, Form) or value.rate is not Rate.WEIGHT or value.has_rows:
+            return None
+        node = self.node(value)
+        found = self.fixed_value(node)
+        if found is not None:
+            self.pin([node])
+        return found
+
+    def pin(self, nodes: Sequence[Node]) -> None:
+        """What these were computed from decided something: an update must not change it."""
+        weights = [str(n.args[0]) for n in live_nodes(nodes) if n.op == "weight"]
+        self.memo.pinned.update(name for name in weights if self.program.weights[name].fixed)
+
+    def fixed_value(self, node: Node) -> torch.Tensor | None:
+        """The value, on the CPU, of a node that is computed from what no training changes, or None."""
+        leaves = [n for n in live_nodes([node]) if isinstance(n.op, str)]
+        fixed = all(n.op == "constant" or (n.op == "weight" and self.program.weights[n.args[0]].fixed) for n in leaves)
+        return self._computed(node).cpu() if fixed else None
+
+    def _computed(self, node: Node) -> torch.Tensor:
+        """A weight-rate node, now."""
+        known: dict[int, torch.Tensor] = {}
+
+        def value(x: Any) -> Any:
+            if isinstance(x, Node):
+                return known[x.index]
+            return [value(v) for v in x] if isinstance(x, list | tuple) else x
+
+        for n in live_nodes([node]):
+            if n.op == "weight":
+                known[n.index] = self.program.weights[n.args[0]].tensor
+            elif n.op == "constant":
+                known[n.index] = self.b.constants[n.args[0]]
+            else:
+                assert not isinstance(n.op, str)
+                known[n.index] = n.op(*[value(a) for a in n.args], **{k: value(v) for k, v in n.kwargs.items()})
+        return known[node.index]

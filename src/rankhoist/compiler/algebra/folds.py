@@ -1,0 +1,145 @@
+"""Folds: elements in row-major order under axes of other sizes; rows fold with other axes, and unfold again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from rankhoist.compiler.algebra import moves
+from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, axis_text, shape_text
+from rankhoist.compiler.algebra.ir import Builder
+
+
+def to_shape(builder: Builder, value: Form, shape: Sequence[Extent]) -> Form:
+    """The value with original axes of the given sizes, elements in row-major order."""
+    items = [(ROW if d == ROW else value.sizes[d]) for entry in value.layout for d in entry]
+    if not value.has_rows and any(rows for _, rows in shape):
+        raise Decline(f"a reshape of {value.axes} to {shape_text(shape)} makes rows out of something else")
+    groups = _groups(items, shape)
+    if groups is None:
+        raise Decline(f"a reshape of {value.axes} to {shape_text(shape)} cuts rows apart")
+    result = replace(value, layout=tuple((d,) for entry in value.layout for d in entry))
+    layout: list[tuple[int, ...]] = []
+    dim = 0
+    for own, axes in groups:
+        result, entries, used = _regroup(builder, result, dim, own, axes)
+        layout += [tuple(d if d == ROW else d + dim for d in entry) for entry in entries]
+        dim += used
+    return replace(result, layout=tuple(layout))
+
+
+def _groups(items: list[int], shape: Sequence[Extent]) -> list[tuple[list[int], list[Extent]]] | None:
+    """Runs of old items and new axes with equal products; `None` if there are none."""
+    groups = []
+    i = k = 0
+    while i < len(items) or k < len(shape):
+        own: list[int] = []
+        axes: list[Extent] = []
+        left, right = (1, 0), (1, 0)
+        while True:
+            if (own or axes) and left == right:
+                break
+            if (
+                i < len(items)
+                and (not own or _behind(left, right))
+                and not (not own and k < len(shape) and shape[k] == (1, False))
+            ):
+                own.append(items[i])
+                left = (left[0], left[1] + 1) if items[i] == ROW else (left[0] * items[i], left[1])
+                i += 1
+                if not axes and left == (1, 0):
+                    break
+            elif k < len(shape):
+                axes.append(shape[k])
+                right = (right[0] * shape[k][0], right[1] + shape[k][1])
+                k += 1
+            else:
+                return None
+        groups.append((own, axes))
+    return groups
+
+
+def _behind(left: tuple[int, int], right: tuple[int, int]) -> bool:
+    """Whether the old items cover less than the new axes so far."""
+    return left[1] < right[1] or (left[1] == right[1] and left[0] < right[0])
+
+
+def _regroup(
+    builder: Builder, value: Form, dim: int, own: list[int], axes: list[Extent]
+) -> tuple[Form, list[tuple[int, ...]], int]:
+    """Rearrange the dims of one group; returns the layout entries of its axes (dims counted from `dim`) and their
+    number.
+    """
+    if ROW not in own:
+        merged = moves.merge_dims(builder, value, dim, len(own))
+        if not axes:
+            return moves.drop_dim(builder, merged, dim), [], 0
+        split = moves.split_dim(builder, merged, dim, [n for n, _ in axes]) if len(axes) > 1 else merged
+        return split, [(i,) for i in range(len(axes))], len(axes)
+    at = own.index(ROW)
+    if len(axes) == 1:
+        count = len(own) - 1
+        return value, [(*range(at), ROW, *range(at, count))], count
+    row = next(i for i, (_, rows) in enumerate(axes) if rows)
+    before, after = [n for n, _ in axes[:row]], [n for n, _ in axes[row + 1 :]]
+    outer, inner = math.prod(own[:at]), math.prod(own[at + 1 :])
+    high, low = outer // max(math.prod(before), 1), inner // max(math.prod(after), 1)
+    if high * math.prod(before) != outer or low * math.prod(after) != inner or high * low != axes[row][0]:
+        raise Decline(f"a reshape of {axis_text(own)} to {shape_text(axes)} cuts rows apart")
+    first, second = [*before, *([high] if high > 1 else [])], [*([low] if low > 1 else []), *after]
+    value = _resize(builder, value, dim, at, first)
+    value = _resize(builder, value, dim + len(first), len(own) - 1 - at, second)
+    folded = (*([len(before)] if high > 1 else []), ROW, *([len(first)] if low > 1 else []))
+    start = len(first) + (low > 1)
+    entries = [*((i,) for i in range(len(before))), folded, *((start + i,) for i in range(len(after)))]
+    return value, entries, len(first) + len(second)
+
+
+def _resize(builder: Builder, value: Form, dim: int, count: int, sizes: list[int]) -> Form:
+    """`count` dims from `dim` on become dims of the given sizes."""
+    if count == 0 and not sizes:
+        return value
+    value = moves.merge_dims(builder, value, dim, count)
+    if not sizes:
+        return moves.drop_dim(builder, value, dim)
+    return moves.split_dim(builder, value, dim, sizes) if len(sizes) > 1 else value
+
+
+def take_points(builder: Builder, value: Form, axes: list[int], constants: list[torch.Tensor]) -> Form:
+    """Adjacent axes become one, of which points are taken; a boolean mask is the list of its true points."""
+    if len(constants) == 1 and constants[0].dtype == torch.bool:
+        mask = constants[0]
+        axes = list(range(axes[0], axes[0] + mask.dim()))
+        constants = list(mask.nonzero(as_tuple=True))
+    if axes != list(range(axes[0], axes[0] + len(axes))):
+        raise Decline(f"axes {axes} of {value.axes} are indexed and are not neighbours")
+    points = torch.broadcast_tensors(*constants)
+    dims = [value.dim(axis) for axis in axes]
+    sizes = [value.sizes[d] for d in dims]
+    wrapped = [
+        np.where(p.numpy() < 0, p.numpy() + n, p.numpy()).reshape(-1) for p, n in zip(points, sizes, strict=True)
+    ]
+    flat = np.ravel_multi_index(wrapped, sizes)
+    first = value.layout[: axes[0]]
+    merged = moves.merge_dims(builder, replace(value, layout=_merged_layout(value, axes, dims[0])), dims[0], len(dims))
+    taken = moves.take_dim(builder, merged, dims[0], flat)
+    shape = list(points[0].shape)
+    if len(shape) == 1:
+        return taken
+    if not shape:
+        return moves.drop_dim(builder, taken, dims[0])
+    split = moves.split_dim(
+        builder, replace(taken, layout=tuple((d,) for e in taken.layout for d in e)), dims[0], shape
+    )
+    rest = [e for e in taken.layout[len(first) + 1 :]]
+    shifted = [tuple(d + len(shape) - 1 if d > dims[0] else d for d in e) for e in rest]
+    return replace(split, layout=(*first, *((dims[0] + i,) for i in range(len(shape))), *shifted))
+
+
+def _merged_layout(value: Form, axes: list[int], dim: int) -> tuple[tuple[int, ...], ...]:
+    together = tuple(d for axis in axes for d in value.layout[axis])
+    return (*value.layout[: axes[0]], together, *value.layout[axes[-1] + 1 :])

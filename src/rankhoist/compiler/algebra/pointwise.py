@@ -1,0 +1,156 @@
+"""Elementwise operators on forms. Law: `f` of blocks is the blocks of `f`, each at the rate of its own operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+
+from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra.contract import arrange, small_product
+from rankhoist.compiler.algebra.evaluator import Evaluator
+from rankhoist.compiler.algebra.forms import ARITHMETIC, Block, Elsewhere, Factor, Form, Labels, one_block
+from rankhoist.compiler.algebra.ir import Op, aten
+from rankhoist.compiler.algebra.numbers import aligned, folded
+from rankhoist.compiler.algebra.values import Value, as_form
+
+
+def elementwise(
+    evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], dtype: torch.dtype
+) -> Form:
+    """`f(x, y, ...)`: block by block."""
+    places = [
+        i for i, a in enumerate(args) if not isinstance(a, int | float | bool | complex | None | list | torch.dtype)
+    ]
+    forms = [evaluator.tidy(as_form(args[i])) for i in places]
+
+    def build(blocks: list[Block]) -> Block:
+        return _apply(evaluator, op, args, kwargs, blocks, forms, places, dtype)
+
+    return grid.map_blocks(aligned(evaluator, op, args, kwargs, forms, places), dtype, build)
+
+
+def arithmetic(
+    evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], dtype: torch.dtype,
+    build: Callable[[list[Block]], Block | None],
+) -> Form:  # fmt: skip
+    """The same where `build` says what becomes of a cell's unevaluated blocks: used where that can save work."""
+    places = [i for i, a in enumerate(args[:2]) if not isinstance(a, int | float)]
+    forms = [evaluator.tidy(as_form(args[i])) for i in places]
+    if dtype not in ARITHMETIC or any(f.dtype != dtype for f in forms):
+        raise Elsewhere(f"is no arithmetic of {dtype} alone: {', '.join(str(f.dtype) for f in forms)}")
+
+    def number_block(place: int, like: Block) -> Block:
+        return one_block(Factor(evaluator.b.number(args[place], dtype), ()), like.labels)
+
+    def choose(own: list[Block]) -> Block:
+        known = folded(evaluator, op, args, kwargs, own, places, [dtype] * len(own), dtype)
+        if known is not None:
+            return known
+        given = [own[places.index(i)] if i in places else number_block(i, own[0]) for i in range(len(args[:2]))]
+        lazy = build(given) if any(block.rate.per_candidate for block in own) else None
+        if lazy is None or not grid.worth_keeping(lazy):
+            return _apply(evaluator, op, args, kwargs, own, forms, places, dtype)
+        return lazy
+
+    return grid.map_blocks(aligned(evaluator, op, args, kwargs, forms, places), dtype, choose)
+
+
+def plus(evaluator: Evaluator, x: Form, y: Form) -> Form:
+    """`x + y` of one dtype inside a rule, unevaluated but where a number decides it."""
+
+    def build(blocks: list[Block]) -> Block:
+        known = folded(evaluator, aten.add.Tensor, [x, y], {}, blocks, (0, 1), (x.dtype, y.dtype), x.dtype)
+        return known if known is not None else grid.add_blocks(blocks, (1.0, 1.0))
+
+    operands = aligned(evaluator, aten.add.Tensor, [x, y], {}, [x, y], (0, 1))
+    return grid.map_blocks(operands, x.dtype, build)
+
+
+def product(evaluator: Evaluator, blocks: list[Block]) -> Block | None:
+    """Terms times terms; `None` where the per-candidate factors of both sides make something as large as the block, or
+    where there would be too many terms.
+    """
+    if evaluator.too_long([len(block.terms) for block in blocks]):
+        return None
+    block = grid.multiply_blocks(blocks)
+    visible = set(block.visible)
+    moving = [t for t in block.terms if sum(f.node.rate.per_candidate for f in t.factors) > 1]
+    return block if all(small_product(t, visible) for t in moving) else None
+
+
+def inverse(evaluator: Evaluator, block: Block) -> Block:
+    """1 / x of a block, evaluated."""
+    f = evaluator.settle(block).factor
+    return one_block(
+        Factor(evaluator.b.pointwise(aten.reciprocal.default, (f.node,), f.node.dtype), f.labels), block.labels
+    )
+
+
+def cast(evaluator: Evaluator, value: Form, dtype: torch.dtype) -> Form:
+    """All blocks in another dtype."""
+    if dtype == value.dtype:
+        return value
+    value = evaluator.tidy(value)
+    blocks = {}
+    for cell, block in value.blocks.items():
+        blocks[cell] = one_block(_cast_factor(evaluator, evaluator.settle(block).factor, dtype), block.labels)
+    return Form(value.dims, blocks, value.layout, dtype)
+
+
+def _apply(
+    evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: list[Block],
+    forms: list[Form], places: list[int], dtype: torch.dtype,
+) -> Block:  # fmt: skip
+    """The operator on one cell's blocks, evaluated."""
+    known = folded(evaluator, op, args, kwargs, blocks, places, [f.dtype for f in forms], dtype)
+    if known is not None:
+        return known
+    factors = [evaluator.settle(block).factor for block in blocks]
+    labels = _all_labels(blocks[0], factors)
+    if not labels and len({f.dtype for f in forms}) > 1:
+        factors = _promoted(evaluator, factors, forms)
+    shown = list(args)
+    for place, factor, own in zip(places, factors, forms, strict=True):
+        # A 0-dim tensor must stay one: it takes no part in type promotion.
+        shown[place] = factor.node if not own.layout else arrange(evaluator.b, factor, labels)
+    return one_block(Factor(evaluator.b.pointwise(op, shown, dtype, _plain(kwargs)), labels), blocks[0].labels)
+
+
+def _promoted(evaluator: Evaluator, factors: Sequence[Factor], forms: Sequence[Form]) -> list[Factor]:
+    """Each in the dtype that the operator would bring it to; it leaves 0-dim tensors aside, as blocks of a larger form
+    may be.
+    """
+
+    def kind(dtype: torch.dtype) -> tuple[bool, ...]:
+        return dtype == torch.bool, dtype.is_floating_point, dtype.is_complex
+
+    result = []
+    for factor, own in zip(factors, forms, strict=True):
+        alike = [f.dtype for f in forms if f.layout and kind(f.dtype) == kind(own.dtype)]
+        dtype = reduce(torch.promote_types, alike) if alike else own.dtype
+        result.append(factor if dtype == own.dtype else _cast_factor(evaluator, factor, dtype))
+    return result
+
+
+def _cast_factor(evaluator: Evaluator, f: Factor, dtype: torch.dtype) -> Factor:
+    node = evaluator.b.call(aten._to_copy.default, (f.node,), f.node.rate, f.node.shape, dtype, kwargs={"dtype": dtype})
+    return Factor(node, f.labels)
+
+
+def _all_labels(block: Block, factors: Sequence[Factor]) -> Labels:
+    """Every label some factor has, in the order of the factor computed most often."""
+    leader = max(factors, key=lambda f: (f.node.rate, len(f.labels)))
+    have = {x for f in factors for x in f.labels}
+    missing = [x for x in block.visible if x in have and x not in leader.labels]
+    return (*missing, *leader.labels) if missing else leader.labels
+
+
+def _plain(kwargs: Mapping[str, Value]) -> dict[str, Any]:
+    return {
+        k: v
+        for k, v in kwargs.items()
+        if k not in ("layout", "device", "pin_memory", "memory_format") and v is not None
+    }
