@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.ir import Rate
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.plan.search import attempt, make_plan
 from rankhoist.compiler.rules import all_rules
 

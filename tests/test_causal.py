@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rankhoist import hoist
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.ir import Rate
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import RankhoistError
 

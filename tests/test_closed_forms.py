@@ -22,8 +22,8 @@ from rankhoist.bench import closed_forms
 from rankhoist.bench.closed_forms import Split, Work
 from rankhoist.bench.scenarios import DotPairs, NormLinear
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.ir import aten, live_nodes
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import aten, live_nodes
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.hoist import hoist_program
 from rankhoist.nn import RDCN, CrossNetV2

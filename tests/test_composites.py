@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import Function, assert_equal, check_model, rates_of, reasons
 
 from rankhoist import hoist
-from rankhoist.compiler.algebra.ir import Rate
+from rankhoist.compiler.graph.node import Rate
 
 G = torch.Generator().manual_seed(0)
 CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))

@@ -14,9 +14,10 @@ from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra import interpret, order
 from rankhoist.compiler.algebra.forms import Factor, Label
 from rankhoist.compiler.algebra.interpret import OverBudget
-from rankhoist.compiler.algebra.ir import Builder, Rate
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.plan import search
 from rankhoist.compiler.plan.search import attempt, make_plan
 from rankhoist.hoist import hoist_program

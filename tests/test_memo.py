@@ -10,9 +10,10 @@ from helpers import Function, assert_equal, hoisted_at, repeated
 
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.ir import Builder, Rate
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.plan.search import attempt
 
 N = 7

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from rankhoist import hoist
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.algebra.known import Known, result
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules import all_rules
 
 T, D, N = 51, 4, 7  # tokens (the candidate is the last), width, candidates

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from rankhoist import Workload, hoist
 from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.ir import Builder, Rate, aten
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Rate, aten
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets import CPU

@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import Program
-from rankhoist.compiler.algebra.ir import Builder
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.plan import search
 from rankhoist.errors import ExportError, UnsupportedModelError
 from rankhoist.hoist import hoist_program

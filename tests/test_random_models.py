@@ -13,9 +13,9 @@ from random_models import CANDIDATES, OFFSETS, REQUESTS, VOCABULARY, WITHOUT_RUL
 from torch import Tensor
 
 from rankhoist import HoistedModel, Workload
-from rankhoist.compiler.algebra.ir import OFFSETS as OFFSETS_ARGUMENT
-from rankhoist.compiler.algebra.ir import OWNER, ROWS, Node, Rate, Size, StageArgument, inputs_of, join, live_nodes
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import OFFSETS as OFFSETS_ARGUMENT
+from rankhoist.compiler.graph.node import OWNER, ROWS, Node, Rate, Size, StageArgument, inputs_of, join, live_nodes
 from rankhoist.compiler.plan.search import Plan, attempt, make_plan
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import ALIKE

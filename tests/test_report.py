@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.ir import live_nodes
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import live_nodes
 from rankhoist.compiler.plan.search import attempt, make_plan
 from rankhoist.report import Amount, Operator, Report
 from rankhoist.report.make import make_report

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Function, check_model, rates_of, reasons
 
-from rankhoist.compiler.algebra.ir import Rate
+from rankhoist.compiler.graph.node import Rate
 
 N, C, K = 7, 6, 4
 G = torch.Generator().manual_seed(0)

@@ -12,8 +12,9 @@ from helpers import assert_equal
 
 from rankhoist.bench.scenarios import CrossLayers, Scenario
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra.ir import VIEWS, Node, Rate
-from rankhoist.compiler.algebra.limits import Limits
+from rankhoist.compiler.graph.node import Node, Rate
+from rankhoist.compiler.graph.operators import row
+from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.targets import CPU, Target, this_machine
 from rankhoist.compiler.targets.backends import backend_of
@@ -32,7 +33,7 @@ class Launches:
 
 
 def launched(node: Node) -> bool:
-    return node.rate is not Rate.WEIGHT and not isinstance(node.op, str) and node.op not in VIEWS
+    return node.rate is not Rate.WEIGHT and not isinstance(node.op, str) and not row(node.op).view
 
 
 def seconds(node: Node, table: Launches, candidates: Any, requests: Any, *, over: bool = False) -> Any:

@@ -11,8 +11,8 @@ from helpers import Function, check_model, hoisted_at, rates_of
 from torch import Tensor
 
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.ir import Rate
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.rules import all_rules
 
 D, N = 4, 7

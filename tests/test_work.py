@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankhoist.capture.program import operator_name
-from rankhoist.compiler.algebra.work import original_work
+from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.rules import FAMILIES
 
 aten = torch.ops.aten

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.ir import Node, Rate, aten
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.node import Node, Rate, aten
 
 TRIES = 3  # calls per orientation, of which the fastest counts
 BATCHED = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}

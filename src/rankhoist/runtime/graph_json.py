@@ -13,7 +13,6 @@ of keyword arguments into the Python code that it generates, so these must be id
 
 from __future__ import annotations
 
-import inspect
 import keyword
 import math
 import operator
@@ -24,33 +23,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.over import OVER
+from rankhoist.compiler.graph.operators import KERNELS, anew, row
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import as_device, as_dtype, as_kind, counts, dtype_name, entries, entry, shown
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"operator.{f.__name__}": f for f in (operator.add, operator.mul, operator.floordiv, operator.mod)},
     "operator.getitem": operator.getitem,
-    **{
-        f"kernels.{name}": f
-        for name, f in vars(kernels).items()
-        if inspect.isfunction(f) and f.__module__ == kernels.__name__ and not name.startswith("_")
-    },
+    **{f"kernels.{kernel.__name__}": kernel for kernel in KERNELS},
 }
 NAMES = {f: name for name, f in FUNCTIONS.items()}
 CONSTANTS: dict[str, type] = {"layout": torch.layout, "memory_format": torch.memory_format}
-PRIVATE = {  # of ATen's own operators, `_...`, those that models hold; others trust what they are given
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_cdist_forward", "_conj", "_conj_physical", "_convolution",
-    "_embedding_bag", "_embedding_bag_forward_only", "_euclidean_dist", "_fft_c2c", "_fft_c2r", "_fft_r2c",
-    "_fused_rms_norm", "_int_mm", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_solve_ex", "_linalg_svd",
-    "_log_softmax", "_logcumsumexp", "_masked_softmax", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training", "_native_multi_head_attention", "_pdist_forward", "_prelu_kernel",
-    "_safe_softmax", "_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu", "_softmax", "_to_copy",
-    "_transformer_encoder_layer_fwd", "_trilinear", "_unique2", "_unsafe_view", "_weight_norm",
-    "_weight_norm_interface",
-}  # fmt: skip
 UNCHECKED = re.compile("sparse|nested|jagged|mkldnn|fbgemm|backward")  # other layouts, and gradients
 RETURNED = {"Tensor", "List[Tensor]", "int", "SymInt"}
 
@@ -117,7 +100,7 @@ def _aten(name: str) -> torch._ops.OpOverload | None:
     found: torch._ops.OpOverload = getattr(packet, match[2])
     schema = found._schema
     tensors = bool(schema.returns) and all(str(r.type) in RETURNED for r in schema.returns)
-    writes = schema.is_mutable and found not in OVER.values()
+    writes = schema.is_mutable and anew(found) is found
     reads_files = any(argument.name == "filename" for argument in schema.arguments)
     known = torch._C._dispatch_has_kernel(found.name())  # others belong to TorchScript
     return found if tensors and known and not writes and not reads_files and _checks(found) else None
@@ -128,7 +111,7 @@ def _checks(operator: torch._ops.OpOverload) -> bool:
     name = operator._schema.name.removeprefix("aten::")
     private = re.match("_[^_]", name) is not None
     may_skip = any(argument.name == "unsafe" for argument in operator._schema.arguments)
-    return not may_skip and not UNCHECKED.search(name) and (not private or name in PRIVATE)
+    return not may_skip and not UNCHECKED.search(name) and (not private or row(operator).checked)
 
 
 def _node(node: fx.Node) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from rankhoist.capture import Interface
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.emit import Stage
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.node import aten
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.weights import Weights
 

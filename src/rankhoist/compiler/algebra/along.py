@@ -26,7 +26,7 @@ from rankhoist.compiler.algebra.forms import (
     row_layout,
     whole,
 )
-from rankhoist.compiler.algebra.ir import Node, Rate
+from rankhoist.compiler.graph.node import Node, Rate
 
 Sizes = list[int | None]  # per dim: its new size, `None` for unchanged, -1 for gone
 

@@ -15,10 +15,11 @@ from rankhoist.capture.program import operator_name, overload
 from rankhoist.compiler.algebra import along, pointwise
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Block, Decline, Form
-from rankhoist.compiler.algebra.ir import Builder, Op
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Promise, TensorValue, Value, as_form, flat, integer
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Op
 
 Rule = Callable[["Call"], Value]
 

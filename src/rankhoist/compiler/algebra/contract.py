@@ -11,11 +11,12 @@ import math
 from collections.abc import Collection, Sequence
 from functools import reduce
 
-from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
-from rankhoist.compiler.algebra.ir import OFFSETS, Builder, Node, Rate, aten, first_axis, join
 from rankhoist.compiler.algebra.order import Tree, cheapest
 from rankhoist.compiler.algebra.workload import Workload
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import OFFSETS, Node, Rate, aten, first_axis, join
 
 # -- settle: a block becomes one tensor
 

@@ -21,7 +21,7 @@ from rankhoist.compiler.algebra.forms import (
     rename,
     with_labels,
 )
-from rankhoist.compiler.algebra.ir import Builder
+from rankhoist.compiler.graph.build import Builder
 
 # -- one block
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.algebra.ir import Builder
+from rankhoist.compiler.graph.build import Builder
 
 
 def contract(builder: Builder, operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> Form:

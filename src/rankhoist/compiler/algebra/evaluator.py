@@ -13,10 +13,10 @@ from rankhoist.capture import Program
 from rankhoist.compiler.algebra import joins
 from rankhoist.compiler.algebra.contract import settle, simplify
 from rankhoist.compiler.algebra.forms import Block, Form
-from rankhoist.compiler.algebra.ir import Node, Rate, live_nodes
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Workload
+from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 
 PRODUCT = 64  # terms of a product of sums; where there would be more, sums are evaluated first
 

@@ -11,7 +11,7 @@ import torch
 
 from rankhoist.compiler.algebra import moves
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, axis_text, shape_text
-from rankhoist.compiler.algebra.ir import Builder
+from rankhoist.compiler.graph.build import Builder
 
 
 def to_shape(builder: Builder, value: Form, shape: Sequence[Extent]) -> Form:

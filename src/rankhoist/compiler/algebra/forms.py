@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rankhoist.compiler.algebra.ir import Node, Rate, aten, join
 from rankhoist.compiler.algebra.text import form_text
+from rankhoist.compiler.graph.node import Node, Rate, aten, join
 
 
 class Decline(Exception):  # noqa: N818 - it is an answer, not a mistake

@@ -31,8 +31,8 @@ from rankhoist.compiler.algebra.forms import (
     whole,
     with_labels,
 )
-from rankhoist.compiler.algebra.ir import Builder
 from rankhoist.compiler.algebra.moves import drop_dim, insert_dim, reorder
+from rankhoist.compiler.graph.build import Builder
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from rankhoist.compiler.algebra.forms import Decline, Extent
-from rankhoist.compiler.algebra.ir import Op, Work
 from rankhoist.compiler.algebra.values import Promise
-from rankhoist.compiler.algebra.work import original_work
+from rankhoist.compiler.graph.node import Op, Work
+from rankhoist.compiler.graph.work import original_work
 from rankhoist.mistakes import is_mistake
 
 ROWS = 1_000_003

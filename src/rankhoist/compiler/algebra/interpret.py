@@ -20,7 +20,7 @@ from torch import fx
 
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
-from rankhoist.compiler.algebra import grid, kernels
+from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import (
     Block,
@@ -34,11 +34,13 @@ from rankhoist.compiler.algebra.forms import (
     plain,
     row_layout,
 )
-from rankhoist.compiler.algebra.ir import Builder, Node, Rate
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators, check
 from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Node, Rate
 from rankhoist.mistakes import is_mistake, told
 
 TERMS = 1000  # a form with more is evaluated

@@ -24,9 +24,10 @@ from rankhoist.compiler.algebra.forms import (
     whole,
 )
 from rankhoist.compiler.algebra.grid import constant_form
-from rankhoist.compiler.algebra.ir import Builder, Node, Rate, aten
 from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.workload import Workload
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Node, Rate, aten
 
 
 def settled(builder: Builder, form: Form, workload: Workload) -> Form:

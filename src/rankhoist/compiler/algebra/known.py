@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.compiler.algebra import kernels
 from rankhoist.compiler.algebra.evaluator import Evaluator
-from rankhoist.compiler.algebra.ir import VIEWS, Node, Rate, StageArgument, aten, first_axis, inputs_of
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.node import Node, Rate, StageArgument, aten, first_axis, inputs_of
 
 BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
 EITHER = {aten.bitwise_or, aten.logical_or, aten.__or__}
 MASKING = {aten.where, aten.masked_fill, aten.mul, aten.add, aten.sub, *BOTH, *EITHER}
-MOVES = VIEWS | {aten.index_select.default, aten.cat.default, kernels.repeat_rows}
+MOVES = {  # as graphs have them: every value stays what it is
+    aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.select.int, aten.expand.default,
+    aten.index_select.default, aten.cat.default, kernels.spread, kernels.repeat_rows,
+}  # fmt: skip
 SELECTS = {aten.where, aten.masked_fill, aten.add, aten.maximum, aten.minimum, aten._to_copy}
 FAILS = {aten.floor_divide, aten.remainder, aten.fmod}  # on whole numbers, where what is unknown may be 0
 LARGEST = 1 << 24  # elements of a row: nothing larger is looked into

@@ -7,8 +7,9 @@ from typing import Any
 
 import sympy
 
-from rankhoist.compiler.algebra.ir import Builder, Node, Rate
 from rankhoist.compiler.algebra.values import TensorValue, Value
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Node, Rate
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 
 from rankhoist.compiler.algebra.cuts import drop_axes, flatten_labels, split_at, take
 from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Form, Label, Labels, Positions, cells, whole
-from rankhoist.compiler.algebra.ir import Builder
+from rankhoist.compiler.graph.build import Builder
 
 
 def ordered(form: Form) -> Form:

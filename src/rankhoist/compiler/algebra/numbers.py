@@ -27,9 +27,9 @@ from rankhoist.compiler.algebra.forms import (
     cells,
     one_block,
 )
-from rankhoist.compiler.algebra.ir import aten, first_axis
 from rankhoist.compiler.algebra.known import ANY, BOTH, EITHER, MASKING, NEITHER, Known, Signs, known, result
 from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.graph.node import aten, first_axis
 
 EXACT = (0, 1, math.inf, -math.inf)  # the same in every dtype
 

@@ -14,8 +14,8 @@ from functools import lru_cache, reduce
 from operator import or_
 
 from rankhoist.compiler.algebra.forms import Factor, Label
-from rankhoist.compiler.algebra.ir import Rate, join
 from rankhoist.compiler.algebra.workload import Workload
+from rankhoist.compiler.graph.node import Rate, join
 
 EXACT = 8  # of so many factors all orders are tried: 3 ** 8 / 2 products
 KINDS = 100_000  # orders that are remembered

@@ -17,15 +17,15 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.capture.program import operator_name, overload
+from rankhoist.capture.program import overload
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.infer import Operand, inferred
-from rankhoist.compiler.algebra.ir import Node, Op, Rate, Size, Work, aten, join
 from rankhoist.compiler.algebra.values import Opaque, Promise, RowNumber, TensorValue, Value, flat
-from rankhoist.compiler.algebra.work import original_work
+from rankhoist.compiler.graph.node import Node, Op, Rate, Size, Work, aten, join
+from rankhoist.compiler.graph.operators import row
+from rankhoist.compiler.graph.work import original_work
 
-RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "ravel"}
 READS_MEMORY = {  # neighbouring elements become one; memory as it lies; wrong where rows share theirs, in torch 2.13
     aten.view_as_complex.default, aten.view.dtype, aten.view_copy.dtype, aten.as_strided.default,
     aten.as_strided_copy.default, aten.median.default, aten.median.dim, aten.nanmedian.default, aten.nanmedian.dim,
@@ -47,7 +47,7 @@ class OriginalOperators(Evaluator):
     def run_at(self, rate: Rate, node: fx.Node, args: list[Value], kwargs: dict[str, Value], outside: int = 1) -> Value:
         """The operator over as many rows as `rate` has; `outside` as in `received`."""
         promised = self.promised(node)
-        if operator_name(node) in RESHAPES and node.target not in READS_MEMORY and rate is not Rate.WEIGHT:
+        if row(overload(node)).reshapes and node.target not in READS_MEMORY and rate is not Rate.WEIGHT:
             return self._reshape(args[0], rate, node.meta["val"], promised)
         shown = [self.present(a, rate) for a in args]
         if node.target in READS_MEMORY:

@@ -12,9 +12,9 @@ from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.contract import arrange, small_product
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ARITHMETIC, Block, Elsewhere, Factor, Form, Labels, one_block
-from rankhoist.compiler.algebra.ir import Op, aten
 from rankhoist.compiler.algebra.numbers import aligned, folded
 from rankhoist.compiler.algebra.values import Value, as_form
+from rankhoist.compiler.graph.node import Op, aten
 
 
 def elementwise(

@@ -16,7 +16,7 @@ import sympy
 
 from rankhoist.compiler.algebra import joins, moves
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.algebra.ir import Builder
+from rankhoist.compiler.graph.build import Builder
 
 
 def in_parts(builder: Builder, value: Form, axis: int) -> Form:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rankhoist.compiler.algebra.ir import Node, Rate, Size, StageArgument
+from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument
 
 LETTERS = {Rate.WEIGHT: "w", Rate.REQUEST: "c", Rate.ITEM: "k", Rate.PAIR: "p"}
 AXES, SUMMED = "ijlmnoqrstuv", "abdefgh"

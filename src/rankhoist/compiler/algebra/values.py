@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from rankhoist.compiler.algebra.forms import Decline, Extent, Form, shape_text
-from rankhoist.compiler.algebra.ir import Node
 from rankhoist.compiler.algebra.moves import ordered
+from rankhoist.compiler.graph.node import Node
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from rankhoist.compiler.algebra.ir import Rate
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.errors import CaptureError
 
 

@@ -14,46 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from rankhoist.compiler.algebra.ir import aten
-
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    aten.linear.default: F.linear,
-    aten.mul.Tensor: torch.mul,
-    aten.add.Tensor: torch.add,
-    aten.sub.Tensor: torch.sub,
-    aten.div.Tensor: torch.div,
-    aten.addcmul.default: torch.addcmul,
-    aten.matmul.default: torch.matmul,
-    aten.bmm.default: torch.bmm,
-    aten.reshape.default: torch.reshape,
-    aten.permute.default: torch.permute,
-    aten.select.int: torch.select,
-    aten.cat.default: torch.cat,
-    aten.stack.default: torch.stack,
-    aten.index_select.default: torch.index_select,
-    aten.mm.default: torch.mm,
-    aten.addmm.default: torch.addmm,
-    aten.layer_norm.default: torch.layer_norm,
-    aten.softmax.int: torch.softmax,
-    aten.mean.dim: torch.mean,
-    aten.amax.default: torch.amax,
-    aten.unsqueeze.default: torch.unsqueeze,
-    aten.maximum.default: torch.maximum,
-    aten.scaled_dot_product_attention.default: F.scaled_dot_product_attention,
-    aten.relu.default: torch.relu,
-    aten.sigmoid.default: torch.sigmoid,
-    aten.tanh.default: torch.tanh,
-    aten.exp.default: torch.exp,
-    aten.sum.dim_IntList: torch.sum,
-    aten.relu_.default: torch.relu_,
-    aten.sigmoid_.default: torch.sigmoid_,
-    aten.tanh_.default: torch.tanh_,
-    aten.exp_.default: torch.exp_,
-}
-METHODS = {
-    aten.addcmul_.default: "addcmul_", aten.add_.Tensor: "add_", aten.sub_.Tensor: "sub_", aten.mul_.Tensor: "mul_",
-    aten.div_.Tensor: "div_", aten.expand.default: "expand",
-}  # fmt: skip
+from rankhoist.compiler.graph.node import aten
+from rankhoist.compiler.graph.operators import row
 
 
 def spelled(module: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
@@ -64,8 +26,10 @@ def spelled(module: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
         values[node] = made = graph.node_copy(node, lambda n: values[n])
         if node.op != "call_function":
             continue
-        if node.target in METHODS and not made.kwargs:
-            made.op, made.target = "call_method", METHODS[node.target]
+        soonest = row(node.target).spelled
+        if isinstance(soonest, str):
+            if not made.kwargs:
+                made.op, made.target = "call_method", soonest
         elif node.target is aten.slice.Tensor and _whole(node):
             x, axis, start, end = made.args[:4]
             made.target, made.args = torch.narrow, (x, axis, start, end - start)  # type: ignore[operator]
@@ -76,7 +40,7 @@ def spelled(module: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
         elif node.target is aten.embedding.default:  # what else it takes is about gradients
             made.target, made.args = F.embedding, (made.args[1], made.args[0])
         else:
-            made.target = FUNCTIONS.get(node.target, node.target)
+            made.target = soonest or node.target
     run: Callable[..., tuple[Any, ...]] = fx.GraphModule(nn.Module(), graph).forward
     return run
 

@@ -17,9 +17,10 @@ import torch
 from torch import fx, nn
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from rankhoist.compiler.algebra.ir import Node, Rate, Size, StageArgument, inputs_of, live_nodes
-from rankhoist.compiler.algebra.over import OVER, overwritten
 from rankhoist.compiler.emit.spelling import spelled
+from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument, inputs_of, live_nodes
+from rankhoist.compiler.graph.operators import row
+from rankhoist.compiler.lower.over import overwritten
 from rankhoist.errors import UnsupportedModelError
 
 
@@ -151,10 +152,10 @@ class _Writer:
             return
         args = tuple(self.argument(a) for a in node.args)
         kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}
-        op = node.op
+        target: Any = node.op
         if node.index in self.over:
-            op, args = OVER[op], args[::-1] if self.over[node.index] else args
-        made = self.graph.create_node("call_function", op, args, kwargs, name=node.source or None)
+            target, args = row(node.op).over, args[::-1] if self.over[node.index] else args
+        made = self.graph.create_node("call_function", target, args, kwargs, name=node.source or None)
         made.meta["shape"] = node.shape
         self.values[node.index] = made
 

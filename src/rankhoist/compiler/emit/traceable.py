@@ -12,19 +12,15 @@ That needs memory for R * M rows, where one gathered matrix per row would need N
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.ir import aten
-from rankhoist.compiler.algebra.over import OVER
 from rankhoist.compiler.emit.stages import Stage
-
-Padded = tuple[Tensor, Tensor]  # slots [R, M], place [N]
+from rankhoist.compiler.graph.node import aten
+from rankhoist.compiler.graph.operators import anew, row
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,7 @@ def traceable(stage: Stage, several: bool) -> Traceable:
     for node in nodes:
         if node.op != "placeholder":
             values[node] = made = graph.node_copy(node, lambda n: values[n])
-            target: Any = FUNCTIONAL.get(node.target, node.target)
-            made.target = BY_BLOCKS.get(target, target) if several else target
+            made.target = _functional(node.target, several)
     graph.lint()
     return Traceable(fx.GraphModule(nn.Module(), graph), tuple(arguments))
 
@@ -74,36 +69,7 @@ def _place(owner: Tensor, slots: Tensor) -> Tensor:
     return owner * slots.shape[1] + rows - slots[:, 0].index_select(0, owner)
 
 
-def _padded(x: Tensor, slots: Tensor) -> Tensor:
-    """`[N, ...] -> [R, M, ...]`."""
-    return x.index_select(0, slots.reshape(-1)).reshape(*slots.shape, *x.shape[1:])
-
-
-def _linear(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
-    slots, place = padded
-    made = torch.bmm(_padded(x, slots).flatten(1, -2), m)
-    return made.reshape(-1, *x.shape[1:-1], m.shape[-1]).index_select(0, place)
-
-
-def _linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor, padded: Padded) -> Tensor:
-    own = start.index_select(0, owner)
-    return _linear(x, m, padded) + own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
-
-
-def _linear_onto(total: Tensor, x: Tensor, m: Tensor, padded: Padded) -> Tensor:
-    return total + _linear(x, m, padded)
-
-
-def _matmul(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
-    slots, place = padded
-    made = torch.matmul(_padded(x, slots), m[:, None])
-    return made.flatten(0, 1).index_select(0, place)
-
-
-FUNCTIONAL: dict[Any, Callable[..., Any]] = {over: plain for plain, over in OVER.items()}
-BY_BLOCKS: dict[Any, Callable[..., Any]] = {
-    kernels.request_linear: _linear,
-    kernels.request_linear_from: _linear_from,
-    kernels.request_linear_onto: _linear_onto,
-    kernels.request_matmul: _matmul,
-}
+def _functional(target: Any, several: bool) -> Any:
+    """What writes over nothing; for several requests, over padded blocks."""
+    plain = anew(target)
+    return (row(plain).padded or plain) if several else plain

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rankhoist.capture import Program
-from rankhoist.compiler.algebra.ir import Builder
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, choice, explained, search, settled
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra.interpret import Interpreter
-from rankhoist.compiler.algebra.ir import Node, live_nodes
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph.node import Node, live_nodes
 from rankhoist.compiler.plan.search import Cost, Plan
 from rankhoist.compiler.targets import Target, this_machine
 

@@ -18,12 +18,13 @@ from torch import fx
 
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra.interpret import Interpreter, OverBudget
-from rankhoist.compiler.algebra.ir import Builder, Node, live_nodes
-from rankhoist.compiler.algebra.lean import lean
 from rankhoist.compiler.algebra.memo import Memo
-from rankhoist.compiler.algebra.over import overwritten
 from rankhoist.compiler.algebra.text import graph_text
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Node, live_nodes
+from rankhoist.compiler.lower.lean import lean
+from rankhoist.compiler.lower.over import overwritten
 from rankhoist.compiler.rules import all_rules, rules_without
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 

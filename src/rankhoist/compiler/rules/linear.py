@@ -13,9 +13,9 @@ from functools import wraps
 from rankhoist.compiler.algebra import grid, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Elsewhere, Form
-from rankhoist.compiler.algebra.ir import Rate
-from rankhoist.compiler.algebra.work import einsum_axes
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.graph.products import einsum_axes
 from rankhoist.compiler.rules.law import law
 
 

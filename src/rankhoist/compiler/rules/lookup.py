@@ -12,9 +12,9 @@ import torch
 from rankhoist.compiler.algebra import folds, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
-from rankhoist.compiler.algebra.ir import Rate, aten
 from rankhoist.compiler.algebra.values import RowNumber, Value, as_form
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate, aten
 from rankhoist.compiler.rules.law import law
 
 # -- tables

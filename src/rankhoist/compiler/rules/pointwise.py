@@ -10,8 +10,8 @@ from dataclasses import replace
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Block, Decline, Elsewhere, Form
-from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
 

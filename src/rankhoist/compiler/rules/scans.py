@@ -13,9 +13,9 @@ import numpy as np
 from rankhoist.compiler.algebra import joins, moves, sequences
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Elsewhere, Form
-from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
 JOINS = {

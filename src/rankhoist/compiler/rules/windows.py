@@ -17,9 +17,9 @@ import numpy as np
 from rankhoist.compiler.algebra import grid, joins, moves, sequences
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
-from rankhoist.compiler.algebra.ir import Rate, aten
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate, aten
 from rankhoist.compiler.rules.law import law
 
 CONTEXT, BOTH_SIDES, CANDIDATE = range(3)  # what a window reads

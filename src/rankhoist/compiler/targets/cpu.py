@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from rankhoist.compiler.algebra.limits import Limits
+from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.targets import predict
 from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.compiler.targets.profile import BUILT_IN, Profile, load_profile

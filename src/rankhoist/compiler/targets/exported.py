@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim
 
-from rankhoist.compiler.algebra.ir import aten
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.emit.traceable import slots_of, traceable
+from rankhoist.compiler.graph.node import aten
 from rankhoist.errors import BackendError
 
 BOUNDS = torch.tensor([0, 5, 8, 11])  # of the rows to export with: no two sizes are equal by chance

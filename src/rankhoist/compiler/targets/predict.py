@@ -7,25 +7,20 @@ CALLS beside version 1 of the profile, PASSES beside version 2, NEAR and ARRANGI
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.ir import VIEWS, Node, Rate, aten
-from rankhoist.compiler.algebra.work import ORIGINAL_VIEWS, einsum_axes
+from rankhoist.compiler.graph.node import Node, Rate, aten
+from rankhoist.compiler.graph.operators import Timed, row
+from rankhoist.compiler.graph.products import einsum_axes
 from rankhoist.compiler.targets.profile import Profile
 
-FUNCTIONS = {"exp", "sigmoid", "tanh", "gelu", "silu", "softplus", "log", "pow", "_softmax", "softmax", "erf", "sqrt",
-             "rsqrt", "sin", "cos", "elu", "selu", "mish", "log_softmax", "hardswish", "logsumexp"}  # fmt: skip
-GATHERS = {"index_select", "embedding", "index", "gather", "embedding_bag", "_embedding_bag", "read_tables"}
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
-SOFTMAX = ("_softmax", "softmax", "log_softmax", "logsumexp")  # rows are reduced and scaled by these
 PASSES = 6  # of a softmax over each of its rows, as measured
 NEAR = 3  # times as fast: elements picked by one index, whose neighbours are picked with them, as measured
 ARRANGING = 4  # calls that an original einsum or convolution makes around its product
-ROW_TENSORS = (kernels.spread, kernels.repeat_rows)
 
 
 def start(profile: Profile) -> float:
@@ -52,22 +47,23 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
         return 0.0
     if isinstance(node.op, str):
         return profile.view  # an input is looked at before it is used
-    rows = candidates if node.rate.per_candidate else requests
-    name = getattr(node.op, "__name__", "").partition(".")[0]
-    if node.op in ROW_TENSORS:
+    rows, timed = candidates if node.rate.per_candidate else requests, row(node.op).timed
+    if timed is Timed.ROWS:
         moved = np.where(np.asarray(requests) > 1, profile.gathers(_bytes(node, rows)), 0.0)
         return profile.view + moved
-    if node.op in VIEWS or name in ORIGINAL_VIEWS:
-        return profile.view + (_copy(node, profile, rows) if node.op is aten.reshape.default else 0.0)
+    if timed is Timed.RESHAPE:
+        return profile.view + _copy(node, profile, rows)
+    if timed is Timed.VIEW:
+        return profile.view
     if node.work.multiply_adds:
-        return profile.call + _product(node, profile, rows, requests)
-    if node.op is aten.index.Tensor:
+        return profile.call + PRODUCTS.get(timed, _original)(node, profile, np.asarray(rows, float), requests)
+    if timed is Timed.PICK:
         near = 1 if sum(place is not None for place in node.args[1]) > 1 else NEAR
         return profile.call + profile.picks(_bytes(node, rows)) / near
-    if name in GATHERS:
+    if timed is Timed.GATHER:
         return profile.call + profile.gathers(_bytes(node, rows))
     runs = profile.row * _runs(node) * np.asarray(rows, float)
-    if name in FUNCTIONS:
+    if timed in (Timed.FUNCTION, Timed.SOFTMAX):
         return profile.call + profile.functions(_bytes(node, rows), over) + runs
     read = max([_bytes(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
     if node.work.elements == 0 and np.max(read) == 0:
@@ -81,7 +77,7 @@ def _runs(node: Node) -> int:
         return len(node.args[0]) * math.prod(node.shape[: node.args[1] - 1])
     shapes = [a.shape for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.shape]
     largest = max(shapes, key=math.prod, default=())
-    if getattr(node.op, "__name__", "").startswith(SOFTMAX):
+    if row(node.op).timed is Timed.SOFTMAX:
         return PASSES * math.prod(largest[:-1])
     if not largest or all(s == node.shape for s in shapes):
         return 0
@@ -122,42 +118,76 @@ def _wide(shape: Sequence[int]) -> list[int]:
     return [size for size in shape if size != 1]
 
 
-def _product(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
-    """A matrix product: rows and outer axes together are m; what is added to comes along in the same pass."""
-    n, madds = max(node.shape[-1], 1) if node.shape else 1, node.work.multiply_adds
-    rows, requests = np.asarray(rows, float), np.asarray(requests, float)
-    outer = max(math.prod(node.shape[:-1]), 1)
-    k = max(madds // max(math.prod(node.shape), 1), 1)
-    each = rows / np.maximum(requests, 1)  # rows that share a matrix of their request
-    if node.op in (aten.matmul.default, aten.bmm.default, aten.baddbmm.default):
-        *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
-        # Heads are cut out of wider tensors: what has more than one outer axis is copied before it is multiplied.
-        copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.shape[:-2]) > 1]
-        copies = sum(profile.streams(_bytes(a, rows)) for a in copied)
-        return profile.products(rows * math.prod(batch), m, k, n) + copies
-    if node.op in (kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto):
-        return requests * (profile.products(1, each * outer, k, n) + (requests > 1) * profile.call)
-    if node.op in (kernels.batched_matmul, kernels.request_matmul) and len(node.shape) == 3:
-        b, m = node.shape[:2]
-        moved = profile.streams(rows * b * m * k * 4.0) + profile.streams(rows * b * m * n * 4.0) if b > 1 else 0.0
-        if node.op is kernels.batched_matmul:
-            return profile.products(b, rows * m, k, n) + moved
-        return requests * profile.products(b, each * m, k, n) + moved
-    if node.op is aten.scaled_dot_product_attention.default and all(len(a.shape) > 1 for a in node.args[:3]):
-        return _attention(node, profile, rows)
-    name = getattr(node.op, "__name__", "")
-    if name.startswith("conv"):  # a linear map of the channels at every place
-        return profile.products(1, rows * math.prod(node.shape[1:]), k, node.shape[0]) + ARRANGING * profile.call
-    if node.op is aten.einsum.default and (seen := _einsum(node, profile, rows)) is not None:
-        return seen + ARRANGING * profile.call
+# -- products: rows and outer axes together are m; what is added to comes along in the same pass
+
+
+def _sizes(node: Node) -> tuple[int, int, int]:
+    """Outer elements of a row, what each element of the result sums over, columns."""
+    outer, n = max(math.prod(node.shape[:-1]), 1), max(node.shape[-1], 1) if node.shape else 1
+    return outer, max(node.work.multiply_adds // max(math.prod(node.shape), 1), 1), n
+
+
+def _by_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    outer, k, n = _sizes(node)
+    return profile.products(1, rows * outer, k, n)
+
+
+def _batched(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    """A matrix per row. Heads are cut out of wider tensors: what has more than one outer axis is copied before."""
+    _, k, n = _sizes(node)
+    *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
+    copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.shape[:-2]) > 1]
+    copies = sum(profile.streams(_bytes(a, rows)) for a in copied)
+    return profile.products(rows * math.prod(batch), m, k, n) + copies
+
+
+def _of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    outer, k, n = _sizes(node)
+    requests = np.asarray(requests, float)
+    each = rows / np.maximum(requests, 1)  # rows that share the matrix
+    return requests * (profile.products(1, each * outer, k, n) + (requests > 1) * profile.call)
+
+
+def _batched_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    if len(node.shape) != 3:
+        return _original(node, profile, rows, requests)
+    (b, m), (_, k, n) = node.shape[:2], _sizes(node)
+    return profile.products(b, rows * m, k, n) + _transposed_copies(node, profile, rows)
+
+
+def _batched_of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    if len(node.shape) != 3:
+        return _original(node, profile, rows, requests)
+    (b, m), (_, k, n) = node.shape[:2], _sizes(node)
+    requests = np.asarray(requests, float)
+    each = rows / np.maximum(requests, 1)
+    return requests * profile.products(b, each * m, k, n) + _transposed_copies(node, profile, rows)
+
+
+def _transposed_copies(node: Node, profile: Profile, rows: Any) -> Any:
+    (b, m), (_, k, n) = node.shape[:2], _sizes(node)
+    return profile.streams(rows * b * m * k * 4.0) + profile.streams(rows * b * m * n * 4.0) if b > 1 else 0.0
+
+
+def _original(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    """As its author wrote it: at least, it reads its weights."""
+    outer, k, n = _sizes(node)
     weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
-    product = profile.products(1, rows * outer, k, n)
-    if node.op in (aten.linear.default, kernels.linear_from, kernels.linear_onto):
-        return product
-    return np.maximum(product, profile.streams(weights))  # an original operator: at least, it reads its weights
+    return np.maximum(profile.products(1, rows * outer, k, n), profile.streams(weights))
 
 
-def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
+def _convolution(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    """A linear map of the channels at every place."""
+    _, k, _ = _sizes(node)
+    return profile.products(1, rows * math.prod(node.shape[1:]), k, node.shape[0]) + ARRANGING * profile.call
+
+
+def _einsum(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    seen = _as_product(node, profile, rows)
+    return _original(node, profile, rows, requests) if seen is None else seen + ARRANGING * profile.call
+
+
+def _as_product(node: Node, profile: Profile, rows: Any) -> Any:
     """An original einsum of two operands is one product, batched over the axes that both and the result have.
 
     None where an operand is in a layout of its own, which its shape does not tell, or the result has rows twice.
@@ -181,10 +211,24 @@ def _einsum(node: Node, profile: Profile, rows: Any) -> Any:
     return profile.products(batch, m, k, n)
 
 
-def _attention(node: Node, profile: Profile, rows: Any) -> Any:
+def _attention(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """Two batched products and a softmax between them: a few calls in one, and a few passes over each row of scores."""
     q, k, v = (a.shape for a in node.args[:3])
+    if min(len(q), len(k), len(v)) < 2:
+        return _original(node, profile, rows, requests)
     batch = rows * math.prod(q[:-2])
     softmax = profile.functions(batch * q[-2] * k[-2] * 4.0) + PASSES * (profile.call + batch * q[-2] * profile.row)
     scores = profile.products(batch, q[-2], q[-1], k[-2]) + softmax
     return scores + profile.products(batch, q[-2], k[-2], v[-1])
+
+
+PRODUCTS: dict[Timed, Callable[[Node, Profile, Any, Any], Any]] = {
+    Timed.PRODUCT: _by_weight,
+    Timed.BATCHED: _batched,
+    Timed.OF_REQUEST: _of_request,
+    Timed.BATCHED_WEIGHT: _batched_weight,
+    Timed.BATCHED_OF_REQUEST: _batched_of_request,
+    Timed.ATTENTION: _attention,
+    Timed.CONVOLUTION: _convolution,
+    Timed.EINSUM: _einsum,
+}

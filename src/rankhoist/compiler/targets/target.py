@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rankhoist.compiler.algebra.ir import Node
-from rankhoist.compiler.algebra.limits import Limits
-from rankhoist.compiler.algebra.over import overwritten
+from rankhoist.compiler.graph.node import Node
+from rankhoist.compiler.lower.limits import Limits
+from rankhoist.compiler.lower.over import overwritten
 
 ALIKE = 1.03  # predictions closer than this are equal: then fewer multiply-adds win
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankhoist.compiler.algebra.ir import Node, live_nodes
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph.node import Node, live_nodes
 from rankhoist.compiler.plan import Plan, Plans
 from rankhoist.compiler.plan.ranges import CANDIDATES
 from rankhoist.compiler.plan.search import attempt

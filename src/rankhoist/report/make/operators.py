@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from rankhoist.capture.program import module_path
-from rankhoist.compiler.algebra.ir import Node, Rate, live_nodes
-from rankhoist.compiler.algebra.work import original_work
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Node, Rate, live_nodes
+from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.report.record import Amount, Operator

@@ -10,28 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.ir import Node, Rate, aten, inputs_of
-
-OVER: dict[Any, Any] = {
-    aten.relu.default: aten.relu_.default,
-    aten.sigmoid.default: aten.sigmoid_.default,
-    aten.tanh.default: aten.tanh_.default,
-    aten.exp.default: aten.exp_.default,
-    aten.addcmul.default: aten.addcmul_.default,
-    aten.add.Tensor: aten.add_.Tensor,
-    aten.sub.Tensor: aten.sub_.Tensor,
-    aten.mul.Tensor: aten.mul_.Tensor,
-    aten.div.Tensor: aten.div_.Tensor,
-    kernels.linear_onto: kernels.linear_onto_,
-    kernels.request_linear_onto: kernels.request_linear_onto_,
-}
-ONTO = {kernels.linear_onto, kernels.request_linear_onto}
-CONTIGUOUS = {  # products give a new contiguous tensor
-    aten.linear.default, kernels.linear_from, kernels.request_linear, kernels.request_linear_from, *ONTO,
-}  # fmt: skip
-NEW = CONTIGUOUS | (OVER.keys() - ONTO)
-COMMUTES = {aten.add.Tensor, aten.mul.Tensor}
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.node import Node, Rate, aten, inputs_of
+from rankhoist.compiler.graph.operators import row
 
 
 def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]:
@@ -44,8 +25,9 @@ def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]
     whole = _with_rows(nodes)
     found = {}
     for n in nodes:
-        if n.op in OVER and n.rate is not Rate.WEIGHT and n.rows_first:
-            places = (0, 1) if n.op in COMMUTES and not n.kwargs else (0,)  # `alpha` scales the second
+        known = row(n.op)
+        if known.over is not None and n.rate is not Rate.WEIGHT and n.rows_first:
+            places = (0, 1) if known.commutes and not n.kwargs else (0,)  # `alpha` scales the second
             place = next((i for i in places if _free(n, n.args[i], readers, whole)), None)
             if place is not None:
                 found[n.index] = place
@@ -59,8 +41,9 @@ def _free(reader: Node, target: Any, readers: collections.Counter[int], whole: s
     source = target
     while source.op is aten.reshape.default and readers[source.index] == 1:
         source = source.args[0]
-    new = CONTIGUOUS if reader.op in ONTO else NEW
-    own = source.op in new and source.rows_first and source.index in whole and readers[source.index] == 1
+    made = row(source.op)
+    new = made.dense if row(reader.op).adds_onto else made.new
+    own = new and source.rows_first and source.index in whole and readers[source.index] == 1
     return own and source.rate.stage == reader.rate.stage and math.prod(source.shape) == math.prod(reader.shape)
 
 

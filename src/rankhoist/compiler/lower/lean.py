@@ -17,10 +17,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.ir import OWNER, Builder, Node, Rate, aten, first_axis, inputs_of, join, live_nodes
-from rankhoist.compiler.algebra.limits import Limits
-from rankhoist.compiler.algebra.tables import one_gather
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, inputs_of, join, live_nodes
+from rankhoist.compiler.lower.limits import Limits
+from rankhoist.compiler.lower.tables import one_gather
 
 PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rankhoist.compiler.algebra import kernels
-from rankhoist.compiler.algebra.ir import Builder, Node, Rate, aten
-from rankhoist.compiler.algebra.limits import Limits
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Node, Rate, aten
+from rankhoist.compiler.lower.limits import Limits
 
 
 def one_gather(

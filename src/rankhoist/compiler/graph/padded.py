@@ -1,0 +1,37 @@
+"""Kernels of ours over padded blocks: rows by the matrix of their request as one `bmm`, without a loop over requests.
+
+`slots [R, M]` are the rows of each request, padded to M, `place [N]` is where each row stands in the blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Padded = tuple[Tensor, Tensor]  # slots [R, M], place [N]
+
+
+def in_blocks(x: Tensor, slots: Tensor) -> Tensor:
+    """`[N, ...] -> [R, M, ...]`."""
+    return x.index_select(0, slots.reshape(-1)).reshape(*slots.shape, *x.shape[1:])
+
+
+def linear(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
+    slots, place = padded
+    made = torch.bmm(in_blocks(x, slots).flatten(1, -2), m)
+    return made.reshape(-1, *x.shape[1:-1], m.shape[-1]).index_select(0, place)
+
+
+def linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor, padded: Padded) -> Tensor:
+    own = start.index_select(0, owner)
+    return linear(x, m, padded) + own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
+
+
+def linear_onto(total: Tensor, x: Tensor, m: Tensor, padded: Padded) -> Tensor:
+    return total + linear(x, m, padded)
+
+
+def matmul(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
+    slots, place = padded
+    made = torch.matmul(in_blocks(x, slots), m[:, None])
+    return made.flatten(0, 1).index_select(0, place)

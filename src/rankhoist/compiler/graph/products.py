@@ -1,0 +1,99 @@
+"""Multiply-adds of the operators that PyTorch has, by the shapes of their operands and results.
+
+Every function takes the captured node, the shapes of its tensor operands, and the number of elements of its result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+Shapes = list[list[int]]
+
+
+def last_axis(node: fx.Node, operands: Shapes, written: int) -> int:
+    """Each element of the result sums along the last axis of the first operand."""
+    return written * operands[0][-1]
+
+
+def last_axis_of_second(node: fx.Node, operands: Shapes, written: int) -> int:
+    """The same of the second operand: the first is added to."""
+    return written * operands[1][-1]
+
+
+def einsum(node: fx.Node, operands: Shapes, written: int) -> int:
+    """Every combination of all letters."""
+    if not isinstance(node.args[0], str) or len(operands) < 2:
+        return 0
+    axes, _ = einsum_axes(node.args[0], [len(shape) for shape in operands])
+    sizes: dict[str, int] = {}
+    for own, shape in zip(axes, operands, strict=True):
+        for name, size in zip(own, shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    return math.prod(sizes.values())
+
+
+def vecdot(node: fx.Node, operands: Shapes, written: int) -> int:
+    """One per pair of elements, the operands broadcast."""
+    return math.prod(torch.broadcast_shapes(*operands))
+
+
+def tensordot(node: fx.Node, operands: Shapes, written: int) -> int:
+    """Each element of the result sums along the axes that are named."""
+    summed: list[int] = list(node.args[2])  # type: ignore[arg-type]
+    return written * math.prod(operands[0][d] for d in summed)
+
+
+def convolution(node: fx.Node, operands: Shapes, written: int) -> int:
+    """A filter per element written; transposed, per element read."""
+    transposed = len(node.args) > 6 and node.args[6] is True
+    return (math.prod(operands[0]) if transposed else written) * math.prod(operands[1][1:])
+
+
+def attention(node: fx.Node, operands: Shapes, written: int) -> int:
+    """Scores of all queries and keys, then as many weights of values."""
+    q, k, v = operands[:3]
+    return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def recurrence(node: fx.Node, operands: Shapes, written: int) -> int:
+    """Every step of every sequence meets all weight matrices."""
+    return math.prod(operands[0][:-1]) * sum(math.prod(o) for o in operands[1:] if len(o) == 2)
+
+
+def cell(node: fx.Node, operands: Shapes, written: int) -> int:
+    """One step: the two weights stand behind the input and its state."""
+    return math.prod(operands[0][:-1]) * sum(math.prod(o) for o in operands[2:4])
+
+
+def cell_of_two_states(node: fx.Node, operands: Shapes, written: int) -> int:
+    """One step: the two weights stand behind the input and its two states."""
+    return math.prod(operands[0][:-1]) * sum(math.prod(o) for o in operands[3:5])
+
+
+def bilinear(node: fx.Node, operands: Shapes, written: int) -> int:
+    """A matrix between both operands per element of the result."""
+    return written * operands[0][-1] * operands[1][-1]
+
+
+def einsum_axes(equation: str, depths: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """Names of the axes of the operands, which have `depths` of them, and of the result.
+
+    An ellipsis stands for the axes that no letter names, in the order of broadcasting: `a...b` with four axes is
+    `["a", "..2", "..1", "b"]`.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = left.replace(",", "").replace(".", "")
+        right = "..." * ("..." in left) + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    free = [depth - len(term.replace(".", "")) for term, depth in zip(terms, depths, strict=True)]
+
+    def named(term: str, free: int) -> list[str]:
+        before, ellipsis, after = term.partition("...")
+        return [*before, *(f"..{i}" for i in range(free, 0, -1) if ellipsis), *after]
+
+    return [named(t, n) for t, n in zip(terms, free, strict=True)], named(right, max(free))

@@ -1,0 +1,57 @@
+"""Cost of the captured operators as their author wrote them: multiply-adds and written elements per row."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.compiler.graph.node import Work
+from rankhoist.compiler.graph.operators import row
+
+
+def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
+    """Work of a captured operator per row, when it runs over `count` rows."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return Work()
+    meta = node.meta.get("val")
+    fakes = [m for m in (meta if isinstance(meta, list | tuple) else [meta]) if isinstance(m, torch.Tensor)]
+
+    def shape(fake: torch.Tensor) -> list[int]:
+        return [_number(s, rows, count) for s in fake.shape]
+
+    known = row(node.target)
+    elements = 0 if known.view else sum(math.prod(shape(f)) for f in fakes)
+    operands = [shape(a.meta["val"]) for a in _tensor_args(node)]
+    madds = known.work(node, operands, math.prod(shape(fakes[0]))) if known.work and fakes else 0
+    divisor = count if fakes and any(isinstance(s, torch.SymInt) for f in fakes for s in f.shape) else 1
+    return Work(-(-madds // divisor), -(-elements // divisor))
+
+
+def _tensor_args(node: fx.Node) -> list[fx.Node]:
+    found: list[fx.Node] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+
+    visit(node.args)
+    return found
+
+
+def _number(size: Any, rows: sympy.Symbol, count: int) -> int:
+    return _value(size.node.expr, rows, count) if isinstance(size, torch.SymInt) else int(size)
+
+
+@lru_cache
+def _value(expr: sympy.Expr, rows: sympy.Symbol, count: int) -> int:
+    """A size with `count` rows; sizes that depend on data are taken for the row count too."""
+    value = expr.subs({rows: count})
+    return int(value.subs(dict.fromkeys(value.free_symbols, count)))
