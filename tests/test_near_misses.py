@@ -33,6 +33,9 @@ CASES = {
         "sums over the rows: b i, b j -> i j of [rows, 6], [rows, 4]", {},
     ),
     "vecdot_over_rows": (lambda c, k: k * torch.linalg.vecdot(c[:, :4], k, dim=0), "sums over the rows", {}),
+    "addr_of_rows": (
+        lambda c, k, w: torch.addr(w[0, :1], c[:, 0], k[:, 0]) @ k, "every row meets every other row", dict(w=W),
+    ),
     "einsum_ellipsis": (
         lambda c, k: k * torch.einsum("...i->i", c)[:4], "sums over the rows: ..1 i -> i of [rows, 6]", {},
     ),

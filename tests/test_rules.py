@@ -58,6 +58,7 @@ DENSE = {
         lambda c, k, w: torch.einsum("...i,...i->...", k.view(-1, 1, 4) * w[:3, :4], c[:, None, :4]),
         dict(w=W),
     ),
+    "addr": (lambda c, k, b: torch.addr(both(c, k), c[:, 0], b, beta=0.5, alpha=2), dict(b=randn(C + K))),
     "bilinear": (lambda c, k, w, b: F.bilinear(c, k, w, b), dict(w=randn(5, C, K), b=randn(5))),
     "bilinear_of_both": (
         lambda c, k, w: F.bilinear(both(c, k).view(-1, 2, 5), interleaved(c, k).view(-1, 2, 5), w),

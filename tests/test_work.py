@@ -23,8 +23,8 @@ WITHOUT_PRODUCTS = {"lookup", "reshape", "parts", "joining", "scans", "pointwise
 # Operators of other families that do no more. An outer product adds nothing up, and distances are sums of differences.
 ALSO_WITHOUT = set(
     """
-outer softmax _softmax cdist max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold
+outer addr softmax _softmax cdist max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d
+avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold
 """.split()
 )
 

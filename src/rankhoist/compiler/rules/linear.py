@@ -47,16 +47,14 @@ def linear(call: Call) -> Product:
 
 def addmm(call: Call) -> Product:
     """`beta * input + alpha * (x @ y)`, batched or not."""
-    x, y, onto = call.form("mat1", "batch1"), call.form("mat2", "batch2"), call.form("self")
-    alpha, beta = float(call.value("alpha")), float(call.value("beta"))
+    x, y = call.form("mat1", "batch1"), call.form("mat2", "batch2")
     batch = ["b"] * (len(x.layout) - 2)
+    return Product((x, y), ([*batch, "m", "k"], [*batch, "k", "n"]), [*batch, "m", "n"], _onto(call))
 
-    def added(out: Form) -> Form:
-        if onto.dtype == out.dtype and beta == 1:
-            return call.plus(grid.total(call.builder, [out], out.dtype, (alpha,)), onto)
-        return grid.total(call.builder, [out, onto], out.dtype, (alpha, beta))
 
-    return Product((x, y), ([*batch, "m", "k"], [*batch, "k", "n"]), [*batch, "m", "n"], added)
+def addr(call: Call) -> Product:
+    """`beta * input + alpha * x y^T`, x [m], y [n]."""
+    return Product(call.forms("vec1", "vec2"), (["m"], ["n"]), ["m", "n"], _onto(call))
 
 
 def matmul(call: Call) -> Product:
@@ -127,6 +125,18 @@ def outer(call: Call) -> Product:
     return Product(call.forms(), (["m"], ["n"]), ["m", "n"])
 
 
+def _onto(call: Call) -> Callable[[Form], Form]:
+    """`beta * input + alpha * product`."""
+    onto, alpha, beta = call.form("self"), float(call.value("alpha")), float(call.value("beta"))
+
+    def added(out: Form) -> Form:
+        if onto.dtype == out.dtype and beta == 1:
+            return call.plus(grid.total(call.builder, [out], out.dtype, (alpha,)), onto)
+        return grid.total(call.builder, [out, onto], out.dtype, (alpha, beta))
+
+    return added
+
+
 def _bias(call: Call, after: int = 0) -> Callable[[Form], Form]:
     """Adds the bias along the axis that has `after` others behind it."""
 
@@ -181,6 +191,7 @@ def of_tensors(product: Callable[[Call], Product]) -> Callable[[Call], Form]:
 PRODUCTS = {
     "linear": linear,
     "addmm baddbmm": addmm,
+    "addr": addr,
     "matmul mm bmm mv": matmul,
     "einsum": einsum,
     "tensordot": tensordot,
