@@ -11,7 +11,7 @@ from helpers import Function, assert_equal, kept, reasons, repeated
 from rankhoist import HoistedModel, Workload
 from rankhoist.bench.models import DisentangledFields
 from rankhoist.capture import Program, capture
-from rankhoist.compiler.algebra import interpret, order
+from rankhoist.compiler.algebra import evaluator, interpret, order
 from rankhoist.compiler.algebra.forms import Factor, Label
 from rankhoist.compiler.algebra.interpret import OverBudget
 from rankhoist.compiler.algebra.memo import Memo
@@ -109,7 +109,7 @@ def test_forms_that_grow_are_evaluated_within_bounded_work():
 
 @pytest.mark.parametrize("limit", ["TERMS", "PRODUCT"])
 def test_the_report_names_the_limit(small: Fields, monkeypatch: pytest.MonkeyPatch, limit: str):
-    monkeypatch.setattr(interpret, limit, 5)
+    monkeypatch.setattr({"TERMS": interpret, "PRODUCT": evaluator}[limit], limit, 5)
     hoisted = kept(small.program)
     small.check(hoisted)
     told = {"TERMS": "its form has more than 5 terms and is evaluated", "PRODUCT": "would have more than 5 terms"}
@@ -118,7 +118,7 @@ def test_the_report_names_the_limit(small: Fields, monkeypatch: pytest.MonkeyPat
 
 def test_a_long_sum_times_a_matrix_stays_a_form(monkeypatch: pytest.MonkeyPatch):
     """Only products of sums multiply terms: an affine form of many terms goes through a linear layer."""
-    monkeypatch.setattr(interpret, "PRODUCT", 4)
+    monkeypatch.setattr(evaluator, "PRODUCT", 4)
     weights = {name: torch.randn(4, 4, generator=G, dtype=torch.float64) for name in "pqrstu"}
 
     def call(c: torch.Tensor, k: torch.Tensor, u: torch.Tensor, **w: torch.Tensor) -> torch.Tensor:
