@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload, load
-from rankhoist.bench.timing import interleaved
 from rankhoist.compiler.targets.machine import machine
+from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import Runner, load_onnx, load_package
 from rankhoist.verify.measure import Outputs, difference, outputs, scale_of, tolerance

@@ -359,6 +359,18 @@ def test_onnx_is_equal(onnx_folder):
     }
 
 
+def test_onnx_runtime_as_a_backend():
+    pytest.importorskip("onnxruntime")
+    case = CASES["crossed"]
+    model, hoisted = (copy.deepcopy(made) for made in case.make())
+    hoisted.to_backend("onnx")
+    check(case, model, lambda *given: case.call(hoisted, *given), [0, 1, 7])
+    with torch.no_grad():
+        model.top.weight.mul_(2.0)
+    hoisted.update_weights(model.state_dict())
+    check(case, model, lambda *given: case.run(hoisted, *given), [7])
+
+
 def test_an_onnx_stage_knows_nothing_of_the_other_side(onnx_folder):
     onnx = pytest.importorskip("onnx")
     inputs = {n: [i.name for i in onnx.load(onnx_folder / f"{n}.onnx").graph.input] for n in ("request", "candidate")}

@@ -92,7 +92,9 @@ class CarriedDataWarning(UserWarning):
 
 
 class HoistingWarning(UserWarning):
-    """A mistake of ours has kept a model from being hoisted; it runs as it was. Please report it."""
+    """A model runs, but perhaps not as fast as it could: a mistake of ours kept it from being hoisted (please report
+    it), or its plans were chosen for another machine.
+    """
 
 
 class ScoringError(RankhoistError):

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from rankhoist.bench.baselines import Call, eager, graphed, vmapped
 from rankhoist.bench.floor import floor, products
 from rankhoist.bench.scenarios import FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
-from rankhoist.bench.timing import Timing, interleaved
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Plan
+from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.alike import NOTHING, TOLERANCE, error
 
 LEVELS = [level.name.lower() for level in Level]
 CANDIDATES = [1, 10, 100, 500, 1000, 5000]
@@ -27,8 +27,6 @@ QUICK_CANDIDATES = [1, 100, 1000]
 REQUESTS = [1, 8, 64]  # of ragged batches,
 PER_REQUEST = [20, 200]  # with so many candidates each on average
 RAGGED = ["mlp", "cross_full", "cross_low_rank", "dot_pairs_80_10", "target_attention", "mmoe", "industrial"]
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float64: 1e-9}  # relative to the output's scale
-NOTHING = 1e30  # the error where there is no result to compare; a number, so that records are plain JSON
 SLOW_TO_COMPILE = ["bilinear_pairs", "industrial"]  # minutes: thousands of operators, hundreds of inputs
 
 
@@ -245,16 +243,3 @@ def _first_calls(calls: dict[str, Call], skipped: dict[str, str]) -> tuple[dict[
 def _short(problem: Exception) -> str:
     """Its kind and the first line."""
     return f"{type(problem).__name__}: {next(iter(str(problem).strip().splitlines()), '')[:90]}"
-
-
-def error(actual: Any, truth: Any) -> float:
-    """Of all outputs, relative to each one's largest value."""
-    pairs: Sequence[tuple[Any, Any]] = list(zip(pytree.tree_leaves(actual), pytree.tree_leaves(truth), strict=True))
-    return max((_distance(a, b) for a, b in pairs), default=NOTHING)
-
-
-def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    if a.shape != b.shape:
-        return NOTHING
-    found = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30)
-    return min(float(found.nan_to_num(NOTHING)), NOTHING)

@@ -9,7 +9,21 @@ import argparse
 import sys
 
 from rankhoist import __version__
-from rankhoist.cli import bench, calibrate, client, demo, hoist, loadtest, report, score, serve, show, train, verify
+from rankhoist.cli import (
+    bench,
+    calibrate,
+    client,
+    demo,
+    hoist,
+    loadtest,
+    report,
+    score,
+    serve,
+    show,
+    train,
+    tune,
+    verify,
+)
 from rankhoist.cli.arguments import DONE, FAILED, UNUSABLE, context_of
 from rankhoist.errors import RankhoistError
 
@@ -21,6 +35,7 @@ COMMANDS = (
     verify,
     report,
     show,
+    tune,
     train,
     serve,
     score,

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rankhoist.bench.timing import interleaved
 from rankhoist.cli.arguments import DONE, FAILED, command, write_json
 from rankhoist.cli.models import LEVELS, certificate_of, hoisted_of, model_arguments
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import PlanSummary, make_plan
+from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.report.text import ratio
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify.batches import arguments, draw, split_rows

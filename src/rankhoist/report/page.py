@@ -42,7 +42,9 @@ def to_html(report: Record, certificate: Certificate | None = None) -> str:
         glance=html(sections.tiles(found), sections.whole_bar(found)),
         legend=html(sections.legend()),
         pictures=html(*drawn),
-        costs=html(*(sections.costs(report.curves) if report.curves else [tag("p", OLDER)])),
+        costs=html(
+            *(sections.costs(report.curves) if report.curves else [tag("p", OLDER)]), *sections.tuned(report.tuning)
+        ),
         modules=html(sections.modules(report)),
         blocking=html(sections.blocking(subject, found)),
         choices=html(*sections.choices(subject)),

@@ -14,6 +14,7 @@ from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.targets import ALIKE
 from rankhoist.errors import ArtifactError
 from rankhoist.report.text import spelled
+from rankhoist.report.tuning import Tuning
 
 # -- operators
 
@@ -230,7 +231,8 @@ class Module:
 class Record:
     """What a plan does with every captured operator, for one workload.
 
-    `graph` and `curves` are None in a file of an older version, and `laws` is empty.
+    `graph` and `curves` are None in a file of an older version, and `laws` is empty. `tuning` is None where nothing was
+    measured.
     """
 
     level: str
@@ -239,6 +241,7 @@ class Record:
     graph: Graph | None = None
     curves: Curves | None = None
     laws: tuple[LawUse, ...] = ()
+    tuning: Tuning | None = None
 
     def before(self, operator: Operator) -> Amount:
         """Work of an operator in one call of the original."""

@@ -31,7 +31,7 @@ class Report(Record):
         report: Report = decoded(Report, data)
         if min(report.workload.candidates, report.workload.requests) < 1:
             raise ArtifactError(f"its report is for {report.workload}")
-        for part in (report.graph, report.curves):
+        for part in (report.graph, report.curves, report.tuning):
             if part is not None:
                 part.check()
         return report

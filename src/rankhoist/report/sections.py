@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rankhoist.report import tuning
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.markup import Element, tag
 from rankhoist.report.outline import Subject, short_operator
@@ -12,6 +13,7 @@ from rankhoist.report.record import Curves, Module, Record
 from rankhoist.report.summary import Reason, Summary
 from rankhoist.report.svg import MEANINGS, NAMES, SIGNS
 from rankhoist.report.text import percent, ratio, short, spaced, spelled
+from rankhoist.report.tuning import Tuning
 
 FIRST = 12  # rows of a long table; the others unfold
 REASONS = 3
@@ -102,6 +104,18 @@ def costs(curves: Curves) -> list[Element]:
         tag("div", *plots(curves), class_="plots"),
         tag("p", "■ original   ● hoisted; a dotted line is a break-even point, where another plan takes over:"),
         tag("ol", *plans, class_="spans"),
+    ]
+
+
+def tuned(found: Tuning | None) -> list[Element]:
+    """What was measured, in place of predictions."""
+    if found is None:
+        return []
+    tried = [tag("li", f"{p.candidates:,} of {p.requests:,}: {tuning.others(p)}") for p in found.points]
+    return [
+        tag("p", tuning.title(found)),
+        _folded(tuning.HEADER, [tuning.row(p) for p in found.points], words=1),
+        tag("details", tag("summary", "tried as well"), tag("ul", *tried)),
     ]
 
 

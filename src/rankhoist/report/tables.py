@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rankhoist.report import tuning
 from rankhoist.report.record import Module, Operator, Record
 from rankhoist.report.text import ratio, short, shorten, spelled, table
 
@@ -23,6 +24,7 @@ def to_text(report: Record) -> str:
         [
             title,
             *_plan_lines(report),
+            *(["", *tuning.lines(report.tuning)] if report.tuning is not None else []),
             "",
             *_operator_lines(report),
             "",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankhoist.compiler.plan import Range
+from rankhoist.report import tuning
 from rankhoist.report.text import table
 from rankhoist.runtime import container, model_json
 from rankhoist.runtime.model_json import Description
@@ -39,7 +40,8 @@ class Contents:
         return printable("\n".join([*self._title(), "", *self._inputs(), "", *self._plans(), "", *self._ranges()]))
 
     def _title(self) -> list[str]:
-        manifest, total = self.manifest, self.description.report.total()
+        manifest, report = self.manifest, self.description.report
+        total = report.total()
         versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
         size = sum(member["bytes"] for member in manifest["members"].values())
         plan = self.description.plans.main
@@ -50,6 +52,7 @@ class Contents:
             f"for {plan.workload.candidates} candidates of {requests} request{'s' if requests > 1 else ''} per call: "
             f"{plan.cost.multiply_adds:,} multiply-adds, the original {total.before.multiply_adds:,}",
             self._example(),
+            *([tuning.title(report.tuning)] if report.tuning is not None else []),
         ]
 
     def _example(self) -> str:
@@ -92,6 +95,6 @@ def contents(path: str | os.PathLike[str]) -> Contents:
 
 
 def _runs(row: Sequence[Range]) -> str:
-    """`0-2: plan 1, 3-365: plan 2, from 366: plan 0`."""
-    runs = [f"{a.first}-{b.first - 1}: plan {a.plan}" for a, b in itertools.pairwise(row)]
-    return ", ".join([*runs, f"from {row[-1].first}: plan {row[-1].plan}"])
+    """`0-2: plan 1, 3-365: plan 2 by inductor, from 366: plan 0`."""
+    runs = [f"{a.first}-{b.first - 1}: {a}" for a, b in itertools.pairwise(row)]
+    return ", ".join([*runs, f"from {row[-1].first}: {row[-1]}"])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist.capture import Program
-from rankhoist.compiler.plan import Plan, Plans, PlanSummary, single
+from rankhoist.compiler.emit import Stages
+from rankhoist.compiler.plan import Plan, Plans, PlanSummary, Range, single
 from rankhoist.compiler.targets.backends import backend_of
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
@@ -23,6 +24,7 @@ from rankhoist.runtime.made_up import made_up_example
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.placed import placed
 from rankhoist.runtime.scoring import RequestState, Scoring
+from rankhoist.runtime.tune import CANDIDATES, tuned
 from rankhoist.runtime.vocabulary import vocabulary
 from rankhoist.runtime.weights import Argument, Weights, renewed
 
@@ -104,19 +106,30 @@ class HoistedModel(Scoring, nn.Module):
     # -- the two halves of a call, whose inputs `Scoring` has checked
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
-        weights, workload = self._weights, self.plan.workload
+        workload = self.plan.workload
         expected = workload.candidates * requests // workload.requests if candidates is None else candidates
-        number = self.plans.ranges.choose(expected, requests)
-        variant = self.stages.variants[number]
+        return self._prepare_for(self.plans.ranges.at(expected, requests), context, requests)
+
+    def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+        weights, number = self._weights, chosen.plan
+        variant = self._stages_by(chosen.backend).variants[number]
         arguments = _filled(weights.arguments[number][0], {}, context)
         made = variant.request.run(requests, None, None, *arguments) if variant.state else ()
-        return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number)
+        return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
         offsets, owner = (None, None) if blocks is None else (blocks.offsets, blocks.owner.to(self.device))
         arguments = _filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
-        made = self.stages.variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
+        made = self._stages_by(state.backend).variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
         return self.interface.result(made)
+
+    def _stages_by(self, backend: str) -> Stages:
+        """The stages as a backend runs them."""
+        if not backend:
+            return self.stages
+        if backend not in self._by_backend:  # several threads may make them; one's are kept
+            self._by_backend.setdefault(backend, placed(self.blueprint, self.dtype, self.device, backend))
+        return self._by_backend[backend]
 
     @property
     def weights(self) -> Weights:
@@ -142,16 +155,18 @@ class HoistedModel(Scoring, nn.Module):
         return {name: self._weights.original[p] for name, p in self.interface.state.items()}
 
     def to_backend(self, backend: str) -> HoistedModel:
-        """Run the stages with `eager` (PyTorch, operator by operator) or `inductor` (torch.compile); returns itself.
+        """Run the stages with `eager` (PyTorch, operator by operator), `inductor` (torch.compile) or `onnx` (ONNX
+        Runtime); returns itself. What `tune` chose to run them with is given up, its plans are not.
 
         Stages compile at the first call that uses their plan, for tens of seconds (`warm_up` pays it before), and not
-        again when the numbers of candidates and requests vary, nor after `update_weights`.
+        again when the numbers of candidates and requests vary, nor, but for `onnx`, after `update_weights`.
 
         Raises:
             BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
         """
         backend_of(backend)
         self.backend = backend
+        self._by_the_models_own()
         self._place(self._weights.original, self._weights.constants, self.dtype, self.device)
         return self
 
@@ -167,6 +182,38 @@ class HoistedModel(Scoring, nn.Module):
                 self.score(state, self.made_up("candidate", n), request_offsets=offsets)
         return self
 
+    def tune(
+        self, candidates: Sequence[int] = CANDIDATES, requests: Sequence[int] = (1,), seconds: float = 60.0,
+        progress: Callable[[str], Any] = lambda told: None,
+    ) -> HoistedModel:  # fmt: skip
+        """Time the plans here, the original among them, by the backends that are installed, and use what is fastest.
+
+        Each must score made-up rows, the example's where it is known, as the original does before it is timed; then
+        they take turns. What won is used for calls of about the sizes measured, by `save` kept in the file, and shown
+        by `report`; elsewhere the prediction stands.
+
+        Args:
+            candidates, requests: of the calls to measure, every number of candidates (in all) with each of requests.
+            seconds: for all of it. What is compiling then is finished; what is not begun is left out, and said so.
+            progress: told of each step, in words.
+
+        Raises:
+            InputError: a number is below 1.
+        """
+        ranges, tuning = tuned(self, candidates, requests, seconds, progress)
+        report, plans = self.blueprint.report, self.plans
+        self.blueprint = replace(
+            self.blueprint,
+            plans=replace(plans, ranges=ranges, predicted=plans.predicted or plans.ranges),
+            report=lambda: replace(report(), tuning=tuning),
+        )
+        return self
+
+    def _by_the_models_own(self) -> None:
+        """No range has a backend of its own any more."""
+        plans = self.blueprint.plans
+        self.blueprint = replace(self.blueprint, plans=replace(plans, ranges=plans.ranges.on("")))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
         """`.to()`, `.double()`, `.cuda()`: move the original weights, retarget the graphs, fold again."""
         with torch.no_grad():
@@ -175,6 +222,7 @@ class HoistedModel(Scoring, nn.Module):
             probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (probe.dtype, probe.device) != (self.dtype, self.device):
             self.certificate = None
+            self._by_the_models_own()
         self._place(original, constants, probe.dtype, probe.device)
         return self
 
@@ -184,6 +232,7 @@ class HoistedModel(Scoring, nn.Module):
     ) -> None:  # fmt: skip
         """Install weights that are in `dtype` and on `device`, and graphs that name these, on the backend."""
         self.stages = placed(self.blueprint, dtype, device, self.backend)
+        self._by_backend: dict[str, Stages] = {}
         self._inputs = Inputs(self.blueprint.interface, dtype, device)
         self._weights = Weights.of(original, constants, self.stages, self.interface, folded)
         self.eval()

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rankhoist.errors import HoistingWarning
 from rankhoist.runtime import artifact, container, tensor_file
 from rankhoist.runtime.hoisted import HoistedModel
-from rankhoist.runtime.plain import entry
+from rankhoist.runtime.plain import entry, printable
+from rankhoist.runtime.tune import tuned_elsewhere
 
 
 def load(path: str | os.PathLike[str]) -> HoistedModel:
     """The hoisted model in a file, on the CPU.
 
-    It scores, is verified, moved, copied and given new weights like the one that was saved; its `program` is None.
+    It scores, is verified, moved, copied and given new weights like the one that was saved; its `program` is None. One
+    that another machine tuned says so, by a `HoistingWarning`.
 
     Raises:
         ArtifactError: the file is no artifact, is damaged, was made up, or comes from a newer version.
@@ -31,7 +35,10 @@ def read(file: container.Container) -> HoistedModel:
     model, stages = file.read_json("model.json"), file.read_json("stages.json")
     tensors = tensor_file.from_bytes(file.read("weights.safetensors"), entry(model, "tensors", dict))
     example = tensor_file.from_bytes(file.read("example.safetensors"), entry(model, "example", dict))
-    return of(model, stages, tensors, example)
+    hoisted = of(model, stages, tensors, example)
+    if told := tuned_elsewhere(hoisted.blueprint.report().tuning):
+        warnings.warn(printable(told), HoistingWarning, stacklevel=3)
+    return hoisted
 
 
 def of(

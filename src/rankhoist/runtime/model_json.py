@@ -10,6 +10,7 @@ import torch
 from rankhoist.capture import Interface
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges
+from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.errors import ArtifactError
 from rankhoist.report import Report
 from rankhoist.runtime import interface_json
@@ -42,10 +43,9 @@ def to_data(blueprint: Blueprint, dtype: torch.dtype) -> dict[str, Any]:
         "made_up": interface.made_up,
         "pinned": sorted(blueprint.pinned),
         "plans": [_plan(plan) for plan in blueprint.plans.plans],
-        "ranges": [
-            {"requests": requests, "candidates": [[r.first, r.plan] for r in row]}
-            for requests, row in zip(blueprint.plans.ranges.requests, blueprint.plans.ranges.candidates, strict=True)
-        ],
+        "original": blueprint.plans.original,
+        "ranges": _ranges(blueprint.plans.ranges),
+        "predicted": None if blueprint.plans.predicted is None else _ranges(blueprint.plans.predicted),
         "report": blueprint.report().to_dict(),
     }
 
@@ -59,15 +59,24 @@ def from_data(data: Any) -> Description:
     state = {name: as_kind(placeholder, str) for name, placeholder in entry(data, "state", dict).items()}
     made_up = as_kind(data.get("made_up", False), bool)  # before there were made-up rows, files held those given
     interface = replace(interface_json.from_data(data, state), made_up=made_up)
-    plans = tuple(_as_plan(item) for item in entries(data, "plans", dict))
     report = Report.from_dict(entry(data, "report", dict))
     return Description(
-        interface, Plans(plans, _as_ranges(data, len(plans))), frozenset(entries(data, "pinned", str)),
-        report, as_dtype(entry(data, "dtype", str)),
-    )  # fmt: skip
+        interface, _as_plans(data), frozenset(entries(data, "pinned", str)), report, as_dtype(entry(data, "dtype", str))
+    )
 
 
 # -- plans
+
+
+def _as_plans(data: Any) -> Plans[PlanSummary]:
+    """Files from before plans were measured have no `original` and nothing `predicted` beside their ranges."""
+    plans = tuple(_as_plan(item) for item in entries(data, "plans", dict))
+    ranges = _as_ranges(data, "ranges", len(plans))
+    predicted = None if data.get("predicted") is None else _as_ranges(data, "predicted", len(plans))
+    original = None if data.get("original") is None else entry(data, "original", int)
+    if original is not None and not 0 <= original < len(plans):
+        raise ArtifactError(f"its original is plan {original}, which there is not")
+    return Plans(plans, ranges, original, predicted)
 
 
 def _plan(plan: PlanSummary) -> dict[str, Any]:
@@ -97,16 +106,29 @@ def _as_level(name: str) -> Level:
     return Level[name.upper()]
 
 
-def _as_ranges(data: Any, plans: int) -> Ranges:
-    rows = entries(data, "ranges", dict)
-    requests = tuple(entry(row, "requests", int) for row in rows)
-    pairs = [
-        [(as_kind(first, int), as_kind(plan, int)) for first, plan in entries(row, "candidates", list)] for row in rows
+def _ranges(ranges: Ranges) -> list[dict[str, Any]]:
+    return [
+        {"requests": requests, "candidates": [[r.first, r.plan, *([r.backend] if r.backend else [])] for r in row]}
+        for requests, row in zip(ranges.requests, ranges.candidates, strict=True)
     ]
-    rising = all(list(x) == sorted(set(x)) and x for x in (requests, *([first for first, _ in row] for row in pairs)))
-    if not rising or not all(0 <= plan < plans for row in pairs for _, plan in row):
+
+
+def _as_ranges(data: Any, key: str, plans: int) -> Ranges:
+    rows = entries(data, key, dict)
+    requests = tuple(entry(row, "requests", int) for row in rows)
+    given = [[_as_range(item) for item in entries(row, "candidates", list)] for row in rows]
+    rising = all(list(x) == sorted(set(x)) and x for x in (requests, *([r.first for r in row] for row in given)))
+    if not rising or not all(0 <= r.plan < plans for row in given for r in row):
         raise ArtifactError("its ranges do not rise, or use a plan that there is not")
-    return Ranges(requests, tuple(tuple(Range(*pair) for pair in row) for row in pairs))
+    return Ranges(requests, tuple(map(tuple, given)))
+
+
+def _as_range(data: Any) -> Range:
+    first, plan, *rest = as_kind(data, list)
+    backend = as_kind(rest[0], str) if rest else ""
+    if len(rest) > 1 or backend not in ("", *BACKENDS):
+        raise ArtifactError(f"it has a range that is scored by {shown(backend)}")
+    return Range(as_kind(first, int), as_kind(plan, int), backend)
 
 
 def with_example(description: Description, example: dict[str, torch.Tensor]) -> Interface:

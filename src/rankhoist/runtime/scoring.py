@@ -20,13 +20,15 @@ from rankhoist.runtime.weights import Weights
 class RequestState:
     """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
 
-    `plan` is the number of the plan that it was computed for, and that scores it.
+    `plan` is the number of the plan that it was computed for, and that scores it; `backend` runs it, or where that is
+    empty the model's own.
     """
 
     requests: int
     tensors: dict[int, Tensor]
     weights: Weights
     plan: int = 0
+    backend: str = ""
 
     @property
     def bytes(self) -> int:

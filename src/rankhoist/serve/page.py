@@ -143,7 +143,7 @@ def _plans(model: ServedModel) -> Element:
     rows = [
         [
             f"from {next(same)[0]}",
-            ", ".join(f"from {r.first}: {plans[r.plan].level.name.lower()} (plan {r.plan})" for r in row),
+            ", ".join(f"from {r.first}: {plans[r.plan].level.name.lower()} ({r})" for r in row),
         ]
         for row, same in by_requests
     ]

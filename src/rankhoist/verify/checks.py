@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.tune import OnePlan
 from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw
 from rankhoist.verify.compare import Comparison, Result, exact, rounded
@@ -141,18 +142,21 @@ def _run(
 ) -> tuple[Truth, list[Check], bool]:
     """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
     interface, dtype = hoisted.interface, hoisted.dtype
-    double = cache(lambda: in_float64(hoisted))
+    double, unused = cache(lambda: in_float64(hoisted)), _unused(hoisted)
+    small = [batch for batch in batches if batch.candidates <= PROBE] or batches[:1]
+    extra = [(plan, batch) for plan in unused for batch in small]
+    whole, batches = batches, [*batches, *(batch for _, batch in extra)]
     own = _results("original", lambda b: run_original(module, interface, b), batches)
     with float64_by_default():
         truth = choose_truth(module, hoisted, probe)
         truths = _results(truth.name, truth.run, batches)
         row_independent = _row_independent(truth.run, probe)
-        doubles = [_attempt(lambda b: run_hoisted(double(), b), batch) for batch in batches]
-    calls = [_attempt(lambda b: run_hoisted(hoisted, b), batch) for batch in batches]
+        doubles = _calls(double(), whole, extra)
+    calls = _calls(hoisted, whole, extra)
     checks = [exact("float64", Comparison(batches, doubles, truths), FLOAT64_TOLERANCE)]
     if dtype != torch.float64:
         checks.append(rounded(_name(dtype), Comparison(batches, calls, truths), own, dtype))
-    checks.append(_prepared(hoisted, batches, calls, 2 * checks[-1].tolerance))
+    checks.append(_prepared(hoisted, whole, calls[: len(whole)], 2 * checks[-1].tolerance))
     if truth.name == GRAPH:
         checks.append(exact("capture", Comparison(batches, own, truths), capture_tolerance(dtype)))
     return truth, checks, row_independent
@@ -167,6 +171,18 @@ def _results(name: str, run: Run, batches: Sequence[Batch]) -> list[Outputs]:
         except Exception as error:
             raise VerificationError(f"the {name} fails for {batch}: {type(error).__name__}: {error}") from error
     return results
+
+
+def _calls(hoisted: HoistedModel, batches: Sequence[Batch], extra: Sequence[tuple[int, Batch]]) -> list[Result]:
+    """Every batch by the plan that scores it, and some by plans that no call uses: `tune` may choose them later."""
+    made = [_attempt(lambda b: run_hoisted(hoisted, b), batch) for batch in batches]
+    plans = {plan: OnePlan(hoisted, plan) for plan, _ in extra}
+    return [*made, *(_attempt(partial(run_hoisted, plans[plan]), batch) for plan, batch in extra)]
+
+
+def _unused(hoisted: HoistedModel) -> list[int]:
+    used = {r.plan for row in hoisted.plans.ranges.candidates for r in row}
+    return [plan for plan in range(len(hoisted.plans.plans)) if plan not in used]
 
 
 def _attempt(run: Run, batch: Batch) -> Result:

@@ -20,6 +20,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.tune import OnePlan
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 
@@ -96,8 +97,8 @@ def _first_row(leaf: Any) -> Any:
     return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 2 else leaf
 
 
-def run_hoisted(hoisted: HoistedModel, batch: Batch) -> Outputs:
-    """The hoisted model on a batch."""
+def run_hoisted(hoisted: HoistedModel | OnePlan, batch: Batch) -> Outputs:
+    """The hoisted model, or one of its plans, on a batch."""
     batch = batch.cast(hoisted.interface, hoisted.dtype)
     args, kwargs = arguments(hoisted.interface, split_rows(hoisted.interface, batch))
     return outputs(hoisted(*args, request_offsets=list(batch.offsets), **kwargs))

@@ -1,6 +1,7 @@
 """Plan: which forms to keep and which to evaluate, for a workload and a machine, by predicted time."""
 
-from rankhoist.compiler.plan.ranges import Plans, Range, Ranges, make_plans, single
+from rankhoist.compiler.plan.choice import Range, Ranges
+from rankhoist.compiler.plan.ranges import Plans, make_plans, single
 from rankhoist.compiler.plan.safe import safe_plan
 from rankhoist.compiler.plan.search import Cost, Plan, PlanSummary, make_plan
 

@@ -2,72 +2,47 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Node
+from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges
+from rankhoist.compiler.plan.safe import as_it_is
 from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, choice, explained, search, settled
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered anew
+SPARE, NEARLY = 2, 1.3  # plans that only `tune` tries: so many, and predicted to take at most so many times as long
 SECONDS = 8.0  # of this thread; no further plans are made after that
 
 P = TypeVar("P", bound=PlanSummary, covariant=True)
 
 
 @dataclass(frozen=True)
-class Range:
-    """`first` candidates per call and more, up to the next range, are scored by plan number `plan`."""
-
-    first: int
-    plan: int
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """Which plan scores how many candidates, for each number of requests in `requests` (ascending)."""
-
-    requests: tuple[int, ...]
-    candidates: tuple[tuple[Range, ...], ...]
-
-    def choose(self, candidates: int, requests: int) -> int:
-        """The number of the plan for a call."""
-        row = self.row(requests)
-        if len(row) == 1:
-            return row[0].plan
-        return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0)].plan
-
-    def row(self, requests: int) -> tuple[Range, ...]:
-        """The ranges of candidates for the nearest number of requests."""
-        return self.candidates[self._nearest(requests)]
-
-    def _nearest(self, requests: int) -> int:
-        above = bisect.bisect_left(self.requests, requests)
-        if above in (0, len(self.requests)):
-            return min(above, len(self.requests) - 1)
-        low, high = self.requests[above - 1 : above + 1]
-        return above if requests * requests > low * high else above - 1
-
-
-EVERYWHERE = Ranges((1,), ((Range(0, 0),),))
-
-
-@dataclass(frozen=True)
 class Plans(Generic[P]):
-    """Plans of one program over one builder, the first made for `workload`, and where each is used."""
+    """Plans of one program over one builder, the first made for `workload`, and where each is used.
+
+    Some are used nowhere by prediction: `tune` tries them, too.
+
+    Attributes:
+        original: the number of the plan that is the original, operator by operator; None in an older file.
+        predicted: where each is used by prediction, if `ranges` were measured.
+    """
 
     plans: tuple[P, ...]
     ranges: Ranges
+    original: int | None = None
+    predicted: Ranges | None = None
 
     @property
     def main(self) -> P:
@@ -78,15 +53,16 @@ class Plans(Generic[P]):
         """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
         row = self.ranges.row(requests)
         last = [*(r.first - 1 for r in row[1:]), max(row[-1].first, 2)]
-        counts = {r.plan: min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
+        counts = {(r.plan, r.backend): min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
         usual = self.main.workload.candidates
-        return list((counts | {self.ranges.choose(usual, requests): usual}).values())
+        there = self.ranges.at(usual, requests)
+        return list((counts | {(there.plan, there.backend): usual}).values())
 
     def __str__(self) -> str:
         """Break-even points: how many candidates are scored by the plan of which level."""
         lines = []
         for requests, row in zip(self.ranges.requests, self.ranges.candidates, strict=True):
-            names = [f"{r.first or 1}+: {self.plans[r.plan].level.name.lower()} (plan {r.plan})" for r in row]
+            names = [f"{r.first or 1}+: {self.plans[r.plan].level.name.lower()} ({r})" for r in row]
             lines.append(f"{requests} request{'s' * (requests > 1)}, candidates " + ", ".join(names))
         return "\n".join(lines)
 
@@ -102,26 +78,68 @@ def make_plans(
     main = choice(level, found)
     b = Builder(program.device)
     if level is not Level.FULL:
-        return Plans((explained(level, settled(program, main, b), found[-1]),), EVERYWHERE)
+        return with_original((explained(level, settled(program, main, b), found[-1]),), EVERYWHERE)
     pool = [main, *(p for p in found if p is not main)]
     for count in ELSEWHERE:
         if time.thread_time() < deadline and not _near(count, workload):
             other = Workload(count, workload.requests)
             plan = affordable(program, level, other, found[-1].evaluated, None, target, without)
             pool += [] if plan is None else [plan]
-    chosen = _chosen(pool, target)
+    times = _predicted(pool, target)
+    chosen = _chosen(pool, times)
     used = sorted({0, *(i for row in chosen for i in row)})
-    plans = [settled(program, pool[i], b) for i in used]
+    plans = [settled(program, pool[i], b) for i in [*used, *_spare(times, used)]]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
-    return Plans((explained(level, plans[0], found[-1]), *plans[1:]), Ranges(tuple(REQUESTS), tuple(rows)))
+    told = [explained(level, plans[0], found[-1]), *plans[1:]]
+    return with_original(_different(told, len(used)), Ranges(tuple(REQUESTS), tuple(rows)))
 
 
 def single(plan: Plan) -> Plans[Plan]:
     """One plan for every call."""
-    return Plans((plan,), EVERYWHERE)
+    return Plans((plan,), EVERYWHERE, 0 if plan.safe else None)
 
 
-def _chosen(pool: Sequence[Plan], target: Target) -> list[list[int]]:
+def with_original(plans: Sequence[Plan], ranges: Ranges) -> Plans[Plan]:
+    """Beside these plans the original as it is, unless it is one of them."""
+    original = as_it_is(plans[0])
+    same = [i for i, plan in enumerate(plans) if _results(plan) == _results(original)]
+    return Plans((*plans, *([] if same else [original])), ranges, same[0] if same else len(plans))
+
+
+def _predicted(pool: Sequence[Plan], target: Target) -> Any:
+    """Seconds by requests, plan and candidates."""
+    given = [(p.nodes, p.outputs) for p in pool]
+    counts = np.asarray(CANDIDATES, float)
+    return np.stack(
+        [
+            np.stack([target.predicted(*g, counts, np.full_like(counts, requests)) for g in given])
+            for requests in REQUESTS
+        ]
+    )
+
+
+def _spare(times: Any, used: Sequence[int]) -> list[int]:
+    """A few plans that are used nowhere and somewhere are predicted to be nearly as fast as the fastest."""
+    nearest = (times / times.min(1, keepdims=True))[:, :, len(CANDIDATES) // 4 :].min((0, 2))
+    near = [i for i in np.argsort(nearest, kind="stable").tolist() if nearest[i] < NEARLY and i not in used]
+    return near[:SPARE]
+
+
+def _different(plans: Sequence[Plan], used: int) -> tuple[Plan, ...]:
+    """Without those beyond the `used` ones that compute what one before them does, by the same operators."""
+    kept = list(plans[:used])
+    for plan in plans[used:]:
+        if all(_results(plan) != _results(other) for other in kept):
+            kept.append(plan)
+    return tuple(kept)
+
+
+def _results(plan: Plan) -> list[Any]:
+    """The numbers of its results' nodes, which over one builder say how they are computed."""
+    return [o.index if isinstance(o, Node) else o for o in plan.outputs]
+
+
+def _chosen(pool: Sequence[Plan], times: Any) -> list[list[int]]:
     """Number of the plan, by requests and candidates, among those that are as fast as the fastest.
 
     Near the workload that is the first plan, elsewhere the simplest: what is predicted alike and does less that is new
@@ -130,12 +148,9 @@ def _chosen(pool: Sequence[Plan], target: Target) -> list[list[int]]:
     simplest = sorted(range(len(pool)), key=lambda i: (_simplicity(pool[i].level), i))
     main_first = [0, *(i for i in simplest if i != 0)]
     orders = [main_first if _near(count, pool[0].workload) else simplest for count in CANDIDATES]
-    given = [(p.nodes, p.outputs) for p in pool]
-    counts = np.asarray(CANDIDATES, float)
     result = []
-    for requests in REQUESTS:
-        times = np.stack([target.predicted(*g, counts, np.full_like(counts, requests)) for g in given])
-        fast = times <= ALIKE * times.min(0)
+    for of_requests in times:
+        fast = of_requests <= ALIKE * of_requests.min(0)
         result.append([next(i for i in order if fast[i, at]) for at, order in enumerate(orders)])
     return result
 

@@ -1,4 +1,5 @@
-"""Backends: what runs a stage. `eager` calls PyTorch operator by operator, `inductor` compiles with torch.compile.
+"""Backends: what runs a stage. `eager` calls PyTorch operator by operator, `inductor` compiles with torch.compile,
+`onnx` is ONNX Runtime (see `sessions`).
 
 A backend turns a stage into a function with the arguments of `Stage.run`. The compiled one keeps the row counts
 symbolic and is compiled on made-up rows, before the first call is answered: what it is called with decides nothing, so
@@ -15,6 +16,7 @@ the same model took 0.76 ms eagerly and 0.79 ms compiled: on a CPU measure befor
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -24,6 +26,8 @@ from torch import Tensor
 
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.emit.traceable import traceable
+from rankhoist.compiler.targets import onnx
+from rankhoist.compiler.targets.sessions import InSessions
 from rankhoist.errors import BackendError
 
 Run = Callable[..., tuple[Any, ...]]
@@ -128,4 +132,27 @@ def _explained(error: Exception, stage: str) -> BackendError:
     )
 
 
-BACKENDS: dict[str, Callable[[Stage, Collection[int] | None], Run]] = {"eager": _eager, "inductor": Compiled}
+BACKENDS: dict[str, Callable[[Stage, Collection[int] | None], Run]] = {
+    "eager": _eager, "inductor": Compiled, "onnx": InSessions,
+}  # fmt: skip
+
+
+def installed(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The backends that this machine has for a device and a dtype, `eager` first, then those that start sooner."""
+    found = ["eager"]
+    if device.type == "cpu" and dtype in (torch.float32, torch.float64) and onnx.present():
+        found.append("onnx")
+    if device.type != "cpu" or _compiles():
+        found.append("inductor")
+    return found
+
+
+@functools.cache
+def _compiles() -> bool:
+    """Whether there is a C++ compiler, which torch looks for in its own way."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except RuntimeError:
+        return False

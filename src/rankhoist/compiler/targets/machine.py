@@ -20,6 +20,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def name_of(device: torch.device | str = "cpu") -> str:
+    """What runs a device's operators: the processor with its threads, or the accelerator."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return with_threads(_processor(), torch.get_num_threads())
+
+
+def with_threads(processor: str, threads: int) -> str:
+    """A processor as it is used: with another number of threads it is another machine."""
+    return f"{processor}, {threads} thread{'s' * (threads > 1)}"
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -18,6 +18,11 @@ SUFFIX = ".onnx"
 INSIDE = 2**30  # bytes of weights that stay inside the model; ONNX files end at 2 GiB
 
 
+def present() -> bool:
+    """Whether the extra is installed."""
+    return not _missing("onnx", "onnxscript", "onnxruntime")
+
+
 def writer() -> Write:
     """What writes a stage.
 
@@ -65,6 +70,10 @@ def _write(stage: Exported, path: Path) -> None:
 
 
 def _need(*modules: str) -> None:
-    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    missing = _missing(*modules)
     if missing:
         raise BackendError(f"{', '.join(missing)} is not installed: pip install 'rankhoist[onnx]'")
+
+
+def _missing(*modules: str) -> list[str]:
+    return [m for m in modules if importlib.util.find_spec(m) is None]

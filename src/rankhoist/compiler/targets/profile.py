@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankhoist.compiler.targets.machine import with_threads
 from rankhoist.errors import ProfileError
 
 VERSION = 3
@@ -83,7 +84,7 @@ class Profile:
     @property
     def machine(self) -> str:
         """What it was measured on."""
-        return f"{self.processor}, {self.threads} thread{'s' * (self.threads > 1)}"
+        return with_threads(self.processor, self.threads)
 
     def summary(self) -> str:
         """What it says, in a few lines."""

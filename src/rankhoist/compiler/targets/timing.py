@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Timing:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], Any]], seconds: float, warmup: int = 3, rounds: int = 7
-) -> dict[str, Timing]:
+    variants: Mapping[K, Callable[[], Any]], seconds: float, warmup: int = 3, rounds: int = 7
+) -> dict[K, Timing]:
     """Call all variants in turn for about `seconds` in all, at least so many rounds.
 
     On a CUDA device, a call ends when its kernels have.
@@ -32,7 +34,7 @@ def interleaved(
     for _ in range(warmup):
         for call in variants.values():
             call()
-    taken: dict[str, list[float]] = {name: [] for name in variants}
+    taken: dict[K, list[float]] = {name: [] for name in variants}
     wait()
     end = time.perf_counter() + seconds
     done = 0

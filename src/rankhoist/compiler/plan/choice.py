@@ -1,0 +1,98 @@
+"""Which plan scores a call, and what runs it there: a table over numbers of candidates and requests."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+REACH = 3.0  # times as many candidates as were measured, or as few, are scored by what won there
+
+
+@dataclass(frozen=True)
+class Range:
+    """`first` candidates per call and more, up to the next range, are scored by plan number `plan`.
+
+    `backend` runs it; where it is empty, the model's own does.
+    """
+
+    first: int
+    plan: int
+    backend: str = ""
+
+    def __str__(self) -> str:
+        return f"plan {self.plan}" + (f" by {self.backend}" if self.backend else "")
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Which plan scores how many candidates, for each number of requests in `requests` (ascending)."""
+
+    requests: tuple[int, ...]
+    candidates: tuple[tuple[Range, ...], ...]
+
+    def choose(self, candidates: int, requests: int) -> int:
+        """The number of the plan for a call."""
+        return self.at(candidates, requests).plan
+
+    def at(self, candidates: int, requests: int) -> Range:
+        """The range of a call."""
+        row = self.row(requests)
+        if len(row) == 1:
+            return row[0]
+        return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0)]
+
+    def row(self, requests: int) -> tuple[Range, ...]:
+        """The ranges of candidates for the nearest number of requests."""
+        return self.candidates[self._nearest(requests)]
+
+    def _nearest(self, requests: int) -> int:
+        above = bisect.bisect_left(self.requests, requests)
+        if above in (0, len(self.requests)):
+            return min(above, len(self.requests) - 1)
+        low, high = self.requests[above - 1 : above + 1]
+        return above if requests * requests > low * high else above - 1
+
+    def measured(self, winners: Mapping[tuple[int, int], tuple[int, str]]) -> Ranges:
+        """These, but where something was measured: (requests, candidates) -> the plan that won, and what ran it."""
+        rows = dict(zip(self.requests, self.candidates, strict=True))
+        for requests in {r for r, _ in winners}:
+            own = {n: won for (r, n), won in sorted(winners.items()) if r == requests}
+            rows[requests] = _row(self.row(requests), own)
+        numbers = tuple(sorted(rows))
+        return Ranges(numbers, tuple(rows[r] for r in numbers))
+
+    def on(self, backend: str) -> Ranges:
+        """The same plans, all run by one backend."""
+        return replace(self, candidates=tuple(_merged(replace(x, backend=backend) for x in r) for r in self.candidates))
+
+
+EVERYWHERE = Ranges((1,), ((Range(0, 0),),))
+
+
+def _row(predicted: tuple[Range, ...], won: Mapping[int, tuple[int, str]]) -> tuple[Range, ...]:
+    """Each winner reaches to the middle of the next, the outer two as far as `REACH`; beyond, the prediction stands."""
+    counts = list(won)
+    inner = [round(math.sqrt(a * b) + 0.5) for a, b in itertools.pairwise(counts)]
+    first, end = math.ceil(counts[0] / REACH), math.floor(counts[-1] * REACH) + 1
+    starts = [first if first > 1 else 0, *inner]
+    before = [r for r in predicted if r.first < starts[0]]
+    after = [replace(r, first=max(r.first, end)) for r in _from(predicted, end)]
+    own = [Range(start, *won[n]) for start, n in zip(starts, counts, strict=True)]
+    return _merged([*before, *own, *after])
+
+
+def _from(row: tuple[Range, ...], candidates: int) -> tuple[Range, ...]:
+    """The range of so many candidates, and those behind it."""
+    return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0) :]
+
+
+def _merged(row: Iterable[Range]) -> tuple[Range, ...]:
+    """Neighbours that are scored alike are one range."""
+    kept: list[Range] = []
+    for r in row:
+        if not kept or (r.plan, r.backend) != (kept[-1].plan, kept[-1].backend):
+            kept.append(r)
+    return tuple(kept)

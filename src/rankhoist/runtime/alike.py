@@ -1,0 +1,33 @@
+"""How far apart two results of one call are: what is checked before anything is timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.1}  # of an output's scale
+NOTHING = 1e30  # the error where there is no result to compare; a number, so that records are plain JSON
+
+
+def error(actual: Any, truth: Any) -> float:
+    """Of all outputs, relative to each one's largest value."""
+    one, other = pytree.tree_leaves(actual), pytree.tree_leaves(truth)
+    if len(one) != len(other):
+        return NOTHING
+    return max((_distance(a, b) for a, b in zip(one, other, strict=True)), default=NOTHING)
+
+
+def _distance(a: Any, b: Any) -> float:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return 0.0 if type(a) is type(b) and a == b else NOTHING
+    if a.shape != b.shape:
+        return NOTHING
+    a, b = a.double(), b.double()
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())  # infinite alike is alike
+    if not apart.numel():
+        return 0.0
+    scale = b.abs().nan_to_num(0.0, 0.0).max().clamp_min(1e-30)
+    return min(float((apart.max() / scale).nan_to_num(NOTHING)), NOTHING)

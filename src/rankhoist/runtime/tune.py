@@ -1,0 +1,197 @@
+"""Tune: prediction proposes, measurement decides.
+
+At every size of a call the plans of a model, the original among them, are compared with the original and timed in turn
+by PyTorch's own operators; the best of them and the original then by every other backend that is installed; at last the
+fastest few once more, side by side. What wins there scores such calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.compiler.plan import Range, Ranges
+from rankhoist.compiler.targets.backends import installed
+from rankhoist.compiler.targets.machine import name_of
+from rankhoist.compiler.targets.timing import Timing, interleaved
+from rankhoist.errors import InputError
+from rankhoist.report.tuning import Point, Trial, Tuning
+from rankhoist.runtime.alike import TOLERANCE, error
+from rankhoist.runtime.offsets import Blocks, Offsets
+from rankhoist.runtime.plain import dtype_name
+from rankhoist.runtime.scoring import RequestState, Scoring
+
+if TYPE_CHECKING:
+    from rankhoist.runtime.hoisted import HoistedModel
+
+CANDIDATES = (100, 1000)
+EAGER = "eager"
+FIRST = 0.3  # of the time, for all plans by PyTorch's own operators
+COMPILING = 0.5  # of the time: then no other stage is compiled
+HOPELESS = 4.0  # times the fastest in a few calls: not timed any further
+FEW = 3
+FINALISTS = 3  # beside the original
+GAIN = 0.97  # of the best time by PyTorch's own operators: what another backend, which starts slowly, must stay under
+
+Key = tuple[int, str]  # the number of a plan, a backend
+
+
+def tuned(
+    model: HoistedModel, candidates: Sequence[int], requests: Sequence[int], seconds: float,
+    told: Callable[[str], Any],
+) -> tuple[Ranges, Tuning]:  # fmt: skip
+    """What is the fastest for which calls, and what was measured.
+
+    Raises:
+        InputError: a number is below 1, or there is none.
+    """
+    if min(candidates, default=0) < 1 or min(requests, default=0) < 1 or not seconds > 0:
+        raise InputError(f"tune takes numbers from 1 on, got {list(candidates)}, {list(requests)}, {seconds} seconds")
+    if all(spec.role == "candidate" for spec in model.interface.inputs.values()):
+        requests = (1,)  # nothing says how many there are
+    start = time.perf_counter()
+    sizes = sorted(set(itertools.product(requests, candidates)))
+    calls = [_Calls(model, r, n) for r, n in sizes]
+    for own in calls:
+        told(f"{own}: {len(model.plans.plans)} plans")
+        own.race(own.admitted([(i, EAGER) for i in range(len(model.plans.plans))]), FIRST * seconds / len(calls))
+    for key in _to_compile(model, calls):
+        late = time.perf_counter() - start > COMPILING * seconds
+        told(f"plan {key[0]} by {key[1]}" + (": no time is left" if late else ""))
+        for own in calls:
+            if key[0] in own.best_plans():
+                own.leave_out(key, "no time was left") if late else own.admitted([key])
+    for i, own in enumerate(calls):
+        told(f"{own}: the fastest side by side")
+        own.race(own.finalists(), max(seconds - (time.perf_counter() - start), 0.0) / (len(calls) - i))
+    winners = {(own.requests, own.candidates): own.winner() for own in calls}
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    tuning = Tuning(
+        name_of(model.device), dtype_name(model.dtype), str(torch.__version__), now, time.perf_counter() - start,
+        tuple(own.point() for own in calls),
+    )  # fmt: skip
+    return (model.plans.predicted or model.plans.ranges).measured(winners), tuning
+
+
+def _to_compile(model: HoistedModel, calls: Sequence[_Calls]) -> list[Key]:
+    """What won most sizes first, the original last, each by every backend."""
+    best = [plan for own in calls for plan in own.best_plans()]
+    plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
+    others = installed(model.device, model.dtype)[1:]
+    return [(plan, backend) for plan in plans for backend in others]
+
+
+def tuned_elsewhere(tuning: Tuning | None) -> str:
+    """What to say where another machine, or another number of threads, chose the plans; empty otherwise."""
+    here = {name_of(kind) for kind in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))}
+    if tuning is None or tuning.machine in here:
+        return ""
+    return f"its plans were tuned on {tuning.machine}, and this is {' with '.join(sorted(here))}: run `rankhoist tune`"
+
+
+class OnePlan(Scoring):
+    """A hoisted model that scores with one of its plans, by one backend."""
+
+    def __init__(self, model: HoistedModel, plan: int, backend: str = "") -> None:
+        self._model, self._inputs, self._chosen = model, model._inputs, Range(0, plan, backend)
+
+    def __call__(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """Scores of N candidates; see `forward`."""
+        return self.forward(*args, request_offsets=request_offsets, **kwargs)
+
+    def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
+        return self._model._prepare_for(self._chosen, context, requests)
+
+    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+        return self._model._score(state, candidate, rows, blocks)
+
+
+class _Calls:
+    """Calls of one size: what was found to be equal, and how long it takes."""
+
+    def __init__(self, model: HoistedModel, requests: int, candidates: int) -> None:
+        self.model, self.requests, self.candidates = model, requests, candidates
+        self._context, self._candidate = model.made_up("context", requests), model.made_up("candidate", candidates)
+        self._offsets = [candidates * i // requests for i in range(requests + 1)] if requests > 1 else None
+        self._original = model.plans.original, EAGER  # None in an older file
+        self._truth = self._call((model.plans.original or 0, EAGER))
+        self._first: dict[Key, float] = {}  # seconds, the least of a few calls
+        self._times: dict[Key, Timing] = {}
+        self._problems: dict[Key, str] = {}
+
+    def __str__(self) -> str:
+        return f"{self.candidates} candidates of {self.requests} request{'s' * (self.requests > 1)}"
+
+    def _call(self, key: Key) -> Any:
+        scorer = OnePlan(self.model, *key)
+        state = scorer.prepare(self._context, self.candidates)
+        return scorer.score(state, self._candidate, self._offsets)
+
+    def admitted(self, keys: Sequence[Key]) -> list[Key]:
+        """Those that score as the original does, and are not hopeless."""
+        for key in keys:
+            try:
+                apart = error(self._call(key), self._truth)
+                self._first[key] = min(self._seconds(key) for _ in range(FEW))
+            except Exception as problem:  # whatever a compiler refuses, or an operator in it
+                self.leave_out(key, f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')[:120]}")
+                continue
+            if not apart <= TOLERANCE[self.model.dtype]:
+                self.leave_out(key, f"differs by {apart:.0e} of the scale")
+        equal = [key for key in keys if key not in self._problems]
+        limit = HOPELESS * min((self._first[key] for key in equal), default=0.0)
+        for key in [key for key in equal if self._first[key] > limit and key != self._original]:
+            self.leave_out(key, f"about {self._first[key] * 1e3:.3g} ms")
+        return [key for key in equal if key not in self._problems]
+
+    def _seconds(self, key: Key) -> float:
+        start = time.perf_counter()
+        self._call(key)
+        return time.perf_counter() - start
+
+    def leave_out(self, key: Key, why: str) -> None:
+        """A trial that is not timed."""
+        self._problems[key] = why
+
+    def race(self, keys: Sequence[Key], seconds: float) -> None:
+        """Time calls in turn; what was timed before is forgotten."""
+        calls = {key: lambda key=key: self._call(key) for key in keys}
+        self._times |= interleaved(calls, seconds, warmup=1, rounds=5)
+
+    def best_plans(self) -> set[int]:
+        """The fastest by PyTorch's own operators, and the original."""
+        best = min(self._times, key=lambda key: (key[1] != EAGER, self._times[key].median))
+        return {best[0], *(plan for plan in [self.model.plans.original] if plan is not None)}
+
+    def finalists(self) -> list[Key]:
+        """The fastest so far, by a first call where there is no more, and the original."""
+        known = {key: self._first[key] for key in self._first if key not in self._problems}
+        known |= {key: t.median / 1e3 for key, t in self._times.items()}
+        chosen = sorted(known, key=known.__getitem__)[:FINALISTS]
+        return [*chosen, *(key for key in known if key == self._original and key not in chosen)]
+
+    def winner(self) -> Key:
+        """The fastest; another backend than PyTorch's own operators where it is clearly faster."""
+        handicapped = {key: t.median if key[1] == EAGER else t.median / GAIN for key, t in self._times.items()}
+        return min(handicapped, key=handicapped.__getitem__)
+
+    def point(self) -> Point:
+        """All of it as data, the winner first."""
+        won = self.winner()
+        timed = sorted(self._times, key=lambda key: (key != won, self._times[key].median))
+        trials = [self._trial(key, self._times[key]) for key in timed]
+        return Point(self.requests, self.candidates, (*trials, *(self._trial(key) for key in self._problems)))
+
+    def _trial(self, key: Key, t: Timing | None = None) -> Trial:
+        plan, backend = key
+        plans = self.model.plans
+        level = "original" if plan == plans.original else plans.plans[plan].level.name.lower()
+        if t is None:
+            return Trial(plan, level, backend, problem=self._problems[key])
+        return Trial(plan, level, backend, t.median, t.low, t.high, t.calls)

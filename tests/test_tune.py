@@ -1,0 +1,231 @@
+"""Tune: what is measured decides; what differs or fails is left out; the file keeps it. No test reads a clock."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from artifacts import forge, made, ranker_inputs
+from helpers import assert_equal, repeated
+
+from rankhoist import ArtifactError, HoistedModel, cli, load, verify
+from rankhoist.compiler.plan import Range, Ranges
+from rankhoist.compiler.targets import backends
+from rankhoist.compiler.targets.timing import Timing
+from rankhoist.errors import BackendError, HoistingWarning, InputError
+from rankhoist.report.tuning import Point, Trial, Tuning
+from rankhoist.runtime import tune
+from rankhoist.runtime.tune import OnePlan
+from rankhoist.serve.inputs import Batch
+from rankhoist.serve.model import ServedModel
+
+
+def of_the_original(user: torch.Tensor, dense: torch.Tensor, item: torch.Tensor, offsets: list[int]) -> Any:
+    return made("ranker")[0](repeated(user, offsets), repeated(dense, offsets), item)
+
+
+def wrong(stage: Any, state: Any) -> Callable[..., Any]:
+    """A backend with a mistake in its candidate stage."""
+    eager = stage.run
+    return eager if state is None else lambda *given: tuple(t + 1 for t in eager(*given))
+
+
+def refuses(stage: Any, state: Any) -> Callable[..., Any]:
+    raise BackendError("no such processor")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, str]]:
+    """Times as they are told: by the number of candidates, what takes one millisecond; all else takes two and more."""
+    fastest: dict[int, tuple[int, str]] = {}
+
+    def told(calls: Mapping[tuple[int, str], Callable[[], Any]], *args: Any, **kwargs: Any) -> dict[Any, Timing]:
+        times = {}
+        for key, call in calls.items():
+            rows = len(call()["logit"])
+            median = 1.0 if fastest.get(rows) == key else 2.0 + key[0] + len(key[1])
+            times[key] = Timing(median, median - 0.1, median + 0.1, 5)
+        return times
+
+    monkeypatch.setattr(tune, "interleaved", told)
+    monkeypatch.setattr(tune, "HOPELESS", 1e9)
+    monkeypatch.setattr(tune, "installed", lambda *_: ["eager"])
+    return fastest
+
+
+@pytest.fixture
+def hoisted() -> HoistedModel:
+    """A copy: others read the one that it is made from."""
+    original = made("ranker")[1]
+    return HoistedModel.of(
+        original.blueprint, original.weights.original, original.weights.constants, original.dtype, original.device
+    )
+
+
+def test_the_original_is_one_of_the_plans(hoisted):
+    plans = hoisted.plans
+    assert plans.original is not None and plans.plans[plans.original].level.name == "EXPAND"
+    original = OnePlan(hoisted, plans.original)
+    for offsets in ([0, 33], [0, 4, 4, 10]):
+        inputs = ranker_inputs(len(offsets) - 1, offsets[-1])
+        assert_equal(original(*inputs, request_offsets=offsets), of_the_original(*inputs, offsets))
+
+
+def test_ranges_are_what_won_near_what_was_measured():
+    ranges = Ranges((1, 4), ((Range(0, 1), Range(50, 0)), (Range(0, 0),)))
+    found = ranges.measured({(1, 100): (2, "onnx"), (1, 900): (3, ""), (8, 30): (0, "eager")})
+    assert found.requests == (1, 4, 8) and found.row(4) == (Range(0, 0),)
+    assert found.row(1) == (Range(0, 1), Range(34, 2, "onnx"), Range(300, 3), Range(2701, 0))
+    assert found.row(8) == (Range(0, 0), Range(10, 0, "eager"), Range(91, 0))
+    assert [found.choose(n, 1) for n in (1, 33, 34, 100, 299, 300, 2700, 2701)] == [1, 1, 2, 2, 2, 3, 3, 0]
+    assert found.on("").row(8) == (Range(0, 0),)
+    alike = ranges.measured({(1, 2): (1, "eager"), (1, 3): (1, "eager")})
+    assert alike.row(1) == (Range(0, 1, "eager"), Range(10, 1), Range(50, 0))
+
+
+def test_what_won_is_used_and_shown(hoisted, clock):
+    clock |= {20: (3, "eager"), 500: (1, "eager")}
+    before = hoisted.plans.ranges
+    assert hoisted.tune(candidates=[20, 500], requests=[1, 2]) is hoisted
+    for requests in (1, 2):
+        assert hoisted.plans.ranges.at(20, requests) == Range(7, 3, "eager")
+        assert hoisted.plans.ranges.choose(500, requests) == 1
+    assert hoisted.plans.ranges.row(64) == before.row(64) and hoisted.plans.predicted == before
+    assert hoisted.prepare(ranker_inputs(1, 1)[:2], candidates=30).plan == 3
+    for n in (1, 20, 500, 3000):
+        inputs = ranker_inputs(1, n)
+        assert_equal(hoisted(*inputs), of_the_original(*inputs, [0, n]))
+    text = str(hoisted.report())
+    assert "Tuned on " in text and "original" in text and "tried as well:" in text
+    assert "tried as well" in hoisted.report().to_html()
+    assert verify(hoisted, made("ranker")[0], seed=1).passed
+    hoisted.tune(candidates=[20])
+    assert hoisted.plans.predicted == before and hoisted.plans.ranges.choose(500, 1) == before.choose(500, 1)
+
+
+def test_where_nothing_is_faster_the_original_is_used(hoisted, clock):
+    original = hoisted.plans.original
+    clock[40] = (original, "eager")
+    hoisted.tune(candidates=[40])
+    point = hoisted.report().tuning.points[0]
+    assert hoisted.plans.ranges.at(40, 1).plan == original and point.won == point.original
+    assert point.won.name == "the original"
+
+
+def test_what_differs_or_fails_never_wins(hoisted, clock, monkeypatch):
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "wrong": wrong, "refuses": refuses})
+    monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "wrong", "refuses"])
+    clock[60] = (0, "wrong")
+    hoisted.tune(candidates=[60])
+    (point,) = hoisted.report().tuning.points
+    problems = {t.backend: t.problem for t in point.trials if t.problem}
+    assert problems["wrong"].startswith("differs by") and "no such processor" in problems["refuses"]
+    assert point.won.backend == "eager" and hoisted.plans.ranges.at(60, 1).backend == "eager"
+
+
+def test_time_that_is_up_leaves_compilers_out(hoisted, clock, monkeypatch):
+    monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "inductor"])
+    told: list[str] = []
+    hoisted.tune(candidates=[60], seconds=1e-9, progress=told.append)
+    (point,) = hoisted.report().tuning.points
+    assert {t.problem for t in point.trials if t.backend == "inductor"} == {"no time was left"}
+    assert any("no time is left" in line for line in told)
+
+
+@pytest.mark.parametrize("given", [{"candidates": [0]}, {"requests": []}, {"seconds": 0.0}])
+def test_numbers_that_are_none(hoisted, given):
+    with pytest.raises(InputError, match="numbers from 1 on"):
+        hoisted.tune(**given)
+
+
+# -- files
+
+
+@pytest.fixture
+def tuned_file(hoisted, clock, tmp_path) -> Path:
+    clock |= {20: (3, "eager"), 500: (1, "eager")}
+    hoisted.tune(candidates=[20, 500]).save(tmp_path / "tuned.rankhoist")
+    return tmp_path / "tuned.rankhoist"
+
+
+def test_a_file_keeps_it(hoisted, tuned_file, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load(tuned_file)
+    assert (loaded.plans.ranges, loaded.plans.predicted) == (hoisted.plans.ranges, hoisted.plans.predicted)
+    assert loaded.plans.original == hoisted.plans.original and loaded.report() == hoisted.report()
+    inputs = ranker_inputs(1, 500)
+    assert torch.equal(loaded(*inputs)["logit"], hoisted(*inputs)["logit"])
+
+
+def test_the_server_uses_what_won(tuned_file):
+    served = ServedModel("ranker", "1", load(tuned_file))
+    served.warm_up()
+    user, dense, item = ranker_inputs(1, 30)
+    batch = Batch({"user": user, "dense": dense}, {"item": item}, 1, 30, [0, 30])
+    assert served._prepare(batch).plan == 3
+    made = served.score(batch).outputs["logit"]
+    assert_equal(torch.from_numpy(made), of_the_original(user, dense, item, [0, 30])["logit"])
+
+
+def test_a_file_of_another_machine_says_so(tuned_file, monkeypatch):
+    monkeypatch.setattr(tune, "name_of", lambda device: "a made-up machine")
+    with pytest.warns(HoistingWarning, match="tuned on .* this is a made-up machine: run `rankhoist tune`"):
+        load(tuned_file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["ranges"][0]["candidates"][0].append("shell"), "a range that is scored by 'shell'"),
+        (lambda data: data["ranges"][0]["candidates"][0].extend(["eager", 1]), "a range that is scored by"),
+        (lambda data: data.update(original=99), "its original is plan 99"),
+        (lambda data: data["predicted"].clear(), "its ranges do not rise"),
+        (lambda data: data["report"]["tuning"]["points"][0]["trials"].clear(), "a point of its tuning was not timed"),
+    ],
+)
+def test_a_file_that_somebody_made_up(tuned_file, change, message):
+    forge(tuned_file, "model.json", change)
+    with pytest.raises(ArtifactError, match=message):
+        load(tuned_file)
+
+
+def test_a_file_from_before_there_was_an_original(tuned_file, clock):
+    forge(tuned_file, "model.json", lambda data: [data.pop(key) for key in ("original", "predicted")])
+    loaded = load(tuned_file)
+    assert loaded.plans.original is None
+    loaded.tune(candidates=[20])
+    assert loaded.report().tuning.points[0].original is None and "." in str(loaded.report())
+
+
+def test_the_command(tuned_file, clock, capsys, tmp_path):
+    clock[30] = (0, "eager")
+    out = tmp_path / "again.rankhoist"
+    options = ["--candidates", "30", "--seconds", "1", "--out", str(out), "--json", str(tmp_path / "x.json")]
+    assert cli.main(["tune", str(tuned_file), *options]) == 0
+    assert "Tuned on " in capsys.readouterr().out and load(out).plans.ranges.at(30, 1) == Range(10, 0, "eager")
+    assert cli.main(["show", str(out)]) == 0 and "Tuned on " in capsys.readouterr().out
+    assert cli.main(["report", str(out)]) == 0 and "tried as well:" in capsys.readouterr().out
+    assert cli.main(["tune", str(tuned_file), "--seconds", "0"]) == 2
+
+
+def test_another_backend_or_dtype_keeps_the_plans_alone(hoisted):
+    plans = replace(hoisted.plans, ranges=hoisted.plans.ranges.measured({(1, 20): (3, "onnx")}))
+    hoisted.blueprint = replace(hoisted.blueprint, plans=plans)
+    hoisted.double()
+    assert hoisted.plans.ranges.at(20, 1) == Range(7, 3, "")
+    hoisted.blueprint = replace(hoisted.blueprint, plans=plans)
+    assert hoisted.to_backend("eager").plans.ranges.at(20, 1) == Range(7, 3, "")
+
+
+def test_a_tuning_as_text():
+    trials = (Trial(0, "full", "onnx", 2.0, 1.9, 2.1, 7), Trial(3, "original", "eager", 5.0, 4.9, 5.1, 7))
+    point = Point(1, 1000, (*trials, Trial(1, "linear", "inductor", problem="no time was left")))
+    assert point.original == trials[1] and Tuning("here", "float32", "2", "now", 9.0, (point,)).check() is None
+    with pytest.raises(ArtifactError, match="not timed"):
+        Tuning("here", "float32", "2", "now", 9.0, (replace(point, trials=point.trials[2:]),)).check()
