@@ -20,7 +20,7 @@ from rankhoist.compiler.targets.timing import Timing
 from rankhoist.errors import BackendError, HoistingWarning, InputError
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime import tune
-from rankhoist.runtime.tune import OnePlan
+from rankhoist.runtime.planned import OnePlan
 from rankhoist.serve.inputs import Batch
 from rankhoist.serve.model import ServedModel
 

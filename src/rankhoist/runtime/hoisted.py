@@ -23,13 +23,14 @@ from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.made_up import made_up_example
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.placed import placed
-from rankhoist.runtime.scoring import RequestState, Scoring
+from rankhoist.runtime.planned import Planned
+from rankhoist.runtime.scoring import RequestState
 from rankhoist.runtime.tune import CANDIDATES, tuned
 from rankhoist.runtime.vocabulary import vocabulary
 from rankhoist.runtime.weights import Argument, Weights, renewed
 
 
-class HoistedModel(Scoring, nn.Module):
+class HoistedModel(Planned, nn.Module):
     """An equal model that computes context work once per request.
 
     Call it like the original, context tensors with one row per request: `[R, ...]`, candidate tensors with one row per

@@ -11,24 +11,19 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from rankhoist.compiler.plan import Range, Ranges
+from rankhoist.compiler.plan import Ranges
 from rankhoist.compiler.targets.backends import installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.errors import InputError
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime.alike import TOLERANCE, error
-from rankhoist.runtime.offsets import Blocks, Offsets
 from rankhoist.runtime.plain import dtype_name
-from rankhoist.runtime.scoring import RequestState, Scoring
-
-if TYPE_CHECKING:
-    from rankhoist.runtime.hoisted import HoistedModel
+from rankhoist.runtime.planned import OnePlan, Planned
 
 CANDIDATES = (100, 1000)
 EAGER = "eager"
@@ -43,7 +38,7 @@ Key = tuple[int, str]  # the number of a plan, a backend
 
 
 def tuned(
-    model: HoistedModel, candidates: Sequence[int], requests: Sequence[int], seconds: float,
+    model: Planned, candidates: Sequence[int], requests: Sequence[int], seconds: float,
     told: Callable[[str], Any],
 ) -> tuple[Ranges, Tuning]:  # fmt: skip
     """What is the fastest for which calls, and what was measured.
@@ -79,7 +74,7 @@ def tuned(
     return (model.plans.predicted or model.plans.ranges).measured(winners), tuning
 
 
-def _to_compile(model: HoistedModel, calls: Sequence[_Calls]) -> list[Key]:
+def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Key]:
     """What won most sizes first, the original last, each by every backend."""
     best = [plan for own in calls for plan in own.best_plans()]
     plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
@@ -95,27 +90,10 @@ def tuned_elsewhere(tuning: Tuning | None) -> str:
     return f"its plans were tuned on {tuning.machine}, and this is {' with '.join(sorted(here))}: run `rankhoist tune`"
 
 
-class OnePlan(Scoring):
-    """A hoisted model that scores with one of its plans, by one backend."""
-
-    def __init__(self, model: HoistedModel, plan: int, backend: str = "") -> None:
-        self._model, self._inputs, self._chosen = model, model._inputs, Range(0, plan, backend)
-
-    def __call__(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
-        """Scores of N candidates; see `forward`."""
-        return self.forward(*args, request_offsets=request_offsets, **kwargs)
-
-    def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
-        return self._model._prepare_for(self._chosen, context, requests)
-
-    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
-        return self._model._score(state, candidate, rows, blocks)
-
-
 class _Calls:
     """Calls of one size: what was found to be equal, and how long it takes."""
 
-    def __init__(self, model: HoistedModel, requests: int, candidates: int) -> None:
+    def __init__(self, model: Planned, requests: int, candidates: int) -> None:
         self.model, self.requests, self.candidates = model, requests, candidates
         self._context, self._candidate = model.made_up("context", requests), model.made_up("candidate", candidates)
         self._offsets = [candidates * i // requests for i in range(requests + 1)] if requests > 1 else None

@@ -24,7 +24,7 @@ from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime import HoistedModel
-from rankhoist.runtime.tune import OnePlan
+from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw
 from rankhoist.verify.compare import Comparison, Result, exact, rounded

@@ -20,7 +20,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
 from rankhoist.runtime import HoistedModel
-from rankhoist.runtime.tune import OnePlan
+from rankhoist.runtime.planned import OnePlan
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 

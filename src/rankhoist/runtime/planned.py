@@ -1,0 +1,42 @@
+"""What scores with one of several plans, and what makes it score with a given one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from rankhoist.compiler.plan import Plans, PlanSummary, Range
+from rankhoist.runtime.offsets import Blocks, Offsets
+from rankhoist.runtime.scoring import RequestState, Scoring
+
+
+class Planned(Scoring):
+    """A model with several plans, one of which scores a call."""
+
+    @property
+    @abstractmethod
+    def plans(self) -> Plans[PlanSummary]:
+        """Its plans, and how many candidates and requests each is used for."""
+
+    @abstractmethod
+    def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+        """The request stage of one plan, by one backend; `_score` goes on with it."""
+
+
+class OnePlan(Scoring):
+    """A model that scores with one of its plans, by one backend."""
+
+    def __init__(self, model: Planned, plan: int, backend: str = "") -> None:
+        self._model, self._inputs, self._chosen = model, model._inputs, Range(0, plan, backend)
+
+    def __call__(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """Scores of N candidates; see `forward`."""
+        return self.forward(*args, request_offsets=request_offsets, **kwargs)
+
+    def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
+        return self._model._prepare_for(self._chosen, context, requests)
+
+    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+        return self._model._score(state, candidate, rows, blocks)
