@@ -141,7 +141,8 @@ HUGE = 2**50
         ("model.json", lambda data: data.update(result={"tuple": ["*"]}), "another number of values"),
         ("model.json", lambda data: data["state"].update(x="nothing"), "names weights that it does not hold"),
         ("model.json", lambda data: data["pinned"].append("nothing"), "names weights that it does not hold"),
-        ("model.json", lambda data: data["plans"].pop(), "use a plan that there is not"),
+        ("model.json", lambda data: data["plans"].pop(), "which there is not"),
+        ("model.json", lambda data: data["plans"].clear(), "use a plan that there is not"),
         ("model.json", lambda data: data["plans"][0].update(level="__class__"), "a level '__class__'"),
         ("model.json", lambda data: data["plans"][0].update(requests=0), "requests=0"),
         (

@@ -12,7 +12,7 @@ A hoisted model that raises, or returns another structure or shape, fails the ch
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache, partial
 from typing import Any
@@ -151,8 +151,8 @@ def _run(
         truth = choose_truth(module, hoisted, probe)
         truths = _results(truth.name, truth.run, batches)
         row_independent = _row_independent(truth.run, probe)
-        doubles = _calls(double(), whole, extra)
-    calls = _calls(hoisted, whole, extra)
+        doubles = _calls(double, whole, extra)
+    calls = _calls(lambda: hoisted, whole, extra)
     checks = [exact("float64", Comparison(batches, doubles, truths), FLOAT64_TOLERANCE)]
     if dtype != torch.float64:
         checks.append(rounded(_name(dtype), Comparison(batches, calls, truths), own, dtype))
@@ -173,11 +173,16 @@ def _results(name: str, run: Run, batches: Sequence[Batch]) -> list[Outputs]:
     return results
 
 
-def _calls(hoisted: HoistedModel, batches: Sequence[Batch], extra: Sequence[tuple[int, Batch]]) -> list[Result]:
+def _calls(
+    model: Callable[[], HoistedModel], batches: Sequence[Batch], extra: Sequence[tuple[int, Batch]]
+) -> list[Result]:
     """Every batch by the plan that scores it, and some by plans that no call uses: `tune` may choose them later."""
-    made = [_attempt(lambda b: run_hoisted(hoisted, b), batch) for batch in batches]
-    plans = {plan: OnePlan(hoisted, plan) for plan, _ in extra}
-    return [*made, *(_attempt(partial(run_hoisted, plans[plan]), batch) for plan, batch in extra)]
+
+    def by(plan: int, batch: Batch) -> Outputs:
+        return run_hoisted(OnePlan(model(), plan), batch)
+
+    made = [_attempt(lambda b: run_hoisted(model(), b), batch) for batch in batches]
+    return [*made, *(_attempt(partial(by, plan), batch) for plan, batch in extra)]
 
 
 def _unused(hoisted: HoistedModel) -> list[int]:
