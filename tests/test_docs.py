@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
-import test_near_misses
 import test_padding
-import test_rules
-import test_windows
+from rules import test_scans, test_windows
+
+from rankhoist.compiler.rules import FAMILIES
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "rankhoist"
 PAGE = (REPOSITORY / "docs" / "laws.md").read_text()
 QUOTED = re.compile(r"`([^`\n]+)`")
-FAMILIES = [path.stem for path in (SOURCE / "compiler" / "rules").glob("*.py") if "LAWS = " in path.read_text()]
+TESTS = [importlib.import_module(f"rules.test_{family}") for family in FAMILIES]
 
 
 def items(kind: str) -> list[str]:
     """What the page's bullets of one kind quote, continuation lines included."""
     bullets = re.findall(rf"^- {kind}:(.*(?:\n  .*)*)", PAGE, re.MULTILINE)
     return [name for bullet in bullets for name in QUOTED.findall(bullet)]
-
-
-def ids(*tests) -> set[str]:
-    """The cases of parametrised tests."""
-    found = set()
-    for test in tests:
-        for mark in test.pytestmark:
-            if mark.name == "parametrize":
-                found |= set(mark.kwargs.get("ids") or mark.args[1])
-    return found
 
 
 @cache
@@ -51,18 +42,16 @@ def test_named_files_and_functions_exist(name: str):
 
 
 def test_named_cases_exist():
-    equal = ids(test_rules.test_equal_at_every_level, test_padding.test_a_history_is_computed_once_under_a_joined_mask)
-    equal |= {*test_windows.SCANS, *test_windows.WINDOWS}
-    declining = ids(test_rules.test_mixing_rows_declines, test_near_misses.test_declines)
-    declining |= {*test_padding.NEAR_MISSES, *test_windows.NEAR_MISSES}
+    equal = {*test_padding.IDIOMS, *test_scans.SCANS, *test_windows.WINDOWS}.union(*(t.EQUAL for t in TESTS))
+    declining = {*test_padding.NEAR_MISSES, *test_scans.WHOLE, *test_windows.WHOLE}
+    declining = declining.union(*(t.NEAR_MISSES for t in TESTS))
     assert items("Tests") and items("Declines")
     assert [name for name in items("Tests") if name not in equal] == []
     assert [name for name in items("Declines") if name not in declining and ".py" not in name] == []
 
 
 def test_every_near_miss_is_on_the_page():
-    declining = ids(test_rules.test_mixing_rows_declines, test_near_misses.test_declines)
-    assert declining <= set(items("Declines"))
+    assert set().union(*(t.NEAR_MISSES for t in TESTS)) <= set(items("Declines"))
 
 
 def test_every_law_says_level_work_place_source_and_tests():

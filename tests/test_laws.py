@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +69,23 @@ def test_no_rule_knows_a_level_the_interpreter_or_another_family(path: Path):
     assert read == []
     private = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.startswith("_")]
     assert [name for name in private if not name.startswith("_prelu")] == []
+
+
+# -- their tests
+
+
+def test_a_family_of_rules_has_the_file_of_tests_of_its_name():
+    files = {path.stem for path in (REPOSITORY / "tests" / "rules").glob("test_*.py")}
+    assert files == {f"test_{path.stem}" for path in RULES.glob("*.py") if path.stem not in ("__init__", "law")}
+    assert files == {f"test_{family}" for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_near_misses_stand_beside_what_is_equal(family: str):
+    tests = importlib.import_module(f"rules.test_{family}")
+    assert tests.EQUAL and tests.NEAR_MISSES
+    for test, cases in ((tests.test_equal_at_every_level, tests.EQUAL), (tests.test_declines, tests.NEAR_MISSES)):
+        assert [mark.args for mark in test.pytestmark] == [("name", cases)]
 
 
 # -- the table

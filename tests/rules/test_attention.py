@@ -1,0 +1,144 @@
+"""Softmax and attention, by blocks and whole, under masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rules.cases import (
+    FIELDS,
+    HISTORY,
+    PAIR,
+    ROWS,
+    Equal,
+    K,
+    NearMiss,
+    both,
+    declines,
+    equal_at_every_level,
+    fields,
+    numbers,
+)
+
+randn = numbers(7)
+
+
+def seen(c: Tensor) -> Tensor:
+    """Which entries of a history are seen: none at all of some histories."""
+    return ((c[:, :, 0] > 0) & (c[:, :1, 1] > 0)).unsqueeze(1)
+
+
+EQUAL: dict[str, Equal] = {
+    "softmax": (lambda c, k: both(c, k).softmax(-1), ROWS, {}),
+    "softmax_halves": (lambda c, k: torch.stack([c[:, :4], k], 1).softmax(-1), ROWS, {}),
+    "self_attention": (
+        lambda c, k, w: (lambda q: torch.softmax(q @ q.mT / 2, -1) @ q)(fields(c, k) @ w).mean(1),
+        FIELDS,
+        dict(w=randn(5, 5)),
+    ),
+    "sdpa": (
+        lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c.unsqueeze(1), c.unsqueeze(1)).squeeze(1),
+        FIELDS,
+        {},
+    ),
+    "dot_attention": (
+        lambda c, k: (torch.softmax((c @ k.unsqueeze(2)).squeeze(2), 1).unsqueeze(1) @ c).squeeze(1),
+        HISTORY,
+        {},
+    ),
+    "masked_attention": (
+        lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c, c, seen(c)).squeeze(1),
+        HISTORY,
+        {},
+    ),
+    "masked_by_candidate": (
+        lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c, c, seen(c) & (k[:, :1, None] > 0)).squeeze(1),
+        HISTORY,
+        {},
+    ),
+    "float_mask": (
+        lambda c, k: F.scaled_dot_product_attention(
+            k.unsqueeze(1), c, c, torch.where(seen(c), c[:, None, :, 2], float("-inf"))
+        ).squeeze(1),
+        HISTORY,
+        {},
+    ),
+    "masked_history_and_target": (
+        lambda c, k: (lambda x: F.scaled_dot_product_attention(x, x, x, seen(x) & (x[:, :, :1] > 0)))(
+            torch.cat([c, k.unsqueeze(1)], 1)
+        ).sum(1),
+        HISTORY,
+        {},
+    ),
+    "causal_fill": (
+        lambda c, k: (lambda x: (x @ x.mT).masked_fill(torch.ones(7, 7).triu(1) > 0, -torch.inf).softmax(-1) @ x)(
+            torch.cat([c, k[:, None]], 1)
+        )[:, 2:],
+        HISTORY,
+        {},
+    ),
+    "causal_product": (
+        lambda c, k: (lambda x: (x @ x.mT).sigmoid() * torch.ones(7, 7, dtype=x.dtype).tril() @ x)(
+            torch.cat([c, k[:, None]], 1)
+        ).sum(1),
+        HISTORY,
+        {},
+    ),
+    "causal_attention": (
+        lambda c, k: (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True))(
+            torch.cat([c, k[:, None]], 1)
+        ).mean(1),
+        HISTORY,
+        {},
+    ),
+    "stacked_attention": (
+        lambda c, k: torch.mul(*F.scaled_dot_product_attention(*[torch.cat([c, k]).view(-1, 2, 2)] * 3).chunk(2)),
+        PAIR,
+        {},
+    ),
+    "stacked_outside": (
+        lambda c, k: (
+            F.scaled_dot_product_attention(*[(c + 0 * c).view(-1, 2, 2).transpose(0, 1).reshape(-1, 1, 2)] * 3)
+            .view(2, -1, 2)
+            .transpose(0, 1)
+            .reshape(-1, K)
+            * k
+        ),
+        PAIR,
+        {},
+    ),
+}
+
+NEAR_MISSES: dict[str, NearMiss] = {
+    "softmax_over_rows": (lambda c, k: both(c, k).softmax(0), "softmax", "row axis: axis 0 of [rows, 10]", {}),
+    "stacked_softmax": (
+        lambda c, k: torch.cat([c[:, :4], k]).softmax(0)[: k.shape[0]],
+        "softmax",
+        "row axis: axis 0 of [(2 rows), 4]",
+        {},
+    ),
+    "attention_over_rows": (
+        lambda c, k: F.scaled_dot_product_attention(k[None], c[None, :, :4], c[None, :, :4])[0],
+        "scaled_dot_product_attention",
+        ("every row meets every other row: [1, rows, 1, 4], [1, 1, rows, 4]", "attends over the rows"),
+        {},
+    ),
+    "learned_queries_over_rows": (
+        lambda c, k, w: F.scaled_dot_product_attention(w[None], k[None], k[None])[0, :1] + c[:, :4],
+        "scaled_dot_product_attention",
+        ("works along the row axis: axis 2 of [1, 2, rows]", "attends over the rows"),
+        dict(w=randn(2, 4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_at_every_level(name: str):
+    equal_at_every_level(*EQUAL[name])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_declines(name: str):
+    declines(*NEAR_MISSES[name])

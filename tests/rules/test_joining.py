@@ -1,0 +1,53 @@
+"""Concatenations, paddings, broadcasts and repeats; rows under rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rules.cases import PAIR, ROWS, C, Equal, K, NearMiss, declines, equal_at_every_level, numbers
+
+randn = numbers(4)
+
+EQUAL: dict[str, Equal] = {
+    "expand_repeat": (
+        lambda c, k: (c.unsqueeze(1).expand(-1, 3, -1) + k[:, 0].view(-1, 1, 1)).sum(2) + k[:, :1].repeat(1, 3),
+        ROWS,
+        {},
+    ),
+    "repeat_interleave": (lambda c, k: (c.repeat_interleave(2, 0).view(-1, 2, C) * k[:, None, :1]).sum(1), ROWS, {}),
+    "stacked_nested": (
+        lambda c, k: (
+            torch.cat([torch.cat([c, k]), k]).sigmoid().view(3, -1, K).prod(0)
+            + torch.cat([torch.cat([c, k]), k]).narrow(0, c.shape[0], c.shape[0])
+        ),
+        PAIR,
+        {},
+    ),
+    "stacked_repeat": (lambda c, k: (c.repeat(2, 1) * torch.cat([k, k + 1])).view(2, -1, K).prod(0), PAIR, {}),
+}
+
+NEAR_MISSES: dict[str, NearMiss] = {
+    "stacked_inside": (
+        lambda c, k: torch.cat([c[:, :4].repeat_interleave(2, 0), k])[: c.shape[0]] + k,
+        "cat",
+        "puts [(rows 2), 4] under rows: another axis is folded inside of its rows",
+        {},
+    ),
+    "stacked_with_a_weight": (
+        lambda c, k, w: torch.cat([k, w])[: k.shape[0]] * c[:, :4],
+        "cat",
+        "or it has none",
+        dict(w=randn(2, 4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_at_every_level(name: str):
+    equal_at_every_level(*EQUAL[name])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_declines(name: str):
+    declines(*NEAR_MISSES[name])

@@ -1,0 +1,118 @@
+"""Tables read by ids, and positions chosen by an index."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rules.cases import FIELDS, IDS, ROWS, Equal, NearMiss, both, declines, equal_at_every_level, fields, numbers
+
+randn = numbers(1)
+
+
+def positive(x: Tensor) -> Tensor:
+    return (x > 0).long()
+
+
+EQUAL: dict[str, Equal] = {
+    "embedding": (lambda c, k, t: F.embedding(torch.cat([c, k], 1), t).flatten(1), IDS, dict(t=randn(9, 3))),
+    "offsets_one_table": (
+        lambda c, k, t, o: F.embedding(torch.stack([c[:, 0], k[:, 0], c[:, 1]], 1) + o, t).sum(1),
+        IDS,
+        dict(t=randn(27, 3), o=torch.tensor([0, 9, 18])),
+    ),
+    "floats_cast_back": (
+        lambda c, k, t: F.embedding(torch.cat([c.double(), k.double()], 1)[:, 3:6].long(), t).sum(1),
+        IDS,
+        dict(t=randn(9, 3)),
+    ),
+    "table_index": (lambda c, k, t: t[c[:, 0]] * t[k[:, 1]], IDS, dict(t=randn(9, 3))),
+    "one_hot": (lambda c, k: F.one_hot(torch.cat([c, k], 1), 9).double().sum(1), IDS, {}),
+    "masked_pooling": (
+        lambda c, k, t: (
+            (F.embedding(c, t) * (c != 0).unsqueeze(2)).sum(1)
+            / (c != 0).sum(1, keepdim=True).clamp(min=1)
+            * F.embedding(k[:, 0], t)
+        ),
+        IDS,
+        dict(t=randn(9, 3)),
+    ),
+    "embedding_bag": (
+        lambda c, k, t: F.embedding_bag(c, t, mode="mean") + F.embedding_bag(k, t, mode="sum", padding_idx=0),
+        IDS,
+        dict(t=randn(9, 3)),
+    ),
+    "bucketize": (
+        lambda c, k, e: torch.bucketize(c.double(), e) + torch.bucketize(k.double(), e),
+        IDS,
+        dict(e=torch.tensor([1.5, 4.5, 7.5], dtype=torch.float64)),
+    ),
+    "gather_columns": (
+        lambda c, k, i: both(c, k)[:, i] + both(c, k).index_select(1, i).flip(1),
+        ROWS,
+        dict(i=torch.tensor([9, 0, 3, 3, 7])),
+    ),
+    "gram_masked": (
+        lambda c, k, m, w: F.linear(torch.masked_select(fields(c, k) @ fields(c, k).mT, m).view(-1, 21), w),
+        FIELDS,
+        dict(m=torch.triu(torch.ones(7, 7), 1).bool(), w=randn(3, 21)),
+    ),
+    "pairs_by_index": (
+        lambda c, k, i: (fields(c, k)[:, i[0]] * fields(c, k)[:, i[1]]).sum(2),
+        FIELDS,
+        dict(i=torch.triu_indices(7, 7, 1)),
+    ),
+    "rows_of_own": (lambda c, k: both(c, k)[torch.arange(k.shape[0]), (k[:, 0] > 0).long()], ROWS, {}),
+    "gather_per_row": (lambda c, k: c.gather(1, (k[:, :2] > 0).long()), ROWS, {}),
+}
+
+NEAR_MISSES: dict[str, NearMiss] = {
+    "table_of_rows": (
+        lambda c, k: F.embedding(positive(k[:, 0]), c),
+        "embedding",
+        "the table is no weight, but [rows, 6]",
+        {},
+    ),
+    "bags_by_offsets": (
+        lambda c, k, t: F.embedding_bag(positive(k).flatten(), t, torch.arange(k.shape[0]) * 2, mode="sum") * c[:, :3],
+        "embedding_bag",
+        "bags given by offsets may cross rows: [(rows 4)]",
+        dict(t=randn(4, 3)),
+    ),
+    "index_of_rows": (
+        lambda c, k: c[positive(k[:, 0])],
+        "index",
+        "axis 0 of [rows, 6] is indexed by a tensor that depends on the inputs",
+        {},
+    ),
+    "mask_by_candidate": (
+        lambda c, k: torch.masked_select(c[:, :4], k > 0).sum() + k,
+        "masked_select",
+        "selects from [rows, 4] by a mask that depends on the inputs",
+        {},
+    ),
+    "gather_over_rows": (
+        lambda c, k: c[:, :4].gather(0, positive(k)),
+        "gather",
+        "works along the row axis: axis 0 of [rows, 4]",
+        {},
+    ),
+    "row_number_of_a_weight": (
+        lambda c, k, w: w[torch.arange(k.shape[0]) % 4] * c[:, :3] + k[:, :1],
+        "remainder",
+        "the row number",
+        dict(w=randn(4, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_at_every_level(name: str):
+    equal_at_every_level(*EQUAL[name])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_declines(name: str):
+    declines(*NEAR_MISSES[name])

@@ -1,0 +1,67 @@
+"""Norms: as a factor and a shift, by the statistics of blocks, and block by block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rules.cases import (
+    FIELDS,
+    HISTORY,
+    ROWS,
+    C,
+    Equal,
+    K,
+    NearMiss,
+    W,
+    both,
+    declines,
+    equal_at_every_level,
+    fields,
+    interleaved,
+    numbers,
+)
+
+randn = numbers(8)
+
+EQUAL: dict[str, Equal] = {
+    "batch_norm": (
+        lambda c, k, m, v, g, b: F.batch_norm(interleaved(c, k), m, v, g, b).tanh(),
+        ROWS,
+        dict(m=randn(C + K), v=randn(C + K).abs() + 0.5, g=randn(C + K), b=randn(C + K)),
+    ),
+    "batch_norm_fields": (
+        lambda c, k, m: (
+            F.batch_norm(fields(c, k), m[:7], m[:7].abs() + 1).sum(2)
+            + F.batch_norm(fields(c, k).mT, m[7:], m[7:].abs() + 1).sum(1)[:, :1]
+        ),
+        FIELDS,
+        dict(m=randn(12)),
+    ),
+    "layer_norm": (lambda c, k, w: F.linear(F.layer_norm(both(c, k), (C + K,)), w), ROWS, dict(w=W)),
+    "norm_of_tokens": (
+        lambda c, k, w: F.layer_norm(torch.cat([c, k[:, None]], 1), [4], w).mul(F.rms_norm(c, [4], w)[:, :1]).sum(1),
+        HISTORY,
+        dict(w=randn(4)),
+    ),
+}
+
+NEAR_MISSES: dict[str, NearMiss] = {
+    "groups_over_rows": (
+        lambda c, k: k + F.group_norm(c.t()[None], 1)[0].t()[:, :4],
+        "group_norm",
+        "normalises over the rows of [1, 6, rows]",
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_at_every_level(name: str):
+    equal_at_every_level(*EQUAL[name])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_declines(name: str):
+    declines(*NEAR_MISSES[name])

@@ -1,0 +1,97 @@
+"""Operators that find every element by itself; sums and factors that keep their terms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Function, check_model
+
+from rules.cases import (
+    IDS,
+    PAIR,
+    ROWS,
+    C,
+    Equal,
+    K,
+    NearMiss,
+    W,
+    both,
+    declines,
+    equal_at_every_level,
+    interleaved,
+    numbers,
+)
+
+randn = numbers(5)
+
+EQUAL: dict[str, Equal] = {
+    "relu_of_cat": (lambda c, k: torch.relu(interleaved(c, k)) * 2 + 1, ROWS, {}),
+    "arithmetic": (lambda c, k: (c[:, :4] - k) / (c[:, :4].exp() + 2) + k * c[:, 1:5] - (3 - k) * 0.5, ROWS, {}),
+    "affine_chain": (
+        lambda c, k, w: F.linear(F.linear(both(c, k), w) * c[:, :5] + 1, w[:, :5]) + c[:, :5],
+        ROWS,
+        dict(w=W),
+    ),
+    "cross": (lambda c, k, w: both(c, k) * (both(c, k) @ w + 1) + both(c, k), ROWS, dict(w=randn(C + K, C + K))),
+    "cross_twice": (
+        lambda c, k, w: (lambda x: (lambda y: x * (y @ w) + y)(x * (x @ w) + x))(interleaved(c, k)).sum(1),
+        ROWS,
+        dict(w=randn(C + K, C + K)),
+    ),
+    "gate_by_context": (lambda c, k, w: torch.sigmoid(c @ w[:4, :C].t()) * k @ w[:4, :2], ROWS, dict(w=W)),
+    "gate_by_candidate": (lambda c, k, w: torch.sigmoid(k[:, :1]) * c @ w[:2, :C].t(), ROWS, dict(w=W)),
+    "comparisons": (lambda c, k: torch.where(c[:, :4] > k, c[:, :4], k).clamp(-0.5, 0.5), ROWS, {}),
+    "masked_fill": (lambda c, k: k.masked_fill(c[:, :4] > 0, -1.0).maximum(c[:, 1:5]), ROWS, {}),
+    "dtype_round_trip": (lambda c, k: (both(c, k) * 10).long().to(torch.float64) + (both(c, k) > 0), ROWS, {}),
+    "scaled_sum_with_what_is_new": (
+        lambda c, k, w: torch.add(k, (k @ w).relu(), alpha=0.5) + c[:, :4],
+        ROWS,
+        dict(w=randn(4, 4)),
+    ),
+    "complex_numbers": (
+        lambda c, k: (lambda z: torch.view_as_real(z * z))(torch.view_as_complex(torch.stack([c[:, :4] * k, k], -1))),
+        ROWS,
+        {},
+    ),
+    "bits": (lambda c, k: (torch.stack([c[:, :4] * k, k], -1).long().int().view(torch.int64)).sum(1), ROWS, {}),
+    "prelu": (lambda c, k, w: F.prelu(interleaved(c, k), w), ROWS, dict(w=randn(C + K))),
+    "constants": (
+        lambda c, k: torch.cat([torch.zeros(k.shape[0], 2, dtype=k.dtype), k, torch.ones_like(c)], 1) + 1,
+        ROWS,
+        {},
+    ),
+    "hash_buckets": (lambda c, k, t: F.embedding((c * 31 + k[:, :1] * 17) % 9, t).sum(1), IDS, dict(t=randn(9, 3))),
+    "candidate_only": (lambda c, k: k.sin().sum(1), ROWS, {}),
+    "context_only": (lambda c, k: (c.sin().sum(1), k[:, 0]), ROWS, {}),
+    "weights_only": (lambda c, k, w: (w.sum(0)[:4] * k, w.norm()), ROWS, dict(w=W)),
+    "atom_inside_and_outside_a_sum": (
+        lambda c, k, b, w: F.linear(c[:, :4] * k + c[:, 2:] * F.linear(k, b), w),
+        ROWS,
+        dict(b=randn(1, 4), w=randn(1, 4)),
+    ),
+}
+
+NEAR_MISSES: dict[str, NearMiss] = {
+    "every_row_with_every_row": (
+        lambda c, k: (c[:, :1] - c[:, 0]).abs() @ k,
+        "sub",
+        "every row meets every other row: [rows, 1], [rows]",
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_at_every_level(name: str):
+    equal_at_every_level(*EQUAL[name])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_declines(name: str):
+    declines(*NEAR_MISSES[name])
+
+
+def test_a_sum_that_gains_an_axis_is_not_written_over_its_operand():
+    check_model(Function(lambda c, k: (c * k + (2 * k)[None])[0]).eval(), *PAIR)
+    check_model(Function(lambda c, k: (c * k + torch.zeros(1, 1, 1))[0]).eval(), *PAIR)

@@ -1,0 +1,54 @@
+"""Sums over blocks, and what runs along an axis that is no row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rules.cases import FIELDS, HISTORY, ROWS, Equal, NearMiss, both, declines, equal_at_every_level, fields, numbers
+
+randn = numbers(12)
+
+EQUAL: dict[str, Equal] = {
+    "fm_sum_square": (
+        lambda c, k: (c[:, :4] + k).pow(2).sum(1) - (c[:, :4] ** 2 + k**2).sum(1, keepdim=True)[:, 0],
+        ROWS,
+        {},
+    ),
+    "fm_fields": (lambda c, k: (fields(c, k).sum(1) ** 2 - (fields(c, k) ** 2).sum(1)).sum(1) * 0.5, FIELDS, {}),
+    "mean_max_std": (
+        lambda c, k: torch.stack([both(c, k).mean(1), both(c, k).amax(1), both(c, k).std(1)], 1),
+        ROWS,
+        {},
+    ),
+    "norm": (lambda c, k: F.normalize(both(c, k)) + both(c, k).norm(dim=1, keepdim=True), ROWS, {}),
+    "max_dim": (lambda c, k: both(c, k).max(1), ROWS, {}),
+    "sort_topk": (lambda c, k: (torch.sort(c, 1).values, both(c, k).topk(3, dim=1).indices), ROWS, {}),
+    "stable_sort": (lambda c, k: (c.sort(dim=1, stable=True)[0], both(c, k).argsort(dim=1, stable=True)), ROWS, {}),
+    "squeeze_excite": (
+        lambda c, k, w: fields(c, k) * torch.sigmoid(F.linear(fields(c, k).mean(2), w)).unsqueeze(2),
+        FIELDS,
+        dict(w=randn(7, 7)),
+    ),
+    "masked_mean": (
+        lambda c, k: (c * (c[:, :, :1] > 0)).sum(1) / ((c[:, :, 0] > 0).sum(1, keepdim=True) + 1e-8) * k,
+        HISTORY,
+        {},
+    ),
+}
+
+NEAR_MISSES: dict[str, NearMiss] = {
+    "sum_over_rows": (lambda c, k: both(c, k) - both(c, k).sum(0), "sum", "over the rows: axis 0 of [rows, 10]", {}),
+    "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0 of [rows, 6]", {}),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_at_every_level(name: str):
+    equal_at_every_level(*EQUAL[name])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_declines(name: str):
+    declines(*NEAR_MISSES[name])

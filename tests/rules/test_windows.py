@@ -1,0 +1,134 @@
+"""Windows along a history, then a target: those that do not reach the target are the request's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Function, check_model, hoisted_at, rates_of
+from torch import Tensor
+
+from rankhoist.capture import capture
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.rules import all_rules
+from rules.cases import (
+    FIELDS,
+    ROWS,
+    Call,
+    Equal,
+    N,
+    NearMiss,
+    behind,
+    both,
+    declines,
+    equal_at_every_level,
+    fields,
+    numbers,
+    rates,
+)
+
+randn = numbers(10)
+
+
+def channels(c: Tensor, k: Tensor) -> Tensor:
+    """`[B, D, T + 1]`."""
+    return behind(c, k).mT
+
+
+def image(c: Tensor, k: Tensor) -> Tensor:
+    """`[B, 1, T + 1, D]`, as Caser reads it."""
+    return behind(c, k)[:, None]
+
+
+EQUAL: dict[str, Equal] = {
+    "windows": (lambda c, k: both(c, k).unfold(1, 3, 1).amax(2), ROWS, {}),
+    "conv1d": (lambda c, k, w: F.conv1d(both(c, k).unsqueeze(1), w).flatten(1), ROWS, dict(w=randn(2, 1, 3))),
+    "max_pool": (lambda c, k: F.max_pool1d(fields(c, k), 2), FIELDS, {}),
+}
+
+NEAR_MISSES: dict[str, NearMiss] = {
+    "pool_over_rows": (
+        lambda c, k: k + F.avg_pool1d(c.t()[None], 3, 1, 1)[0].amax(1)[:4],
+        "avg_pool1d",
+        "pools over the rows of [1, 6, rows]",
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_at_every_level(name: str):
+    equal_at_every_level(*EQUAL[name])
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_declines(name: str):
+    declines(*NEAR_MISSES[name])
+
+
+# -- behind a history
+
+D = 4
+TOKENS = randn(3, 5, D), randn(N, D)  # a history and its target
+KERNEL = {"w": randn(3, D, 3), "b": randn(3)}
+WINDOWS: dict[str, Call] = {
+    "conv1d": lambda c, k, w, b: F.conv1d(channels(c, k), w, b, padding=1),
+    "conv1d.same": lambda c, k, w, b: F.conv1d(channels(c, k), w[:, :, :2], b, padding="same"),
+    "conv1d.dilated": lambda c, k, w, b: F.conv1d(channels(c, k), w, b, padding=4, dilation=2),
+    "conv1d.strided": lambda c, k, w, b: F.conv1d(channels(c, k), w, padding=2, stride=2),
+    "conv1d.groups": lambda c, k, w, b: F.conv1d(channels(c, k)[:, :3], w[:, :1], b, padding=2, groups=3),
+    "conv1d.causal": lambda c, k, w, b: F.conv1d(F.pad(channels(c, k), (2, 0)), w, b),
+    "conv2d": lambda c, k, w, b: F.conv2d(image(c, k), w[:, :1, :, None].expand(-1, -1, -1, D), b, padding=(2, 0)),
+    "conv2d.padded": lambda c, k, w, b: F.conv2d(image(c, k), w[:, None, :3], b, padding=(3, 1), stride=(1, 2)),
+    "avg_pool1d": lambda c, k, w, b: F.avg_pool1d(channels(c, k), 2, 1, padding=1),
+    "max_pool1d": lambda c, k, w, b: F.max_pool1d(channels(c, k), 2, 1, padding=1),
+    "max_pool2d": lambda c, k, w, b: F.max_pool2d(image(c, k), (2, 1), 1, padding=(1, 0)),
+    "avg_pool2d": lambda c, k, w, b: F.avg_pool2d(image(c, k), (2, 3), (1, 2), padding=(1, 1)),
+    "unfold": lambda c, k, w, b: behind(c, F.relu(k)).unfold(1, 1, 1).amax(-1),
+    "diff": lambda c, k, w, b: torch.diff(behind(c, k), dim=1, prepend=behind(c, k)[:, :1]),
+}
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_windows_are_equal(length: int):
+    def call(c: Tensor, k: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+        return [f(c, k, w, b) for f in WINDOWS.values()]
+
+    check_model(Function(call, **KERNEL).eval(), randn(3, length, D), randn(N, D))
+
+
+@pytest.mark.parametrize("name", [n for n in WINDOWS if n != "diff"])
+def test_most_of_it_is_the_requests(name: str):
+    call, operator = WINDOWS[name], name.split(".")[0]
+    assert Rate.REQUEST in rates(call, operator, Level.LINEAR, TOKENS, **KERNEL)
+    assert Rate.REQUEST not in rates(call, operator, Level.REQUEST, TOKENS, **KERNEL)
+
+
+def test_differences_are_followed_through_their_parts():
+    assert rates(WINDOWS["diff"], "sub", Level.LINEAR, TOKENS, **KERNEL) == {Rate.REQUEST, Rate.PAIR}
+
+
+def test_multiply_adds_of_a_convolution_are_counted_by_window():
+    """Width 4 to 3, windows of 3: one window reads the target as its last, one as its middle position."""
+    model = Function(WINDOWS["conv1d"], **KERNEL).eval()
+    program = capture(model, (randn(4, 50, D), randn(4, D)), ["context"], all_rules())
+    cost = hoisted_at(program, Level.LINEAR).plan.cost.multiply_adds
+    assert cost == 1000 * 2 * D * 3 + (49 * 3 + 2 + 1) * D * 3  # of the last window, one is a zero
+
+
+WHOLE: dict[str, tuple[Call, str]] = {  # near misses that another law takes: the whole axis, as one tensor
+    "window_of_all": (lambda c, k: F.avg_pool1d(channels(c, k), 6), "avg_pool1d"),
+    "further_than_the_end": (lambda c, k: F.avg_pool1d(channels(c, k), 4, 3, ceil_mode=True), "avg_pool1d"),
+    "zeros_that_do_not_count": (
+        lambda c, k: F.avg_pool1d(channels(c, k), 2, 1, 1, count_include_pad=False), "avg_pool1d",
+    ),
+    "transposed": (lambda c, k: F.conv_transpose1d(channels(c, k), torch.ones(D, 1, 2).double()), "convolution"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_all_of_it_is_the_candidates(name: str):
+    call, operator = WHOLE[name]
+    models = check_model(Function(call).eval(), *TOKENS)
+    assert rates_of(models["full"], operator) == {Rate.PAIR}
