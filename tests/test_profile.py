@@ -228,7 +228,8 @@ def test_a_level_below_full_is_one_plan_on_any_machine(cross):
     for level in Level:
         if level is not Level.FULL:
             plans = make_plans(own, level, Workload(2), CPU)
-            assert len(plans.plans) == 1 and plans.main.asked is level
+            assert {r.plan for row in plans.ranges.candidates for r in row} == {0} and plans.main.asked is level
+            assert len(plans.plans) == 1 + (plans.original != 0), "and the original, which only tune may choose"
 
 
 def test_break_even_points_are_printed(cross):

@@ -14,7 +14,7 @@ from rankhoist.capture import Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plans, safe_plan
 from rankhoist.compiler.rules import all_rules, check_names
-from rankhoist.compiler.targets import Target
+from rankhoist.compiler.targets import Target, named, target_of, this_machine
 from rankhoist.errors import HoistingWarning, RankhoistError
 from rankhoist.mistakes import is_mistake, told
 from rankhoist.runtime import HoistedModel
@@ -29,6 +29,7 @@ def hoist(
     level: str = "full",
     backend: str = "eager",
     without: Iterable[str] = (),
+    targets: Iterable[str] = (),
 ) -> HoistedModel:
     """An equal model that computes context work once per request.
 
@@ -42,9 +43,12 @@ def hoist(
         backend: what runs the stages: `eager` or `inductor`, which compiles them at their first call; see
             `HoistedModel.to_backend`.
         without: names of laws that are switched off, to see what they bring; the report names all.
+        targets: where the model may go, beside where it is now (device and dtype): `cpu-float32`, `cpu-bfloat16`,
+            `cuda-float32`, `cuda-bfloat16`, and the latter two with `-graphs`. It has plans for all of them, also when
+            it was saved and loaded.
 
     Raises:
-        BackendError: there is no such backend.
+        BackendError: there is no such backend, or no such target.
         CaptureError: see `rankhoist.errors` for what can be wrong with a model, its example or its context.
 
     Example:
@@ -54,23 +58,25 @@ def hoist(
         torch.Size([1000, 1])
     """
     hoisted = hoist_program(
-        capture(model, example, context, all_rules()), workload=workload, level=level, without=without
+        capture(model, example, context, all_rules()), workload=workload, level=level, without=without, targets=targets
     )
     return hoisted.to_backend(backend)
 
 
 def hoist_program(
     program: Program, *, workload: Workload | None = None, level: str = "full", target: Target | None = None,
-    without: Iterable[str] = (),
+    without: Iterable[str] = (), targets: Iterable[str] = (),
 ) -> HoistedModel:  # fmt: skip
     """The same for a program that is captured already: levels, workloads and targets are compared without a new export.
 
-    `target` is what the plans are made for (default: this machine).
+    `target` is what the plans are made for (default: where the program is, in its dtype), `targets` names others.
     """
     asked, given, off = parse_level(level), workload or Workload(), frozenset(without)
     check_names(off)
+    target = target or target_of(program.device, program.dtype) or this_machine()
+    others = [named(name) for name in dict.fromkeys(targets) if name != target.name]
     try:
-        return HoistedModel(program, make_plans(program, asked, given, target, off))
+        return HoistedModel(program, make_plans(program, asked, given, target, off, others))
     except Exception as error:
         if isinstance(error, RankhoistError) or not is_mistake(error):
             raise

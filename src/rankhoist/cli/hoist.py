@@ -13,6 +13,7 @@ from rankhoist.cli.arguments import DONE, FAILED, command, write_json
 from rankhoist.cli.models import LEVELS, certificate_of, hoisted_of, model_arguments
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import PlanSummary, make_plan
+from rankhoist.compiler.targets.known import NAMES
 from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.report.text import ratio
 from rankhoist.runtime import HoistedModel
@@ -25,6 +26,7 @@ examples:
   rankhoist hoist mymodels.ranker:build --context 'user_*' --context hour
   rankhoist hoist ranker.pt2 --context features=0-11,40 --candidates 4000
   rankhoist hoist ranker.pt2 --context 'user_*' --out ranker.rankhoist
+  rankhoist hoist ranker.pt2 --context 'user_*' --target cuda-bfloat16 --out ranker.rankhoist
   rankhoist hoist ranker.pt2 --context user --level linear --no-verify --json levels.json"""
 
 
@@ -37,6 +39,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="save the hoisted model there, unless it differs from the original"
     )
+    parser.add_argument(
+        "--target", metavar="NAME", action="append", default=[], choices=NAMES,
+        help=f"where it may go, beside the CPU in its own dtype; repeat for more: {', '.join(NAMES)}",
+    )  # fmt: skip
     parser.add_argument(
         "--example", action="store_true", help="with --out, save the example's rows too; else the file has made-up ones"
     )

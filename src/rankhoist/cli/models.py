@@ -63,7 +63,7 @@ def hoisted_of(args: argparse.Namespace) -> tuple[Any, HoistedModel]:
     context = context_of(args.context)
     model, example = load(args.model)
     workload = Workload(args.candidates, args.requests)
-    chosen = {"level": args.level, "without": args.without}
+    chosen = {"level": args.level, "without": args.without, "targets": vars(args).get("target", [])}
     return model, hoist(model, example, context=context, workload=workload, **chosen)
 
 

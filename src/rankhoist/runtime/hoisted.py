@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rankhoist.capture import Program
 from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.plan import Plan, Plans, PlanSummary, Range, single
+from rankhoist.compiler.targets import target_of
 from rankhoist.compiler.targets.backends import backend_of
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
@@ -21,6 +22,7 @@ from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.made_up import made_up_example
+from rankhoist.runtime.moved import for_target
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.placed import placed
 from rankhoist.runtime.planned import Planned
@@ -216,14 +218,20 @@ class HoistedModel(Planned, nn.Module):
         self.blueprint = replace(self.blueprint, plans=replace(plans, ranges=plans.ranges.on("")))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
-        """`.to()`, `.double()`, `.cuda()`: move the original weights, retarget the graphs, fold again."""
+        """`.to()`, `.double()`, `.cuda()`: move the original weights, plan for where they go, retarget the graphs, fold
+        again.
+        """
         with torch.no_grad():
             original = {n: fn(t) for n, t in self._weights.original.items()}
-            constants = {n: fn(t) for n, t in self._weights.constants.items()}
             probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-        if (probe.dtype, probe.device) != (self.dtype, self.device):
-            self.certificate = None
-            self._by_the_models_own()
+            before = self._weights.constants
+            if (probe.dtype, probe.device) != (self.dtype, self.device):
+                self.certificate = None
+                self._by_the_models_own()
+                blueprint = for_target(self.blueprint, target_of(probe.device, probe.dtype))
+                before = before if blueprint.stages is self.blueprint.stages else blueprint.stages.constants
+                self.blueprint = blueprint
+            constants = {n: fn(t) for n, t in before.items()}
         self._place(original, constants, probe.dtype, probe.device)
         return self
 

@@ -10,6 +10,7 @@ import torch
 from rankhoist.capture import Interface
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges
+from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.errors import ArtifactError
 from rankhoist.report import Report
@@ -46,6 +47,8 @@ def to_data(blueprint: Blueprint, dtype: torch.dtype) -> dict[str, Any]:
         "original": blueprint.plans.original,
         "ranges": _ranges(blueprint.plans.ranges),
         "predicted": None if blueprint.plans.predicted is None else _ranges(blueprint.plans.predicted),
+        "target": blueprint.plans.target,
+        "elsewhere": {name: _ranges(ranges) for name, ranges in blueprint.plans.elsewhere.items()},
         "report": blueprint.report().to_dict(),
     }
 
@@ -69,14 +72,17 @@ def from_data(data: Any) -> Description:
 
 
 def _as_plans(data: Any) -> Plans[PlanSummary]:
-    """Files from before plans were measured have no `original` and nothing `predicted` beside their ranges."""
+    """Older files lack all but `plans` and `ranges`."""
     plans = tuple(_as_plan(item) for item in entries(data, "plans", dict))
     ranges = _as_ranges(data, "ranges", len(plans))
     predicted = None if data.get("predicted") is None else _as_ranges(data, "predicted", len(plans))
     original = None if data.get("original") is None else entry(data, "original", int)
     if original is not None and not 0 <= original < len(plans):
         raise ArtifactError(f"its original is plan {original}, which there is not")
-    return Plans(plans, ranges, original, predicted)
+    target = entry(data, "target", str) if "target" in data else CPU.name  # once the only one
+    elsewhere = entry(data, "elsewhere", dict) if "elsewhere" in data else {}
+    others = {name: _as_ranges(elsewhere, name, len(plans)) for name in elsewhere}
+    return Plans(plans, ranges, original, predicted, target, others)
 
 
 def _plan(plan: PlanSummary) -> dict[str, Any]:

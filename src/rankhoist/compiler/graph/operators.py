@@ -33,6 +33,9 @@ class Timed(Enum):
     PICK = auto()  # single elements
     FUNCTION = auto()  # dear arithmetic on every element
     SOFTMAX = auto()  # the same, and passes over every row
+    NORM = auto()  # passes over every row
+    REDUCE = auto()  # one over every row
+    JOIN = auto()  # several tensors become one
     PRODUCT = auto()  # rows times one matrix of weights
     BATCHED = auto()  # a matrix per row
     OF_REQUEST = auto()  # rows times the matrix of their request
@@ -132,15 +135,17 @@ ROWS: list[tuple[str, Operator]] = [
     ("exp", Operator(Timed.FUNCTION, over=aten.exp_.default, spelled=torch.exp)),
     ("gelu silu softplus log pow erf sqrt rsqrt sin cos elu selu mish hardswish", FUNCTION),
     # -- along axes
-    ("sum", Operator(spelled=torch.sum, overload="dim_IntList")),
-    ("mean", Operator(spelled=torch.mean, overload="dim")),
-    ("amax", Operator(spelled=torch.amax)),
+    ("sum", Operator(Timed.REDUCE, spelled=torch.sum, overload="dim_IntList")),
+    ("mean", Operator(Timed.REDUCE, spelled=torch.mean, overload="dim")),
+    ("amax", Operator(Timed.REDUCE, spelled=torch.amax)),
+    ("amin max min argmax argmin prod any all var std", Operator(Timed.REDUCE)),
     ("softmax", Operator(Timed.SOFTMAX, spelled=torch.softmax, overload="int")),
     ("_softmax _log_softmax", Operator(Timed.SOFTMAX, checked=True)),
     ("log_softmax logsumexp", Operator(Timed.SOFTMAX)),
-    ("layer_norm", Operator(spelled=torch.layer_norm)),
-    ("cat", Operator(spelled=torch.cat)),
-    ("stack", Operator(spelled=torch.stack)),
+    ("layer_norm", Operator(Timed.NORM, spelled=torch.layer_norm)),
+    ("native_layer_norm group_norm rms_norm", Operator(Timed.NORM)),
+    ("cat", Operator(Timed.JOIN, spelled=torch.cat)),
+    ("stack", Operator(Timed.JOIN, spelled=torch.stack)),
     # -- lookups
     ("index_select", Operator(Timed.GATHER, spelled=torch.index_select)),
     ("embedding gather embedding_bag", Operator(Timed.GATHER)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 REACH = 3.0  # times as many candidates as were measured, or as few, are scored by what won there
@@ -63,6 +63,11 @@ class Ranges:
             rows[requests] = _row(self.row(requests), own)
         numbers = tuple(sorted(rows))
         return Ranges(numbers, tuple(rows[r] for r in numbers))
+
+    def numbered(self, numbers: Sequence[int]) -> Ranges:
+        """The same with other numbers for the plans: `numbers[i]` for plan i."""
+        rows = (_merged(replace(x, plan=numbers[x.plan]) for x in r) for r in self.candidates)
+        return replace(self, candidates=tuple(rows))
 
     def on(self, backend: str) -> Ranges:
         """The same plans, all run by one backend."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,11 +17,11 @@ from rankhoist.compiler.graph.node import Node
 from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges
 from rankhoist.compiler.plan.safe import as_it_is
 from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, choice, explained, search, settled
-from rankhoist.compiler.targets import ALIKE, Target, this_machine
+from rankhoist.compiler.targets import ALIKE, CPU, Target, this_machine
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered anew
+ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered anew, and what keeps every form
 SPARE, NEARLY = 2, 1.3  # plans that only `tune` tries: so many, and predicted to take at most so many times as long
 SECONDS = 8.0  # of this thread; no further plans are made after that
 
@@ -37,12 +37,16 @@ class Plans(Generic[P]):
     Attributes:
         original: the number of the plan that is the original, operator by operator; None in an older file.
         predicted: where each is used by prediction, if `ranges` were measured.
+        target: the name of what `ranges` are for.
+        elsewhere: where each is used on other targets, by name.
     """
 
     plans: tuple[P, ...]
     ranges: Ranges
     original: int | None = None
     predicted: Ranges | None = None
+    target: str = CPU.name
+    elsewhere: Mapping[str, Ranges] = field(default_factory=dict)
 
     @property
     def main(self) -> P:
@@ -69,41 +73,60 @@ class Plans(Generic[P]):
 
 def make_plans(
     program: Program, level: Level, workload: Workload, target: Target | None = None,
-    without: frozenset[str] = frozenset(),
+    without: frozenset[str] = frozenset(), others: Sequence[Target] = (),
 ) -> Plans[Plan]:  # fmt: skip
-    """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent."""
-    target = target or this_machine()
+    """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent; also those
+    of `others`, where the model may go.
+    """
+    b = Builder(program.device)
+    targets = [target or this_machine(), *others]
+    found = {t.name: _of_target(program, level, workload, t, without, b) for t in targets}
+    plans: list[Plan] = []
+    ranges = {name: own.numbered([_placed(plan, plans) for plan in made]) for name, (made, own) in found.items()}
+    name = targets[0].name
+    return with_original(plans, ranges.pop(name), name, ranges)
+
+
+def _of_target(
+    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str], b: Builder
+) -> tuple[list[Plan], Ranges]:
+    """The plans for one target, the one for the workload first, and where each is used."""
     deadline = time.thread_time() + SECONDS
     found = search(program, level, workload, target, without)
     main = choice(level, found)
-    b = Builder(program.device)
     if level is not Level.FULL:
-        return with_original((explained(level, settled(program, main, b), found[-1]),), EVERYWHERE)
+        return [explained(level, settled(program, main, b), found[-1])], EVERYWHERE
     pool = [main, *(p for p in found if p is not main)]
-    for count in ELSEWHERE:
+    for count, evaluated in (*((n, found[-1].evaluated) for n in ELSEWHERE), (max(ELSEWHERE), frozenset())):
         if time.thread_time() < deadline and not _near(count, workload):
-            other = Workload(count, workload.requests)
-            plan = affordable(program, level, other, found[-1].evaluated, None, target, without)
+            plan = affordable(program, level, Workload(count, workload.requests), evaluated, None, target, without)
             pool += [] if plan is None else [plan]
     times = _predicted(pool, target)
     chosen = _chosen(pool, times)
     used = sorted({0, *(i for row in chosen for i in row)})
     plans = [settled(program, pool[i], b) for i in [*used, *_spare(times, used)]]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
-    told = [explained(level, plans[0], found[-1]), *plans[1:]]
-    return with_original(_different(told, len(used)), Ranges(tuple(REQUESTS), tuple(rows)))
+    return [explained(level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
+
+
+def _placed(plan: Plan, plans: list[Plan]) -> int:
+    """The number of a plan among all, where it is put unless one computes the same by the same operators."""
+    for i, other in enumerate(plans):
+        if _results(plan) == _results(other):
+            return i
+    plans.append(plan)
+    return len(plans) - 1
 
 
 def single(plan: Plan) -> Plans[Plan]:
     """One plan for every call."""
-    return Plans((plan,), EVERYWHERE, 0 if plan.safe else None)
+    return Plans((plan,), EVERYWHERE, 0 if plan.safe else None, None, plan.target.name)
 
 
-def with_original(plans: Sequence[Plan], ranges: Ranges) -> Plans[Plan]:
+def with_original(plans: list[Plan], ranges: Ranges, target: str, elsewhere: dict[str, Ranges]) -> Plans[Plan]:
     """Beside these plans the original as it is, unless it is one of them."""
-    original = as_it_is(plans[0])
-    same = [i for i, plan in enumerate(plans) if _results(plan) == _results(original)]
-    return Plans((*plans, *([] if same else [original])), ranges, same[0] if same else len(plans))
+    original = _placed(as_it_is(plans[0]), plans)
+    return Plans(tuple(plans), ranges, original, None, target, elsewhere)
 
 
 def _predicted(pool: Sequence[Plan], target: Target) -> Any:
@@ -123,15 +146,6 @@ def _spare(times: Any, used: Sequence[int]) -> list[int]:
     nearest = (times / times.min(1, keepdims=True))[:, :, len(CANDIDATES) // 4 :].min((0, 2))
     near = [i for i in np.argsort(nearest, kind="stable").tolist() if nearest[i] < NEARLY and i not in used]
     return near[:SPARE]
-
-
-def _different(plans: Sequence[Plan], used: int) -> tuple[Plan, ...]:
-    """Without those beyond the `used` ones that compute what one before them does, by the same operators."""
-    kept = list(plans[:used])
-    for plan in plans[used:]:
-        if all(_results(plan) != _results(other) for other in kept):
-            kept.append(plan)
-    return tuple(kept)
 
 
 def _results(plan: Plan) -> list[Any]:

@@ -36,12 +36,22 @@ PAIRS = 780  # of 40 fields
 RUNS = 16_000  # runs of 8 floats
 
 
-def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
-    """A profile of this machine for the present number of torch threads; about half a minute.
+def calibrate(progress: Callable[[list[Any]], Any] = iter, dtype: torch.dtype = torch.float32) -> Profile:
+    """A profile of this machine's processor for the present number of torch threads; about half a minute.
 
     Args:
         progress: wraps the list of measurements, for instance to draw a bar.
+        dtype: of all numbers; bytes are counted as in float32.
     """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # of what the makers below make
+    try:
+        return _calibrated(progress, str(dtype).removeprefix("torch."))
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _calibrated(progress: Callable[[list[Any]], Any], dtype: str) -> Profile:
     points: list[tuple[str, tuple[int, ...]]] = [("call", ()), ("view", ()), ("runs", ())]
     points += [("product", p) for p in itertools.product(SIZES["m"], SIZES["k"], SIZES["n"])]
     small = [SIZES[x] for x in ("batch", "batched_m", "batched_k", "batched_n")]
@@ -65,7 +75,7 @@ def calibrate(progress: Callable[[list[Any]], Any] = iter) -> Profile:
     curves = {kind: table(kind, SIZES["bytes"]) for kind in CURVES}
     return Profile(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"), processor=about["processor"],
-        torch=about["torch"], threads=about["threads"], call=call, view=view, row=row, sizes=SIZES,
+        torch=about["torch"], threads=about["threads"], dtype=dtype, call=call, view=view, row=row, sizes=SIZES,
         product=table("product", *(SIZES[x] for x in "mkn")), batched=table("batched", *small), **curves,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What an operator of the intermediate graph takes on a CPU in float32, by the profile of its machine.
+"""What an operator of the intermediate graph takes on a CPU, by the profile of its machine for a dtype.
 
 The constants were set on 2026-11-22 beside the built-in profiles of that day (AMD EPYC, one thread, torch 2.13.0+cpu):
 CALLS beside version 1 of the profile, PASSES beside version 2, NEAR and ARRANGING beside version 3.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.compiler.graph.operators import Timed, row
@@ -20,6 +21,7 @@ from rankhoist.compiler.targets.profile import Profile
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
 PASSES = 6  # of a softmax over each of its rows, as measured
 NEAR = 3  # times as fast: elements picked by one index, whose neighbours are picked with them, as measured
+SHORT = (torch.bfloat16, torch.float16)  # counted as float32, in their own profile
 ARRANGING = 4  # calls that an original einsum or convolution makes around its product
 
 
@@ -33,11 +35,11 @@ def kind(node: Node) -> Any:
     operands = tuple(
         (a.shape, a.rate) if isinstance(a, Node) else None for a in node.args if not isinstance(a, list | tuple)
     )
-    moved = node.args[0].args[1] if _transposed(node) else None
+    moved = node.args[0].args[1] if transposed(node) else None
     return node.op, node.rate, node.shape, node.dtype, node.work, operands, tuple(moved or ())
 
 
-def _transposed(node: Node) -> bool:
+def transposed(node: Node) -> bool:
     return node.op is aten.reshape.default and node.args[0].op is aten.permute.default
 
 
@@ -95,15 +97,15 @@ def _broadcast_runs(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> i
 
 
 def _bytes(node: Node, rows: Any) -> Any:
-    """Of the node's tensor, had it so many rows (a weight has none)."""
-    size = math.prod(node.shape) * node.dtype.itemsize
+    """Of the node's tensor, had it so many rows (a weight has none), as a profile counts them."""
+    size = math.prod(node.shape) * (4 if node.dtype in SHORT else node.dtype.itemsize)
     return float(size) if node.rate is Rate.WEIGHT else size * np.asarray(rows, float)
 
 
 def _copy(node: Node, profile: Profile, rows: Any) -> Any:
     """A reshape after a transposition copies, unless only axes of size 1 moved, came or went."""
     source = node.args[0]
-    if not _transposed(node) or _wide(node.shape) == _wide(source.shape):
+    if not transposed(node) or wide(node.shape) == wide(source.shape):
         return 0.0
     axes, skip = list(source.args[1]), len(source.args[1]) - len(source.shape)
     moved = [axis for i, axis in enumerate(axes) if i < skip or source.shape[i - skip] != 1]
@@ -114,27 +116,27 @@ def _copy(node: Node, profile: Profile, rows: Any) -> Any:
     return profile.streams(_bytes(node, rows)) + runs if whole else profile.functions(_bytes(node, rows))
 
 
-def _wide(shape: Sequence[int]) -> list[int]:
+def wide(shape: Sequence[int]) -> list[int]:
     return [size for size in shape if size != 1]
 
 
 # -- products: rows and outer axes together are m; what is added to comes along in the same pass
 
 
-def _sizes(node: Node) -> tuple[int, int, int]:
+def sizes(node: Node) -> tuple[int, int, int]:
     """Outer elements of a row, what each element of the result sums over, columns."""
     outer, n = max(math.prod(node.shape[:-1]), 1), max(node.shape[-1], 1) if node.shape else 1
     return outer, max(node.work.multiply_adds // max(math.prod(node.shape), 1), 1), n
 
 
 def _by_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
-    outer, k, n = _sizes(node)
+    outer, k, n = sizes(node)
     return profile.products(1, rows * outer, k, n)
 
 
 def _batched(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """A matrix per row. Heads are cut out of wider tensors: what has more than one outer axis is copied before."""
-    _, k, n = _sizes(node)
+    _, k, n = sizes(node)
     *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
     copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.shape[:-2]) > 1]
     copies = sum(profile.streams(_bytes(a, rows)) for a in copied)
@@ -142,7 +144,7 @@ def _batched(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 
 def _of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
-    outer, k, n = _sizes(node)
+    outer, k, n = sizes(node)
     requests = np.asarray(requests, float)
     each = rows / np.maximum(requests, 1)  # rows that share the matrix
     return requests * (profile.products(1, each * outer, k, n) + (requests > 1) * profile.call)
@@ -151,44 +153,45 @@ def _of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 def _batched_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     if len(node.shape) != 3:
         return _original(node, profile, rows, requests)
-    (b, m), (_, k, n) = node.shape[:2], _sizes(node)
+    (b, m), (_, k, n) = node.shape[:2], sizes(node)
     return profile.products(b, rows * m, k, n) + _transposed_copies(node, profile, rows)
 
 
 def _batched_of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     if len(node.shape) != 3:
         return _original(node, profile, rows, requests)
-    (b, m), (_, k, n) = node.shape[:2], _sizes(node)
+    (b, m), (_, k, n) = node.shape[:2], sizes(node)
     requests = np.asarray(requests, float)
     each = rows / np.maximum(requests, 1)
     return requests * profile.products(b, each * m, k, n) + _transposed_copies(node, profile, rows)
 
 
 def _transposed_copies(node: Node, profile: Profile, rows: Any) -> Any:
-    (b, m), (_, k, n) = node.shape[:2], _sizes(node)
+    (b, m), (_, k, n) = node.shape[:2], sizes(node)
     return profile.streams(rows * b * m * k * 4.0) + profile.streams(rows * b * m * n * 4.0) if b > 1 else 0.0
 
 
 def _original(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """As its author wrote it: at least, it reads its weights."""
-    outer, k, n = _sizes(node)
+    outer, k, n = sizes(node)
     weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
     return np.maximum(profile.products(1, rows * outer, k, n), profile.streams(weights))
 
 
 def _convolution(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """A linear map of the channels at every place."""
-    _, k, _ = _sizes(node)
+    _, k, _ = sizes(node)
     return profile.products(1, rows * math.prod(node.shape[1:]), k, node.shape[0]) + ARRANGING * profile.call
 
 
 def _einsum(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
-    seen = _as_product(node, profile, rows)
+    seen = as_product(node, profile, rows)
     return _original(node, profile, rows, requests) if seen is None else seen + ARRANGING * profile.call
 
 
-def _as_product(node: Node, profile: Profile, rows: Any) -> Any:
-    """An original einsum of two operands is one product, batched over the axes that both and the result have.
+def as_product(node: Node, profile: Any, rows: Any) -> Any:
+    """An original einsum of two operands is one product, batched over the axes that both and the result have; whatever
+    has `products` may say how long it takes.
 
     None where an operand is in a layout of its own, which its shape does not tell, or the result has rows twice.
     """

@@ -23,11 +23,12 @@ VERSION = 3
 LANES = 16  # columns in one pass of a matrix product
 WARM = 2**21  # bytes that stay in a core's cache
 BUILT_IN = Path(__file__).with_name("profile.json")
+BUILT_IN_BFLOAT16 = Path(__file__).with_name("profile-bfloat16.json")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds on one machine, float32, with a fixed number of threads.
+    """Seconds on one machine, in one dtype, with a fixed number of threads. Bytes are those of so many float32 numbers.
 
     Attributes:
         date, processor, torch: when and on what it was measured.
@@ -57,6 +58,7 @@ class Profile:
     gather: list[float]
     pick: list[float]
     function: list[float]
+    dtype: str = "float32"
     version: int = VERSION
 
     def save(self, path: Path) -> None:
@@ -76,10 +78,11 @@ class Profile:
             data = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ProfileError(f"{path} is no readable profile: {error}") from error
-        missing = [f.name for f in fields(Profile) if not isinstance(data, dict) or f.name not in data]
+        needed = [f.name for f in fields(Profile) if f.name != "dtype"]  # float32 was the only one
+        missing = [name for name in needed if not isinstance(data, dict) or name not in data]
         if missing or data["version"] != VERSION:
             raise ProfileError(f"{path} is not a profile of version {VERSION}; run `rankhoist calibrate` again")
-        return Profile(**{f.name: data[f.name] for f in fields(Profile)})
+        return Profile(**{f.name: data[f.name] for f in fields(Profile) if f.name in data})
 
     @property
     def machine(self) -> str:
@@ -91,7 +94,7 @@ class Profile:
         rate = 1024 * 256 * 256 / float(self.products(1, 1024, 256, 256)) / 1e9
         moved = 2**21 / float(self.streams(2**21)) / 1e9
         return (
-            f"{self.processor}, {self.threads} thread(s), torch {self.torch}, {self.date}\n"
+            f"{self.processor}, {self.threads} thread(s), {self.dtype}, torch {self.torch}, {self.date}\n"
             f"an operator call {self.call * 1e6:.1f} us, a view {self.view * 1e6:.1f} us, "
             f"[1024, 256] x [256, 256] {rate:.1f} G multiply-adds/s, 2 MiB written at {moved:.1f} GB/s"
         )
@@ -129,17 +132,17 @@ class Profile:
         return np.where(size > WARM, np.minimum(cold, self._curve(name)(WARM) * size / WARM), cold) if over else cold
 
     @functools.cached_property
-    def _product_table(self) -> _Table:
-        return _Table([self.sizes[x] for x in "mkn"], self.product)
+    def _product_table(self) -> Table:
+        return Table([self.sizes[x] for x in "mkn"], self.product)
 
     @functools.cached_property
-    def _batched_table(self) -> _Table:
+    def _batched_table(self) -> Table:
         small = [self.sizes[f"batched_{x}"] for x in "mkn"]
-        return _Table([self.sizes["batch"], *small], self.batched)
+        return Table([self.sizes["batch"], *small], self.batched)
 
     @functools.cache  # noqa: B019 (profiles are few and live as long as the process)
-    def _curve(self, name: str) -> _Table:
-        return _Table([self.sizes["bytes"]], getattr(self, name))
+    def _curve(self, name: str) -> Table:
+        return Table([self.sizes["bytes"]], getattr(self, name))
 
     def __hash__(self) -> int:
         return id(self)
@@ -153,7 +156,7 @@ def filled(n: int) -> int:
     return n if n < LANES // 2 else LANES * (n // LANES + (n % LANES).bit_count())
 
 
-class _Table:
+class Table:
     """Multilinear interpolation of log(seconds) over log(sizes); beyond the table, in proportion to size."""
 
     def __init__(self, axes: Sequence[Sequence[int]], seconds: Any) -> None:
@@ -173,24 +176,26 @@ class _Table:
         return np.exp(sum(w * self.values[at] for w, at in corners) + beyond)
 
 
-def path() -> Path:
-    """Where this machine's profile is: `$RANKHOIST_PROFILE`, or the user's cache folder."""
+def path(target: str = "cpu-float32") -> Path:
+    """Where a target's profile of this machine is: `$RANKHOIST_PROFILE`, or the user's cache folder."""
     named = os.environ.get("RANKHOIST_PROFILE")
-    if named:
+    if named and target.startswith("cpu"):
         return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "rankhoist" / f"profile-{torch.get_num_threads()}-threads.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankhoist"
+    threads = f"profile-{torch.get_num_threads()}-threads"
+    known = {"cpu-float32": f"{threads}.json", "cpu-bfloat16": f"{threads}-bfloat16.json"}
+    return cache / known.get(target, f"profile-{target}.json")
 
 
-def in_use() -> Path:
+def in_use(dtype: str = "float32") -> Path:
     """The file that `load_profile` reads."""
-    own = path()
-    return own if own.exists() else BUILT_IN
+    own = path(f"cpu-{dtype}")
+    return own if own.exists() else {"float32": BUILT_IN, "bfloat16": BUILT_IN_BFLOAT16}[dtype]
 
 
-def load_profile() -> Profile:
+def load_profile(dtype: str = "float32") -> Profile:
     """This machine's profile for the present number of threads, or the built-in one."""
-    file = in_use()
+    file = in_use(dtype)
     return _read(file, file.stat().st_mtime_ns)
 
 

@@ -1,0 +1,32 @@
+"""A GPU: its operators called from Python, where launches decide, and recorded as a CUDA graph, where kernels do."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from rankhoist.compiler.lower.limits import Limits
+from rankhoist.compiler.targets import launched, predict
+from rankhoist.compiler.targets.accelerator import Accelerator
+from rankhoist.compiler.targets.target import Target
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# One larger kernel gains over several as long as none of them fills the device.
+LIMITS = Limits(wide=1024, small=2**22, tables=2, copied=2**28)
+
+
+@functools.cache
+def cuda(profile: Accelerator, recorded: bool = False) -> Target:
+    """A GPU as a target: `cuda-bfloat16`, or `cuda-bfloat16-graphs` where calls are recorded."""
+    return Target(
+        name=f"cuda-{profile.dtype}" + ("-graphs" if recorded else ""),
+        device="cuda",
+        dtype=DTYPES[profile.dtype],
+        backends=("graphs", "eager", "inductor") if recorded else ("eager", "inductor"),
+        limits=LIMITS,
+        profile=profile,
+        start=launched.start_recorded if recorded else launched.start_called,
+        kind=predict.kind,
+        seconds=launched.recorded if recorded else launched.called,
+    )

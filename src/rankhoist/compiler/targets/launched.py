@@ -1,0 +1,178 @@
+"""What an operator of the intermediate graph takes on an accelerator: launches, or the kernels alone.
+
+Called from Python, an operator takes as long as its launches or its kernels, whichever is longer; recorded, its
+kernels decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.node import Node, Rate
+from rankhoist.compiler.graph.operators import Timed, row
+from rankhoist.compiler.targets.accelerator import WIDTH, Accelerator
+from rankhoist.compiler.targets.predict import as_product, sizes, transposed, wide
+
+CALLS = 4  # what a call of a hoisted model costs before its first operator, in calls of operators
+
+Kernels = tuple[Any, Any]  # launches, and seconds of what is launched
+
+
+def start_called(profile: Accelerator) -> float:
+    """Seconds of a call before its first operator."""
+    return CALLS * profile.call
+
+
+def start_recorded(profile: Accelerator) -> float:
+    """Seconds of a replay beside its kernels; inputs are copied to where it reads them."""
+    return profile.replay + profile.copy
+
+
+def called(node: Node, profile: Accelerator, candidates: Any, requests: Any, *, over: bool = False) -> Any:
+    """Seconds of one operator in one call from Python."""
+    if node.rate is Rate.WEIGHT:
+        return 0.0
+    launches, seconds = _kernels(node, profile, candidates, requests)
+    least = np.where(np.asarray(launches) > 0, np.asarray(launches) * profile.call, profile.view)
+    return np.maximum(least, seconds)
+
+
+def recorded(node: Node, profile: Accelerator, candidates: Any, requests: Any, *, over: bool = False) -> Any:
+    """Seconds of one operator in a recorded graph."""
+    if node.rate is Rate.WEIGHT:
+        return 0.0
+    launches, seconds = _kernels(node, profile, candidates, requests)
+    return np.maximum(np.asarray(launches) * profile.kernel, seconds)
+
+
+def _kernels(node: Node, profile: Accelerator, candidates: Any, requests: Any) -> Kernels:
+    if isinstance(node.op, str):
+        return 0, 0.0
+    rows, timed = np.asarray(candidates if node.rate.per_candidate else requests, float), row(node.op).timed
+    if timed is Timed.ROWS:
+        several = np.asarray(requests) > 1
+        return several, np.where(several, _gathered(node, profile, rows), 0.0)
+    if timed is Timed.VIEW:
+        return 0, 0.0
+    if timed is Timed.RESHAPE:
+        return _reshaped(node, profile, rows)
+    if node.work.multiply_adds:
+        return PRODUCTS.get(timed, _by_weight)(node, profile, rows, np.asarray(requests, float))
+    if timed in (Timed.GATHER, Timed.PICK):
+        return 1, _gathered(node, profile, rows)
+    return 1, _passes(node, profile, rows, timed)
+
+
+def _passes(node: Node, profile: Accelerator, rows: Any, timed: Timed) -> Any:
+    operands = [x for a in node.args for x in (a if isinstance(a, list | tuple) else [a]) if isinstance(x, Node)]
+    read = max(operands, key=lambda x: math.prod(x.shape), default=node)
+    width, largest = read.shape[-1] if read.shape else 1, max(math.prod(read.shape), 1)
+    if timed is Timed.SOFTMAX:
+        return profile.rows("softmax", rows * (largest // width), width)
+    if timed is Timed.NORM:
+        return profile.rows("norm", rows * (largest // width), width)
+    inner = node.shape[-1:] != read.shape[-1:] or width == 1
+    if timed is Timed.REDUCE and inner:  # over an outer axis, neighbours are added side by side
+        result = max(math.prod(node.shape), 1)
+        return profile.rows("sum", rows * result, largest // result)
+    if timed is Timed.JOIN:
+        return profile.curve("join", _bytes(node, profile, rows) / 2)
+    if timed is Timed.FUNCTION:
+        return profile.curve("function", _bytes(node, profile, rows))
+    return profile.curve("stream", np.maximum(_bytes(node, profile, rows), _bytes(read, profile, rows) / 2))
+
+
+def _gathered(node: Node, profile: Accelerator, rows: Any) -> Any:
+    """Rows read by index: those of a narrow table cost as much each as of one that is `WIDTH` wide."""
+    single = row(node.op).timed is Timed.PICK or not node.shape
+    width, size = 1 if single else max(node.shape[-1], 1), _bytes(node, profile, rows)
+    read = rows * (math.prod(node.shape) / width)
+    by_row = np.maximum(profile.curve("gather", read * WIDTH * profile.itemsize), profile.curve("stream", size))
+    return np.minimum(profile.curve("gather", size), by_row)
+
+
+def _reshaped(node: Node, profile: Accelerator, rows: Any) -> Kernels:
+    """A view, but after a transposition: whole last axes are copied then, or single elements."""
+    source = node.args[0]
+    if not transposed(node) or not source.rows_first or wide(node.shape) == wide(source.shape):
+        return 0, 0.0
+    axes = list(source.args[1])
+    name = "stream" if axes[-1] == len(axes) - 1 else "transpose"
+    return 1, profile.curve(name, _bytes(node, profile, rows))
+
+
+def _bytes(node: Node, profile: Accelerator, rows: Any) -> Any:
+    """Of the node's tensor, in the target's dtype; a weight has no rows."""
+    each = profile.itemsize if node.dtype.is_floating_point else node.dtype.itemsize
+    size = math.prod(node.shape) * each
+    return float(size) if node.rate is Rate.WEIGHT else size * rows
+
+
+# -- products
+
+
+def _by_weight(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    outer, k, n = sizes(node)
+    product = profile.products(1, rows * outer, k, n)
+    if node.op is not kernels.linear_from:
+        return 1, product
+    several = requests > 1  # then the rows to start from are gathered, and added
+    return np.where(several, 3, 1), product + np.where(several, 2 * _written(node, profile, rows), 0.0)
+
+
+def _batched(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    _, k, n = sizes(node)
+    *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
+    return 1, profile.products(rows * math.prod(batch), m, k, n)
+
+
+def _of_request(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    """Several requests with a matrix each are padded blocks in one product, put in place and gathered again."""
+    outer, k, n = sizes(node)
+    batch = math.prod(node.shape[:-2]) if row(node.op).timed is Timed.BATCHED_OF_REQUEST else 1
+    several, m = requests > 1, rows * outer / batch
+    alone = profile.products(batch, m, k, n)
+    blocks = profile.products(requests * batch, m / np.maximum(requests, 1), k, n)
+    moved = profile.curve("stream", rows * outer * k * profile.itemsize) + _written(node, profile, rows)
+    return np.where(several, 4, 1), np.where(several, blocks + moved, alone)
+
+
+def _batched_weight(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    outer, k, n = sizes(node)
+    batch = node.shape[0] if len(node.shape) == 3 else 1
+    return 1, profile.products(batch, rows * outer / batch, k, n)
+
+
+def _einsum(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    seen = as_product(node, profile, rows)
+    return _by_weight(node, profile, rows, requests) if seen is None else (3, seen)
+
+
+def _attention(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    """Both products; what lies between them stays on the chip."""
+    q, k, v = (a.shape for a in node.args[:3])
+    if min(len(q), len(k), len(v)) < 2:
+        return _by_weight(node, profile, rows, requests)
+    batch = rows * math.prod(q[:-2])
+    scores = profile.products(batch, q[-2], q[-1], k[-2])
+    return 1, scores + profile.products(batch, q[-2], k[-2], v[-1])
+
+
+def _written(node: Node, profile: Accelerator, rows: Any) -> Any:
+    """One more pass over the result."""
+    return profile.curve("stream", _bytes(node, profile, rows))
+
+
+PRODUCTS: dict[Timed, Callable[[Node, Accelerator, Any, Any], Kernels]] = {
+    Timed.BATCHED: _batched,
+    Timed.OF_REQUEST: _of_request,
+    Timed.BATCHED_OF_REQUEST: _of_request,
+    Timed.BATCHED_WEIGHT: _batched_weight,
+    Timed.EINSUM: _einsum,
+    Timed.ATTENTION: _attention,
+}

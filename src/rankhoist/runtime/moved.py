@@ -1,0 +1,39 @@
+"""Plans for where a model moves to: another device or dtype is another target, with another best plan."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+from rankhoist.compiler.plan import Plan, make_plans
+from rankhoist.compiler.targets import Target
+from rankhoist.errors import HoistingWarning
+from rankhoist.runtime.blueprint import Blueprint
+
+
+def for_target(blueprint: Blueprint, target: Target | None) -> Blueprint:
+    """The plans that it holds for a target; new ones where the captured program is at hand; else those it has, and a
+    warning. Where nothing is known of a target (None), they are as good as any.
+    """
+    plans = blueprint.plans
+    if target is None or target.name == plans.target:
+        return blueprint
+    if target.name in plans.elsewhere:
+        elsewhere = {name: ranges for name, ranges in plans.elsewhere.items() if name != target.name}
+        elsewhere[plans.target] = plans.ranges
+        ranges = plans.elsewhere[target.name]
+        moved = replace(plans, ranges=ranges, predicted=None, target=target.name, elsewhere=elsewhere)
+        return replace(blueprint, plans=moved)
+    main = plans.main
+    if blueprint.program is not None and isinstance(main, Plan):
+        if main.safe:
+            return blueprint  # there is no other
+        made = make_plans(blueprint.program, main.asked, main.workload, target, main.without)
+        return replace(Blueprint.of(blueprint.program, made), interface=blueprint.interface)
+    warnings.warn(
+        f"its plans are for {plans.target}, and it moves to {target.name}: it scores the same, perhaps not as fast as "
+        f"it could; hoist it with targets=['{target.name}'], or `tune` it there",
+        HoistingWarning,
+        stacklevel=2,
+    )
+    return blueprint
