@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz fuzz-serve bench scale papers docs pictures lint format clean
+.PHONY: help demo test test-all test-torch package fuzz fuzz-serve bench scale papers docs pictures lint format clean
 
 help: ## print what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,13 @@ test: $(VENV)/.dev ## run the tests: two workers, one thread each
 
 test-all: $(VENV)/.dev ## run the slow tests too: every public model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m '' $(ARGS)
+
+test-torch: ## run the quick tests with another PyTorch, in an environment of its own: VERSION=2.11.0
+	@test -n "$(VERSION)" || { echo "say which: make test-torch VERSION=2.11.0" >&2; exit 1; }
+	@.ci/test-torch "$(PYTHON)" "$(VERSION)" $(ARGS)
+
+package: $(VENV)/.run ## build wheel and sdist into dist/, and use the wheel in an environment that knows nothing else
+	@.ci/package "$(PYTHON)"
 
 fuzz: $(VENV)/.dev ## check 10 000 random models, new ones in every run
 	@RANKHOIST_FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_random_models.py $(ARGS)

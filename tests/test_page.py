@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from rankhoist.report.record import Amount, Graph, Operator, Vertex
 from rankhoist.report.summary import headline, summary
 from rankhoist.runtime import container
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = (
     """</script><script>document.title = 'run'</script><img src=x onerror="document.title = 'run'">'"&\x1b[2J\u202e"""
 )
@@ -357,17 +355,6 @@ def test_a_forged_graph_is_refused(saved: Path):
 
 
 # -- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # a root user has none
-        yield opened
-        opened.close()
 
 
 class Opened:

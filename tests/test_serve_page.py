@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,6 @@ import rankhoist
 from rankhoist.serve import page
 from rankhoist.serve.model import ServedModel
 
-CHROMIUM = shutil.which("chromium")
 # Without quotes: torch cannot export a model whose inputs have them in their names.
 HOSTILE = "</textarea></script><script>document.title=1</script><img src=x onerror=document.title=1>\u202e&"
 HTML = {"Accept": "text/html,*/*;q=0.8"}
@@ -89,17 +87,6 @@ def test_what_is_large_is_not_on_it():
 
 
 # -- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # a root user has none
-        yield opened
-        opened.close()
 
 
 class Opened:

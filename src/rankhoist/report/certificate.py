@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankhoist.report import markup
+from rankhoist.report.markup import tag
 from rankhoist.report.plain import decoded
 
 
@@ -133,6 +135,10 @@ class Certificate:
         ]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """In a notebook: what was compared, as a table."""
+        return markup.html(tag("div", *shown(self)))
+
     # -- as data
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,6 +167,26 @@ class Certificate:
     def from_json(text: str) -> Certificate:
         """The inverse of `to_json`."""
         return Certificate.from_dict(json.loads(text))
+
+
+def shown(found: Certificate) -> list[markup.Element]:
+    """What was compared, and how close it came, as part of a page."""
+    verdict = "PASSED" if found.passed else "FAILED"
+    rows: list[list[markup.Element | str]] = [
+        [c.name, "passed" if c.passed else f"FAILED {c.problem or ''}", f"{c.error:.1e}", f"{c.tolerance:.1e}"]
+        for c in found.checks
+    ]
+    independent = "do not depend on each other" if found.row_independent else "depend on each other"
+    sizes = (", ".join(f"{n:,}" for n in given) for given in (found.candidates, found.requests))
+    note = f" ({found.note})" if found.note else ""
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    return [
+        tag("p", tag("b", verdict, class_=f"verdict {verdict.lower()}"),
+            f" level {found.level}, {found.dtype} on {found.device}; the truth is the {found.truth}{note}."),
+        markup.table(["check", "result", "largest error", "allowed"], rows, words=2),
+        tag("p", "N = {}; R = {}".format(*sizes), f"; trials {found.trials}, seed {found.seed}; rows {independent}."),
+        tag("p", f"{versions}; {found.date}", class_="soft"),
+    ]  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 Element = ElementTree.Element
@@ -23,6 +24,14 @@ def tag(name: str, *inside: Element | str, **attributes: str | float | None) -> 
         else:
             made.text = (made.text or "") + clean(item)
     return made
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Element | str]], words: int) -> Element:
+    """The first `words` columns are words, the others numbers."""
+    kinds = ["word" if i < words else "number" for i in range(len(header))]
+    head = tag("tr", *(tag("th", text, scope="col", class_=kind) for text, kind in zip(header, kinds, strict=True)))
+    body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll", tabindex="0")
 
 
 def clean(text: str) -> str:

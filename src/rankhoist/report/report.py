@@ -8,6 +8,7 @@ from typing import Any
 
 from rankhoist.errors import ArtifactError
 from rankhoist.report.certificate import Certificate
+from rankhoist.report.notebook import of_report
 from rankhoist.report.page import to_html
 from rankhoist.report.plain import decoded
 from rankhoist.report.record import Record
@@ -55,6 +56,10 @@ class Report(Record):
     def save_svg(self, path: str | os.PathLike[str]) -> None:
         """`to_svg` as a file."""
         Path(path).write_text(self.to_svg(), encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page, in a frame."""
+        return of_report(self)
 
     def __str__(self) -> str:
         return to_text(self)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rankhoist.report import tuning
-from rankhoist.report.certificate import Certificate
-from rankhoist.report.markup import Element, tag
+from rankhoist.report.certificate import Certificate, shown
+from rankhoist.report.markup import Element, table, tag
 from rankhoist.report.outline import Subject, short_operator
 from rankhoist.report.plot import plots
 from rankhoist.report.record import Curves, Module, Record
@@ -184,19 +184,11 @@ def _link(named: object, number: int | None) -> Element | str:
 
 
 def _folded(header: Sequence[str], rows: Sequence[Sequence[Element | str]], words: int) -> Element:
-    made = [_table(header, rows[:FIRST], words)]
+    made = [table(header, rows[:FIRST], words)]
     if len(rows) > FIRST:
         summary = tag("summary", f"{spelled(len(rows) - FIRST, 'more row')}")
-        made.append(tag("details", summary, _table(header, rows[FIRST:], words)))
+        made.append(tag("details", summary, table(header, rows[FIRST:], words)))
     return tag("div", *made)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Element | str]], words: int) -> Element:
-    """The first `words` columns are words, the others numbers."""
-    kinds = ["word" if i < words else "number" for i in range(len(header))]
-    head = tag("tr", *(tag("th", text, scope="col", class_=kind) for text, kind in zip(header, kinds, strict=True)))
-    body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll", tabindex="0")
 
 
 # -- the certificate
@@ -207,19 +199,4 @@ def certificate(found: Certificate | None) -> list[Element]:
     if found is None:
         advice = "No certificate came with this report: rankhoist.verify(hoisted, model) makes one."
         return [tag("p", advice)]
-    verdict = "PASSED" if found.passed else "FAILED"
-    rows: list[list[Element | str]] = [
-        [c.name, "passed" if c.passed else f"FAILED {c.problem or ''}", f"{c.error:.1e}", f"{c.tolerance:.1e}"]
-        for c in found.checks
-    ]
-    independent = "do not depend on each other" if found.row_independent else "depend on each other"
-    sizes = (", ".join(f"{n:,}" for n in given) for given in (found.candidates, found.requests))
-    note = f" ({found.note})" if found.note else ""
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    return [
-        tag("p", tag("b", verdict, class_=f"verdict {verdict.lower()}"),
-            f" level {found.level}, {found.dtype} on {found.device}; the truth is the {found.truth}{note}."),
-        _table(["check", "result", "largest error", "allowed"], rows, words=2),
-        tag("p", "N = {}; R = {}".format(*sizes), f"; trials {found.trials}, seed {found.seed}; rows {independent}."),
-        tag("p", f"{versions}; {found.date}", class_="soft"),
-    ]  # fmt: skip
+    return shown(found)

@@ -18,6 +18,7 @@ from rankhoist.compiler.targets import target_of
 from rankhoist.compiler.targets.backends import backend_of
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
+from rankhoist.report.notebook import of_model
 from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.inputs import Inputs
@@ -105,6 +106,10 @@ class HoistedModel(Planned, nn.Module):
     def extra_repr(self) -> str:
         cost = self.plan.cost
         return f"level={self.level}, multiply_adds={cost.multiply_adds:,} for {self.plan.workload}"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what is saved, and which plan scores how many candidates."""
+        return of_model(self.report(), str(self.plans))
 
     # -- the two halves of a call, whose inputs `Scoring` has checked
 
