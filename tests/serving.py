@@ -166,12 +166,12 @@ class Served:
 
 
 @contextmanager
-def serving(*arguments: Any, **environment: str) -> Iterator[Served]:
+def serving(*arguments: Any, stdout: Any = None, **environment: str) -> Iterator[Served]:
     """`rankhoist serve` on a free port, ready."""
     command = [sys.executable, "-m", "rankhoist", "serve", *map(str, arguments), "--port", "0"]
     source = os.pathsep.join(str(Path(package.__file__).parents[1]) for package in (rankhoist, rankhoist_client))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source, **environment}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment)
     served = Served(process, 0)
     reader = threading.Thread(target=_read, args=(process, served.lines), daemon=True)
     reader.start()

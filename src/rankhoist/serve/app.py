@@ -15,6 +15,7 @@ from rankhoist_client.refusal import RETRY_AFTER, RequestError
 
 import rankhoist.serve.metrics as metrics
 import rankhoist.serve.page as page
+from rankhoist.serve.asked import Asked
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.openapi import openapi
 from rankhoist.serve.rank import check_output, read_rank, write_rank
@@ -50,8 +51,9 @@ class App:
             proto.close(403)
             return
         start, closes = time.perf_counter(), False
+        more: dict[str, str] = {}  # headers, whatever the answer is
         try:
-            status, headers, body = await self._answer(scope, proto)
+            status, headers, body = await self._answer(scope, proto, more)
         except RequestError as refusal:
             status, headers, body = _refused(refusal)
             closes = scope.method == "POST" and refusal.status in BEFORE_THE_BODY
@@ -59,20 +61,20 @@ class App:
             log.exception("request failed", extra={"path": scope.path})
             status, headers, body = _refused(RequestError("internal", f"the server failed: {type(error).__name__}"))
         if closes or self.service.crowded():
-            headers = [*headers, ("connection", "close")]
-        proto.response_bytes(status, headers, body)
+            more["connection"] = "close"
+        proto.response_bytes(status, [*headers, *more.items()], body)
         if self.service.settings.access_log:
             seconds = round(time.perf_counter() - start, 6)
             log.info("request", extra={"path": scope.path, "status": status, "seconds": seconds, "bytes": len(body)})
 
-    async def _answer(self, scope: Any, proto: Any) -> Answer:
+    async def _answer(self, scope: Any, proto: Any, more: dict[str, str]) -> Answer:
         path = scope.path.rstrip("/") or "/"
         if rank := RANK.fullmatch(path):
             _check_method(scope, "POST")
-            return await self._scored(scope, proto, rank[1], None, "rank", self._rank)
+            return await self._scored(scope, proto, more, rank[1], None, "rank", self._rank)
         if (found := MODEL.fullmatch(path)) and found[3] == "infer":
             _check_method(scope, "POST")
-            return await self._scored(scope, proto, found[1], found[2], "v2", self._infer)
+            return await self._scored(scope, proto, more, found[1], found[2], "v2", self._infer)
         if load := LOAD.fullmatch(path):
             _check_method(scope, "POST")
             return _json({"name": load[1], "version": await self.service.load(load[1])})
@@ -99,7 +101,8 @@ class App:
         return _json({"ready": True})
 
     def _metrics(self, scope: Any) -> Answer:
-        return 200, [("content-type", metrics.CONTENT_TYPE)], metrics.exposed()
+        found, content_type = metrics.exposed(scope.headers.get("accept", ""))
+        return 200, [("content-type", content_type)], found
 
     def _openapi(self, scope: Any) -> Answer:
         return _json(openapi(self.service.models.values(), self.service.settings.admin))
@@ -114,41 +117,41 @@ class App:
     # -- scores
 
     async def _scored(
-        self, scope: Any, proto: Any, name: str, version: str | None, protocol: str,
-        handle: Callable[[Any, bytes, ServedModel], Awaitable[Answer]],
+        self, scope: Any, proto: Any, more: dict[str, str], name: str, version: str | None, protocol: str,
+        handle: Callable[[Any, bytes, Asked, ServedModel], Awaitable[Answer]],
     ) -> Answer:  # fmt: skip
         """Count a request and keep it within the limits."""
         settings, model = self.service.settings, self.service.model(name, version)
-        with metrics.answered(protocol, name), self.service.place():
-            body = await in_time(_body(scope, proto, settings.max_body_bytes), settings.body_seconds)
-            start = time.perf_counter()
-            answer = await handle(scope, body, model)
-            model.metrics.latency.observe(time.perf_counter() - start)
-            return answer
+        with self.service.desk.asked(protocol, model, scope.headers) as asked:
+            more.update(asked.headers)
+            with self.service.place():
+                body = await in_time(_body(scope, proto, settings.max_body_bytes), settings.body_seconds)
+                asked.start = time.perf_counter()
+                return await handle(scope, body, asked, model)
 
-    async def _rank(self, scope: Any, body: bytes, model: ServedModel) -> Answer:
+    async def _rank(self, scope: Any, body: bytes, asked: Asked, model: ServedModel) -> Answer:
         start = time.perf_counter()
         request = read_rank(body, model.signature)
         check_output(model, request.output)
-        batch = self.service.checked(model, request.tensors, start)
+        batch = self.service.checked(asked, model, request.tensors, start)
         key, timeout = request.options.get("context_key"), request.options.get("timeout_ms")
-        scored = await self.service.score(model, batch, key, timeout, scope.headers.get(TIMEOUT))
+        scored = await self.service.score(asked, model, batch, key, timeout, scope.headers.get(TIMEOUT))
         end = time.perf_counter()
         answer = write_rank(model, scored, request)
-        model.metrics.stage["encode"].observe(time.perf_counter() - end)
+        asked.ended("encode", end)
         return 200, [("content-type", JSON)], answer
 
-    async def _infer(self, scope: Any, body: bytes, model: ServedModel) -> Answer:
+    async def _infer(self, scope: Any, body: bytes, asked: Asked, model: ServedModel) -> Answer:
         start = time.perf_counter()
         request = v2.read_request(body, scope.headers.get(v2.HEADER_LENGTH))
-        outputs = await self.service.infer(model, request, start, scope.headers.get(TIMEOUT))
+        outputs = await self.service.infer(asked, model, request, start, scope.headers.get(TIMEOUT))
         end = time.perf_counter()
         binary = request.wanted or dict.fromkeys(outputs, bool(request.parameters.get("binary_data_output", False)))
         head = {"model_name": model.name, "model_version": model.version}
         if isinstance(request.head.get("id"), str):
             head["id"] = request.head["id"]
         answer, length = v2.write_response(outputs, head, binary)
-        model.metrics.stage["encode"].observe(time.perf_counter() - end)
+        asked.ended("encode", end)
         if length is None:
             return 200, [("content-type", JSON)], answer
         return 200, [("content-type", v2.CONTENT_TYPE), (v2.HEADER_LENGTH, str(length))], answer

@@ -16,6 +16,7 @@ from rankhoist_client.refusal import RequestError
 
 from rankhoist.serve.batching import joined
 from rankhoist.serve.inputs import Batch
+from rankhoist.serve.metrics import Stages
 from rankhoist.serve.model import Scored, ServedModel
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,9 @@ class Job:
     batch: Batch
     key: str | None = None
     deadline: float | None = None  # time.perf_counter()
+    stages: Stages = field(default_factory=dict)
     queued: float = field(default_factory=time.perf_counter)
+    begun: float = field(init=False)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     future: asyncio.Future[Scored] = field(init=False)
 
@@ -132,6 +135,7 @@ def _score(group: list[Job]) -> None:
     for job in group:
         if job.future.cancelled():  # nobody waits for it any more
             continue
+        job.begun = start
         job.model.metrics.stage["queue"].observe(start - job.queued)
         if job.deadline is not None and start > job.deadline:
             waited = (start - job.queued) * 1e3
@@ -174,8 +178,8 @@ def _alone(job: Job) -> Result:
 
 
 def _observe(model: ServedModel, scored: Scored) -> None:
-    model.metrics.stage["context"].observe(scored.context)
-    model.metrics.stage["candidate"].observe(scored.candidate)
+    for stage, (start, end) in scored.stages.items():
+        model.metrics.stage[stage].observe(end - start)
 
 
 def _answer(results: list[tuple[Job, Result]]) -> None:
@@ -183,7 +187,9 @@ def _answer(results: list[tuple[Job, Result]]) -> None:
     for job, result in results:
         if job.future.done():
             continue
+        job.stages["queue"] = job.queued, job.begun
         if isinstance(result, RequestError):
             job.future.set_exception(result)
         else:
+            job.stages.update(result.stages)
             job.future.set_result(result)

@@ -58,6 +58,8 @@ class Settings(BaseSettings):
         default="auto", description="one JSON object per line, or text; auto: text on a terminal"
     )
     access_log: bool = Field(default=False, description="log every request")
+    slow_ms: float | None = Field(default=None, gt=0, description="log requests that took longer, with their stages")
+    traces: bool = Field(default=False, description="OpenTelemetry traces, sent as its OTEL_... variables say")
 
     @classmethod
     def settings_customise_sources(

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from rankhoist_client import v2
 from rankhoist_client.refusal import RequestError
 
-import rankhoist.serve.metrics as metrics
+from rankhoist.serve.asked import Asked
 from rankhoist.serve.config import Settings
 from rankhoist.serve.grpc_messages import MESSAGES, SERVICE
 from rankhoist.serve.model import ServedModel
@@ -91,7 +91,9 @@ class GrpcServer:
                 status, seconds = refusal.status if refusal else 200, round(time.perf_counter() - start, 6)
                 log.info("request", extra={"path": name, "status": status, "seconds": seconds, "bytes": len(made)})
             if refusal is not None:
-                await context.abort(_code(refusal), _said(refusal), (("reason", refusal.reason),))
+                await context.abort(
+                    _code(refusal), _said(refusal), (*context.trailing_metadata(), ("reason", refusal.reason))
+                )
             return made
 
         return handle
@@ -147,19 +149,25 @@ class GrpcServer:
     # -- scores
 
     async def _infer(self, context: Any) -> Any:
-        with metrics.answered("grpc") as asked, self.service.place():
-            data = await self._read("ModelInferRequest", context)
-            start, left = time.perf_counter(), context.time_remaining()
-            request = _decoded("ModelInferRequest", data)
-            model = self.service.model(request.model_name, request.model_version or None)
-            asked.model = model.name
-            timeout = None if left is None else max(1e3 * left, 1e-3)
-            outputs = await self.service.infer(model, _message(request), start, timeout)
-            end = time.perf_counter()
-            response = _response(model, request.id, outputs)
-            model.metrics.stage["encode"].observe(time.perf_counter() - end)
-            model.metrics.latency.observe(time.perf_counter() - start)
-            return response
+        desk = self.service.desk
+        headers = dict(context.invocation_metadata()) if desk.tracing is not None else {}
+        with desk.asked("grpc", headers=headers) as asked:
+            context.set_trailing_metadata((*asked.headers.items(),))
+            with self.service.place():
+                data = await self._read("ModelInferRequest", context)
+                asked.start, left = time.perf_counter(), context.time_remaining()
+                return await self._scored(asked, data, None if left is None else max(1e3 * left, 1e-3))
+
+    async def _scored(self, asked: Asked, data: bytes, timeout: float | None) -> Any:
+        assert asked.start is not None, "it was read"
+        request = _decoded("ModelInferRequest", data)
+        asked.model = model = self.service.model(request.model_name, request.model_version or None)
+        asked.name = model.name
+        outputs = await self.service.infer(asked, model, _message(request), asked.start, timeout)
+        end = time.perf_counter()
+        response = _response(model, request.id, outputs)
+        asked.ended("encode", end)
+        return response
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from rankhoist_client.refusal import RequestError
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("parse", "queue", "context", "candidate", "encode")
+Stages = dict[str, tuple[float, float]]  # stage -> when it began and when it ended, by time.perf_counter()
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
@@ -51,34 +49,17 @@ def counted(model: str, protocol: str, status: int) -> Counter:
     return REQUESTS.labels(model, protocol, str(status))
 
 
-@dataclass
-class Asked:
-    """A request for scores. Its `model` may become known late, or never."""
+def exposed(accepted: str = "") -> tuple[bytes, str]:
+    """All metrics, of all workers where there are several, and the format: the one of OpenMetrics where it is accepted.
 
-    model: str
-
-
-@contextmanager
-def answered(protocol: str, model: str = "") -> Iterator[Asked]:
-    """Count an answer by how it ends: 200, or the status of a refusal."""
-    asked, status = Asked(model), 500
-    try:
-        yield asked
-        status = 200
-    except RequestError as refusal:
-        status = refusal.status
-        raise
-    finally:
-        counted(asked.model, protocol, status).inc()
-
-
-def exposed() -> bytes:
-    """All metrics in Prometheus' text format, of all workers where there are several."""
+    That one has exemplars, which are kept in the memory of one process: not where there are workers.
+    """
+    write, content_type = choose_encoder(accepted)
     if FOLDER not in os.environ:
-        return generate_latest(REGISTRY)
+        return write(REGISTRY), content_type
     registry = CollectorRegistry()
     registry.register(_Workers())
-    return generate_latest(registry)
+    return write(registry), content_type
 
 
 class _Workers(Collector):

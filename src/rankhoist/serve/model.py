@@ -16,7 +16,7 @@ from rankhoist.errors import ServeError
 from rankhoist.runtime import HoistedModel, RequestState
 from rankhoist.runtime.outputs import made_up_outputs
 from rankhoist.serve.inputs import DATATYPES, Batch, Signature
-from rankhoist.serve.metrics import ModelMetrics
+from rankhoist.serve.metrics import ModelMetrics, Stages
 from rankhoist.serve.states import States, digest_of
 
 ROWS = 7  # of a made-up call, to see what comes out
@@ -39,15 +39,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a call returned, by output, and the seconds of its stages."""
+    """What a call returned, by output, and when its stages were."""
 
     outputs: dict[str, NDArray[Any]]
-    context: float
-    candidate: float
+    stages: Stages
 
     def part(self, start: int, end: int) -> Scored:
         """The rows of one request of a call of several."""
-        return Scored({name: array[start:end] for name, array in self.outputs.items()}, self.context, self.candidate)
+        return Scored({name: array[start:end] for name, array in self.outputs.items()}, self.stages)
 
 
 class ServedModel:
@@ -80,7 +79,7 @@ class ServedModel:
         made = self.hoisted.score(state, batch.candidates, request_offsets=batch.offsets)
         leaves = [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
         outputs = {output.name: _array(leaves[output.leaf]) for output in self.outputs}
-        return Scored(outputs, middle - start, time.perf_counter() - middle)
+        return Scored(outputs, {"context": (start, middle), "candidate": (middle, time.perf_counter())})
 
     def _prepare(self, batch: Batch) -> RequestState:
         return self.hoisted.prepare(batch.context, candidates=batch.rows)

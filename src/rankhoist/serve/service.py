@@ -13,9 +13,11 @@ from rankhoist_client.refusal import RequestError
 
 import rankhoist.serve.metrics as metrics
 from rankhoist.runtime.versions import versions
+from rankhoist.serve.asked import Asked
 from rankhoist.serve.board import Board
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
+from rankhoist.serve.desk import Desk
 from rankhoist.serve.inputs import Batch
 from rankhoist.serve.model import Scored, ServedModel
 
@@ -38,6 +40,7 @@ class Service:
         board: Board | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.compute, self.reload, self.board = settings, compute, reload, board
+        self.desk = Desk(settings)
         self.models: dict[str, ServedModel] = {}
         self.draining = False
         self.busy, self._changed = 0, 0.0
@@ -106,29 +109,30 @@ class Service:
     # -- scores
 
     async def infer(
-        self, model: ServedModel, request: v2.Message, start: float, timeout: Any = None
+        self, asked: Asked, model: ServedModel, request: v2.Message, start: float, timeout: Any = None
     ) -> dict[str, v2.Tensor]:
         """The outputs that a request of the protocol v2 asks for; it was read from moment `start` on.
 
         `timeout`: milliseconds, of a request whose parameters say none.
         """
         outputs = _wanted(model, request)
-        batch = self.checked(model, request.tensors, start)
+        batch = self.checked(asked, model, request.tensors, start)
         own = request.parameters.get("timeout")
         if own is not None:
             own = _number(own, "timeout") / 1e3  # microseconds, as Triton has it
-        scored = await self.score(model, batch, request.parameters.get("context_key"), own, timeout)
+        scored = await self.score(asked, model, batch, request.parameters.get("context_key"), own, timeout)
         return {o.name: v2.Tensor(o.datatype, scored.outputs[o.name]) for o in model.outputs if o.name in outputs}
 
-    def checked(self, model: ServedModel, tensors: Mapping[str, v2.Tensor], start: float) -> Batch:
+    def checked(self, asked: Asked, model: ServedModel, tensors: Mapping[str, v2.Tensor], start: float) -> Batch:
         """The features of a request as a batch; parsing it began at `start`."""
         own = self.settings
         batch = model.signature.check(tensors, own.max_candidates, own.allow_nan, own.max_requests)
-        model.metrics.stage["parse"].observe(time.perf_counter() - start)
+        asked.ended("parse", start)
+        asked.rows = batch.rows
         model.metrics.candidates.observe(batch.rows)
         return batch
 
-    async def score(self, model: ServedModel, batch: Batch, key: Any, *timeouts: Any) -> Scored:
+    async def score(self, asked: Asked, model: ServedModel, batch: Batch, key: Any, *timeouts: Any) -> Scored:
         """Scores from the compute thread, if the deadline does not pass before it comes to them.
 
         The first of the timeouts that is given counts, in milliseconds; else the server's own.
@@ -138,7 +142,7 @@ class Service:
         deadline = None
         if (first := next((t for t in (*timeouts, self.settings.timeout_ms) if t is not None), None)) is not None:
             deadline = time.perf_counter() + _number(first, "timeout") / 1e3
-        return await self.compute.score(Job(model, batch, key, deadline))
+        return await self.compute.score(Job(model, batch, key, deadline, asked.stages))
 
 
 async def in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:

@@ -60,6 +60,10 @@ def serve(settings: Settings) -> None:
             raise ServeError(f"{name!r} is no name for a model: letters, digits and . _ - (give another by --name)")
     if settings.grpc_port is not None and not _speaks_grpc():
         raise ExtraError("gRPC needs packages that are not installed: pip install 'rankhoist[grpc]'")
+    if settings.traces:
+        from rankhoist.serve.tracing import exporter
+
+        exporter()  # what it lacks is said here, and not by every worker
     logs.set_up(settings.log_level, settings.log_format)
     folder = Path(tempfile.mkdtemp(prefix="rankhoist-"))  # readable by this user only
     try:

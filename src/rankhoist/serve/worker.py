@@ -95,6 +95,7 @@ class Worker:
             await self.grpc.stop(self.settings.drain_seconds)
         await self.service.quiet(FLUSH)
         listening.cancel()
+        await asyncio.to_thread(self.service.desk.close)
 
     async def _listen(self) -> None:
         """Do what the supervisor says."""
