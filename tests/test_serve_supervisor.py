@@ -23,6 +23,7 @@ from rankhoist.runtime.mapped import version_of
 from rankhoist.serve import loading
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Unpacked
+from rankhoist.serve.repository import Repository
 from rankhoist.serve.supervisor import Supervisor
 
 
@@ -61,28 +62,30 @@ def run(supervisor: Supervisor, use: Callable[[Served], Awaitable[None]]) -> Non
     asyncio.run(all_of_it())
 
 
-class Spoiling(Supervisor):
+class Spoiling(Repository):
     """What it unpacks as the second version can be tried, and yet no worker can load it."""
 
-    async def _unpack(self, name: str) -> Unpacked:
-        made = await super()._unpack(name)
+    async def _unpack(self, name: str, place: Path) -> Unpacked:
+        made = await super()._unpack(name, place)
         if self._unpacked == 2:
             (made.path / "model.json").write_text("{}")
         return made
 
 
 def test_a_version_that_fails_in_the_workers_is_taken_back(settings, tmp_path):
-    supervisor = Spoiling(settings, tmp_path)
+    supervisor = Supervisor(settings, tmp_path)
+    supervisor.repository = Spoiling(settings, tmp_path, supervisor.workers)
 
     async def use(server: Served) -> None:
-        workers, first = list(supervisor.workers.values()), supervisor.models["ranker"].version
+        workers, first = list(supervisor.workers.values()), supervisor.repository.served["ranker"].version
         serving.hoisted_ranker(-2.0).save(tmp_path / "versions" / "2.rankhoist")
         with pytest.raises(ServeError, match="of ranker cannot be served"):
-            await supervisor.reload("ranker")
+            await supervisor.repository.load("ranker")
         assert list(supervisor.workers.values()) == workers  # none was started again
         assert [path.name for path in tmp_path.glob("model-*")] == ["model-1"]
         assert (await asyncio.to_thread(server.call, "/v2/models/ranker")).json["versions"] == [first]
-        assert await supervisor.reload("ranker") == version_of(tmp_path / "versions" / "2.rankhoist")  # the third try
+        third = await supervisor.repository.load("ranker")
+        assert third == version_of(tmp_path / "versions" / "2.rankhoist")
         given = inputs(1, 5)
         answer = await asyncio.to_thread(server.call, "/v1/models/ranker/rank", rank_body(given))
         expected = scores(serving.hoisted_ranker(-2.0), given)["click"]
@@ -98,11 +101,11 @@ def test_any_failure_of_a_reload_is_answered_and_leaves_nothing(settings, tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     supervisor = Supervisor(settings, tmp_path)
-    supervisor.models["ranker"] = Unpacked("ranker", "0", "nowhere", 0)
+    supervisor.repository.served["ranker"] = Unpacked("ranker", "0", "nowhere", 0)
     monkeypatch.setattr(loading, "unpack", full)
     with pytest.raises(RankhoistError, match=r"ranker cannot be served: OSError: .*No space left"):
-        asyncio.run(supervisor.reload("ranker"))
-    assert list(tmp_path.glob("model-*")) == [] and supervisor.models["ranker"].version == "0"
+        asyncio.run(supervisor.repository.load("ranker"))
+    assert list(tmp_path.glob("model-*")) == [] and supervisor.repository.served["ranker"].version == "0"
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(settings, tmp_path, monkeypatch):

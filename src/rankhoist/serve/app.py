@@ -19,7 +19,7 @@ from rankhoist.serve.asked import Asked
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.openapi import openapi
 from rankhoist.serve.rank import check_output, read_rank, write_rank
-from rankhoist.serve.service import SERVER, Service, in_time
+from rankhoist.serve.service import AS_SAVED, SERVER, Service, in_time
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ BEFORE_THE_BODY = {403, 404, 405, 408, 413, 415, 429}  # who is answered so may 
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|infer))?")
 RANK = re.compile(r"/v1/models/([^/]+)/rank")
 REPORT = re.compile(r"/v1/models/([^/]+)/report")
-LOAD = re.compile(r"/v2/repository/models/([^/]+)/load")
+CHANGE = re.compile(r"/v2/repository/models/([^/]+)/(load|unload)")
+SMALL = 2**16  # bytes of a body that has no features
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
@@ -75,11 +76,12 @@ class App:
         if (found := MODEL.fullmatch(path)) and found[3] == "infer":
             _check_method(scope, "POST")
             return await self._scored(scope, proto, more, found[1], found[2], "v2", self._infer)
-        if load := LOAD.fullmatch(path):
+        if change := CHANGE.fullmatch(path):
             _check_method(scope, "POST")
-            return _json({"name": load[1], "version": await self.service.load(load[1])})
+            return await self._changed(scope, proto, *change.groups())
         if path == "/v2/repository/index":
-            return _json(self.service.index())
+            asked = await self._small(scope, proto) if scope.method == "POST" else {}
+            return _json(await self.service.index(asked.get("ready") is True))
         _check_method(scope, "GET")
         if found:
             model = self.service.model(found[1], found[2])
@@ -113,6 +115,22 @@ class App:
         if self.service.settings.page and "text/html" in scope.headers.get("accept", ""):
             return 200, page.headers(page.policy()), page.page([*models.values()])
         return _json({"server": "rankhoist", "models": {m.name: m.version for m in models.values()}})
+
+    # -- the repository
+
+    async def _changed(self, scope: Any, proto: Any, name: str, change: str) -> Answer:
+        asked = await self._small(scope, proto)
+        if change == "unload":
+            await self.service.unload(name)
+            return _json({"name": name})
+        if asked.get("parameters"):
+            raise RequestError("parameter", AS_SAVED)
+        return _json({"name": name, "version": await self.service.load(name)})
+
+    async def _small(self, scope: Any, proto: Any) -> dict[str, Any]:
+        """The object of a body, which may be empty."""
+        body = await in_time(_body(scope, proto, SMALL), self.service.settings.body_seconds)
+        return v2.read_object(body) if body else {}
 
     # -- scores
 

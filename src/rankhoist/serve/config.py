@@ -51,7 +51,9 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(default=30.0, ge=0, description="to answer what was accepted, after SIGTERM")
     allow_nan: bool = Field(default=False, description="take NaN and infinities in features")
-    admin: bool = Field(default=False, description="answer the route that loads models anew")
+    admin: bool = Field(default=False, description="answer the routes that load and unload models")
+    repository: Path | None = Field(default=None, description="folder of models that can be loaded by name")
+    max_models: int = Field(default=64, ge=1, description="that are served at once")
     page: bool = Field(default=True, description="show people a page at / and the report of each model")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what is logged")
     log_format: Literal["auto", "json", "text"] = Field(

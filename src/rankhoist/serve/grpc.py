@@ -25,7 +25,7 @@ from rankhoist.serve.asked import Asked
 from rankhoist.serve.config import Settings
 from rankhoist.serve.grpc_messages import MESSAGES, SERVICE
 from rankhoist.serve.model import ServedModel
-from rankhoist.serve.service import SERVER, Service
+from rankhoist.serve.service import AS_SAVED, SERVER, Service
 
 log = logging.getLogger(__name__)
 
@@ -134,17 +134,20 @@ class GrpcServer:
         return MESSAGES["ModelMetadataResponse"](**about)
 
     async def _index(self, context: Any) -> Any:
-        return MESSAGES["RepositoryIndexResponse"](models=self.service.index())
+        request = await self._request("RepositoryIndexRequest", context)
+        return MESSAGES["RepositoryIndexResponse"](models=await self.service.index(request.ready))
 
     async def _load(self, context: Any) -> Any:
         request = await self._request("RepositoryModelLoadRequest", context)
         if request.parameters:
-            raise RequestError("parameter", "a model is loaded as it was saved, without parameters")
+            raise RequestError("parameter", AS_SAVED)
         await self.service.load(request.model_name)
         return MESSAGES["RepositoryModelLoadResponse"]()
 
     async def _unload(self, context: Any) -> Any:
-        raise RequestError("method", "models are served until the server ends; load brings a newer version")
+        request = await self._request("RepositoryModelUnloadRequest", context)
+        await self.service.unload(request.model_name)
+        return MESSAGES["RepositoryModelUnloadResponse"]()
 
     # -- scores
 

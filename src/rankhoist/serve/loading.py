@@ -21,6 +21,7 @@ from rankhoist.serve.model import ServedModel
 log = logging.getLogger(__name__)
 
 SUFFIX = ".rankhoist"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a model
 
 
 def newest(path: Path) -> Path:
@@ -31,6 +32,13 @@ def newest(path: Path) -> Path:
     if not found:
         raise ServeError(f"there is no *{SUFFIX} in the folder {path}")
     return found[-1]
+
+
+def places(settings: Settings) -> dict[str, Path]:
+    """Where every model is that could be served, by name: those of the settings, and what the repository has."""
+    found = [] if settings.repository is None else sorted(settings.repository.iterdir())
+    named = {path.name.removesuffix(SUFFIX): path for path in found if path.suffix == SUFFIX or path.is_dir()}
+    return {name: path for name, path in named.items() if NAME.fullmatch(name)} | settings.models
 
 
 def unpacked(name: str, artifact: Path, folder: Path, settings: Settings) -> Unpacked:

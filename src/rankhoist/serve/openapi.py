@@ -24,7 +24,7 @@ SIZES: Schema = {"type": "array", "items": {"type": "integer", "minimum": -1}}
 
 
 def openapi(models: Iterable[ServedModel], admin: bool = False) -> dict[str, Any]:
-    """The document; `admin`: with the routes that load models."""
+    """The document; `admin`: with the routes that load and unload models."""
     paths = _of_the_server()
     for model in models:
         paths |= _of_a_model(model) | (_load(model.name) if admin else {})
@@ -77,8 +77,10 @@ def _ranked(model: ServedModel) -> dict[str, Any]:
 
 
 def _load(name: str) -> dict[str, Any]:
-    operation = _operation("serve the newest artifact", _object(name=TEXT, version=TEXT), 500)
-    return {f"/v2/repository/models/{name}/load": {"post": operation | {"tags": [name]}}}
+    load = _operation("serve the newest artifact", _object(name=TEXT, version=TEXT), 429, 500)
+    unload = _operation("serve it no more", _object(name=TEXT), 429)
+    operations = {"load": load, "unload": unload}
+    return {f"/v2/repository/models/{name}/{o}": {"post": made | {"tags": [name]}} for o, made in operations.items()}
 
 
 def _get(summary: str, schema: Schema, *refusals: int, tag: str | None = None) -> dict[str, Any]:

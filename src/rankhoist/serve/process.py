@@ -25,8 +25,15 @@ class WorkerProcess:
         self.channel.send(load=model.to_dict())
         return future
 
+    def unload(self, name: str) -> asyncio.Future[str | None]:
+        """Tell it to serve a model no more; done when no new request reaches it."""
+        future = asyncio.get_running_loop().create_future()
+        self._loading[name, ""] = future
+        self.channel.send(unload=name)
+        return future
+
     def answered(self, name: str, version: str, error: str | None) -> None:
-        """It said that it serves a version, or why it does not."""
+        """It said that it serves a version (or none, ""), or why it does not."""
         if future := self._loading.pop((name, version), None):
             future.set_result(error)
 

@@ -19,8 +19,11 @@ from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
 from rankhoist.serve.desk import Desk
 from rankhoist.serve.inputs import Batch
+from rankhoist.serve.loading import places
 from rankhoist.serve.model import Scored, ServedModel
 
+AS_SAVED = "a model is loaded as it was saved, without parameters"
+CHANGES = 8  # of what is served, that may wait in a worker
 # What the protocol v2 says of the server.
 SERVER = {
     "name": "rankhoist", "version": versions()["rankhoist"], "extensions": ["binary_tensor_data", "model_repository"],
@@ -31,15 +34,17 @@ class Service:
     """The models of a worker, and how busy it is.
 
     Args:
-        reload: loads the newest artifact of a model in all workers, and returns the version.
+        change: "load" serves the newest artifact of a model in all workers and returns the version; "unload" serves the
+            model no more.
         board: says how busy the other workers are.
     """
 
     def __init__(
-        self, settings: Settings, compute: Compute, reload: Callable[[str], Awaitable[str]] | None = None,
+        self, settings: Settings, compute: Compute, change: Callable[[str, str], Awaitable[str]] | None = None,
         board: Board | None = None,
     ) -> None:  # fmt: skip
-        self.settings, self.compute, self.reload, self.board = settings, compute, reload, board
+        self.settings, self.compute, self.board = settings, compute, board
+        self._change, self._changing = change, 0
         self.desk = Desk(settings)
         self.models: dict[str, ServedModel] = {}
         self.draining = False
@@ -67,16 +72,32 @@ class Service:
             raise RequestError("not_found", message)
         return model
 
-    def index(self) -> list[dict[str, str]]:
-        """What is served, as the protocol v2 lists it."""
-        return [{"name": m.name, "version": m.version, "state": "READY"} for m in self.models.values()]
+    async def index(self, ready: bool = False) -> list[dict[str, str]]:
+        """What is served, as the protocol v2 lists it; and what could be loaded, unless only what is `ready` counts."""
+        served = [{"name": m.name, "version": m.version, "state": "READY"} for m in self.models.values()]
+        if ready:
+            return served
+        others = (await asyncio.to_thread(places, self.settings)).keys() - self.models.keys()
+        return served + [{"name": name, "state": "UNAVAILABLE", "reason": "not loaded"} for name in sorted(others)]
 
     async def load(self, name: str) -> str:
         """Serve the newest artifact of a model, in all workers; returns its version."""
-        self.model(name)
-        if not self.settings.admin or self.reload is None:
+        return await self._changed_by("load", name)
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more, in all workers; requests that were accepted are answered."""
+        await self._changed_by("unload", name)
+
+    async def _changed_by(self, change: str, name: str) -> str:
+        if not self.settings.admin or self._change is None:
             raise RequestError("forbidden", "start the server with --admin, or send SIGHUP to it")
-        return await self.reload(name)
+        if self._changing >= CHANGES:
+            raise RequestError("queue_full", f"{self._changing} models wait already to be loaded or unloaded")
+        self._changing += 1
+        try:
+            return await self._change(change, name)
+        finally:
+            self._changing -= 1
 
     # -- load
 

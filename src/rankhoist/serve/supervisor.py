@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
@@ -28,19 +27,18 @@ from typing import Any
 from prometheus_client.multiprocess import mark_process_dead
 
 from rankhoist.errors import ExtraError, RankhoistError, ServeError
-from rankhoist.runtime.mapped import version_of
 from rankhoist.serve import logs
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.config import CONFIG, Settings
-from rankhoist.serve.control import Channel, Unpacked
-from rankhoist.serve.loading import explained, newest, unpacked
+from rankhoist.serve.control import Channel
+from rankhoist.serve.loading import NAME, places
 from rankhoist.serve.metrics import FOLDER
 from rankhoist.serve.process import WorkerProcess
+from rankhoist.serve.repository import Repository
 from rankhoist.serve.worker import BACKLOG
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BOARD = "board"
 PATIENCE = 30.0  # seconds; the longest wait before a worker is started again
 SETTLED = 10.0  # seconds; a worker that lived so long is started again at once
@@ -53,6 +51,12 @@ def serve(settings: Settings) -> None:
         ServeError: the settings cannot be used, the port is taken, or no worker starts.
         ArtifactError: an artifact cannot be loaded.
     """
+    if settings.repository and not settings.repository.is_dir():
+        raise ServeError(f"there is no folder {settings.repository} (repository)")
+    if not settings.models and settings.repository:  # all that it has
+        settings = settings.model_copy(update={"models": places(settings)})
+    if len(settings.models) > settings.max_models:
+        raise ServeError(f"there are {len(settings.models)} models, and max_models is {settings.max_models}")
     if not settings.models:
         raise ServeError("there is no model to serve; name an artifact, as hoist --out or HoistedModel.save writes it")
     for name in settings.models:
@@ -84,13 +88,11 @@ class Supervisor:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings, self.folder = settings, folder
-        self.models: dict[str, Unpacked] = {}
         self.workers: dict[int, WorkerProcess] = {}
+        self.repository = Repository(settings, folder, self.workers)
         self.stopping = asyncio.Event()
         self.grpc_port: int | None = None
         self.served, self.failure = False, ""  # whether a worker was ever ready, and why none was
-        self._unpacked = 0
-        self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -98,12 +100,12 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_all()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self.repository.reload_all()))
         (self.folder / "metrics").mkdir()
         Board.create(self.folder / BOARD, self.settings.workers)
         host, port = self.settings.host, self.settings.grpc_port
         with _bound(host, self.settings.port) as self.listening, self._reserved(host, port):
-            if await self._load_all():
+            if await self.repository.load_all(self.stopping):
                 self.listening.listen(BACKLOG)
                 for i in range(self.settings.workers):
                     self._start(self._keep(i))
@@ -133,71 +135,6 @@ class Supervisor:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    # -- models
-
-    async def _load_all(self) -> bool:
-        """Whether all models are loaded: a signal may come before."""
-        async with self._reloading:
-            for name in self.settings.models:
-                if not self.stopping.is_set():
-                    with explained(name):
-                        self.models[name] = await self._unpack(name)
-        return not self.stopping.is_set()
-
-    async def _unpack(self, name: str) -> Unpacked:
-        """The newest artifact of a model, in a folder of its own."""
-        self._unpacked += 1
-        folder = self.folder / f"model-{self._unpacked}"
-        return await asyncio.to_thread(unpacked, name, newest(self.settings.models[name]), folder, self.settings)
-
-    async def _reload_all(self) -> None:
-        for name in list(self.models):
-            with contextlib.suppress(RankhoistError):  # it is logged
-                await self.reload(name)
-
-    async def reload(self, name: str) -> str:
-        """Serve the newest artifact of a model; returns the version that is served then.
-
-        Raises:
-            RankhoistError: the artifact cannot be loaded; what was served before still is.
-        """
-        async with self._reloading:
-            try:
-                with explained(name):
-                    return await self._reload(name)
-            except RankhoistError as error:
-                log.error("model not loaded", extra={"model": name, "error": str(error)})
-                raise
-
-    async def _reload(self, name: str) -> str:
-        old = self.models[name]
-        if await asyncio.to_thread(lambda: version_of(newest(self.settings.models[name]))) == old.version:
-            log.info("model unchanged", extra={"model": name, "version": old.version})
-            return old.version
-        new = await self._unpack(name)
-        try:
-            await self._serve_instead(old, new)
-        except ServeError:
-            shutil.rmtree(new.path, ignore_errors=True)
-            raise
-        shutil.rmtree(old.path, ignore_errors=True)
-        log.info("model reloaded", extra={"model": name, "version": new.version})
-        return new.version
-
-    async def _serve_instead(self, old: Unpacked, new: Unpacked) -> None:
-        """All workers serve the new version, or all the old one."""
-        loaded: list[WorkerProcess] = []
-        while waiting := [worker for worker in self.workers.values() if worker not in loaded]:
-            errors = await asyncio.gather(*(worker.load(new) for worker in waiting))
-            loaded += [worker for worker, error in zip(waiting, errors, strict=True) if error is None]
-            if error := next(filter(None, errors), None):
-                back = await asyncio.gather(*(worker.load(old) for worker in loaded))
-                for worker, failed in zip(loaded, back, strict=True):
-                    if failed is not None:  # it is started again, with the old version
-                        worker.kill()
-                raise ServeError(f"version {new.version} of {new.name} cannot be served: {error}")
-        self.models[new.name] = new  # from here on for those that start, too
 
     # -- workers
 
@@ -257,7 +194,7 @@ class Supervisor:
             own.close()
             raise
         worker = WorkerProcess(process, await Channel.over(own))
-        models = [model.to_dict() for model in self.models.values()]
+        models = [model.to_dict() for model in self.repository.served.values()]
         settings = self.settings.model_dump(mode="json") | {"grpc_port": self.grpc_port}
         worker.channel.send(settings=settings, models=models, board=str(self.folder / BOARD), number=number)
         return worker
@@ -272,21 +209,24 @@ class Supervisor:
                 worker.answered(message["loaded"], message["version"], None)
             elif "failed" in message:
                 worker.answered(message["failed"], message["version"], message["error"])
-            elif "reload" in message:
-                self._start(self._answer_reload(worker, message["reload"], message["asked"]))
+            elif "unloaded" in message:
+                worker.answered(message["unloaded"], "", None)
+            elif "change" in message:
+                self._start(self._change(worker, message["change"], message["name"], message["asked"]))
 
-    async def _answer_reload(self, worker: WorkerProcess, name: str, asked: int) -> None:
+    async def _change(self, worker: WorkerProcess, change: str, name: str, asked: int) -> None:
+        """Load or unload a model, as a worker was asked to."""
         try:
-            version = await self.reload(name)
+            made = await (self.repository.load if change == "load" else self.repository.unload)(name)
         except RankhoistError as error:
-            worker.channel.send(asked=asked, error=str(error), version=None)
+            worker.channel.send(asked=asked, error=str(error), reason=getattr(error, "reason", "internal"))
         else:
-            worker.channel.send(asked=asked, error=None, version=version)
+            worker.channel.send(asked=asked, error=None, made=made or "")
 
     def _say_ready(self, worker: WorkerProcess) -> None:
         log.info("worker ready", extra={"worker": worker.process.pid})
         if sum(w.ready for w in self.workers.values()) == self.settings.workers:
-            served = ", ".join(f"{m.name} (version {m.version})" for m in self.models.values())
+            served = ", ".join(f"{m.name} (version {m.version})" for m in self.repository.served.values())
             more = {} if self.grpc_port is None else {"grpc_port": self.grpc_port}
             log.info("serving", extra={"address": self.address, "models": served, **more})
 

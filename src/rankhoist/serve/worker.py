@@ -64,7 +64,7 @@ class Worker:
     def __init__(self, settings: Settings, channel: Channel, listening: int, board: Board) -> None:
         self.settings, self.channel, self.board = settings, channel, board
         self.compute = Compute(settings.threads, settings.batch_candidates, settings.batch_delay_ms / 1e3)
-        self.service = Service(settings, self.compute, self._ask_to_reload, board)
+        self.service = Service(settings, self.compute, self._ask_to_change, board)
         self.server = HttpServer(App(self.service), listening)
         self.grpc = None if settings.grpc_port is None else _grpc_server(self.service)
         self.stopping = asyncio.Event()
@@ -104,11 +104,13 @@ class Worker:
                 task = asyncio.get_running_loop().create_task(self._reload(Unpacked(**message["load"])))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            elif "unload" in message:
+                self._unload(message["unload"])
             elif future := self._asked.pop(message.get("asked", -1), None):
                 if message["error"] is None:
-                    future.set_result(message["version"])
+                    future.set_result(message["made"])
                 else:
-                    future.set_exception(RequestError("internal", message["error"]))
+                    future.set_exception(RequestError(message["reason"], message["error"]))
         self.stopping.set()
 
     async def _reload(self, model: Unpacked) -> None:
@@ -140,10 +142,17 @@ class Worker:
         model.metrics.bytes.set(0)
         log.info("model loaded", extra={"model": model.name, "version": model.version})
 
-    async def _ask_to_reload(self, name: str) -> str:
+    def _unload(self, name: str) -> None:
+        """Requests that have the model already are answered by it."""
+        if (old := self.service.models.pop(name, None)) is not None:
+            metrics.VERSION.labels(old.name, old.version).set(0)
+            old.metrics.bytes.set(0)
+        self.channel.send(unloaded=name)
+
+    async def _ask_to_change(self, change: str, name: str) -> str:
         number = len(self._asked) + 1 + max(self._asked, default=0)
         self._asked[number] = asyncio.get_running_loop().create_future()
-        self.channel.send(reload=name, asked=number)
+        self.channel.send(change=change, name=name, asked=number)
         return await self._asked[number]
 
 
