@@ -8,24 +8,14 @@ instead of the supervisor: start replicas again that end, drain those that stop,
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rankhoist.errors import ExtraError
-from rankhoist.runtime import load
-from rankhoist.runtime.mapped import version_of
 from rankhoist.serve.app import App
-from rankhoist.serve.batching import joined_up_to
-from rankhoist.serve.compute import Compute
+from rankhoist.serve.asgi import answered, loaded
 from rankhoist.serve.config import Settings
-from rankhoist.serve.loading import newest
-from rankhoist.serve.model import ServedModel
-from rankhoist.serve.service import Service
-from rankhoist.serve.states import States
 
 try:
     from ray import serve
@@ -64,45 +54,9 @@ class Replica:
     """One copy of the app, with its models loaded and warm."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        own = Settings(**settings)
-        torch.set_num_threads(own.threads)
-        service = Service(own, Compute(own.threads, own.batch_candidates, own.batch_delay_ms / 1e3))
-        self._app = App(service)
-        for name, place in own.models.items():
-            path = newest(place)
-            hoisted = load(path)
-            up_to = joined_up_to(hoisted, own.batch_candidates, own.batch_up_to)
-            states = States(own.cache_bytes, own.cache_seconds)
-            model = ServedModel(name, version_of(path), hoisted, states, up_to)
-            model.warm_up()
-            service.models[name] = model
+        self._app = App(loaded(Settings(**settings)))
 
     async def __call__(self, request: Request) -> Response:
         """One request of HTTP."""
-        exchange = _Exchange(request)
-        await self._app.__rsgi__(exchange, exchange)
-        return await exchange.answer
-
-
-class _Exchange:
-    """A request of ASGI as the app takes it (RSGI): what is asked, the body, and the answer."""
-
-    proto = "http"
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self.method, self.path, self.headers = request.method, request.url.path, request.headers
-        self.answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-
-    async def __call__(self) -> bytes:
-        """The whole body."""
-        return await self._request.body()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
-        async for part in self._request.stream():
-            yield part
-
-    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        """The whole answer."""
-        self.answer.set_result(Response(body, status, dict(headers)))
+        status, headers, body = await answered(self._app, request.scope, request.receive)
+        return Response(body, status, dict(headers))
