@@ -35,6 +35,7 @@ ROOMS = [
     "runtime",
     "verify",
     "hoist",
+    "training",
     "serve",
     "score",
     "bench",

@@ -18,7 +18,7 @@ from verifying import ITEM, USER, Ranker, failed, seeded
 
 from rankhoist import HoistedModel, Workload, hoist
 from rankhoist.capture import Program, capture
-from rankhoist.capture.program import module_path
+from rankhoist.capture.operators import module_path
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.call import Call, Law, Rule
 from rankhoist.compiler.algebra.interpret import Interpreter

@@ -12,14 +12,14 @@ from torch import Tensor, fx, nn, randn
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankhoist.capture.program import operator_name
+from rankhoist.capture.operators import operator_name
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.rules import FAMILIES
 
 aten = torch.ops.aten
 
 # Families whose operators look up, move, map or add up elements, and cost what they write.
-WITHOUT_PRODUCTS = {"lookup", "reshape", "parts", "joining", "scans", "pointwise", "reduce", "norm"}
+WITHOUT_PRODUCTS = {"lookup", "reshape", "parts", "joining", "scans", "pointwise", "reduce", "norm", "training"}
 # Operators of other families that do no more. An outer product adds nothing up, and distances are sums of differences.
 ALSO_WITHOUT = set(
     """

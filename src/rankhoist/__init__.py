@@ -6,19 +6,23 @@ from rankhoist.errors import ArtifactError, RankhoistError
 from rankhoist.hoist import hoist
 from rankhoist.report import Report
 from rankhoist.runtime import HoistedModel, RequestState, load
+from rankhoist.training import GroupedModel, grouped, verify_gradients
 from rankhoist.verify import Certificate, verify
 
 __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "Certificate",
+    "GroupedModel",
     "HoistedModel",
     "RankhoistError",
     "Report",
     "RequestState",
     "Split",
     "Workload",
+    "grouped",
     "hoist",
     "load",
     "verify",
+    "verify_gradients",
 ]

@@ -18,13 +18,15 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import named_leaves
-from rankhoist.errors import ExportError
+from rankhoist.errors import ExportError, UnsupportedModelError
 
 MAX_ROWS = 2**24
 TALKATIVE = ("torch._guards", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")  # before they refuse
 
 
-def export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.ExportedProgram:
+def export(
+    model: nn.Module, bound: inspect.BoundArguments, training: bool = False
+) -> torch.export.ExportedProgram:  # fmt: skip
     """Export with at least two rows: a size of one would be taken for a constant. What is no tensor is a constant.
 
     Raises:
@@ -44,13 +46,25 @@ def export(model: nn.Module, bound: inspect.BoundArguments) -> torch.export.Expo
     errors = []
     for strict in (False, True):
         try:
-            with _quiet(), contextlib.nullcontext() if strict else EvenParts():
+            own = _no_own_gradients() if training else contextlib.nullcontext()
+            with _quiet(), own, contextlib.nullcontext() if strict else EvenParts():
                 return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=strict)
         except Exception as error:
             errors.append(error)
             if not _fixes_rows(error):
                 break
     raise ExportError(_why_not_exported(model, errors[0]) + _constants(bound)) from errors[0]
+
+
+def _no_own_gradients() -> Any:
+    """A graph of operators shows no gradient that a `torch.autograd.Function` of the model's author computes."""
+
+    def refuse(setup: Any) -> None:
+        raise UnsupportedModelError(
+            "a torch.autograd.Function computes its own gradient, which the captured graph does not show"
+        )
+
+    return mock.patch("torch.autograd.function._is_setup_context_defined", refuse)  # which each of them asks first
 
 
 @contextlib.contextmanager

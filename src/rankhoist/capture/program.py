@@ -16,6 +16,13 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.checks import (
+    check_eval_mode,
+    check_exported,
+    check_operators,
+    check_outputs,
+    mutated,
+)
 from rankhoist.capture.composites import taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
@@ -38,18 +45,17 @@ from rankhoist.errors import (
     CarriedDataWarning,
     ExportError,
     InputError,
-    TrainingModeError,
     UnsupportedModelError,
     UnusedInputWarning,
 )
 
-RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "bernoulli", "multinomial",
-          "normal", "uniform", "exponential", "poisson", "geometric", "log_normal", "cauchy", "random"}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter (`trained`), buffer or plain tensor attribute of the model, by its name in the model."""
+    """A parameter, buffer or plain tensor attribute of the model, by its name in the model.
+
+    `trained` are parameters, and the buffers that a model in training mode writes.
+    """
 
     name: str
     tensor: torch.Tensor
@@ -81,6 +87,9 @@ class Program:
         device: where its weights are; without any, where its inputs are.
         example: the example's tensors by input name (empty where an exported program carries none).
         constants: arguments that are no tensors.
+        training: it is to be trained: it is captured in the mode that each module is in, and is differentiated.
+        written: placeholders of the buffers that it writes; their new values are the last of `outputs`.
+        dropout: whether dropout on what is the request's draws a mask for every one of its `rows`, or per `request`.
     """
 
     graph: fx.Graph
@@ -95,6 +104,9 @@ class Program:
     device: torch.device
     example: dict[str, Any]
     constants: tuple[Constant, ...] = ()
+    training: bool = False
+    written: tuple[str, ...] = ()
+    dropout: str = "rows"
 
     @property
     def interface(self) -> Interface:
@@ -108,12 +120,13 @@ class Program:
 
 def capture(
     model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context,
-    known: Container[Any] | None = None,
+    known: Container[Any] | None = None, training: bool = False,
 ) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
 
     Operators that are made of others are taken apart, but those that are `known` (None: all are). Of a wrapper, it is
-    the model inside; of a TorchScript module, what torch's own converter makes of it.
+    the model inside; of a TorchScript module, what torch's own converter makes of it. A model that is to be trained
+    (`training`) is captured with every module in the mode that it is in.
 
     Raises:
         TrainingModeError: a module is in training mode.
@@ -127,12 +140,16 @@ def capture(
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         check_packed(model)
-        _check_eval_mode(model)
+        if not training:
+            check_eval_mode(model)
         arguments = signature_of(model)
         bound = _example_call(arguments, example)
         leaves = named_leaves(bound.arguments)
         common_rows(leaves)
-        exported = export(*converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound))
+        plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
+        exported = export(*plain, training)
+        if training:
+            check_exported(exported)
     else:
         exported = model
         arguments = _exported_arguments(exported)
@@ -144,7 +161,7 @@ def capture(
             functional = taken_apart(functional, known)
     without_tokens(functional)
     fill(functional.graph)
-    return _program(functional, own_rows(leaves), context, arguments)
+    return _program(functional, own_rows(leaves), context, arguments, training)
 
 
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -183,17 +200,6 @@ def _behind(rows: list[torch.Tensor]) -> int:
     return sum(max(rest, 0) for rest in memory.values())
 
 
-def _check_eval_mode(model: nn.Module) -> None:
-    """A wrapper around modules in eval mode may have forgotten its own flag; what it computes is checked in the
-    graph.
-    """
-    leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()))
-    training = [name or "(the model itself)" for name, module in leaves if module.training]
-    if training:
-        shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
-        raise TrainingModeError(f"call model.eval() first: in training mode are {shown}")
-
-
 def _example_call(arguments: Arguments, example: Any) -> inspect.BoundArguments:
     if isinstance(example, Mapping):
         return arguments.bind((), dict(example))
@@ -217,18 +223,20 @@ def _exported_arguments(exported: torch.export.ExportedProgram) -> Arguments:
 
 
 def _program(
-    exported: torch.export.ExportedProgram, example: dict[str, Any], context: Context, arguments: Arguments
-) -> Program:
+    exported: torch.export.ExportedProgram, example: dict[str, Any], context: Context, arguments: Arguments,
+    training: bool,
+) -> Program:  # fmt: skip
     graph = exported.graph_module.graph
     signature = exported.graph_signature
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    written = dict(mutated(signature))
     weights, users = {}, []
     for spec in signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             users.append(placeholders[spec.arg.name])
         elif spec.kind is not InputKind.TOKEN:
-            weights[spec.arg.name] = _weight(exported, spec)
-    _check_outputs(signature)
+            weights[spec.arg.name] = _weight(exported, spec, spec.target in written)
+    check_outputs(signature, training)
     names = list(example) or [node.name for node in users]
     if len(names) != len(users):
         raise CaptureError(f"the exported graph has {len(users)} inputs, the example {len(names)}: {', '.join(names)}")
@@ -243,7 +251,7 @@ def _program(
     for spec, node in zip(specs, users, strict=True):
         if spec.role == "context" and not node.users:
             warnings.warn(f"context input {spec.name!r} is never read by the model", UnusedInputWarning, stacklevel=3)
-    _check_operators(graph)
+    check_operators(graph, training)
     call = exported.module_call_graph[0].signature
     if call is None:
         raise CaptureError("the exported program has no call signature")
@@ -252,33 +260,28 @@ def _program(
     }
     last = next(node for node in graph.nodes if node.op == "output")
     outputs = [o for o in last.args[0] if not isinstance(o, fx.Node) or o.name in kinds]
+    renewed = {o.name: o for o in last.args[0] if isinstance(o, fx.Node)}
+    outputs += [renewed[made] for made in written.values()]
+    buffers = {w.name: placeholder for placeholder, w in weights.items()}
     inputs = {u.name: s for u, s in zip(users, specs, strict=True)}
     tensors = [w.tensor for w in weights.values()] + [u.meta["val"] for u in users]
     return Program(
         graph, rows, inputs, weights, outputs, call.out_spec, call.in_spec, arguments,
         _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")),
-        {n: example[n] for n in names if n in example}, constants,
+        {n: example[n] for n in names if n in example}, constants, training, tuple(buffers[n] for n in written),
     )  # fmt: skip
 
 
-def _weight(exported: torch.export.ExportedProgram, spec: Any) -> Weight:
+def _weight(exported: torch.export.ExportedProgram, spec: Any, written: bool) -> Weight:
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
         raise UnsupportedModelError(
             f"the exported program takes an input of kind {spec.kind}; only tensors can be hoisted"
         )
     name = spec.target
     if name in exported.state_dict:
-        return Weight(name, exported.state_dict[name].detach(), True, spec.kind is InputKind.PARAMETER)
-    return Weight(name, exported.constants[name].detach(), False, False)
-
-
-def _check_outputs(signature: Any) -> None:
-    for spec in signature.output_specs:
-        if spec.kind is OutputKind.BUFFER_MUTATION:
-            raise UnsupportedModelError(
-                f"the model writes to its buffer {spec.target!r} in forward; a hoisted model keeps no state between "
-                "calls. Hoist the part of the model that only reads."
-            )
+        trained = spec.kind is InputKind.PARAMETER or written
+        return Weight(name, exported.state_dict[name].detach(), True, trained)
+    return Weight(name, exported.constants[name].detach(), False, written)
 
 
 def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
@@ -299,50 +302,6 @@ def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
     if not isinstance(symbol, sympy.Symbol):
         raise CaptureError(f"the row count is {symbol}, expected one symbol")
     return symbol
-
-
-def _check_operators(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        where = f"{node.target} in {module_path(node) or 'the model itself'}"
-        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise UnsupportedModelError(f"{where}: control flow operators cannot be hoisted")
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if _in_training_mode(node):
-            raise TrainingModeError(f"{where} runs in training mode; call model.eval() first")
-        if operator_name(node).rstrip("_") in RANDOM:
-            raise UnsupportedModelError(
-                f"{where} draws random numbers in forward, so equal scores have no meaning. "
-                "Hoist the submodules before and after it."
-            )
-
-
-def _in_training_mode(node: fx.Node) -> bool:
-    """Active dropout, or statistics of the batch: both make a row's result depend on chance or on other rows."""
-    names = [a.name for a in overload(node)._schema.arguments]
-    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
-    if operator_name(node).endswith("dropout"):
-        return arguments.get("train") is True and arguments.get("p") != 0.0
-    return "batch_norm" in operator_name(node) and arguments.get("training") is True
-
-
-def overload(node: fx.Node) -> torch._ops.OpOverload:
-    """The ATen operator that a node calls."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        raise CaptureError(f"{node.name} calls {node.target}, which is no ATen operator")
-    return node.target
-
-
-def operator_name(node: fx.Node) -> str:
-    """The operator without namespace and overload: `linear`, `add`."""
-    return str(overload(node)._schema.name).split("::")[1]
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the module whose `forward` made this node, e.g. `cross.layers.0`; empty for the model itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values()]
-    return str(paths[-1]) if paths else ""
 
 
 def _floating_dtype(tensors: list[torch.Tensor]) -> torch.dtype:

@@ -45,6 +45,6 @@ class Blueprint:
     def of(program: Program, plans: Plans[Plan]) -> Blueprint:
         """Emit the graphs of a captured program's plans."""
         b = plans.main.interpreter.b
-        stages = emit([p.outputs for p in plans.plans], b.constants, program.rows)
+        stages = emit([p.outputs for p in plans.plans], b.constants, program.rows, program.training)
         pinned = frozenset(name for plan in plans.plans for name in plan.interpreter.memo.pinned)
         return Blueprint(program.interface, plans, stages, pinned, partial(make_report, plans), program)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from rankhoist.capture import InputSpec, Interface, Split
+from rankhoist.capture.inputs import common_rows
+from rankhoist.errors import VerificationError
 
 NOISE = 0.5  # standard deviations of the column, added to a float that was drawn
 
@@ -90,6 +92,25 @@ def split_rows(interface: Interface, batch: Batch) -> dict[str, Any]:
         return (batch.context if spec.role == "context" else batch.candidate)[spec.name]
 
     return {spec.name: given(spec) for spec in interface.inputs.values()}
+
+
+def pool(interface: Interface, dtype: torch.dtype, device: torch.device, inputs: Any = None) -> dict[str, Tensor]:
+    """Example rows by input name (default: those of the interface), for a model in this dtype and on this device.
+
+    Raises:
+        VerificationError: there are none.
+    """
+    if inputs is None:
+        rows = dict(interface.example)
+        if not rows:
+            raise VerificationError("the program carries no example inputs to draw from; pass verify(..., inputs=...)")
+    elif isinstance(inputs, Mapping):
+        rows = interface.leaves((), inputs)
+    else:
+        rows = interface.leaves((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
+    common_rows(rows)
+    dtypes = {s.name: dtype if s.dtype == interface.dtype else s.dtype for s in interface.inputs.values()}
+    return {name: rows[name].detach().to(device, own) for name, own in dtypes.items()}
 
 
 def draw(

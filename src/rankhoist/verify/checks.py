@@ -12,7 +12,7 @@ A hoisted model that raises, or returns another structure or shape, fails the ch
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import cache, partial
 from typing import Any
@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.versions import versions
-from rankhoist.verify.batches import Batch, draw
+from rankhoist.verify.batches import Batch, draw, pool
 from rankhoist.verify.compare import Comparison, Result, exact, rounded
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 from rankhoist.verify.original import (
@@ -74,17 +73,17 @@ def verify(
     """
     if isinstance(inputs, int) and not isinstance(inputs, bool):
         inputs, trials = None, inputs
-    module, pool = as_module(model), _pool(hoisted, inputs)
+    module, rows = as_module(model), pool(hoisted.interface, hoisted.dtype, hoisted.device, inputs)
     requests = requests if _has_context(hoisted) else (1,)
     _check_sizes(trials, candidates, requests)
     if seed < 0:
         raise VerificationError(f"seed must be 0 or more, got {seed}")
     specs = list(hoisted.interface.inputs.values())
     batches = [
-        draw(specs, pool, n, r, empty=k % (r + 1), seed=seed + k)
+        draw(specs, rows, n, r, empty=k % (r + 1), seed=seed + k)
         for k, (r, n, _) in enumerate(itertools.product(requests, candidates, range(trials)))
     ]
-    probe = draw(specs, pool, PROBE, 1, empty=0, seed=seed)
+    probe = draw(specs, rows, PROBE, 1, empty=0, seed=seed)
     with torch.no_grad():
         truth, checks, row_independent = _run(hoisted, module, batches, probe)
     return Certificate(
@@ -105,22 +104,6 @@ def verify(
 
 
 # -- what is drawn
-
-
-def _pool(hoisted: HoistedModel, inputs: Any) -> dict[str, Tensor]:
-    """Example rows by input name, in the dtype and on the device of the hoisted model."""
-    interface = hoisted.interface
-    if inputs is None:
-        rows = hoisted.example
-        if not rows:
-            raise VerificationError("the program carries no example inputs to draw from; pass verify(..., inputs=...)")
-    elif isinstance(inputs, Mapping):
-        rows = interface.leaves((), inputs)
-    else:
-        rows = interface.leaves((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
-    common_rows(rows)
-    dtypes = {s.name: hoisted.dtype if s.dtype == interface.dtype else s.dtype for s in interface.inputs.values()}
-    return {name: rows[name].detach().to(hoisted.device, dtype) for name, dtype in dtypes.items()}
 
 
 def _has_context(hoisted: HoistedModel) -> bool:

@@ -86,6 +86,17 @@ def _of_node(node: Node) -> Form:
     return plain(node, node.dtype, row_layout(len(node.shape), rows=node.rate is not Rate.WEIGHT))
 
 
+def labelled(made: Node, block: Block) -> Block:
+    """A tensor with an axis per dim in place of a block."""
+    labels = tuple(Label(math.prod(x.size for x in own)) for own in block.labels)
+    return one_block(Factor(made, labels), tuple((x,) for x in labels))
+
+
+def whole_block(evaluator: Evaluator, block: Block) -> Node:
+    """A block as a tensor with an axis per dim, also along those that it is constant along."""
+    return evaluator.node(_part(evaluator, evaluator.settle(block), [True] * len(block.labels)))
+
+
 def _whole_along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> Form:
     """All of `dims` in one segment, in order."""
     for d in dims:

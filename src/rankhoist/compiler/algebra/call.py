@@ -11,8 +11,8 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.capture.program import operator_name, overload
-from rankhoist.compiler.algebra import along, pointwise
+from rankhoist.capture.operators import operator_name, overload
+from rankhoist.compiler.algebra import along, pointwise, training
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Block, Decline, Form
 from rankhoist.compiler.algebra.original import OriginalOperators
@@ -169,6 +169,25 @@ class Call:
         return pointwise.plus(self._originals, x, y)
 
     # -- operators on forms
+
+    @property
+    def trains(self) -> bool:
+        """Whether gradients are asked for: then a law must hold for them, too."""
+        return self._originals.program.training
+
+    def normed_by_counts(self, x: Form, affine: Sequence[Form]) -> Value:
+        """All results of a batch norm of `x` along its axis 1, which alone may be cut; `affine` are weight and bias."""
+        made = training.normed_by_counts(self._originals, x, affine, self.value("eps"))
+        if len(self.outs) < 5:  # it keeps no running statistics
+            return self.alone(made.rows)
+        batch = {"running_mean": made.mean, "running_var": made.variance}
+        momentum = self.value("momentum")
+        running = (training.moved(self._originals, self.value(n), own, momentum) for n, own in batch.items())
+        return [made.rows, None, None, *running]
+
+    def dropped(self, x: Form, share: float) -> Form:
+        """Dropout, block by block."""
+        return training.dropped(self._originals, x, share)
 
     def run(self, op: Op, *operands: Value, **arguments: Value) -> Any:
         """Any operator on whole forms at the lowest rate of all; the rule has proved that rows do not meet."""

@@ -20,6 +20,7 @@ from torch import fx
 
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
+from rankhoist.capture.operators import draws
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import (
@@ -129,8 +130,8 @@ class Interpreter:
         if not isinstance(node.target, torch._ops.OpOverload) or _scalar(meta):
             return self._assert(node) if meta is None else self._size_value(meta)
         args, kwargs = self._map(node.args), self._map(node.kwargs)
-        # Sizes that depend on data have names of their own in every operator.
-        what = node if "unbacked_bindings" in node.meta else node.target
+        # Sizes that depend on data have names of their own in every operator, and every dropout has a mask of its own.
+        what = node if "unbacked_bindings" in node.meta or draws(node) else node.target
         key = (self.level, what, identity(args), identity(kwargs))
         choice = (*key, self.keep(node))
         self.chose = choice in self.memo.results
@@ -219,6 +220,9 @@ class Interpreter:
         self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], operands: list[TensorValue], outcome: Outcome
     ) -> Value:
         """What the first law that applies makes of an operator; else the operator itself over all rows."""
+        if self.program.dropout == "rows" and draws(node):
+            outcome.reason = "draws for every row"
+            return self.originals.fallback(node, args, kwargs)
         numbers = all(isinstance(v, Form) and not v.dtype.is_floating_point for v in operands)
         tried: list[Decline] = []
         for law in self.laws.get(node.target, ()):

@@ -17,7 +17,7 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.capture.program import overload
+from rankhoist.capture.operators import overload
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.infer import Operand, inferred
@@ -58,11 +58,13 @@ class OriginalOperators(Evaluator):
         self._measure(node, made)
         return self._results(made, promised, outside)
 
-    def operate(self, op: Op, args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
-        """Any operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
+    def operate(self, op: Op, args: Sequence[Value], kwargs: dict[str, Value], rate: Rate | None = None) -> Value:
+        """Any operator at a rate: by default the lowest of its operands, where the caller has proved that rows do not
+        meet.
+        """
         promised, work = inferred(op, [_operand(a) for a in args], {k: _operand(v) for k, v in kwargs.items()})
         operands = [v for v in flat((args, kwargs)) if isinstance(v, Form)]
-        rate = _lowest(operands)
+        rate = _lowest(operands) if rate is None else rate
         shown, named = [self.present(a, rate) for a in args], {k: self.present(v, rate) for k, v in kwargs.items()}
         if op in READS_MEMORY:
             shown[0] = self._contiguous(shown[0])

@@ -37,12 +37,20 @@ def spelled(module: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
             x, places = made.args
             every = (slice(None) if p is None else p for p in places)  # type: ignore[union-attr]
             made.target, made.args = operator.getitem, (x, tuple(every))
-        elif node.target is aten.embedding.default:  # what else it takes is about gradients
-            made.target, made.args = F.embedding, (made.args[1], made.args[0])
+        elif node.target is aten.embedding.default:
+            made.target, made.args = F.embedding, _lookup(made.args)
         else:
             made.target = soonest or node.target
     run: Callable[..., tuple[Any, ...]] = fx.GraphModule(nn.Module(), graph).forward
     return run
+
+
+def _lookup(args: Any) -> Any:
+    """The arguments of torch's function; all but table and ids are about gradients."""
+    table, ids, untrained, by_frequency, sparse = (*args, -1, False, False)[:5]
+    if untrained < 0 and not sparse:
+        return ids, table
+    return ids, table, untrained if untrained >= 0 else None, None, 2.0, by_frequency, sparse
 
 
 def _whole(node: fx.Node) -> bool:

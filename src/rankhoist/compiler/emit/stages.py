@@ -69,8 +69,13 @@ class Stages:
         return [self.weights, *(stage for v in self.variants for stage in (v.request, v.candidate))]
 
 
-def emit(plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol) -> Stages:
-    """Graphs that compute each plan's outputs (nodes; all else is returned as it is)."""
+def emit(
+    plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol, training: bool = False
+) -> Stages:
+    """Graphs that compute each plan's outputs (nodes; all else is returned as it is).
+
+    For `training` they are differentiable: see `graph.trained` for what they are given.
+    """
     by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in plans]
     nodes = list({n.index: n for own in by_plan for n in own}.values())
     weights = sorted((n for n in nodes if n.rate is Rate.WEIGHT), key=lambda n: n.index)
@@ -80,18 +85,18 @@ def emit(plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], row
     variants = []
     for outputs, own, passed in zip(plans, by_plan, passed_on, strict=True):
         state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]
-        over = overwritten(own, outputs)
+        over = {} if training else overwritten(own, outputs)
         request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
         variants.append(
             Variant(
-                _stage(request, state, folded, rows, "Request", over),
-                _stage(candidate, outputs, [*folded, *state], rows, "Candidate", over),
+                _stage(request, state, folded, rows, "Request", over, training),
+                _stage(candidate, outputs, [*folded, *state], rows, "Candidate", over, training),
                 [n.index for n in state],
             )
         )
     used = {n.args[0] for n in nodes if n.op == "constant"}
     return Stages(
-        _stage(weights, folded, [], rows, "Weights", {}), [n.index for n in folded],
+        _stage(weights, folded, [], rows, "Weights", {}, training), [n.index for n in folded],
         {k: v for k, v in constants.items() if k in used}, variants,
     )  # fmt: skip
 
@@ -104,10 +109,10 @@ def _passed_on(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:
 
 def _stage(
     nodes: Sequence[Node], results: Sequence[Any], earlier: Sequence[Node], rows: sympy.Symbol, name: str,
-    over: dict[int, int],
+    over: dict[int, int], training: bool,
 ) -> Stage:  # fmt: skip
     """`over`: which nodes are written over which of their arguments."""
-    writer = _Writer(rows, over)
+    writer = _Writer(rows, over, training)
     needed = {x.index for n in nodes for x in inputs_of(n)} | {r.index for r in results if isinstance(r, Node)}
     own = {n.index for n in nodes}
     passed = [n for n in earlier if n.index in needed and n.index not in own]
@@ -134,9 +139,9 @@ def _label(node: Node) -> str:
 class _Writer:
     """Writes intermediate nodes into one fx graph, under the names of the operators they come from."""
 
-    def __init__(self, rows: sympy.Symbol, over: dict[int, int]) -> None:
+    def __init__(self, rows: sympy.Symbol, over: dict[int, int], training: bool) -> None:
         self.graph = fx.Graph()
-        self.rows, self.over = rows, over
+        self.rows, self.over, self.training = rows, over, training
         self.values: dict[int, fx.Node] = {}
         self.arguments: dict[str, fx.Node] = {}
         self.taken: dict[str, int] = {}
@@ -152,9 +157,10 @@ class _Writer:
             return
         args = tuple(self.argument(a) for a in node.args)
         kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}
-        target: Any = node.op
+        known = row(node.op)
+        target: Any = (self.training and known.trained) or node.op
         if node.index in self.over:
-            target, args = row(node.op).over, args[::-1] if self.over[node.index] else args
+            target, args = known.over, args[::-1] if self.over[node.index] else args
         made = self.graph.create_node("call_function", target, args, kwargs, name=node.source or None)
         made.meta["shape"] = node.shape
         self.values[node.index] = made

@@ -152,7 +152,8 @@ class Builder:
         self, op: Op | str, args: tuple[Any, ...], kwargs: dict[str, Any], rate: Rate,
         shape: tuple[int, ...], dtype: torch.dtype, work: Work, rows_first: bool = True,
     ) -> Node:  # fmt: skip
-        key = (op, _key(args), _key(kwargs), rate, shape, dtype, rows_first)
+        drawn = self.source if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()) else ""  # once each
+        key = (op, _key(args), _key(kwargs), rate, shape, dtype, rows_first, drawn)
         node = self._interned.get(key)
         if node is None:
             node = Node(len(self.nodes), op, args, kwargs, rate, shape, dtype, self.source, work, rows_first)

@@ -116,6 +116,30 @@ def batched_matmul(x: Tensor, m: Tensor) -> Tensor:
     return torch.bmm(flat, m).view(batch, rows, width, m.shape[-1]).transpose(0, 1)
 
 
+def norm_by_counts(
+    x: Tensor, offsets: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm of `[R, ...]` along all axes but `axis`, where the row of a request counts once per candidate of it.
+
+    Returns the rows, and mean and unbiased variance of the batch.
+    """
+    counts = offsets.diff().to(x).view(-1, *[1] * (x.dim() - 1))
+    others = [i for i in range(x.dim()) if i != axis]
+    total = counts.sum() * (x[:1].numel() // x.shape[axis])
+    mean = (x * counts).sum(others, keepdim=True) / total
+    centred = x - mean
+    var = (centred.square() * counts).sum(others, keepdim=True) / total
+    y = centred * (var + eps).rsqrt()
+    if weight is not None and bias is not None:
+        y = y * weight.view(mean.shape) + bias.view(mean.shape)
+    return y, mean.detach().flatten(), (var.detach() * (total / (total - 1))).flatten()
+
+
+def dropped(x: Tensor, share: float, mask: str) -> Tensor:
+    """Dropout; `mask` is the name of what is drawn: two draws are never one."""
+    return F.dropout(x, share)
+
+
 def _flat(x: Tensor) -> Tensor:
     """`[..., k] -> [rows, k]`."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from rankhoist.compiler.graph import kernels, padded, products
+from rankhoist.compiler.graph import kernels, padded, products, trained
 from rankhoist.compiler.graph.node import Op
 
 aten = torch.ops.aten
@@ -61,6 +61,7 @@ class Operator:
         commutes: over its second operand, too.
         spelled: the function of torch, or the name of the method, that reaches it soonest.
         padded: the same over blocks of rows, padded, for compilers and exporters.
+        trained: the same with a lean gradient, given `trained.Counts`.
         checked: for a private operator: it looks at indices and sizes before it follows them, so a file may hold it.
     """
 
@@ -73,6 +74,7 @@ class Operator:
     commutes: bool = False
     spelled: Callable[..., Any] | str | None = None
     padded: Op | None = None
+    trained: Op | None = None
     checked: bool = False
     overload: str = "default"
 
@@ -183,21 +185,31 @@ ROWS: list[tuple[str, Operator]] = [
     ]  # fmt: skip
 
 KERNELS: dict[Op, Operator] = {
-    kernels.spread: Operator(Timed.ROWS, view=True),
-    kernels.repeat_rows: Operator(Timed.ROWS),
+    kernels.spread: Operator(Timed.ROWS, view=True, trained=trained.spread),
+    kernels.repeat_rows: Operator(Timed.ROWS, trained=trained.repeat_rows),
     kernels.asserted: PLAIN,
     kernels.read_tables: Operator(Timed.GATHER),
-    kernels.linear_from: Operator(Timed.PRODUCT, dense=True),
+    kernels.linear_from: Operator(Timed.PRODUCT, dense=True, trained=trained.linear_from),
     kernels.linear_onto: Operator(Timed.PRODUCT, dense=True, over=kernels.linear_onto_),
     kernels.linear_onto_: PLAIN,
-    kernels.request_linear: Operator(Timed.OF_REQUEST, dense=True, padded=padded.linear),
-    kernels.request_linear_from: Operator(Timed.OF_REQUEST, dense=True, padded=padded.linear_from),
+    kernels.request_linear: Operator(
+        Timed.OF_REQUEST, dense=True, padded=padded.linear, trained=trained.request_linear
+    ),
+    kernels.request_linear_from: Operator(
+        Timed.OF_REQUEST, dense=True, padded=padded.linear_from, trained=trained.request_linear_from
+    ),
     kernels.request_linear_onto: Operator(
-        Timed.OF_REQUEST, dense=True, over=kernels.request_linear_onto_, padded=padded.linear_onto
+        Timed.OF_REQUEST,
+        dense=True,
+        over=kernels.request_linear_onto_,
+        padded=padded.linear_onto,
+        trained=trained.request_linear_onto,
     ),
     kernels.request_linear_onto_: PLAIN,
     kernels.batched_matmul: Operator(Timed.BATCHED_WEIGHT),
-    kernels.request_matmul: Operator(Timed.BATCHED_OF_REQUEST, padded=padded.matmul),
+    kernels.request_matmul: Operator(Timed.BATCHED_OF_REQUEST, padded=padded.matmul, trained=trained.request_matmul),
+    kernels.norm_by_counts: Operator(trained=trained.norm_by_counts),
+    kernels.dropped: PLAIN,
 }
 
 

@@ -21,6 +21,7 @@ from rankhoist.compiler.rules import (
     reshape,
     rowwise,
     scans,
+    training,
     windows,
 )
 from rankhoist.compiler.rules.law import table
@@ -35,6 +36,7 @@ FAMILIES = {
     "linear": linear.LAWS,
     "attention": attention.LAWS,
     "norm": norm.LAWS,
+    "training": training.LAWS,
     "scans": scans.LAWS,
     "windows": windows.LAWS,
     "reduce": reduce.LAWS,

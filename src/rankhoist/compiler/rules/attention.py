@@ -52,6 +52,8 @@ def softmax_of(call: Call, value: Form, dim: int) -> Form:
     axis = value.axis(dim)
     parts = [joins.segment(value, dim, k) for k in range(len(value.dims[dim]))]
     highest = [_amax(call, part, dim) for part in parts]
+    if call.trains:  # the result does not depend on the peaks, and neither does its gradient
+        highest = [call.each(aten.detach.default, p) for p in highest]
     lowest = torch.finfo(value.dtype).min  # a fully masked block has peak -inf, and -inf - -inf is no number
     peaks = [call.each(aten.clamp_min.default, p, lowest) for p in highest]
     powers = [call.each(aten.exp.default, call.each(aten.sub.Tensor, x, p)) for x, p in zip(parts, peaks, strict=True)]

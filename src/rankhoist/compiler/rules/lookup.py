@@ -25,6 +25,8 @@ def embedding(call: Call) -> Form:
     table, ids = call.forms("weight", "indices")
     if table.rate is not Rate.WEIGHT or table.has_rows:
         raise Decline(f"the table is no weight, but {table.axes}")
+    if call.trains:  # the row that is not trained, and sparse gradients
+        return call.by_element(call.tidy(ids), lambda part: call.again(weight=table, indices=part))
     return call.by_element(call.tidy(ids), lambda part: call.run(aten.embedding.default, table, part))
 
 

@@ -29,8 +29,15 @@ def prelu(call: Call) -> Form:
 
 
 def identity(call: Call) -> Form:
-    """Copies, detachments and inactive dropout change nothing."""
+    """Copies and inactive dropout change nothing."""
+    if call.value("train"):
+        raise Decline("drops out in training mode")
     return call.form()
+
+
+def detach(call: Call) -> Form:
+    """A detachment changes nothing but gradients."""
+    return call.elementwise() if call.trains else call.form()
 
 
 def cast(call: Call) -> Form:
@@ -121,7 +128,8 @@ LAWS = [
     *law("elementwise on blocks", Level.LOOKUP, {"_to_copy to type_as _cast_Float float": cast}),
     *law("elementwise on blocks", Level.REQUEST, {
         UNARY + SEVERAL + "max.other min.other": elementwise,
-        "clone alias detach lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout": identity,
+        "clone alias lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout": identity,
+        "detach": detach,
         "prelu _prelu_kernel": prelu,
     }, blocks=Level.LINEAR),
     *law("constants and broadcasts", Level.REQUEST, {

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture import InputSpec, Program
-from rankhoist.capture.program import module_path
+from rankhoist.capture.operators import module_path
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan
 from rankhoist.report.record import Graph, Vertex

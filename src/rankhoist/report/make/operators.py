@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from rankhoist.capture.program import module_path
+from rankhoist.capture.operators import module_path
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.graph.work import original_work

@@ -1,0 +1,110 @@
+"""What a model must not do: in eval mode, and, where it is captured to be trained, in training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import OutputKind
+
+from rankhoist.capture.operators import draws, module_path, named_arguments, operator_name
+from rankhoist.errors import TrainingModeError, UnsupportedModelError
+
+RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "bernoulli", "multinomial",
+          "normal", "uniform", "exponential", "poisson", "geometric", "log_normal", "cauchy", "random"}  # fmt: skip
+DROPOUT = {"dropout", "native_dropout", "scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu"}
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """A wrapper around modules in eval mode may have forgotten its own flag; what it computes is checked in the
+    graph.
+    """
+    leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()))
+    training = [name or "(the model itself)" for name, module in leaves if module.training]
+    if training:
+        shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+        raise TrainingModeError(f"call model.eval() first: in training mode are {shown}")
+
+
+def check_exported(exported: torch.export.ExportedProgram) -> None:
+    """That gradients flow as the model's author wrote it: `no_grad` inside of a model is lost where it is inlined.
+
+    Raises:
+        UnsupportedModelError: a module switches gradients off.
+    """
+    for node in exported.graph.nodes:
+        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            raise UnsupportedModelError(
+                f"gradients are switched on or off in {_where(node)} (torch.no_grad, torch.enable_grad), which the "
+                "captured graph does not keep. Use tensor.detach(), which it keeps."
+            )
+
+
+def check_outputs(signature: Any, training: bool) -> None:
+    """That nothing is written but buffers in training mode, as batch norms do.
+
+    Raises:
+        UnsupportedModelError: says what is.
+    """
+    for spec in signature.output_specs:
+        if spec.kind is OutputKind.PARAMETER_MUTATION:
+            raise UnsupportedModelError(
+                f"the model writes to its parameter {spec.target!r} in forward, as an embedding with max_norm does. "
+                "Hoist the part of the model that only reads."
+            )
+        if spec.kind is OutputKind.BUFFER_MUTATION and not training:
+            raise UnsupportedModelError(
+                f"the model writes to its buffer {spec.target!r} in forward; a hoisted model keeps no state between "
+                "calls. Hoist the part of the model that only reads."
+            )
+
+
+def check_operators(graph: fx.Graph, training: bool) -> None:
+    """That every operator can be computed once per request, or over all rows.
+
+    Raises:
+        TrainingModeError: one is in training mode where the model is to score.
+        UnsupportedModelError: one draws random numbers, or cannot be analysed; says in which module.
+    """
+    for node in graph.nodes:
+        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise UnsupportedModelError(f"{_called(node)}: control flow operators cannot be hoisted")
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if _in_training_mode(node) and not training:
+            raise TrainingModeError(f"{_called(node)} runs in training mode; call model.eval() first")
+        name = operator_name(node).rstrip("_")
+        if name in RANDOM or (draws(node) and name not in DROPOUT):
+            raise UnsupportedModelError(
+                f"{_called(node)} draws random numbers in forward, so equal scores have no meaning. "
+                "Hoist the submodules before and after it."
+            )
+        if training and "embedding" in name and named_arguments(node).get("scale_grad_by_freq"):
+            raise UnsupportedModelError(
+                f"{_called(node)} scales gradients by how often a row has an id, which grouped batches do not show: "
+                "set scale_grad_by_freq=False."
+            )
+
+
+def _called(node: fx.Node) -> str:
+    return f"{node.target} in {_where(node)}"
+
+
+def _where(node: fx.Node) -> str:
+    return module_path(node) or "the model itself"
+
+
+def _in_training_mode(node: fx.Node) -> bool:
+    """Active dropout, or statistics of the batch: both make a row's result depend on chance or on other rows."""
+    if operator_name(node).endswith("dropout"):
+        return draws(node)
+    return "batch_norm" in operator_name(node) and named_arguments(node).get("training") is True
+
+
+def mutated(signature: Any) -> Iterator[tuple[str, str]]:
+    """Of every buffer that is written: its name in the model, and the node that makes its new value."""
+    for spec in signature.output_specs:
+        if spec.kind is OutputKind.BUFFER_MUTATION:
+            yield spec.target, spec.arg.name

@@ -1,0 +1,100 @@
+"""Stages that are trained: nothing is written over, and what joins requests with candidates has a lean gradient.
+
+Both `owner` and `offsets` are `Counts` here. Where all requests have as many candidates, rows `[N, ...]` are a view
+`[R, N / R, ...]`, products by a matrix per request are one `bmm`, and the gradient of a context row is a sum along an
+axis. Otherwise rows are split by request once per operator: a slice per request would have a gradient as large as all
+rows each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankhoist.compiler.graph import kernels
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many candidates each request of a call has; `each` is this number where it is the same for all."""
+
+    numbers: Sequence[int]
+    each: int | None
+
+    @staticmethod
+    def of(offsets: Tensor) -> Counts:
+        """From the R + 1 boundaries of the requests' blocks."""
+        numbers = offsets.diff().tolist()
+        return Counts(numbers, numbers[0] if numbers and len(set(numbers)) == 1 else None)
+
+
+def spread(x: Tensor, counts: Counts) -> Tensor:
+    """`[R, ...]` -> `[N, ...]`, or `[1, ...]` for a single request, which broadcasts against rows."""
+    return x if len(counts.numbers) == 1 else _repeated(x, counts)
+
+
+def repeat_rows(x: Tensor, counts: Counts, rows: int) -> Tensor:
+    """`[R, ...]` -> `[N, ...]`: every row of its own (a view when R = 1)."""
+    return x.expand(rows, *x.shape[1:]) if len(counts.numbers) == 1 else _repeated(x, counts)
+
+
+def _repeated(x: Tensor, counts: Counts) -> Tensor:
+    if counts.each is not None:
+        return x.unsqueeze(1).expand(-1, counts.each, *x.shape[1:]).reshape(-1, *x.shape[1:])
+    rows = [row.expand(n, *x.shape[1:]) for row, n in zip(x.split(1), counts.numbers, strict=True)]
+    return torch.cat(rows) if rows else x
+
+
+def linear_from(x: Tensor, weight: Tensor, start: Tensor, counts: Counts) -> Tensor:
+    """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
+    if len(counts.numbers) == 1:
+        return F.linear(x, weight, start[0])
+    return _plus_start(F.linear(x, weight), start, counts)
+
+
+def _plus_start(y: Tensor, start: Tensor, counts: Counts) -> Tensor:
+    if counts.each is not None:
+        blocks = y.view(len(counts.numbers), -1, y.shape[-1])
+        return (blocks + start.view(len(counts.numbers), 1, -1)).view(y.shape)
+    return y + _repeated(start, counts).view(-1, *[1] * (y.dim() - 2), start.shape[-1])
+
+
+def request_linear(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
+    """Rows times the matrix of their request: `[N, ..., k] x [R, k, n] -> [N, ..., n]`."""
+    if len(counts.numbers) == 1:
+        return torch.matmul(x, m[0])
+    if counts.each is not None:
+        flat = torch.bmm(x.reshape(m.shape[0], -1, x.shape[-1]), m)
+        return flat.view(*x.shape[:-1], m.shape[-1])
+    parts = [torch.matmul(rows, own) for rows, own in zip(x.split(counts.numbers), m.unbind(), strict=True)]
+    return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
+
+
+def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Counts, counts: Counts) -> Tensor:
+    """`start` of the row's request plus the row times its matrix: `[N, ..., k] x [R, k, n] + [R, n] -> [N, ..., n]`."""
+    return _plus_start(request_linear(x, m, counts), start, counts)
+
+
+def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, counts: Counts) -> Tensor:
+    """`[N, ..., n] + [N, ..., k] x [R, k, n] -> [N, ..., n]`."""
+    return total + request_linear(x, m, counts)
+
+
+def request_matmul(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
+    """Rows times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
+    if len(counts.numbers) == 1:
+        return kernels.batched_matmul(x, m[0])
+    pairs = zip(x.split(counts.numbers), m.unbind(), strict=True)
+    parts = [kernels.batched_matmul(rows, own) for rows, own in pairs]
+    return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
+
+
+def norm_by_counts(
+    x: Tensor, counts: Counts, weight: Tensor | None, bias: Tensor | None, eps: float, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.norm_by_counts`."""
+    return kernels.norm_by_counts(x, torch.tensor([0, *counts.numbers]).cumsum(0), weight, bias, eps, axis)

@@ -1,0 +1,92 @@
+"""A model becomes a grouped one: captured in the mode it is in, planned for forward and backward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture import Context, capture
+from rankhoist.capture.wrappers import unwrapped
+from rankhoist.compiler.algebra.workload import Workload, parse_level
+from rankhoist.compiler.plan import make_plan, single
+from rankhoist.compiler.rules import all_rules
+from rankhoist.compiler.targets import this_machine
+from rankhoist.compiler.targets.training import training
+from rankhoist.errors import CaptureError, UnsupportedModelError
+from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.training.model import GroupedModel
+
+DROPOUT = ("rows", "request")
+USUAL = Workload(candidates=3200, requests=32)
+
+
+def grouped(
+    model: nn.Module, example: Any, *, context: Context, workload: Workload | None = None, level: str = "full",
+    dropout: str = "rows",
+) -> GroupedModel:  # fmt: skip
+    """A module with the parameters of `model`, themselves, that is trained on one row of context per request.
+
+    The model is captured in the mode that it is in, and in another one at the first call in that mode: give it in
+    training mode, so that what cannot be trained is refused here.
+
+    Args:
+        model: the module to train. Modules that stay in eval mode (frozen batch norms) are captured so.
+        example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor.
+        context: names or globs of the inputs that belong to the request; for a packed input a mapping
+            `{name: columns}`. All else is the candidate's.
+        workload: candidates and requests of a batch that the plan is made for (default 3200 and 32).
+        level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
+        dropout: of values that are the request's: `rows` draws a mask for every row, as training on rows does, so that
+            what follows is computed per row; `request` draws one mask per request, which is another regulariser.
+
+    Raises:
+        CaptureError: see `rankhoist.errors`; a model that cannot be trained so is refused with the path of the module
+            that stands in the way.
+
+    Example:
+        >>> model = nn.Bilinear(8, 4, 1)  # scores a user [rows, 8] and an item [rows, 4]
+        >>> step = grouped(model, (torch.randn(5, 8), torch.randn(5, 4)), context=["input1"])
+        >>> loss = step(torch.randn(2, 8), torch.randn(50, 4), request_offsets=[0, 20, 50]).square().mean()
+        >>> loss.backward()  # into model.weight.grad
+    """
+    if dropout not in DROPOUT:
+        raise CaptureError(f"unknown dropout {dropout!r}; it is drawn per one of {', '.join(DROPOUT)}")
+    _check_statistics(model)
+    asked, given = parse_level(level), workload or USUAL
+
+    first = _floating(model)
+
+    def build(model: nn.Module) -> Blueprint:
+        now = _floating(model)  # the model may have moved since
+        moved = pytree.tree_map_only(
+            Tensor, lambda t: t.to(now.device, now.dtype if t.dtype == first.dtype else t.dtype), example
+        )
+        program = replace(capture(model, moved, context, all_rules(), training=True), dropout=dropout)
+        return Blueprint.of(program, single(make_plan(program, asked, given, training(this_machine()))))
+
+    made = GroupedModel(unwrapped(model), build)
+    made.graph  # noqa: B018 - what cannot be captured is refused now
+    return made
+
+
+def _check_statistics(model: nn.Module) -> None:
+    """That no module takes its statistics from several processes.
+
+    Raises:
+        UnsupportedModelError: says which module does.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            raise UnsupportedModelError(
+                f"module {name!r} (SyncBatchNorm) takes its statistics from the rows of all processes. Grouped batches "
+                "have them from those of one: use BatchNorm, or train this model on rows."
+            )
+
+
+def _floating(model: nn.Module) -> Tensor:
+    """A tensor in the dtype and on the device of the model."""
+    return next((t for t in model.parameters() if t.is_floating_point()), torch.empty(0))

@@ -1,0 +1,99 @@
+"""The grouped module: the parameters of a model, and a forward that computes context work once per request."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankhoist.capture import Interface
+from rankhoist.compiler.graph.trained import Counts
+from rankhoist.compiler.plan import PlanSummary
+from rankhoist.report import Report
+from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.offsets import Offsets, blocks_of
+from rankhoist.training.graph import Graph
+
+Mode = tuple[bool, ...]  # the training flag of every module
+Build = Callable[[nn.Module], Blueprint]
+
+
+class GroupedModel(nn.Module):
+    """The parameters, buffers and submodules of a model, themselves, and a forward over grouped batches.
+
+    Call it as a hoisted model: context tensors have one row per request `[R, ...]`, candidate tensors one row per
+    candidate `[N, ...]`, and `request_offsets` gives the R + 1 boundaries of the requests' blocks of candidates. The
+    result has N rows. It is the model's on whole rows, and so are the gradients of a loss over it, and what batch norms
+    remember, to rounding.
+
+    Optimisers, checkpoints and wrappers see the model's own: `parameters()`, `state_dict()` and `train()` are those of
+    the model. Each pattern of training flags has a graph of its own, made at its first call.
+    """
+
+    def __init__(self, model: nn.Module, build: Build) -> None:
+        super().__init__()
+        self.training = model.training
+        vars(self).update(original=model, build=build)  # no submodule: its parts are this module's
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self._graphs: dict[Mode, Graph] = {}
+
+    original: nn.Module
+    build: Build
+
+    def forward(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
+        """What the model returns for context rows repeated per candidate: N rows.
+
+        Raises:
+            InputError: an input is missing or has the wrong kind, shape or row count; offsets do not fit.
+            WeightsError: a mask or an index that the graph was made from has changed.
+            CaptureError: at the first call in a mode, where the model cannot be trained so.
+        """
+        graph = self.graph
+        context, candidate = graph.inputs.of_call(args, kwargs)
+        requests, rows = graph.inputs.rows("context", context), graph.inputs.rows("candidate", candidate)
+        blocks = blocks_of(request_offsets, requests, rows)
+        offsets = torch.tensor([0, rows]) if blocks is None else blocks.offsets
+        return graph.run(context, candidate, requests, rows, Counts.of(offsets))
+
+    @property
+    def graph(self) -> Graph:
+        """That of the mode in which every module is now, in the model's dtype and on its device."""
+        mode = tuple(m.training for m in self.original.modules())
+        if mode not in self._graphs:
+            self._graphs[mode] = Graph.of(self.original, self.build(self.original))
+        self._graphs[mode] = self._graphs[mode].here()
+        return self._graphs[mode]
+
+    @property
+    def interface(self) -> Interface:
+        """How it is called."""
+        return self.graph.inputs.interface
+
+    @property
+    def plan(self) -> PlanSummary:
+        """The plan of the mode that it is in."""
+        return self.graph.blueprint.plans.main
+
+    def report(self) -> Report:
+        """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
+        return self.graph.blueprint.report()
+
+    def forget(self) -> None:
+        """Capture the model anew at the next call: something in it has changed that is no weight and no mode."""
+        self._graphs.clear()
+
+    def train(self, mode: bool = True) -> GroupedModel:
+        """The training flag of the model and of all its modules."""
+        self.original.train(mode)
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupedModel:
+        """A copy of the model, grouped; graphs, which nobody changes, are shared."""
+        made = GroupedModel(copy.deepcopy(self.original, memo), self.build)
+        made._graphs = {m: Graph.of(made.original, g.blueprint, g.snapshots) for m, g in self._graphs.items()}
+        return made

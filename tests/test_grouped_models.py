@@ -1,0 +1,99 @@
+"""Gradients of grouped models are those of rows: on random graphs, and on public models in training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from public_models import Case, cases
+from random_models import CANDIDATES, OFFSETS, RandomModel, random_models
+from test_random_models import examples, owners
+from torch import Tensor, nn
+
+from rankhoist import GroupedModel, verify_gradients
+from rankhoist.capture import capture
+from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph.trained import Counts
+from rankhoist.compiler.plan import single
+from rankhoist.compiler.plan.search import Plan, attempt
+from rankhoist.compiler.rules import all_rules
+from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.training.graph import Graph
+
+TOLERANCE, SMALL = 1e-9, 1e-3  # of the largest gradient of a tensor, or of this
+SOME = {"deepctr.DIN", "rechub.DeepFM"}  # in the ordinary run
+BATCH = Workload(CANDIDATES, len(OFFSETS) - 1)
+
+
+def gradients(results: Sequence[Any], of: Sequence[Tensor]) -> list[Tensor] | None:
+    """Of a random sum of all finite results; None where none of them has a gradient."""
+    g = torch.Generator().manual_seed(0)
+    floating = [x for x in results if isinstance(x, Tensor) and x.is_floating_point()]
+    weights = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in floating]
+    parts = [torch.where(x.detach().isfinite(), x * w, 0).sum() for x, w in zip(floating, weights, strict=True)]
+    total = torch.stack(parts).sum() if parts else torch.zeros(())
+    if not total.requires_grad:
+        return None
+    found = torch.autograd.grad(total, of, allow_unused=True)
+    return [torch.zeros_like(x) if y is None else y for x, y in zip(of, found, strict=True)]
+
+
+def learning(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t.detach().clone().requires_grad_(t.is_floating_point()) for n, t in tensors.items()}
+
+
+def assert_close(actual: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> None:
+    assert actual is not None
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a.isfinite(), e.isfinite())
+        a, e = a.nan_to_num(0, 0, 0), e.nan_to_num(0, 0, 0)
+        scale = max(float(e.abs().max()), SMALL) if e.numel() else 1.0
+        assert float((a - e).abs().max() if e.numel() else 0) / scale <= TOLERANCE
+
+
+def plans(model: RandomModel) -> list[Plan]:
+    """The graph as it is, with every form kept, to be trained."""
+    program = replace(model.program, training=True)
+    return [attempt(program, level, BATCH, frozenset()) for level in (Level.LINEAR, Level.FULL)]
+
+
+@examples(0.5, 60)
+@given(model=random_models(mixing=1))
+def test_gradients_of_random_models(model: RandomModel):
+    weights = [w.tensor.requires_grad_() for w in model.program.weights.values() if w.trained]
+    context, candidate = learning(model.context), learning(model.candidate)
+    of = [*weights, *(t for side in (context, candidate) for t in side.values() if t.requires_grad)]
+    expected = gradients(model.original(context, candidate, owners(OFFSETS)), of)
+    if expected is None:
+        return
+    for plan in plans(model):
+        graph = Graph.of(nn.Module(), Blueprint.of(plan.interpreter.program, single(plan)))
+        sides = graph.inputs.of_call((), model.call(context, candidate))
+        made = graph.run(*sides, len(OFFSETS) - 1, CANDIDATES, Counts.of(torch.tensor(OFFSETS)))
+        assert_close(gradients(made, of), expected)
+
+
+PUBLIC = [c for c in cases() if c.dtype == torch.float64]
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[] if c.name in SOME else [pytest.mark.slow]) for c in PUBLIC]
+)
+def test_gradients_of_public_models(case: Case):
+    """In training mode, batch norms included, with every form kept."""
+    model = case.model().requires_grad_(True).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    program = capture(model, case.original_inputs(case.rows(6)), case.context, all_rules(), training=True)
+    plan = attempt(program, Level.FULL, BATCH, frozenset())
+    step = GroupedModel(model, lambda _: Blueprint.of(program, single(plan)))
+    certificate = verify_gradients(step, inputs=case.original_inputs(case.rows(20, seed=3)))
+    assert certificate.passed, certificate
