@@ -46,8 +46,8 @@ class TrainingModeError(CaptureError):
 
 
 class ContextError(CaptureError):
-    """The `context` argument does not describe the inputs: unknown names, unknown columns, or nothing left per
-    candidate.
+    """The `context` or the `item` argument does not describe the inputs: unknown names, unknown columns, the same in
+    both, or nothing left per candidate.
     """
 
 

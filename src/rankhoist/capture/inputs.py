@@ -1,12 +1,14 @@
-"""Inputs: their names, which of them (or which of their columns) are context, and the check of what a caller passes."""
+"""Inputs: their names, which of them (or which of their columns) are context, which are of items, and the check of what
+a caller passes.
+"""
 
 from __future__ import annotations
 
 import collections
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -29,12 +31,21 @@ class Split:
     candidate: torch.Tensor
 
 
+class Part(NamedTuple):
+    """The tensor that one side gives of an input: what follows the input's name, and its columns (None: it is all)."""
+
+    side: str
+    suffix: str
+    columns: tuple[int, ...] | None
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """One input tensor of the model: `[rows, *shape]`.
 
     `columns` lists the context columns: all of them for a context input (`None` where the input has no column
-    axis), none for a candidate input, some for a packed one.
+    axis), none for a candidate input, some for a packed one. What is left, all of it (`item`) or `item_columns`, is
+    known of the item alone; the rest belongs to the pair of request and item.
     """
 
     name: str
@@ -42,12 +53,31 @@ class InputSpec:
     dtype: torch.dtype
     role: str  # "context" | "candidate" | "packed"
     columns: tuple[int, ...] = ()
+    item: bool = False
+    item_columns: tuple[int, ...] = ()
 
     @property
     def candidate_columns(self) -> tuple[int, ...]:
         """The columns of a packed input that belong to the candidate, in order."""
         context = set(self.columns)
         return tuple(c for c in range(self.shape[0]) if c not in context)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its tensors in a call without a store: of `context` and of `candidate`."""
+        if self.role != "packed":
+            return (Part(self.role, "", None),)
+        return Part("context", ".context", self.columns), Part("candidate", ".candidate", self.candidate_columns)
+
+    @property
+    def parts_with_store(self) -> tuple[Part, ...]:
+        """Its tensors where items have a store: of `context`, `item` and `pair`."""
+        if self.role == "context" or not (self.columns or self.item_columns):
+            return (Part("context" if self.role == "context" else "item" if self.item else "pair", "", None),)
+        item = self.candidate_columns if self.item else self.item_columns
+        pair = tuple(c for c in self.candidate_columns if c not in item)
+        parts = Part("context", ".context", self.columns), Part("item", ".item", item), Part("pair", ".pair", pair)
+        return tuple(part for part in parts if part.columns)
 
 
 @dataclass(frozen=True)
@@ -133,38 +163,69 @@ def own_rows(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return {n: x.detach().clone() if isinstance(x, torch.Tensor) else x for n, x in leaves.items()}
 
 
-def mark_context(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], context: Context) -> list[InputSpec]:
-    """Roles of all inputs from the user's `context` argument (names or globs, or `{name: columns}`)."""
-    wanted = _wanted_columns(list(shapes), context)
+def mark_sides(
+    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], context: Context, item: Context | None = None
+) -> list[InputSpec]:
+    """All inputs from the user's `context` and `item` arguments (names or globs, or `{name: columns}`)."""
+    wanted = _wanted_columns("context", list(shapes), context)
+    of_items = _wanted_columns("item", list(shapes), [] if item is None else item)
     specs = []
     for name, (shape, dtype) in shapes.items():
         columns = wanted.get(name, False)
         if columns is True or columns is False:
-            specs.append(InputSpec(name, shape, dtype, "context" if columns else "candidate"))
+            spec = InputSpec(name, shape, dtype, "context" if columns else "candidate")
         else:
-            specs.append(_packed(name, shape, dtype, columns))
+            spec = _packed(name, shape, dtype, columns)
+        specs.append(_with_item(spec, of_items.get(name, False)))
     if all(spec.role == "context" for spec in specs):
         raise ContextError("every input is marked as context, so there is no candidate input: nothing would be ranked")
     return specs
 
 
-def _wanted_columns(names: list[str], context: Context) -> dict[str, Any]:
-    if isinstance(context, str):
-        context = [context]
+def _wanted_columns(argument: str, names: list[str], given: Context) -> dict[str, Any]:
+    if isinstance(given, str):
+        given = [given]
     items: Iterable[tuple[str, Any]]
-    items = context.items() if isinstance(context, Mapping) else ((pattern, True) for pattern in context)
+    items = given.items() if isinstance(given, Mapping) else ((pattern, True) for pattern in given)
     wanted: dict[str, Any] = {}
     for pattern, columns in items:
         if not isinstance(pattern, str):
-            raise ContextError(f"context names are strings or globs, got {pattern!r}")
+            raise ContextError(f"{argument} names are strings or globs, got {pattern!r}")
         matched = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
         if not matched:
-            raise ContextError(f"context name {pattern!r} matches no input; the inputs are {', '.join(names)}")
+            raise ContextError(f"{argument} name {pattern!r} matches no input; the inputs are {', '.join(names)}")
         wanted.update(dict.fromkeys(matched, columns))
     return wanted
 
 
 def _packed(name: str, shape: tuple[int, ...], dtype: torch.dtype, columns: Any) -> InputSpec:
+    chosen = _columns("context", name, shape, columns)
+    if not chosen:
+        return InputSpec(name, shape, dtype, "candidate")
+    if len(chosen) == shape[0]:
+        return InputSpec(name, shape, dtype, "context")
+    return InputSpec(name, shape, dtype, "packed", chosen)
+
+
+def _with_item(spec: InputSpec, columns: Any) -> InputSpec:
+    """An input, or columns of one, marked as known of the item alone."""
+    if columns is False:
+        return spec
+    if spec.role == "context":
+        raise ContextError(f"input {spec.name!r} is marked both as context and as item; it is one of them")
+    if columns is True:
+        return replace(spec, item=True)
+    chosen = _columns("item", spec.name, spec.shape, columns)
+    both = sorted(set(chosen) & set(spec.columns))
+    if both:
+        raise ContextError(f"columns {both} of input {spec.name!r} are marked both as context and as item")
+    if len(chosen) == len(spec.candidate_columns):
+        return replace(spec, item=True)
+    return replace(spec, item_columns=chosen)
+
+
+def _columns(argument: str, name: str, shape: tuple[int, ...], columns: Any) -> tuple[int, ...]:
+    """Columns of a packed input, in order."""
     if len(shape) != 1:
         raise ContextError(
             f"input {name!r} has shape [{', '.join(['rows', *map(str, shape)])}]; columns need [rows, columns]"
@@ -173,11 +234,7 @@ def _packed(name: str, shape: tuple[int, ...], dtype: torch.dtype, columns: Any)
     chosen = range(width)[columns] if isinstance(columns, slice) else list(columns)
     wrong = [c for c in chosen if not isinstance(c, int) or not 0 <= c < width]
     if wrong:
-        raise ContextError(f"context columns {wrong} of input {name!r} are outside 0..{width - 1}")
+        raise ContextError(f"{argument} columns {wrong} of input {name!r} are outside 0..{width - 1}")
     if len(set(chosen)) != len(chosen):
-        raise ContextError(f"context columns of input {name!r} are listed twice: {sorted(chosen)}")
-    if not chosen:
-        return InputSpec(name, shape, dtype, "candidate")
-    if len(chosen) == width:
-        return InputSpec(name, shape, dtype, "context")
-    return InputSpec(name, shape, dtype, "packed", tuple(sorted(chosen)))
+        raise ContextError(f"{argument} columns of input {name!r} are listed twice: {sorted(chosen)}")
+    return tuple(sorted(chosen))

@@ -33,7 +33,7 @@ from rankhoist.capture.inputs import (
     InputSpec,
     common_rows,
     constants_in,
-    mark_context,
+    mark_sides,
     named_leaves,
     own_rows,
 )
@@ -120,7 +120,7 @@ class Program:
 
 def capture(
     model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context,
-    known: Container[Any] | None = None, training: bool = False,
+    known: Container[Any] | None = None, training: bool = False, item: Context | None = None,
 ) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
 
@@ -131,7 +131,7 @@ def capture(
     Raises:
         TrainingModeError: a module is in training mode.
         InputError: the example does not fit the model, or its row counts differ.
-        ContextError: `context` names inputs or columns that do not exist, or all of them.
+        ContextError: `context` or `item` names inputs or columns that do not exist, or all of them, or both the same.
         ExportError: `torch.export` refuses the model, or cannot make it functional.
         UnsupportedModelError: the model draws random numbers, writes to its buffers or is quantised.
     """
@@ -161,7 +161,7 @@ def capture(
             functional = taken_apart(functional, known)
     without_tokens(functional)
     fill(functional.graph)
-    return _program(functional, own_rows(leaves), context, arguments, training)
+    return _program(functional, own_rows(leaves), (context, item), arguments, training)
 
 
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -223,7 +223,7 @@ def _exported_arguments(exported: torch.export.ExportedProgram) -> Arguments:
 
 
 def _program(
-    exported: torch.export.ExportedProgram, example: dict[str, Any], context: Context, arguments: Arguments,
+    exported: torch.export.ExportedProgram, example: dict[str, Any], sides: Any, arguments: Arguments,
     training: bool,
 ) -> Program:  # fmt: skip
     graph = exported.graph_module.graph
@@ -247,7 +247,7 @@ def _program(
     users = [u for i, u in enumerate(users) if all(i != c.place for c in constants)]
     rows = _row_symbol(dict(zip(names, users, strict=True)))
     shapes = {n: (tuple(u.meta["val"].shape[1:]), u.meta["val"].dtype) for n, u in zip(names, users, strict=True)}
-    specs = mark_context(shapes, context)
+    specs = mark_sides(shapes, *sides)
     for spec, node in zip(specs, users, strict=True):
         if spec.role == "context" and not node.users:
             warnings.warn(f"context input {spec.name!r} is never read by the model", UnusedInputWarning, stacklevel=3)
