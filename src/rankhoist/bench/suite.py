@@ -138,7 +138,7 @@ class Subject:
             timed |= self._parts(cell, context, candidate) | self._floors(cell, plan)
             times = interleaved(timed, self.settings.seconds, warmup=1, rounds=self.settings.rounds)
         workload = Workload(cell.candidates, cell.requests)
-        expected = plan.target.predicted(plan.nodes, plan.outputs, cell.candidates, cell.requests)
+        expected = plan.target.predicted(plan.per_call, plan.outputs, cell.candidates, cell.requests)
         work = {x: h.plan.cost.multiply_adds for x, h in below.items()}
         work["full"] = sum(n.work.multiply_adds * workload.of(n.rate) for n in plan.nodes)
         return {

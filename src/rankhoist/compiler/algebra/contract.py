@@ -26,9 +26,18 @@ def settle(b: Builder, block: Block, workload: Workload) -> Block:
     if block.settled:
         return block
     visible = set(block.visible)
-    parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible)]
+    parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible, workload)]
+    if workload.stored:
+        parts = _one_of_items(b, parts)
     total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
     return Block(block.labels, (Term((total,)),))
+
+
+def _one_of_items(b: Builder, parts: list[Factor]) -> list[Factor]:
+    """What depends on items alone is added up by itself, for it is stored: one tensor is read in place of several."""
+    items = [f for f in parts if f.node.rate is Rate.ITEM]
+    others = [f for f in parts if f.node.rate is not Rate.ITEM]
+    return [*others, reduce(lambda x, y: add(b, x, y), items)] if items else parts
 
 
 def simplify(b: Builder, block: Block, workload: Workload) -> Block:
@@ -39,43 +48,57 @@ def simplify(b: Builder, block: Block, workload: Workload) -> Block:
     fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
     if fixed:
         fixed = settle(b, Block(block.labels, fixed), workload).terms
-    moving = [one_moving(b, t, visible, workload) for t in block.terms if t.rate.per_candidate]
-    folded = [t for group in group_terms(moving, visible) for t in fold_group(b, group, visible, workload)]
-    return Block(block.labels, (*fixed, *folded))
+    terms = [one_moving(b, t, visible, workload) for t in block.terms if t.rate.per_candidate]
+    groups = group_terms(terms, visible, workload, by_coefficient=True)
+    return Block(block.labels, (*fixed, *(t for group in groups for t in fold_group(b, group, visible, workload))))
+
+
+def split(term: Term, workload: Workload) -> tuple[list[Factor], list[Factor]]:
+    """The coefficient of a term, and its per-candidate factors.
+
+    What is kept of items is a coefficient, where something else is computed for each candidate.
+    """
+    moving = [f for f in term.factors if f.node.rate.per_candidate and not workload.before(f.node.rate)]
+    moving = moving or [f for f in term.factors if f.node.rate.per_candidate]
+    return [f for f in term.factors if f not in moving], moving
 
 
 def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Term:
     """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of the per-candidate factors is small; else
     evaluated.
     """
-    moving = [f for f in term.factors if f.node.rate.per_candidate]
+    fixed, moving = split(term, workload)
     if len(moving) < 2:
         return term
-    fixed = tuple(f for f in term.factors if not f.node.rate.per_candidate)
-    if not small_product(term, visible):
+    if not small_product(term, visible, workload):
         return Term((evaluate(b, term, visible, workload),))
     keep = set(visible) | {x for f in fixed for x in f.labels}
     return Term((*fixed, evaluate(b, Term(tuple(moving)), keep, workload)), term.scale)
 
 
-def small_product(term: Term, visible: Collection[Label]) -> bool:
+def small_product(term: Term, visible: Collection[Label], workload: Workload) -> bool:
     """Whether the per-candidate factors multiply to something smaller than the block itself."""
-    fixed = {x for f in term.factors if not f.node.rate.per_candidate for x in f.labels}
-    moving = {x for f in term.factors if f.node.rate.per_candidate for x in f.labels}
+    fixed, moving = ({x for f in factors for x in f.labels} for factors in split(term, workload))
     left = [x for x in moving if x in visible or x in fixed]
     return bool(fixed) and 2 * _size(left) <= _size(list(visible))
 
 
-def group_terms(terms: Sequence[Term], visible: Collection[Label]) -> list[list[Term]]:
-    """Terms whose per-candidate factor is the same tensor in the same place: their coefficients add up."""
+def group_terms(
+    terms: Sequence[Term], visible: Collection[Label], workload: Workload, by_coefficient: bool = False
+) -> list[list[Term]]:
+    """Terms whose per-candidate factor is the same tensor in the same place: their coefficients add up.
+
+    `by_coefficient`: only those which both do or both do not depend on the candidate.
+    """
     groups: dict[object, list[Term]] = {}
     for i, term in enumerate(terms):
-        moving = [f for f in term.factors if f.node.rate.per_candidate]
+        fixed, moving = split(term, workload)
+        kind = by_coefficient and any(f.node.rate.per_candidate for f in fixed)
         private = [x for x in moving[0].labels if x not in visible] if len(moving) == 1 else []
         if len(moving) == 1 and len(term.factors) > 1:
             f = moving[0]
             place = tuple(private.index(x) if x in private else id(x) for x in f.labels)
-            groups.setdefault((f.node.index, place), []).append(term)
+            groups.setdefault((f.node.index, place, kind), []).append(term)
         else:
             groups[i] = [term]
     return list(groups.values())
@@ -91,13 +114,14 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     """`C_1 z + C_2 z = (C_1 + C_2) z`, where adding the coefficients is cheaper than multiplying each."""
     if len(terms) == 1:
         return terms
-    terms = _same_private_labels(terms, visible)
-    moving = next(f for f in terms[0].factors if f.node.rate.per_candidate)
+    terms = _same_private_labels(terms, visible, workload)
+    moving = split(terms[0], workload)[1][0]
     keep = set(visible) | set(moving.labels)
-    coefficients = [Term(tuple(f for f in t.factors if not f.node.rate.per_candidate), t.scale) for t in terms]
+    coefficients = [Term(tuple(split(t, workload)[0]), t.scale) for t in terms]
     labels = {x for t in coefficients for f in t.factors for x in f.labels if x in keep} | set(moving.labels)
     joint = sum(cheapest(t.factors, keep, workload).cost for t in coefficients)
-    joint += workload.of(moving.node.rate) * math.prod(x.size for x in labels)
+    rate = join((moving.node.rate, *(f.node.rate for t in coefficients for f in t.factors)))
+    joint += workload.of(rate) * math.prod(x.size for x in labels)
     if joint > sum(cheapest(t.factors, visible, workload).cost for t in terms):
         return terms
     parts = [evaluate(b, t, keep, workload) for t in coefficients]
@@ -105,15 +129,15 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     return [Term((total, moving))]
 
 
-def _same_private_labels(terms: list[Term], visible: Collection[Label]) -> list[Term]:
+def _same_private_labels(terms: list[Term], visible: Collection[Label], workload: Workload) -> list[Term]:
     """Call the summed axes of the shared factor the same in all terms.
 
     A term's other summed labels get new names: they may be those that another term has on the shared factor.
     """
-    first = next(f for f in terms[0].factors if f.node.rate.per_candidate)
+    first = split(terms[0], workload)[1][0]
     result = []
     for term in terms:
-        own = next(f for f in term.factors if f.node.rate.per_candidate)
+        own = split(term, workload)[1][0]
         names = {x: Label(x.size) for f in term.factors for x in f.labels if x not in visible}
         names |= dict(zip(own.labels, first.labels, strict=True))
         factors = tuple(Factor(f.node, tuple(names.get(x, x) for x in f.labels)) for f in term.factors)

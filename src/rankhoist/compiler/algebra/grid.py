@@ -32,7 +32,9 @@ from rankhoist.compiler.algebra.forms import (
     with_labels,
 )
 from rankhoist.compiler.algebra.moves import drop_dim, insert_dim, reorder
+from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import Rate
 
 
 @dataclass(frozen=True)
@@ -237,13 +239,15 @@ def stretched(builder: Builder, value: Form, shape: Sequence[Extent]) -> Form:
     return map_blocks(align(builder, [value, target]), value.dtype, lambda blocks: blocks[0])
 
 
-def worth_keeping(block: Block) -> bool:
+def worth_keeping(block: Block, workload: Workload) -> bool:
     """Whether an unevaluated block can save products: not if its terms are per-candidate tensors along the same axes.
 
     Such a sum is better evaluated where its author wrote it, also for rounding: sums of large terms that cancel stay
-    together.
+    together. A sum of what is known of the request alone and of what a store keeps of the item costs no products yet.
     """
     own = set(block.visible)
+    if workload.stored and len({t.rate for t in block.terms}) > 1 and not any(t.rate is Rate.PAIR for t in block.terms):
+        return True
     moving = [t for t in block.terms if t.rate.per_candidate]
     if not moving:
         return False

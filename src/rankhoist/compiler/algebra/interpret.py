@@ -20,6 +20,7 @@ from torch import fx
 
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
+from rankhoist.capture.inputs import Part
 from rankhoist.capture.operators import draws
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.call import Call, Law
@@ -45,6 +46,8 @@ from rankhoist.compiler.graph.node import Node, Rate
 from rankhoist.mistakes import is_mistake, told
 
 TERMS = 1000  # a form with more is evaluated
+# Without a store, a candidate's own inputs are what depends on the candidate alone.
+RATES_OF = {"context": Rate.REQUEST, "candidate": Rate.ITEM, "item": Rate.ITEM, "pair": Rate.PAIR}
 
 
 class OverBudget(Exception):  # noqa: N818 - it is an answer, not a mistake
@@ -63,7 +66,7 @@ class Interpreter:
         self, program: Program, level: Level, workload: Workload, laws: Mapping[Any, Sequence[Law]],
         keep: Callable[[fx.Node], bool] = lambda _: True, memo: Memo | None = None,
     ) -> None:  # fmt: skip
-        self.program, self.level, self.laws, self.keep = program, level, laws, keep
+        self.program, self.level, self.workload, self.laws, self.keep = program, level, workload, laws, keep
         self.memo = memo or Memo(Builder(program.device))
         self.b = self.memo.b
         self.originals = OriginalOperators(program, workload, self.memo)
@@ -105,18 +108,18 @@ class Interpreter:
 
     def _input(self, name: str) -> Form:
         spec = self.program.inputs[name]
-        if spec.role == "packed":
-            return self._packed_input(name, spec)
-        rate = Rate.REQUEST if spec.role == "context" else Rate.ITEM
-        leaf = self.b.leaf("input", name, rate, spec.shape, spec.dtype)
+        parts = spec.parts_with_store if self.workload.stored else spec.parts
+        if parts[0].columns is not None:
+            return self._by_columns(name, spec, parts)
+        leaf = self.b.leaf("input", name, RATES_OF[parts[0].side], spec.shape, spec.dtype)
         return plain(leaf, spec.dtype, row_layout(len(spec.shape)))
 
-    def _packed_input(self, name: str, spec: InputSpec) -> Form:
-        parts = ((Rate.REQUEST, ".context", spec.columns), (Rate.ITEM, ".candidate", spec.candidate_columns))
+    def _by_columns(self, name: str, spec: InputSpec, parts: Sequence[Part]) -> Form:
         blocks: dict[Cell, Block] = {}
         segments = []
-        for k, (rate, suffix, columns) in enumerate(parts):
-            leaf = self.b.leaf("input", name + suffix, rate, [len(columns)], spec.dtype)
+        for k, (side, suffix, columns) in enumerate(parts):
+            assert columns is not None, "all of its parts are columns"
+            leaf = self.b.leaf("input", name + suffix, RATES_OF[side], [len(columns)], spec.dtype)
             label = Label(len(columns))
             blocks[(k,)] = one_block(Factor(leaf, (label,)), ((label,),))
             segments.append(np.asarray(columns))
@@ -280,7 +283,7 @@ class Interpreter:
     def _finished_block(self, node: fx.Node, block: Block) -> Block:
         if block.settled:
             return block
-        if self.level < Level.FULL or not grid.worth_keeping(block):
+        if self.level < Level.FULL or not grid.worth_keeping(block, self.workload):
             return self.originals.settle(block)
         if len(block.terms) > TERMS:
             self.originals.grew = f"its form has more than {TERMS} terms and is evaluated"

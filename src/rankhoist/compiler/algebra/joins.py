@@ -47,7 +47,7 @@ def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form
     for k in range(len(form.dims[dim])):
         column = [form.blocks[replaced(cell, dim, k, 0)] for cell in others]
         joinable = all(block.settled and set(block.labels[dim]) <= set(block.factor.labels) for block in column)
-        kind = tuple((_stage(x), _present(x, dim)) for x in column) if joinable else (k,)
+        kind = tuple((workload.stage(x.rate), _present(x, dim)) for x in column) if joinable else (k,)
         kinds.setdefault(kind, []).append(k)
     if len(kinds) == len(form.dims[dim]):
         return form
@@ -59,10 +59,6 @@ def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form
         parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
         blocks[cell] = join_blocks(builder, parts, dim) if len(parts) > 1 else parts[0]
     return replace(form, dims=dims, blocks=blocks)
-
-
-def _stage(block: Block) -> str:
-    return block.rate.stage
 
 
 def _present(block: Block, dim: int) -> tuple[bool, ...]:

@@ -43,6 +43,7 @@ class Memo:
     kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice
     placeholders: dict[str, Value] = field(default_factory=dict)
     seconds: dict[Any, float] = field(default_factory=dict)  # predicted for nodes, at the search's workload
+    cuts: dict[Any, frozenset[int]] = field(default_factory=dict)  # by what pairs read of items: what each computes
 
 
 def identity(value: Any) -> Any:

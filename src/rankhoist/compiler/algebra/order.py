@@ -96,14 +96,17 @@ class _Costs:
         union = left.labels | right.labels
         units = self.size(labels) + (self.size(union) if union != labels else 0)
         read = 0
-        if rate is not Rate.WEIGHT:
-            # Weights multiplied out beforehand are free to compute but not to read, once per call.
-            read = sum(self.size(side.labels) for side in (left, right) if side.rate is Rate.WEIGHT)
+        if not self.workload.before(rate):
+            # What is multiplied out beforehand is free to compute but not to read: weights once, items for every row.
+            rows = {Rate.WEIGHT: 1, Rate.ITEM: self.workload.candidates}
+            early = [side for side in (left, right) if self.workload.before(side.rate)]
+            read = sum(rows[side.rate] * self.size(side.labels) for side in early)
         return left.cost + right.cost + self.workload.of(rate) * units + read
 
     def elements(self, part: Part) -> int:
         """Elements that whoever needs the part reads."""
-        return max(self.workload.of(part.rate), 1) * self.size(part.labels)
+        rows = self.workload.candidates if part.rate.per_candidate else max(self.workload.of(part.rate), 1)
+        return rows * self.size(part.labels)
 
 
 def _exact(parts: Sequence[Part], costs: _Costs) -> Part:

@@ -51,7 +51,7 @@ def arithmetic(
             return known
         given = [own[places.index(i)] if i in places else number_block(i, own[0]) for i in range(len(args[:2]))]
         lazy = build(given) if any(block.rate.per_candidate for block in own) else None
-        if lazy is None or not grid.worth_keeping(lazy):
+        if lazy is None or not grid.worth_keeping(lazy, evaluator.workload):
             return _apply(evaluator, op, args, kwargs, own, forms, places, dtype)
         return lazy
 
@@ -78,7 +78,7 @@ def product(evaluator: Evaluator, blocks: list[Block]) -> Block | None:
     block = grid.multiply_blocks(blocks)
     visible = set(block.visible)
     moving = [t for t in block.terms if sum(f.node.rate.per_candidate for f in t.factors) > 1]
-    return block if all(small_product(t, visible) for t in moving) else None
+    return block if all(small_product(t, visible, evaluator.workload) for t in moving) else None
 
 
 def inverse(evaluator: Evaluator, block: Block) -> Block:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from rankhoist.compiler.graph.node import Rate
@@ -30,13 +30,31 @@ def parse_level(level: str) -> Level:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the plan is made for: candidates per call in all (N), and requests (R) that own them."""
+    """What the plan is made for: candidates per call in all (N), and requests (R) that own them.
+
+    `item_bytes` is how much a store may hold of each item: what depends on items alone is looked up there, not
+    computed. None: there is no store.
+    """
 
     candidates: int = 1000
     requests: int = 1
+    item_bytes: int | None = field(default=None, repr=False)
+
+    @property
+    def stored(self) -> bool:
+        """Whether items have a store."""
+        return self.item_bytes is not None
 
     def of(self, rate: Rate) -> int:
-        """Rows computed at `rate`; weight-rate work is done once per model and counts nothing."""
-        if rate is Rate.WEIGHT:
+        """Rows computed at `rate`; work that is done once per model, or once per item of a store, counts nothing."""
+        if self.before(rate):
             return 0
         return self.requests if rate is Rate.REQUEST else self.candidates
+
+    def before(self, rate: Rate) -> bool:
+        """Whether what has this rate is computed before any call."""
+        return rate is Rate.WEIGHT or (self.stored and rate is Rate.ITEM)
+
+    def stage(self, rate: Rate) -> str:
+        """The stage that computes it: without a store, the candidate stage computes what depends on items alone."""
+        return "item" if self.stored and rate is Rate.ITEM else rate.stage

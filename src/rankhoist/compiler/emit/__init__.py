@@ -1,5 +1,5 @@
 """Emit: the intermediate graph becomes three plain torch.fx graphs, one per stage."""
 
-from rankhoist.compiler.emit.stages import Stage, Stages, Variant, emit
+from rankhoist.compiler.emit.stages import Catalogue, Stage, Stages, Variant, emit
 
-__all__ = ["Stage", "Stages", "Variant", "emit"]
+__all__ = ["Catalogue", "Stage", "Stages", "Variant", "emit"]

@@ -3,6 +3,11 @@
 * weights: original parameters -> folded weights, once per model (and once per weight update);
 * request: folded weights, context inputs -> state `[R, ...]`, once per request;
 * candidate: folded weights, state, candidate inputs -> outputs `[N, ...]`, once per row.
+
+Where items have a store, what depends on them alone has a stage of its own, which is run before all calls:
+
+* item: folded weights, item inputs -> what is kept `[M, ...]`, once per item;
+* candidate: folded weights, state, what is kept of each row's item, inputs of pairs -> outputs.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from torch import fx, nn
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from rankhoist.compiler.emit.spelling import spelled
+from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument, inputs_of, live_nodes
 from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.lower.over import overwritten
@@ -55,50 +61,97 @@ class Variant:
 
 
 @dataclass
+class Catalogue:
+    """The stages of plans for which items have a store: the item stage makes what it keeps, the `kept` nodes."""
+
+    item: Stage
+    kept: list[int]
+    variants: list[Variant]
+
+
+@dataclass
 class Stages:
-    """What several plans of one model share, and each plan's own; `folded` nodes come out of the weights stage."""
+    """What several plans of one model share, and each plan's own; `folded` nodes come out of the weights stage.
+
+    `variants` are the plans without a store, `catalogue` has those with one.
+    """
 
     weights: Stage
     folded: list[int]
     constants: dict[str, torch.Tensor]
     variants: list[Variant]
+    catalogue: Catalogue | None = None
 
     @property
     def all(self) -> list[Stage]:
         """Every stage there is."""
-        return [self.weights, *(stage for v in self.variants for stage in (v.request, v.candidate))]
+        return [self.weights, *(stage for v in self.all_variants for stage in (v.request, v.candidate)), *self._items]
+
+    @property
+    def all_variants(self) -> list[Variant]:
+        """Without a store and with one."""
+        return [*self.variants, *(self.catalogue.variants if self.catalogue is not None else [])]
+
+    @property
+    def _items(self) -> list[Stage]:
+        return [] if self.catalogue is None else [self.catalogue.item]
 
 
 def emit(
-    plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol, training: bool = False
-) -> Stages:
-    """Graphs that compute each plan's outputs (nodes; all else is returned as it is).
+    plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol, training: bool = False,
+    with_store: Sequence[Sequence[Any]] = (),
+) -> Stages:  # fmt: skip
+    """Graphs that compute each plan's outputs (nodes; all else is returned as it is), without and `with_store`.
 
     For `training` they are differentiable: see `graph.trained` for what they are given.
     """
-    by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in plans]
+    every = [*plans, *with_store]
+    by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in every]
     nodes = list({n.index: n for own in by_plan for n in own}.values())
     weights = sorted((n for n in nodes if n.rate is Rate.WEIGHT), key=lambda n: n.index)
-    passed_on = [_passed_on(own, outputs) for own, outputs in zip(by_plan, plans, strict=True)]
+    passed_on = [_passed_on(own, outputs) for own, outputs in zip(by_plan, every, strict=True)]
     wanted = set().union(*passed_on)
     folded = [n for n in weights if n.index in wanted]
-    variants = []
-    for outputs, own, passed in zip(plans, by_plan, passed_on, strict=True):
-        state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]
-        over = {} if training else overwritten(own, outputs)
-        request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
-        variants.append(
-            Variant(
-                _stage(request, state, folded, rows, "Request", over, training),
-                _stage(candidate, outputs, [*folded, *state], rows, "Candidate", over, training),
-                [n.index for n in state],
-            )
-        )
+    count = len(plans)
+    without = zip(by_plan[:count], passed_on[:count], plans, strict=True)
+    variants = [_variant(*own, folded, rows, training=training) for own in without]
     used = {n.args[0] for n in nodes if n.op == "constant"}
     return Stages(
         _stage(weights, folded, [], rows, "Weights", {}, training), [n.index for n in folded],
         {k: v for k, v in constants.items() if k in used}, variants,
+        _catalogue(by_plan[count:], passed_on[count:], with_store, folded, rows) if with_store else None,
     )  # fmt: skip
+
+
+def _variant(
+    own: Sequence[Node], passed: set[int], outputs: Sequence[Any], folded: Sequence[Node], rows: sympy.Symbol,
+    kept: Sequence[Node] = (), training: bool = False,
+) -> Variant:  # fmt: skip
+    """One plan; what is `kept` of items comes last, for its rows are those of the call."""
+    state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]
+    over, early = {} if training else overwritten(own, outputs), {n.index for n in kept}
+    request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
+    if kept:
+        candidate = [n for n in candidate if n.rate is Rate.PAIR]
+    return Variant(
+        _stage(request, state, folded, rows, "Request", over, training),
+        _stage(candidate, outputs, [*folded, *state, *(n for n in own if n.index in early)], rows, "Candidate", over,
+               training),
+        [n.index for n in state],
+    )  # fmt: skip
+
+
+def _catalogue(
+    by_plan: Sequence[Sequence[Node]], passed_on: Sequence[set[int]], plans: Sequence[Sequence[Any]],
+    folded: Sequence[Node], rows: sympy.Symbol,
+) -> Catalogue:  # fmt: skip
+    """One item stage makes what all plans read of an item."""
+    reads = (n for own in by_plan for n in own if n.op is kernels.gathered)
+    kept = list({n.args[0].index: n.args[0] for n in reads}.values())
+    items = [n for n in live_nodes(kept) if n.rate is Rate.ITEM]
+    over = overwritten(live_nodes(kept), kept)
+    variants = [_variant(*own, folded, rows, kept) for own in zip(by_plan, passed_on, plans, strict=True)]
+    return Catalogue(_stage(items, kept, folded, rows, "Item", over), [n.index for n in kept], variants)
 
 
 def _passed_on(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:
@@ -119,7 +172,8 @@ def _stage(
     for argument in ("rows", "owner", "offsets"):
         writer.arguments[argument] = writer.placeholder(argument)
     for node in passed:
-        writer.values[node.index] = writer.placeholder(f"{node.rate.stage}_{_label(node)}")
+        earlier_stage = "item" if node.rate is Rate.ITEM else node.rate.stage
+        writer.values[node.index] = writer.placeholder(f"{earlier_stage}_{_label(node)}")
     leaves = [n for n in nodes if isinstance(n.op, str)]
     for node in leaves:
         writer.values[node.index] = writer.placeholder(_label(node))
@@ -154,6 +208,9 @@ class _Writer:
 
     def write(self, node: Node) -> None:
         if node.index in self.values:
+            return
+        if node.op is kernels.gathered:
+            self.values[node.index] = self.argument(node.args[0])
             return
         args = tuple(self.argument(a) for a in node.args)
         kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}

@@ -142,11 +142,12 @@ class Builder:
         spread = [self.spread(a, rate) if isinstance(a, Node) else a for a in args]
         return self.call(op, spread, rate, shape, dtype, kwargs=kwargs)
 
-    def again(self, node: Node, value: Callable[[Node], Node]) -> Node:
-        """The same operation over other operands."""
+    def again(self, node: Node, value: Callable[[Node], Node], rate: Rate | None = None) -> Node:
+        """The same operation over other operands, and perhaps at a higher rate."""
         args = tuple(_mapped(a, value) for a in node.args)
         kwargs = {k: _mapped(v, value) for k, v in node.kwargs.items()}
-        return self._make(node.op, args, kwargs, node.rate, node.shape, node.dtype, node.work, node.rows_first)
+        rate = node.rate if rate is None else rate
+        return self._make(node.op, args, kwargs, rate, node.shape, node.dtype, node.work, node.rows_first)
 
     def _make(
         self, op: Op | str, args: tuple[Any, ...], kwargs: dict[str, Any], rate: Rate,

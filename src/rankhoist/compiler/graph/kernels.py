@@ -25,6 +25,11 @@ def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
     return x if rows == 1 else x.expand(rows, *x.shape[1:])
 
 
+def gathered(x: Tensor) -> Tensor:
+    """`[M, ...]` of all items -> `[N, ...]` of a call's candidates. A stage is given the rows, read from a store."""
+    return x
+
+
 def asserted(x: Tensor, condition: Tensor, message: str) -> Tensor:
     """`x`, if the condition holds."""
     torch._assert_async(condition, message)

@@ -30,6 +30,7 @@ class Timed(Enum):
     RESHAPE = auto()  # a view, or a copy after a transposition
     ROWS = auto()  # a request's row for each of its candidates
     GATHER = auto()  # rows of a table
+    KEPT = auto()  # rows of a store of items
     PICK = auto()  # single elements
     FUNCTION = auto()  # dear arithmetic on every element
     SOFTMAX = auto()  # the same, and passes over every row
@@ -57,6 +58,7 @@ class Operator:
         view: it returns its operand's memory, arranged anew.
         reshapes: it keeps the order of all elements.
         dense: its result is new and contiguous.
+        fresh: its result is new, a part of wider rows.
         over: the same, written over its first operand; its result is new.
         commutes: over its second operand, too.
         spelled: the function of torch, or the name of the method, that reaches it soonest.
@@ -70,6 +72,7 @@ class Operator:
     view: bool = False
     reshapes: bool = False
     dense: bool = False
+    fresh: bool = False
     over: Op | None = None
     commutes: bool = False
     spelled: Callable[..., Any] | str | None = None
@@ -81,7 +84,7 @@ class Operator:
     @property
     def new(self) -> bool:
         """Its result is memory of its own."""
-        return self.dense or self.over is not None
+        return self.dense or self.fresh or self.over is not None
 
     @property
     def adds_onto(self) -> bool:
@@ -189,6 +192,7 @@ KERNELS: dict[Op, Operator] = {
     kernels.repeat_rows: Operator(Timed.ROWS, trained=trained.repeat_rows),
     kernels.asserted: PLAIN,
     kernels.read_tables: Operator(Timed.GATHER),
+    kernels.gathered: Operator(Timed.KEPT, fresh=True),
     kernels.linear_from: Operator(Timed.PRODUCT, dense=True, trained=trained.linear_from),
     kernels.linear_onto: Operator(Timed.PRODUCT, dense=True, over=kernels.linear_onto_),
     kernels.linear_onto_: PLAIN,

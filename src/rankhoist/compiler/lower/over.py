@@ -51,7 +51,7 @@ def _with_rows(nodes: Sequence[Node]) -> set[int]:
     """Nodes whose tensor has all rows of its stage: one request's row that is to broadcast has not."""
     found: set[int] = set()
     for n in nodes:
-        if n.op == "input" or n.op is kernels.repeat_rows:
+        if n.op == "input" or n.op in (kernels.repeat_rows, kernels.gathered):
             found.add(n.index)
         elif n.op is kernels.spread or isinstance(n.op, str):
             continue

@@ -1,8 +1,21 @@
 """Plan: which forms to keep and which to evaluate, for a workload and a machine, by predicted time."""
 
 from rankhoist.compiler.plan.choice import Range, Ranges
+from rankhoist.compiler.plan.items import plans_with_store
 from rankhoist.compiler.plan.ranges import Plans, make_plans, single
 from rankhoist.compiler.plan.safe import safe_plan
 from rankhoist.compiler.plan.search import Cost, Plan, PlanSummary, make_plan
 
-__all__ = ["Cost", "Plan", "PlanSummary", "Plans", "Range", "Ranges", "make_plan", "make_plans", "safe_plan", "single"]
+__all__ = [
+    "Cost",
+    "Plan",
+    "PlanSummary",
+    "Plans",
+    "Range",
+    "Ranges",
+    "make_plan",
+    "make_plans",
+    "plans_with_store",
+    "safe_plan",
+    "single",
+]

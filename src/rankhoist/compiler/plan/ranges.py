@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node
 from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges
+from rankhoist.compiler.plan.cut import bytes_of
 from rankhoist.compiler.plan.safe import as_it_is
 from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, choice, explained, search, settled
 from rankhoist.compiler.targets import ALIKE, CPU, Target, this_machine
@@ -73,12 +74,12 @@ class Plans(Generic[P]):
 
 def make_plans(
     program: Program, level: Level, workload: Workload, target: Target | None = None,
-    without: frozenset[str] = frozenset(), others: Sequence[Target] = (),
+    without: frozenset[str] = frozenset(), others: Sequence[Target] = (), builder: Builder | None = None,
 ) -> Plans[Plan]:  # fmt: skip
     """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent; also those
-    of `others`, where the model may go.
+    of `others`, where the model may go. They are made in `builder`, if yet other plans share their weights stage.
     """
-    b = Builder(program.device)
+    b = builder or Builder(program.device)
     targets = [target or this_machine(), *others]
     found = {t.name: _of_target(program, level, workload, t, without, b) for t in targets}
     plans: list[Plan] = []
@@ -99,12 +100,17 @@ def _of_target(
     pool = [main, *(p for p in found if p is not main)]
     for count, evaluated in (*((n, found[-1].evaluated) for n in ELSEWHERE), (max(ELSEWHERE), frozenset())):
         if time.thread_time() < deadline and not _near(count, workload):
-            plan = affordable(program, level, Workload(count, workload.requests), evaluated, None, target, without)
+            other = replace(workload, candidates=count)
+            plan = affordable(program, level, other, evaluated, None, target, without)
             pool += [] if plan is None else [plan]
     times = _predicted(pool, target)
+    if workload.stored:
+        pool = _in_one_store(pool, _used(_chosen(pool, times)))
+        times = _predicted(pool, target)
     chosen = _chosen(pool, times)
-    used = sorted({0, *(i for row in chosen for i in row)})
-    plans = [settled(program, pool[i], b) for i in [*used, *_spare(times, used)]]
+    used = _used(chosen)
+    spare = [] if workload.stored else _spare(times, used)
+    plans = [settled(program, pool[i], b) for i in [*used, *spare]]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
     return [explained(level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
 
@@ -124,14 +130,14 @@ def single(plan: Plan) -> Plans[Plan]:
 
 
 def with_original(plans: list[Plan], ranges: Ranges, target: str, elsewhere: dict[str, Ranges]) -> Plans[Plan]:
-    """Beside these plans the original as it is, unless it is one of them."""
-    original = _placed(as_it_is(plans[0]), plans)
+    """Beside these plans the original as it is, unless it is one of them; for items with a store, there is none."""
+    original = None if plans[0].workload.stored else _placed(as_it_is(plans[0]), plans)
     return Plans(tuple(plans), ranges, original, None, target, elsewhere)
 
 
 def _predicted(pool: Sequence[Plan], target: Target) -> Any:
     """Seconds by requests, plan and candidates."""
-    given = [(p.nodes, p.outputs) for p in pool]
+    given = [(p.per_call, p.outputs) for p in pool]
     counts = np.asarray(CANDIDATES, float)
     return np.stack(
         [
@@ -167,6 +173,23 @@ def _chosen(pool: Sequence[Plan], times: Any) -> list[list[int]]:
         fast = of_requests <= ALIKE * of_requests.min(0)
         result.append([next(i for i in order if fast[i, at]) for at, order in enumerate(orders)])
     return result
+
+
+def _used(chosen: Sequence[Sequence[int]]) -> list[int]:
+    """The numbers of the plans that score some call, and of the first."""
+    return sorted({0, *(i for row in chosen for i in row)})
+
+
+def _in_one_store(pool: Sequence[Plan], wanted: Sequence[int]) -> list[Plan]:
+    """Those of the plans that are wanted which read one store together: it holds of an item what it may at most."""
+    plans: list[Plan] = []
+    held = 0
+    for plan in (pool[i] for i in wanted):
+        size = bytes_of(plan.stored)
+        if not plans or held + size <= (plan.workload.item_bytes or 0):
+            plans.append(plan)
+            held += size
+    return plans
 
 
 def _simplicity(level: Level) -> tuple[bool, Level]:

@@ -22,9 +22,10 @@ from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.text import graph_text
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Node, live_nodes
+from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.lower.lean import lean
 from rankhoist.compiler.lower.over import overwritten
+from rankhoist.compiler.plan.cut import cut, penalty, stored
 from rankhoist.compiler.rules import all_rules, rules_without
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
@@ -75,6 +76,16 @@ class Plan(PlanSummary):
     def nodes(self) -> list[Node]:
         """Everything it computes, operands first."""
         return live_nodes([o for o in self.outputs if isinstance(o, Node)])
+
+    @property
+    def per_call(self) -> list[Node]:
+        """The part of it that calls compute; what is made once per item of a store is left out."""
+        return [n for n in self.nodes if n.rate is Rate.WEIGHT or not self.workload.before(n.rate)]
+
+    @property
+    def stored(self) -> list[Node]:
+        """What a store holds of an item for it."""
+        return stored(self.outputs)
 
     def __str__(self) -> str:
         return graph_text(self.nodes)
@@ -164,7 +175,8 @@ def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
     for plan in plans:
         over = overwritten(plan.nodes, plan.outputs)
         for n in plan.nodes:
-            found[n.source] += memo.seconds[plan.target.kind(n), n.index in over]  # type: ignore[assignment]
+            if not plan.workload.before(n.rate):
+                found[n.source] += memo.seconds[plan.target.kind(n), n.index in over]  # type: ignore[assignment]
     return found
 
 
@@ -191,8 +203,13 @@ def attempt(
     target = target or this_machine()
     laws = rules_without(without) if without else all_rules()
     interpreter = Interpreter(program, level, workload, laws, lambda n: n.name not in evaluated, memo)
-    outputs = lean(interpreter.b, interpreter.run(seconds), target.limits)
+    outputs = interpreter.run(seconds)
+    if workload.stored:
+        outputs = cut(interpreter.b, outputs, workload, target, interpreter.memo.cuts)
+    outputs = lean(interpreter.b, outputs, target.limits)
     cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
+    if workload.stored:
+        cost = replace(cost, seconds=cost.seconds + penalty(outputs, workload))
     reasons = {n: o.reason for n, o in interpreter.outcomes.items() if o.reason}
     return Plan(level, level, workload, cost, interpreter, outputs, evaluated, target, reasons, without=without)
 
@@ -212,6 +229,7 @@ def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, floa
     """Work of everything that `outputs` need; `known` remembers the seconds of nodes that are alike."""
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
     over = overwritten(nodes, outputs)
+    nodes = [n for n in nodes if not workload.before(n.rate)]
     taken = target.start(target.profile)
     for n in nodes:
         alike = (target.kind(n), n.index in over)

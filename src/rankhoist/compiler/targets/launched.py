@@ -63,7 +63,7 @@ def _kernels(node: Node, profile: Accelerator, candidates: Any, requests: Any) -
         return _reshaped(node, profile, rows)
     if node.work.multiply_adds:
         return PRODUCTS.get(timed, _by_weight)(node, profile, rows, np.asarray(requests, float))
-    if timed in (Timed.GATHER, Timed.PICK):
+    if timed in (Timed.GATHER, Timed.KEPT, Timed.PICK):
         return 1, _gathered(node, profile, rows)
     return 1, _passes(node, profile, rows, timed)
 
