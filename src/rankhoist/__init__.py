@@ -5,7 +5,7 @@ from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.errors import ArtifactError, RankhoistError
 from rankhoist.hoist import hoist
 from rankhoist.report import Report
-from rankhoist.runtime import HoistedModel, RequestState, load
+from rankhoist.runtime import HoistedModel, RequestState, Store, load
 from rankhoist.training import GroupedModel, grouped, verify_gradients
 from rankhoist.verify import Certificate, verify
 
@@ -19,6 +19,7 @@ __all__ = [
     "Report",
     "RequestState",
     "Split",
+    "Store",
     "Workload",
     "grouped",
     "hoist",

@@ -12,7 +12,7 @@ from torch import nn
 
 from rankhoist.capture import Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
-from rankhoist.compiler.plan import make_plans, safe_plan
+from rankhoist.compiler.plan import make_plans, plans_with_store, safe_plan
 from rankhoist.compiler.rules import all_rules, check_names
 from rankhoist.compiler.targets import Target, named, target_of, this_machine
 from rankhoist.errors import HoistingWarning, RankhoistError
@@ -25,6 +25,8 @@ def hoist(
     example: Any,
     *,
     context: Context,
+    item: Context | None = None,
+    item_bytes: int | None = None,
     workload: Workload | None = None,
     level: str = "full",
     backend: str = "eager",
@@ -38,6 +40,10 @@ def hoist(
         example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor.
         context: names or globs of the inputs that belong to the request; for a packed input `[rows, columns]` a mapping
             `{name: columns}`.
+        item: the same of the inputs that an item has wherever it is a candidate, if its work is to be done once per
+            item and kept in a store (see `HoistedModel.catalogue`); what is neither belongs to the pair of both.
+        item_bytes: how much a store may keep of each item, where keeping less is slower (default: a quarter of this
+            machine's memory for a million items).
         workload: the number of candidates and requests per call that the plan is made for (default 1000 and 1).
         level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
         backend: what runs the stages: `eager` or `inductor`, which compiles them at their first call; see
@@ -58,14 +64,19 @@ def hoist(
         torch.Size([1000, 1])
     """
     hoisted = hoist_program(
-        capture(model, example, context, all_rules()), workload=workload, level=level, without=without, targets=targets
+        capture(model, example, context, all_rules(), item=item),
+        workload=workload,
+        level=level,
+        without=without,
+        targets=targets,
+        item_bytes=item_bytes,
     )
     return hoisted.to_backend(backend)
 
 
 def hoist_program(
     program: Program, *, workload: Workload | None = None, level: str = "full", target: Target | None = None,
-    without: Iterable[str] = (), targets: Iterable[str] = (),
+    without: Iterable[str] = (), targets: Iterable[str] = (), item_bytes: int | None = None,
 ) -> HoistedModel:  # fmt: skip
     """The same for a program that is captured already: levels, workloads and targets are compared without a new export.
 
@@ -76,7 +87,8 @@ def hoist_program(
     target = target or target_of(program.device, program.dtype) or this_machine()
     others = [named(name) for name in dict.fromkeys(targets) if name != target.name]
     try:
-        return HoistedModel(program, make_plans(program, asked, given, target, off, others))
+        plans = make_plans(program, asked, given, target, off, others)
+        return HoistedModel(program, plans, plans_with_store(program, plans, item_bytes))
     except Exception as error:
         if isinstance(error, RankhoistError) or not is_mistake(error):
             raise

@@ -17,6 +17,11 @@ an input that belongs to the request, by name or glob; for a packed input [rows,
 NAME=0,2,5-9 (9 included); repeat for more inputs"""
 
 
+ITEM_HELP = """\
+an input that an item has wherever it is a candidate, in the same words: its work is done once per item, for a store of
+items; what is neither belongs to the pair of both"""
+
+
 def command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str
 ) -> argparse.ArgumentParser:
@@ -54,23 +59,23 @@ def count(text: str) -> int:
     return number
 
 
-def context_of(arguments: Sequence[str]) -> dict[str, bool | list[int]]:
+def context_of(arguments: Sequence[str], option: str = "--context") -> dict[str, bool | list[int]]:
     """`["user_*", "features=0,2,5-9"]` -> `{"user_*": True, "features": [0, 2, 5, 6, 7, 8, 9]}`."""
     context: dict[str, bool | list[int]] = {}
     for argument in arguments:
         name, equals, columns = argument.partition("=")
-        context[name] = _columns(argument, columns) if equals else True
+        context[name] = _columns(f"{option} {argument}", columns) if equals else True
     return context
 
 
-def _columns(argument: str, text: str) -> list[int]:
+def _columns(given: str, text: str) -> list[int]:
     columns: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
             columns += range(int(first), int(last if dash else first) + 1)
         except ValueError:
-            raise CommandError(f"--context {argument}: {part!r} is no column; write NAME=0,2,5-9") from None
+            raise CommandError(f"{given}: {part!r} is no column; write NAME=0,2,5-9") from None
     return columns
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from rankhoist.cli.arguments import CONTEXT_HELP, context_of, numbers
+from rankhoist.cli.arguments import CONTEXT_HELP, ITEM_HELP, context_of, count, numbers
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.errors import ArtifactError, CommandError
 from rankhoist.hoist import hoist
@@ -26,13 +26,18 @@ from the current directory; or the path of a .pt2 archive of torch.export"""
 SAVED_HELP = "; or a file that hoist --out wrote, which is for the context, level and numbers that it was saved with"
 
 
+ITEM_BYTES_HELP = """\
+how much a store may keep of each item (default: a quarter of the memory for a million of them)"""
+
 WITHOUT_HELP = "a law to switch off, by its name in the report; repeat for more"
 
 
 def model_arguments(parser: argparse.ArgumentParser, saved: bool = False) -> None:
-    """MODEL, --context, --level, --without, numbers, --json; `saved`: MODEL may be hoisted already."""
+    """MODEL, --context, --item, --level, --without, numbers, --json; `saved`: MODEL may be hoisted already."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + (SAVED_HELP if saved else ""))
     parser.add_argument("--context", metavar="GLOB", action="append", required=not saved, help=CONTEXT_HELP)
+    parser.add_argument("--item", metavar="GLOB", action="append", default=[], help=ITEM_HELP)
+    parser.add_argument("--item-bytes", metavar="BYTES", type=count, help=ITEM_BYTES_HELP)
     parser.add_argument("--level", choices=LEVELS, default="full", help="what may be hoisted (default: %(default)s)")
     parser.add_argument("--without", metavar="LAW", action="append", default=[], help=WITHOUT_HELP)
     numbers(parser, "candidates", "requests", "seed")
@@ -60,18 +65,21 @@ def load(target: str) -> tuple[Any, Any]:
 
 def hoisted_of(args: argparse.Namespace) -> tuple[Any, HoistedModel]:
     """The original and its hoisted model."""
-    context = context_of(args.context)
+    context, item = context_of(args.context), context_of(args.item, "--item")
     model, example = load(args.model)
     workload = Workload(args.candidates, args.requests)
     chosen = {"level": args.level, "without": args.without, "targets": vars(args).get("target", [])}
-    return model, hoist(model, example, context=context, workload=workload, **chosen)
+    return model, hoist(
+        model, example, context=context, item=item, item_bytes=args.item_bytes, workload=workload, **chosen
+    )
 
 
 def certificate_of(args: argparse.Namespace, hoisted: HoistedModel, model: Any) -> Certificate:
     """Verified for the usual sizes and those that the plan was made for."""
     candidates = sorted({*CANDIDATES, args.candidates})
     requests = sorted({*REQUESTS, args.requests})
-    return verify(hoisted, model, seed=args.seed, candidates=candidates, requests=requests)
+    store = hoisted.catalogue(hoisted.made_up("item", 1)) if args.item else None  # what kind of store is checked
+    return verify(hoisted, model, seed=args.seed, candidates=candidates, requests=requests, store=store)
 
 
 def stored(certificate: dict[str, Any]) -> Certificate:

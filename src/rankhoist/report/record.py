@@ -215,6 +215,44 @@ class LawUse:
     declined: dict[str, int]
 
 
+# -- items
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a store keeps of an item: of which input or operator, its shape without the items' axis, and its bytes."""
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Items:
+    """Calls whose items have a store, by the plan for the workload.
+
+    Attributes:
+        room: how many bytes of an item a store may keep.
+        kept: what it keeps.
+        request, item, pair: work per request, per item of the store, and per candidate.
+        milliseconds, milliseconds_without: predicted for a call, with the store and without one.
+    """
+
+    room: int
+    kept: tuple[Kept, ...]
+    request: Amount
+    item: Amount
+    pair: Amount
+    milliseconds: float
+    milliseconds_without: float
+
+    @property
+    def bytes(self) -> int:
+        """Of an item."""
+        return sum(k.bytes for k in self.kept)
+
+
 # -- all of it
 
 
@@ -232,7 +270,7 @@ class Record:
     """What a plan does with every captured operator, for one workload.
 
     `graph` and `curves` are None in a file of an older version, and `laws` is empty. `tuning` is None where nothing was
-    measured.
+    measured, `items` where no input is marked as the item's.
     """
 
     level: str
@@ -242,6 +280,7 @@ class Record:
     curves: Curves | None = None
     laws: tuple[LawUse, ...] = ()
     tuning: Tuning | None = None
+    items: Items | None = None
 
     def before(self, operator: Operator) -> Amount:
         """Work of an operator in one call of the original."""

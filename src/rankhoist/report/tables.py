@@ -32,6 +32,7 @@ def to_text(report: Record) -> str:
             "",
             *_blocking_lines(report),
             "",
+            *_item_lines(report),
             *_law_lines(report),
             FOOTNOTE,
         ]
@@ -68,6 +69,30 @@ def _blocking_lines(report: Record) -> list[str]:
     ]
     more = len(stayed) - len(lines)
     return ["still computed per candidate:", *lines, *([f"  and {more} cheaper ones"] if more else [])]
+
+
+def _item_lines(report: Record) -> list[str]:
+    """The four rates of a call whose items have a store."""
+    found = report.items
+    if found is None:
+        return []
+    rows = [
+        [rate, once, short(amount.multiply_adds), short(amount.bytes)]
+        for rate, once, amount in (
+            ("request", "per request", found.request),
+            ("item", "per item, before all calls", found.item),
+            ("pair", "per candidate", found.pair),
+        )
+    ]
+    rows.insert(0, ["weight", "per model, before all calls", ".", "."])
+    kept = [f"{shorten(k.name)} [{', '.join(k.shape)}] {k.dtype}, {k.bytes:,} bytes" for k in found.kept]
+    return [
+        f"with a store of items: {found.bytes:,} bytes of each, predicted {found.milliseconds:.3g} ms per call, "
+        f"{found.milliseconds_without:.3g} without",
+        *table(["rate", "computed once", "mul-adds", "bytes"], rows, left=2),
+        *(f"  keeps {line}" for line in kept),
+        "",
+    ]
 
 
 def _law_lines(report: Record) -> list[str]:

@@ -14,15 +14,15 @@ machine that made them; another machine scores the same with them.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankhoist.capture import InputSpec
-from rankhoist.compiler.emit import Stage, Stages, Variant
+from rankhoist.capture import Interface
+from rankhoist.compiler.emit import Catalogue, Stage, Stages, Variant
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime import allowance, container, graph_json, model_json, tensor_file
 from rankhoist.runtime.blueprint import Blueprint
@@ -88,7 +88,10 @@ def blueprint_of(
     description = model_json.from_data(model)
     interface = model_json.with_example(description, example)
     made = _stages(stages, constants)
-    blueprint = Blueprint(interface, description.plans, made, description.pinned, lambda: description.report)
+    blueprint = Blueprint(
+        interface, description.plans, made, description.pinned, lambda: description.report,
+        with_store=description.with_store,
+    )  # fmt: skip
     _check_names(blueprint, original)
     return blueprint, description.dtype
 
@@ -108,8 +111,14 @@ def _stages_data(stages: Stages, keys: dict[str, str]) -> dict[str, Any]:
         leaves = [keys.get(name, name) for name in stage.leaves]
         return {"leaves": leaves, "passed": stage.nodes, **graph_json.to_data(stage.module.graph)}
 
-    variants = [{"request": data(v.request), "candidate": data(v.candidate), "state": v.state} for v in stages.variants]
-    return {"weights": data(stages.weights), "folded": stages.folded, "variants": variants}
+    def all_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+        return [{"request": data(v.request), "candidate": data(v.candidate), "state": v.state} for v in variants]
+
+    made = {"weights": data(stages.weights), "folded": stages.folded, "variants": all_of(stages.variants)}
+    items = stages.catalogue
+    if items is not None:
+        made["catalogue"] = {"item": data(items.item), "kept": items.kept, "variants": all_of(items.variants)}
+    return made
 
 
 def _stages(data: Any, constants: dict[str, Tensor]) -> Stages:
@@ -117,16 +126,22 @@ def _stages(data: Any, constants: dict[str, Tensor]) -> Stages:
         leaves, passed = entries(data, "leaves", str), list(counts(data, "passed"))
         return Stage.of(graph_json.to_graph(data), name, leaves, passed)
 
-    variants = [
-        Variant(
-            stage(entry(variant, "request", dict), "Request"),
-            stage(entry(variant, "candidate", dict), "Candidate"),
-            list(counts(variant, "state")),
-        )
-        for variant in entries(data, "variants", dict)
-    ]
+    def all_of(data: Any) -> list[Variant]:
+        return [
+            Variant(
+                stage(entry(variant, "request", dict), "Request"),
+                stage(entry(variant, "candidate", dict), "Candidate"),
+                list(counts(variant, "state")),
+            )
+            for variant in entries(data, "variants", dict)
+        ]
+
+    variants, items = all_of(data), None
+    if "catalogue" in data:
+        given = entry(data, "catalogue", dict)
+        items = Catalogue(stage(entry(given, "item", dict), "Item"), list(counts(given, "kept")), all_of(given))
     weights = stage(entry(data, "weights", dict), "Weights")
-    return Stages(weights, list(counts(data, "folded")), constants, variants)
+    return Stages(weights, list(counts(data, "folded")), constants, variants, items)
 
 
 def _check_names(blueprint: Blueprint, original: Collection[str]) -> None:
@@ -139,17 +154,32 @@ def _check_names(blueprint: Blueprint, original: Collection[str]) -> None:
         raise ArtifactError(f"it has {len(blueprint.plans.plans)} plans and graphs for {len(stages.variants)}")
     _check_stage(stages.weights, fixed, [], len(stages.folded))
     for variant in stages.variants:
-        context, candidate = (
-            fixed
-            | {_leaf(name, spec, side) for name, spec in interface.inputs.items() if spec.role in (side, "packed")}
-            for side in ("context", "candidate")
-        )
-        _check_stage(variant.request, context, stages.folded, len(variant.state))
-        _check_stage(variant.candidate, candidate, [*stages.folded, *variant.state], interface.out_spec.num_leaves)
+        _check_variant(variant, blueprint, fixed, "candidate", [])
+    items = stages.catalogue
+    plans = 0 if blueprint.with_store is None else len(blueprint.with_store.plans)
+    if plans != (0 if items is None else len(items.variants)):
+        raise ArtifactError(f"it has {plans} plans for a store, and graphs for another number")
+    if items is not None:
+        _check_stage(items.item, fixed | _leaves(interface, "item"), stages.folded, len(items.kept))
+        for variant in items.variants:
+            _check_variant(variant, blueprint, fixed, "pair", items.kept)
 
 
-def _leaf(name: str, spec: InputSpec, side: str) -> str:
-    return f"{name}.{side}" if spec.role == "packed" else name
+def _check_variant(variant: Variant, blueprint: Blueprint, fixed: set[str], side: str, kept: Sequence[int]) -> None:
+    interface, folded = blueprint.interface, blueprint.stages.folded
+    _check_stage(variant.request, fixed | _leaves(interface, "context"), folded, len(variant.state))
+    leaves, early = fixed | _leaves(interface, side), [*folded, *variant.state, *kept]
+    _check_stage(variant.candidate, leaves, early, interface.out_spec.num_leaves)
+
+
+def _leaves(interface: Interface, side: str) -> set[str]:
+    """What stages call the tensors of one side."""
+    return {
+        name + part.suffix
+        for name, spec in interface.inputs.items()
+        for part in (*spec.parts, *spec.parts_with_store)
+        if part.side == side
+    }
 
 
 def _check_stage(stage: Stage, leaves: Collection[str], earlier: Collection[int], results: int) -> None:

@@ -20,6 +20,7 @@ class Blueprint:
     Attributes:
         interface: how the model is called.
         plans: the plans in numbers, and where each is used.
+        with_store: the same for plans of calls whose items have a store; None where no input is marked as the item's.
         stages: the plans as graphs, in the dtype and on the device of the interface.
         pinned: placeholders of the buffers that the plans were made from (indices, masks).
         report: makes the report.
@@ -32,6 +33,7 @@ class Blueprint:
     pinned: frozenset[str]
     report: Callable[[], Report]
     program: Program | None = None
+    with_store: Plans[PlanSummary] | None = None
 
     @property
     def unread(self) -> frozenset[str]:
@@ -42,9 +44,11 @@ class Blueprint:
         return frozenset(n for n, w in self.program.weights.items() if not w.trained) - read - self.pinned
 
     @staticmethod
-    def of(program: Program, plans: Plans[Plan]) -> Blueprint:
-        """Emit the graphs of a captured program's plans."""
-        b = plans.main.interpreter.b
-        stages = emit([p.outputs for p in plans.plans], b.constants, program.rows, program.training)
-        pinned = frozenset(name for plan in plans.plans for name in plan.interpreter.memo.pinned)
-        return Blueprint(program.interface, plans, stages, pinned, partial(make_report, plans), program)
+    def of(program: Program, plans: Plans[Plan], with_store: Plans[Plan] | None = None) -> Blueprint:
+        """Emit the graphs of a captured program's plans, which share a builder."""
+        b, others = plans.main.interpreter.b, () if with_store is None else with_store.plans
+        own, stored = ([p.outputs for p in some] for some in (plans.plans, others))
+        stages = emit(own, b.constants, program.rows, program.training, stored)
+        pinned = frozenset(name for plan in (*plans.plans, *others) for name in plan.interpreter.memo.pinned)
+        report = partial(make_report, plans, with_store)
+        return Blueprint(program.interface, plans, stages, pinned, report, program, with_store)

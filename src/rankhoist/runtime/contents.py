@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankhoist.capture import InputSpec
 from rankhoist.compiler.plan import Range
 from rankhoist.report import tuning
 from rankhoist.report.text import table
@@ -51,9 +52,14 @@ class Contents:
             f"format {manifest['format']}, written {manifest['date']} by {versions}",
             f"for {plan.workload.candidates} candidates of {requests} request{'s' if requests > 1 else ''} per call: "
             f"{plan.cost.multiply_adds:,} multiply-adds, the original {total.before.multiply_adds:,}",
+            *self._store(),
             self._example(),
             *([tuning.title(report.tuning)] if report.tuning is not None else []),
         ]
+
+    def _store(self) -> list[str]:
+        items = self.description.report.items
+        return [] if items is None else [f"for stores of items: {items.bytes:,} bytes of each"]
 
     def _example(self) -> str:
         """Whose rows are in the file."""
@@ -69,7 +75,7 @@ class Contents:
 
     def _inputs(self) -> list[str]:
         specs = self.description.interface.inputs.values()
-        rows = [[s.name, s.role, str(["rows", *s.shape]).replace("'", ""), dtype_name(s.dtype)] for s in specs]
+        rows = [[s.name, _role(s), str(["rows", *s.shape]).replace("'", ""), dtype_name(s.dtype)] for s in specs]
         return table(["input", "role", "shape", "dtype"], rows, left=4)
 
     def _plans(self) -> list[str]:
@@ -92,6 +98,12 @@ def contents(path: str | os.PathLike[str]) -> Contents:
     with container.opened(path) as file:
         model = file.read_json("model.json")
         return Contents(file.manifest, model, model_json.from_data(model))
+
+
+def _role(spec: InputSpec) -> str:
+    """The sides that a candidate's input has where items have a store, behind its role."""
+    sides = " and ".join(part.side for part in spec.parts_with_store if part.side != "context")
+    return f"{spec.role} ({sides})" if spec.item or spec.item_columns else spec.role
 
 
 def _runs(row: Sequence[Range]) -> str:

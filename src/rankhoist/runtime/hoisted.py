@@ -21,6 +21,7 @@ from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_model
 from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.catalogue import CatalogueScoring
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.made_up import made_up_example
 from rankhoist.runtime.moved import for_target
@@ -30,10 +31,10 @@ from rankhoist.runtime.planned import Planned
 from rankhoist.runtime.scoring import RequestState
 from rankhoist.runtime.tune import CANDIDATES, tuned
 from rankhoist.runtime.vocabulary import vocabulary
-from rankhoist.runtime.weights import Argument, Weights, renewed
+from rankhoist.runtime.weights import Weights, filled, renewed
 
 
-class HoistedModel(Planned, nn.Module):
+class HoistedModel(Planned, CatalogueScoring, nn.Module):
     """An equal model that computes context work once per request.
 
     Call it like the original, context tensors with one row per request: `[R, ...]`, candidate tensors with one row per
@@ -51,8 +52,8 @@ class HoistedModel(Planned, nn.Module):
     certificate: dict[str, Any] | None = None
     _weights: Weights
 
-    def __init__(self, program: Program, plans: Plans[Plan] | Plan) -> None:
-        blueprint = Blueprint.of(program, plans if isinstance(plans, Plans) else single(plans))
+    def __init__(self, program: Program, plans: Plans[Plan] | Plan, with_store: Plans[Plan] | None = None) -> None:
+        blueprint = Blueprint.of(program, plans if isinstance(plans, Plans) else single(plans), with_store)
         # What the plans were made from is copied, so that a change of it in place is noticed.
         original = {n: w.tensor.clone() if n in blueprint.pinned else w.tensor for n, w in program.weights.items()}
         super().__init__()
@@ -121,13 +122,13 @@ class HoistedModel(Planned, nn.Module):
     def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
         weights, number = self._weights, chosen.plan
         variant = self._stages_by(chosen.backend).variants[number]
-        arguments = _filled(weights.arguments[number][0], {}, context)
+        arguments = filled(weights.arguments[number][0], {}, context)
         made = variant.request.run(requests, None, None, *arguments) if variant.state else ()
         return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
         offsets, owner = (None, None) if blocks is None else (blocks.offsets, blocks.owner.to(self.device))
-        arguments = _filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
+        arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
         made = self._stages_by(state.backend).variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
         return self.interface.result(made)
 
@@ -311,8 +312,3 @@ class HoistedModel(Planned, nn.Module):
         Python holds the interpreter lock from beginning to end, so threads do not score side by side.
         """
         export.to_package(Path(folder), self._inputs, self.stages, self._weights, several)
-
-
-def _filled(arguments: list[Argument], state: dict[int, Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
-    """The arguments of one call."""
-    return [state[a] if type(a) is int else inputs[a] if type(a) is str else a for a in arguments]  # type: ignore

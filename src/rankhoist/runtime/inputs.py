@@ -23,7 +23,8 @@ class Row(NamedTuple):
 class Inputs:
     """What a model takes that computes in `dtype`, on `device`.
 
-    Its two sides are `context`, with one row per request, and `candidate`; a packed input is one of each.
+    Its two sides are `context`, with one row per request, and `candidate`; a packed input is one of each. Where items
+    have a store, a candidate has two sides: `item`, with one row per item of the store, and `pair`.
 
     Attributes:
         expected: side -> input -> its row.
@@ -36,15 +37,12 @@ class Inputs:
         self.expected = self._expected()
 
     def _expected(self) -> dict[str, dict[str, Row]]:
-        expected: dict[str, dict[str, Row]] = {"context": {}, "candidate": {}}
+        expected: dict[str, dict[str, Row]] = {"context": {}, "candidate": {}, "item": {}, "pair": {}}
         for name, spec in self._specs.items():
             dtype = self.dtype if spec.dtype == self.interface.dtype else spec.dtype
-            if spec.role == "packed":
-                expected["context"][name] = Row(dtype, torch.Size([len(spec.columns)]))
-                expected["candidate"][name] = Row(dtype, torch.Size([len(spec.candidate_columns)]))
-            else:
-                expected[spec.role][name] = Row(dtype, torch.Size(spec.shape))
-        return expected
+            for side, _, columns in {*spec.parts, *spec.parts_with_store}:
+                expected[side][name] = Row(dtype, torch.Size(spec.shape if columns is None else [len(columns)]))
+        return {side: {name: rows[name] for name in self._specs if name in rows} for side, rows in expected.items()}
 
     def of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Context and candidate inputs by name, of a call's arguments.
@@ -113,8 +111,9 @@ class Inputs:
         for name, (dtype, shape) in self.expected[side].items():
             rows_of = self.interface.example.get(name, torch.zeros(1, *shape))
             spec = self._specs[name]
-            if spec.role == "packed" and name in self.interface.example:
-                rows_of = rows_of[:, list(spec.columns if side == "context" else spec.candidate_columns)]
+            own = next(p.columns for p in (*spec.parts, *spec.parts_with_store) if p.side == side)
+            if own is not None and name in self.interface.example:
+                rows_of = rows_of[:, list(own)]
             made[name] = rows_of[torch.arange(rows) % len(rows_of)].to(self.device, dtype)
         return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -72,16 +72,28 @@ def _input(placeholder: str, spec: InputSpec) -> dict[str, Any]:
         "dtype": dtype_name(spec.dtype),
         "role": spec.role,
         "columns": list(spec.columns),
+        "item": spec.item,
+        "item_columns": list(spec.item_columns),
     }
 
 
 def _as_input(data: Any) -> InputSpec:
     name, role = entry(data, "name", str), entry(data, "role", str)
     shape, columns = counts(data, "shape"), counts(data, "columns")
-    packed = len(shape) == 1 and shape[0] <= WIDEST and list(columns) == sorted({c for c in columns if c < shape[0]})
-    if role not in ROLES or (role == "packed" and not packed):
+    of_item = {"item": False, "item_columns": [], **data}  # before items had a store, files said nothing of them
+    item, item_columns = entry(of_item, "item", bool), counts(of_item, "item_columns")
+    fits = (role != "packed" or _are_columns(columns, shape)) and (
+        not item_columns or _are_columns(item_columns, shape)
+    )
+    apart = not set(columns) & set(item_columns) and not (item and (item_columns or role == "context"))
+    if role not in ROLES or not fits or not apart:
         raise ArtifactError(f"its input {shown(name)} is {shown(role)} with columns that do not fit its shape")
-    return InputSpec(name, shape, as_dtype(entry(data, "dtype", str)), role, columns)
+    return InputSpec(name, shape, as_dtype(entry(data, "dtype", str)), role, columns, item, item_columns)
+
+
+def _are_columns(columns: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether an input has these columns, and they are in order."""
+    return len(shape) == 1 and shape[0] <= WIDEST and list(columns) == sorted({c for c in columns if c < shape[0]})
 
 
 def _as_parameter(data: Any) -> inspect.Parameter:

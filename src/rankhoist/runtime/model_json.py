@@ -28,6 +28,7 @@ class Description:
     pinned: frozenset[str]
     report: Report
     dtype: torch.dtype
+    with_store: Plans[PlanSummary] | None = None
 
 
 def to_data(blueprint: Blueprint, dtype: torch.dtype) -> dict[str, Any]:
@@ -36,19 +37,15 @@ def to_data(blueprint: Blueprint, dtype: torch.dtype) -> dict[str, Any]:
     Raises:
         ArtifactError: its inputs or results are containers that a file cannot hold.
     """
-    interface = blueprint.interface
+    interface, with_store = blueprint.interface, blueprint.with_store
     return {
         "dtype": dtype_name(dtype),
         **interface_json.to_data(interface),
         "state": interface.state,
         "made_up": interface.made_up,
         "pinned": sorted(blueprint.pinned),
-        "plans": [_plan(plan) for plan in blueprint.plans.plans],
-        "original": blueprint.plans.original,
-        "ranges": _ranges(blueprint.plans.ranges),
-        "predicted": None if blueprint.plans.predicted is None else _ranges(blueprint.plans.predicted),
-        "target": blueprint.plans.target,
-        "elsewhere": {name: _ranges(ranges) for name, ranges in blueprint.plans.elsewhere.items()},
+        **_plans(blueprint.plans),
+        "with_store": None if with_store is None else _plans(with_store),
         "report": blueprint.report().to_dict(),
     }
 
@@ -62,13 +59,26 @@ def from_data(data: Any) -> Description:
     state = {name: as_kind(placeholder, str) for name, placeholder in entry(data, "state", dict).items()}
     made_up = as_kind(data.get("made_up", False), bool)  # before there were made-up rows, files held those given
     interface = replace(interface_json.from_data(data, state), made_up=made_up)
+    with_store = data.get("with_store")
     report = Report.from_dict(entry(data, "report", dict))
     return Description(
-        interface, _as_plans(data), frozenset(entries(data, "pinned", str)), report, as_dtype(entry(data, "dtype", str))
-    )
+        interface, _as_plans(data), frozenset(entries(data, "pinned", str)),
+        report, as_dtype(entry(data, "dtype", str)), None if with_store is None else _as_plans(with_store),
+    )  # fmt: skip
 
 
 # -- plans
+
+
+def _plans(plans: Plans[PlanSummary]) -> dict[str, Any]:
+    return {
+        "plans": [_plan(plan) for plan in plans.plans],
+        "original": plans.original,
+        "ranges": _ranges(plans.ranges),
+        "predicted": None if plans.predicted is None else _ranges(plans.predicted),
+        "target": plans.target,
+        "elsewhere": {name: _ranges(ranges) for name, ranges in plans.elsewhere.items()},
+    }
 
 
 def _as_plans(data: Any) -> Plans[PlanSummary]:
@@ -91,6 +101,7 @@ def _plan(plan: PlanSummary) -> dict[str, Any]:
         "asked": plan.asked.name.lower(),
         "candidates": plan.workload.candidates,
         "requests": plan.workload.requests,
+        "item_bytes": plan.workload.item_bytes,
         "multiply_adds": plan.cost.multiply_adds,
         "elements": plan.cost.elements,
         "seconds": plan.cost.seconds,
@@ -99,7 +110,8 @@ def _plan(plan: PlanSummary) -> dict[str, Any]:
 
 def _as_plan(data: Any) -> PlanSummary:
     level, asked = (_as_level(entry(data, key, str)) for key in ("level", "asked"))
-    workload = Workload(entry(data, "candidates", int), entry(data, "requests", int))
+    room = None if data.get("item_bytes") is None else entry(data, "item_bytes", int)
+    workload = Workload(entry(data, "candidates", int), entry(data, "requests", int), room)
     cost = Cost(entry(data, "multiply_adds", int), entry(data, "elements", int), entry(data, "seconds", float))
     if min(workload.candidates, workload.requests) < 1:
         raise ArtifactError(f"it has a plan for {workload}")

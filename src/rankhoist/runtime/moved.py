@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-from rankhoist.compiler.plan import Plan, make_plans
+from rankhoist.compiler.plan import Plan, make_plans, plans_with_store
 from rankhoist.compiler.targets import Target
 from rankhoist.errors import HoistingWarning
 from rankhoist.runtime.blueprint import Blueprint
@@ -29,7 +29,9 @@ def for_target(blueprint: Blueprint, target: Target | None) -> Blueprint:
         if main.safe:
             return blueprint  # there is no other
         made = make_plans(blueprint.program, main.asked, main.workload, target, main.without)
-        return replace(Blueprint.of(blueprint.program, made), interface=blueprint.interface)
+        room = None if blueprint.with_store is None else blueprint.with_store.main.workload.item_bytes
+        with_store = plans_with_store(blueprint.program, made, room)
+        return replace(Blueprint.of(blueprint.program, made, with_store), interface=blueprint.interface)
     warnings.warn(
         f"its plans are for {plans.target}, and it moves to {target.name}: it scores the same, perhaps not as fast as "
         f"it could; hoist it with targets=['{target.name}'], or `tune` it there",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from rankhoist.compiler.emit import Stage, Stages, Variant
+from rankhoist.compiler.emit import Catalogue, Stage, Stages, Variant
 
 
 def retargeted(stages: Stages, names: Mapping[Any, Any]) -> Stages:
@@ -18,8 +18,13 @@ def retargeted(stages: Stages, names: Mapping[Any, Any]) -> Stages:
     def own(stage: Stage) -> Stage:
         return _retargeted(stage, changed) if changed else replace(stage)
 
-    variants = [Variant(own(v.request), own(v.candidate), v.state) for v in stages.variants]
-    return replace(stages, weights=own(stages.weights), variants=variants)
+    def all_of(variants: list[Variant]) -> list[Variant]:
+        return [Variant(own(v.request), own(v.candidate), v.state) for v in variants]
+
+    items = stages.catalogue
+    if items is not None:
+        items = Catalogue(own(items.item), items.kept, all_of(items.variants))
+    return replace(stages, weights=own(stages.weights), variants=all_of(stages.variants), catalogue=items)
 
 
 def _retargeted(stage: Stage, names: Mapping[Any, Any]) -> Stage:

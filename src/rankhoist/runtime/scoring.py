@@ -21,7 +21,7 @@ class RequestState:
     """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
 
     `plan` is the number of the plan that it was computed for, and that scores it; `backend` runs it, or where that is
-    empty the model's own.
+    empty the model's own. `with_store` says whether it is a plan for a store of items.
     """
 
     requests: int
@@ -29,6 +29,7 @@ class RequestState:
     weights: Weights
     plan: int = 0
     backend: str = ""
+    with_store: bool = False
 
     @property
     def bytes(self) -> int:

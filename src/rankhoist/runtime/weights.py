@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankhoist.capture import Interface
 from rankhoist.capture.wrappers import under_own_names
-from rankhoist.compiler.emit import Stage, Stages
+from rankhoist.compiler.emit import Stage, Stages, Variant
 from rankhoist.errors import WeightsError
 
 Argument = Tensor | int | str  # a weight; the number of a node of the state; the name of an input
@@ -23,13 +23,16 @@ class Weights:
 
     `folded` are what the weights stage returns, which plans share.
     `arguments` are those of every plan's (request, candidate) stage: a weight, or what each call puts in its place: the
-    number of a node of the state, or the name of an input.
+    number of a node of the state (or of a store), or the name of an input. `with_store` are those of the plans for
+    items with a store, and `item` those of the item stage.
     """
 
     original: dict[str, Tensor]
     constants: dict[str, Tensor]
     folded: Sequence[Tensor]
     arguments: list[tuple[list[Argument], list[Argument]]]
+    with_store: Sequence[tuple[list[Argument], list[Argument]]] = ()
+    item: Sequence[Argument] = ()
 
     @staticmethod
     def of(
@@ -40,22 +43,33 @@ class Weights:
         if folded is None:
             folded = _fold(stages.weights, original, constants)
         known: dict[int, Any] = dict(zip(stages.folded, folded, strict=True))
-        inputs: dict[str, str] = {}
-        for placeholder, spec in interface.inputs.items():
-            suffixes = (".context", ".candidate") if spec.role == "packed" else ("",)
-            inputs |= {placeholder + suffix: spec.name for suffix in suffixes}
+        inputs = {
+            placeholder + part.suffix: spec.name
+            for placeholder, spec in interface.inputs.items()
+            for part in (*spec.parts, *spec.parts_with_store)
+        }
 
         def arguments(stage: Stage) -> list[Argument]:
             leaves = (inputs.get(n) or original.get(n, constants.get(n)) for n in stage.leaves)
             return [*(known.get(i, i) for i in stage.nodes), *leaves]
 
-        of_plans = [(arguments(v.request), arguments(v.candidate)) for v in stages.variants]
-        return Weights(original, constants, folded, of_plans)
+        def of_plans(variants: Sequence[Variant]) -> list[tuple[list[Argument], list[Argument]]]:
+            return [(arguments(v.request), arguments(v.candidate)) for v in variants]
+
+        plans, items = of_plans(stages.variants), stages.catalogue
+        if items is None:
+            return Weights(original, constants, folded, plans)
+        return Weights(original, constants, folded, plans, of_plans(items.variants), arguments(items.item))
 
 
 def _fold(stage: Stage, original: dict[str, Tensor], constants: dict[str, Tensor]) -> Sequence[Tensor]:
     with torch.no_grad():
         return stage.run(None, None, None, *(original[n] if n in original else constants[n] for n in stage.leaves))
+
+
+def filled(arguments: Sequence[Argument], early: Mapping[int, Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """The arguments of one call: `early` are the state's tensors (and a store's) by node."""
+    return [early[a] if type(a) is int else inputs[a] if type(a) is str else a for a in arguments]  # type: ignore
 
 
 def renewed(

@@ -4,6 +4,8 @@
 * the model's own dtype: its error against the truth, at most twice the original's own. This is the rounding.
 * `prepare`: one prepared state scored twice, with other candidates the second time, against two plain calls; either may
   be off by what the check before allows.
+* `store`: with a store of items, scores by it against the truth, at most four times off by what the original is; more
+  where it keeps floats in a shorter dtype, by eight units in the last place of that.
 * `capture`: only where the truth is the captured graph: the original, in its own dtype, against that truth.
 
 A hoisted model that raises, or returns another structure or shape, fails the check; the original must not raise.
@@ -12,7 +14,8 @@ A hoisted model that raises, or returns another structure or shape, fails the ch
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache, partial
 from typing import Any
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 
 from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
-from rankhoist.runtime import HoistedModel
+from rankhoist.runtime import HoistedModel, Store
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw, pool
@@ -40,6 +43,7 @@ from rankhoist.verify.original import (
     run_hoisted,
     run_original,
 )
+from rankhoist.verify.stored import Stocked, run_with_store, stocked
 
 CANDIDATES, REQUESTS = (1, 2, 7, 100, 1000), (1, 3)
 PROBE = 16  # candidates of the call that decides what the truth is, and whether rows depend on each other
@@ -54,6 +58,9 @@ def verify(
     seed: int = 0,
     candidates: Sequence[int] = CANDIDATES,
     requests: Sequence[int] = REQUESTS,
+    store: Store | None = None,
+    items: Mapping[str, Any] | None = None,
+    ids: Any = None,
 ) -> Certificate:
     """Compare a hoisted model with its original on random batches.
 
@@ -67,6 +74,9 @@ def verify(
         trials: batches per pair of sizes.
         candidates: numbers of candidates N per call.
         requests: numbers of requests R per call; with several, blocks are ragged and mostly one of them is empty.
+        store: scores by it are checked as well: with `items`, those that it holds; otherwise by stores that are made
+            like it, of the items that are drawn.
+        items: the inputs `{name: [K, ...]}` of items that the store holds, and their `ids` `[K]` (default: its rows).
 
     Raises:
         VerificationError: there are no inputs to draw from, or the original cannot be called.
@@ -86,6 +96,9 @@ def verify(
     probe = draw(specs, rows, PROBE, 1, empty=0, seed=seed)
     with torch.no_grad():
         truth, checks, row_independent = _run(hoisted, module, batches, probe)
+        if store is not None:
+            given = [stocked(hoisted, b, store, items, ids, seed + k) for k, b in enumerate(batches)]
+            checks.append(_with_store(hoisted, module, truth, given))
     return Certificate(
         level=hoisted.level,
         dtype=_name(hoisted.dtype),
@@ -211,6 +224,28 @@ def _prepared(hoisted: HoistedModel, batches: Sequence[Batch], calls: Sequence[R
         [result for pair in zip(calls, backwards, strict=True) for result in pair],
     )
     return exact("prepare", comparison, allowed)
+
+
+def _with_store(hoisted: HoistedModel, module: nn.Module, truth: Truth, given: Sequence[Stocked]) -> Check:
+    """Scores by a store, against the truth."""
+    batches, dtype = [x.batch for x in given], hoisted.dtype
+    own = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
+    with float64_by_default():
+        truths = _results(truth.name, truth.run, batches)
+    calls: list[Result] = []
+    for x in given:
+        try:
+            calls.append(run_with_store(hoisted, x))
+        except Exception as error:  # a wrong hoist is a failed certificate, whatever it raises
+            calls.append(f"raises {type(error).__name__}: {error}")
+    comparison = Comparison(batches, calls, truths)
+    if dtype == torch.float64:
+        found = exact("store", comparison, FLOAT64_TOLERANCE)
+    else:
+        found = rounded("store", comparison, own, dtype)
+    kept = given[0].store.dtype
+    shorter = 0.0 if kept is None else 8 * torch.finfo(kept).eps
+    return replace(found, tolerance=max(2 * found.tolerance, shorter))
 
 
 # -- words

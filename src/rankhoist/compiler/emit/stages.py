@@ -151,7 +151,7 @@ def _catalogue(
     items = [n for n in live_nodes(kept) if n.rate is Rate.ITEM]
     over = overwritten(live_nodes(kept), kept)
     variants = [_variant(*own, folded, rows, kept) for own in zip(by_plan, passed_on, plans, strict=True)]
-    return Catalogue(_stage(items, kept, folded, rows, "Item", over), [n.index for n in kept], variants)
+    return Catalogue(_stage(items, kept, folded, rows, "Item", over, False), [n.index for n in kept], variants)
 
 
 def _passed_on(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:

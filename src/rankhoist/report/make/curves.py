@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankhoist.compiler.algebra.workload import Level, Workload
-from rankhoist.compiler.graph.node import Node, live_nodes
 from rankhoist.compiler.plan import Plan, Plans
 from rankhoist.compiler.plan.ranges import CANDIDATES
 from rankhoist.compiler.plan.search import attempt
@@ -29,7 +28,7 @@ def make_curves(plans: Plans[Plan]) -> Curves:
 
 
 def _line(plan: Plan, counts: Sequence[int], requests: int) -> Line:
-    nodes = live_nodes([o for o in plan.outputs if isinstance(o, Node)])
+    nodes = plan.per_call
     given = np.asarray(counts, float)
     seconds = plan.target.predicted(nodes, plan.outputs, given, np.full_like(given, requests))
     each = [(n.rate, n.work.multiply_adds) for n in nodes if n.work.multiply_adds]
