@@ -10,12 +10,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from random_models import CANDIDATES, OFFSETS, REQUESTS, VOCABULARY, WITHOUT_RULE, RandomModel, build, random_models
+from random_models.items import shuffled, side, with_items
 from torch import Tensor
 
 from rankhoist import HoistedModel, Workload
+from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OFFSETS as OFFSETS_ARGUMENT
 from rankhoist.compiler.graph.node import OWNER, ROWS, Node, Rate, Size, StageArgument, inputs_of, join, live_nodes
+from rankhoist.compiler.plan import single
 from rankhoist.compiler.plan.search import Plan, attempt, make_plan
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import ALIKE
@@ -235,3 +239,28 @@ def test_a_wrong_rule_is_found(monkeypatch):
     with pytest.raises(AssertionError, match="of its scale"):
         for seed in range(200):
             test_equal_at_every_level.hypothesis.inner_test(0, build(random.Random(seed).randint, steps=3))
+
+
+@examples(0.1, 25)
+@given(model=random_models())
+def test_scores_by_a_store_of_items_are_equal(model):
+    """At every level, and for items that are computed in one block or in several."""
+    program, order = with_items(model.program), [3, 1, 6, 0, 2, 5, 4]
+    expected = model.original(model.context, model.candidate, owners(OFFSETS))
+    items, pairs = shuffled(side(model, program, "item"), order), side(model, program, "pair")
+    rows = torch.tensor(order).argsort()
+    for level in Level:
+        b = Builder()
+        plain, stored = (
+            single(attempt(program, level, workload, frozenset(), Memo(b)))
+            for workload in (Workload(), Workload(item_bytes=10**6))
+        )
+        hoisted = HoistedModel(program, plain, stored)
+        store = hoisted.catalogue(items)
+        state = hoisted.prepare(model.context, store=store)
+        got = hoisted.score(state, None, OFFSETS, store=store, rows=rows, pair_inputs=pairs)
+        assert_close(got, expected, f"{level.name.lower()}, by a store")
+    stage = hoisted._item_stage()
+    given, count = stage.checked(items)
+    for whole, *parts in zip(stage(given, 0, count), stage(given, 0, 3), stage(given, 3, count), strict=True):
+        assert same(whole, torch.cat(parts)), "an item changes with another one"
