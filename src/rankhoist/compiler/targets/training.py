@@ -21,7 +21,7 @@ from rankhoist.compiler.targets.target import Target
 
 NEVER = 2**62  # embedding tables: side by side they would be copied in every step
 PARTS = {aten.slice.Tensor, aten.select.int}  # whose gradient is all of what they are a part of
-NODE = 3  # calls that the backward of an operator costs beside its work, as measured: see `benchmarks/grouped.py`
+NODE = 3  # calls that the backward of an operator costs beside its work: an estimate
 
 
 def training(target: Target) -> Target:

@@ -1,0 +1,123 @@
+"""A step of training on grouped batches beside one on rows: `python benchmarks/grouped.py [--only NAME]`.
+
+A step is forward, loss, backward and Adam, in float32 on one thread, on 32 requests of 100 candidates; medians of
+interleaved steps. Rows are repeated before the clock starts. Gradients are compared before anything is timed. Memory is
+what a step holds at most beside what was there before it, as the profiler counts it. Writes dated JSON and Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from rankhoist import Workload, grouped
+from rankhoist.bench.scenarios import scenario
+from rankhoist.compiler.targets.machine import machine
+from rankhoist.compiler.targets.timing import interleaved
+
+REQUESTS, EACH = 32, 100
+GOALS = {"cross_full": 2.0, "dot_pairs_27_4": 2.5, "target_attention": 2.0, "causal_history": 10.0, "mlp": 2.0,
+         "norm_linear": 3.0}  # fmt: skip
+RESULTS = Path(__file__).parent / "results"
+ROUNDING = 1e-3  # of the largest gradient of a parameter, in float32
+
+
+def measured(name: str, seconds: float) -> dict[str, Any]:
+    """Milliseconds and peak bytes of a step, both ways."""
+    s, total = scenario(name), REQUESTS * EACH
+    context, candidate = s.sides(REQUESTS, total)
+    ours, theirs = s.model().train(), s.model().train()
+    step = grouped(ours, s.inputs(6, 6), context=s.context_names, workload=Workload(total, REQUESTS))
+    rows = {n: x.repeat_interleave(EACH, 0) for n, x in context.items()}
+    offsets = torch.arange(0, total + 1, EACH)
+    calls: dict[str, tuple[nn.Module, Callable[[], Any]]] = {
+        "rows": (theirs, lambda: theirs(*s.arguments(rows, candidate))),
+        "grouped": (ours, lambda: step(*s.arguments(context, candidate), request_offsets=offsets)),
+    }
+    for _, call in calls.values():
+        call().square().mean().backward()
+    errors = [_error(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True)]
+    if max(errors) > ROUNDING:
+        raise SystemExit(f"{name}: gradients differ by {max(errors):.1e} of a parameter's largest")
+    steps = {way: _step(model, call) for way, (model, call) in calls.items()}
+    times = {way: timing.median for way, timing in interleaved(steps, seconds).items()}
+    memory = {way: _peak(run) for way, run in steps.items()}
+    return {"name": name, "ms": times, "peak": memory, "level": step.plan.level.name.lower(), "error": max(errors)}
+
+
+def _error(a: Any, b: Any) -> float:
+    return 0.0 if a is None or b is None else float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
+
+
+def _step(model: nn.Module, call: Callable[[], Any]) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        call().square().mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def _peak(run: Callable[[], None]) -> int:
+    """Bytes that a step holds at most beside those from before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    held = peak = 0
+    for event in found.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| scenario | rows, ms | grouped, ms | rows / grouped | aimed at | peak, grouped / rows | plan |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for r in results:
+        ms, peak, goal = r["ms"], r["peak"], GOALS.get(r["name"])
+        lines.append(
+            f"| {r['name']} | {ms['rows']:.1f} | {ms['grouped']:.1f} | {ms['rows'] / ms['grouped']:.2f}x "
+            f"| {f'{goal:g}x' if goal else ''} | {peak['grouped'] / max(peak['rows'], 1):.2f} | {r['level']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=list(GOALS))
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing per scenario")
+    parser.add_argument("--note", default="", help="what else is to be known of the run")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = []
+    for name in options.only:
+        results.append(measured(name, options.seconds))
+        print(table(results[-1:]).splitlines()[-1], flush=True)
+    date, where = datetime.now(timezone.utc).date().isoformat(), machine()
+    said = (
+        f"{date}: {where['processor']}, {where['threads']} thread, torch {where['torch']}; a step of Adam on "
+        f"{REQUESTS} requests of {EACH} candidates, float32: `python benchmarks/grouped.py`. {options.note}".rstrip()
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {"date": date, "machine": where, "requests": REQUESTS, "each": EACH, "results": results}
+    (options.out / f"{date}-grouped.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / f"{date}-grouped.md").write_text(f"# Training once per request\n\n{said}\n\n{table(results)}\n")
+
+
+if __name__ == "__main__":
+    main()
