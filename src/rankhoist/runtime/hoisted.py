@@ -127,7 +127,7 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
-        offsets, owner = (None, None) if blocks is None else (blocks.offsets, blocks.owner.to(self.device))
+        offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
         arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
         made = self._stages_by(state.backend).variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
         return self.interface.result(made)

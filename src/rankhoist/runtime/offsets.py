@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.graph.padded import Padded
 from rankhoist.errors import InputError
 
 Offsets = Tensor | Sequence[int]
 
 
-class Blocks(NamedTuple):
-    """The candidates of several requests: R + 1 boundaries and each candidate's request `[N]`, int64 on the CPU."""
+LOOPS = ("cpu",)  # where a product per request is faster than one of all requests, padded
+WASTE = 4  # times as many rows as there are: requests that would be padded to more are multiplied one after another
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The candidates of several requests: R + 1 boundaries, int64 on the CPU, and the number of rows."""
 
     offsets: Tensor
-    owner: Tensor
+    rows: int
+
+    @property
+    def owner(self) -> Tensor:
+        """Each candidate's request, `[N]`, on the CPU."""
+        return torch.repeat_interleave(torch.arange(len(self.offsets) - 1, device="cpu"), self.offsets.diff())
+
+    def on(self, device: torch.device) -> tuple[Tensor | Padded, Tensor]:
+        """What a candidate stage there reads: the boundaries, or in their place blocks padded to the longest; owners.
+
+        The boundaries go over once, from pinned memory; the rest is made there, and nothing waits for the device.
+        """
+        if device.type in LOOPS:
+            return self.offsets, self.owner.to(device)
+        pinned = self.offsets.pin_memory() if device.type == "cuda" else self.offsets
+        bounds = pinned.to(device, non_blocking=True)
+        places = torch.arange(self.rows, device=device)
+        owner = torch.searchsorted(bounds[1:], places, right=True)
+        longest = int(self.offsets.diff().max()) if len(self.offsets) > 1 else 0
+        if longest * (len(self.offsets) - 1) > WASTE * self.rows:
+            return self.offsets, owner
+        starts = bounds[:-1, None]
+        slots = (starts + torch.arange(longest, device=device)).clamp_max(max(self.rows - 1, 0))
+        return (slots, places + longest * owner - bounds.index_select(0, owner)), owner
 
 
 def blocks_of(offsets: Offsets | None, requests: int, rows: int) -> Blocks | None:
@@ -40,4 +69,4 @@ def blocks_of(offsets: Offsets | None, requests: int, rows: int) -> Blocks | Non
         raise InputError(f"request_offsets must rise from 0 to {rows} (the candidate rows), got {bounds.tolist()[:20]}")
     if requests == 1:
         return None
-    return Blocks(bounds, torch.repeat_interleave(torch.arange(requests, device="cpu"), counts))
+    return Blocks(bounds, rows)

@@ -53,7 +53,7 @@ class Runner(Scoring):
             return self._result(self._run("candidate", given))
         if "several" not in self._stages:
             raise InputError(f"{state.requests} requests per call need an export with several=True")
-        return self._result(self._run("several", given | blocks_of_rows(*blocks)))
+        return self._result(self._run("several", given | blocks_of_rows(blocks.offsets, blocks.owner)))
 
     def _of_no_rows(self, state: dict[str, Tensor]) -> list[Tensor]:
         """Scores of one candidate that is made up, without its row."""

@@ -1,7 +1,8 @@
 """The few operators of emitted graphs that ATen does not have: they join request-rate with candidate-rate tensors.
 
 `R` requests own contiguous blocks of the `N` rows. `owner` is the request of each row (`[N]`), or `None` when R = 1:
-then one row broadcasts and nothing is gathered. `offsets` are the R + 1 block boundaries, or `None` when R = 1.
+then one row broadcasts and nothing is gathered. `offsets` are the R + 1 block boundaries, or `None` when R = 1; or in
+their place the padded blocks of all requests (see `padded`), which need no loop over requests.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rankhoist.compiler.graph import padded
+from rankhoist.compiler.graph.padded import Padded
+
+Offsets = Tensor | Padded | None
 
 
 def spread(x: Tensor, owner: Tensor | None) -> Tensor:
@@ -55,32 +61,36 @@ def linear_onto_(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def request_linear(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
+def request_linear(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """Rows times the matrix of their request: `[N, ..., k] x [R, k, n] -> [N, ..., n]`."""
     if offsets is None:
         return torch.matmul(x, m[0])
+    if isinstance(offsets, tuple):
+        return padded.linear(x, m, offsets)
     result = x.new_empty(*x.shape[:-1], m.shape[-1])
     for r, (a, b) in enumerate(itertools.pairwise(offsets.tolist())):
         torch.mm(_flat(x[a:b]), m[r], out=_flat(result[a:b]))
     return result
 
 
-def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor | None, offsets: Tensor | None) -> Tensor:
+def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor | None, offsets: Offsets) -> Tensor:
     """`start` of the row's request plus the row times its matrix: `[N, ..., k] x [R, k, n] + [R, n] -> [N, ..., n]`."""
     if owner is None:
         return torch.addmm(start, _flat(x), m[0]).view(*x.shape[:-1], m.shape[-1])
     return request_linear(x, m, offsets).add_(_owned(start, owner, x.dim()))
 
 
-def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
+def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """`[N, ..., n] + [N, ..., k] x [R, k, n] -> [N, ..., n]`."""
     if offsets is None:
         return torch.addmm(_flat(total), _flat(x), m[0]).view(total.shape)
     return request_linear_onto_(total.clone(memory_format=torch.contiguous_format), x, m, offsets)
 
 
-def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
+def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """The same, written over `total`."""
+    if isinstance(offsets, tuple):
+        return total.add_(padded.linear(x, m, offsets))
     bounds = [0, total.shape[0]] if offsets is None else offsets.tolist()
     for r, (a, b) in enumerate(itertools.pairwise(bounds)):
         flat = _flat(total[a:b])
@@ -103,10 +113,12 @@ def read_tables(table: Tensor, ids: Tensor, starts: Tensor, sizes: Tensor) -> Te
     return F.embedding(ids + starts, table)
 
 
-def request_matmul(x: Tensor, m: Tensor, offsets: Tensor | None) -> Tensor:
+def request_matmul(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """Rows times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     if offsets is None:
         return batched_matmul(x, m[0])
+    if isinstance(offsets, tuple):
+        return padded.matmul(x, m, offsets)
     bounds = offsets.tolist()
     parts = [batched_matmul(x[a:b], m[r]) for r, (a, b) in enumerate(itertools.pairwise(bounds)) if a < b]
     return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])

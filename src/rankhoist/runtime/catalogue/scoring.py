@@ -205,7 +205,7 @@ class CatalogueScoring(Scoring):
         rows: int,
         blocks: Blocks | None,
     ) -> Any:
-        offsets, owner = (None, None) if blocks is None else (blocks.offsets, blocks.owner.to(self.device))
+        offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
         arguments = filled(state.weights.with_store[state.plan][1], {**state.tensors, **kept}, pairs)
         made = self._of_items().variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
         return self.interface.result(made)

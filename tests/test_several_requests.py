@@ -1,0 +1,131 @@
+"""Several requests in one call on a device: padded blocks in place of a loop, equal in float64 for random offsets."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+
+import pytest
+import torch
+from helpers import assert_equal, repeated
+from test_backends import CASES
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rankhoist.compiler.graph import kernels, padded
+from rankhoist.compiler.graph.operators import KERNELS
+from rankhoist.runtime import offsets as blocks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU as a device that does not loop."""
+    monkeypatch.setattr(blocks, "LOOPS", ())
+
+
+def drawn(seed: int) -> list[int]:
+    """Boundaries of a few requests, some of them empty."""
+    chance = random.Random(seed)
+    return [0, *sorted(chance.choices(range(40), k=chance.randint(1, 6)))]
+
+
+def _double(rows: Tensor) -> Tensor:
+    return rows.double() if rows.is_floating_point() else rows
+
+
+class Counted(TorchDispatchMode):
+    """Operators that are called, and whether one of them waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.waits = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        self.waits += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_blocks_are_made_of_boundaries_alone(padding, seed):
+    offsets = drawn(seed)
+    found = blocks.blocks_of(offsets, len(offsets) - 1, offsets[-1])
+    if found is None:
+        assert len(offsets) == 2
+        return
+    made, owner = found.on(CPU)
+    assert torch.equal(owner, found.owner)
+    if isinstance(made, Tensor):
+        assert max(b - a for a, b in itertools.pairwise(offsets)) * (len(offsets) - 1) > 4 * offsets[-1]
+        return
+    slots, place = made
+    x = torch.arange(offsets[-1])
+    assert torch.equal(padded.in_blocks(x, slots).reshape(-1).index_select(0, place), x)
+    assert len(slots) == len(offsets) - 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_kernel_of_the_requests_matrix(seed):
+    offsets = torch.tensor([*drawn(seed), 40])
+    n, r = 40, len(offsets) - 1
+    owner = torch.repeat_interleave(torch.arange(r), offsets.diff())
+    longest = int(offsets.diff().max())
+    slots = (offsets[:-1, None] + torch.arange(longest)).clamp_max(n - 1)
+    there = slots, torch.arange(n) + longest * owner - offsets[owner]
+    x, m, start, total = (torch.randn(*s, dtype=torch.float64) for s in ((n, 5), (r, 5, 3), (r, 3), (n, 3)))
+    pairs, many = torch.randn(n, 2, 4, 5, dtype=torch.float64), torch.randn(r, 2, 5, 3, dtype=torch.float64)
+    for kernel, given in {
+        kernels.request_linear: (x, m), kernels.request_linear_from: (x, m, start, owner),
+        kernels.request_linear_onto: (total, x, m), kernels.request_matmul: (pairs, many),
+    }.items():  # fmt: skip
+        assert_equal(kernel(*given, there), kernel(*given, offsets), kernel.__name__)
+    onto = kernels.request_linear_onto_(total.clone(), x, m, there)
+    assert_equal(onto, kernels.request_linear_onto(total, x, m, offsets))
+    assert {k for k, row in KERNELS.items() if row.padded} == {
+        kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto, kernels.request_matmul,
+    }, "another one is tested here, too"  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padded_calls_score_as_the_original(padding, name):
+    case = CASES[name]
+    model, hoisted = (copy.deepcopy(one).double() for one in case.make())
+    for seed in range(8):
+        offsets = drawn(seed)
+        user, item = (_double(rows) for rows in (case.user(len(offsets) - 1), case.item(offsets[-1])))
+        expected = model(*case.whole(repeated(user, offsets), item))
+        assert_equal(case.call(hoisted, user, item, offsets), expected, f"offsets {offsets}")
+
+
+def test_operators_of_a_call_do_not_grow_with_its_requests(padding):
+    case = CASES["crossed"]
+    hoisted = case.make()[1]
+    counts = []
+    for requests in (2, 32):
+        offsets = [3 * i for i in range(requests + 1)]
+        user, item = case.user(requests), case.item(offsets[-1])
+        state = hoisted.prepare({"user": user})
+        made, owner = blocks.blocks_of(offsets, requests, len(item)).on(CPU)
+        variant = hoisted.stages.variants[state.plan].candidate
+        given = [state.tensors[a] if type(a) is int else item if type(a) is str else a
+                 for a in state.weights.arguments[state.plan][1]]  # fmt: skip
+        with Counted() as counted, torch.no_grad():
+            variant.run(len(item), owner, made, *given)
+        counts.append(counted.calls)
+        assert counted.waits == 0
+    assert counts[0] == counts[1] > 0
+
+
+def test_far_more_padding_than_rows_is_a_loop(padding):
+    made, owner = blocks.blocks_of([0, 1, 1, 1, 1, 1, 1, 1, 60], 8, 60).on(CPU)
+    assert isinstance(made, Tensor) and owner.tolist() == [0] + [7] * 59
+    made, _ = blocks.blocks_of([0, 0, 0], 2, 0).on(CPU)
+    assert not isinstance(made, Tensor) and made[0].shape == (2, 0), "no rows at all"
+
+
+def test_the_processor_keeps_its_loop():
+    made, owner = blocks.blocks_of([0, 2, 3], 2, 3).on(CPU)
+    assert isinstance(made, Tensor) and made.tolist() == [0, 2, 3] and owner.tolist() == [0, 0, 1]
