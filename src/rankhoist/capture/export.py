@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import named_leaves
+from rankhoist.capture.taken import TakenAlong
 from rankhoist.errors import ExportError, UnsupportedModelError
 
 MAX_ROWS = 2**24
@@ -47,7 +48,7 @@ def export(
     for strict in (False, True):
         try:
             own = _no_own_gradients() if training else contextlib.nullcontext()
-            with _quiet(), own, contextlib.nullcontext() if strict else EvenParts():
+            with _quiet(), own, contextlib.nullcontext() if strict else _symbolic():
                 return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=strict)
         except Exception as error:
             errors.append(error)
@@ -65,6 +66,13 @@ def _no_own_gradients() -> Any:
         )
 
     return mock.patch("torch.autograd.function._is_setup_context_defined", refuse)  # which each of them asks first
+
+
+@contextlib.contextmanager
+def _symbolic() -> Iterator[None]:
+    """With functions of torch that would fix the number of rows in other words."""
+    with EvenParts(), TakenAlong():
+        yield
 
 
 @contextlib.contextmanager

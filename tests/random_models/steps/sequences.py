@@ -1,4 +1,4 @@
-"""Along tokens: windows, and what is summed, multiplied or largest so far."""
+"""Along tokens: windows, recurrences, and what is summed, multiplied or largest so far."""
 
 from __future__ import annotations
 
@@ -50,7 +50,29 @@ def unfold(draft: Draft, x: fx.Node) -> Made:
     return draft.call(aten.amax.default, draft.call(aten.unfold.default, x, 1, size, draft.number(1, 2)), [-1])
 
 
+# -- recurrences: (draft, tokens)
+
+RECURRENT = [aten.gru.input, aten.rnn_tanh.input, aten.lstm.input]
+
+
+def recurrent(draft: Draft, x: fx.Node) -> Made:
+    """One layer, in some models in both directions, from states of some position."""
+    width, hidden, target, both = draft.extent(x)[2], draft.number(1, 2), draft.pick(RECURRENT), draft.flag()
+    gates = {aten.gru.input: 3, aten.rnn_tanh.input: 1, aten.lstm.input: 4}[target] * hidden
+    params = []
+    for _ in range(1 + both):
+        params += [draft.random(gates, n, scale=0.5) for n in (width, hidden)]
+    position = draft.number(0, draft.extent(x)[1] - 1)
+    first = draft.call(aten.slice.Tensor, x, 1, position, position + 1)
+    state = draft.call(aten.linear.default, first, draft.random(hidden, width, scale=0.3))
+    state = draft.call(aten.cat.default, [draft.call(aten.transpose.int, state, 0, 1)] * (1 + both), 0)
+    given = [state, state] if target is aten.lstm.input else state
+    made = draft.call(target, x, given, params, False, 1, 0.0, False, both, True)
+    return draft.call(operator.getitem, made, 0)
+
+
 STEPS = [
+    Step(1, recurrent, tokens),
     Step(1, scan, floats(has_axes)),
     Step(1, scan, tokens),
     Step(2, one_of([convolution, pooling, unfold]), tokens),

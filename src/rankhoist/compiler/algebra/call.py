@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
-from rankhoist.compiler.algebra import along, pointwise, training
+from rankhoist.compiler.algebra import along, pointwise, reads, training
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Block, Decline, Form
 from rankhoist.compiler.algebra.original import OriginalOperators
@@ -125,6 +125,10 @@ class Call:
         )
         self.promised = self._originals.promised(self._node)
 
+    def remark(self, reason: str) -> None:
+        """What the report says of the work that is left per candidate."""
+        self._originals.remark = reason
+
     # -- what a rule does with forms
 
     @property
@@ -196,6 +200,10 @@ class Call:
     def each(self, op: Op, *operands: Value) -> Form:
         """An elementwise operator on forms and numbers, block by block, each at the rate of its own operands."""
         return pointwise.elementwise(self._originals, op, operands, {}, self._originals.dtype_of(op, operands))
+
+    def read(self, value: Form, index: Form, dim: int) -> Form:
+        """`value.gather(dim, index)` of what a request has, at places that a candidate chooses: see `reads`."""
+        return reads.of_request(self._originals, value, index, dim)
 
     def along(
         self, form: Form, dims: list[int], rule: Callable[[Form, list[int]], Any], of_numbers: bool = False

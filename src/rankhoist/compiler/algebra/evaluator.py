@@ -30,7 +30,7 @@ class Evaluator:
 
     def __init__(self, program: Program, workload: Workload, memo: Memo) -> None:
         self.program, self.workload, self.memo, self.b = program, workload, memo, memo.b
-        self.grew = ""  # what the report says where a form of the current operator had too many terms
+        self.remark = ""  # what the report says of the work of the current operator that is left per candidate
 
     # -- forms
 
@@ -76,7 +76,7 @@ class Evaluator:
         """Whether the product of sums of so many terms has too many: more than `PRODUCT`, and than each sum has."""
         found = math.prod(terms) > max(PRODUCT, *terms)
         if found:
-            self.grew = f"a product of sums would have more than {PRODUCT} terms, so they are evaluated"
+            self.remark = f"a product of sums would have more than {PRODUCT} terms, so they are evaluated"
         return found
 
     # -- what is known now

@@ -140,7 +140,7 @@ class Interpreter:
         self.chose = choice in self.memo.results
         known = self.memo.results.get(choice) or self.memo.results.get(key)
         if known is None:
-            self.originals.grew = ""
+            self.originals.remark = ""
             operands = [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
             # The operands are kept alive with the result: their ids stay theirs.
             known = *self._apply(node, args, kwargs, operands), operands
@@ -245,7 +245,7 @@ class Interpreter:
                 return self.originals.fallback(node, args, kwargs)
             else:
                 outcome.law, outcome.rule = law.name, law.rule.__name__
-                outcome.reason = self.originals.grew or None
+                outcome.reason = self.originals.remark or None
                 return value
         outcome.reason = self._reason(node, numbers, tried)
         return self.originals.fallback(node, args, kwargs)
@@ -286,7 +286,7 @@ class Interpreter:
         if self.level < Level.FULL or not grid.worth_keeping(block, self.workload):
             return self.originals.settle(block)
         if len(block.terms) > TERMS:
-            self.originals.grew = f"its form has more than {TERMS} terms and is evaluated"
+            self.originals.remark = f"its form has more than {TERMS} terms and is evaluated"
             return self.originals.settle(block)
         self.chose = True
         return self.originals.simplify(block) if self.keep(node) else self.originals.settle(block)

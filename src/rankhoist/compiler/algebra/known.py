@@ -25,6 +25,7 @@ MASKING = {aten.where, aten.masked_fill, aten.mul, aten.add, aten.sub, *BOTH, *E
 MOVES = {  # as graphs have them: every value stays what it is
     aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.select.int, aten.expand.default,
     aten.index_select.default, aten.cat.default, kernels.spread, kernels.repeat_rows,
+    aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.transpose.int,  # of weights
 }  # fmt: skip
 SELECTS = {aten.where, aten.masked_fill, aten.add, aten.maximum, aten.minimum, aten._to_copy}
 FAILS = {aten.floor_divide, aten.remainder, aten.fmod}  # on whole numbers, where what is unknown may be 0
@@ -63,9 +64,8 @@ def known(evaluator: Evaluator, node: Node) -> Known | None:
 
 
 def _found(evaluator: Evaluator, node: Node) -> Known | None:
-    if node.rate is Rate.WEIGHT:
-        value = evaluator.fixed_value(node)
-        return None if value is None else _all_of(value)
+    if node.rate is Rate.WEIGHT and (value := evaluator.fixed_value(node)) is not None:
+        return _all_of(value)
     if isinstance(node.op, str) or not node.rows_first or math.prod(node.shape) > LARGEST:
         return None
     if node.op not in MOVES and not _pointwise(node.op):

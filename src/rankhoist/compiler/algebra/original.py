@@ -122,7 +122,8 @@ class OriginalOperators(Evaluator):
         if isinstance(value, RowNumber):
             end = Size(self.program.rows * value.step)
             kwargs = {"dtype": value.dtype, "device": self.program.device}
-            return self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
+            made = self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
+            return self.b.reshape(made, [1] * value.behind)
         if isinstance(value, Form):
             node = self.node(value)
             if value.has_rows:
@@ -175,13 +176,17 @@ class OriginalOperators(Evaluator):
     def _rows_to_front(self, node: Node, sizes: list[int], axis: int, outside: int) -> Form:
         """From the original layout, where `axis` holds rows (times its size), to `[rows, *dims]`."""
         others = [i for i in range(len(sizes)) if i != axis]
+        order, dims = [axis, *others], [sizes[i] for i in others]
+        if sizes[axis] == 1:
+            node = self.b.call(aten.permute.default, (node, order), node.rate, dims, node.dtype, free=True)
+            return plain(node, node.dtype, tuple((ROW,) if i == axis else (i - (i > axis),) for i in range(len(sizes))))
         if axis:
-            node = self._view(aten.permute.default, node, [axis, *others])
+            node = self._view(aten.permute.default, node, order)
         inside, left = divmod(sizes[axis], outside)
         if left:
             raise Decline(f"makes {sizes[axis]} tensors of rows out of {outside}")
         first: tuple[int, ...] = (ROW, 0)
-        dims = [inside, *(sizes[i] for i in others)]
+        dims = [inside, *dims]
         if outside == 1:
             node = self.b.call(aten.reshape.default, (node, [-1, *dims]), node.rate, dims, node.dtype, free=True)
         else:

@@ -22,10 +22,14 @@ class Opaque:
 
 @dataclass(frozen=True, eq=False)
 class RowNumber:
-    """`arange(0, step * rows, step)`: row i holds `step * i`. It marks "my own row" in an index."""
+    """`arange(0, step * rows, step)`: row i holds `step * i`. It marks "my own row" in an index.
+
+    `behind` axes of size 1 follow the rows: `arange(rows)[:, None]`.
+    """
 
     dtype: torch.dtype
     step: int = 1
+    behind: int = 0
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,17 @@ def read_tables(table: Tensor, ids: Tensor, starts: Tensor, sizes: Tensor) -> Te
     return F.embedding(ids + starts, table)
 
 
+def request_rows(x: Tensor, index: Tensor, owner: Tensor | None) -> Tensor:
+    """Rows of tables of the row's request: `[R, B, T, D]` at `[N, B, K]` -> `[N, B, K, D]`.
+
+    An index that is out of range is an error, as in what this stands for.
+    """
+    if owner is None and x.shape[1] == 1:
+        return F.embedding(index, x[0, 0])
+    table = torch.arange(x.shape[1], device=x.device)[:, None]
+    return x[0][table, index] if owner is None else x[owner[:, None, None], table, index]
+
+
 def request_matmul(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """Rows times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     if offsets is None:

@@ -17,6 +17,7 @@ from rankhoist.compiler.rules import (
     norm,
     parts,
     pointwise,
+    recurrent,
     reduce,
     reshape,
     rowwise,
@@ -39,6 +40,7 @@ FAMILIES = {
     "training": training.LAWS,
     "scans": scans.LAWS,
     "windows": windows.LAWS,
+    "recurrent": recurrent.LAWS,
     "reduce": reduce.LAWS,
     "rowwise": rowwise.LAWS,
 }

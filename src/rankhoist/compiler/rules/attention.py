@@ -19,7 +19,7 @@ import torch
 
 from rankhoist.compiler.algebra import grid, joins, moves
 from rankhoist.compiler.algebra.call import Call
-from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
+from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
@@ -49,6 +49,7 @@ def softmax_of_one_block(call: Call) -> Form:
 def softmax_of(call: Call, value: Form, dim: int) -> Form:
     """Softmax along a dim, unevaluated."""
     value = call.tidy(call.settled(call.tidy(value)))
+    _remark_what_is_seen(call, value, dim)
     axis = value.axis(dim)
     parts = [joins.segment(value, dim, k) for k in range(len(value.dims[dim]))]
     highest = [_amax(call, part, dim) for part in parts]
@@ -66,6 +67,16 @@ def softmax_of(call: Call, value: Form, dim: int) -> Form:
     gains = [call.each(aten.div.Tensor, g, norm) for g in shares]
     results = [grid.multiply(call.builder, [p, g], value.dtype) for p, g in zip(powers, gains, strict=True)]
     return joins.assemble(call.builder, value, dim, results)
+
+
+def _remark_what_is_seen(call: Call, scores: Form, dim: int) -> None:
+    """Where queries of the context look at a key of the candidate, all that comes after them is the candidate's."""
+    rows: dict[Cell, list[Block]] = {}
+    for cell, block in scores.blocks.items():
+        rows.setdefault((*cell[:dim], 0, *cell[dim + 1 :]), []).append(block)
+    late = [{b.rate.per_candidate for b in row} for row in rows.values()]
+    if {True} in late and {False, True} in late:
+        call.remark("positions of the context attend to one that exists per candidate")
 
 
 def _amax(call: Call, part: Form, dim: int) -> Form:

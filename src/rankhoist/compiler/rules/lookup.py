@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from rankhoist.compiler.algebra import folds, moves
+from rankhoist.compiler.algebra import folds, grid, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import RowNumber, Value, as_form
@@ -118,6 +118,55 @@ def masked_select(call: Call) -> Form:
     return replace(taken, layout=((ROW, 0),))
 
 
+# -- rows of the request
+
+
+def gathered(call: Call) -> Form:
+    """`x.gather(axis, i)`, x of the request and i of the candidate."""
+    value, index = call.forms("self", "index")
+    dim = value.dim(call.value("dim"))
+    _read_by_candidates(value, index)
+    if len(index.layout) != len(value.layout):
+        raise Elsewhere(f"{value.axes} is gathered by {index.axes}")
+    return call.read(value, index, dim)
+
+
+def own_rows(call: Call) -> Form:
+    """`x[arange(rows)[:, None], i]`, x `[rows, T, ...]` of the request and i `[rows, K]` of the candidate."""
+    value, chosen = call.form(), _chosen(call)
+    own = chosen[0][1]
+    if [axis for axis, _ in chosen] != [0, 1] or not isinstance(own, RowNumber) or own.step != 1:
+        raise Elsewhere("no index is the row number")
+    index = as_form(chosen[1][1])
+    _read_by_candidates(value, index)
+    if own.behind != 1 or len(index.layout) != 2 or index.dtype == torch.bool:
+        raise Elsewhere(f"axis 1 of {value.axes} is indexed by {index.axes}")
+    length, places = value.sizes[0], index.sizes[0]
+    counted = call.each(aten.add.Tensor, index, call.each(aten.mul.Tensor, call.each(aten.lt.Scalar, index, 0), length))
+    index = grid.stretched(call.builder, moves.with_axes(counted, range(2, len(value.layout))), [
+        (1, True), (places, False), *value.extents[2:]
+    ])  # fmt: skip
+    return call.read(value, index, 0)
+
+
+def _read_by_candidates(value: Form, index: Form) -> None:
+    if value.rate is not Rate.REQUEST or not index.rate.per_candidate:
+        raise Elsewhere(f"{value.axes} is not the request's, or {index.axes} not the candidate's")
+    if any(f.layout[0] != (ROW,) or any(len(e) != 1 for e in f.layout) for f in (value, index)):
+        raise Elsewhere(f"rows of {value.axes} and {index.axes} are not on axis 0")
+
+
+def own_number(call: Call) -> RowNumber:
+    """`arange(rows)[:, None]`: axes of size 1 behind the rows."""
+    own = call.value("self")
+    if not isinstance(own, RowNumber):
+        raise Elsewhere("no operand is the row number")
+    first, *others = call.out.extents
+    if first != (1, True) or any(extent != (1, False) for extent in others):
+        raise Decline(f"makes {call.out.axes} of the row number")
+    return replace(own, behind=len(others))
+
+
 # -- the own row
 
 
@@ -127,7 +176,8 @@ def own_row(call: Call) -> Value:
     axes = [axis for axis, _ in chosen]
     if not any(isinstance(i, RowNumber) for _, i in chosen):
         raise Elsewhere("no index is the row number")
-    if not isinstance(chosen[0][1], RowNumber) or chosen[0][1].step != 1 or value.layout[axes[0]] != (ROW,):
+    first = chosen[0][1]
+    if not isinstance(first, RowNumber) or first.step != 1 or first.behind or value.layout[axes[0]] != (ROW,):
         raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
     if len(chosen) == 1:
         return value
@@ -167,6 +217,8 @@ LAWS = [
         "embedding_bag _embedding_bag_forward_only _embedding_bag": embedding_bag,
     }),
     *law("elementwise on blocks", Level.REQUEST, {"bucketize": bucketize}, blocks=Level.LINEAR),
+    *law("rows of the request", Level.REQUEST, {"gather": gathered, "index": own_rows}, blocks=Level.LINEAR),
+    *law("the own row", Level.REQUEST, {"unsqueeze view reshape": own_number}, blocks=Level.LINEAR),
     *law("the own row", Level.REQUEST, {"index": own_row, "gather": gather, "arange": row_number}, blocks=Level.LINEAR),
     *law("constant index", Level.REQUEST, {
         "index index_select": constant_index,
