@@ -14,6 +14,7 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets import CPU, Target
+from rankhoist.errors import VocabularyError
 
 OFFSETS = [0, 3, 3, 7]
 
@@ -134,7 +135,7 @@ def test_an_id_that_its_own_table_lacks_is_an_error(wrong):
     candidate[3, 0] = wrong
     with pytest.raises(IndexError):
         model(context[:1].expand(7, -1), candidate)
-    with pytest.raises(IndexError, match="outside of its embedding table"):
+    with pytest.raises(VocabularyError, match=f"input 'candidate' has id {wrong} in row 3, expected 0 to 4"):
         hoisted(context[:1], candidate)
 
 

@@ -38,7 +38,9 @@ def load(path: Path) -> Call:
 
 def exported(hoisted: HoistedModel, folder: Path, several: bool = True) -> Runner:
     inputs = Inputs(hoisted.interface, hoisted.dtype, hoisted.device)
-    export.write(folder, inputs, export.exported(inputs, hoisted.stages, hoisted.weights, several), ".pt2", write)
+    known = hoisted.vocabulary
+    stages = export.exported(inputs, hoisted.stages, hoisted.weights, known, several)
+    export.write(folder, inputs, known, stages, ".pt2", write)
     return Runner(folder, load)
 
 
@@ -294,8 +296,8 @@ def folder(pairs, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 4}, "it has format 4, and this version reads 3: upgrade rankhoist, or export it again"),
-        ({"format": 2}, "it has format 2, and this version reads 3: export it again"),
+        ({"format": 5}, "it has format 5, and this version reads 4: upgrade rankhoist, or export it again"),
+        ({"format": 2}, "it has format 2, and this version reads 4: export it again"),
         ({"format": None}, "it has None where int is expected"),
         ({"inputs": []}, "it takes 2 tensors and lists 0 inputs"),
         ({"stages": {"request": {"file": 3}}}, "it has 3 where str is expected"),
@@ -327,6 +329,7 @@ def test_a_manifest_describes_the_call(folder):
         "inputs": ["user"],
         "outputs": ["state.0"],
         "with_rows": [True],
+        "guards": [],
     }
 
 

@@ -21,7 +21,6 @@ from torch import nn
 import rankhoist
 from rankhoist.runtime import RequestState
 from rankhoist.runtime.mapped import load_mapped, unpack, version_of
-from rankhoist.runtime.vocabulary import vocabulary
 from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.compute import Compute, Job
@@ -76,7 +75,7 @@ def test_bounds_are_found_where_inputs_index_tables():
     example = (torch.randint(0, 10, (8, 3)), torch.rand(8, 3), torch.randint(0, 10, (8,)), torch.randint(0, 9, (8,)))
     hoisted = rankhoist.hoist(Lookups().eval(), example, context=["number"])
     none = torch.iinfo(torch.int64).max
-    found = {name: bounds.tolist() for name, bounds in vocabulary(hoisted.blueprint, hoisted.weights).items()}
+    found = {name: bounds.tolist() for name, bounds in hoisted.vocabulary.below.items()}
     assert found == {"ids": [10, 20, 20], "X": [none, 10, none]}
 
 

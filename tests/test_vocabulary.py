@@ -12,7 +12,6 @@ from serving import CONTEXT, ITEMS, TAGS, USERS, Ranker, inputs, made_up
 from torch import nn
 
 import rankhoist
-from rankhoist.runtime.vocabulary import vocabulary
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.model import ServedModel
 
@@ -20,7 +19,7 @@ from rankhoist.serve.model import ServedModel
 @pytest.mark.parametrize("level", ["expand", "lookup", "request", "full"])
 def test_every_level_knows_every_table(level: str):
     hoisted = rankhoist.hoist(Ranker().eval(), inputs(8, 8), context=list(CONTEXT), level=level)
-    found = {name: set(bounds.tolist()) for name, bounds in vocabulary(hoisted.blueprint, hoisted.weights).items()}
+    found = {name: set(bounds.tolist()) for name, bounds in hoisted.vocabulary.below.items()}
     assert found == {"user": {USERS}, "item": {ITEMS}, "tags": {TAGS}}
 
 
@@ -50,7 +49,7 @@ def ids(rows: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("level", ["expand", "lookup", "request", "full"])
 def test_every_way_of_looking_up_is_bounded(level: str):
     hoisted = rankhoist.hoist(Otherwise().eval(), ids(8), context=["user", "history"], level=level)
-    found = {name: set(bounds.tolist()) for name, bounds in vocabulary(hoisted.blueprint, hoisted.weights).items()}
+    found = {name: set(bounds.tolist()) for name, bounds in hoisted.vocabulary.below.items()}
     assert found == {name: {size} for name, size in SIZES.items() if name != "shifted"}
 
 

@@ -24,7 +24,7 @@ WITHOUT_PRODUCTS = {"lookup", "reshape", "parts", "joining", "scans", "pointwise
 ALSO_WITHOUT = set(
     """
 outer addr softmax _softmax cdist max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d
-avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold
+avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold opaque
 """.split()
 )
 

@@ -33,6 +33,7 @@ __all__ = [
     "UnsupportedModelError",
     "UnusedInputWarning",
     "VerificationError",
+    "VocabularyError",
     "WeightsError",
 ]
 
@@ -57,6 +58,10 @@ class ExportError(CaptureError):
 
 class UnsupportedModelError(CaptureError):
     """The model exports, but cannot be hoisted soundly: it draws random numbers or writes to its own state."""
+
+
+class VocabularyError(InputError, IndexError):
+    """An id is outside of the table that it indexes; as PyTorch's own error for it, it is an `IndexError`, too."""
 
 
 class WeightsError(RankhoistError):

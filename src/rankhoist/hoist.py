@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def hoist(
     backend: str = "eager",
     without: Iterable[str] = (),
     targets: Iterable[str] = (),
+    opaque: Sequence[str] = (),
 ) -> HoistedModel:
     """An equal model that computes context work once per request.
 
@@ -52,6 +53,9 @@ def hoist(
         targets: where the model may go, beside where it is now (device and dtype): `cpu-float32`, `cpu-bfloat16`,
             `cuda-float32`, `cuda-bfloat16`, and the latter two with `-graphs`. It has plans for all of them, also when
             it was saved and loaded.
+        opaque: paths of modules that are kept as they are, such as `user_tower.gru`: for those that do not export. One
+            that reads inputs of one side is called once per request, or per candidate. That it computes every row by
+            itself is yours to say; `verify` tests it.
 
     Raises:
         BackendError: there is no such backend, or no such target.
@@ -63,13 +67,9 @@ def hoist(
         >>> hoisted(torch.randn(1, 8), torch.randn(1000, 4)).shape  # of one request, and of its candidates
         torch.Size([1000, 1])
     """
+    program = capture(model, example, context, all_rules(), item=item, opaque=tuple(opaque))
     hoisted = hoist_program(
-        capture(model, example, context, all_rules(), item=item),
-        workload=workload,
-        level=level,
-        without=without,
-        targets=targets,
-        item_bytes=item_bytes,
+        program, workload=workload, level=level, without=without, targets=targets, item_bytes=item_bytes
     )
     return hoisted.to_backend(backend)
 

@@ -2,6 +2,7 @@
 
 from rankhoist.capture.inputs import Constant, Context, InputSpec, Split
 from rankhoist.capture.interface import Interface
+from rankhoist.capture.opaque import OPAQUE, OpaqueCall
 from rankhoist.capture.program import Program, capture
 
-__all__ = ["Constant", "Context", "InputSpec", "Interface", "Program", "Split", "capture"]
+__all__ = ["OPAQUE", "Constant", "Context", "InputSpec", "Interface", "OpaqueCall", "Program", "Split", "capture"]

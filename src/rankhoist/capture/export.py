@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import named_leaves
+from rankhoist.capture.opaque import keepable
 from rankhoist.capture.taken import TakenAlong
 from rankhoist.errors import ExportError, UnsupportedModelError
 
@@ -54,7 +55,7 @@ def export(
             errors.append(error)
             if not _fixes_rows(error):
                 break
-    raise ExportError(_why_not_exported(model, errors[0]) + _constants(bound)) from errors[0]
+    raise ExportError(_why_not_exported(model, bound, errors[0]) + _constants(bound)) from errors[0]
 
 
 def _no_own_gradients() -> Any:
@@ -110,7 +111,7 @@ def _fixes_rows(error: Exception) -> bool:
     return not _reads_values(error) and any(words in str(error) for words in said)
 
 
-def _why_not_exported(model: nn.Module, error: Exception) -> str:
+def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Exception) -> str:
     said, _, _ = str(error).strip().partition("\n\n")  # what follows is for torch's own developers
     path, kind = _failing_module(model, error)
     if _reads_values(error):
@@ -120,9 +121,21 @@ def _why_not_exported(model: nn.Module, error: Exception) -> str:
     else:
         cause = f"{type(error).__name__}"
     return (
-        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. Hoist the largest submodule that "
-        "exports and keep this one outside, or rewrite it without Python control flow on data.\n"
+        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}\n"
         f"{said[:1500]}"
+    )
+
+
+def _help(path: str) -> str:
+    """What can be done; `path` is a module that can be kept as it is."""
+    rest = (
+        "Hoist the largest submodule that exports and keep this one outside, or rewrite it without Python control flow "
+    )
+    if not path:
+        return rest + "on data."
+    return (
+        f"hoist(..., opaque=[{path!r}]) helps if {path!r} reads inputs of one side only and computes every row by "
+        f"itself: it is kept as it is, and called once per request or per candidate. {rest}on data."
     )
 
 

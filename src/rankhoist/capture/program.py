@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from rankhoist.capture.inputs import (
     own_rows,
 )
 from rankhoist.capture.interface import Interface
+from rankhoist.capture.opaque import OpaqueCall, kept
 from rankhoist.capture.signature import Arguments
 from rankhoist.capture.wrappers import check_packed, converted, signature_of, unwrapped
 from rankhoist.errors import (
@@ -90,6 +91,8 @@ class Program:
         training: it is to be trained: it is captured in the mode that each module is in, and is differentiated.
         written: placeholders of the buffers that it writes; their new values are the last of `outputs`.
         dropout: whether dropout on what is the request's draws a mask for every one of its `rows`, or per `request`.
+        opaque: calls of modules that are kept as they are, by the name that the graph has for them.
+        modules: these modules, by path.
     """
 
     graph: fx.Graph
@@ -107,6 +110,8 @@ class Program:
     training: bool = False
     written: tuple[str, ...] = ()
     dropout: str = "rows"
+    opaque: dict[str, OpaqueCall] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
 
     @property
     def interface(self) -> Interface:
@@ -121,12 +126,14 @@ class Program:
 def capture(
     model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context,
     known: Container[Any] | None = None, training: bool = False, item: Context | None = None,
+    opaque: Sequence[str] = (),
 ) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
 
     Operators that are made of others are taken apart, but those that are `known` (None: all are). Of a wrapper, it is
     the model inside; of a TorchScript module, what torch's own converter makes of it. A model that is to be trained
-    (`training`) is captured with every module in the mode that it is in.
+    (`training`) is captured with every module in the mode that it is in. Modules at the paths `opaque` are kept as they
+    are.
 
     Raises:
         TrainingModeError: a module is in training mode.
@@ -137,6 +144,7 @@ def capture(
     """
     if isinstance(model, str | os.PathLike):
         model = _load(Path(model))
+    bound = None
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         check_packed(model)
@@ -146,29 +154,37 @@ def capture(
         bound = _example_call(arguments, example)
         leaves = named_leaves(bound.arguments)
         common_rows(leaves)
-        plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
-        exported = export(*plain, training)
-        if training:
-            check_exported(exported)
     else:
-        exported = model
-        arguments = _exported_arguments(exported)
-        leaves = named_leaves(arguments(*exported.example_inputs)) if exported.example_inputs else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-        functional = _functional(exported)
-        if known is not None:
-            functional = taken_apart(functional, known)
+        arguments = _exported_arguments(model)
+        leaves = named_leaves(arguments(*model.example_inputs)) if model.example_inputs else {}
+    with kept(model, bound, opaque) as calls:
+        functional = _functional(_exported(model, bound, training), known)
     without_tokens(functional)
     fill(functional.graph)
-    return _program(functional, own_rows(leaves), (context, item), arguments, training)
+    program = _program(functional, own_rows(leaves), (context, item), arguments, training)
+    modules = {path: model.get_submodule(path) for path in opaque} if isinstance(model, nn.Module) else {}
+    return replace(program, opaque=calls, modules=modules)
 
 
-def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Without operators that write in place; whole ones stay whole."""
+def _exported(
+    model: nn.Module | torch.export.ExportedProgram, bound: inspect.BoundArguments | None, training: bool
+) -> torch.export.ExportedProgram:
+    if not isinstance(model, nn.Module) or bound is None:
+        return model  # type: ignore[return-value]
+    plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
+    exported = export(*plain, training)
+    if training:
+        check_exported(exported)
+    return exported
+
+
+def _functional(exported: torch.export.ExportedProgram, known: Container[Any] | None) -> torch.export.ExportedProgram:
+    """Without operators that write in place; whole ones stay whole, but those made of others that are not `known`."""
     try:
-        functional: torch.export.ExportedProgram = exported.run_decompositions({})
-        return functional
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+            functional: torch.export.ExportedProgram = exported.run_decompositions({})
+            return functional if known is None else taken_apart(functional, known)
     except Exception as error:
         text = str(error).strip()[:1500]
         raise ExportError(f"torch cannot make the exported model functional: {type(error).__name__}: {text}") from error

@@ -50,7 +50,7 @@ class Check:
     """One comparison over all batches.
 
     Attributes:
-        name: `float64`, the model's own dtype, `prepare` or `capture` (see `rankhoist.verify.checks`).
+        name: `float64`, the model's own dtype, `prepare`, `opaque` or `capture` (see `rankhoist.verify.checks`).
         error: the largest error, relative to the largest absolute value of the same output over all batches.
         tolerance: the largest error that passes.
         original_error: the original's own error against the truth; None where the truth is its own yardstick.
@@ -94,6 +94,7 @@ class Certificate:
             candidates with each other are legal, so this is a property and not a check.
         versions: of Python, torch and rankhoist.
         date: UTC, ISO 8601.
+        opaque: paths of modules that are kept as they are; that they compute every row by itself is tested, not proved.
     """
 
     level: str
@@ -109,6 +110,7 @@ class Certificate:
     row_independent: bool
     versions: dict[str, str]
     date: str
+    opaque: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -130,6 +132,7 @@ class Certificate:
             f"{'PASSED' if self.passed else 'FAILED'}: level {self.level}, {self.dtype} on {self.device}",
             *(f"  {check}" for check in self.checks),
             f"  truth: {self.truth}{f' ({self.note})' if self.note else ''}; rows {rows}",
+            *(f"  opaque: {path}; that its rows are independent is tested, not proved" for path in self.opaque),
             f"  N = {_listing(self.candidates)}; R = {_listing(self.requests)}; trials {self.trials}, seed {self.seed}",
             f"  {versions}; {self.date}",
         ]

@@ -270,7 +270,7 @@ class Record:
     """What a plan does with every captured operator, for one workload.
 
     `graph` and `curves` are None in a file of an older version, and `laws` is empty. `tuning` is None where nothing was
-    measured, `items` where no input is marked as the item's.
+    measured, `items` where no input is marked as the item's. `opaque` are modules that are kept as they are.
     """
 
     level: str
@@ -281,6 +281,7 @@ class Record:
     laws: tuple[LawUse, ...] = ()
     tuning: Tuning | None = None
     items: Items | None = None
+    opaque: tuple[str, ...] = ()
 
     def before(self, operator: Operator) -> Amount:
         """Work of an operator in one call of the original."""

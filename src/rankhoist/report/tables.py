@@ -24,6 +24,10 @@ def to_text(report: Record) -> str:
         [
             title,
             *_plan_lines(report),
+            *(
+                f"{path} is kept as it is (opaque): verify tests that its rows are independent"
+                for path in report.opaque
+            ),
             *(["", *tuning.lines(report.tuning)] if report.tuning is not None else []),
             "",
             *_operator_lines(report),

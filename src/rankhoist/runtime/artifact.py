@@ -19,12 +19,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankhoist.capture import Interface
 from rankhoist.compiler.emit import Catalogue, Stage, Stages, Variant
 from rankhoist.errors import ArtifactError
-from rankhoist.runtime import allowance, container, graph_json, model_json, tensor_file
+from rankhoist.runtime import allowance, container, graph_json, model_json, opaque, tensor_file
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.plain import counts, entries, entry
 from rankhoist.runtime.retarget import retargeted
@@ -67,7 +67,7 @@ def members(
     model["tensors"], model["example"] = table, example_table
     model["certificate"] = certificate
     # What is written can be read.
-    blueprint, _ = blueprint_of(model, stages, original, constants, blueprint.interface.example)
+    blueprint, _ = blueprint_of(model, stages, original, constants, blueprint.interface.example, blueprint.modules)
     check_folding(blueprint, dtype, {**original, **constants})
     contents = (container.to_json(model), container.to_json(stages), tensors, example)
     return dict(zip(container.MEMBERS, contents, strict=True))
@@ -82,15 +82,17 @@ def _read_by_calls(blueprint: Blueprint, original: Mapping[str, Tensor]) -> tupl
 
 
 def blueprint_of(
-    model: Any, stages: Any, original: dict[str, Tensor], constants: dict[str, Tensor], example: dict[str, Tensor]
-) -> tuple[Blueprint, torch.dtype]:
-    """Everything but the weights, and the dtype they are in."""
+    model: Any, stages: Any, original: dict[str, Tensor], constants: dict[str, Tensor], example: dict[str, Tensor],
+    modules: Mapping[str, nn.Module],
+) -> tuple[Blueprint, torch.dtype]:  # fmt: skip
+    """Everything but the weights, and the dtype they are in; `modules` are those that no file holds."""
     description = model_json.from_data(model)
     interface = model_json.with_example(description, example)
     made = _stages(stages, constants)
     blueprint = Blueprint(
         interface, description.plans, made, description.pinned, lambda: description.report,
-        with_store=description.with_store,
+        with_store=description.with_store, opaque=description.opaque,
+        modules=opaque.given(description.opaque, interface, modules),
     )  # fmt: skip
     _check_names(blueprint, original)
     return blueprint, description.dtype
@@ -147,7 +149,7 @@ def _stages(data: Any, constants: dict[str, Tensor]) -> Stages:
 def _check_names(blueprint: Blueprint, original: Collection[str]) -> None:
     """Every stage reads what there is and returns what others read: a wrong name fails here and not in a call."""
     stages, interface = blueprint.stages, blueprint.interface
-    fixed = {*original, *stages.constants}
+    fixed = {*original, *stages.constants, *blueprint.opaque}
     if not blueprint.pinned | set(interface.state.values()) <= set(original):
         raise ArtifactError("it names weights that it does not hold")
     if len(stages.variants) != len(blueprint.plans.plans):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
-from rankhoist.capture import Interface, Program
+import torch
+from torch import Tensor, nn
+
+from rankhoist.capture import Interface, OpaqueCall, Program
 from rankhoist.compiler.emit import Stages, emit
 from rankhoist.compiler.plan import Plan, Plans, PlanSummary
 from rankhoist.report import Report
 from rankhoist.report.make import make_report
+from rankhoist.runtime.opaque import Kept, kept_modules
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Blueprint:
         pinned: placeholders of the buffers that the plans were made from (indices, masks).
         report: makes the report.
         program: the captured program; None where the model was loaded from a file, which does not hold it.
+        opaque: calls of modules that are kept as they are, by name.
+        modules: these modules, by path, whatever their weights are.
     """
 
     interface: Interface
@@ -34,6 +40,12 @@ class Blueprint:
     report: Callable[[], Report]
     program: Program | None = None
     with_store: Plans[PlanSummary] | None = None
+    opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def kept(self, original: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Kept]:
+        """The modules that are kept, with these weights."""
+        return kept_modules(self.opaque, self.modules, self.interface, original, dtype, device)
 
     @property
     def unread(self) -> frozenset[str]:
@@ -41,7 +53,12 @@ class Blueprint:
         if self.program is None:
             return frozenset()
         read = {leaf for stage in self.stages.all for leaf in stage.leaves}
-        return frozenset(n for n, w in self.program.weights.items() if not w.trained) - read - self.pinned
+        of_modules = {
+            placeholder
+            for name, placeholder in self.interface.state.items()
+            if name.startswith(tuple(f"{path}." for path in self.modules))
+        }
+        return frozenset(n for n, w in self.program.weights.items() if not w.trained) - read - self.pinned - of_modules
 
     @staticmethod
     def of(program: Program, plans: Plans[Plan], with_store: Plans[Plan] | None = None) -> Blueprint:
@@ -50,5 +67,5 @@ class Blueprint:
         own, stored = ([p.outputs for p in some] for some in (plans.plans, others))
         stages = emit(own, b.constants, program.rows, program.training, stored)
         pinned = frozenset(name for plan in (*plans.plans, *others) for name in plan.interpreter.memo.pinned)
-        report = partial(make_report, plans, with_store)
-        return Blueprint(program.interface, plans, stages, pinned, report, program, with_store)
+        report, kept = partial(make_report, plans, with_store), (program.opaque, program.modules)
+        return Blueprint(program.interface, plans, stages, pinned, report, program, with_store, *kept)

@@ -28,8 +28,8 @@ LARGEST_MANIFEST = 2**20
 ADVICE = "it may be damaged or incomplete: copy it again, or save the model again"
 
 
-class _NewerError(ArtifactError):
-    """The file is of a format that came later."""
+class RefusedError(ArtifactError):
+    """The file is whole, but needs what is not here: a later version, or modules."""
 
 
 class Container:
@@ -75,7 +75,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             yield Container(archive, os.fstat(file.fileno()).st_size)
-    except _NewerError as error:
+    except RefusedError as error:
         raise ArtifactError(f"{path} cannot be loaded: {error}") from error
     except ArtifactError as error:
         raise ArtifactError(f"{path} cannot be loaded: {error}; {ADVICE}") from error
@@ -120,7 +120,7 @@ def _check_format(manifest: Any) -> None:
     found = entry(manifest, "format", int)
     if found > FORMAT:
         by, own = entry(manifest, "versions", dict).get("rankhoist"), versions()["rankhoist"]
-        raise _NewerError(
+        raise RefusedError(
             f"it has format {found}, written by rankhoist {shown(by)}; this is rankhoist {own}, which reads formats up "
             f"to {FORMAT}. Upgrade rankhoist, or save the model again with this version"
         )

@@ -8,7 +8,8 @@ would hold them again:
     several      request.owner [N], request.slots [R, M], state, candidates    -> the same, for several requests
 
 `rankhoist.compiler.emit.traceable` says what owner and slots are. A stage takes only the inputs that it reads, of a
-packed input its own columns.
+packed input its own columns. Where it computes ids that it looks up, it has one more output, `ids.outside`: of each
+such lookup, how many ids were outside of the table.
 """
 
 from __future__ import annotations
@@ -24,31 +25,38 @@ from rankhoist.compiler.targets import aoti, onnx
 from rankhoist.compiler.targets.exported import BOUNDS, REQUESTS, ROWS, Exported, Moving, Write, export, refused
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime import interface_json
+from rankhoist.runtime.ids import ids_of
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.manifest import Manifest, StageFile
+from rankhoist.runtime.opaque import Kept
+from rankhoist.runtime.vocabulary import Vocabulary
 from rankhoist.runtime.weights import Argument, Weights
 
 
-def to_onnx(folder: Path, inputs: Inputs, stages: Stages, weights: Weights, several: bool) -> None:
+def to_onnx(folder: Path, inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool) -> None:
     """Both stages as ONNX models.
 
     Raises:
         BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
     """
     write_one = onnx.writer()
-    write(folder, inputs, exported(inputs, stages, weights, several), onnx.SUFFIX, write_one)
+    write(folder, inputs, known, exported(inputs, stages, weights, known, several), onnx.SUFFIX, write_one)
 
 
-def to_package(folder: Path, inputs: Inputs, stages: Stages, weights: Weights, several: bool) -> None:
+def to_package(
+    folder: Path, inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool
+) -> None:
     """Both stages compiled ahead of time.
 
     Raises:
         BackendError: a stage does not compile.
     """
-    write(folder, inputs, exported(inputs, stages, weights, several), aoti.SUFFIX, aoti.write)
+    write(folder, inputs, known, exported(inputs, stages, weights, known, several), aoti.SUFFIX, aoti.write)
 
 
-def write(folder: Path, inputs: Inputs, stages: Iterable[Exported], suffix: str, write_one: Write) -> None:
+def write(
+    folder: Path, inputs: Inputs, known: Vocabulary, stages: Iterable[Exported], suffix: str, write_one: Write
+) -> None:
     """Every stage, each to a file of its own, and the manifest.
 
     Raises:
@@ -67,13 +75,15 @@ def write(folder: Path, inputs: Inputs, stages: Iterable[Exported], suffix: str,
             write_one(stage, path)
         except Exception as error:
             raise refused(path.name, error) from error
-        files[stage.name] = StageFile(path.name, stage.inputs, stage.outputs, stage.with_rows)
+        guards = list(stage.guards)
+        files[stage.name] = StageFile(path.name, stage.inputs, stage.outputs, stage.with_rows, guards)
         constants |= stage.constants
-    Manifest(inputs.interface, inputs.dtype, files, constants).write(folder)
+    Manifest(inputs.interface, inputs.dtype, files, constants, ids_of(known, inputs.expected)).write(folder)
 
 
-def exported(inputs: Inputs, stages: Stages, weights: Weights, several: bool) -> Iterator[Exported]:
+def exported(inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool) -> Iterator[Exported]:
     """The stages of the first plan, with `several` also the candidate stage of several requests."""
+    known.guard(stages)
     variant, requests = stages.variants[0], len(BOUNDS) - 1
     of_request, of_candidate = weights.arguments[0]
 
@@ -85,6 +95,7 @@ def exported(inputs: Inputs, stages: Stages, weights: Weights, several: bool) ->
         def argument(a: Argument) -> Moving | torch.Tensor:
             if isinstance(a, int):
                 return state[a]
+            assert not isinstance(a, Kept), "models with modules that are kept are not exported"
             return Moving(a, made_up[a], {0: axis}) if isinstance(a, str) else a
 
         return list(map(argument, given))

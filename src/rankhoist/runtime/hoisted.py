@@ -22,15 +22,17 @@ from rankhoist.report.notebook import of_model
 from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.catalogue import CatalogueScoring
+from rankhoist.runtime.ids import EAGER, Guard
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.made_up import made_up_example
 from rankhoist.runtime.moved import for_target
 from rankhoist.runtime.offsets import Blocks
+from rankhoist.runtime.opaque import check_exported
 from rankhoist.runtime.placed import placed
 from rankhoist.runtime.planned import Planned
 from rankhoist.runtime.scoring import RequestState
 from rankhoist.runtime.tune import CANDIDATES, tuned
-from rankhoist.runtime.vocabulary import vocabulary
+from rankhoist.runtime.vocabulary import Vocabulary
 from rankhoist.runtime.weights import Weights, filled, renewed
 
 
@@ -48,7 +50,7 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
     `certificate` is the one in the file that it was loaded from, as plain data, until its weights change.
     """
 
-    backend = "eager"
+    backend = EAGER
     certificate: dict[str, Any] | None = None
     _weights: Weights
 
@@ -122,14 +124,26 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
     def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
         weights, number = self._weights, chosen.plan
         variant = self._stages_by(chosen.backend).variants[number]
+        self._guard.check(chosen.backend or self.backend, "context", context)
         arguments = filled(weights.arguments[number][0], {}, context)
-        made = variant.request.run(requests, None, None, *arguments) if variant.state else ()
+        if not variant.state:
+            return RequestState(requests, {}, weights, number, chosen.backend)
+        given = (requests, None, None, *arguments)
+        try:
+            made = variant.request.run(*given)
+        except (IndexError, RuntimeError) as error:
+            raise self._guard.explained(error, number, variant.request, given, "context", context) from None
         return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
         offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
+        self._guard.check(state.backend or self.backend, "candidate", candidate)
         arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
-        made = self._stages_by(state.backend).variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
+        stage, given = self._stages_by(state.backend).variants[state.plan].candidate, (rows, owner, offsets, *arguments)
+        try:
+            made = stage.run(*given)
+        except (IndexError, RuntimeError) as error:
+            raise self._guard.explained(error, state.plan, stage, given, "candidate", candidate) from None
         return self.interface.result(made)
 
     def _stages_by(self, backend: str) -> Stages:
@@ -137,8 +151,19 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         if not backend:
             return self.stages
         if backend not in self._by_backend:  # several threads may make them; one's are kept
-            self._by_backend.setdefault(backend, placed(self.blueprint, self.dtype, self.device, backend))
+            self._by_backend.setdefault(backend, self._placed(backend))
         return self._by_backend[backend]
+
+    def _placed(self, backend: str) -> Stages:
+        stages = placed(self.blueprint, self.dtype, self.device, backend)
+        if backend != EAGER:
+            self.vocabulary.guard(stages)
+        return stages
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What ids its inputs may hold."""
+        return self._guard.vocabulary
 
     @property
     def weights(self) -> Weights:
@@ -154,7 +179,8 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
                 The model is left as it was.
         """
         original = renewed(self._weights.original, state_dict, self.interface.state, self.blueprint.pinned)
-        self._weights = Weights.of(original, self._weights.constants, self.stages, self.interface)
+        opaque = self.blueprint.kept(original, self.dtype, self.device)
+        self._weights = Weights.of(original, self._weights.constants, self.stages, self.interface, opaque=opaque)
         self.certificate = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
@@ -249,7 +275,11 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         self.stages = placed(self.blueprint, dtype, device, self.backend)
         self._by_backend: dict[str, Stages] = {}
         self._inputs = Inputs(self.blueprint.interface, dtype, device)
-        self._weights = Weights.of(original, constants, self.stages, self.interface, folded)
+        opaque = self.blueprint.kept(original, dtype, device)
+        self._weights = Weights.of(original, constants, self.stages, self.interface, folded, opaque)
+        self._guard = Guard(self._inputs, self.stages, self._weights)
+        if self.backend != EAGER:
+            self.vocabulary.guard(self.stages)
         self.eval()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HoistedModel:
@@ -278,7 +308,7 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         blueprint = self.blueprint
         if not (example or self.interface.made_up):
             model = self._on_cpu()
-            rows = made_up_example(model, vocabulary(blueprint, model.weights))
+            rows = made_up_example(model, model.vocabulary.below)
             blueprint = replace(blueprint, interface=replace(self.interface, example=rows, made_up=True))
         artifact.save(path, blueprint, self._weights, self.dtype, proof)
 
@@ -303,7 +333,8 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         Raises:
             BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
         """
-        export.to_onnx(Path(folder), self._inputs, self.stages, self._weights, several)
+        check_exported(self.blueprint.modules, "ONNX")
+        export.to_onnx(Path(folder), self._inputs, self.stages, self._weights, self.vocabulary, several)
 
     def package(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Compile both stages ahead of time with AOTInductor; `rankhoist.runtime.load_package` runs them.
@@ -311,4 +342,5 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         A package is native code of this machine's kind, which runs when loaded: load only what you trust. A call from
         Python holds the interpreter lock from beginning to end, so threads do not score side by side.
         """
-        export.to_package(Path(folder), self._inputs, self.stages, self._weights, several)
+        check_exported(self.blueprint.modules, "AOTInductor")
+        export.to_package(Path(folder), self._inputs, self.stages, self._weights, self.vocabulary, several)

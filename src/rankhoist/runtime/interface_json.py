@@ -34,8 +34,8 @@ def to_data(interface: Interface) -> dict[str, Any]:
             for p in interface.arguments.parameters
         ],
         "constants": [{"name": c.name, "place": c.place, "value": c.value} for c in interface.constants],
-        "call": _structure(interface.in_spec, "takes"),
-        "result": _structure(interface.out_spec, "returns"),
+        "call": structure(interface.in_spec, "takes"),
+        "result": structure(interface.out_spec, "returns"),
     }
 
 
@@ -46,7 +46,7 @@ def from_data(data: Any, state: Mapping[str, str]) -> Interface:
         ArtifactError: the data is none that `to_data` makes.
     """
     inputs = {entry(item, "placeholder", str): _as_input(item) for item in entries(data, "inputs", dict)}
-    call, result = _as_structure(entry(data, "call", dict)), _as_structure(data.get("result"))
+    call, result = as_structure(entry(data, "call", dict)), as_structure(data.get("result"))
     constants = tuple(_as_constant(item) for item in entries({"constants": [], **data}, "constants", dict))
     places = [c.place for c in constants]
     tensors = call.num_leaves - len(places)
@@ -114,7 +114,7 @@ def _as_constant(data: Any) -> Constant:
 # -- structures of calls and results
 
 
-def _structure(spec: pytree.TreeSpec, verb: str) -> Any:
+def structure(spec: pytree.TreeSpec, verb: str) -> Any:
     """The containers that a model takes or returns, as data.
 
     Raises:
@@ -133,8 +133,8 @@ def _structure(spec: pytree.TreeSpec, verb: str) -> Any:
     return encoded(pytree.tree_unflatten([LEAF] * spec.num_leaves, spec))
 
 
-def _as_structure(data: Any) -> pytree.TreeSpec:
-    """The inverse of `_structure`; torch's own reader would import what the data names."""
+def as_structure(data: Any) -> pytree.TreeSpec:
+    """The inverse of `structure`; torch's own reader would import what the data names."""
 
     def decoded(value: Any) -> Any:
         if value == LEAF:

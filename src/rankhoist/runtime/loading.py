@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankhoist.errors import HoistingWarning
 from rankhoist.runtime import artifact, container, tensor_file
@@ -17,25 +17,29 @@ from rankhoist.runtime.plain import entry, printable
 from rankhoist.runtime.tune import tuned_elsewhere
 
 
-def load(path: str | os.PathLike[str]) -> HoistedModel:
+def load(path: str | os.PathLike[str], *, opaque: Mapping[str, nn.Module] | None = None) -> HoistedModel:
     """The hoisted model in a file, on the CPU.
 
     It scores, is verified, moved, copied and given new weights like the one that was saved; its `program` is None. One
     that another machine tuned says so, by a `HoistingWarning`.
 
+    Args:
+        opaque: of a model that was hoisted with `opaque=[...]`, the modules of these paths: a file holds their weights,
+            and nobody's code.
+
     Raises:
         ArtifactError: the file is no artifact, is damaged, was made up, or comes from a newer version.
     """
     with container.opened(path) as file:
-        return read(file)
+        return read(file, opaque)
 
 
-def read(file: container.Container) -> HoistedModel:
+def read(file: container.Container, opaque: Mapping[str, nn.Module] | None = None) -> HoistedModel:
     """The same, of a file that is open."""
     model, stages = file.read_json("model.json"), file.read_json("stages.json")
     tensors = tensor_file.from_bytes(file.read("weights.safetensors"), entry(model, "tensors", dict))
     example = tensor_file.from_bytes(file.read("example.safetensors"), entry(model, "example", dict))
-    hoisted = of(model, stages, tensors, example)
+    hoisted = of(model, stages, tensors, example, opaque=opaque)
     if told := tuned_elsewhere(hoisted.blueprint.report().tuning):
         warnings.warn(printable(told), HoistingWarning, stacklevel=3)
     return hoisted
@@ -43,12 +47,12 @@ def read(file: container.Container) -> HoistedModel:
 
 def of(
     model: Any, stages: Any, tensors: dict[str, Tensor], example: dict[str, Tensor],
-    folded: Sequence[Tensor] | None = None,
+    folded: Sequence[Tensor] | None = None, opaque: Mapping[str, nn.Module] | None = None,
 ) -> HoistedModel:  # fmt: skip
     """From what its members hold; `folded` is what the weights stage made, if that is at hand."""
     constants = {name: tensor for name, tensor in tensors.items() if name.startswith(artifact.CONSTANT)}
     original = {name: tensor for name, tensor in tensors.items() if name not in constants}
-    blueprint, dtype = artifact.blueprint_of(model, stages, original, constants, example)
+    blueprint, dtype = artifact.blueprint_of(model, stages, original, constants, example, opaque or {})
     if folded is None:
         artifact.check_folding(blueprint, dtype, tensors)
     hoisted = HoistedModel.of(blueprint, original, constants, dtype, torch.device("cpu"), folded)

@@ -12,20 +12,26 @@ import torch
 from rankhoist.capture import Interface
 from rankhoist.errors import ArtifactError, BackendError
 from rankhoist.runtime import interface_json
+from rankhoist.runtime.ids import Bounds, Ids
 from rankhoist.runtime.plain import as_dtype, dtype_name, entries, entry
 
-FORMAT = 3
+FORMAT = 4
 NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
 class StageFile:
-    """A stage's file and what it takes and returns; `with_rows` are the outputs whose axis 0 is the row of a call."""
+    """A stage's file and what it takes and returns.
+
+    `with_rows` are the outputs whose axis 0 is the row of a call. `guards` say what is wrong where a number of the
+    output `ids.outside`, if there is one, is not zero.
+    """
 
     file: str
     inputs: list[str]
     outputs: list[str]
     with_rows: list[bool]
+    guards: list[str]
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,14 @@ class Manifest:
         dtype: the one that it computes in.
         stages: `request`, `candidate` and perhaps `several`.
         constants: the results that are no tensors, by position.
+        ids: of the inputs that index tables, by side and name, what they may hold: the stages do not look.
     """
 
     interface: Interface
     dtype: torch.dtype
     stages: dict[str, StageFile]
     constants: dict[int, Any]
+    ids: Ids
 
     def to_data(self) -> dict[str, Any]:
         """As data for JSON.
@@ -55,6 +63,7 @@ class Manifest:
         return {
             "format": FORMAT, "dtype": dtype_name(self.dtype), **described, "stages": stages,
             "constant_results": self.constants,
+            "ids": {side: {n: b.to_data() for n, b in bounds.items()} for side, bounds in self.ids.items()},
         }  # fmt: skip
 
     @staticmethod
@@ -71,12 +80,17 @@ class Manifest:
         stages = {
             name: StageFile(
                 entry(stage, "file", str), entries(stage, "inputs", str), entries(stage, "outputs", str),
-                entries(stage, "with_rows", bool),
+                entries(stage, "with_rows", bool), entries(stage, "guards", str),
             )
             for name, stage in entry(data, "stages", dict).items()
         }  # fmt: skip
         constants = {int(i): value for i, value in entry(data, "constant_results", dict).items()}
-        return Manifest(interface_json.from_data(data, {}), as_dtype(entry(data, "dtype", str)), stages, constants)
+        ids = {
+            side: {n: Bounds.from_data(b) for n, b in entry(entry(data, "ids", dict), side, dict).items()}
+            for side in ("context", "candidate")
+        }
+        interface = interface_json.from_data(data, {})
+        return Manifest(interface, as_dtype(entry(data, "dtype", str)), stages, constants, ids)
 
     def write(self, folder: Path) -> None:
         """Into the folder of the stages."""

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from rankhoist.capture import Interface
+from rankhoist.capture import Interface, OpaqueCall
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges
 from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.errors import ArtifactError
 from rankhoist.report import Report
-from rankhoist.runtime import interface_json
+from rankhoist.runtime import interface_json, opaque
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.plain import as_dtype, as_kind, dtype_name, entries, entry, shown
 
@@ -28,6 +28,7 @@ class Description:
     pinned: frozenset[str]
     report: Report
     dtype: torch.dtype
+    opaque: dict[str, OpaqueCall]
     with_store: Plans[PlanSummary] | None = None
 
 
@@ -44,6 +45,7 @@ def to_data(blueprint: Blueprint, dtype: torch.dtype) -> dict[str, Any]:
         "state": interface.state,
         "made_up": interface.made_up,
         "pinned": sorted(blueprint.pinned),
+        "opaque": opaque.to_data(blueprint.opaque),
         **_plans(blueprint.plans),
         "with_store": None if with_store is None else _plans(with_store),
         "report": blueprint.report().to_dict(),
@@ -63,7 +65,8 @@ def from_data(data: Any) -> Description:
     report = Report.from_dict(entry(data, "report", dict))
     return Description(
         interface, _as_plans(data), frozenset(entries(data, "pinned", str)),
-        report, as_dtype(entry(data, "dtype", str)), None if with_store is None else _as_plans(with_store),
+        report, as_dtype(entry(data, "dtype", str)), opaque.from_data(entries({"opaque": [], **data}, "opaque", dict)),
+        None if with_store is None else _as_plans(with_store),
     )  # fmt: skip
 
 

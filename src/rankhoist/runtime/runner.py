@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.emit.lookups import OUTSIDE, check_counts
 from rankhoist.compiler.targets import aoti, onnx
 from rankhoist.compiler.targets.exported import Load, blocks_of_rows
 from rankhoist.errors import InputError
+from rankhoist.runtime.ids import check
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.manifest import Manifest
 from rankhoist.runtime.offsets import Blocks, Offsets
 from rankhoist.runtime.scoring import RequestState, Scoring
 from rankhoist.runtime.weights import Weights
 
-INSIDE = Weights({}, {}, (), [])  # the weights of exported stages are inside of them
+INSIDE = Weights({}, {}, (), {}, [])  # the weights of exported stages are inside of them
 
 
 class Runner(Scoring):
@@ -31,7 +33,7 @@ class Runner(Scoring):
     def __init__(self, folder: Path, load: Load) -> None:
         manifest = Manifest.read(folder)
         self._inputs = Inputs(manifest.interface, manifest.dtype, torch.device("cpu"))
-        self._stages, self._constants = manifest.stages, manifest.constants
+        self._stages, self._constants, self._ids = manifest.stages, manifest.constants, manifest.ids
         self._calls = {name: load(folder / stage.file) for name, stage in manifest.stages.items()}
 
     def __call__(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
@@ -39,13 +41,17 @@ class Runner(Scoring):
         return self.forward(*args, request_offsets=request_offsets, **kwargs)
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
+        check(self._ids["context"], context)
         if not requests:  # stages run on one row at least
-            context = self.made_up("context", 1)
-        made = self._run("request", self._exact("context", context))
+            made = self._run("request", self.made_up("context", 1), checked=False)
+        else:
+            made = self._run("request", self._exact("context", context))
         return RequestState(requests, {i: t.contiguous() for i, t in enumerate(made)}, INSIDE)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
-        tensors = dict(zip(self._stages["request"].outputs, state.tensors.values(), strict=True))
+        check(self._ids["candidate"], candidate)
+        outputs = [name for name in self._stages["request"].outputs if name != OUTSIDE]
+        tensors = dict(zip(outputs, state.tensors.values(), strict=True))
         if not rows:
             return self._result(self._of_no_rows(tensors))
         given = tensors | self._exact("candidate", candidate)
@@ -58,15 +64,22 @@ class Runner(Scoring):
     def _of_no_rows(self, state: dict[str, Tensor]) -> list[Tensor]:
         """Scores of one candidate that is made up, without its row."""
         one = {name: t[:1] for name, t in state.items()}
-        made = self._run("candidate", one | self.made_up("candidate", 1))
+        made = self._run("candidate", one | self.made_up("candidate", 1), checked=False)
         return [t[:0] if cut else t for t, cut in zip(made, self._stages["candidate"].with_rows, strict=True)]
 
     def _exact(self, side: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Integers of another width, which a call may have, in that of the stages."""
         return {name: t.to(self._inputs.expected[side][name].dtype) for name, t in inputs.items()}
 
-    def _run(self, name: str, given: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        return self._calls[name]([given[i] for i in self._stages[name].inputs])
+    def _run(self, name: str, given: Mapping[str, Tensor], checked: bool = True) -> Sequence[Tensor]:
+        stage = self._stages[name]
+        made = self._calls[name]([given[i] for i in stage.inputs])
+        if not stage.guards:
+            return made
+        *made, counts = made
+        if checked:  # not of rows that are made up
+            check_counts(stage.guards, counts)
+        return made
 
     def _result(self, made: Sequence[Tensor]) -> Any:
         leaves: list[Any] = list(made)

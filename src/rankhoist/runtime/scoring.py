@@ -67,6 +67,7 @@ class Scoring(ABC):
 
         Raises:
             InputError: an input is missing or has the wrong kind, shape or row count; offsets do not fit.
+            VocabularyError: an id is outside of the table that it indexes.
         """
         context, candidate = self._inputs.of_call(args, kwargs)
         requests, rows = self._inputs.rows("context", context), self._inputs.rows("candidate", candidate)

@@ -22,11 +22,12 @@ from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.errors import InputError
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime.alike import TOLERANCE, error
+from rankhoist.runtime.ids import EAGER
 from rankhoist.runtime.plain import dtype_name
 from rankhoist.runtime.planned import OnePlan, Planned
 
 CANDIDATES = (100, 1000)
-EAGER = "eager"
+
 FIRST = 0.3  # of the time, for all plans by PyTorch's own operators
 COMPILING = 0.5  # of the time: then no other stage is compiled
 HOPELESS = 4.0  # times the fastest in a few calls: not timed any further

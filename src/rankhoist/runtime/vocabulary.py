@@ -2,25 +2,27 @@
 
 Positions of an input's values, numbered in row-major order, are moved through the graph as the values would be, by the
 same operators; where positions arrive at a table as ids, the table's rows bound them. Ids that are computed on the way
-are not followed: PyTorch refuses them in the call where they are out of range.
+are not followed: there the lookup itself is watched, and it is known which inputs the ids are computed from.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from rankhoist.capture import Interface
-from rankhoist.compiler.emit import Stage
+from rankhoist.compiler.emit import Stage, Stages
+from rankhoist.compiler.emit.lookups import LOOKUPS, Use, at, paths, uses
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import aten
-from rankhoist.runtime.blueprint import Blueprint
-from rankhoist.runtime.weights import Weights
+from rankhoist.errors import VocabularyError
+from rankhoist.runtime.weights import Argument, Weights
 
 MOVES = {
     aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
@@ -29,43 +31,81 @@ MOVES = {
     aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default, aten.flatten.using_ints,
 }  # fmt: skip
 # What leaves every value where it is; of one request, its rows repeated are that row.
-KEEPS = {
-    aten._to_copy.default, aten.to.dtype, aten.floor.default, aten.trunc.default, kernels.spread, kernels.repeat_rows,
-}  # fmt: skip
-# Lookups by ids, and the places of the table and of the ids among their arguments.
-LOOKUPS = {
-    aten.embedding.default: (0, 1), aten.index_select.default: (0, 2), aten.embedding_bag.default: (0, 1),
-    aten.embedding_bag.padding_idx: (0, 1), aten._embedding_bag.default: (0, 1),
-    aten._embedding_bag_forward_only.default: (0, 1),
-}  # fmt: skip
+KEEPS = {aten._to_copy.default, aten.to.dtype, aten.trunc.default, kernels.spread, kernels.repeat_rows}
 
+NOBODY = -1  # the position of a value that is no input's
 FREE = torch.iinfo(torch.int64).max  # of a value that indexes nothing
 
 
-def vocabulary(blueprint: Blueprint, weights: Weights) -> dict[str, Tensor]:
-    """Input name as in the stages (`NAME.context` and `NAME.candidate` of a packed one) -> int64, one bound per value
-    of a row: ids are 0 or more and less than it. Inputs that index nothing are not listed.
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of a tensor come from: the `inputs` it is computed from, and whose values it holds as they are.
+
+    `positions` are those of one row, among the values of all inputs: -1 for a value that is no input's. `floored`: they
+    are rounded down, and -0.5 becomes -1.
     """
-    given = _positions(blueprint.interface)
-    bounds = torch.full((sum(p.tensor.numel() for p in given.values()),), FREE)
-    for variant, (request, candidate) in zip(blueprint.stages.variants, weights.arguments, strict=True):
-        state: dict[int, Any] = {}
-        for side, stage, arguments in (
-            ("context", variant.request, request),
-            ("candidate", variant.candidate, candidate),
-        ):
-            named = [given.get(x, given.get(f"{x}.{side}")) if isinstance(x, str) else x for x in arguments]
-            values = [state.get(x) if isinstance(x, int) else x for x in named]
-            made, lookups = _followed(stage, values)
-            state = dict(zip(variant.state, made, strict=False))
-            for positions, size in lookups:
-                known = positions[(positions >= 0) & (positions < len(bounds))]
-                bounds[known] = bounds[known].clamp(max=size)
-    own = {name: bounds[p.tensor.flatten()] for name, p in given.items()}
-    return {name: bound for name, bound in own.items() if bool((bound != FREE).any())}
+
+    inputs: frozenset[str]
+    positions: Tensor | None = None
+    floored: bool = False
 
 
-def _positions(interface: Interface) -> dict[str, _Positions]:
+@dataclass(frozen=True)
+class Vocabulary:
+    """What ids a model's inputs may hold.
+
+    Attributes:
+        below: input name as in the stages (`NAME.context` and `NAME.candidate` of a packed one) -> int64, one bound
+            per value of a row: ids are less than it. Inputs that index nothing are not listed.
+        lowest: the same inputs -> the least that each value may be: 0, or less where -1 is the last row.
+        sources: of every plan, for its request and its candidate stage: lookups by node, and the inputs whose values
+            their ids are, or are computed from.
+        computed: of those, the lookups whose ids are not bounded by the bounds of inputs, and what to say where one is
+            outside.
+    """
+
+    below: dict[str, Tensor]
+    lowest: dict[str, Tensor]
+    sources: list[dict[str, dict[str, list[str]]]]
+    computed: list[dict[str, dict[str, str]]]
+
+    def guard(self, stages: Stages) -> None:
+        """Have stages guard what they compute, where they are compiled."""
+        for variant, computed in zip(stages.variants, self.computed, strict=True):
+            variant.request.guards, variant.candidate.guards = computed["context"], computed["candidate"]
+
+    def explain(self, plan: int, lookup: str, value: float, bounds: range) -> VocabularyError:
+        """What is wrong with an id that a lookup of a plan was given."""
+        known = {name: own for side in self.sources[plan].values() for name, own in side.items()}
+        names = _named(known.get(lookup, []))
+        computed = any(lookup in side for side in self.computed[plan].values())
+        expected = f"expected {bounds[0]} to {bounds[-1]}" if bounds else "and its table has no rows"
+        if computed:
+            return VocabularyError(f"the model computes id {value} from {names}, {expected}")
+        return VocabularyError(f"{names} has id {value}, {expected}")
+
+
+def vocabulary(interface: Interface, stages: Stages, weights: Weights) -> Vocabulary:
+    """Follow the inputs through all plans."""
+    given = _positions(interface)
+    count = sum(o.positions.numel() for o in given.values() if o.positions is not None)
+    below, lowest = torch.full((count,), FREE), torch.full((count,), -FREE)
+    sources, computed = [], []
+    for variant, (request, candidate) in zip(stages.variants, weights.arguments, strict=True):
+        followed = _Followed(below, lowest)
+        made = followed.stage(variant.request, "context", _given(request, "context", given, {}))
+        state = dict(zip(variant.state, made, strict=False))
+        followed.stage(variant.candidate, "candidate", _given(candidate, "candidate", given, state))
+        sources.append(followed.sources)
+        computed.append(followed.computed)
+    known = {n: o.positions.flatten() for n, o in given.items() if o.positions is not None}
+    known = {n: p for n, p in known.items() if bool((below[p] != FREE).any())}
+    return Vocabulary(
+        {n: below[p] for n, p in known.items()}, {n: lowest[p] for n, p in known.items()}, sources, computed
+    )
+
+
+def _positions(interface: Interface) -> dict[str, Origin]:
     """One row of every input, its values numbered on from those of the input before."""
     shapes: dict[str, tuple[int, ...]] = {}
     for spec in interface.inputs.values():
@@ -77,75 +117,114 @@ def _positions(interface: Interface) -> dict[str, _Positions]:
     made, start = {}, 0
     for name, shape in shapes.items():
         end = start + math.prod(shape)
-        made[name], start = _Positions(torch.arange(start, end).reshape(1, *shape)), end
+        made[name] = Origin(frozenset({name.split(".")[0]}), torch.arange(start, end).reshape(1, *shape))
+        start = end
     return made
 
 
-def _followed(stage: Stage, given: list[Any]) -> tuple[list[Any], list[tuple[Tensor, int]]]:
-    """A stage's results, and (positions, rows of the table that they index) of its lookups, for one row."""
-    placeholders = iter([1, None, None, *given])  # rows, owner, offsets
-    values: dict[fx.Node, Any] = {}
-    lookups = []
-    results: list[Any] = []
-    for node in stage.module.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(placeholders)
-        elif node.op == "call_function":
-            values[node] = _moved(node, values)
-            lookups += [(positions, size) for size, positions in _indexed(node, values)]
-        elif node.op == "output":
-            results = [values.get(result) for result in node.args[0]]
-    return results, lookups
+def _given(arguments: Sequence[Argument], side: str, inputs: dict[str, Origin], state: dict[int, Any]) -> list[Any]:
+    """What stands for a stage's arguments."""
+    named = [inputs.get(x, inputs.get(f"{x}.{side}")) if isinstance(x, str) else x for x in arguments]
+    return [state.get(x) if isinstance(x, int) else x for x in named]
 
 
-class _Positions:
-    """Where the values of a tensor come from."""
+class _Followed:
+    """Stages followed one after the other for one row; the bounds of positions are lowered on the way."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, below: Tensor, lowest: Tensor) -> None:
+        self.below, self.lowest = below, lowest
+        self.computed: dict[str, dict[str, str]] = {"context": {}, "candidate": {}}
+        self.sources: dict[str, dict[str, list[str]]] = {"context": {}, "candidate": {}}
+
+    def stage(self, stage: Stage, side: str, given: list[Any]) -> list[Any]:
+        """What stands for a stage's results."""
+        placeholders = iter([1, None, None, *given])  # rows, owner, offsets
+        values: dict[fx.Node, Any] = {}
+        results: list[Any] = []
+        for node in stage.module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(placeholders)
+            elif node.op == "call_function":
+                values[node] = _moved(node, values)
+                if node.target in LOOKUPS:
+                    self._lookup(node, side, values)
+            elif node.op == "output":
+                results = [values.get(result) for result in node.args[0]]
+        return results
+
+    def _lookup(self, node: fx.Node, side: str, values: dict[fx.Node, Any]) -> None:
+        """Bound the positions that index a table; a lookup by anything else of a call is guarded."""
+        args = fx.node.map_arg(node.args, values.get)
+        ids = [at(args, path) for path in paths(node.target, node.args)]
+        origins = [x for x in ids if isinstance(x, Origin)]
+        if not origins:
+            return
+        self.sources[side][node.name] = names = sorted(frozenset().union(*(o.inputs for o in origins)))
+        sizes = args[3] if node.target is kernels.read_tables else args[0]
+        known = node.target is aten.one_hot.default or isinstance(sizes, Tensor)
+        found = list(uses(node.target, fx.node.map_arg(node.args, lambda n: _plain(values.get(n))))) if known else []
+        bounded = [self._bounded(at(args, use.path), use) for use in found]
+        if not all(bounded) or len(found) < len(ids):
+            self.computed[side][node.name] = computed_from(names, found)
+
+    def _bounded(self, ids: Any, use: Use) -> bool:
+        """Whether ids are an input's, and bounded now."""
+        if not isinstance(ids, Origin) or ids.positions is None:
+            return isinstance(ids, Tensor)
+        sizes = torch.as_tensor(use.size).expand(ids.positions.shape)
+        inside = ids.positions >= 0
+        at_least = -sizes if use.wrap else torch.zeros_like(sizes)
+        self.below.scatter_reduce_(0, ids.positions[inside], sizes[inside], "amin")
+        self.lowest.scatter_reduce_(0, ids.positions[inside], at_least[inside], "amax")
+        return bool(inside.all()) and not ids.floored
+
+
+def computed_from(names: Sequence[str], found: Sequence[Use]) -> str:
+    """What is wrong where a model computes an id that its table does not have."""
+    one = found[0] if len(found) == 1 and isinstance(found[0].size, int) else None
+    expected = f", expected {-one.size if one.wrap else 0} to {one.size - 1}" if one else ""
+    return f"an id that the model computes from {_named(names)} is outside of its table{expected}"
+
+
+def _named(names: Sequence[str]) -> str:
+    """Inputs in a message."""
+    return f"input{'s' if len(names) > 1 else ''} {' and '.join(map(repr, names)) or 'none'}"
 
 
 def _moved(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The positions after an operator that only moves values, or a size that is computed; None after any other."""
-    arguments = [values.get(n) for n in node.all_input_nodes]
-    if node.target in KEEPS and isinstance(arguments[0], _Positions):
-        return arguments[0]
-    moves = node.target in MOVES and any(isinstance(a, _Positions) for a in arguments)
-    sizes = node.target is operator.mul and all(isinstance(a, int) for a in arguments)
-    if not (moves or sizes) or any(a is None or isinstance(a, str) for a in arguments):
+    """What stands for a result: a size that is computed, or where its values come from."""
+    given = [values.get(n) for n in node.all_input_nodes]
+    if node.target is operator.mul and all(isinstance(a, int) for a in given):
+        return node.target(*fx.node.map_arg(node.args, values.get))
+    origins = [a for a in given if isinstance(a, Origin)]
+    if not origins:
         return None
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _plain(values[n]))
+    inputs = frozenset().union(*(o.inputs for o in origins))
+    floored = any(o.floored for o in origins)
+    if node.target in KEEPS:
+        return given[0]
+    if node.target is aten.floor.default:
+        return replace(origins[0], floored=True)
+    return Origin(inputs, _positions_after(node, values) if node.target in MOVES else None, floored)
+
+
+def _positions_after(node: fx.Node, values: dict[fx.Node, Any]) -> Tensor | None:
+    """The positions after an operator that only moves values; None where it does not take one row."""
+    moved, *others = node.args
+    parts = [values.get(n) for n in moved] if isinstance(moved, list | tuple) else [values.get(moved)]  # type: ignore
+    known = [p.positions for p in parts if isinstance(p, Origin) and p.positions is not None]
+    if node.target is aten.stack.default and known:  # all have one shape
+        parts = [p if isinstance(p, Origin) and p.positions is not None else known[0] for p in parts]
+    if not all(isinstance(p, Tensor) or (isinstance(p, Origin) and p.positions is not None) for p in parts):
+        return None
+    own = [p.positions if isinstance(p, Origin) else torch.full(p.shape, NOBODY) for p in parts]  # type: ignore
+    rest, named = fx.node.map_arg((others, dict(node.kwargs)), values.get)
     try:
-        made = node.target(*args, **kwargs)  # type: ignore[operator]
-    except RuntimeError:  # it does not take these sizes: one row, or integers
+        made = node.target(own if isinstance(moved, list | tuple) else own[0], *rest, **named)  # type: ignore[operator]
+    except (RuntimeError, IndexError, TypeError):  # it does not take these sizes: one row, or integers
         return None
-    return _Positions(made) if isinstance(made, Tensor) else made if sizes else None
+    return made if isinstance(made, Tensor) else None
 
 
 def _plain(value: Any) -> Any:
-    return value.tensor if isinstance(value, _Positions) else value
-
-
-def _indexed(node: fx.Node, values: dict[fx.Node, Any]) -> Iterator[tuple[int, Tensor]]:
-    """(rows of a table, positions that index it) of a lookup."""
-    args = [values.get(a) if isinstance(a, fx.Node) else a for a in node.args]
-    for size, ids in _lookups(node.target, args, values):
-        if isinstance(ids, _Positions):
-            yield size, ids.tensor.flatten()
-
-
-def _lookups(target: Any, args: list[Any], values: dict[fx.Node, Any]) -> Iterator[tuple[int, Any]]:
-    """(rows of a table, what indexes it)."""
-    if target is kernels.read_tables:
-        ids, sizes = args[1], args[3]
-        if isinstance(ids, _Positions) and isinstance(sizes, Tensor):
-            columns = map(_Positions, ids.tensor.flatten(0, -2).unbind(-1))
-            yield from zip(sizes.tolist(), columns, strict=True)
-    elif target is aten.one_hot.default:
-        yield args[1], args[0]
-    elif target is aten.index.Tensor and isinstance(args[0], Tensor):
-        yield from zip(args[0].shape, (values.get(place) for place in args[1]), strict=False)
-    elif target in LOOKUPS and not (target is aten.index_select.default and args[1] != 0):
-        table, ids = (args[place] for place in LOOKUPS[target])
-        if isinstance(table, Tensor):
-            yield table.shape[0], ids
+    return value.positions if isinstance(value, Origin) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,17 @@ from rankhoist.capture import Interface
 from rankhoist.capture.wrappers import under_own_names
 from rankhoist.compiler.emit import Stage, Stages, Variant
 from rankhoist.errors import WeightsError
+from rankhoist.runtime.opaque import Kept
 
-Argument = Tensor | int | str  # a weight; the number of a node of the state; the name of an input
+Argument = Tensor | Kept | int | str  # a weight; a kept module; the number of a node of the state; an input's name
 
 
 @dataclass(frozen=True)
 class Weights:
     """One version of the weights: originals by placeholder, and what the weights stage made of them.
 
-    `folded` are what the weights stage returns, which plans share.
+    `folded` are what the weights stage returns, which plans share. `opaque` are the calls of modules that are kept as
+    they are, with these weights.
     `arguments` are those of every plan's (request, candidate) stage: a weight, or what each call puts in its place: the
     number of a node of the state (or of a store), or the name of an input. `with_store` are those of the plans for
     items with a store, and `item` those of the item stage.
@@ -30,6 +33,7 @@ class Weights:
     original: dict[str, Tensor]
     constants: dict[str, Tensor]
     folded: Sequence[Tensor]
+    opaque: Mapping[str, Kept]
     arguments: list[tuple[list[Argument], list[Argument]]]
     with_store: Sequence[tuple[list[Argument], list[Argument]]] = ()
     item: Sequence[Argument] = ()
@@ -37,7 +41,7 @@ class Weights:
     @staticmethod
     def of(
         original: dict[str, Tensor], constants: dict[str, Tensor], stages: Stages, interface: Interface,
-        folded: Sequence[Tensor] | None = None,
+        folded: Sequence[Tensor] | None = None, opaque: Mapping[str, Kept] = types.MappingProxyType({}),
     ) -> Weights:  # fmt: skip
         """Run the weights stage, if what it made (`folded`) is not at hand."""
         if folded is None:
@@ -50,7 +54,7 @@ class Weights:
         }
 
         def arguments(stage: Stage) -> list[Argument]:
-            leaves = (inputs.get(n) or original.get(n, constants.get(n)) for n in stage.leaves)
+            leaves = (inputs.get(n) or opaque.get(n) or original.get(n, constants.get(n)) for n in stage.leaves)
             return [*(known.get(i, i) for i in stage.nodes), *leaves]
 
         def of_plans(variants: Sequence[Variant]) -> list[tuple[list[Argument], list[Argument]]]:
@@ -58,8 +62,8 @@ class Weights:
 
         plans, items = of_plans(stages.variants), stages.catalogue
         if items is None:
-            return Weights(original, constants, folded, plans)
-        return Weights(original, constants, folded, plans, of_plans(items.variants), arguments(items.item))
+            return Weights(original, constants, folded, opaque, plans)
+        return Weights(original, constants, folded, opaque, plans, of_plans(items.variants), arguments(items.item))
 
 
 def _fold(stage: Stage, original: dict[str, Tensor], constants: dict[str, Tensor]) -> Sequence[Tensor]:

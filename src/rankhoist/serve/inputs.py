@@ -19,7 +19,7 @@ from rankhoist_client.refusal import RequestError
 from torch import Tensor
 
 from rankhoist.runtime import HoistedModel
-from rankhoist.runtime.vocabulary import FREE, vocabulary
+from rankhoist.runtime.vocabulary import FREE
 
 # A view of a request's body is read-only, which suits: the stages never write to their inputs.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
@@ -161,7 +161,7 @@ class Signature:
 
 
 def _features(hoisted: HoistedModel) -> Iterable[Feature]:
-    bounds = vocabulary(hoisted.blueprint, hoisted.weights)
+    bounds = hoisted.vocabulary.below
     for spec in hoisted.interface.inputs.values():
         datatype = DATATYPES[hoisted.dtype if spec.dtype == hoisted.interface.dtype else spec.dtype]
         if spec.role != "packed":

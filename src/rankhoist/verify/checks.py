@@ -6,6 +6,7 @@
   be off by what the check before allows.
 * `store`: with a store of items, scores by it against the truth, at most four times off by what the original is; more
   where it keeps floats in a shorter dtype, by eight units in the last place of that.
+* `opaque`: only where modules are kept as they are: each of them in float64, rows together against each row alone.
 * `capture`: only where the truth is the captured graph: the original, in its own dtype, against that truth.
 
 A hoisted model that raises, or returns another structure or shape, fails the check; the original must not raise.
@@ -31,6 +32,7 @@ from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw, pool
 from rankhoist.verify.compare import Comparison, Result, exact, rounded
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
+from rankhoist.verify.opaque import rows_apart
 from rankhoist.verify.original import (
     GRAPH,
     Original,
@@ -112,6 +114,7 @@ def verify(
         checks=tuple(checks),
         row_independent=row_independent,
         versions=versions(),
+        opaque=tuple(hoisted.blueprint.modules),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
@@ -153,6 +156,8 @@ def _run(
     if dtype != torch.float64:
         checks.append(rounded(_name(dtype), Comparison(batches, calls, truths), own, dtype))
     checks.append(_prepared(hoisted, whole, calls[: len(whole)], 2 * checks[-1].tolerance))
+    if hoisted.blueprint.modules:
+        checks.append(rows_apart(double(), batches))
     if truth.name == GRAPH:
         checks.append(exact("capture", Comparison(batches, own, truths), capture_tolerance(dtype)))
     return truth, checks, row_independent

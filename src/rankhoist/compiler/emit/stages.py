@@ -13,8 +13,9 @@ Where items have a store, what depends on them alone has a stage of its own, whi
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -22,6 +23,7 @@ import torch
 from torch import fx, nn
 from torch.utils._sympy.functions import FloorDiv, Mod
 
+from rankhoist.capture import OPAQUE
 from rankhoist.compiler.emit.spelling import spelled
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument, inputs_of, live_nodes
@@ -32,16 +34,18 @@ from rankhoist.errors import UnsupportedModelError
 
 @dataclass
 class Stage:
-    """One emitted graph and what it reads: `leaves` are weight, constant or input names, `nodes` come from earlier
-    stages.
+    """One emitted graph and what it reads: `leaves` are weight, constant or input names, or those of calls of modules
+    that are kept as they are; `nodes` come from earlier stages.
 
-    `module` is the graph in ATen operators, to read and to export; `run` does the same with less overhead.
+    `module` is the graph in ATen operators, to read and to export; `run` does the same with less overhead. `guards`
+    are lookups (by node) that are guarded where the stage is compiled: see `lookups`.
     """
 
     module: fx.GraphModule
     leaves: list[str]
     nodes: list[int]
     run: Callable[..., tuple[Any, ...]]
+    guards: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(graph: fx.Graph, name: str, leaves: list[str], nodes: list[int]) -> Stage:
@@ -177,10 +181,12 @@ def _stage(
     leaves = [n for n in nodes if isinstance(n.op, str)]
     for node in leaves:
         writer.values[node.index] = writer.placeholder(_label(node))
+    modules = [str(n.args[0]) for n in nodes if n.op is OPAQUE]
+    writer.modules = {name: writer.placeholder(re.sub(r"\W", "_", name)) for name in modules}
     for node in nodes:
         writer.write(node)
     writer.graph.output(tuple(writer.argument(r) for r in results))
-    return Stage.of(writer.graph, name, [str(n.args[0]) for n in leaves], [n.index for n in passed])
+    return Stage.of(writer.graph, name, [*(str(n.args[0]) for n in leaves), *modules], [n.index for n in passed])
 
 
 def _label(node: Node) -> str:
@@ -199,6 +205,7 @@ class _Writer:
         self.values: dict[int, fx.Node] = {}
         self.arguments: dict[str, fx.Node] = {}
         self.taken: dict[str, int] = {}
+        self.modules: dict[str, fx.Node] = {}
 
     def placeholder(self, name: str) -> fx.Node:
         """A parameter of the stage; names that several nodes want are numbered."""
@@ -216,6 +223,8 @@ class _Writer:
         kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}
         known = row(node.op)
         target: Any = (self.training and known.trained) or node.op
+        if target is OPAQUE:
+            target, args = kernels.opaque, (self.modules[args[0]], args[2])
         if node.index in self.over:
             target, args = known.over, args[::-1] if self.over[node.index] else args
         made = self.graph.create_node("call_function", target, args, kwargs, name=node.source or None)

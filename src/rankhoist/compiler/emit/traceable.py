@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from rankhoist.compiler.emit import lookups
 from rankhoist.compiler.emit.stages import Stage
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.operators import anew, row
@@ -25,10 +26,14 @@ from rankhoist.compiler.graph.operators import anew, row
 
 @dataclass(frozen=True)
 class Traceable:
-    """`module(*arguments, *passed, *leaves)` computes what the stage does; `arguments` of `owner`, `slots`."""
+    """`module(*arguments, *passed, *leaves)` computes what the stage does; `arguments` of `owner`, `slots`.
+
+    `guards` says of each guarded lookup what is wrong if its ids are outside: then the last result counts such ids.
+    """
 
     module: fx.GraphModule
     arguments: tuple[str, ...]
+    guards: tuple[str, ...] = ()
 
 
 def traceable(stage: Stage, several: bool) -> Traceable:
@@ -49,12 +54,19 @@ def traceable(stage: Stage, several: bool) -> Traceable:
         values[rows] = graph.call_function(aten.sym_size.int, (last, 0))
     if several and offsets.users:
         values[offsets] = slots, graph.call_function(_place, (values[owner], slots))
+    counts, guards = [], []
     for node in nodes:
         if node.op != "placeholder":
             values[node] = made = graph.node_copy(node, lambda n: values[n])
             made.target = _functional(node.target, several)
+            if node.name in stage.guards:
+                values[node], number = lookups.guard(graph, made)
+                counts.append(number)
+                guards.append(stage.guards[node.name])
+    if counts:
+        lookups.count(graph, counts)
     graph.lint()
-    return Traceable(fx.GraphModule(nn.Module(), graph), tuple(arguments))
+    return Traceable(fx.GraphModule(nn.Module(), graph), tuple(arguments), tuple(guards))
 
 
 def slots_of(offsets: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ their place the padded blocks of all requests (see `padded`), which need no loop
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,11 @@ def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
 def gathered(x: Tensor) -> Tensor:
     """`[M, ...]` of all items -> `[N, ...]` of a call's candidates. A stage is given the rows, read from a store."""
     return x
+
+
+def opaque(module: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
+    """A call of a module that is kept as it is: a value of its own, which a stage is given."""
+    return module(tensors)
 
 
 def asserted(x: Tensor, condition: Tensor, message: str) -> Tensor:

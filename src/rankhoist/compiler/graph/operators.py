@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from rankhoist.capture import OPAQUE
 from rankhoist.compiler.graph import kernels, padded, products, trained
 from rankhoist.compiler.graph.node import Op
 
@@ -191,6 +192,7 @@ KERNELS: dict[Op, Operator] = {
     kernels.spread: Operator(Timed.ROWS, view=True, trained=trained.spread),
     kernels.repeat_rows: Operator(Timed.ROWS, trained=trained.repeat_rows),
     kernels.asserted: PLAIN,
+    kernels.opaque: PLAIN,
     kernels.read_tables: Operator(Timed.GATHER),
     kernels.gathered: Operator(Timed.KEPT, fresh=True),
     kernels.request_rows: Operator(Timed.GATHER),
@@ -221,7 +223,7 @@ KERNELS: dict[Op, Operator] = {
 @cache
 def _table() -> dict[Any, Operator]:
     """Rows by operator, and by name without what holds for one overload alone."""
-    table: dict[Any, Operator] = dict(KERNELS)
+    table: dict[Any, Operator] = {**KERNELS, OPAQUE: Operator(Timed.ORIGINAL)}
     for name, row in _rows():
         table[name] = replace(row, dense=False, over=None, commutes=False, spelled=None)
         if row.new or row.spelled:

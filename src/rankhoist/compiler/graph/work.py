@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import fx
 
+from rankhoist.capture import OPAQUE
 from rankhoist.compiler.graph.node import Work
 from rankhoist.compiler.graph.operators import row
 
@@ -26,6 +27,8 @@ def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
 
     known = row(node.target)
     elements = 0 if known.view else sum(math.prod(shape(f)) for f in fakes)
+    if node.target is OPAQUE:  # counted when it was called on the example
+        return Work(int(node.args[1]), -(-elements // count))  # type: ignore[arg-type]
     operands = [shape(a.meta["val"]) for a in _tensor_args(node)]
     madds = known.work(node, operands, math.prod(shape(fakes[0]))) if known.work and fakes else 0
     divisor = count if fakes and any(isinstance(s, torch.SymInt) for f in fakes for s in f.shape) else 1

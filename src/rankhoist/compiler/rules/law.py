@@ -27,11 +27,14 @@ def law(
 
 
 def overloads(names: str) -> list[Any]:
-    """Functional overloads of ATen operators, as far as this version of torch has them: "relu view.default"."""
+    """Functional overloads of ATen operators, as far as this version of torch has them: "relu view.default"; or of
+    another library's: "rankhoist::opaque".
+    """
     found = []
     for name in names.split():
-        operator, _, only = name.partition(".")
-        packet = getattr(torch.ops.aten, operator, None)
+        library, _, own = name.rpartition("::")
+        operator, _, only = own.partition(".")
+        packet = getattr(getattr(torch.ops, library or "aten"), operator, None)
         functional = [o for o in packet.overloads() if "out" not in o.split("_")] if packet is not None else []
         found += [getattr(packet, o) for o in functional if only in ("", o)]
     return found

@@ -34,6 +34,14 @@ def recurrent(call: Call) -> Value:
     return call.rowwise()
 
 
+def kept(call: Call) -> Value:
+    """A module that is kept as it is: whoever keeps it says that it computes every row by itself."""
+    for value in call.forms("tensors"):
+        if any(ROW in entry and len(entry) > 1 for entry in value.layout):
+            raise Decline(f"rows of {value.axes} are folded with another axis")
+    return call.rowwise()
+
+
 def _check_rows(value: Form, axis: int) -> None:
     if any(ROW in entry for i, entry in enumerate(value.layout) if i != axis):
         raise Decline(f"rows of {value.axes} are not on axis {axis}")
@@ -42,4 +50,5 @@ def _check_rows(value: Form, axis: int) -> None:
 LAWS = law("one side alone", Level.REQUEST, {
     "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist conv1d conv2d conv3d convolution": batch_first,
     "gru lstm rnn_tanh rnn_relu": recurrent,
+    "rankhoist::opaque": kept,
 }, blocks=Level.LINEAR)  # fmt: skip

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.emit import Stage
+from rankhoist.compiler.emit.lookups import check_counts
 from rankhoist.compiler.emit.traceable import traceable
 from rankhoist.compiler.targets import onnx
 from rankhoist.compiler.targets.sessions import InSessions
@@ -82,6 +83,10 @@ class Compiled:
         def run(owner: Tensor | None, given: Sequence[Tensor]) -> tuple[Any, ...]:
             given = [t if s is None else _strided(t, s) for t, s in zip(given, strides, strict=True)]
             made: tuple[Any, ...] = compiled(*[owner] * len(spelled.arguments), *given)
+            if spelled.guards:
+                *results, counts = made
+                check_counts(spelled.guards, counts)
+                made = tuple(results)
             return tuple(map(_plain, made)) if self.is_request else made
 
         try:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from rankhoist.compiler.emit import Stage
+from rankhoist.compiler.emit.lookups import OUTSIDE
 from rankhoist.compiler.emit.traceable import slots_of, traceable
 from rankhoist.compiler.graph.node import aten
 from rankhoist.errors import BackendError
@@ -41,6 +42,7 @@ class Exported:
     Attributes:
         inputs, outputs: their names, in order.
         with_rows: for each output whether its axis 0 is the row of the call.
+        guards: what is wrong where `ids.outside`, one more output, is not zero.
         constants: the results that are no tensors, by position among all results.
     """
 
@@ -50,6 +52,7 @@ class Exported:
     outputs: list[str]
     with_rows: list[bool]
     constants: dict[int, Any]
+    guards: tuple[str, ...] = ()
 
 
 Write = Callable[[Exported, Path], None]  # a stage, and the path to write it to
@@ -90,7 +93,10 @@ def export(name: str, stage: Stage, several: bool, given: Sequence[Moving | Tens
     except Exception as error:
         raise refused(name, error) from error
     with_rows = list(map(_has_rows, _results(program)))
-    return Exported(name, program, names, [f"{result}.{i}" for i in range(len(with_rows))], with_rows, constants)
+    if spelled.guards:
+        with_rows.pop()  # of their count
+    outputs = [f"{result}.{i}" for i in range(len(with_rows))] + [OUTSIDE] * bool(spelled.guards)
+    return Exported(name, program, names, outputs, with_rows, constants, spelled.guards)
 
 
 def _bind(module: fx.GraphModule, given: Sequence[Moving | Tensor]) -> dict[int, Any]:

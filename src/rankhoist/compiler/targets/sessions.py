@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.emit import Stage
+from rankhoist.compiler.emit.lookups import check_counts
 from rankhoist.compiler.targets import onnx
 from rankhoist.compiler.targets.exported import (
     BOUNDS,
@@ -65,6 +66,8 @@ class InSessions:
             assert owner is not None and offsets is not None, "several requests have both"
             named |= blocks_of_rows(offsets, owner)
         made = list(session.call([named[name] for name in session.stage.inputs]))
+        if session.stage.guards:
+            check_counts(session.stage.guards, made.pop())
         for at in sorted(session.stage.constants):
             made.insert(at, session.stage.constants[at])
         return tuple(made)

@@ -27,4 +27,6 @@ def make_report(plans: Plans[Plan] | Plan, with_store: Plans[Plan] | None = None
     curves = None if plan.safe else make_curves(plans)
     operators, laws = tuple(make_operators(plan)), tuple(make_laws(plan))
     items = None if with_store is None else make_items(with_store, plan)
-    return Report(plan.asked.name.lower(), plan.workload, operators, make_graph(plan), curves, laws, items=items)
+    opaque = tuple(plan.interpreter.program.modules)
+    asked = plan.asked.name.lower()
+    return Report(asked, plan.workload, operators, make_graph(plan), curves, laws, items=items, opaque=opaque)

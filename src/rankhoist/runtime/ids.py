@@ -1,0 +1,153 @@
+"""Ids outside of their tables are refused, by whatever runs the stages.
+
+Those of an input are compared with its bounds before a compiled or exported stage runs; such a stage counts those that
+it computes itself (see `rankhoist.compiler.emit.lookups`). PyTorch's own operators refuse what they are given: run
+eagerly, stages are searched only after one has failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.compiler.emit import Stage, Stages
+from rankhoist.compiler.emit.lookups import search
+from rankhoist.errors import RankhoistError, VocabularyError
+from rankhoist.runtime.inputs import Inputs
+from rankhoist.runtime.vocabulary import FREE, Vocabulary, vocabulary
+from rankhoist.runtime.weights import Weights
+
+EAGER = "eager"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of one input: each value is `lowest` or more and less than `below`, for all values of a row or one by one
+    `[*shape]`.
+    """
+
+    lowest: Tensor
+    below: Tensor
+
+    @staticmethod
+    def of(lowest: Tensor, below: Tensor, shape: Sequence[int]) -> Bounds:
+        """From one pair per value, as one pair where all are the same."""
+        same = all(bool((t == t[0]).all()) for t in (lowest, below))
+        return Bounds(lowest[0], below[0]) if same else Bounds(lowest.reshape(*shape), below.reshape(*shape))
+
+    def holds(self, rows: Tensor) -> bool:
+        """Whether all ids are inside: one pass."""
+        if not rows.numel():
+            return True
+        if self._pair is not None and not rows.is_floating_point():
+            low, high = torch.aminmax(rows)
+            return low.item() >= self._pair[0] and high.item() < self._pair[1]
+        return not bool(self._wrong(rows).any())
+
+    @cached_property
+    def _pair(self) -> tuple[int, int] | None:
+        return None if self.below.dim() else (int(self.lowest), int(self.below))
+
+    def _wrong(self, rows: Tensor) -> Tensor:
+        """A fraction is cut off when it becomes an id, so that -0.5 is 0."""
+        lowest, below = self.lowest.to(rows.device), self.below.to(rows.device)
+        if rows.is_floating_point():
+            lowest, below = lowest.double() - 1, below.double()
+            return (below < FREE) & ~((rows > lowest) & (rows < below))
+        return (rows < lowest) | (rows >= below)
+
+    def explain(self, name: str, rows: Tensor) -> VocabularyError:
+        """What is wrong with an input's ids."""
+        place = tuple(int(i) for i in self._wrong(rows).nonzero()[0])
+        lowest, below = (t.expand(rows.shape[1:])[place[1:]] for t in (self.lowest, self.below))
+        return VocabularyError(
+            f"input {name!r} has id {rows[place].item()} in row {place[0]}, expected {int(lowest)} to {int(below) - 1}"
+        )
+
+    def to_data(self) -> dict[str, Any]:
+        """As data for JSON; null is no bound."""
+        return {"lowest": _numbers(self.lowest.tolist()), "below": _numbers(self.below.tolist())}
+
+    @staticmethod
+    def from_data(data: Mapping[str, Any]) -> Bounds:
+        """The inverse of `to_data`."""
+        free = {"lowest": -FREE, "below": FREE}
+        return Bounds(**{name: torch.tensor(_numbers(data[name], number), dtype=torch.int64)
+                         for name, number in free.items()})  # fmt: skip
+
+
+def _numbers(value: Any, free: int | None = None) -> Any:
+    if isinstance(value, list):
+        return [_numbers(v, free) for v in value]
+    if free is not None:
+        return free if value is None else value
+    return None if abs(value) == FREE else value
+
+
+Ids = dict[str, dict[str, Bounds]]  # side -> input -> its bounds
+
+
+def ids_of(vocabulary: Vocabulary, rows: Mapping[str, Mapping[str, Any]]) -> Ids:
+    """Bounds by side and input; `rows` are what a row of each is."""
+    found: Ids = {side: {} for side in rows}
+    for side, inputs in rows.items():
+        for name, row in inputs.items():
+            own = next((n for n in (name, f"{name}.{side}") if n in vocabulary.below), None)
+            if own is not None and row.dtype != torch.bool:
+                found[side][name] = Bounds.of(vocabulary.lowest[own], vocabulary.below[own], row.shape)
+    return found
+
+
+def check(bounds: Mapping[str, Bounds], inputs: Mapping[str, Tensor]) -> None:
+    """Refuse ids outside of their tables.
+
+    Raises:
+        VocabularyError: there is one; says which.
+    """
+    for name, own in bounds.items():
+        if not own.holds(inputs[name]):
+            raise own.explain(name, inputs[name])
+
+
+class Guard:
+    """What a hoisted model refuses of ids, found out when it is asked for first."""
+
+    def __init__(self, inputs: Inputs, stages: Stages, weights: Weights) -> None:
+        self._inputs, self._stages, self._weights = inputs, stages, weights
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What ids its inputs may hold."""
+        return vocabulary(self._inputs.interface, self._stages, self._weights)
+
+    @cached_property
+    def bounds(self) -> Ids:
+        """The same by side and name."""
+        return ids_of(self.vocabulary, self._inputs.expected)
+
+    def check(self, backend: str, side: str, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse ids where PyTorch's own operators, which do so themselves, do not run the stages.
+
+        Raises:
+            VocabularyError: there is one; says which.
+        """
+        if backend != EAGER:
+            check(self.bounds[side], inputs)
+
+    def explained(
+        self, error: Exception, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
+    ) -> Exception:
+        """The error of a stage that failed of an id outside of its table, in words; any other as it is."""
+        if isinstance(error, RankhoistError) or self._inputs.device.type != "cpu":
+            return error
+        try:
+            check(self.bounds[side], inputs)
+        except VocabularyError as explained:
+            return explained
+        found = search(stage.module, given)
+        return error if found is None else self.vocabulary.explain(plan, *found)
