@@ -353,3 +353,32 @@ def test_packed_input_needs_its_two_parts():
 
 def test_public_names():
     assert set(rankhoist.__all__) <= set(dir(rankhoist))
+
+
+def test_a_submodule_named_like_an_attribute_of_graph_modules_is_refused_with_advice():
+    """See findings/export_submodules_named_like_graphs.sh; one floor down, the name does no harm."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.meta = nn.Sequential(nn.Linear(5, 3))
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.meta(torch.cat([user, item], 1))
+            return made
+
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Model()
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.model(user, item)
+            return made
+
+    rows = (torch.randn(4, 3), torch.randn(4, 2))
+    with pytest.raises(
+        ExportError, match="a submodule named 'meta': rename it, or put the model inside another module"
+    ):
+        capture(Model().eval(), rows, ["user"])
+    assert capture(Outside().eval(), rows, ["user"]).inputs.keys() == {"user", "item"}

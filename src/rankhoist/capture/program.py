@@ -186,8 +186,17 @@ def _functional(exported: torch.export.ExportedProgram, known: Container[Any] | 
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional if known is None else taken_apart(functional, known)
     except Exception as error:
-        text = str(error).strip()[:1500]
-        raise ExportError(f"torch cannot make the exported model functional: {type(error).__name__}: {text}") from error
+        text = f"{type(error).__name__}: {str(error).strip()[:1500]}{_taken_names(exported)}"
+        raise ExportError(f"torch cannot make the exported model functional: {text}") from error
+
+
+def _taken_names(exported: torch.export.ExportedProgram) -> str:
+    """Advice, where a submodule is named like something that every graph module of torch has."""
+    taken = {*dir(fx.GraphModule({}, fx.Graph()))}
+    names = taken & {name.partition(".")[0] for name in exported.state_dict if "." in name}
+    if not names:
+        return ""
+    return f"; torch cannot export a submodule named {min(names)!r}: rename it, or put the model inside another module"
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:
