@@ -8,35 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankhoist.capture import Program
-from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.plan import Plan, Plans, PlanSummary, Range, single
-from rankhoist.compiler.targets import target_of
-from rankhoist.compiler.targets.backends import backend_of
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_model
 from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.catalogue import CatalogueScoring
-from rankhoist.runtime.ids import EAGER, Guard
-from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.made_up import made_up_example
-from rankhoist.runtime.moved import for_target
+from rankhoist.runtime.movable import Movable
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.opaque import check_exported
-from rankhoist.runtime.placed import placed
 from rankhoist.runtime.planned import Planned
 from rankhoist.runtime.scoring import RequestState
 from rankhoist.runtime.tune import CANDIDATES, tuned
-from rankhoist.runtime.vocabulary import Vocabulary
 from rankhoist.runtime.weights import Weights, filled, renewed
 
 
-class HoistedModel(Planned, CatalogueScoring, nn.Module):
+class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
     """An equal model that computes context work once per request.
 
     Call it like the original, context tensors with one row per request: `[R, ...]`, candidate tensors with one row per
@@ -50,9 +42,7 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
     `certificate` is the one in the file that it was loaded from, as plain data, until its weights change.
     """
 
-    backend = EAGER
     certificate: dict[str, Any] | None = None
-    _weights: Weights
 
     def __init__(self, program: Program, plans: Plans[Plan] | Plan, with_store: Plans[Plan] | None = None) -> None:
         blueprint = Blueprint.of(program, plans if isinstance(plans, Plans) else single(plans), with_store)
@@ -61,21 +51,6 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         super().__init__()
         self.blueprint = blueprint
         self._place(original, blueprint.stages.constants, program.dtype, program.device)
-
-    @classmethod
-    def of(
-        cls, blueprint: Blueprint, original: dict[str, Tensor], constants: dict[str, Tensor],
-        dtype: torch.dtype, device: torch.device, folded: Sequence[Tensor] | None = None,
-    ) -> HoistedModel:  # fmt: skip
-        """From a blueprint and weights by placeholder, which are in `dtype` and on `device`.
-
-        `folded` is what the weights stage made of them before, if that is at hand: it is not run again.
-        """
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        made.blueprint = blueprint
-        made._place(original, constants, dtype, device, folded)
-        return made
 
     @property
     def program(self) -> Program | None:
@@ -146,25 +121,6 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
             raise self._guard.explained(error, state.plan, stage, given, "candidate", candidate) from None
         return self.interface.result(made)
 
-    def _stages_by(self, backend: str) -> Stages:
-        """The stages as a backend runs them."""
-        if not backend:
-            return self.stages
-        if backend not in self._by_backend:  # several threads may make them; one's are kept
-            self._by_backend.setdefault(backend, self._placed(backend))
-        return self._by_backend[backend]
-
-    def _placed(self, backend: str) -> Stages:
-        stages = placed(self.blueprint, self.dtype, self.device, backend)
-        if backend != EAGER:
-            self.vocabulary.guard(stages)
-        return stages
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """What ids its inputs may hold."""
-        return self._guard.vocabulary
-
     @property
     def weights(self) -> Weights:
         """The version in use."""
@@ -188,22 +144,6 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         reads.
         """
         return {name: self._weights.original[p] for name, p in self.interface.state.items()}
-
-    def to_backend(self, backend: str) -> HoistedModel:
-        """Run the stages with `eager` (PyTorch, operator by operator), `inductor` (torch.compile) or `onnx` (ONNX
-        Runtime); returns itself. What `tune` chose to run them with is given up, its plans are not.
-
-        Stages compile at the first call that uses their plan, for tens of seconds (`warm_up` pays it before), and not
-        again when the numbers of candidates and requests vary, nor, but for `onnx`, after `update_weights`.
-
-        Raises:
-            BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
-        """
-        backend_of(backend)
-        self.backend = backend
-        self._by_the_models_own()
-        self._place(self._weights.original, self._weights.constants, self.dtype, self.device)
-        return self
 
     def warm_up(self, candidates: Sequence[int] = (), requests: Sequence[int] = (1,)) -> HoistedModel:
         """Compile what calls with these numbers of requests need, and of candidates in all: any, unless some are given.
@@ -244,51 +184,6 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
         )
         return self
 
-    def _by_the_models_own(self) -> None:
-        """No range has a backend of its own any more."""
-        plans = self.blueprint.plans
-        self.blueprint = replace(self.blueprint, plans=replace(plans, ranges=plans.ranges.on("")))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoistedModel:
-        """`.to()`, `.double()`, `.cuda()`: move the original weights, plan for where they go, retarget the graphs, fold
-        again.
-        """
-        with torch.no_grad():
-            original = {n: fn(t) for n, t in self._weights.original.items()}
-            probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-            before = self._weights.constants
-            if (probe.dtype, probe.device) != (self.dtype, self.device):
-                self.certificate = None
-                self._by_the_models_own()
-                blueprint = for_target(self.blueprint, target_of(probe.device, probe.dtype))
-                before = before if blueprint.stages is self.blueprint.stages else blueprint.stages.constants
-                self.blueprint = blueprint
-            constants = {n: fn(t) for n, t in before.items()}
-        self._place(original, constants, probe.dtype, probe.device)
-        return self
-
-    def _place(
-        self, original: dict[str, Tensor], constants: dict[str, Tensor], dtype: torch.dtype, device: torch.device,
-        folded: Sequence[Tensor] | None = None,
-    ) -> None:  # fmt: skip
-        """Install weights that are in `dtype` and on `device`, and graphs that name these, on the backend."""
-        self.stages = placed(self.blueprint, dtype, device, self.backend)
-        self._by_backend: dict[str, Stages] = {}
-        self._inputs = Inputs(self.blueprint.interface, dtype, device)
-        opaque = self.blueprint.kept(original, dtype, device)
-        self._weights = Weights.of(original, constants, self.stages, self.interface, folded, opaque)
-        self._guard = Guard(self._inputs, self.stages, self._weights)
-        if self.backend != EAGER:
-            self.vocabulary.guard(self.stages)
-        self.eval()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> HoistedModel:
-        """A model with weights of its own; the blueprint, which nobody changes, is shared."""
-        original = {n: t.clone() for n, t in self._weights.original.items()}
-        copy = HoistedModel.of(self.blueprint, original, dict(self._weights.constants), self.dtype, self.device)
-        copy.certificate = self.certificate
-        return copy.to_backend(self.backend) if self.backend != "eager" else copy
-
     def save(
         self, path: str | os.PathLike[str], certificate: Certificate | None = None, *, example: bool = False
     ) -> None:
@@ -311,16 +206,6 @@ class HoistedModel(Planned, CatalogueScoring, nn.Module):
             rows = made_up_example(model, model.vocabulary.below)
             blueprint = replace(blueprint, interface=replace(self.interface, example=rows, made_up=True))
         artifact.save(path, blueprint, self._weights, self.dtype, proof)
-
-    def _on_cpu(self) -> HoistedModel:
-        """As whoever loads it has it: not compiled, and an id out of range is an error that does no harm."""
-        cpu, weights = torch.device("cpu"), self._weights
-        if self.device == cpu and self.backend == "eager":
-            return self
-        original, constants = ({n: t.to(cpu) for n, t in s.items()} for s in (weights.original, weights.constants))
-        return HoistedModel.of(
-            self.blueprint, original, constants, self.dtype, cpu, [t.to(cpu) for t in weights.folded]
-        )
 
     def export_onnx(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Write both stages as ONNX models; `rankhoist.runtime.load_onnx` runs them.

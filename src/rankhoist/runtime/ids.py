@@ -7,7 +7,7 @@ eagerly, stages are searched only after one has failed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -117,13 +117,13 @@ def check(bounds: Mapping[str, Bounds], inputs: Mapping[str, Tensor]) -> None:
 class Guard:
     """What a hoisted model refuses of ids, found out when it is asked for first."""
 
-    def __init__(self, inputs: Inputs, stages: Stages, weights: Weights) -> None:
+    def __init__(self, inputs: Inputs, stages: Stages, weights: Callable[[], Weights]) -> None:
         self._inputs, self._stages, self._weights = inputs, stages, weights
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What ids its inputs may hold."""
-        return vocabulary(self._inputs.interface, self._stages, self._weights)
+        return vocabulary(self._inputs.interface, self._stages, self._weights())
 
     @cached_property
     def bounds(self) -> Ids:

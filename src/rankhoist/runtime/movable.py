@@ -1,0 +1,140 @@
+"""A hoisted model is somewhere: in a dtype, on a device, its stages run by a backend. This is how it gets elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rankhoist.compiler.emit import Stages
+from rankhoist.compiler.targets import target_of
+from rankhoist.compiler.targets.backends import backend_of
+from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.ids import EAGER, Guard
+from rankhoist.runtime.inputs import Inputs
+from rankhoist.runtime.moved import for_target
+from rankhoist.runtime.placed import placed
+from rankhoist.runtime.scoring import Scoring
+from rankhoist.runtime.vocabulary import Vocabulary
+from rankhoist.runtime.weights import Weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Movable(Scoring, nn.Module):
+    """What a model holds of the place where it is, made anew wherever it goes."""
+
+    backend = EAGER
+    blueprint: Blueprint
+    stages: Stages
+    certificate: dict[str, Any] | None
+    _inputs: Inputs
+    _weights: Weights
+    _guard: Guard
+
+    @classmethod
+    def of(
+        cls, blueprint: Blueprint, original: dict[str, Tensor], constants: dict[str, Tensor],
+        dtype: torch.dtype, device: torch.device, folded: Sequence[Tensor] | None = None,
+    ) -> Self:  # fmt: skip
+        """From a blueprint and weights by placeholder, which are in `dtype` and on `device`.
+
+        `folded` is what the weights stage made of them before, if that is at hand: it is not run again.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.blueprint = blueprint
+        made._place(original, constants, dtype, device, folded)
+        return made
+
+    def to_backend(self, backend: str) -> Self:
+        """Run the stages with `eager` (PyTorch, operator by operator), `inductor` (torch.compile) or `onnx` (ONNX
+        Runtime); returns itself. What `tune` chose to run them with is given up, its plans are not.
+
+        Stages compile at the first call that uses their plan, for tens of seconds (`warm_up` pays it before), and not
+        again when the numbers of candidates and requests vary, nor, but for `onnx`, after `update_weights`.
+
+        Raises:
+            BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
+        """
+        backend_of(backend)
+        self.backend = backend
+        self._by_the_models_own()
+        self._place(self._weights.original, self._weights.constants, self.dtype, self.device)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`.to()`, `.double()`, `.cuda()`: move the original weights, plan for where they go, retarget the graphs, fold
+        again.
+        """
+        with torch.no_grad():
+            original = {n: fn(t) for n, t in self._weights.original.items()}
+            probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+            before = self._weights.constants
+            if (probe.dtype, probe.device) != (self.dtype, self.device):
+                self.certificate = None
+                self._by_the_models_own()
+                blueprint = for_target(self.blueprint, target_of(probe.device, probe.dtype))
+                before = before if blueprint.stages is self.blueprint.stages else blueprint.stages.constants
+                self.blueprint = blueprint
+            constants = {n: fn(t) for n, t in before.items()}
+        self._place(original, constants, probe.dtype, probe.device)
+        return self
+
+    def _place(
+        self, original: dict[str, Tensor], constants: dict[str, Tensor], dtype: torch.dtype, device: torch.device,
+        folded: Sequence[Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Install weights that are in `dtype` and on `device`, and graphs that name these, on the backend."""
+        self.stages = placed(self.blueprint, dtype, device, self.backend)
+        self._by_backend: dict[str, Stages] = {}
+        self._inputs = Inputs(self.blueprint.interface, dtype, device)
+        opaque = self.blueprint.kept(original, dtype, device)
+        self._weights = Weights.of(original, constants, self.stages, self.interface, folded, opaque)
+        self._guard = Guard(self._inputs, self.stages, lambda: self._weights)
+        if self.backend != EAGER:
+            self.vocabulary.guard(self.stages)
+        self.eval()
+
+    def _stages_by(self, backend: str) -> Stages:
+        """The stages as a backend runs them."""
+        if not backend:
+            return self.stages
+        if backend not in self._by_backend:  # several threads may make them; one's are kept
+            self._by_backend.setdefault(backend, self._placed(backend))
+        return self._by_backend[backend]
+
+    def _placed(self, backend: str) -> Stages:
+        stages = placed(self.blueprint, self.dtype, self.device, backend)
+        if backend != EAGER:
+            self.vocabulary.guard(stages)
+        return stages
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What ids its inputs may hold."""
+        return self._guard.vocabulary
+
+    def _by_the_models_own(self) -> None:
+        """No range has a backend of its own any more."""
+        plans = self.blueprint.plans
+        self.blueprint = replace(self.blueprint, plans=replace(plans, ranges=plans.ranges.on("")))
+
+    def _on_cpu(self) -> Self:
+        """As whoever loads it has it: not compiled, and an id out of range is an error that does no harm."""
+        cpu, weights = torch.device("cpu"), self._weights
+        if self.device == cpu and self.backend == EAGER:
+            return self
+        original, constants = ({n: t.to(cpu) for n, t in s.items()} for s in (weights.original, weights.constants))
+        return self.of(self.blueprint, original, constants, self.dtype, cpu, [t.to(cpu) for t in weights.folded])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A model with weights of its own; the blueprint, which nobody changes, is shared."""
+        original = {n: t.clone() for n, t in self._weights.original.items()}
+        copy = self.of(self.blueprint, original, dict(self._weights.constants), self.dtype, self.device)
+        copy.certificate = self.certificate
+        return copy.to_backend(self.backend) if self.backend != EAGER else copy
