@@ -269,7 +269,7 @@ ASSERTED = {
 CASES = MEET | MOVED | VIEWED | STACKED | LINEAR | POINTWISE | REDUCED | ASSERTED
 
 REFUSED = {  # by torch.export: what is left for the number of rows, and what it does not take at all
-    "diff_rows", "pool_rows", "kron", "pairwise_of_rows", "take_along", "qr_of_rows", "covariance", "quantized",
+    "diff_rows", "pool_rows", "kron", "pairwise_of_rows", "qr_of_rows", "covariance", "quantized",
 }  # fmt: skip
 
 

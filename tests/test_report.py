@@ -215,7 +215,7 @@ def test_a_hoisted_model_has_a_report(program: Program, linear: Report):
 
 def test_to_dict_is_json(report: Report):
     data = json.loads(json.dumps(report.to_dict()))
-    assert data["workload"] == {"candidates": 1000, "requests": 4}
+    assert data["workload"] == {"candidates": 1000, "requests": 4, "item_bytes": None}
     assert [o["name"] for o in data["operators"]] == [o.name for o in report.operators]
     assert data["blocking"][0]["name"] == report.blocking()[0].name
     assert data["total"]["after"]["multiply_adds"] == report.total().after.multiply_adds
