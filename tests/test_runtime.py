@@ -5,7 +5,9 @@ costs.
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -268,6 +270,23 @@ def test_update_weights(model, program):
     assert_equal(dict(sorted(hoisted.state_dict().items())), dict(sorted(new.state_dict().items())))
     hoisted.update_weights(model.state_dict())
     assert_equal(hoisted(user, dense, item), old)
+
+
+def test_what_nobody_holds_is_gone_at_once(model, program):
+    """A version of the weights after an update, and a model, without waiting for the collector of circles."""
+    hoisted = hoisted_at(program, Level.FULL)
+    hoisted(*inputs(1, 6))
+    gc.collect()
+    gc.disable()
+    try:
+        old = weakref.ref(hoisted.weights)
+        hoisted.update_weights(other_weights(model).state_dict())
+        assert old() is None
+        gone = weakref.ref(hoisted.weights), weakref.ref(hoisted)
+        del hoisted
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_update_weights_is_atomic_under_load(model, program):

@@ -20,7 +20,7 @@ from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.catalogue import CatalogueScoring
 from rankhoist.runtime.made_up import made_up_example
 from rankhoist.runtime.movable import Movable
-from rankhoist.runtime.offsets import Blocks
+from rankhoist.runtime.offsets import Blocks, even
 from rankhoist.runtime.opaque import check_exported
 from rankhoist.runtime.planned import Planned
 from rankhoist.runtime.scoring import RequestState
@@ -92,9 +92,7 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
     # -- the two halves of a call, whose inputs `Scoring` has checked
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
-        workload = self.plan.workload
-        expected = workload.candidates * requests // workload.requests if candidates is None else candidates
-        return self._prepare_for(self.plans.ranges.at(expected, requests), context, requests)
+        return self._prepare_for(self.plans.at(candidates, requests), context, requests)
 
     def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
         weights, number = self._weights, chosen.plan
@@ -103,22 +101,15 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
         arguments = filled(weights.arguments[number][0], {}, context)
         if not variant.state:
             return RequestState(requests, {}, weights, number, chosen.backend)
-        given = (requests, None, None, *arguments)
-        try:
-            made = variant.request.run(*given)
-        except (IndexError, RuntimeError) as error:
-            raise self._guard.explained(error, number, variant.request, given, "context", context) from None
+        made = self._guard.run(number, variant.request, (requests, None, None, *arguments), "context", context)
         return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
         offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
         self._guard.check(state.backend or self.backend, "candidate", candidate)
         arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
-        stage, given = self._stages_by(state.backend).variants[state.plan].candidate, (rows, owner, offsets, *arguments)
-        try:
-            made = stage.run(*given)
-        except (IndexError, RuntimeError) as error:
-            raise self._guard.explained(error, state.plan, stage, given, "candidate", candidate) from None
+        stage = self._stages_by(state.backend).variants[state.plan].candidate
+        made = self._guard.run(state.plan, stage, (rows, owner, offsets, *arguments), "candidate", candidate)
         return self.interface.result(made)
 
     @property
@@ -137,6 +128,7 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
         original = renewed(self._weights.original, state_dict, self.interface.state, self.blueprint.pinned)
         opaque = self.blueprint.kept(original, self.dtype, self.device)
         self._weights = Weights.of(original, self._weights.constants, self.stages, self.interface, opaque=opaque)
+        self._guard.weights = self._weights
         self.certificate = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
@@ -152,9 +144,8 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
         """
         for r in requests:
             for n in candidates or self.plans.one_per_plan(r):
-                offsets = [n * i // r for i in range(r + 1)]
                 state = self.prepare(self.made_up("context", r), candidates=n)
-                self.score(state, self.made_up("candidate", n), request_offsets=offsets)
+                self.score(state, self.made_up("candidate", n), request_offsets=even(n, r))
         return self
 
     def tune(

@@ -7,7 +7,7 @@ eagerly, stages are searched only after one has failed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,15 +115,18 @@ def check(bounds: Mapping[str, Bounds], inputs: Mapping[str, Tensor]) -> None:
 
 
 class Guard:
-    """What a hoisted model refuses of ids, found out when it is asked for first."""
+    """What a hoisted model refuses of ids, found out when it is asked for first.
 
-    def __init__(self, inputs: Inputs, stages: Stages, weights: Callable[[], Weights]) -> None:
-        self._inputs, self._stages, self._weights = inputs, stages, weights
+    `weights` are the version in use: all have tables of the same sizes, and an old one is not to be kept alive.
+    """
+
+    def __init__(self, inputs: Inputs, stages: Stages, weights: Weights) -> None:
+        self._inputs, self._stages, self.weights = inputs, stages, weights
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What ids its inputs may hold."""
-        return vocabulary(self._inputs.interface, self._stages, self._weights())
+        return vocabulary(self._inputs.interface, self._stages, self.weights)
 
     @cached_property
     def bounds(self) -> Ids:
@@ -139,7 +142,20 @@ class Guard:
         if backend != EAGER:
             check(self.bounds[side], inputs)
 
-    def explained(
+    def run(
+        self, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
+    ) -> tuple[Any, ...]:
+        """What a stage of a plan returns; where it fails of an id outside of its table, it says so.
+
+        Raises:
+            VocabularyError: there is such an id.
+        """
+        try:
+            return stage.run(*given)
+        except (IndexError, RuntimeError) as error:
+            raise self._explained(error, plan, stage, given, side, inputs) from None
+
+    def _explained(
         self, error: Exception, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
     ) -> Exception:
         """The error of a stage that failed of an id outside of its table, in words; any other as it is."""

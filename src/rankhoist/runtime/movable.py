@@ -95,7 +95,7 @@ class Movable(Scoring, nn.Module):
         self._inputs = Inputs(self.blueprint.interface, dtype, device)
         opaque = self.blueprint.kept(original, dtype, device)
         self._weights = Weights.of(original, constants, self.stages, self.interface, folded, opaque)
-        self._guard = Guard(self._inputs, self.stages, lambda: self._weights)
+        self._guard = Guard(self._inputs, self.stages, self._weights)
         if self.backend != EAGER:
             self.vocabulary.guard(self.stages)
         self.eval()

@@ -49,6 +49,11 @@ class Blocks:
         return (slots, places + longest * owner - bounds.index_select(0, owner)), owner
 
 
+def even(rows: int, requests: int) -> list[int]:
+    """Boundaries that share the candidates out among the requests as evenly as can be."""
+    return [rows * i // requests for i in range(requests + 1)]
+
+
 def blocks_of(offsets: Offsets | None, requests: int, rows: int) -> Blocks | None:
     """The blocks of a call; one request needs none.
 

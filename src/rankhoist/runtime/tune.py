@@ -23,6 +23,7 @@ from rankhoist.errors import InputError
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime.alike import TOLERANCE, error
 from rankhoist.runtime.ids import EAGER
+from rankhoist.runtime.offsets import even
 from rankhoist.runtime.plain import dtype_name
 from rankhoist.runtime.planned import OnePlan, Planned
 
@@ -97,7 +98,7 @@ class _Calls:
     def __init__(self, model: Planned, requests: int, candidates: int) -> None:
         self.model, self.requests, self.candidates = model, requests, candidates
         self._context, self._candidate = model.made_up("context", requests), model.made_up("candidate", candidates)
-        self._offsets = [candidates * i // requests for i in range(requests + 1)] if requests > 1 else None
+        self._offsets = even(candidates, requests)
         self._original = model.plans.original, EAGER  # None in an older file
         self._truth = self._call((model.plans.original or 0, EAGER))
         self._first: dict[Key, float] = {}  # seconds, the least of a few calls

@@ -54,6 +54,12 @@ class Plans(Generic[P]):
         """The plan for the workload asked for."""
         return self.plans[0]
 
+    def at(self, candidates: int | None, requests: int) -> Range:
+        """What scores a call; None stands for as many candidates per request as it was made for."""
+        made_for = self.main.workload
+        expected = made_for.candidates * requests // made_for.requests if candidates is None else candidates
+        return self.ranges.at(expected, requests)
+
     def one_per_plan(self, requests: int) -> list[int]:
         """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
         row = self.ranges.row(requests)

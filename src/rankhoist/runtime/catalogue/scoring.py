@@ -188,9 +188,7 @@ class CatalogueScoring(Scoring):
     ) -> RequestState:
         plans = self.blueprint.with_store
         assert plans is not None, "there are stages for a store"
-        workload = plans.main.workload
-        expected = workload.candidates * requests // workload.requests if candidates is None else candidates
-        number = plans.ranges.at(expected, requests).plan
+        number = plans.at(candidates, requests).plan
         variant = self._of_items().variants[number]
         arguments = filled(store.weights.with_store[number][0], {}, context)
         made = variant.request.run(requests, None, None, *arguments) if variant.state else ()
