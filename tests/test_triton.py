@@ -21,7 +21,8 @@ from tritonclient.utils import triton_to_np_dtype
 import rankhoist
 from rankhoist import cli
 from rankhoist.errors import BackendError
-from rankhoist.runtime.triton import TYPES, to_triton
+from rankhoist.runtime.datatypes import DATATYPES
+from rankhoist.runtime.triton import to_triton
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -182,4 +183,4 @@ def test_what_is_no_ensemble_is_refused(hoisted, tmp_path: Path):
 def test_every_type_is_one_of_the_schema():
     from tritonclient.grpc.model_config_pb2 import DataType
 
-    assert {f"TYPE_{name}" for name in TYPES.values()} <= set(DataType.keys())
+    assert {f"TYPE_{name}" for name in DATATYPES.values()} <= set(DataType.keys())

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from rankhoist.capture import Interface
 from rankhoist.errors import BackendError
+from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.hoisted import HoistedModel
 from rankhoist.runtime.manifest import NAME, Manifest
 from rankhoist.runtime.outputs import made_up_outputs
@@ -34,10 +35,6 @@ from rankhoist.runtime.runner import load_onnx
 
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 ROWS = 8  # candidates of the warm-up
-TYPES = {
-    torch.bool: "BOOL", torch.uint8: "UINT8", torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32",
-    torch.int64: "INT64", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.float64: "FP64",
-}  # fmt: skip
 
 
 class Word(str):
@@ -175,7 +172,7 @@ def _tensor(own: str, name: str, tensor: Tensor, stage: _Stage) -> dict[str, Any
 
 
 def _type(tensor: Tensor) -> Word:
-    return Word(f"TYPE_{TYPES[tensor.dtype]}")
+    return Word(f"TYPE_{DATATYPES[tensor.dtype]}")
 
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -21,10 +21,8 @@ from rankhoist.serve.app import App
 from rankhoist.serve.batching import joined_up_to
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
-from rankhoist.serve.loading import newest
-from rankhoist.serve.model import ServedModel
+from rankhoist.serve.loading import newest, ready
 from rankhoist.serve.service import Service
-from rankhoist.serve.states import States
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -77,10 +75,7 @@ def loaded(settings: Settings) -> Service:
         path = newest(place)
         hoisted = load(path)
         up_to = joined_up_to(hoisted, settings.batch_candidates, settings.batch_up_to)
-        states = States(settings.cache_bytes, settings.cache_seconds)
-        model = ServedModel(name, version_of(path), hoisted, states, up_to)
-        model.warm_up()
-        service.models[name] = model
+        service.models[name] = ready(name, version_of(path), hoisted, up_to, settings)
     return service
 
 

@@ -19,16 +19,13 @@ from rankhoist_client.refusal import RequestError
 from torch import Tensor
 
 from rankhoist.runtime import HoistedModel
+from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.vocabulary import FREE
 
 # A view of a request's body is read-only, which suits: the stages never write to their inputs.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
 
 OFFSETS = "request_offsets"
-DATATYPES = {
-    torch.bool: "BOOL", torch.uint8: "UINT8", torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32",
-    torch.int64: "INT64", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.float64: "FP64",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from rankhoist.errors import RankhoistError, ServeError
+from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.mapped import load_mapped, unpack
 from rankhoist.serve.batching import joined_up_to
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Unpacked
 from rankhoist.serve.model import ServedModel
+from rankhoist.serve.states import States
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,14 @@ def places(settings: Settings) -> dict[str, Path]:
     found = [] if settings.repository is None else sorted(settings.repository.iterdir())
     named = {path.name.removesuffix(SUFFIX): path for path in found if path.suffix == SUFFIX or path.is_dir()}
     return {name: path for name, path in named.items() if NAME.fullmatch(name)} | settings.models
+
+
+def ready(name: str, version: str, hoisted: HoistedModel, up_to: int, settings: Settings) -> ServedModel:
+    """A model with states of its own, warm."""
+    states = States(settings.cache_bytes, settings.cache_seconds)
+    model = ServedModel(name, version, hoisted, states, up_to)
+    model.warm_up()
+    return model
 
 
 def unpacked(name: str, artifact: Path, folder: Path, settings: Settings) -> Unpacked:

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.errors import ServeError
 from rankhoist.runtime import HoistedModel, RequestState
+from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.outputs import made_up_outputs
-from rankhoist.serve.inputs import DATATYPES, Batch, Signature
+from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.metrics import ModelMetrics, Stages
 from rankhoist.serve.states import States, digest_of
 

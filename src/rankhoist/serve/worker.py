@@ -31,9 +31,9 @@ from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
+from rankhoist.serve.loading import ready
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.service import Service
-from rankhoist.serve.states import States
 
 if TYPE_CHECKING:
     from rankhoist.serve.grpc import GrpcServer
@@ -126,12 +126,8 @@ class Worker:
     async def _load(self, unpacked: Unpacked) -> None:
         def loaded() -> ServedModel:
             torch.set_num_threads(self.settings.threads)
-            states = States(self.settings.cache_bytes, self.settings.cache_seconds)
-            model = ServedModel(
-                unpacked.name, unpacked.version, load_mapped(unpacked.path), states, unpacked.batch_up_to
-            )
-            model.warm_up()
-            return model
+            hoisted = load_mapped(unpacked.path)
+            return ready(unpacked.name, unpacked.version, hoisted, unpacked.batch_up_to, self.settings)
 
         model = await asyncio.to_thread(loaded)
         old = self.service.models.get(model.name)

@@ -7,7 +7,7 @@ from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.node import Node, live_nodes
-from rankhoist.compiler.plan.search import Cost, Plan, total_cost
+from rankhoist.compiler.plan.search import Plan, counted, total_cost
 from rankhoist.compiler.targets import Target, this_machine
 
 
@@ -20,11 +20,7 @@ def safe_plan(program: Program, asked: Level, workload: Workload, target: Target
     interpreter = Interpreter(program, Level.EXPAND, workload, {})
     outputs = interpreter.run()
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
-    cost = Cost(
-        sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes),
-        sum(n.work.elements * workload.of(n.rate) for n in nodes),
-        0.0,
-    )
+    cost = counted(nodes, workload, 0.0)
     reasons = dict.fromkeys(interpreter.outcomes, reason)
     made_for = target or this_machine()
     return Plan(Level.EXPAND, asked, workload, cost, interpreter, outputs, frozenset(), made_for, reasons, safe=True)

@@ -237,8 +237,10 @@ def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, floa
             each = target.seconds(n, target.profile, workload.candidates, workload.requests, over=alike[1])
             known[alike] = float(each)
         taken += known[alike]
-    return Cost(
-        sum(n.work.multiply_adds * workload.of(n.rate) for n in nodes),
-        sum(n.work.elements * workload.of(n.rate) for n in nodes),
-        taken,
-    )
+    return counted(nodes, workload, taken)
+
+
+def counted(nodes: Iterable[Node], workload: Workload, seconds: float) -> Cost:
+    """Work of these nodes in one call."""
+    work = [(n.work, workload.of(n.rate)) for n in nodes]
+    return Cost(sum(w.multiply_adds * rows for w, rows in work), sum(w.elements * rows for w, rows in work), seconds)

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rankhoist.compiler.targets import profile_file
 from rankhoist.compiler.targets.profile import Table
 from rankhoist.errors import ProfileError
 
 BUILT_IN = Path(__file__).with_name("cuda.json")
 VERSION = 1
-WIDTH, WIDE = (
-    64,
-    1024,
-)  # of the rows of the curves `sum`, `softmax`, `norm` and `gather`, and of those called `..._wide`
+WIDTH = 64  # of the rows of the curves `sum`, `softmax`, `norm` and `gather`
+WIDE = 1024  # of those of the curves called `..._wide`
 CURVES = (
     "stream", "addcmul", "function", "gather", "sum", "softmax", "softmax_wide", "norm", "norm_wide", "join",
     "transpose",
@@ -61,9 +60,7 @@ class Accelerator:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in asdict(self).items())
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        profile_file.write(path, self)
 
     @staticmethod
     def load(path: Path) -> Accelerator:
@@ -72,11 +69,7 @@ class Accelerator:
         Raises:
             ProfileError: the file is no profile of an accelerator, or one of another version.
         """
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ProfileError(f"{path} is no readable profile: {error}") from error
-        return _of(data, path)
+        return _of(profile_file.read(path), path)
 
     @property
     def machine(self) -> str:
@@ -142,7 +135,7 @@ class Accelerator:
 
 def _of(data: Any, path: Path) -> Accelerator:
     missing = [f.name for f in fields(Accelerator) if not isinstance(data, dict) or f.name not in data]
-    if missing or data["version"] != VERSION or set(data["curves"]) < set(CURVES):
+    if missing or data["version"] != VERSION or not set(CURVES) <= set(data["curves"]):
         raise ProfileError(
             f"{path} is no profile of an accelerator, version {VERSION}; run `rankhoist calibrate` again"
         )

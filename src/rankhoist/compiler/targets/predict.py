@@ -52,7 +52,7 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
         return profile.view  # an input is looked at before it is used
     rows, timed = candidates if node.rate.per_candidate else requests, row(node.op).timed
     if timed is Timed.ROWS:
-        moved = np.where(np.asarray(requests) > 1, profile.gathers(_bytes(node, rows)), 0.0)
+        moved = np.where(np.asarray(requests) > 1, profile.gathers(bytes_of(node, rows)), 0.0)
         return profile.view + moved
     if timed is Timed.RESHAPE:
         return profile.view + _copy(node, profile, rows)
@@ -62,18 +62,18 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
         return profile.call + PRODUCTS.get(timed, _original)(node, profile, np.asarray(rows, float), requests)
     if timed is Timed.PICK:
         near = 1 if sum(place is not None for place in node.args[1]) > 1 else NEAR
-        return profile.call + profile.picks(_bytes(node, rows)) / near
+        return profile.call + profile.picks(bytes_of(node, rows)) / near
     if timed is Timed.KEPT:
-        return profile.call + FAR * profile.gathers(_bytes(node, rows))
+        return profile.call + FAR * profile.gathers(bytes_of(node, rows))
     if timed is Timed.GATHER:
-        return profile.call + profile.gathers(_bytes(node, rows))
+        return profile.call + profile.gathers(bytes_of(node, rows))
     runs = profile.row * _runs(node) * np.asarray(rows, float)
     if timed in (Timed.FUNCTION, Timed.SOFTMAX):
-        return profile.call + profile.functions(_bytes(node, rows), over) + runs
-    read = max([_bytes(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
+        return profile.call + profile.functions(bytes_of(node, rows), over) + runs
+    read = max([bytes_of(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
     if node.work.elements == 0 and np.max(read) == 0:
         return profile.view
-    return profile.call + profile.streams(np.maximum(_bytes(node, rows), np.asarray(read) / 2), over) + runs
+    return profile.call + profile.streams(np.maximum(bytes_of(node, rows), np.asarray(read) / 2), over) + runs
 
 
 def _runs(node: Node) -> int:
@@ -99,7 +99,7 @@ def _broadcast_runs(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> i
     return math.prod(size for size, _ in axes[:-1])
 
 
-def _bytes(node: Node, rows: Any) -> Any:
+def bytes_of(node: Node, rows: Any) -> Any:
     """Of the node's tensor, had it so many rows (a weight has none), as a profile counts them."""
     size = math.prod(node.shape) * (4 if node.dtype in SHORT else node.dtype.itemsize)
     return float(size) if node.rate is Rate.WEIGHT else size * np.asarray(rows, float)
@@ -116,7 +116,7 @@ def _copy(node: Node, profile: Profile, rows: Any) -> Any:
         return 0.0
     whole = axes[-1] == len(axes) - 1  # whole last axes are copied, or single elements
     runs = profile.row * math.prod(source.shape[:-1]) * np.asarray(rows, float)
-    return profile.streams(_bytes(node, rows)) + runs if whole else profile.functions(_bytes(node, rows))
+    return profile.streams(bytes_of(node, rows)) + runs if whole else profile.functions(bytes_of(node, rows))
 
 
 def wide(shape: Sequence[int]) -> list[int]:
@@ -142,7 +142,7 @@ def _batched(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     _, k, n = sizes(node)
     *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
     copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.shape[:-2]) > 1]
-    copies = sum(profile.streams(_bytes(a, rows)) for a in copied)
+    copies = sum(profile.streams(bytes_of(a, rows)) for a in copied)
     return profile.products(rows * math.prod(batch), m, k, n) + copies
 
 

@@ -6,16 +6,16 @@ A profile is a table of seconds. Between its points, the logarithm of the time i
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from rankhoist.compiler.targets import profile_file
 from rankhoist.compiler.targets.machine import with_threads
 from rankhoist.errors import ProfileError
 
@@ -63,9 +63,7 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in asdict(self).items())
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        profile_file.write(path, self)
 
     @staticmethod
     def load(path: Path) -> Profile:
@@ -74,10 +72,7 @@ class Profile:
         Raises:
             ProfileError: the file is no profile, or one of another version.
         """
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ProfileError(f"{path} is no readable profile: {error}") from error
+        data = profile_file.read(path)
         needed = [f.name for f in fields(Profile) if f.name != "dtype"]  # float32 was the only one
         missing = [name for name in needed if not isinstance(data, dict) or name not in data]
         if missing or data["version"] != VERSION:

@@ -7,11 +7,8 @@ computed per request gathers its gradient from all candidates.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from rankhoist.compiler.graph.node import Node, Rate, aten, inputs_of
 from rankhoist.compiler.graph.operators import Timed, row
@@ -55,20 +52,15 @@ def _backward(node: Node, profile: Profile, rows: Any, forward: Any) -> Any:
     if node.work.multiply_adds:
         return start + len(learning[:2]) * forward
     if node.op in PARTS:
-        return start + profile.streams(_bytes(learning[0], rows))
+        return start + profile.streams(predict.bytes_of(learning[0], rows))
     known = row(node.op)
     if known.timed is Timed.ROWS or node.op is aten.expand.default:
-        return start + profile.streams(_bytes(node, rows))
+        return start + profile.streams(predict.bytes_of(node, rows))
     if known.view or known.timed is Timed.VIEW:
         return start
-    return start + forward + sum(profile.streams(_bytes(x, rows)) for x in learning if x.rate is Rate.WEIGHT)
+    return start + forward + sum(profile.streams(predict.bytes_of(x, rows)) for x in learning if x.rate is Rate.WEIGHT)
 
 
 def _learns(node: Node) -> bool:
     """Whether a gradient goes there: not to what is given."""
     return node.op not in ("input", "constant") and node.dtype.is_floating_point
-
-
-def _bytes(node: Node, rows: Any) -> Any:
-    size = math.prod(node.shape) * node.dtype.itemsize
-    return float(size) if node.rate is Rate.WEIGHT else size * np.asarray(rows, float)

@@ -14,9 +14,9 @@ from torch import Tensor
 from rankhoist.compiler.emit import Catalogue
 from rankhoist.errors import InputError
 from rankhoist.runtime.catalogue import files
-from rankhoist.runtime.catalogue.guard import Guard
 from rankhoist.runtime.catalogue.index import Ids, Index, as_ids, listed
 from rankhoist.runtime.catalogue.layout import Layout
+from rankhoist.runtime.catalogue.lock import SharedLock
 from rankhoist.runtime.catalogue.stage import ItemStage, blocks
 from rankhoist.runtime.weights import Weights
 
@@ -41,7 +41,7 @@ class Store:
         self.index = index
         self._used = int(index.rows.max()) + 1 if len(index) else 0  # rows that have been given to an item
         self._live = self._with_items()
-        self._guard = Guard()
+        self._lock = SharedLock()
 
     @staticmethod
     def build(
@@ -128,7 +128,7 @@ class Store:
         """
         if (rows is None) == (ids is None):
             raise InputError("name the candidates' items by rows= or by ids=, one of them")
-        with self._guard.reading():
+        with self._lock.reading():
             found = self.rows_of(ids) if ids is not None else self._checked(torch.as_tensor(rows))
             at = found.to(self._stage.inputs.device, torch.int64)
             return self._layout.read(self._tables, at, plan), len(found)
@@ -169,7 +169,7 @@ class Store:
         Index.of(names, np.arange(count))  # no two the same
         made = [self._layout.rows_of(self._stage(given, start, end)) for start, end in blocks(count)]
         new = [torch.cat(parts) for parts in zip(*made, strict=True)] if made else []
-        with self._guard.writing():
+        with self._lock.writing():
             places, known = self.index.places(names)
             rows = np.empty(count, np.int64)
             rows[known] = self.index.rows[places[known]]
@@ -187,7 +187,7 @@ class Store:
             InputError: some are unknown.
         """
         names = as_ids(ids)
-        with self._guard.writing():
+        with self._lock.writing():
             self.index.find(names)
             self._changed(self.index.without(self.index.places(names)[0]))
 

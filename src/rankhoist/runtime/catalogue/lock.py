@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Guard:
+class SharedLock:
     """A lock of readers and one writer, who goes first: readers that come while it waits wait for it."""
 
     def __init__(self) -> None:
