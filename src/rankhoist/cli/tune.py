@@ -15,9 +15,7 @@ from rankhoist.errors import CommandError, HoistingWarning
 from rankhoist.report import tuning
 from rankhoist.runtime import load
 from rankhoist.runtime.plain import printable
-from rankhoist.runtime.tune import CANDIDATES
-
-SECONDS = 60.0
+from rankhoist.runtime.tune import CANDIDATES, SECONDS
 
 EXAMPLES = """\
 examples:

@@ -24,7 +24,7 @@ from rankhoist.runtime.offsets import Blocks, even
 from rankhoist.runtime.opaque import check_exported
 from rankhoist.runtime.planned import Planned
 from rankhoist.runtime.scoring import RequestState
-from rankhoist.runtime.tune import CANDIDATES, tuned
+from rankhoist.runtime.tune import CANDIDATES, SECONDS, tuned
 from rankhoist.runtime.weights import Weights, filled, renewed
 
 
@@ -149,7 +149,7 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
         return self
 
     def tune(
-        self, candidates: Sequence[int] = CANDIDATES, requests: Sequence[int] = (1,), seconds: float = 60.0,
+        self, candidates: Sequence[int] = CANDIDATES, requests: Sequence[int] = (1,), seconds: float = SECONDS,
         progress: Callable[[str], Any] = lambda told: None,
     ) -> HoistedModel:  # fmt: skip
         """Time the plans here, the original among them, by the backends that are installed, and use what is fastest.

@@ -27,7 +27,7 @@ from rankhoist.runtime.offsets import even
 from rankhoist.runtime.plain import dtype_name
 from rankhoist.runtime.planned import OnePlan, Planned
 
-CANDIDATES = (100, 1000)
+CANDIDATES, SECONDS = (100, 1000), 60.0
 
 FIRST = 0.3  # of the time, for all plans by PyTorch's own operators
 COMPILING = 0.5  # of the time: then no other stage is compiled

@@ -237,12 +237,11 @@ def _with_store(hoisted: HoistedModel, module: nn.Module, truth: Truth, given: S
     own = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
     with float64_by_default():
         truths = _results(truth.name, truth.run, batches)
-    calls: list[Result] = []
-    for x in given:
-        try:
-            calls.append(run_with_store(hoisted, x))
-        except Exception as error:  # a wrong hoist is a failed certificate, whatever it raises
-            calls.append(f"raises {type(error).__name__}: {error}")
+
+    def scored(x: Stocked) -> Result:
+        return _attempt(lambda _: run_with_store(hoisted, x), x.batch)
+
+    calls = [scored(x) for x in given]
     comparison = Comparison(batches, calls, truths)
     if dtype == torch.float64:
         found = exact("store", comparison, FLOAT64_TOLERANCE)

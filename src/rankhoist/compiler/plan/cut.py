@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import networkx
@@ -75,9 +75,12 @@ def _per_pair(items: Sequence[Node], wanted: set[int], workload: Workload, targe
     unstorable = _unstorable(items)
     if not items or len(items) > LARGEST:
         return frozenset()
+    times = (target.profile, workload.candidates, workload.requests)
+    computed = {n.index: float(target.seconds(n, *times)) for n in items}
+    gathered = {n.index: float(target.seconds(_gather(n), *times)) for n in items}
     found: frozenset[int] = frozenset()
     for price in PRICES:
-        found = _cheapest(items, wanted, unstorable, workload, target, price)
+        found = _cheapest(items, wanted, unstorable, computed, gathered, price)
         if bytes_of(_kept(items, wanted, found)) <= workload.item_bytes:
             break
     return found
@@ -96,15 +99,15 @@ def _kept(items: Sequence[Node], wanted: set[int], per_pair: Collection[int]) ->
 
 
 def _cheapest(
-    items: Sequence[Node], wanted: set[int], unstorable: set[int], workload: Workload, target: Target, price: float
-) -> frozenset[int]:
-    """The pairs' side of a minimum cut."""
+    items: Sequence[Node], wanted: set[int], unstorable: set[int], computed: Mapping[int, float],
+    gathered: Mapping[int, float], price: float,
+) -> frozenset[int]:  # fmt: skip
+    """The pairs' side of a minimum cut, of seconds to compute every value or to gather it."""
     graph = networkx.DiGraph()
     for n in items:
         leaf = isinstance(n.op, str)
-        times = (target.profile, workload.candidates, workload.requests)
-        graph.add_edge(ITEM, n.index, **({} if leaf else _capacity(target.seconds(n, *times))))
-        read = target.seconds(_gather(n), *times) + price * bytes_of([n])
+        graph.add_edge(ITEM, n.index, **({} if leaf else _capacity(computed[n.index])))
+        read = gathered[n.index] + price * bytes_of([n])
         graph.add_edge(n.index, ("read", n.index), **({} if n.index in unstorable else _capacity(read)))
         if n.index in wanted:
             graph.add_edge(("read", n.index), PAIR)
@@ -116,8 +119,8 @@ def _cheapest(
     return frozenset(n.index for n in items if n.index in pairs)
 
 
-def _capacity(seconds: Any) -> dict[str, int]:
-    return {"capacity": round(float(seconds) * UNITS)}
+def _capacity(seconds: float) -> dict[str, int]:
+    return {"capacity": round(seconds * UNITS)}
 
 
 def _gather(node: Node) -> Node:
