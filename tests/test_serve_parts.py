@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import mmap
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +27,7 @@ from rankhoist.serve.batching import joined, joined_up_to
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
+from rankhoist.serve.desk import Desk
 from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
@@ -429,3 +432,27 @@ def test_a_tensor_of_no_rows_at_the_end_of_a_body():
 
 def test_every_reason_has_a_status():
     assert set(RETRY_AFTER) <= set(REASONS) and all(400 <= status <= 503 for status in REASONS.values())
+
+
+def test_a_refused_request_keeps_nothing_of_its_connection():
+    """Else a connection whose body does not come stays open until the collector of circles comes by."""
+
+    class Connection:
+        pass
+
+    def refused() -> weakref.ref[Connection]:
+        connection = Connection()
+        held = weakref.ref(connection)
+        try:
+            with Desk(Settings()).asked("rank") as asked:
+                asked.rows = 3
+                raise RequestError("slow_body", "the body did not come within 0.5 seconds")
+        except RequestError:
+            return held
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert refused()() is None
+    finally:
+        gc.enable()

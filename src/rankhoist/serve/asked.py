@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rankhoist_client.refusal import RequestError
-
 from rankhoist.serve.metrics import Stages
 from rankhoist.serve.model import ServedModel
 
@@ -18,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Asked:
-    """A request for scores, as far as it has come. Its `model` may become known late, or never."""
+    """A request for scores, as far as it has come. Its `model` may become known late, or never.
+
+    Of a refusal it has the `reason` and what was `said`: the error itself holds all that was under way, the connection
+    among it, which would close late.
+    """
 
     protocol: str
     name: str = ""
@@ -27,7 +29,8 @@ class Asked:
     rows: int | None = None  # candidates
     stages: Stages = field(default_factory=dict)
     status: int = 500
-    refusal: RequestError | None = None
+    reason: str = "internal"
+    said: str = ""
     span: Span | None = None
     headers: Mapping[str, str] = field(default_factory=dict)  # of the answer
 

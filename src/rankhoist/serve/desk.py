@@ -40,7 +40,7 @@ class Desk:
             yield asked
             asked.status = 200
         except RequestError as refusal:
-            asked.status, asked.refusal = refusal.status, refusal
+            asked.status, asked.reason, asked.said = refusal.status, refusal.reason, str(refusal)
             raise
         finally:
             self._answered(asked)

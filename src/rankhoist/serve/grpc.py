@@ -83,7 +83,7 @@ class GrpcServer:
             try:
                 made = (await answer(context)).SerializeToString()
             except RequestError as error:
-                refusal = error
+                refusal = error.with_traceback(None)  # which holds this call, and all that it has read
             except Exception as error:
                 log.exception("request failed", extra={"path": name})
                 refusal = RequestError("internal", f"the server failed: {type(error).__name__}")

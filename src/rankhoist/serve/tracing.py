@@ -83,9 +83,9 @@ class Tracing:
         if asked.protocol != "grpc":
             span.set_attribute("http.response.status_code", asked.status)
         if asked.status != 200:
-            span.set_attribute("error.type", asked.refusal.reason if asked.refusal else "internal")
+            span.set_attribute("error.type", asked.reason)
         if asked.status >= 500:
-            span.set_status(Status(StatusCode.ERROR, str(asked.refusal or "")))
+            span.set_status(Status(StatusCode.ERROR, asked.said))
         span.end()
         found = span.get_span_context()
         return {"trace_id": f"{found.trace_id:032x}", "span_id": f"{found.span_id:016x}"}
