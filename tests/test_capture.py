@@ -14,6 +14,7 @@ from torch import nn
 import rankhoist
 from rankhoist import Split, hoist
 from rankhoist.capture import capture
+from rankhoist.capture.checks import check_states
 from rankhoist.errors import (
     CaptureError,
     ContextError,
@@ -382,3 +383,27 @@ def test_a_submodule_named_like_an_attribute_of_graph_modules_is_refused_with_ad
     ):
         capture(Model().eval(), rows, ["user"])
     assert capture(Outside().eval(), rows, ["user"]).inputs.keys() == {"user", "item"}
+
+
+class Last(nn.Module):
+    """The last state of an LSTM over the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, context: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+        _, (state, _) = self.steps(context)
+        return state[-1] + candidate
+
+
+def test_states_with_an_axis_too_many_are_refused():
+    given = torch.randn(3, 5, 4), torch.randn(3, 3)
+    rows = {0: torch.export.Dim("rows", min=2)}
+    exported = torch.export.export(Last().eval(), given, dynamic_shapes=(rows, rows)).run_decompositions({})
+    check_states(exported.graph)
+    lstm = next(n for n in exported.graph.nodes if n.target is torch.ops.aten.lstm.input)
+    steps, *states = lstm.meta["val"]
+    lstm.meta["val"] = [steps, *(s.unsqueeze(0) for s in states)]  # as torch 2.11 says
+    with pytest.raises(UnsupportedModelError, match="last states of an LSTM with an axis too many"):
+        check_states(exported.graph)

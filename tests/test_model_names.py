@@ -15,6 +15,7 @@ from torch import nn
 
 SRC = Path(__file__).parents[1] / "src"
 COMPILER = ["capture", "compiler"]  # of src/rankhoist
+ONNX = "rankhoist/capture/onnx/"  # operators of that standard have the names of PyTorch's layers
 
 # Names that public models and their packages go by, whatever is installed.
 MODEL_NAMES = set(
@@ -119,6 +120,7 @@ def is_layer(name: str) -> bool:
 def test_the_compiler_knows_operators_not_models(check):
     compiler = [str(f.relative_to(SRC)) for part in COMPILER for f in sorted((SRC / "rankhoist" / part).rglob("*.py"))]
     assert len(compiler) > 30
+    compiler = [path for path in compiler if check is names_models or not path.startswith(ONNX)]
     messages = [message for path in compiler for message in check(path, (SRC / path).read_text(encoding="utf-8"))]
     assert not messages, "\n".join(messages)
 

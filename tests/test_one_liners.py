@@ -222,6 +222,7 @@ LINEAR = {
 POINTWISE = {
     "add_alpha": lambda c, k: torch.add(c, k, alpha=2),
     "sub_alpha": lambda c, k: torch.sub(c, k, alpha=2),
+    "divide_unrounded": lambda c, k: torch.div(c, k.abs() + 1, rounding_mode=None),
     "floor_divide": lambda c, k: (c * 9) // (k.abs() + 1),
     "remainder": lambda c, k: (c * 9) % 4 + k,
     "clamp": lambda c, k: c.clamp(0) + k.clamp(max=1),
@@ -270,6 +271,7 @@ CASES = MEET | MOVED | VIEWED | STACKED | LINEAR | POINTWISE | REDUCED | ASSERTE
 
 REFUSED = {  # by torch.export: what is left for the number of rows, and what it does not take at all
     "diff_rows", "pool_rows", "kron", "pairwise_of_rows", "qr_of_rows", "covariance", "quantized",
+    *(["quantile"] if torch.__version__ < "2.12" else []),
 }  # fmt: skip
 
 

@@ -37,8 +37,9 @@ def hoist(
     """An equal model that computes context work once per request.
 
     Args:
-        model: a module in eval mode, an exported program, or the path of a `.pt2` archive of one.
-        example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor.
+        model: a module in eval mode, an exported program, or the path of a `.pt2` archive of one or of an ONNX file.
+        example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor;
+            None for a file, which has one or says what one is like.
         context: names or globs of the inputs that belong to the request; for a packed input `[rows, columns]` a mapping
             `{name: columns}`.
         item: the same of the inputs that an item has wherever it is a candidate, if its work is to be done once per

@@ -173,6 +173,8 @@ WHOLE = {
     "beside": (lambda: Steps(nn.GRU, order="beside"), "all steps are the candidate's"),
 }
 ALL = LAYERS | HALVES | {name: make for name, (make, _) in (BEGUN | WHOLE).items()}
+if torch.__version__ < "2.13":  # exports an LSTM's states with an axis too many: these models are refused
+    ALL = {name: make for name, make in ALL.items() if "lstm" not in name}
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,23 @@ def check_outputs(signature: Any, training: bool) -> None:
             )
 
 
+def check_states(graph: fx.Graph) -> None:
+    """That what torch says of an LSTM's last states is so: versions before 2.13 export them with an axis too many.
+
+    Raises:
+        UnsupportedModelError: it is not, and they are read.
+    """
+    for node in graph.nodes:
+        if node.target is not torch.ops.aten.lstm.input:
+            continue
+        axes = node.args[1][0].meta["val"].dim()
+        if node.meta["val"][1].dim() != axes and any(user.args[1] > 0 for user in node.users if user.users):
+            raise UnsupportedModelError(
+                f"{_called(node)}: PyTorch {torch.__version__} exports the last states of an LSTM with an axis too "
+                "many, and what follows by it. Use a newer PyTorch, or the layer's output in place of its states"
+            )
+
+
 def check_operators(graph: fx.Graph, training: bool) -> None:
     """That every operator can be computed once per request, or over all rows.
 

@@ -16,11 +16,13 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture import onnx
 from rankhoist.capture.checks import (
     check_eval_mode,
     check_exported,
     check_operators,
     check_outputs,
+    check_states,
     mutated,
 )
 from rankhoist.capture.composites import taken_apart
@@ -143,7 +145,7 @@ def capture(
         UnsupportedModelError: the model draws random numbers, writes to its buffers or is quantised.
     """
     if isinstance(model, str | os.PathLike):
-        model = _load(Path(model))
+        model, example = _load(Path(model), example)
     bound = None
     if isinstance(model, nn.Module):
         model = unwrapped(model)
@@ -199,9 +201,19 @@ def _taken_names(exported: torch.export.ExportedProgram) -> str:
     return f"; torch cannot export a submodule named {min(names)!r}: rename it, or put the model inside another module"
 
 
-def _load(path: Path) -> torch.export.ExportedProgram:
+def _load(path: Path, example: Any) -> tuple[nn.Module | torch.export.ExportedProgram, Any]:
+    """What a file holds, and an example of a call."""
     if not path.exists():
         raise CaptureError(f"no such file: {path}")
+    if path.suffix != onnx.SUFFIX:
+        return _archive(path), example
+    model = onnx.read(path)
+    example = model.example(example)
+    onnx.check_alike(model, path, example)
+    return model, (example,)
+
+
+def _archive(path: Path) -> torch.export.ExportedProgram:
     try:
         exported = torch.export.load(path)
     except Exception as error:
@@ -212,7 +224,7 @@ def _load(path: Path) -> torch.export.ExportedProgram:
             f"{path} carries {carried:,} bytes of data behind its example inputs, beside their rows: torch.export.save "
             "stores all that they are views of. Export with copies of the rows, rows[:8].clone(), to save it without",
             CarriedDataWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return exported
 
@@ -277,6 +289,7 @@ def _program(
         if spec.role == "context" and not node.users:
             warnings.warn(f"context input {spec.name!r} is never read by the model", UnusedInputWarning, stacklevel=3)
     check_operators(graph, training)
+    check_states(graph)
     call = exported.module_call_graph[0].signature
     if call is None:
         raise CaptureError("the exported program has no call signature")

@@ -20,7 +20,7 @@ LEVELS = [level.name.lower() for level in Level]
 
 MODEL_HELP = """\
 package.module:function, a function without arguments that returns (model in eval mode, example inputs) and is found
-from the current directory; or the path of a .pt2 archive of torch.export"""
+from the current directory; or the path of a .pt2 archive of torch.export, or of an .onnx file"""
 
 
 SAVED_HELP = "; or a file that hoist --out wrote, which is for the context, level and numbers that it was saved with"
@@ -45,12 +45,14 @@ def model_arguments(parser: argparse.ArgumentParser, saved: bool = False) -> Non
 
 
 def load(target: str) -> tuple[Any, Any]:
-    """The model (or the path of its archive) and its example inputs (None for an archive, which holds them)."""
-    if target.endswith(".pt2"):
+    """The model (or the path of its file) and its example inputs (None for a file, which holds or describes them)."""
+    if target.endswith((".pt2", ".onnx")):
         return target, None
     module, _, function = target.partition(":")
     if not module or not function:
-        raise CommandError(f"{target!r} is neither package.module:function nor the path of a .pt2 archive")
+        raise CommandError(
+            f"{target!r} is neither package.module:function nor the path of a .pt2 archive or an .onnx file"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

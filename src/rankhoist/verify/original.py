@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import Interface, Program
+from rankhoist.capture import Interface, Program, onnx
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
@@ -48,6 +49,8 @@ def as_module(model: Original) -> nn.Module:
         VerificationError: a module is in training mode, or the file cannot be read.
     """
     if isinstance(model, str | os.PathLike):
+        if Path(model).suffix == onnx.SUFFIX:
+            return onnx.Session(Path(model))
         try:
             model = torch.export.load(model)
         except Exception as error:

@@ -228,7 +228,7 @@ class Call:
         """On a part of an operand, with other arguments by name: the same as `run`."""
         schema = overload(self._node)._schema.arguments
         values = self._arguments | changed
-        by_name = {x.name: values[x.name] for x in schema if x.kwarg_only and values[x.name] is not None}
+        by_name = {x.name: values[x.name] for x in schema if x.kwarg_only}
         return self.run(overload(self._node), *(values[x.name] for x in schema if not x.kwarg_only), **by_name)
 
     def elementwise(self) -> Form:

@@ -137,7 +137,7 @@ def result(op: Any, operands: Sequence[Any], kwargs: Mapping[str, Any]) -> Known
 
 
 def _anywhere(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in kwargs.items() if k != "device" and v is not None}
+    return {k: v for k, v in kwargs.items() if k != "device"}
 
 
 def _decided(packet: Any, operands: Sequence[Any]) -> Tensor | None:

@@ -124,7 +124,7 @@ def _all_numbers(
     if any(not isinstance(x, bool | int | float) for x in known) or not dtypes:
         return None
     given = [torch.tensor(x, dtype=dtypes[i]) if i in dtypes else x for i, x in enumerate(known)]
-    result = op(*given, **{k: v for k, v in kwargs.items() if v is not None}).item()
+    result = op(*given, **kwargs).item()
     return result if result in EXACT or result in known else None
 
 

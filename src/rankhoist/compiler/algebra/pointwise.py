@@ -149,8 +149,4 @@ def _all_labels(block: Block, factors: Sequence[Factor]) -> Labels:
 
 
 def _plain(kwargs: Mapping[str, Value]) -> dict[str, Any]:
-    return {
-        k: v
-        for k, v in kwargs.items()
-        if k not in ("layout", "device", "pin_memory", "memory_format") and v is not None
-    }
+    return {k: v for k, v in kwargs.items() if k not in ("layout", "device", "pin_memory", "memory_format")}
