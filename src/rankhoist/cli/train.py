@@ -25,6 +25,7 @@ examples:
   rankhoist train --seeds 1 --rows 20000 --epochs 1        # a first look, in seconds
   rankhoist train --data ml-latest-small --model deepfm --learning-rate 3e-3
   rankhoist train --model rdcn --third 1 --evaluations 4 --patience 3 --epochs 6
+  rankhoist train --grouped                                # the context's work once per request, gradients of rows
   rankhoist train --data ml-25m --rows 2000000 --threads 4
   rankhoist train --data KuaiRand-Pure --hoist --out runs/kuairand"""
 
@@ -74,6 +75,11 @@ def _loop_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", metavar="N", type=count, default=2, help="at most (default: %(default)s)")
     group.add_argument("--batch-size", metavar="N", type=count, default=512, help="rows (default: %(default)s)")
+    batches = group.add_mutually_exclusive_group()
+    batches.add_argument("--by-request", action="store_true", help="batches of whole requests, instead of single rows")
+    batches.add_argument(
+        "--grouped", action="store_true", help="the same batches, with the context's work done once per request"
+    )
     for name, default in (("learning-rate", 1e-3), ("weight-decay", 0.1)):
         group.add_argument(
             f"--{name}", metavar="X", type=float, default=default, help="of AdamW (default: %(default)s)"
@@ -99,7 +105,7 @@ def _train(args: argparse.Namespace) -> int:
         clear(out)
     settings = Settings(
         args.epochs, args.batch_size, args.learning_rate, args.weight_decay, args.evaluations, args.patience, args.seed,
-        args.threads,
+        args.threads, "grouped" if args.grouped else "requests" if args.by_request else "rows",
     )  # fmt: skip
     options = Options(args.model, out, settings, args.seeds, args.scale, not args.no_plots, args.hoist)
     return DONE if run(options, _data(args, console), console) else FAILED

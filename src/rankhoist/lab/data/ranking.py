@@ -85,6 +85,13 @@ class RankingData:
         """Names of the candidate features."""
         return tuple(feature.name for feature in self.schema if feature.side == "candidate")
 
+    @property
+    def request_offsets(self) -> Tensor:
+        """`[R + 1]`: where rows of one user at one moment, which are one request, begin and end."""
+        users, times = self.log.users, self.log.times
+        first = np.flatnonzero((np.diff(users) != 0) | (np.diff(times) != 0)) + 1
+        return torch.from_numpy(np.concatenate([[0], first, [len(users)]]))
+
     def rows(self, index: slice | Tensor) -> Features:
         """The features of some rows."""
         return {name: value[index] for name, value in self.features.items()}

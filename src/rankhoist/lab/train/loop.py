@@ -14,11 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.lab.data import RankingData
 from rankhoist.lab.train import checkpoint as checkpoints
+from rankhoist.lab.train.batches import Batches, Step
 from rankhoist.lab.train.metrics import Metrics, auc, evaluate, log_loss
 from rankhoist.lab.train.models import seeded
 from rankhoist.runtime.threads import torch_threads
+from rankhoist.training import GroupedModel, grouped
 
 EVALUATION_ROWS = 8192  # rows per call when scoring, to bound memory
 
@@ -43,6 +46,7 @@ class Settings:
     patience: int = 1
     seed: int = 0
     threads: int = 1
+    batches: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.steps_per_epoch = -(-data.train.stop // settings.batch_size)
+        self.batches = Batches(data, settings.batches, settings.batch_size, settings.seed)
+        self.steps_per_epoch = len(self.batches)
         self.last_step = settings.epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LinearLR(
             self.optimizer, 1.0, 1.0 / self.last_step, total_iters=self.last_step
@@ -151,7 +156,12 @@ class _Run:
         self.curve: list[Point] = []
         self.best = 0  # index in the curve
         self.best_weights = copy.deepcopy(model.state_dict())
-        self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
+        self.grouped = self._grouped() if settings.batches == "grouped" else None
+
+    def _grouped(self) -> GroupedModel:
+        """The same parameters, for batches of the usual size."""
+        workload = Workload(self.settings.batch_size, self.batches.size)
+        return grouped(self.model.train(), (self.data.example(),), context=list(self.data.context), workload=workload)
 
     @property
     def finished(self) -> bool:
@@ -161,10 +171,10 @@ class _Run:
     def advance(self) -> None:
         """One step, and an evaluation where one is due."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        rows = self._batches(epoch)[position]
+        step = self.batches.at(epoch, position)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = binary_cross_entropy_with_logits(self.model(self.data.rows(rows)), self.data.labels[rows])
+        loss = binary_cross_entropy_with_logits(self._scores(step), self.data.labels[step.rows])
         loss.backward()
         self.optimizer.step()
         self.schedule.step()
@@ -183,14 +193,14 @@ class _Run:
         if validation <= min(point.validation_loss for point in self.curve):
             self.best, self.best_weights = len(self.curve) - 1, copy.deepcopy(self.model.state_dict())
 
-    def _batches(self, epoch: int) -> tuple[Tensor, ...]:
-        """Row numbers of each step of an epoch; drawn from the seed alone, so that nothing of it need be saved."""
-        if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            for _ in range(epoch + 1):
-                order = torch.randperm(self.data.train.stop, generator=generator)
-            self._order = epoch, order.split(self.settings.batch_size)
-        return self._order[1]
+    def _scores(self, step: Step) -> Tensor:
+        if self.grouped is None or step.offsets is None:
+            scores: Tensor = self.model(self.data.rows(step.rows))
+            return scores
+        context, first = self.data.context, step.rows[step.offsets[:-1]]
+        inputs = {name: x[first if name in context else step.rows] for name, x in self.data.features.items()}
+        scores = self.grouped(inputs, request_offsets=step.offsets)
+        return scores
 
     def result(self) -> TrainResult:
         """The model gets its best weights and is measured."""

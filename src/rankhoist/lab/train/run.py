@@ -243,7 +243,7 @@ def _table(record: dict[str, Any]) -> Table:
 
 
 def _markdown(record: dict[str, Any]) -> str:
-    settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in record["settings"].items())
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record["settings"].items())
     rows = "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(record))
     return (
         f"# {_title(record)}\n\n{record['date']}, {record['rows']:,} rows, scale {record['scale']:g}, {settings}; "

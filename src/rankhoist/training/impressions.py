@@ -1,0 +1,199 @@
+"""An impression log by request, for `torch.utils.data`: one row of context per request, and its impressions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from rankhoist.errors import ExtraError, InputError
+
+
+class Request(NamedTuple):
+    """One request of a log: context `[1, ...]`, and what differs among its impressions `[n, ...]`, by name."""
+
+    context: dict[str, Tensor]
+    candidate: dict[str, Tensor]
+    impressions: int
+
+
+class Batch(NamedTuple):
+    """R requests with N impressions: `[R, ...]`, `[N, ...]`, the `[R + 1]` boundaries of the requests' impressions, and
+    what scores are held against, `[N, ...]`; columns by name.
+    """
+
+    context: dict[str, Tensor]
+    candidate: dict[str, Tensor]
+    request_offsets: Tensor
+    targets: dict[str, Tensor]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a grouped module takes, beside the offsets."""
+        return self.context | self.candidate
+
+    def rows(self) -> dict[str, Tensor]:
+        """The same as rows `[N, ...]`, the context repeated for every impression: what the model itself takes."""
+        counts = self.request_offsets.diff()
+        return {name: x.repeat_interleave(counts, 0) for name, x in self.context.items()} | self.candidate
+
+
+class ImpressionLog(Dataset[Request]):
+    """A log whose item r is request r. Rows are put in the order of their requests; within one they keep their own.
+
+    Args:
+        columns: all columns, `[rows, ...]` by name.
+        request: `[rows]`, the number of the request that a row belongs to, or the name of the column that holds it,
+            which then is no input.
+        context: names of the columns that are the request's.
+        targets: names of the columns that are no inputs, but labels, weights and the like.
+
+    Raises:
+        InputError: a name is none, columns have different numbers of rows, or a context column is not the same in all
+            rows of a request.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Tensor], *, request: Tensor | str, context: Sequence[str],
+        targets: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        columns = dict(columns)
+        _check_names(columns, [*context, *targets, *([request] if isinstance(request, str) else [])])
+        of = columns.pop(request) if isinstance(request, str) else request
+        sizes = {name: len(x) for name, x in columns.items()}
+        if set(sizes.values()) != {len(of)}:
+            raise InputError(f"{len(of)} rows belong to requests; the columns have {sizes}")
+        _, owner, counts = torch.unique(of, return_inverse=True, return_counts=True)
+        order = torch.argsort(owner, stable=True)
+        self.offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self.targets = tuple(targets)
+        self.candidate = {name: x[order] for name, x in columns.items() if name not in context}
+        self.context = {name: _one_per_request(name, columns[name][order], self.offsets, of[order]) for name in context}
+
+    @classmethod
+    def from_parquet(
+        cls, paths: str | Path | Sequence[str | Path], *, request: str, context: Sequence[str],
+        targets: Sequence[str] = (), columns: Sequence[str] | None = None,
+    ) -> ImpressionLog:  # fmt: skip
+        """The log in Parquet files: numbers and booleans `[rows]`, lists of one length `[rows, length]`.
+
+        Raises:
+            ExtraError: the extra `score` is not installed.
+            InputError: a column is of another kind, has gaps or lists of several lengths; otherwise as the class.
+        """
+        table = _table(paths, None if columns is None else [*dict.fromkeys([*columns, request, *context, *targets])])
+        made = {name: _tensor(name, table[name]) for name in table.column_names}
+        return cls(made, request=request, context=context, targets=targets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, request: int) -> Request:
+        first, end = self.offsets[request : request + 2].tolist()
+        context = {name: x[request : request + 1] for name, x in self.context.items()}
+        return Request(context, {name: x[first:end] for name, x in self.candidate.items()}, end - first)
+
+    def collate(self, requests: Sequence[Request]) -> Batch:
+        """Requests as one batch: `DataLoader(log, batch_sampler=RequestBatches(log, 3200), collate_fn=log.collate)`."""
+        context = {name: torch.cat([r.context[name] for r in requests]) for name in self.context}
+        joined = {name: torch.cat([r.candidate[name] for r in requests]) for name in self.candidate}
+        offsets = torch.tensor([0, *(r.impressions for r in requests)]).cumsum(0)
+        targets = {name: joined.pop(name) for name in self.targets}
+        return Batch(context, joined, offsets, targets)
+
+
+class RequestBatches(Sampler[list[int]]):
+    """Batches of whole requests with at most `rows` impressions; a larger request is a batch of its own.
+
+    Requests are shuffled anew in every epoch (`set_epoch`), by the seed and the epoch alone.
+    """
+
+    def __init__(self, log: ImpressionLog, rows: int, *, seed: int = 0) -> None:
+        if rows < 1:
+            raise InputError(f"a batch holds at least 1 row, not {rows}")
+        self.log, self.rows, self.seed, self.epoch = log, rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which shuffle comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return batches_of(torch.randperm(len(self.log), generator=generator), self.log.offsets.diff(), self.rows)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def batches_of(order: Tensor, counts: Tensor, rows: int) -> Iterator[list[int]]:
+    """Requests in this order, filled up to `rows` impressions; `counts` are those of every request."""
+    batch: list[int] = []
+    held = 0
+    for request, count in zip(order.tolist(), counts[order].tolist(), strict=True):
+        if batch and held + count > rows:
+            yield batch
+            batch, held = [], 0
+        batch.append(request)
+        held += count
+    if batch:
+        yield batch
+
+
+def _check_names(columns: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise InputError(f"no column {missing[0]!r}; the columns are {', '.join(columns)}")
+
+
+def _one_per_request(name: str, rows: Tensor, offsets: Tensor, of: Tensor) -> Tensor:
+    """The first row of every request, where all are the same."""
+    first = rows[offsets[:-1]]
+    again = first.repeat_interleave(offsets.diff(), 0)
+    apart = ~torch.isclose(rows, again, rtol=0, atol=0, equal_nan=True)
+    if bool(apart.any()):
+        row = int(apart.reshape(len(rows), -1).any(1).nonzero()[0])
+        raise InputError(
+            f"context column {name!r} is not the same in all rows of request {of[row].item()}: such a column is the "
+            "candidate's, or the requests are not what the rows were logged for"
+        )
+    return first
+
+
+def _table(paths: Any, columns: list[str] | None) -> Any:
+    try:
+        dataset = importlib.import_module("pyarrow.dataset")
+    except ImportError as error:
+        raise ExtraError("reading Parquet needs an extra: pip install 'rankhoist[score]'") from error
+    given = [str(p) for p in paths] if isinstance(paths, Sequence) and not isinstance(paths, str) else str(paths)
+    try:
+        return dataset.dataset(given, format="parquet").to_table(columns=columns).combine_chunks()
+    except Exception as error:  # a path, a column or a file; pyarrow says which
+        raise InputError(f"{given} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _tensor(name: str, column: Any) -> Tensor:
+    """A column of a table as a tensor in its own memory."""
+    column = column.combine_chunks()
+    if column.null_count:
+        raise InputError(f"column {name!r} has {column.null_count} gaps; fill them first")
+    kind = importlib.import_module("pyarrow").types
+    if not (kind.is_list(column.type) or kind.is_large_list(column.type) or kind.is_fixed_size_list(column.type)):
+        return _of_numbers(name, column)
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False) if len(column) else []
+    if len(set(lengths)) > 1:
+        raise InputError(
+            f"column {name!r} holds lists of {min(lengths)} to {max(lengths)} values: pad them to one length"
+        )
+    return _of_numbers(name, column.flatten()).reshape(len(column), -1)
+
+
+def _of_numbers(name: str, column: Any) -> Tensor:
+    kind = importlib.import_module("pyarrow").types
+    if not (kind.is_integer(column.type) or kind.is_floating(column.type) or kind.is_boolean(column.type)):
+        raise InputError(f"column {name!r} holds {column.type}, expected numbers or lists of numbers")
+    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
