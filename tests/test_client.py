@@ -152,6 +152,8 @@ def test_what_arrays_cannot_say_is_refused_here(url: str):
         with pytest.raises(InputError, match="in both context and candidates: user"):
             client.rank("ranker", context, {**candidates, "user": [1]})
         with pytest.raises(rankhoist.RankhoistError, match="cannot be sent"):
+            client.rank("ranker", {**context, "user": [1j]}, candidates)
+        with pytest.raises(CallError, match="'user' is BYTES, expected INT64"):
             client.rank("ranker", {**context, "user": ["a"]}, candidates)
 
 

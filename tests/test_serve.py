@@ -256,7 +256,9 @@ def spoiled(name: str, /, **changes) -> bytes:
 
 SPOILED = {
     "dtype": (spoiled("item", datatype="INT32"), "dtype", "item", "expected INT64"),
-    "unknown dtype": (spoiled("item", datatype="BYTES"), "dtype", "item", "INT64"),
+    "unknown dtype": (spoiled("item", datatype="TEXT"), "dtype", "item", "INT64"),
+    "texts": (spoiled("item", datatype="BYTES", data=list("abcd")), "dtype", "item", "expected INT64"),
+    "no texts": (spoiled("item", datatype="BYTES"), "dtype", "item", "something else than texts"),
     "shape": (spoiled("tags", shape=[5, 4]), "shape", "tags", "expected [N, 5]"),
     "size": (spoiled("item", shape=[5]), "shape", "item", "has 4 values"),
     "negative size": (spoiled("item", shape=[-1]), "shape", "item", "-1"),

@@ -263,7 +263,7 @@ INVALID: dict[str, list[Any]] = {
     ],
     "missing_input": [drop, drop_all],
     "unknown_input": [add],
-    "dtype": [*map(datatype, ("FP64", "BYTES", "", "\U0001f600"))],
+    "dtype": [*map(datatype, ("FP64", "TEXT", "", "\U0001f600"))],
     "shape": [
         *map(rows, (-1, 3, 2**31, 2**62)), lambda m: m.inputs[2].shape.extend([1] * 20), raw(0, b""), raw(2, b"123"),
         lambda m: m.ClearField("raw_input_contents"),

@@ -207,8 +207,9 @@ def test_rows_that_are_mixed_are_found_also_by_one_row_of_an_example(over: str, 
 @pytest.mark.parametrize("wanted", [None, 50])
 def test_a_model_that_mixes_rows_is_not_joined(wanted: int | None):
     example = (torch.randn(8, 3), torch.randn(8, 3))
-    assert joined_up_to(rankhoist.hoist(Mixing().eval(), example, context=["user"]), 10_000, wanted) == 0
-    assert joined_up_to(serving.hoisted_ranker(), 10_000, 50) == 50
+    mixing = ServedModel("m", "1", rankhoist.hoist(Mixing().eval(), example, context=["user"]))
+    assert joined_up_to(mixing, 10_000, wanted) == 0
+    assert joined_up_to(ServedModel("m", "1", serving.hoisted_ranker()), 10_000, 50) == 50
 
 
 def test_a_model_without_an_example_that_could_tell_is_not_joined(monkeypatch):
@@ -220,7 +221,7 @@ def test_a_model_without_an_example_that_could_tell_is_not_joined(monkeypatch):
 
 
 def test_nothing_is_joined_without_room():
-    assert joined_up_to(serving.hoisted_ranker(), 3) == 0
+    assert joined_up_to(ServedModel("m", "1", serving.hoisted_ranker()), 3) == 0
 
 
 def test_the_compute_thread_ends():

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import rankhoist_client
 import serving
 import torch
 from serving import Served, inputs, rank_body, scores
@@ -30,7 +31,8 @@ from rankhoist.serve.supervisor import Supervisor
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     """One model in a folder of versions, two workers."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(rankhoist.__file__).parents[1]))
+    packages = (str(Path(package.__file__).parents[1]) for package in (rankhoist, rankhoist_client))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(packages))
     threads = torch.get_num_threads()
     (tmp_path / "versions").mkdir()
     serving.hoisted_ranker().save(tmp_path / "versions" / "1.rankhoist")

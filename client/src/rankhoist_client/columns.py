@@ -24,12 +24,14 @@ DATATYPES: dict[str, Any] = {
 
 
 def column(name: str, rows: Any, shape: Sequence[int], datatype: str) -> NDArray[Any]:
-    """A list of N rows, each nested as `shape` says, as `[N, *shape]`.
+    """A list of N rows, each nested as `shape` says, as `[N, *shape]`; texts are BYTES.
 
     Raises:
         RequestError: a row has another length than the others (the row is named), or holds something else than numbers.
     """
     flat = _list(name, rows)
+    if datatype == "BYTES":
+        return _texts(name, flat)
     count, inner = len(flat), 1
     for size in shape:
         _check_lengths(name, flat, size, inner, shape)
@@ -66,6 +68,16 @@ def numbers(name: str, flat: list[Any], datatype: str, width: int) -> NDArray[An
     except OverflowError:
         raise RequestError("dtype", f"{name!r} is {datatype}, and has a number out of its range", name) from None
     return rounded(made) if datatype == "BF16" else made
+
+
+def _texts(name: str, rows: list[Any]) -> NDArray[Any]:
+    """An array of objects: the longest text decides no other's size."""
+    if not {str}.issuperset(map(type, rows)):
+        row, value = next((i, x) for i, x in enumerate(rows) if type(x) is not str)
+        raise RequestError("dtype", f"{name!r} has texts, and row {row} has {_shown(value)}", name)
+    made = np.empty(len(rows), object)
+    made[:] = rows
+    return made
 
 
 def _list(name: str, value: Any) -> list[Any]:

@@ -13,6 +13,7 @@ REASONS = {
     "ragged": 400,  # a column whose rows differ in length, or columns of different lengths
     "not_finite": 400,
     "out_of_vocabulary": 400,
+    "unknown_item": 400,  # an id that the catalogue does not have
     "unknown_output": 400,
     "parameter": 400,
     "forbidden": 403,

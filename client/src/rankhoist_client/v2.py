@@ -24,11 +24,12 @@ HEADER_LENGTH = "inference-header-content-length"
 MOST = 2**31  # values of a tensor
 ALIGNMENT = 8  # bytes that the header is padded to, so that arrays need no copy
 CONTENT_TYPE = "application/octet-stream"
+TEXT = "BYTES"  # the protocol's name of texts; in binary each has its length before it, 4 bytes
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor by the protocol's name of its dtype; the array of BF16 holds its bits as uint16."""
+    """A tensor by the protocol's name of its dtype; the array of BF16 holds its bits as uint16, that of BYTES texts."""
 
     datatype: str
     array: NDArray[Any]
@@ -118,6 +119,8 @@ def datatype_of(array: NDArray[Any]) -> str:
     """
     if array.dtype.name == "bfloat16":  # of ml_dtypes
         return "BF16"
+    if array.dtype.kind == "U":
+        return TEXT
     for name, kind in DATATYPES.items():
         if array.dtype == kind:
             return name
@@ -147,6 +150,8 @@ def listed_tensor(name: str, datatype: Any, shape: Any, values: Any) -> Tensor:
         RequestError: there is no such dtype or shape, or it has another number of values, or other ones.
     """
     datatype, shape = _datatype(name, datatype), _shape(name, shape)
+    if datatype == TEXT:
+        return Tensor(TEXT, _texts(name, values, shape))
     return Tensor(datatype, shaped(name, values, shape, datatype))
 
 
@@ -203,6 +208,10 @@ def _tensors(entries: Any, what: str, body: bytes, start: int) -> dict[str, Tens
 def _binary(name: str, datatype: Any, shape: Any, body: bytes, start: int, size: Any) -> Tensor:
     """A tensor where it lies in the body; a copy only where it lies across the bounds of its numbers."""
     datatype, shape = _datatype(name, datatype), _shape(name, shape)
+    if datatype == TEXT:
+        if type(size) is not int or not 0 <= size <= len(body) - start:
+            raise RequestError("malformed", f"{name!r} has binary_data_size {size!r:.20}, and the body ends", name)
+        return Tensor(TEXT, _texts(name, _with_lengths(name, body[start : start + size]), shape))
     kind = np.dtype(DATATYPES[datatype])
     count = math.prod(shape)
     if type(size) is not int or size != count * kind.itemsize:
@@ -212,6 +221,41 @@ def _binary(name: str, datatype: Any, shape: Any, body: bytes, start: int, size:
         raise RequestError("malformed", f"{name!r} has {size} bytes, and the body only {len(body) - start} more", name)
     array = np.frombuffer(body, kind, count, start).reshape(tuple(shape))
     return Tensor(datatype, array if array.flags.aligned else array.copy())
+
+
+def _texts(name: str, values: Any, shape: list[int]) -> NDArray[Any]:
+    """Texts in a list, or their bytes in UTF-8, as an array of objects: the longest decides no other's size."""
+    if not isinstance(values, list) or len(values) != math.prod(shape):
+        count = f"{len(values)} texts" if isinstance(values, list) else "no list of texts"
+        raise RequestError("shape", f"{name!r} has {count}, its shape is {shape}", name)
+    if not {str, bytes}.issuperset(map(type, values)):
+        raise RequestError("dtype", f"{name!r} is {TEXT}, and has something else than texts", name)
+    made = np.empty(len(values), object)
+    try:
+        made[:] = [x if isinstance(x, str) else x.decode() for x in values]
+    except UnicodeDecodeError:
+        raise RequestError("dtype", f"{name!r} is {TEXT}, and has bytes that are no UTF-8", name) from None
+    return made.reshape(tuple(shape))
+
+
+def _with_lengths(name: str, data: bytes) -> list[bytes]:
+    """What stands behind lengths of 4 bytes each."""
+    found, start = [], 0
+    while start < len(data):
+        end = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        if end > len(data):
+            raise RequestError("malformed", f"{name!r} ends within a text", name)
+        found.append(data[start + 4 : end])
+        start = end
+    return found
+
+
+def _in_binary(tensor: Tensor) -> Any:
+    """The bytes of a tensor."""
+    if tensor.datatype == TEXT:
+        texts = [str(x).encode() for x in tensor.array.reshape(-1)]
+        return b"".join(part for text in texts for part in (len(text).to_bytes(4, "little"), text))
+    return np.ascontiguousarray(tensor.array).data.cast("B") if tensor.array.size else b""
 
 
 def _wanted(entries: Any) -> dict[str, bool]:
@@ -243,8 +287,9 @@ def _parameters(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _datatype(name: str, given: Any) -> str:
-    if not isinstance(given, str) or given not in DATATYPES:
-        raise RequestError("dtype", f"{name!r} has datatype {given!r:.20}; there are {', '.join(DATATYPES)}", name)
+    if not isinstance(given, str) or given not in (*DATATYPES, TEXT):
+        known = ", ".join((*DATATYPES, TEXT))
+        raise RequestError("dtype", f"{name!r} has datatype {given!r:.20}; there are {known}", name)
     return given
 
 
@@ -265,8 +310,10 @@ def _write(
     for name, tensor in tensors.items():
         entry: dict[str, Any] = {"name": name, "datatype": tensor.datatype, "shape": list(tensor.array.shape)}
         if binary[name]:
-            entry["parameters"] = {"binary_data_size": tensor.array.nbytes}
-            parts.append(np.ascontiguousarray(tensor.array).data.cast("B") if tensor.array.size else b"")
+            parts.append(_in_binary(tensor))
+            entry["parameters"] = {"binary_data_size": len(parts[-1])}
+        elif tensor.datatype == TEXT:
+            entry["data"] = [str(x) for x in tensor.array.reshape(-1)]
         else:
             entry["data"] = np.ascontiguousarray(readable(tensor).reshape(-1))
         entries.append(entry)

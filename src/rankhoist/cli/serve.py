@@ -14,6 +14,7 @@ examples:
   rankhoist serve ranker.rankhoist
   rankhoist serve ranker.rankhoist --workers 4 --host 0.0.0.0 --port 8080
   rankhoist serve clicks.rankhoist sales.rankhoist --name clicks sales
+  rankhoist serve ranker.rankhoist --catalogue items.parquet --item-id sku   # requests name items by their ids
   rankhoist serve versions/ --name ranker                 # the last artifact of a folder; kill -HUP loads a newer one
   RANKHOIST_MAX_QUEUE=200 rankhoist serve --config serve.toml
 
@@ -33,6 +34,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--name", metavar="NAME", nargs="+", default=[], help="of each artifact (default: its file name)"
     )
+    parser.add_argument(
+        "--catalogue", metavar="ITEMS", nargs="+", default=[],
+        help="items of the model: Parquet files, or a folder that HoistedModel.catalogue wrote; NAME=ITEMS of several",
+    )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="settings in TOML")
     _add_settings(parser)
 
@@ -44,7 +49,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     except ModuleNotFoundError:
         return  # the command says so when it is used
     for name, field in Settings.model_fields.items():
-        if name == "models":
+        if name in ("models", "catalogues"):
             continue
         flag, default = f"--{name.replace('_', '-')}", "" if field.default is None else f" (default: {field.default})"
         kind: dict[str, Any] = {"metavar": name.split("_")[-1].upper()}
@@ -62,8 +67,21 @@ def _serve(args: argparse.Namespace) -> int:
     flags = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
     if models := _models(args.artifacts, args.name):
         flags["models"] = models
+    if args.catalogue:
+        flags["catalogues"] = _catalogues(args.catalogue, models)
     serve(settings_of(flags, args.config))
     return DONE
+
+
+def _catalogues(given: list[str], models: dict[str, str]) -> dict[str, str]:
+    """Name of a model -> its items; the name may be left out where there is one model."""
+    found = {}
+    for text in given:
+        name, named, items = text.partition("=")
+        if not named and len(models) != 1:
+            raise CommandError(f"--catalogue {text}: there are {len(models)} models; say of which: NAME={text}")
+        found[name if named else next(iter(models))] = items if named else text
+    return found
 
 
 def _models(artifacts: list[str], names: list[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from rankhoist.errors import ExtraError
 try:
     import pyarrow  # noqa: F401
 except ImportError as error:
-    raise ExtraError("scoring needs pyarrow: pip install 'rankhoist[score]'") from error
+    raise ExtraError("Parquet files need pyarrow: pip install 'rankhoist[score]'") from error
 
 from rankhoist.score.job import Options
 from rankhoist.score.run import Summary, run

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rankhoist.errors import ScoringError
+from rankhoist.errors import InputError, ScoringError
 from rankhoist.runtime import HoistedModel
 from rankhoist.score.files import Piece
 
@@ -53,6 +53,24 @@ def features(model: HoistedModel) -> list[Feature]:
                 made.append(Feature(f"{spec.name}.{side}", spec.name, side == "context", dtype, (len(columns),)))
         else:
             made.append(Feature(spec.name, spec.name, spec.role == "context", dtype, tuple(spec.shape)))
+    return made
+
+
+def item_features(model: HoistedModel) -> list[Feature]:
+    """The columns of items, for a catalogue.
+
+    Raises:
+        InputError: no input is marked as the item's.
+    """
+    made = []
+    for spec in model.interface.inputs.values():
+        dtype = model.dtype if spec.dtype == model.interface.dtype else spec.dtype
+        for side, suffix, columns in spec.parts_with_store:
+            if side == "item":
+                shape = tuple(spec.shape) if columns is None else (len(columns),)
+                made.append(Feature(spec.name + suffix, spec.name, False, dtype, shape))
+    if not made:
+        raise InputError("no input is marked as the item's: hoist the model with item=[...]")
     return made
 
 

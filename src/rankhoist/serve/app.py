@@ -28,6 +28,7 @@ TIMEOUT = "x-request-timeout-ms"
 BEFORE_THE_BODY = {403, 404, 405, 408, 413, 415, 429}  # who is answered so may not have been read to the end
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|infer))?")
 RANK = re.compile(r"/v1/models/([^/]+)/rank")
+ITEMS = re.compile(r"/v1/models/([^/]+)/items")
 REPORT = re.compile(r"/v1/models/([^/]+)/report")
 CHANGE = re.compile(r"/v2/repository/models/([^/]+)/(load|unload)")
 SMALL = 2**16  # bytes of a body that has no features
@@ -57,7 +58,7 @@ class App:
             status, headers, body = await self._answer(scope, proto, more)
         except RequestError as refusal:
             status, headers, body = _refused(refusal)
-            closes = scope.method == "POST" and refusal.status in BEFORE_THE_BODY
+            closes = scope.method in ("POST", "PUT") and refusal.status in BEFORE_THE_BODY
         except Exception as error:
             log.exception("request failed", extra={"path": scope.path})
             status, headers, body = _refused(RequestError("internal", f"the server failed: {type(error).__name__}"))
@@ -79,6 +80,9 @@ class App:
         if change := CHANGE.fullmatch(path):
             _check_method(scope, "POST")
             return await self._changed(scope, proto, *change.groups())
+        if items := ITEMS.fullmatch(path):
+            _check_method(scope, "PUT")
+            return await self._put_items(scope, proto, items[1])
         if path == "/v2/repository/index":
             asked = await self._small(scope, proto) if scope.method == "POST" else {}
             return _json(await self.service.index(asked.get("ready") is True))
@@ -107,7 +111,8 @@ class App:
         return 200, [("content-type", content_type)], found
 
     def _openapi(self, scope: Any) -> Answer:
-        return _json(openapi(self.service.models.values(), self.service.settings.admin))
+        settings = self.service.settings
+        return _json(openapi(self.service.models.values(), settings.admin, settings.put_items))
 
     def _root(self, scope: Any) -> Answer:
         """A page for browsers, JSON for others."""
@@ -126,6 +131,14 @@ class App:
         if asked.get("parameters"):
             raise RequestError("parameter", AS_SAVED)
         return _json({"name": name, "version": await self.service.load(name)})
+
+    async def _put_items(self, scope: Any, proto: Any, name: str) -> Answer:
+        settings, model = self.service.settings, self.service.model(name)
+        self.service.check_put(model)
+        with self.service.place():
+            body = await in_time(_body(scope, proto, settings.max_body_bytes), settings.body_seconds)
+            count, edition = await self.service.put_items(model, body)
+            return _json({"model": name, "items": count, "edition": edition})
 
     async def _small(self, scope: Any, proto: Any) -> dict[str, Any]:
         """The object of a body, which may be empty."""
@@ -151,7 +164,7 @@ class App:
         start = time.perf_counter()
         request = read_rank(body, model.signature)
         check_output(model, request.output)
-        batch = self.service.checked(asked, model, request.tensors, start)
+        batch = self.service.checked(asked, model, request.tensors, start, request.options.get("unknown_ids"))
         key, timeout = request.options.get("context_key"), request.options.get("timeout_ms")
         scored = await self.service.score(asked, model, batch, key, timeout, scope.headers.get(TIMEOUT))
         end = time.perf_counter()

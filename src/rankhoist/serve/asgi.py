@@ -21,7 +21,9 @@ from rankhoist.serve.app import App
 from rankhoist.serve.batching import joined_up_to
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
+from rankhoist.serve.items import stocked
 from rankhoist.serve.loading import newest, ready
+from rankhoist.serve.model import ServedModel
 from rankhoist.serve.service import Service
 
 Message = MutableMapping[str, Any]
@@ -73,9 +75,12 @@ def loaded(settings: Settings) -> Service:
     service = Service(settings, Compute(settings.threads, settings.batch_candidates, settings.batch_delay_ms / 1e3))
     for name, place in settings.models.items():
         path = newest(place)
-        hoisted = load(path)
-        up_to = joined_up_to(hoisted, settings.batch_candidates, settings.batch_up_to)
-        service.models[name] = ready(name, version_of(path), hoisted, up_to, settings)
+        hoisted, source = load(path), settings.catalogues.get(name)
+        items = None if source is None else stocked(hoisted, source, None, settings)
+        model = ServedModel(name, version_of(path), hoisted, items=items)
+        up_to = joined_up_to(model, settings.batch_candidates, settings.batch_up_to)
+        service.models[name] = ready(name, model.version, hoisted, up_to, settings, items)
+        model.metrics.catalogue(None if items is None else items.store)
     return service
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from rankhoist.runtime import HoistedModel
 from rankhoist.serve.inputs import Batch
+from rankhoist.serve.model import ServedModel
 from rankhoist.verify import mixes_rows
 
 REQUESTS = 4  # of a ragged call that is measured
@@ -30,50 +29,42 @@ def joined(batches: Sequence[Batch]) -> Batch:
     context = {name: torch.cat([b.context[name] for b in batches]) for name in batches[0].context}
     candidates = {name: torch.cat([b.candidates[name] for b in batches]) for name in batches[0].candidates}
     offsets = list(itertools.accumulate((b.rows for b in batches), initial=0))
-    return Batch(context, candidates, len(batches), offsets[-1], offsets)
+    ids = [b.ids for b in batches if b.ids is not None]
+    return Batch(context, candidates, len(batches), offsets[-1], offsets, np.concatenate(ids) if ids else None)
 
 
-def joined_up_to(hoisted: HoistedModel, most: int, wanted: int | None = None) -> int:
+def joined_up_to(model: ServedModel, most: int, wanted: int | None = None) -> int:
     """Requests of up to so many candidates are joined: as many as `wanted`, else where that is faster.
 
     0 of a model that mixes rows, whatever is wanted: a user's scores would change with those of others. A call has at
     `most` so many candidates.
     """
-    if not hoisted.made_up("context", 1) or mixes_rows(hoisted):
+    if not model.hoisted.made_up("context", 1) or mixes_rows(model.hoisted):
         return 0
-    return _break_even(hoisted, most) if wanted is None else wanted
+    return _break_even(model, most) if wanted is None else wanted
 
 
-def _break_even(hoisted: HoistedModel, most: int) -> int:
+def _break_even(model: ServedModel, most: int) -> int:
     """Requests of up to so many candidates are scored faster together, `most` candidates in a call; 0 if none are."""
     best = 0
     for count in CANDIDATES:
         if count * REQUESTS > most:
             break
-        together, alone = _seconds(_together(hoisted, count), _alone(hoisted, count))
+        together, alone = _seconds(_together(model, count), _alone(model, count))
         if together > GAIN * alone:
             break
         best = count
     return best
 
 
-def _together(hoisted: HoistedModel, count: int) -> Callable[[], object]:
-    offsets = [count * i for i in range(REQUESTS + 1)]
-    return partial(
-        _call, hoisted, hoisted.made_up("context", REQUESTS), hoisted.made_up("candidate", offsets[-1]), offsets
-    )
+def _together(model: ServedModel, count: int) -> Callable[[], object]:
+    batch = model.made_up(REQUESTS, count * REQUESTS)
+    return lambda: model.score(batch)
 
 
-def _alone(hoisted: HoistedModel, count: int) -> Callable[[], object]:
-    context, candidates = hoisted.made_up("context", 1), hoisted.made_up("candidate", count)
-    return lambda: [_call(hoisted, context, candidates, None) for _ in range(REQUESTS)]
-
-
-def _call(
-    hoisted: HoistedModel, context: dict[str, Tensor], candidates: dict[str, Tensor], offsets: list[int] | None
-) -> object:
-    rows = len(next(iter(candidates.values())))
-    return hoisted.score(hoisted.prepare(context, candidates=rows), candidates, request_offsets=offsets)
+def _alone(model: ServedModel, count: int) -> Callable[[], object]:
+    batch = model.made_up(1, count)
+    return lambda: [model.score(batch) for _ in range(REQUESTS)]
 
 
 def _seconds(*calls: Callable[[], object]) -> list[float]:

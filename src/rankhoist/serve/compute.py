@@ -50,8 +50,9 @@ class Job:
 
     @property
     def joinable(self) -> bool:
-        """Whether it may be scored together with others: without a state of its own, and few candidates."""
-        return self.key is None and self.batch.requests == 1 and self.batch.rows <= self.model.batch_up_to
+        """Whether it may be scored together with others: without a state of its own, and few candidates, all known."""
+        batch = self.batch
+        return self.key is None and batch.requests == 1 and batch.rows <= self.model.batch_up_to and not batch.skips
 
 
 class Compute:

@@ -23,6 +23,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RANKHOIST_", extra="forbid", frozen=True)
 
     models: dict[str, Path] = Field(default={}, description="name -> artifact, or folder whose last artifact is served")
+    catalogues: dict[str, Path] = Field(
+        default={},
+        description="name of a model -> its items: Parquet files, or a folder of HoistedModel.catalogue",
+    )
+    item_id: str = Field(default="item_id", description="column with the ids of items, and their name in requests")
+    put_items: bool = Field(default=False, description="answer the route that puts items into a catalogue")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
     grpc_port: int | None = Field(default=None, ge=0, le=65535, description="port for gRPC, too; 0: a free one")

@@ -10,20 +10,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+CATALOGUE = "catalogue"  # in the folder of a model, where its items are built
+
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A version of a model in a folder, for workers to map; `batch_up_to` was measured when it was unpacked."""
+    """A version of a model in a folder, for workers to map; `batch_up_to` was measured when it was unpacked.
+
+    `catalogue` is the folder of its items, if it has some, and `items` says of which state of their source.
+    """
 
     name: str
     version: str
     folder: str
     batch_up_to: int
+    catalogue: str = ""
+    items: str = ""
 
     @property
     def path(self) -> Path:
         """The folder."""
         return Path(self.folder)
+
+    @property
+    def builds(self) -> bool:
+        """Whether its catalogue was built for this server, and not opened."""
+        return Path(self.catalogue) == self.path / CATALOGUE
 
     def to_dict(self) -> dict[str, Any]:
         """For a message."""

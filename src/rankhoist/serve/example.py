@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rankhoist_client.v2 import TEXT
 
 from rankhoist.runtime.vocabulary import FREE
-from rankhoist.serve.inputs import Feature
+from rankhoist.serve.inputs import Feature, Signature
 from rankhoist.serve.model import ServedModel
 
 CANDIDATES = 3
@@ -27,7 +28,7 @@ def rank_example(model: ServedModel) -> dict[str, Any] | None:
         return None
     sides: dict[str, dict[str, Any]] = {"context": {}, "candidate": {}}
     for feature in model.signature.features.values():
-        rows = _readable(feature).tolist()
+        rows = _values(model, feature).tolist()
         sides[feature.side][feature.name] = rows[0] if feature.side == "context" else rows
     example = {"context": sides["context"], "candidates": sides["candidate"]}
     return example if model.outputs[0].orders else example | {"output": orders[0]}
@@ -37,10 +38,28 @@ def infer_example(model: ServedModel) -> dict[str, Any]:
     """For `/v2/models/NAME/infer`, without binary data."""
     inputs = []
     for feature in model.signature.features.values():
-        values = _readable(feature)
+        values = _values(model, feature)
         entry = {"name": feature.name, "shape": list(values.shape), "datatype": feature.datatype}
         inputs.append(entry | {"data": values.reshape(-1).tolist()})
     return {"inputs": inputs}
+
+
+def items_example(model: ServedModel) -> dict[str, Any]:
+    """For `/v1/models/NAME/items`: an item that the catalogue does not have."""
+    assert model.items is not None, "it has a catalogue"
+    ids, feature = model.items.store.ids, model.items.feature
+    new = [f"{ids[-1]}-2"] if feature.datatype == TEXT else [int(ids[-1]) + 1]
+    others = Signature.of_items(model.hoisted, feature).features.values()
+    return {"items": {feature.name: new, **{f.name: _readable(f)[:1].tolist() for f in others if not f.names_items}}}
+
+
+def _values(model: ServedModel, feature: Feature) -> NDArray[Any]:
+    """The values of a feature; of one that names items, the first ids of the catalogue."""
+    if not feature.names_items or model.items is None:
+        return _readable(feature)
+    ids = model.items.store.ids
+    found: NDArray[Any] = ids[np.arange(CANDIDATES) % len(ids)]
+    return found
 
 
 def _readable(feature: Feature) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """What a served model takes: features by name, checked before they are computed with.
 
-A feature is an input of the model, or one side of a packed one: `NAME.context` and `NAME.candidate`.
+A feature is an input of the model, or one side of a packed one: `NAME.context` and `NAME.candidate`. Where the model
+has a catalogue, candidates have ids of items, and what belongs to pairs: `NAME.pair` of a packed input.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rankhoist_client import v2
 from rankhoist_client.refusal import RequestError
 from torch import Tensor
 
+from rankhoist.errors import ServeError
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.vocabulary import FREE
@@ -33,6 +35,7 @@ class Feature:
     """`[R, *shape]` of a context feature, `[N, *shape]` of a candidate feature.
 
     `bounds`: ids are less than that; one number, or one per value of a row; `None` where nothing is looked up.
+    `names_items`: its values are ids of a catalogue, numbers or texts.
     """
 
     name: str
@@ -41,10 +44,13 @@ class Feature:
     datatype: str
     shape: tuple[int, ...]
     bounds: int | NDArray[np.int64] | None = None
+    names_items: bool = False
 
     @property
     def parameters(self) -> dict[str, Any]:
         """For the metadata: its side, and the largest id, or one for each value of a row (None where it is no id)."""
+        if self.names_items:
+            return {"side": self.side, "names": "items"}
         if self.bounds is None:
             return {"side": self.side}
         if isinstance(self.bounds, int):
@@ -89,13 +95,18 @@ class Feature:
 
 @dataclass(frozen=True)
 class Batch:
-    """Checked inputs of R requests and N candidates, by the model's own names; `offsets` where they were given."""
+    """Checked inputs of R requests and N candidates, by the model's own names; `offsets` where they were given.
+
+    `ids` `[N]` are those of the candidates' items, where there is a catalogue; `skips`: unknown ones have no scores.
+    """
 
     context: dict[str, Tensor]
     candidates: dict[str, Tensor]
     requests: int
     rows: int
     offsets: list[int] | None = None
+    ids: NDArray[Any] | None = None
+    skips: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,9 +116,16 @@ class Signature:
     features: dict[str, Feature]
 
     @staticmethod
-    def of(hoisted: HoistedModel) -> Signature:
-        """From its interface and its graphs."""
-        return Signature({feature.name: feature for feature in _features(hoisted)})
+    def of(hoisted: HoistedModel, ids: Feature | None = None) -> Signature:
+        """From its interface and its graphs; `ids` name items where the model has a catalogue."""
+        if ids is None:
+            return Signature({f.name: f for f in _features(hoisted, {"context": "context", "candidate": "candidate"})})
+        return Signature(_with(ids, _features(hoisted, {"context": "context", "pair": "candidate"}, with_store=True)))
+
+    @staticmethod
+    def of_items(hoisted: HoistedModel, ids: Feature) -> Signature:
+        """What items of a catalogue are made of."""
+        return Signature(_with(ids, _features(hoisted, {"item": "candidate"}, with_store=True)))
 
     def check(
         self, given: Mapping[str, v2.Tensor], most: int, allow_nan: bool = False, most_requests: int = 1
@@ -121,7 +139,7 @@ class Signature:
         self._check_names(given)
         limits = {"context": most_requests, "candidate": most}
         sides: dict[str, dict[str, Tensor]] = {"context": {}, "candidate": {}}
-        rows = {"context": -1, "candidate": -1}
+        rows, ids = {"context": -1, "candidate": -1}, None
         for name, feature in self.features.items():
             array = feature.check(given[name], allow_nan)
             count = len(array)
@@ -134,10 +152,13 @@ class Signature:
             if count > limits[feature.side]:
                 what = "candidates" if feature.side == "candidate" else "context rows"
                 raise RequestError("too_large", f"{count} {what}, the most are {limits[feature.side]}")
-            sides[feature.side][feature.input] = _tensor(array, feature.datatype)
+            if feature.names_items:
+                ids = array
+            else:
+                sides[feature.side][feature.input] = _tensor(array, feature.datatype)
         requests = 1 if rows["context"] < 0 else rows["context"]
         offsets = _offsets(given.get(OFFSETS), requests, rows["candidate"])
-        return Batch(sides["context"], sides["candidate"], requests, rows["candidate"], offsets)
+        return Batch(sides["context"], sides["candidate"], requests, rows["candidate"], offsets, ids)
 
     def _check_names(self, given: Iterable[str]) -> None:
         names = set(given)
@@ -157,16 +178,35 @@ class Signature:
             )
 
 
-def _features(hoisted: HoistedModel) -> Iterable[Feature]:
+def _with(ids: Feature, features: Iterable[Feature]) -> dict[str, Feature]:
+    """Features after the one that names items.
+
+    Raises:
+        ServeError: one has its name.
+    """
+    found = {feature.name: feature for feature in features}
+    if ids.name in found:
+        raise ServeError(f"ids of items are called {ids.name!r}, as an input of the model is; name others by item_id")
+    return {ids.name: ids, **found}
+
+
+def _features(hoisted: HoistedModel, sides: Mapping[str, str], *, with_store: bool = False) -> Iterable[Feature]:
+    """Those of some sides of the inputs, which are sides of a request by another name."""
     bounds = hoisted.vocabulary.below
     for spec in hoisted.interface.inputs.values():
         datatype = DATATYPES[hoisted.dtype if spec.dtype == hoisted.interface.dtype else spec.dtype]
-        if spec.role != "packed":
-            yield Feature(spec.name, spec.name, spec.role, datatype, spec.shape, _bounds(bounds.get(spec.name)))
-            continue
-        for side, columns in (("context", spec.columns), ("candidate", spec.candidate_columns)):
-            name = f"{spec.name}.{side}"
-            yield Feature(name, spec.name, side, datatype, (len(columns),), _bounds(bounds.get(name)))
+        for side, suffix, columns in spec.parts_with_store if with_store else spec.parts:
+            if side in sides:
+                whole = spec.name if spec.role != "packed" else spec.name + _suffix(side)
+                own, shape = bounds.get(whole), spec.shape if columns is None else (len(columns),)
+                if own is not None and columns is not None and side in ("item", "pair"):
+                    own = own[[spec.candidate_columns.index(c) for c in columns]]
+                yield Feature(spec.name + suffix, spec.name, sides[side], datatype, shape, _bounds(own))
+
+
+def _suffix(side: str) -> str:
+    """Behind a packed input's name, where its bounds are known by the sides of a call without a store."""
+    return ".context" if side == "context" else ".candidate"
 
 
 def _bounds(found: Tensor | None) -> int | NDArray[np.int64] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import re
 import shutil
@@ -16,7 +17,8 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.mapped import load_mapped, unpack
 from rankhoist.serve.batching import joined_up_to
 from rankhoist.serve.config import Settings
-from rankhoist.serve.control import Unpacked
+from rankhoist.serve.control import CATALOGUE, Unpacked
+from rankhoist.serve.items import Items, stocked
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.states import States
 
@@ -43,27 +45,57 @@ def places(settings: Settings) -> dict[str, Path]:
     return {name: path for name, path in named.items() if NAME.fullmatch(name)} | settings.models
 
 
-def ready(name: str, version: str, hoisted: HoistedModel, up_to: int, settings: Settings) -> ServedModel:
+def ready(
+    name: str, version: str, hoisted: HoistedModel, up_to: int, settings: Settings, items: Items | None = None
+) -> ServedModel:
     """A model with states of its own, warm."""
     states = States(settings.cache_bytes, settings.cache_seconds)
-    model = ServedModel(name, version, hoisted, states, up_to)
+    model = ServedModel(name, version, hoisted, states, up_to, items)
     model.warm_up()
     return model
+
+
+def mapped(unpacked: Unpacked, settings: Settings) -> ServedModel:
+    """A model from its folder, ready, with the catalogue that lies there."""
+    hoisted = load_mapped(unpacked.path)
+    return ready(
+        unpacked.name, unpacked.version, hoisted, unpacked.batch_up_to, settings, _items_of(hoisted, unpacked, settings)
+    )
+
+
+def _items_of(hoisted: HoistedModel, unpacked: Unpacked, settings: Settings) -> Items | None:
+    if not unpacked.catalogue:
+        return None
+    store = hoisted.open_catalogue(unpacked.catalogue)
+    return Items(store, settings.item_id, built=unpacked.builds)
+
+
+def state_of_items(name: str, settings: Settings) -> str:
+    """What changes when the source of a model's items does; "" where it has none."""
+    source = settings.catalogues.get(name)
+    if source is None:
+        return ""
+    found = source.rglob("*") if source.is_dir() else map(Path, glob.glob(str(source), recursive=True))
+    return str([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(found) if p.is_file()])
 
 
 def unpacked(name: str, artifact: Path, folder: Path, settings: Settings) -> Unpacked:
     """Write an artifact to a folder for workers, and try it as they will; no folder is left if that fails."""
     torch.set_num_threads(settings.threads)
+    state, source = state_of_items(name, settings), settings.catalogues.get(name)
     try:
         version = unpack(artifact, folder)[1]
-        model = ServedModel(name, version, load_mapped(folder))
+        hoisted = load_mapped(folder)
+        items = None if source is None else stocked(hoisted, source, folder / CATALOGUE, settings)
+        model = ServedModel(name, version, hoisted, items=items)
         model.warm_up()
-        up_to = joined_up_to(model.hoisted, settings.batch_candidates, settings.batch_up_to)
+        up_to = joined_up_to(model, settings.batch_candidates, settings.batch_up_to)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    log.info("model unpacked", extra={"model": name, "version": version, "batch_up_to": up_to})
-    return Unpacked(name, version, str(folder), up_to)
+    more = {} if items is None else {"items": len(items.store), "bytes_per_item": items.store.bytes_per_item}
+    log.info("model unpacked", extra={"model": name, "version": version, "batch_up_to": up_to, **more})
+    return Unpacked(name, version, str(folder), up_to, "" if items is None else str(items.store.folder), state)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from rankhoist.runtime import Store
+
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 STAGES = ("parse", "queue", "context", "candidate", "encode")
 Stages = dict[str, tuple[float, float]]  # stage -> when it began and when it ended, by time.perf_counter()
@@ -31,16 +33,34 @@ BYTES = Gauge("rankhoist_state_cache_bytes", "Held by prepared states", ["model"
 WAITING = Gauge("rankhoist_queue_length", "Requests that are read, wait or are scored", multiprocess_mode="livesum")
 READY = Gauge("rankhoist_workers_ready", "Workers that answer", multiprocess_mode="livesum")
 VERSION = Gauge("rankhoist_model_version", "1 for what is served", ["model", "version"], multiprocess_mode="livemax")
+ITEMS = Gauge("rankhoist_catalogue_items", "In a catalogue", ["model"], multiprocess_mode="livemax")
+ITEM_BYTES = Gauge("rankhoist_catalogue_bytes", "Of a catalogue's tables", ["model"], multiprocess_mode="livemax")
+EDITION = Gauge(
+    "rankhoist_catalogue_edition", "1, and 1 more with every change", ["model"], multiprocess_mode="livemin"
+)
+CHANGED = Gauge(
+    "rankhoist_catalogue_changed_timestamp_seconds", "When a catalogue last changed, since 1970", ["model"],
+    multiprocess_mode="livemin",
+)  # fmt: skip
 
 
 class ModelMetrics:
     """The metrics of one model, ready to be written."""
 
     def __init__(self, model: str) -> None:
-        self.model = model
+        self.model, self.has_catalogue = model, False
         self.latency, self.candidates, self.batch = LATENCY.labels(model), CANDIDATES.labels(model), BATCH.labels(model)
         self.stage = {stage: STAGE.labels(model, stage) for stage in STAGES}
         self.hits, self.misses, self.bytes = HITS.labels(model), MISSES.labels(model), BYTES.labels(model)
+
+    def catalogue(self, store: Store | None) -> None:
+        """Say what the model's catalogue is; nothing of a model that never had one."""
+        if store is None and not self.has_catalogue:
+            return
+        self.has_catalogue = True
+        values = (0, 0, 0, 0) if store is None else (len(store), store.bytes, *store.edition.about)
+        for gauge, value in zip((ITEMS, ITEM_BYTES, EDITION, CHANGED), values, strict=True):
+            gauge.labels(self.model).set(value)
 
 
 @cache

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from rankhoist.compiler.plan import Plans, PlanSummary
 from rankhoist.errors import ServeError
 from rankhoist.runtime import HoistedModel, RequestState
 from rankhoist.runtime.datatypes import DATATYPES
+from rankhoist.runtime.offsets import even
 from rankhoist.runtime.outputs import made_up_outputs
 from rankhoist.serve.inputs import Batch, Signature
+from rankhoist.serve.items import Items, known_only, spread
 from rankhoist.serve.metrics import ModelMetrics, Stages
 from rankhoist.serve.states import States, digest_of
 
@@ -54,11 +57,12 @@ class ServedModel:
     """One version of a model. Calls come from one thread."""
 
     def __init__(
-        self, name: str, version: str, hoisted: HoistedModel, states: States | None = None, batch_up_to: int = 0
-    ) -> None:
+        self, name: str, version: str, hoisted: HoistedModel, states: States | None = None, batch_up_to: int = 0,
+        items: Items | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.version, self.hoisted, self.batch_up_to = name, version, hoisted, batch_up_to
-        self.states = states or States(0, 0)
-        self.signature = Signature.of(hoisted)
+        self.states, self.items = states or States(0, 0), items
+        self.signature = Signature.of(hoisted, None if items is None else items.feature)
         self.outputs = _outputs(hoisted)
         self.metrics = ModelMetrics(name)
 
@@ -66,29 +70,56 @@ class ServedModel:
         """Every plan for one and for several requests: what the first requests would otherwise wait for."""
         several = any(feature.side == "context" for feature in self.signature.features.values())
         with torch.inference_mode():
-            self.hoisted.warm_up(requests=(1, 2) if several else (1,))
+            if self.items is None:
+                self.hoisted.warm_up(requests=(1, 2) if several else (1,))
+            else:
+                for requests in (1, 2) if several else (1,):
+                    self.score(self.made_up(requests, ROWS))
+
+    def made_up(self, requests: int, rows: int) -> Batch:
+        """A batch as requests bring it: with the example's rows, and ids of the catalogue."""
+        offsets = None if requests == 1 else even(rows, requests)
+        context = self.hoisted.made_up("context", requests)
+        if self.items is None:
+            return Batch(context, self.hoisted.made_up("candidate", rows), requests, rows, offsets)
+        ids = self.items.store.ids
+        return Batch(
+            context, self.hoisted.made_up("pair", rows), requests, rows, offsets, ids[np.arange(rows) % len(ids)]
+        )
 
     def score(self, batch: Batch, key: str | None = None) -> Scored:
         """The outputs for a batch; with a `key`, its state is kept for requests that come with it again.
 
         Raises:
-            RequestError: the key was used with another context.
+            RequestError: the key was used with another context, or an item is not in the catalogue.
         """
         start = time.perf_counter()
+        known = None if self.items is None or batch.ids is None else self.items.check(batch.ids, batch.skips)
         state = self._prepared(batch, key) if key is not None else self._prepare(batch)
         middle = time.perf_counter()
-        made = self.hoisted.score(state, batch.candidates, request_offsets=batch.offsets)
-        leaves = [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
-        outputs = {output.name: _array(leaves[output.leaf]) for output in self.outputs}
+        if known is None or known.all():
+            outputs = self._outputs_of(state, batch)
+        else:
+            found = self._outputs_of(state, known_only(batch, known))
+            outputs = {o.name: spread(found[o.name], known, o.datatype) for o in self.outputs}
         return Scored(outputs, {"context": (start, middle), "candidate": (middle, time.perf_counter())})
 
+    def _outputs_of(self, state: RequestState, batch: Batch) -> dict[str, NDArray[Any]]:
+        if self.items is None:
+            made = self.hoisted.score(state, batch.candidates, request_offsets=batch.offsets)
+        else:
+            made = self.items.score(self.hoisted, state, batch)
+        leaves = [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
+        return {output.name: _array(leaves[output.leaf]) for output in self.outputs}
+
     def _prepare(self, batch: Batch) -> RequestState:
-        return self.hoisted.prepare(batch.context, candidates=batch.rows)
+        store = None if self.items is None else self.items.store
+        return self.hoisted.prepare(batch.context, candidates=batch.rows, store=store)
 
     def _prepared(self, batch: Batch, key: str) -> RequestState:
         digest = digest_of(batch.context)
         state = self.states.get(key, digest)
-        if state is not None and state.plan == self.hoisted.plans.ranges.choose(batch.rows, batch.requests):
+        if state is not None and state.plan == self._plans.ranges.choose(batch.rows, batch.requests):
             self.metrics.hits.inc()
             return state
         self.metrics.misses.inc()
@@ -96,6 +127,13 @@ class ServedModel:
         self.states.put(key, digest, state)
         self.metrics.bytes.set(self.states.bytes)
         return state
+
+    @property
+    def _plans(self) -> Plans[PlanSummary]:
+        """Those that score its requests."""
+        plans = self.hoisted.plans if self.items is None else self.hoisted.blueprint.with_store
+        assert plans is not None, "it has a store"
+        return plans
 
     def metadata(self) -> dict[str, Any]:
         """What the protocol v2 says of a model; -1 is a free number of rows."""

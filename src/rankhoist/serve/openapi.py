@@ -8,10 +8,11 @@ from typing import Any
 
 from rankhoist_client.columns import DATATYPES
 from rankhoist_client.refusal import REASONS
+from rankhoist_client.v2 import TEXT as TEXT_TYPE
 
 from rankhoist.runtime.versions import versions
-from rankhoist.serve.example import infer_example, rank_example
-from rankhoist.serve.inputs import OFFSETS, Feature
+from rankhoist.serve.example import infer_example, items_example, rank_example
+from rankhoist.serve.inputs import OFFSETS, Feature, Signature
 from rankhoist.serve.model import Output, ServedModel
 
 VERSION = "3.1.0"
@@ -23,11 +24,13 @@ OF_SCORES = (400, 404, 408, 409, 413, 415, 429, 500, 503)  # refusals
 SIZES: Schema = {"type": "array", "items": {"type": "integer", "minimum": -1}}
 
 
-def openapi(models: Iterable[ServedModel], admin: bool = False) -> dict[str, Any]:
-    """The document; `admin`: with the routes that load and unload models."""
+def openapi(models: Iterable[ServedModel], admin: bool = False, put_items: bool = False) -> dict[str, Any]:
+    """The document; `admin`: with the routes that load and unload models, `put_items`: that put items."""
     paths = _of_the_server()
     for model in models:
         paths |= _of_a_model(model) | (_load(model.name) if admin else {})
+        if put_items and model.items is not None and model.items.built:
+            paths |= _items(model)
     about = "Scores of candidates by hoisted ranking models: context work runs once per request."
     return {
         "openapi": VERSION,
@@ -50,9 +53,18 @@ def _of_the_server() -> dict[str, Any]:
         "/v2/health/ready": _get("ready to take requests", ready, 503),
         "/readyz": _get("the same, as Kubernetes calls it", ready, 503),
         "/v2": _get("what the server is", _object(name=TEXT, version=TEXT, extensions={"type": "array"})),
-        "/v2/repository/index": _get("models and versions", {"type": "array", "items": _object(name=TEXT)}),
+        "/v2/repository/index": _index(),
         "/metrics": {"get": {"summary": "what is measured", "responses": {"200": metrics}}},
     }
+
+
+def _index() -> dict[str, Any]:
+    """By either method, as clients of Triton ask by the second."""
+    found: Schema = {"type": "array", "items": _object(name=TEXT, state={"enum": ["READY", "UNAVAILABLE"]})}
+    post = _operation("models and versions, perhaps only those that are ready", found, 400, 408, 413, 415)
+    asked = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+    post |= {"requestBody": _body(asked, {"ready": True}) | {"required": False}}
+    return {**_get("models and versions", found), "post": post}
 
 
 def _of_a_model(model: ServedModel) -> dict[str, Any]:
@@ -74,6 +86,20 @@ def _ranked(model: ServedModel) -> dict[str, Any]:
     rank = _operation("scores of the candidates of one request, and their order", _ranking(model), *OF_SCORES)
     rank |= {"tags": [model.name], "requestBody": _body(_rank(model), example)}
     return {f"/v1/models/{model.name}/rank": {"post": rank}}
+
+
+def _items(model: ServedModel) -> dict[str, Any]:
+    """Items into its catalogue."""
+    assert model.items is not None, "it has a catalogue"
+    features = Signature.of_items(model.hoisted, model.items.feature).features.values()
+    put = _operation(
+        "items that are new, or in the place of those with their ids",
+        _object(model={"const": model.name}, items={"type": "integer"}, edition={"type": "integer", "minimum": 1}),
+        *OF_SCORES,
+    )  # fmt: skip
+    body = _object(items=_rows({f.name: _feature(f) for f in features}))
+    put |= {"tags": [model.name], "requestBody": _body(body, items_example(model))}
+    return {f"/v1/models/{model.name}/items": {"put": put}}
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -113,20 +139,28 @@ def _rank(model: ServedModel) -> Schema:
     sides: dict[str, dict[str, Schema]] = {"context": {}, "candidate": {}}
     for feature in model.signature.features.values():
         sides[feature.side][feature.name] = _feature(feature)
-    columns = _object(**{name: {"type": "array", "items": one} for name, one in sides["candidate"].items()})
     options = {
         "top_k": {"type": "integer", "minimum": 1},
         "output": {"enum": [output.name for output in model.outputs if output.orders]},
         "context_key": TEXT | {"minLength": 1, "maxLength": 256},
         "timeout_ms": {"type": "number", "exclusiveMinimum": 0},
     }
-    rows = {"type": "array", "items": _object(**sides["candidate"])}
-    whole = _object(context=_object(**sides["context"]), candidates={"oneOf": [columns, rows]})
+    if model.items is not None:
+        options["unknown_ids"] = {"enum": ["refuse", "skip"], "description": "skipped items have null as their scores"}
+    whole = _object(context=_object(**sides["context"]), candidates=_rows(sides["candidate"]))
     return whole | {"properties": whole["properties"] | options, "additionalProperties": False}
+
+
+def _rows(features: dict[str, Schema]) -> Schema:
+    """Columns, or rows."""
+    columns = _object(**{name: {"type": "array", "items": one} for name, one in features.items()})
+    return {"oneOf": [columns, {"type": "array", "items": _object(**features)}]}
 
 
 def _feature(feature: Feature) -> Schema:
     """One row of it."""
+    if feature.datatype == TEXT_TYPE:
+        return TEXT | {"description": "of an item"}
     kind = "boolean" if feature.datatype == "BOOL" else "number"
     value: Schema = {"type": "integer" if "INT" in feature.datatype else kind}
     if isinstance(feature.bounds, int):
@@ -163,7 +197,7 @@ def _ref(name: str) -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     """Of the protocol v2, and of a refusal."""
-    entry = _object(name=TEXT, shape=SIZES, datatype={"enum": list(DATATYPES)})
+    entry = _object(name=TEXT, shape=SIZES, datatype={"enum": [*DATATYPES, TEXT_TYPE]})
     data = {"data": {"type": "array"}, "parameters": {"type": "object"}}
     tensor = entry | {"properties": entry["properties"] | data}
     inputs = {"type": "array", "items": tensor, "description": f"with R > 1 rows of context, {OFFSETS} INT64 [R + 1]"}

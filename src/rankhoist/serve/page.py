@@ -88,10 +88,19 @@ def _model(model: ServedModel) -> Element:
         "section",
         tag("h2", model.name),
         tag("p", "version ", tag("span", model.version, class_="version"), about, _link(model), class_="soft"),
+        *_items(model),
         tag("div", tag("div", *_form(model)), tag("div", _live(), _plans(model), *_tensors(model)), class_="columns"),
         class_="model",
         data_model=model.name,
     )
+
+
+def _items(model: ServedModel) -> Iterable[Element]:
+    """What its catalogue is."""
+    if model.items is not None:
+        store, name = model.items.store, model.items.name
+        about = f"{spelled(len(store), 'item')} in its catalogue, {store.bytes_per_item:,} bytes each, named by {name}"
+        yield tag("p", about, class_="soft")
 
 
 def _link(model: ServedModel) -> Element:
@@ -165,6 +174,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _ids(feature: Feature) -> str:
+    if feature.names_items:
+        return "of the catalogue"
     if feature.bounds is None:
         return ""
     return f"0 to {feature.bounds - 1}" if isinstance(feature.bounds, int) else "differ by column"

@@ -8,6 +8,8 @@ import time
 
 from rankhoist.serve.control import Channel, Unpacked
 
+ITEMS = "items"  # in the place of a version
+
 
 class WorkerProcess:
     """Its process, the channel to it, and the versions that it was told to load."""
@@ -30,6 +32,13 @@ class WorkerProcess:
         future = asyncio.get_running_loop().create_future()
         self._loading[name, ""] = future
         self.channel.send(unload=name)
+        return future
+
+    def refresh(self, name: str) -> asyncio.Future[str | None]:
+        """Tell it that items of a model have changed; done when no call reads the old ones."""
+        future = asyncio.get_running_loop().create_future()
+        self._loading[name, ITEMS] = future
+        self.channel.send(refresh=name)
         return future
 
     def answered(self, name: str, version: str, error: str | None) -> None:

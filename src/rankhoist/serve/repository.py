@@ -12,10 +12,11 @@ from pathlib import Path
 from rankhoist_client.refusal import RequestError
 
 from rankhoist.errors import RankhoistError, ServeError
-from rankhoist.runtime.mapped import version_of
+from rankhoist.runtime.mapped import load_mapped, version_of
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Unpacked
-from rankhoist.serve.loading import explained, newest, places, unpacked
+from rankhoist.serve.items import Keeper
+from rankhoist.serve.loading import explained, newest, places, state_of_items, unpacked
 from rankhoist.serve.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Repository:
     def __init__(self, settings: Settings, folder: Path, workers: Mapping[int, WorkerProcess]) -> None:
         self.settings, self.folder, self.workers = settings, folder, workers
         self.served: dict[str, Unpacked] = {}
+        self._keepers: dict[str, Keeper] = {}  # by the folder of a catalogue
         self._unpacked = 0
         self._changing = asyncio.Lock()
 
@@ -70,8 +72,34 @@ class Repository:
             old = self.served.pop(name, None)  # from here on no worker starts with it
             if old is not None:
                 await asyncio.gather(*(worker.unload(name) for worker in self.workers.values()))
-                shutil.rmtree(old.path, ignore_errors=True)
+                self._forget(old)
                 log.info("model unloaded", extra={"model": name, "version": old.version})
+
+    async def put(self, name: str, path: Path) -> str:
+        """Put the items of a request's body into a catalogue; returns its edition, which all workers have then.
+
+        Raises:
+            RankhoistError: the items are not as expected, or the model has no catalogue of this server's.
+        """
+        async with self._changing:
+            model = self.served.get(name)
+            if model is None or not model.builds:
+                raise RequestError("not_found", f"there is no catalogue of {name[:60]!r} any more")
+            edition = await asyncio.to_thread(self._put, model, path)
+            workers = list(self.workers.values())
+            errors = await asyncio.gather(*(worker.refresh(name) for worker in workers))
+            for worker, error in zip(workers, errors, strict=True):
+                if error is not None:  # it is started again, with the newest items
+                    worker.kill()
+            log.info("items put", extra={"model": name, "edition": edition})
+            return str(edition)
+
+    def _put(self, model: Unpacked, path: Path) -> int:
+        keeper = self._keepers.get(model.catalogue)
+        if keeper is None:
+            keeper = Keeper(load_mapped(model.path), Path(model.catalogue), self.settings)
+            self._keepers[model.catalogue] = keeper
+        return keeper.put(path.read_bytes())
 
     async def _load(self, name: str) -> str:
         place = (await asyncio.to_thread(places, self.settings)).get(name)
@@ -81,7 +109,7 @@ class Repository:
         if old is None and len(self.served) >= self.settings.max_models:
             message = f"{len(self.served)} models are served, as many as may be (max_models); unload one"
             raise RequestError("forbidden", message)
-        if old and await asyncio.to_thread(lambda: version_of(newest(place))) == old.version:
+        if old is not None and await asyncio.to_thread(self._unchanged, old, place):
             log.info("model unchanged", extra={"model": name, "version": old.version})
             return old.version
         new = await self._unpack(name, place)
@@ -91,9 +119,17 @@ class Repository:
             shutil.rmtree(new.path, ignore_errors=True)
             raise
         if old:
-            shutil.rmtree(old.path, ignore_errors=True)
+            self._forget(old)
         log.info("model reloaded" if old else "model added", extra={"model": name, "version": new.version})
         return new.version
+
+    def _unchanged(self, old: Unpacked, place: Path) -> bool:
+        """Whether a model and the source of its items are as they were."""
+        return version_of(newest(place)) == old.version and state_of_items(old.name, self.settings) == old.items
+
+    def _forget(self, old: Unpacked) -> None:
+        self._keepers.pop(old.catalogue, None)
+        shutil.rmtree(old.path, ignore_errors=True)
 
     async def _unpack(self, name: str, place: Path) -> Unpacked:
         """The newest artifact of a model, in a folder of its own."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from rankhoist_client import v2
@@ -18,7 +20,8 @@ from rankhoist.serve.board import Board
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
 from rankhoist.serve.desk import Desk
-from rankhoist.serve.inputs import Batch
+from rankhoist.serve.inputs import Batch, Signature
+from rankhoist.serve.items import Items, read_items
 from rankhoist.serve.loading import places
 from rankhoist.serve.model import Scored, ServedModel
 
@@ -35,12 +38,12 @@ class Service:
 
     Args:
         change: "load" serves the newest artifact of a model in all workers and returns the version; "unload" serves the
-            model no more.
+            model no more; "put" puts the items of a file into its catalogue and returns the edition.
         board: says how busy the other workers are.
     """
 
     def __init__(
-        self, settings: Settings, compute: Compute, change: Callable[[str, str], Awaitable[str]] | None = None,
+        self, settings: Settings, compute: Compute, change: Callable[[str, str, str], Awaitable[str]] | None = None,
         board: Board | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.compute, self.board = settings, compute, board
@@ -88,14 +91,37 @@ class Service:
         """Serve a model no more, in all workers; requests that were accepted are answered."""
         await self._changed_by("unload", name)
 
-    async def _changed_by(self, change: str, name: str) -> str:
-        if not self.settings.admin or self._change is None:
+    def check_put(self, model: ServedModel) -> Items:
+        """The catalogue of a model, if requests may put items into it."""
+        if model.items is None:
+            raise RequestError("not_found", f"{model.name} has no catalogue")
+        if not self.settings.put_items or self._change is None:
+            raise RequestError("forbidden", "start the server with --put-items")
+        if not model.items.built:
+            raise RequestError("forbidden", "the catalogue is a folder that this server reads: renew it, then SIGHUP")
+        return model.items
+
+    async def put_items(self, model: ServedModel, body: bytes) -> tuple[int, int]:
+        """Put the items of a body into a catalogue, for all workers: how many, and the edition that has them."""
+        items, settings = self.check_put(model), self.settings
+        signature = Signature.of_items(model.hoisted, items.feature)
+        ids, _ = await asyncio.to_thread(read_items, body, signature, settings.max_candidates, settings.allow_nan)
+        assert items.store.folder is not None, "it was built there"
+        path = items.store.folder / f"put-{secrets.token_hex(8)}.json"
+        await asyncio.to_thread(path.write_bytes, body)
+        try:
+            return len(ids), int(await self._changed_by("put", model.name, str(path)))
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _changed_by(self, change: str, name: str, path: str = "") -> str:
+        if (not self.settings.admin and change != "put") or self._change is None:
             raise RequestError("forbidden", "start the server with --admin, or send SIGHUP to it")
         if self._changing >= CHANGES:
-            raise RequestError("queue_full", f"{self._changing} models wait already to be loaded or unloaded")
+            raise RequestError("queue_full", f"{self._changing} changes wait already of models or of their items")
         self._changing += 1
         try:
-            return await self._change(change, name)
+            return await self._change(change, name, path)
         finally:
             self._changing -= 1
 
@@ -137,17 +163,20 @@ class Service:
         `timeout`: milliseconds, of a request whose parameters say none.
         """
         outputs = _wanted(model, request)
-        batch = self.checked(asked, model, request.tensors, start)
+        batch = self.checked(asked, model, request.tensors, start, request.parameters.get("unknown_ids"))
         own = request.parameters.get("timeout")
         if own is not None:
             own = _number(own, "timeout") / 1e3  # microseconds, as Triton has it
         scored = await self.score(asked, model, batch, request.parameters.get("context_key"), own, timeout)
         return {o.name: v2.Tensor(o.datatype, scored.outputs[o.name]) for o in model.outputs if o.name in outputs}
 
-    def checked(self, asked: Asked, model: ServedModel, tensors: Mapping[str, v2.Tensor], start: float) -> Batch:
-        """The features of a request as a batch; parsing it began at `start`."""
-        own = self.settings
+    def checked(
+        self, asked: Asked, model: ServedModel, tensors: Mapping[str, v2.Tensor], start: float, unknown: Any
+    ) -> Batch:
+        """The features of a request as a batch; parsing it began at `start`. `unknown`: what it says of unknown ids."""
+        own, skips = self.settings, _skips(model, unknown)
         batch = model.signature.check(tensors, own.max_candidates, own.allow_nan, own.max_requests)
+        batch = replace(batch, skips=skips) if skips else batch
         asked.ended("parse", start)
         asked.rows = batch.rows
         model.metrics.candidates.observe(batch.rows)
@@ -184,6 +213,20 @@ def _wanted(model: ServedModel, request: v2.Message) -> set[str]:
         if name not in known:
             raise RequestError("unknown_output", f"unknown output {name[:60]!r}; the outputs are {', '.join(known)}")
     return set(request.wanted or known)
+
+
+def _skips(model: ServedModel, asked: Any) -> bool:
+    """Whether items that are not in the catalogue have no scores, where a request with one is refused otherwise."""
+    if asked in (None, "refuse"):
+        return False
+    if asked != "skip":
+        raise RequestError("parameter", f"'unknown_ids' is {asked!r:.20}, expected 'refuse' or 'skip'")
+    if model.items is None:
+        raise RequestError("parameter", f"'unknown_ids' is of models with a catalogue; {model.name} has none")
+    whole = [o.name for o in model.outputs if not o.datatype.startswith(("FP", "BF"))]
+    if whole:
+        raise RequestError("parameter", f"unknown ids cannot be skipped: output {whole[0]!r} has no NaN")
+    return True
 
 
 def _number(value: Any, name: str) -> float:

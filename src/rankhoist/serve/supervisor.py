@@ -33,7 +33,7 @@ from rankhoist.serve.config import CONFIG, Settings
 from rankhoist.serve.control import Channel
 from rankhoist.serve.loading import NAME, places
 from rankhoist.serve.metrics import FOLDER
-from rankhoist.serve.process import WorkerProcess
+from rankhoist.serve.process import ITEMS, WorkerProcess
 from rankhoist.serve.repository import Repository
 from rankhoist.serve.worker import BACKLOG
 
@@ -62,6 +62,8 @@ def serve(settings: Settings) -> None:
     for name in settings.models:
         if not NAME.fullmatch(name):
             raise ServeError(f"{name!r} is no name for a model: letters, digits and . _ - (give another by --name)")
+    if unknown := sorted(settings.catalogues.keys() - settings.models.keys()):
+        raise ServeError(f"there are items of {unknown[0]!r}, and no such model to serve")
     if settings.grpc_port is not None and not _speaks_grpc():
         raise ExtraError("gRPC needs packages that are not installed: pip install 'rankhoist[grpc]'")
     if settings.traces:
@@ -211,13 +213,16 @@ class Supervisor:
                 worker.answered(message["failed"], message["version"], message["error"])
             elif "unloaded" in message:
                 worker.answered(message["unloaded"], "", None)
+            elif "refreshed" in message:
+                worker.answered(message["refreshed"], ITEMS, message["error"])
             elif "change" in message:
-                self._start(self._change(worker, message["change"], message["name"], message["asked"]))
+                self._start(self._change(worker, **message))
 
-    async def _change(self, worker: WorkerProcess, change: str, name: str, asked: int) -> None:
-        """Load or unload a model, as a worker was asked to."""
+    async def _change(self, worker: WorkerProcess, change: str, name: str, path: str, asked: int) -> None:
+        """Load or unload a model, or put items into its catalogue, as a worker was asked to."""
+        own = self.repository
         try:
-            made = await (self.repository.load if change == "load" else self.repository.unload)(name)
+            made = await (own.put(name, Path(path)) if change == "put" else getattr(own, change)(name))
         except RankhoistError as error:
             worker.channel.send(asked=asked, error=str(error), reason=getattr(error, "reason", "internal"))
         else:

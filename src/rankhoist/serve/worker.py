@@ -24,14 +24,13 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from rankhoist_client.refusal import RequestError
 
-from rankhoist.runtime.mapped import load_mapped
 from rankhoist.serve import logs, metrics
 from rankhoist.serve.app import App
 from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.compute import Compute
 from rankhoist.serve.config import Settings
 from rankhoist.serve.control import Channel, Unpacked
-from rankhoist.serve.loading import ready
+from rankhoist.serve.loading import mapped
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.service import Service
 
@@ -106,6 +105,8 @@ class Worker:
                 task.add_done_callback(self._tasks.discard)
             elif "unload" in message:
                 self._unload(message["unload"])
+            elif "refresh" in message:
+                await self._refresh(message["refresh"])
             elif future := self._asked.pop(message.get("asked", -1), None):
                 if message["error"] is None:
                     future.set_result(message["made"])
@@ -126,8 +127,7 @@ class Worker:
     async def _load(self, unpacked: Unpacked) -> None:
         def loaded() -> ServedModel:
             torch.set_num_threads(self.settings.threads)
-            hoisted = load_mapped(unpacked.path)
-            return ready(unpacked.name, unpacked.version, hoisted, unpacked.batch_up_to, self.settings)
+            return mapped(unpacked, self.settings)
 
         model = await asyncio.to_thread(loaded)
         old = self.service.models.get(model.name)
@@ -136,6 +136,7 @@ class Worker:
             metrics.VERSION.labels(old.name, old.version).set(0)
         metrics.VERSION.labels(model.name, model.version).set(1)
         model.metrics.bytes.set(0)
+        model.metrics.catalogue(None if model.items is None else model.items.store)
         log.info("model loaded", extra={"model": model.name, "version": model.version})
 
     def _unload(self, name: str) -> None:
@@ -143,12 +144,25 @@ class Worker:
         if (old := self.service.models.pop(name, None)) is not None:
             metrics.VERSION.labels(old.name, old.version).set(0)
             old.metrics.bytes.set(0)
+            old.metrics.catalogue(None)
         self.channel.send(unloaded=name)
 
-    async def _ask_to_change(self, change: str, name: str) -> str:
+    async def _refresh(self, name: str) -> None:
+        """See what has become of a model's items: requests that have begun to read them end before."""
+        error = None
+        if (model := self.service.models.get(name)) is not None and model.items is not None:
+            try:
+                await asyncio.to_thread(model.items.store.refresh)
+                model.metrics.catalogue(model.items.store)
+            except Exception as failure:
+                log.exception("items not refreshed", extra={"model": name})
+                error = str(failure)
+        self.channel.send(refreshed=name, error=error)
+
+    async def _ask_to_change(self, change: str, name: str, path: str = "") -> str:
         number = len(self._asked) + 1 + max(self._asked, default=0)
         self._asked[number] = asyncio.get_running_loop().create_future()
-        self.channel.send(change=change, name=name, asked=number)
+        self.channel.send(change=change, name=name, path=path, asked=number)
         return await self._asked[number]
 
 

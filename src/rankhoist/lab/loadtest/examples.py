@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rankhoist_client.columns import DATATYPES
 from rankhoist_client.messages import Array
+from rankhoist_client.v2 import TEXT
 
 from rankhoist.errors import CommandError
 
@@ -32,7 +33,13 @@ def drawn(metadata: Mapping[str, Any], candidates: int, count: int, seed: int) -
         metadata: a model's, as the server gives it.
         candidates: N of each request.
         count: how many.
+
+    Raises:
+        CommandError: candidates are named by ids of a catalogue, which nobody can draw.
     """
+    named = [about["name"] for about in metadata["inputs"] if about.get("parameters", {}).get("names")]
+    if named:
+        raise CommandError(f"{named[0]!r} names items of a catalogue: give requests that do so (--requests FILE)")
     random = np.random.default_rng(seed)
     return [
         Example(_side(metadata, "context", 1, random), _side(metadata, "candidate", candidates, random))
@@ -94,4 +101,5 @@ def _typed(request: Any, metadata: Mapping[str, Any]) -> Example:
 
 
 def _array(about: Mapping[str, Any], value: Any) -> Array:
-    return np.asarray(value, DATATYPES[about["datatype"]]).reshape(-1, *about["shape"][1:])
+    kind = np.str_ if about["datatype"] == TEXT else DATATYPES[about["datatype"]]
+    return np.asarray(value, kind).reshape(-1, *about["shape"][1:])

@@ -5,7 +5,8 @@
 * `index` finds the row of an id;
 * `best` finds the highest scores of all items;
 * `files` are the store as a folder, mapped by the processes that read it;
-* `store` is what callers hold: it is made, read and updated;
+* `build` makes a store, piece by piece;
+* `store` is what callers hold: it is read and updated;
 * `scoring` are the methods of a hoisted model that take one.
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def used(self) -> int:
+        """Rows from 0 to the last that an item has."""
+        return int(self.rows.max()) + 1 if len(self.rows) else 0
+
     def places(self, ids: Ids) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Per id: its place in the order, and whether it is there."""
         if not len(self.ids) or not len(ids) or ids.dtype.kind != self.ids.dtype.kind:
@@ -79,9 +86,34 @@ class Index:
             return Index.of(ids, rows)
         return Index.of(np.concatenate([self.ids, ids]), np.concatenate([self.rows, rows]))
 
+    def moved(self, places: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> Index:
+        """With other rows for the ids at some places."""
+        own = self.rows.copy()
+        own[places] = rows
+        return Index(self.ids, own)
+
     def without(self, places: np.ndarray[Any, Any]) -> Index:
         """Without those at some places."""
         return Index(np.delete(self.ids, places), np.delete(self.rows, places))
+
+
+@dataclass(frozen=True)
+class Edition:
+    """What a store holds from one change to the next: its items, the number of the edition, and since when (seconds
+    since 1970)."""
+
+    index: Index
+    number: int = 1
+    since: float = field(default_factory=time.time)
+
+    @property
+    def about(self) -> tuple[int, float]:
+        """Its number, and since when."""
+        return self.number, self.since
+
+    def after(self, index: Index) -> Edition:
+        """The next one, from now on."""
+        return Edition(index, self.number + 1)
 
 
 def listed(ids: Ids) -> str:

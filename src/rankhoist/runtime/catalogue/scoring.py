@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +16,15 @@ from rankhoist.compiler.emit import Catalogue, Stages
 from rankhoist.errors import InputError
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.catalogue.best import best
+from rankhoist.runtime.catalogue.build import Piece, build
 from rankhoist.runtime.catalogue.index import Ids
-from rankhoist.runtime.catalogue.stage import ItemStage
-from rankhoist.runtime.catalogue.store import Given, Progress, Store, opened
+from rankhoist.runtime.catalogue.stage import ItemStage, blocks
+from rankhoist.runtime.catalogue.store import Given, Store, ids_of, opened
 from rankhoist.runtime.offsets import Blocks, Offsets, blocks_of
 from rankhoist.runtime.scoring import RequestState, Scoring
 from rankhoist.runtime.weights import Weights, filled
+
+Progress = Callable[[list[Any]], Iterable[Any]]
 
 
 class CatalogueScoring(Scoring):
@@ -54,15 +59,42 @@ class CatalogueScoring(Scoring):
                 id is there twice.
             ArtifactError: the folder cannot be written.
         """
-        return Store.build(self._item_stage(), items, ids, path, dtype, progress)
+        stage = self._item_stage()
+        given, count = stage.checked(items)
+        names = np.arange(count) if ids is None else ids_of(ids, count)
 
-    def open_catalogue(self, path: str | os.PathLike[str]) -> Store:
+        def piece(bounds: tuple[int, int]) -> Piece:
+            return names[slice(*bounds)], {name: x[slice(*bounds)] for name, x in given.items()}
+
+        return build(stage, map(piece, progress(blocks(count))), count, None if path is None else Path(path), dtype)
+
+    def catalogue_in_pieces(
+        self, pieces: Iterable[Piece], count: int, *, path: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Store:  # fmt: skip
+        """As `catalogue`, of items that are not in memory all at once.
+
+        Args:
+            pieces: ids `[K]` and inputs `{name: [K, ...]}` of some items after the other.
+            count: of all items.
+
+        Raises:
+            InputError: see `catalogue`; there are more items or fewer.
+            ArtifactError: the folder cannot be written.
+        """
+        return build(self._item_stage(), pieces, count, None if path is None else Path(path), dtype)
+
+    def open_catalogue(self, path: str | os.PathLike[str], *, write: bool = False) -> Store:
         """The store that `catalogue(..., path=...)` has written, mapped into memory, for the weights of now.
+
+        Args:
+            write: its changes come into the folder; of all that have it open, one process may. Without it they are this
+                process's own.
 
         Raises:
             ArtifactError: there is none, it is damaged, or it is of another model or of other weights.
         """
-        return opened(self._item_stage(), path)
+        return opened(self._item_stage(), path, write)
 
     def _item_stage(self) -> ItemStage:
         return ItemStage(self._of_items(), self.weights, self._inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class ItemStage:
             made: Sequence[Tensor] = self.catalogue.item.run(end - start, None, None, *arguments)
         return made
 
-    @property
+    @cached_property
     def version(self) -> str:
         """32 hexadecimal digits that depend on the graph and on all weights that it reads."""
         digest = hashlib.sha256(str(self.catalogue.item.module.graph).encode())

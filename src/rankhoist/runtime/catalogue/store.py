@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from torch import Tensor
 from rankhoist.compiler.emit import Catalogue
 from rankhoist.errors import InputError
 from rankhoist.runtime.catalogue import files
-from rankhoist.runtime.catalogue.index import Ids, Index, as_ids, listed
+from rankhoist.runtime.catalogue.index import Edition, Ids, Index, as_ids, listed
 from rankhoist.runtime.catalogue.layout import Layout
 from rankhoist.runtime.catalogue.lock import SharedLock
 from rankhoist.runtime.catalogue.stage import ItemStage, blocks
 from rankhoist.runtime.weights import Weights
 
 Given = Tensor | np.ndarray[Any, Any] | Sequence[Any]
-Progress = Callable[[list[Any]], Iterable[Any]]
 GROWTH = 1.25  # times the rows that are needed: room for items that come later
 
 
@@ -31,38 +30,29 @@ class Store:
     Items are known by row numbers from 0 on, in the order in which they were given, and by ids. Calls from several
     threads at once are safe: each sees all of an update or nothing of it.
 
-    `index` has the ids of its items, and their rows.
+    `edition` has the ids of its items and their rows; its number is 1 at first, and one more with every change.
+    `folder` is where its tables lie, if they do; `writes` says whether what is written to them is for others, too.
     """
 
     def __init__(
-        self, stage: ItemStage, layout: Layout, tables: list[Tensor], index: Index, folder: Path | None = None
-    ) -> None:
-        self._stage, self._layout, self._tables, self._folder = stage, layout, tables, folder
-        self.index = index
-        self._used = int(index.rows.max()) + 1 if len(index) else 0  # rows that have been given to an item
-        self._live = self._with_items()
+        self, stage: ItemStage, layout: Layout, tables: list[Tensor], edition: Edition, folder: Path | None = None,
+        writes: bool = False,
+    ) -> None:  # fmt: skip
+        self._stage, self._layout, self.folder, self._writes = stage, layout, folder, writes
         self._lock = SharedLock()
+        self._set(tables, edition)
 
-    @staticmethod
-    def build(
-        stage: ItemStage, items: Mapping[str, Any] | Sequence[Any], ids: Given | None,
-        path: str | os.PathLike[str] | None, dtype: torch.dtype | None, progress: Progress,
-    ) -> Store:  # fmt: skip
-        """See `HoistedModel.catalogue`."""
-        given, count = stage.checked(items)
-        rows = np.arange(count)
-        index = Index.of(rows if ids is None else _ids_of(ids, count), rows)
-        layout = Layout.of(stage.catalogue, stage({n: _one_row(x) for n, x in given.items()}, 0, 1), dtype)
-        folder = None if path is None else Path(path)
-        tables = layout.empty(count, stage.inputs.device) if folder is None else files.created(folder, layout, count)
-        for start, end in progress(blocks(count)):
-            for table, made in zip(tables, layout.rows_of(stage(given, start, end)), strict=True):
-                table[start:end] = made.to(table.device)
-        store = Store(stage, layout, tables, index, folder)
-        store._write()
-        return store
+    def _set(self, tables: list[Tensor], edition: Edition) -> None:
+        self._tables, self.edition = tables, edition
+        self._used = edition.index.used  # rows from 0 to the last that has an item
+        self._live = self._with_items()
 
     # -- what it holds
+
+    @property
+    def index(self) -> Index:
+        """The ids of its items, and their rows."""
+        return self.edition.index
 
     def __len__(self) -> int:
         """Items."""
@@ -96,7 +86,7 @@ class Store:
         return self._stage.weights
 
     def __repr__(self) -> str:
-        where = "" if self._folder is None else f", in {self._folder}"
+        where = "" if self.folder is None else f", in {self.folder}"
         return f"Store({len(self):,} items, {self.bytes_per_item:,} bytes each{where})"
 
     def check(self, catalogue: Catalogue) -> None:
@@ -113,12 +103,16 @@ class Store:
     # -- reading
 
     def rows_of(self, ids: Given) -> Tensor:
-        """The row numbers of items, `[N]`; an item keeps its row until it is dropped.
+        """The row numbers of items, `[N]`; an item keeps its row until it is dropped, in a folder until it changes.
 
         Raises:
             InputError: some ids are unknown.
         """
         return self.index.find(as_ids(ids))
+
+    def known(self, ids: Given) -> np.ndarray[Any, Any]:
+        """Which of the items it has now, `[N]`."""
+        return self.index.places(as_ids(ids))[1]
 
     def read(self, plan: int, rows: Given | None = None, ids: Given | None = None) -> tuple[dict[int, Tensor], int]:
         """What a plan reads of N items, by row number or by id: a tensor `[N, ...]` by node of the plan; and N.
@@ -164,21 +158,22 @@ class Store:
             InputError: see `HoistedModel.catalogue`.
         """
         given, count = self._stage.checked(items)
-        names = _ids_of(ids, count)
+        names = ids_of(ids, count)
         _check_kind(names, self.index)
         Index.of(names, np.arange(count))  # no two the same
         made = [self._layout.rows_of(self._stage(given, start, end)) for start, end in blocks(count)]
         new = [torch.cat(parts) for parts in zip(*made, strict=True)] if made else []
         with self._lock.writing():
             places, known = self.index.places(names)
+            kept = known & (not self._writes)  # where others read, what they read stays as it is
             rows = np.empty(count, np.int64)
-            rows[known] = self.index.rows[places[known]]
-            rows[~known] = self._free_rows(count - int(known.sum()))
+            rows[kept] = self.index.rows[places[kept]]
+            rows[~kept] = self._free_rows(count - int(kept.sum()))
             at = torch.from_numpy(rows).to(self._stage.inputs.device)
             for table, own in zip(self._tables, new, strict=False):
                 table.index_copy_(0, at.to(table.device), own.to(table.device))
-            if not known.all():
-                self._changed(self.index.with_ids(names[~known], rows[~known]))
+            index = self.index if kept.all() else self.index.moved(places[known], rows[known])
+            self._change(index if known.all() else index.with_ids(names[~known], rows[~known]))
 
     def drop(self, ids: Given) -> None:
         """Without these items; their rows are those of items that come later.
@@ -189,13 +184,31 @@ class Store:
         names = as_ids(ids)
         with self._lock.writing():
             self.index.find(names)
-            self._changed(self.index.without(self.index.places(names)[0]))
+            self._change(self.index.without(self.index.places(names)[0]))
 
-    def _changed(self, index: Index) -> None:
-        """Other items than before."""
-        self.index = index
-        self._live = self._with_items()
-        self._write()
+    def refresh(self) -> None:
+        """See what the process that writes to its folder has written since: all of it from the next call on.
+
+        To be called between two changes of the folder: the second may use the rows that the first has freed.
+
+        Raises:
+            ArtifactError: the folder has none any more; the store is as it was.
+        """
+        if self.folder is None or self._writes:
+            return
+        _, tables, edition = files.opened(self.folder, self._stage)
+        with self._lock.writing():
+            self._set(tables, edition)
+
+    def _change(self, index: Index) -> None:
+        """The next edition."""
+        edition = self.edition.after(index)
+        if self._writes and self.folder is not None:
+            files.indexed(self.folder, edition)
+        if index is self.index:
+            self.edition = edition
+        else:
+            self._set(self._tables, edition)
 
     def _free_rows(self, count: int) -> np.ndarray[Any, Any]:
         """Rows for new items: of dropped ones, then new ones."""
@@ -204,36 +217,30 @@ class Store:
         needed = int(rows.max()) + 1 if count else 0
         if needed > len(self._tables[0] if self._tables else ()):
             self._grow(int(needed * GROWTH))
-        self._used = max(self._used, needed)
         return rows
 
     def _grow(self, rows: int) -> None:
-        if self._folder is not None:
-            self._tables = files.created(self._folder, self._layout, rows)
+        if self._writes and self.folder is not None:
+            self._tables = files.created(self.folder, self._layout, rows)
             return
-        for i, (table, larger) in enumerate(
-            zip(self._tables, self._layout.empty(rows, self._stage.inputs.device), strict=True)
-        ):
-            larger[: len(table)] = table
-            self._tables[i] = larger
-
-    def _write(self) -> None:
-        if self._folder is not None:
-            rows = len(self._tables[0]) if self._tables else 0
-            files.described(self._folder, self._layout, self._stage.version, rows, self.index)
+        larger = self._layout.empty(rows, self._stage.inputs.device)
+        for new, table in zip(larger, self._tables, strict=True):
+            new[: len(table)] = table
+        self._tables = larger
 
 
-def opened(stage: ItemStage, path: str | os.PathLike[str]) -> Store:
-    """See `HoistedModel.open_catalogue`. What this process writes is its own: nothing of it comes into the folder."""
-    return Store(stage, *files.opened(Path(path), stage))
+def opened(stage: ItemStage, path: str | os.PathLike[str], write: bool = False) -> Store:
+    """See `HoistedModel.open_catalogue`."""
+    folder = Path(path)
+    return Store(stage, *files.opened(folder, stage, write=write), folder, write)
 
 
-def _one_row(x: Tensor) -> Tensor:
-    """A row to find out what the item stage makes, where there may be none."""
-    return x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
+def ids_of(ids: Given, count: int) -> Ids:
+    """Ids of so many items.
 
-
-def _ids_of(ids: Given, count: int) -> Ids:
+    Raises:
+        InputError: there are more or fewer.
+    """
     found = as_ids(ids)
     if len(found) != count:
         raise InputError(f"there are {len(found)} ids for {count} items")
