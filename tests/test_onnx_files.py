@@ -244,6 +244,9 @@ ONE = {
     "backwards to a place": ("Slice", SLICE, {}, {"from": [3], "to": [0], "axes": [1], "steps": [-2]}),
     "integers divided": ("Div", ["k", "three"], {}, {"three": 3}),
     "padded": ("Pad", ["x", "pads"], {}, {"pads": [0, 1, 0, 2]}),
+    "filled": ("Pad", ["x", "pads", "ten"], {}, {"pads": [0, 1, 0, 0]}),
+    "squared": ("Pow", ["x", "two"], {}, {"two": np.array(2, np.float32)}),
+    "clipped": ("Clip", ["x", "low", "ten"], {}, {"low": np.array(-0.5, np.float32)}),
     "one hot": ("OneHot", ["column", "depth", "onoff"], {"axis": -1}, {"depth": 5, "onoff": ONOFF}),
     "selu": ("Selu", ["x"], {}, {}),
     "hard": ("HardSigmoid", ["x"], {"alpha": 0.3}, {}),
@@ -265,6 +268,10 @@ ONE = {
 def test_an_operator_computes_what_onnx_runtime_does(name: str, tmp_path: Path):
     path, rows = single(name, tmp_path), {"u": torch.from_numpy(X), "i": torch.from_numpy(X[::-1].copy())}
     torch.testing.assert_close(read(path)(rows), Session(path)(rows), rtol=1e-6, atol=1e-6)
+    exported = torch.export.export(
+        read(path), (rows,), dynamic_shapes=({n: {0: torch.export.Dim("rows")} for n in "ui"},)
+    )
+    torch.testing.assert_close(exported.module()(rows), Session(path)(rows), rtol=1e-6, atol=1e-6)
 
 
 def single(name: str, folder: Path) -> Path:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankhoist.capture.onnx.graph import Node
-from rankhoist.capture.onnx.values import Value, tensor
+from rankhoist.capture.onnx.values import Value, number, tensor
 from rankhoist.errors import UnsupportedModelError
 
 Operator = Callable[..., Any]
@@ -42,8 +42,10 @@ def _divided(x: Tensor, y: Tensor) -> Tensor:
     return torch.div(x, y, rounding_mode=None if x.is_floating_point() else "trunc")
 
 
-def _power(x: Tensor, y: Tensor) -> Tensor:
+def _power(node: Node, value: Value, exponent: Value) -> Tensor:
     """Of the dtype of the base; a constant exponent as a number, as a model's author would write it."""
+    x = tensor(value)
+    y = tensor(exponent) if isinstance(exponent, Tensor) else number(exponent, "an exponent")
     return torch.pow(x, y).to(x.dtype)
 
 
@@ -80,7 +82,7 @@ def _prelu(node: Node, value: Value, slope: Value) -> Tensor:
 
 
 def _dropout(node: Node, value: Value, ratio: Value = None, training: Value = None) -> tuple[Value, Value]:
-    if training is not None and bool(tensor(training)):
+    if training is not None and number(training, f"the mode of {node}"):
         raise UnsupportedModelError(f"{node} drops values out, as in training: export the model in eval mode")
     return value, None
 
@@ -105,7 +107,7 @@ OPERATORS: dict[str, Operator] = {
         "Sign", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN",
     )},
     "Add": of_tensors(torch.add), "Sub": of_tensors(torch.sub), "Mul": of_tensors(torch.mul),
-    "Div": of_tensors(_divided), "Pow": of_tensors(_power), "Mod": _modulo,
+    "Div": of_tensors(_divided), "Pow": _power, "Mod": _modulo,
     "Equal": of_tensors(torch.eq), "Greater": of_tensors(torch.gt), "Less": of_tensors(torch.lt),
     "GreaterOrEqual": of_tensors(torch.ge), "LessOrEqual": of_tensors(torch.le),
     "And": of_tensors(torch.logical_and), "Or": of_tensors(torch.logical_or), "Xor": of_tensors(torch.logical_xor),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankhoist.capture.onnx import elementwise, layers, recurrent, shapes
 from rankhoist.capture.onnx.graph import Graph, Node, as_tensor, read_graph
-from rankhoist.capture.onnx.values import Value, as_value, tensor
+from rankhoist.capture.onnx.values import Value, as_value, is_whole, tensor
 from rankhoist.errors import InputError, RankhoistError, UnsupportedModelError
 
 OPERATORS = elementwise.OPERATORS | shapes.OPERATORS | layers.OPERATORS | recurrent.OPERATORS
@@ -31,9 +31,9 @@ class OnnxModel(nn.Module):
         self.numbers: dict[str, np.ndarray] = {}
         self.places: dict[str, str] = {}
         for name, array in graph.constants.items():
-            whole = as_value(array)
-            if whole is not None:
-                self.numbers[name] = whole
+            known = as_value(array)
+            if known is not None:
+                self.numbers[name] = known
             else:
                 self._hold(name, as_tensor(array), name in graph.trained)
         self.eval()
@@ -78,7 +78,7 @@ class OnnxModel(nn.Module):
 
 def _run(node: Node, values: list[Value]) -> Any:
     given = [v for v in values if v is not None]
-    whole = node.operator in shapes.WHOLE and given and all(isinstance(v, np.ndarray) for v in given)
+    whole = node.operator in shapes.WHOLE and given and all(map(is_whole, given))
     try:
         return (shapes.WHOLE if whole else OPERATORS)[node.operator](node, *values)
     except (TypeError, ValueError, IndexError, KeyError, NotImplementedError) as error:

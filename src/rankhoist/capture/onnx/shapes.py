@@ -104,7 +104,7 @@ def _slice_of(node: Node, dims: int, given: Sequence[Value]) -> tuple[list[Any],
 def _gathered(node: Node, value: Value, index: Value) -> Tensor:
     x, axis = tensor(value), node.get("axis", 0)
     axis = axis % x.dim()
-    if isinstance(index, np.ndarray):
+    if isinstance(index, np.ndarray):  # whole numbers: places
         if index.ndim == 0:
             return x.select(axis, number(index, "index"))
         return x.index_select(axis, tensor(index) % x.shape[axis])
@@ -135,7 +135,7 @@ def _padded(node: Node, value: Value, pads: Value, fill: Value = None, axes: Val
     for k, axis in enumerate(places):
         sides[2 * (x.dim() - 1 - axis)] = amounts[k]
         sides[2 * (x.dim() - 1 - axis) + 1] = amounts[k + len(places)]
-    return F.pad(x, sides, value=0 if fill is None else tensor(fill).item())
+    return F.pad(x, sides, value=0 if fill is None else number(fill, f"what {node} fills with"))
 
 
 def _one_hot(node: Node, ids: Value, depth: Value, values: Value) -> Tensor:
@@ -155,10 +155,8 @@ def _filled(node: Node, shape: Value) -> Value:
     return as_tensor(fill)[0].expand(sizes)
 
 
-def _counted(node: Node, start: Value, end: Value, step: Value) -> Value:
-    if any(isinstance(x, Tensor) for x in (start, end, step)):
-        return torch.arange(*(tensor(x).item() for x in (start, end, step)))
-    return torch.arange(*(number(x, "a bound") for x in (start, end, step)))
+def _counted(node: Node, *bounds: Value) -> Tensor:
+    return torch.arange(*(number(x, f"a bound of {node}") for x in bounds))
 
 
 def _shape(node: Node, value: Value) -> np.ndarray:
