@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.node import Node, live_nodes
+from rankhoist.compiler.plan import ranges
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets import calibrate_accelerator as calibration
 from rankhoist.compiler.targets import named, target_of
@@ -28,6 +30,7 @@ from rankhoist.compiler.targets.known import NAMES
 from rankhoist.compiler.targets.profile import BUILT_IN, Profile
 from rankhoist.errors import BackendError, HoistingWarning, ProfileError
 from rankhoist.hoist import hoist_program
+from rankhoist.runtime.moved import for_replays, for_target
 
 REAL = Profile.load(BUILT_IN)
 # Milliseconds of the originals' kernels on one H200, torch 2.11, 2026-11-27, recorded as a CUDA graph: one request with
@@ -141,6 +144,9 @@ def test_a_file_that_is_no_profile(tmp_path, text):
 # -- moving
 
 
+GPU = ("cuda-float32", "cuda-float32-graphs")  # calls from Python, and recorded ones after a warm-up
+
+
 @pytest.fixture(scope="module")
 def everywhere() -> HoistedModel:
     model, targets = made("ranker")[0], ["cpu-bfloat16", "cuda-float32", "cuda-float32"]
@@ -149,7 +155,7 @@ def everywhere() -> HoistedModel:
 
 def test_a_file_holds_the_plans_of_all_its_targets(everywhere, tmp_path):
     others = everywhere.plans.elsewhere
-    assert everywhere.plans.target == "cpu-float32" and set(others) == {"cpu-bfloat16", "cuda-float32"}
+    assert everywhere.plans.target == "cpu-float32" and set(others) == {"cpu-bfloat16", *GPU}
     everywhere.save(tmp_path / "x")
     loaded = load(tmp_path / "x")
     assert (loaded.plans.target, loaded.plans.elsewhere) == ("cpu-float32", others)
@@ -161,7 +167,26 @@ def test_a_file_holds_the_plans_of_all_its_targets(everywhere, tmp_path):
         user, dense, item = ranker_inputs(1, 9)
         assert loaded(user, dense.bfloat16(), item)["logit"].shape == (9,)
         loaded.to(torch.float32)
-    assert loaded.plans.ranges == before and set(loaded.plans.elsewhere) == {"cpu-bfloat16", "cuda-float32"}
+    assert loaded.plans.ranges == before and set(loaded.plans.elsewhere) == {"cpu-bfloat16", *GPU}
+
+
+def test_once_warmed_up_it_has_the_plans_for_recorded_calls(everywhere):
+    """On a machine without a GPU: by a GPU's profile."""
+    called, target = for_target(everywhere.blueprint, named(GPU[0])), named(GPU[1])
+    recorded = for_replays(called, target)
+    assert (recorded.plans.target, recorded.stages) == (target.name, everywhere.blueprint.stages)
+    assert recorded.plans.ranges == everywhere.plans.elsewhere[target.name]
+    assert for_replays(recorded, target) is recorded
+
+
+def test_what_is_predicted_to_gain_little_on_a_gpu_is_the_original():
+    pool = [SimpleNamespace(workload=Workload(), level=level) for level in (Level.FULL, Level.EXPAND)]
+    times = np.ones((len(ranges.REQUESTS), 2, len(ranges.CANDIDATES)))
+    times[:, 1] = np.linspace(1.05, 2, len(ranges.CANDIDATES))
+    for doubt, share in ((1.0, 0.0), (1.25, 0.2)):
+        chosen = np.array(ranges._chosen(pool, times, doubt))
+        assert (chosen == 1).mean() == pytest.approx(share, abs=0.03)
+    assert named("cuda-float32").doubt == 1.25 and named("cpu-float32").doubt == 1
 
 
 def test_where_the_program_is_at_hand_it_is_planned_anew():

@@ -216,7 +216,7 @@ def test_a_model_without_an_example_that_could_tell_is_not_joined(monkeypatch):
     hoisted = serving.hoisted_ranker()
     zeros = {name: torch.zeros_like(rows) for name, rows in hoisted.example.items()}
     for example in ({}, zeros):
-        monkeypatch.setattr(type(hoisted), "example", property(lambda _, given=example: given))
+        monkeypatch.setattr(hoisted._inputs, "interface", replace(hoisted.interface, example=example))
         assert mixes_rows(hoisted)
 
 

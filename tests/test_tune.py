@@ -229,3 +229,19 @@ def test_a_tuning_as_text():
     assert point.original == trials[1] and Tuning("here", "float32", "2", "now", 9.0, (point,)).check() is None
     with pytest.raises(ArtifactError, match="not timed"):
         Tuning("here", "float32", "2", "now", 9.0, (replace(point, trials=point.trials[2:]),)).check()
+
+
+def test_recorded_calls_are_timed_first_where_there_are_any(hoisted, clock, monkeypatch):
+    """On a GPU launches decide eagerly, and kernels when a call is recorded: another plan may be the best."""
+    monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "graphs"])
+    clock[33] = 1, "graphs"
+    hoisted.tune([33], [1], seconds=1)
+    [point] = hoisted.report().tuning.points
+    tried = [(trial.plan, trial.backend) for trial in point.trials]
+    assert tried[0] == (1, "graphs") and {(p, "graphs") for p in range(len(hoisted.plans.plans))} <= set(tried)
+    assert {p for p, backend in tried if backend == "eager"} == {1, hoisted.plans.original}
+    counts = hoisted._replays("graphs").counts
+    before = counts.replayed, counts.recorded
+    inputs = ranker_inputs(1, 33)
+    assert_equal(hoisted(*inputs), of_the_original(*inputs, [0, 33]))
+    assert (counts.replayed, counts.recorded) == (before[0] + 1, 3), "a whole call and its stages, none of the others"

@@ -14,7 +14,7 @@ from rankhoist.capture import Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plans, plans_with_store, safe_plan
 from rankhoist.compiler.rules import all_rules, check_names
-from rankhoist.compiler.targets import Target, named, target_of, this_machine
+from rankhoist.compiler.targets import Target, named, target_of, this_machine, with_replays
 from rankhoist.errors import HoistingWarning, RankhoistError
 from rankhoist.mistakes import is_mistake, told
 from rankhoist.runtime import HoistedModel
@@ -52,8 +52,8 @@ def hoist(
             `HoistedModel.to_backend`.
         without: names of laws that are switched off, to see what they bring; the report names all.
         targets: where the model may go, beside where it is now (device and dtype): `cpu-float32`, `cpu-bfloat16`,
-            `cuda-float32`, `cuda-bfloat16`, and the latter two with `-graphs`. It has plans for all of them, also when
-            it was saved and loaded.
+            `cuda-float32`, `cuda-bfloat16`. It has plans for all of them, and on a GPU for calls that are recorded as
+            well (`cuda-float32-graphs`, ...), also when it was saved and loaded.
         opaque: paths of modules that are kept as they are, such as `user_tower.gru`: for those that do not export. One
             that reads inputs of one side is called once per request, or per candidate. That it computes every row by
             itself is yours to say; `verify` tests it.
@@ -86,7 +86,7 @@ def hoist_program(
     asked, given, off = parse_level(level), workload or Workload(), frozenset(without)
     check_names(off)
     target = target or target_of(program.device, program.dtype) or this_machine()
-    others = [named(name) for name in dict.fromkeys(targets) if name != target.name]
+    others = [t for t in with_replays([target, *map(named, targets)]) if t.name != target.name]
     try:
         plans = make_plans(program, asked, given, target, off, others)
         return HoistedModel(program, plans, plans_with_store(program, plans, item_bytes))

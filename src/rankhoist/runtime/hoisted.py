@@ -11,24 +11,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankhoist.capture import Program
-from rankhoist.compiler.plan import Plan, Plans, PlanSummary, Range, single
+from rankhoist.compiler.plan import Plan, Plans, PlanSummary, single
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_model
 from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.catalogue import CatalogueScoring
+from rankhoist.runtime.halves import Halves
 from rankhoist.runtime.made_up import made_up_example
-from rankhoist.runtime.movable import Movable
-from rankhoist.runtime.offsets import Blocks, even
+from rankhoist.runtime.offsets import even
 from rankhoist.runtime.opaque import check_exported
-from rankhoist.runtime.planned import Planned
-from rankhoist.runtime.scoring import RequestState
 from rankhoist.runtime.tune import CANDIDATES, SECONDS, tuned
-from rankhoist.runtime.weights import Weights, filled, renewed
+from rankhoist.runtime.weights import Weights, renewed
 
 
-class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
+class HoistedModel(Halves, CatalogueScoring, nn.Module):
     """An equal model that computes context work once per request.
 
     Call it like the original, context tensors with one row per request: `[R, ...]`, candidate tensors with one row per
@@ -89,29 +87,6 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
         """In a notebook: what is saved, and which plan scores how many candidates."""
         return of_model(self.report(), str(self.plans))
 
-    # -- the two halves of a call, whose inputs `Scoring` has checked
-
-    def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
-        return self._prepare_for(self.plans.at(candidates, requests), context, requests)
-
-    def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
-        weights, number = self._weights, chosen.plan
-        variant = self._stages_by(chosen.backend).variants[number]
-        self._guard.check(chosen.backend or self.backend, "context", context)
-        arguments = filled(weights.arguments[number][0], {}, context)
-        if not variant.state:
-            return RequestState(requests, {}, weights, number, chosen.backend)
-        made = self._guard.run(number, variant.request, (requests, None, None, *arguments), "context", context)
-        return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
-
-    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
-        offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
-        self._guard.check(state.backend or self.backend, "candidate", candidate)
-        arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
-        stage = self._stages_by(state.backend).variants[state.plan].candidate
-        made = self._guard.run(state.plan, stage, (rows, owner, offsets, *arguments), "candidate", candidate)
-        return self.interface.result(made)
-
     @property
     def weights(self) -> Weights:
         """The version in use."""
@@ -127,8 +102,11 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
         """
         original = renewed(self._weights.original, state_dict, self.interface.state, self.blueprint.pinned)
         opaque = self.blueprint.kept(original, self.dtype, self.device)
-        self._weights = Weights.of(original, self._weights.constants, self.stages, self.interface, opaque=opaque)
-        self._guard.weights = self._weights
+        weights = Weights.of(original, self._weights.constants, self.stages, self.interface, opaque=opaque)
+        before, self._replayed = self._replayed, {name: own.anew(weights) for name, own in self._replayed.items()}
+        self._weights = self._guard.weights = weights
+        for replays in before.values():
+            replays.close()
         self.certificate = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
@@ -140,10 +118,14 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
     def warm_up(self, candidates: Sequence[int] = (), requests: Sequence[int] = (1,)) -> HoistedModel:
         """Compile what calls with these numbers of requests need, and of candidates in all: any, unless some are given.
 
-        It scores made-up rows, the example's where it is known; returns itself.
+        On a GPU such calls are recorded as CUDA graphs, and by backend `graphs` anywhere; from then on calls of up to
+        as many requests and candidates are replayed. It scores made-up rows, the example's where it is known; returns
+        itself.
         """
+        self._record_calls()
         for r in requests:
             for n in candidates or self.plans.one_per_plan(r):
+                self._warm_up_for(self.plans.at(n, r), r, n)
                 state = self.prepare(self.made_up("context", r), candidates=n)
                 self.score(state, self.made_up("candidate", n), request_offsets=even(n, r))
         return self
@@ -173,6 +155,9 @@ class HoistedModel(Movable, Planned, CatalogueScoring, nn.Module):
             plans=replace(plans, ranges=ranges, predicted=plans.predicted or plans.ranges),
             report=lambda: replace(report(), tuning=tuning),
         )
+        self._forget_recordings()
+        for point in tuning.points:
+            self._warm_up_for(ranges.at(point.candidates, point.requests), point.requests, point.candidates)
         return self
 
     def save(

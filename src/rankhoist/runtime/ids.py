@@ -22,7 +22,8 @@ from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.vocabulary import FREE, Vocabulary, vocabulary
 from rankhoist.runtime.weights import Weights
 
-EAGER = "eager"
+EAGER, GRAPHS = "eager", "graphs"
+PLAIN = (EAGER, GRAPHS)  # backends that run PyTorch's own operators, which refuse ids themselves
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Guard:
         Raises:
             VocabularyError: there is one; says which.
         """
-        if backend != EAGER:
+        if backend not in PLAIN:
             check(self.bounds[side], inputs)
 
     def run(

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.targets import target_of
-from rankhoist.compiler.targets.backends import backend_of
+from rankhoist.compiler.targets.backends import RECORDED, backend_of
 from rankhoist.runtime.blueprint import Blueprint
-from rankhoist.runtime.ids import EAGER, Guard
+from rankhoist.runtime.ids import EAGER, PLAIN, Guard
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.moved import for_target
 from rankhoist.runtime.placed import placed
+from rankhoist.runtime.replays import Replays
 from rankhoist.runtime.scoring import Scoring
 from rankhoist.runtime.vocabulary import Vocabulary
 from rankhoist.runtime.weights import Weights
@@ -35,6 +36,8 @@ class Movable(Scoring, nn.Module):
     _inputs: Inputs
     _weights: Weights
     _guard: Guard
+    _replayed: dict[str, Replays]  # by backend
+    _first_use = True  # record what calls come with, too, and not only what a warm-up asks for
 
     @classmethod
     def of(
@@ -52,8 +55,9 @@ class Movable(Scoring, nn.Module):
         return made
 
     def to_backend(self, backend: str) -> Self:
-        """Run the stages with `eager` (PyTorch, operator by operator), `inductor` (torch.compile) or `onnx` (ONNX
-        Runtime); returns itself. What `tune` chose to run them with is given up, its plans are not.
+        """Run the stages with `eager` (PyTorch, operator by operator), `inductor` (torch.compile), `onnx` (ONNX
+        Runtime), or on a GPU `graphs` (the first, recorded as CUDA graphs) or `inductor-graphs` (the second); returns
+        itself. What `tune` chose to run them with is given up, its plans are not.
 
         Stages compile at the first call that uses their plan, for tens of seconds (`warm_up` pays it before), and not
         again when the numbers of candidates and requests vary, nor, but for `onnx`, after `update_weights`.
@@ -62,7 +66,7 @@ class Movable(Scoring, nn.Module):
             BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
         """
         backend_of(backend)
-        self.backend = backend
+        self.backend, self._first_use = backend, True
         self._by_the_models_own()
         self._place(self._weights.original, self._weights.constants, self.dtype, self.device)
         return self
@@ -77,8 +81,10 @@ class Movable(Scoring, nn.Module):
             before = self._weights.constants
             if (probe.dtype, probe.device) != (self.dtype, self.device):
                 self.certificate = None
-                self._by_the_models_own()
-                blueprint = for_target(self.blueprint, target_of(probe.device, probe.dtype))
+                target = target_of(probe.device, probe.dtype, self.backend in RECORDED)
+                if target is None or target.name != self.blueprint.plans.target:  # what was measured there stays
+                    self._by_the_models_own()
+                blueprint = for_target(self.blueprint, target)
                 before = before if blueprint.stages is self.blueprint.stages else blueprint.stages.constants
                 self.blueprint = blueprint
             constants = {n: fn(t) for n, t in before.items()}
@@ -92,17 +98,23 @@ class Movable(Scoring, nn.Module):
         """Install weights that are in `dtype` and on `device`, and graphs that name these, on the backend."""
         self.stages = placed(self.blueprint, dtype, device, self.backend)
         self._by_backend: dict[str, Stages] = {}
+        self._forget_recordings()
         self._inputs = Inputs(self.blueprint.interface, dtype, device)
         opaque = self.blueprint.kept(original, dtype, device)
         self._weights = Weights.of(original, constants, self.stages, self.interface, folded, opaque)
         self._guard = Guard(self._inputs, self.stages, self._weights)
-        if self.backend != EAGER:
+        if self.backend not in PLAIN:
             self.vocabulary.guard(self.stages)
         self.eval()
 
+    def _forget_recordings(self) -> None:
+        before, self._replayed = getattr(self, "_replayed", {}), {}
+        for replays in before.values():
+            replays.close()
+
     def _stages_by(self, backend: str) -> Stages:
         """The stages as a backend runs them."""
-        if not backend:
+        if backend in ("", self.backend):
             return self.stages
         if backend not in self._by_backend:  # several threads may make them; one's are kept
             self._by_backend.setdefault(backend, self._placed(backend))
@@ -110,7 +122,7 @@ class Movable(Scoring, nn.Module):
 
     def _placed(self, backend: str) -> Stages:
         stages = placed(self.blueprint, self.dtype, self.device, backend)
-        if backend != EAGER:
+        if backend not in PLAIN:
             self.vocabulary.guard(stages)
         return stages
 
@@ -137,4 +149,7 @@ class Movable(Scoring, nn.Module):
         original = {n: t.clone() for n, t in self._weights.original.items()}
         copy = self.of(self.blueprint, original, dict(self._weights.constants), self.dtype, self.device)
         copy.certificate = self.certificate
-        return copy.to_backend(self.backend) if self.backend != EAGER else copy
+        if self.backend == EAGER:
+            return copy
+        copy.to_backend(self.backend)._first_use = self._first_use
+        return copy

@@ -30,6 +30,11 @@ class Blocks:
         """Each candidate's request, `[N]`, on the CPU."""
         return torch.repeat_interleave(torch.arange(len(self.offsets) - 1, device="cpu"), self.offsets.diff())
 
+    def over(self, requests: int) -> Blocks:
+        """The same among more requests: those behind these have no candidates."""
+        more = requests + 1 - len(self.offsets)
+        return self if more <= 0 else Blocks(torch.cat([self.offsets, self.offsets[-1:].expand(more)]), self.rows)
+
     def on(self, device: torch.device) -> tuple[Tensor | Padded, Tensor]:
         """What a candidate stage there reads: the boundaries, or in their place blocks padded to the longest; owners.
 

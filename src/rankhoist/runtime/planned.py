@@ -21,6 +21,17 @@ class Planned(Scoring):
         """Its plans, and how many candidates and requests each is used for."""
 
     @abstractmethod
+    def _whole_for(
+        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
+        blocks: Blocks | None,
+    ) -> Any:  # fmt: skip
+        """Both stages of one plan, by one backend."""
+
+    @abstractmethod
+    def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
+        """Record calls of this size, if the backend records any."""
+
+    @abstractmethod
     def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
         """The request stage of one plan, by one backend; `_score` goes on with it."""
 
@@ -34,6 +45,11 @@ class OnePlan(Scoring):
     def __call__(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
         """Scores of N candidates; see `forward`."""
         return self.forward(*args, request_offsets=request_offsets, **kwargs)
+
+    def _whole(
+        self, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int, blocks: Blocks | None
+    ) -> Any:
+        return self._model._whole_for(self._chosen, context, candidate, requests, rows, blocks)
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
         return self._model._prepare_for(self._chosen, context, requests)

@@ -21,7 +21,8 @@ class RequestState:
     """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
 
     `plan` is the number of the plan that it was computed for, and that scores it; `backend` runs it, or where that is
-    empty the model's own. `with_store` says whether it is a plan for a store of items.
+    empty the model's own. `with_store` says whether it is a plan for a store of items. `padded` is how many rows the
+    tensors have where they are more than requests.
     """
 
     requests: int
@@ -30,6 +31,12 @@ class RequestState:
     plan: int = 0
     backend: str = ""
     with_store: bool = False
+    padded: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Of its tensors."""
+        return self.padded or self.requests
 
     @property
     def bytes(self) -> int:
@@ -73,9 +80,9 @@ class Scoring(ABC):
         requests, rows = self._inputs.rows("context", context), self._inputs.rows("candidate", candidate)
         blocks = blocks_of(request_offsets, requests, rows)
         if not torch.is_grad_enabled():  # entering and leaving no_grad is a good part of a call with few candidates
-            return self._score(self._prepare(context, requests, rows), candidate, rows, blocks)
+            return self._whole(context, candidate, requests, rows, blocks)
         with torch.no_grad():
-            return self._score(self._prepare(context, requests, rows), candidate, rows, blocks)
+            return self._whole(context, candidate, requests, rows, blocks)
 
     def prepare(self, context_inputs: Mapping[str, Any] | Sequence[Any], candidates: int | None = None) -> RequestState:
         """The context work of R requests: `{name: [R, ...]}` (or the context inputs in order) -> state.
@@ -111,6 +118,12 @@ class Scoring(ABC):
     def made_up(self, side: str, rows: int) -> dict[str, Tensor]:
         """Rows of the `context` or of the `candidate` side: the example's, in turn; zeros where there is no example."""
         return self._inputs.made_up(side, rows)
+
+    def _whole(
+        self, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int, blocks: Blocks | None
+    ) -> Any:
+        """Both stages, of inputs that are checked."""
+        return self._score(self._prepare(context, requests, rows), candidate, rows, blocks)
 
     @abstractmethod
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:

@@ -1,8 +1,8 @@
 """Tune: prediction proposes, measurement decides.
 
 At every size of a call the plans of a model, the original among them, are compared with the original and timed in turn
-by PyTorch's own operators; the best of them and the original then by every other backend that is installed; at last the
-fastest few once more, side by side. What wins there scores such calls.
+by PyTorch's own operators, on a GPU recorded as CUDA graphs; the best of them and the original then by every other
+backend that is installed; at last the fastest few once more, side by side. What wins there scores such calls.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 
 import torch
 
-from rankhoist.compiler.plan import Ranges
+from rankhoist.compiler.plan import Range, Ranges
 from rankhoist.compiler.targets.backends import installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.errors import InputError
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime.alike import TOLERANCE, error
-from rankhoist.runtime.ids import EAGER
-from rankhoist.runtime.offsets import even
+from rankhoist.runtime.ids import EAGER, GRAPHS
+from rankhoist.runtime.offsets import blocks_of, even
 from rankhoist.runtime.plain import dtype_name
-from rankhoist.runtime.planned import OnePlan, Planned
+from rankhoist.runtime.planned import Planned
 
 CANDIDATES, SECONDS = (100, 1000), 60.0
 
-FIRST = 0.3  # of the time, for all plans by PyTorch's own operators
+FIRST = 0.3  # of the time, for all plans by the first backend
 COMPILING = 0.5  # of the time: then no other stage is compiled
 HOPELESS = 4.0  # times the fastest in a few calls: not timed any further
 FEW = 3
 FINALISTS = 3  # beside the original
-GAIN = 0.97  # of the best time by PyTorch's own operators: what another backend, which starts slowly, must stay under
+GAIN = 0.97  # of the best time by the first backend: what another one, which starts slowly, must stay under
 
 Key = tuple[int, str]  # the number of a plan, a backend
 
@@ -57,7 +57,7 @@ def tuned(
     calls = [_Calls(model, r, n) for r, n in sizes]
     for own in calls:
         told(f"{own}: {len(model.plans.plans)} plans")
-        own.race(own.admitted([(i, EAGER) for i in range(len(model.plans.plans))]), FIRST * seconds / len(calls))
+        own.race(own.admitted([(i, own.first) for i in range(len(model.plans.plans))]), FIRST * seconds / len(calls))
     for key in _to_compile(model, calls):
         late = time.perf_counter() - start > COMPILING * seconds
         told(f"plan {key[0]} by {key[1]}" + (": no time is left" if late else ""))
@@ -80,7 +80,7 @@ def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Key]:
     """What won most sizes first, the original last, each by every backend."""
     best = [plan for own in calls for plan in own.best_plans()]
     plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
-    others = installed(model.device, model.dtype)[1:]
+    others = [backend for backend in installed(model.device, model.dtype) if backend != calls[0].first]
     return [(plan, backend) for plan in plans for backend in others]
 
 
@@ -99,7 +99,9 @@ class _Calls:
         self.model, self.requests, self.candidates = model, requests, candidates
         self._context, self._candidate = model.made_up("context", requests), model.made_up("candidate", candidates)
         self._offsets = even(candidates, requests)
-        self._original = model.plans.original, EAGER  # None in an older file
+        self._blocks = blocks_of(self._offsets, requests, candidates)
+        self.first = GRAPHS if GRAPHS in installed(model.device, model.dtype) else EAGER
+        self._original = model.plans.original, self.first  # None in an older file
         self._truth = self._call((model.plans.original or 0, EAGER))
         self._first: dict[Key, float] = {}  # seconds, the least of a few calls
         self._times: dict[Key, Timing] = {}
@@ -109,14 +111,15 @@ class _Calls:
         return f"{self.candidates} candidates of {self.requests} request{'s' * (self.requests > 1)}"
 
     def _call(self, key: Key) -> Any:
-        scorer = OnePlan(self.model, *key)
-        state = scorer.prepare(self._context, self.candidates)
-        return scorer.score(state, self._candidate, self._offsets)
+        given = self._context, self._candidate, self.requests, self.candidates, self._blocks
+        with torch.no_grad():
+            return self.model._whole_for(Range(0, *key), *given)
 
     def admitted(self, keys: Sequence[Key]) -> list[Key]:
         """Those that score as the original does, and are not hopeless."""
         for key in keys:
             try:
+                self.model._warm_up_for(Range(0, *key), self.requests, self.candidates)
                 apart = error(self._call(key), self._truth)
                 self._first[key] = min(self._seconds(key) for _ in range(FEW))
             except Exception as problem:  # whatever a compiler refuses, or an operator in it
@@ -145,8 +148,8 @@ class _Calls:
         self._times |= interleaved(calls, seconds, warmup=1, rounds=5)
 
     def best_plans(self) -> set[int]:
-        """The fastest by PyTorch's own operators, and the original."""
-        best = min(self._times, key=lambda key: (key[1] != EAGER, self._times[key].median))
+        """The fastest by the first backend, and the original."""
+        best = min(self._times, key=lambda key: (key[1] != self.first, self._times[key].median))
         return {best[0], *(plan for plan in [self.model.plans.original] if plan is not None)}
 
     def finalists(self) -> list[Key]:
@@ -157,8 +160,8 @@ class _Calls:
         return [*chosen, *(key for key in known if key == self._original and key not in chosen)]
 
     def winner(self) -> Key:
-        """The fastest; another backend than PyTorch's own operators where it is clearly faster."""
-        handicapped = {key: t.median if key[1] == EAGER else t.median / GAIN for key, t in self._times.items()}
+        """The fastest; another backend than the first where it is clearly faster."""
+        handicapped = {key: t.median if key[1] == self.first else t.median / GAIN for key, t in self._times.items()}
         return min(handicapped, key=handicapped.__getitem__)
 
     def point(self) -> Point:

@@ -4,12 +4,11 @@
 * `original` runs the original, in its own dtype and in float64;
 * `measure` says how far two results are apart;
 * `compare` finds where they differ most;
-* `mixing` says whether a model's scores change with what else is in the call;
 * `checks` runs all of it and fills in the certificate (`rankhoist.report.certificate`).
 """
 
 from rankhoist.report.certificate import Certificate, Check, Element
+from rankhoist.runtime.mixing import mixes_rows
 from rankhoist.verify.checks import verify
-from rankhoist.verify.mixing import mixes_rows
 
 __all__ = ["Certificate", "Check", "Element", "mixes_rows", "verify"]

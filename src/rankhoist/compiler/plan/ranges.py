@@ -111,9 +111,9 @@ def _of_target(
             pool += [] if plan is None else [plan]
     times = _predicted(pool, target)
     if workload.stored:
-        pool = _in_one_store(pool, _used(_chosen(pool, times)))
+        pool = _in_one_store(pool, _used(_chosen(pool, times, target.doubt)))
         times = _predicted(pool, target)
-    chosen = _chosen(pool, times)
+    chosen = _chosen(pool, times, target.doubt)
     used = _used(chosen)
     spare = [] if workload.stored else _spare(times, used)
     plans = [settled(program, pool[i], b) for i in [*used, *spare]]
@@ -165,18 +165,23 @@ def _results(plan: Plan) -> list[Any]:
     return [o.index if isinstance(o, Node) else o for o in plan.outputs]
 
 
-def _chosen(pool: Sequence[Plan], times: Any) -> list[list[int]]:
+def _chosen(pool: Sequence[Plan], times: Any, doubt: float) -> list[list[int]]:
     """Number of the plan, by requests and candidates, among those that are as fast as the fastest.
 
     Near the workload that is the first plan, elsewhere the simplest: what is predicted alike and does less that is new
-    is the safer choice.
+    is the safer choice. The original is the safest: none is chosen that is not `doubt` times as fast.
     """
+    original = next((i for i, plan in enumerate(pool) if plan.level is Level.EXPAND), None)
     simplest = sorted(range(len(pool)), key=lambda i: (_simplicity(pool[i].level), i))
     main_first = [0, *(i for i in simplest if i != 0)]
     orders = [main_first if _near(count, pool[0].workload) else simplest for count in CANDIDATES]
     result = []
     for of_requests in times:
         fast = of_requests <= ALIKE * of_requests.min(0)
+        if original is not None and doubt > 1:
+            as_it_is = of_requests[original] < doubt * of_requests.min(0)
+            fast[:, as_it_is] = False
+            fast[original, as_it_is] = True
         result.append([next(i for i in order if fast[i, at]) for at, order in enumerate(orders)])
     return result
 

@@ -1,5 +1,5 @@
 """Backends: what runs a stage. `eager` calls PyTorch operator by operator, `inductor` compiles with torch.compile,
-`onnx` is ONNX Runtime (see `sessions`).
+`onnx` is ONNX Runtime (see `sessions`). What the first two run may be recorded: `graphs`, `inductor-graphs`.
 
 A backend turns a stage into a function with the arguments of `Stage.run`. The compiled one keeps the row counts
 symbolic and is compiled on made-up rows, before the first call is answered: what it is called with decides nothing, so
@@ -138,8 +138,9 @@ def _explained(error: Exception, stage: str) -> BackendError:
 
 
 BACKENDS: dict[str, Callable[[Stage, Collection[int] | None], Run]] = {
-    "eager": _eager, "inductor": Compiled, "onnx": InSessions,
+    "eager": _eager, "inductor": Compiled, "onnx": InSessions, "graphs": _eager, "inductor-graphs": Compiled,
 }  # fmt: skip
+RECORDED = ("graphs", "inductor-graphs")  # what they run is recorded, and replayed as one: see `recorder`
 
 
 def installed(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -147,8 +148,12 @@ def installed(device: torch.device, dtype: torch.dtype) -> list[str]:
     found = ["eager"]
     if device.type == "cpu" and dtype in (torch.float32, torch.float64) and onnx.present():
         found.append("onnx")
+    if device.type == "cuda":
+        found.append("graphs")
     if device.type != "cpu" or _compiles():
         found.append("inductor")
+    if device.type == "cuda":
+        found.append("inductor-graphs")
     return found
 
 

@@ -12,6 +12,7 @@ from rankhoist.compiler.targets.accelerator import Accelerator
 from rankhoist.compiler.targets.target import Target
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DOUBT = 1.25  # kernels are predicted within 0.5 and 2 of their times, and launches vary with the host
 # One larger kernel gains over several as long as none of them fills the device.
 LIMITS = Limits(wide=1024, small=2**22, tables=2, copied=2**28)
 
@@ -29,4 +30,5 @@ def cuda(profile: Accelerator, recorded: bool = False) -> Target:
         start=launched.start_recorded if recorded else launched.start_called,
         kind=predict.kind,
         seconds=launched.recorded if recorded else launched.called,
+        doubt=DOUBT,
     )

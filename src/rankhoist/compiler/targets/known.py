@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from rankhoist.compiler.targets.accelerator import Accelerator, built_in
@@ -34,6 +36,12 @@ def target_of(device: torch.device, dtype: torch.dtype, recorded: bool = False) 
     kind = "-graphs" if recorded and device.type == "cuda" else ""
     name = f"{device.type}-{DTYPES.get(dtype)}{kind}"
     return named(name) if name in NAMES else None
+
+
+def with_replays(targets: Iterable[Target]) -> list[Target]:
+    """Targets, and after each GPU the same with recorded calls: a model that goes there is warmed up there."""
+    names = [name for t in targets for name in (t.name, f"{t.name}-graphs")]
+    return [named(name) for name in dict.fromkeys(names) if name in NAMES]
 
 
 def _measured(name: str, dtype: str) -> Accelerator:

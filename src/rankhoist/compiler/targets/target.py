@@ -41,6 +41,7 @@ class Target:
         kind: (node) -> all of a node that its seconds depend on.
         seconds: (node, profile, candidates, requests, over=) -> seconds of one operator in one call, written over its
             operand's memory or not; arrays of candidates and requests give an array.
+        doubt: how many times as fast as the original a plan must be by prediction to score a call that was not timed.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Target:
     start: Callable[[Any], float]
     kind: Callable[[Node], Hashable]
     seconds: Callable[..., Any]
+    doubt: float = 1.0
 
     def predicted(self, nodes: Sequence[Node], outputs: Sequence[Any], candidates: Any, requests: Any) -> Any:
         """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array.

@@ -1,0 +1,126 @@
+"""The two halves of a call, whose inputs `Scoring` has checked: as they are, or replayed where they were recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.compiler.plan import Range
+from rankhoist.compiler.targets import target_of
+from rankhoist.compiler.targets.backends import RECORDED
+from rankhoist.compiler.targets.cuda_graphs import recorder_of, room_of
+from rankhoist.runtime.ids import EAGER, GRAPHS
+from rankhoist.runtime.mixing import mixes_rows
+from rankhoist.runtime.movable import Movable
+from rankhoist.runtime.moved import for_replays
+from rankhoist.runtime.offsets import Blocks
+from rankhoist.runtime.planned import OnePlan, Planned
+from rankhoist.runtime.replays import Replays
+from rankhoist.runtime.scoring import RequestState
+from rankhoist.runtime.weights import filled
+
+RECORDING = ("cuda",)  # where a warm-up records unless another backend is named
+
+
+class Halves(Movable, Planned):
+    """A model whose plans are stages, with weights."""
+
+    def _replays(self, backend: str) -> Replays | None:
+        """The recorded calls of a backend that records any."""
+        own = backend or self.backend
+        if own not in RECORDED:
+            return None
+        if own not in self._replayed:  # several threads may make them; one's are kept
+            self._replayed.setdefault(own, self._recorder(own))
+        return self._replayed[own]
+
+    def _recorder(self, backend: str) -> Replays:
+        with torch.autocast(self.device.type, enabled=False):
+            row_wise = not mixes_rows(OnePlan(self, 0, EAGER))
+        variants, room = self._stages_by(backend).variants, room_of(self.device)
+        recorder = recorder_of(self.device)
+        return Replays(recorder, variants, self._weights, self._inputs, row_wise, room, self._first_use)
+
+    def _record_calls(self) -> None:
+        """On a GPU, replay from now on what a warm-up asks for; plans are those for replays, where there are any."""
+        if self.backend != EAGER or self.device.type not in RECORDING:
+            return
+        weights, before = self._weights, self.blueprint
+        target = target_of(self.device, self.dtype, recorded=True)
+        if target is not None and not any(r.backend for row in self.plans.ranges.candidates for r in row):
+            self.blueprint = for_replays(before, target)
+        self.backend, self._first_use = GRAPHS, False
+        if self.blueprint.stages is before.stages:
+            self._place(weights.original, weights.constants, self.dtype, self.device, weights.folded)
+        else:
+            constants = {
+                n: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype)
+                for n, t in self.blueprint.stages.constants.items()
+            }
+            self._place(weights.original, constants, self.dtype, self.device)
+
+    def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
+        if (replays := self._replays(chosen.backend)) is not None:
+            replays.warm_up(chosen.plan, requests, candidates)
+
+    def _whole(
+        self, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int, blocks: Blocks | None
+    ) -> Any:
+        return self._whole_for(self.plans.at(rows, requests), context, candidate, requests, rows, blocks)
+
+    def _whole_for(
+        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
+        blocks: Blocks | None,
+    ) -> Any:  # fmt: skip
+        replays = self._replays(chosen.backend)
+        if replays is not None:
+            self._guard.check(chosen.backend or self.backend, "context", context)
+            self._guard.check(chosen.backend or self.backend, "candidate", candidate)
+            made = replays.whole(chosen.plan, context, candidate, requests, rows, blocks)
+            if made is not None:
+                return self.interface.result(made)
+        return self._score_as_it_is(self._prepare_as_it_is(chosen, context, requests), candidate, rows, blocks)
+
+    def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
+        return self._prepare_for(self.plans.at(candidates, requests), context, requests)
+
+    def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+        replays = self._replays(chosen.backend)
+        if replays is not None and replays.variants[chosen.plan].state:
+            self._guard.check(chosen.backend or self.backend, "context", context)
+            made = replays.request(chosen.plan, context, requests)
+            if made is not None:
+                tensors = dict(zip(replays.variants[chosen.plan].state, made[0], strict=True))
+                return RequestState(requests, tensors, replays.weights, chosen.plan, chosen.backend, padded=made[1])
+        return self._prepare_as_it_is(chosen, context, requests)
+
+    def _prepare_as_it_is(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+        weights, number = self._weights, chosen.plan
+        variant = self._stages_by(chosen.backend).variants[number]
+        self._guard.check(chosen.backend or self.backend, "context", context)
+        arguments = filled(weights.arguments[number][0], {}, context)
+        if not variant.state:
+            return RequestState(requests, {}, weights, number, chosen.backend)
+        made = self._guard.run(number, variant.request, (requests, None, None, *arguments), "context", context)
+        return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
+
+    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+        replays = self._replays(state.backend)
+        if replays is not None and replays.weights is state.weights:
+            self._guard.check(state.backend or self.backend, "candidate", candidate)
+            made = replays.candidate(state, candidate, rows, blocks)
+            if made is not None:
+                return self.interface.result(made)
+        return self._score_as_it_is(state, candidate, rows, blocks)
+
+    def _score_as_it_is(
+        self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None
+    ) -> Any:
+        offsets, owner = (None, None) if blocks is None else blocks.over(state.rows).on(self.device)
+        self._guard.check(state.backend or self.backend, "candidate", candidate)
+        arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
+        stage = self._stages_by(state.backend).variants[state.plan].candidate
+        made = self._guard.run(state.plan, stage, (rows, owner, offsets, *arguments), "candidate", candidate)
+        return self.interface.result(made)
