@@ -20,6 +20,7 @@ and with files of both kinds requests stand in the same order in both.
 examples:
   rankhoist score ranker.rankhoist --candidates pairs.parquet --keep item_id --out scores
   rankhoist score ranker.rankhoist --requests users/ --candidates 'pairs/*.parquet' --workers 4 --out scores
+  rankhoist score ranker.rankhoist --candidates pairs.parquet --catalogue items.parquet --item-id sku --out scores
   rankhoist score ranker.rankhoist --requests pages.parquet --request-id page --ray --workers 16 --out /shared/scores
 
 Stopped or killed, the same command continues. One process with one thread each scores most rows per second and core."""
@@ -39,6 +40,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--workers", metavar="W", type=count, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--threads", metavar="T", type=count, default=1, help="torch threads of each (default: 1)")
     parser.add_argument(
+        "--catalogue", metavar="FILE", nargs="+", default=[],
+        help="items, one row each, which candidates name by their ids: Parquet files, or a folder of `catalogue`",
+    )  # fmt: skip
+    parser.add_argument("--item-id", metavar="COLUMN", default="item_id", help="names items (default: %(default)s)")
+    parser.add_argument(
         "--budget", metavar="N", type=count,
         help="candidates per call, of several requests (default: what the model was planned for, at least 1000)",
     )  # fmt: skip
@@ -55,8 +61,9 @@ def _score(args: argparse.Namespace) -> int:
     from rankhoist.score import Options, run  # of the extra `score`
 
     options = Options(
-        args.artifact, args.out, args.requests, args.candidates, args.request_id, args.keep, args.budget, args.part_rows
-    )
+        args.artifact, args.out, args.requests, args.candidates, args.request_id, args.keep, args.budget,
+        args.part_rows, args.catalogue, args.item_id,
+    )  # fmt: skip
     ray = args.ray or args.ray_address is not None
     try:
         print(run(options, workers=args.workers, threads=args.threads, ray=ray, address=args.ray_address))

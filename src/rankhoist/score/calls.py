@@ -19,6 +19,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.outputs import made_up_outputs
 from rankhoist.score.culprit import explained
 from rankhoist.score.layouts import Block, Ints
+from rankhoist.score.stocked import Stocked
 from rankhoist.verify import mixes_rows
 
 LEAST = 1000  # candidates of a call by default: more gain nothing, measured with requests of 10 and 100 candidates
@@ -73,8 +74,10 @@ def budget_of(model: HoistedModel, wanted: int | None) -> int:
     return 0 if mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
 
 
-def scores(model: HoistedModel, block: Block, budget: int, large: int = LARGE) -> list[Tensor]:
-    """The model's outputs for all candidates of a block, `[N, ...]` each.
+def scores(
+    model: HoistedModel, block: Block, budget: int, large: int = LARGE, stocked: Stocked | None = None
+) -> list[Tensor]:
+    """The model's outputs for all candidates of a block, `[N, ...]` each; where they are items of a store, by that.
 
     Raises:
         ScoringError: the model refuses a row; says which.
@@ -83,10 +86,10 @@ def scores(model: HoistedModel, block: Block, budget: int, large: int = LARGE) -
     for first, end in groups(block.offsets, budget):
         low, high = int(block.offsets[first]), int(block.offsets[end])
         try:
-            made += _call(model, block, first, end, large * budget or high - low)
-        except IndexError as error:
-            raise explained(model, block, range(first, end), error) from error
-        except RuntimeError as error:
+            made += _call(model, block, first, end, large * budget or high - low, stocked)
+        except (IndexError, RuntimeError) as error:
+            if isinstance(error, IndexError) and block.ids is None:
+                raise explained(model, block, range(first, end), error) from error
             place = f"{block.where(low)} and the {high - low - 1} candidates after it"
             raise ScoringError(f"{place} cannot be scored: {error}") from error
     return [torch.cat(parts) for parts in zip(*made, strict=True)]
@@ -102,13 +105,23 @@ def groups(offsets: Ints, budget: int) -> Iterator[tuple[int, int]]:
             first = end
 
 
-def _call(model: HoistedModel, block: Block, first: int, end: int, most: int) -> Iterator[list[Tensor]]:
+def _call(
+    model: HoistedModel, block: Block, first: int, end: int, most: int, stocked: Stocked | None
+) -> Iterator[list[Tensor]]:
     """Outputs of some requests: of several in one call, of one in calls of at most so many candidates."""
     bounds = block.offsets[first : end + 1]
     low, high = int(bounds[0]), int(bounds[-1])
     several = end - first > 1 and bool(block.context)
     step = high - low if several else min(most, high - low)
-    state = model.prepare({n: t[first:end] for n, t in block.context.items()}, candidates=step)
+    context, offsets = {n: t[first:end] for n, t in block.context.items()}, None
+    if several:
+        offsets = torch.from_numpy(bounds - low)
+    state = model.prepare(context, candidates=step, store=None if stocked is None else stocked.store)
     for start in range(low, high, step):
-        rows = {n: t[start : min(start + step, high)] for n, t in block.candidate.items()}
-        yield pytree.tree_leaves(model.score(state, rows, torch.from_numpy(bounds - low) if several else None))
+        own = slice(start, min(start + step, high))
+        if stocked is None:
+            result = model.score(state, {n: t[own] for n, t in block.candidate.items()}, offsets)
+        else:
+            pairs = {n: t[own] for n, t in stocked.pairs.items()}
+            result = model.score(state, None, offsets, store=stocked.store, rows=stocked.rows[own], pair_inputs=pairs)
+        yield pytree.tree_leaves(result)

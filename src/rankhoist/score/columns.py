@@ -1,12 +1,14 @@
 """Columns of Parquet files as the model's inputs: which column is which input, and Arrow arrays as tensors.
 
 A scalar input is a column of numbers; an input `[rows, T]` is a column of lists of T numbers, `[rows, T, K]` one of
-lists of lists. The context columns of a packed input NAME are the lists `NAME.context`, the others `NAME.candidate`.
+lists of lists. The context columns of a packed input NAME are the lists `NAME.context`, the others `NAME.candidate`, or
+`NAME.item` and `NAME.pair` where items stand in files of their own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,34 +45,31 @@ class Feature:
         return f"which {'context' if self.context else 'candidate'} input {self.input!r} needs: {self}"
 
 
-def features(model: HoistedModel) -> list[Feature]:
-    """The columns that a model needs."""
-    made = []
-    for spec in model.interface.inputs.values():
-        dtype = model.dtype if spec.dtype == model.interface.dtype else spec.dtype
-        if spec.role == "packed":
-            for side, columns in (("context", spec.columns), ("candidate", spec.candidate_columns)):
-                made.append(Feature(f"{spec.name}.{side}", spec.name, side == "context", dtype, (len(columns),)))
-        else:
-            made.append(Feature(spec.name, spec.name, spec.role == "context", dtype, tuple(spec.shape)))
-    return made
+def features(model: HoistedModel, with_items: bool = False) -> list[Feature]:
+    """The columns that a model needs; `with_items`: where items stand in files of their own."""
+    return _of_sides(model, ("context", "pair") if with_items else ("context", "candidate"), with_items)
 
 
 def item_features(model: HoistedModel) -> list[Feature]:
-    """The columns of items, for a catalogue.
+    """The columns of items.
 
     Raises:
         InputError: no input is marked as the item's.
     """
+    made = _of_sides(model, ("item",), with_items=True)
+    if not made:
+        raise InputError("no input is marked as the item's: hoist the model with item=[...]")
+    return made
+
+
+def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> list[Feature]:
     made = []
     for spec in model.interface.inputs.values():
         dtype = model.dtype if spec.dtype == model.interface.dtype else spec.dtype
-        for side, suffix, columns in spec.parts_with_store:
-            if side == "item":
+        for side, suffix, columns in spec.parts_with_store if with_items else spec.parts:
+            if side in sides:
                 shape = tuple(spec.shape) if columns is None else (len(columns),)
-                made.append(Feature(spec.name + suffix, spec.name, False, dtype, shape))
-    if not made:
-        raise InputError("no input is marked as the item's: hoist the model with item=[...]")
+                made.append(Feature(spec.name + suffix, spec.name, side == "context", dtype, shape))
     return made
 
 

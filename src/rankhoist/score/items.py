@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from torch import Tensor
 
-from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel
 from rankhoist.score.columns import item_features, tensor
-from rankhoist.score.files import Cursor, Files, Piece, found
+from rankhoist.score.files import Cursor, Files, found
+from rankhoist.score.item_ids import Ids, check_ids, ids_of
 
 BLOCK = 16_384  # items that are read at a time
-Ids = npt.NDArray[Any]
 
 
 class ItemFiles:
@@ -31,7 +26,7 @@ class ItemFiles:
         self._features = item_features(model)
         for feature in self._features:
             self._files.type_of(feature.column, feature.purpose)
-        id_type(self._files, id)
+        check_ids(self._files, id)
 
     @property
     def count(self) -> int:
@@ -46,30 +41,4 @@ class ItemFiles:
         """
         columns = [self._id, *(f.column for f in self._features)]
         for piece in Cursor(self._files, columns, BLOCK).read(0, self.count, BLOCK):
-            yield ids(piece, self._id), {f.input: tensor(f, piece) for f in self._features}
-
-
-def id_type(files: Files, column: str) -> pa.DataType:
-    """The type of a column of ids.
-
-    Raises:
-        ScoringError: there is none, or it has neither whole numbers nor texts.
-    """
-    kind = files.type_of(column, "which has the ids of items (--item-id names another)")
-    if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return kind
-    raise ScoringError(f"{files.paths[0]}: column {column!r} is {kind}; an item's id is a number or a text")
-
-
-def ids(piece: Piece, column: str) -> Ids:
-    """The ids of items, `[K]`.
-
-    Raises:
-        ScoringError: one is null.
-    """
-    array = piece.column(column)
-    if array.null_count:
-        raise piece.wrong(int(np.argmax(array.is_null().to_numpy(zero_copy_only=False))), column, "a null")
-    values = array.to_numpy(zero_copy_only=False)
-    made: Ids = values.astype(np.int64 if pa.types.is_integer(array.type) else np.str_)
-    return made
+            yield ids_of(piece, self._id), {f.input: tensor(f, piece) for f in self._features}

@@ -23,13 +23,16 @@ from typing import IO, Any
 import pyarrow.parquet as pq
 
 from rankhoist.errors import ScoringError
-from rankhoist.runtime import load, whole
+from rankhoist.runtime import HoistedModel, load, whole
+from rankhoist.runtime.catalogue.files import INDEX
 from rankhoist.runtime.mapped import version_of
 from rankhoist.score.calls import Output, budget_of, outputs_of
 from rankhoist.score.columns import features
 from rankhoist.score.files import Files, found
+from rankhoist.score.items import ItemFiles
 from rankhoist.score.layouts import Layout, Wanted, layout_of
 from rankhoist.score.parts import Part, cut
+from rankhoist.score.stocked import items_repeat
 
 FORMAT = 1
 JOB, SUCCESS = "_job.json", "_SUCCESS"
@@ -50,6 +53,8 @@ class Options:
         keep: columns to copy to the scores.
         budget: candidates per call, about; by default what the model was planned for.
         part_rows: candidates per part, about: what is scored again after a kill, at most, by each worker.
+        catalogue: files of items, or a folder that `HoistedModel.catalogue` wrote; candidates then name their items.
+        item_id: the column with the ids of items.
     """
 
     artifact: str
@@ -60,11 +65,16 @@ class Options:
     keep: Sequence[str] = ()
     budget: int | None = None
     part_rows: int = PART_ROWS
+    catalogue: Sequence[str] = ()
+    item_id: str = "item_id"
 
 
 @dataclass(frozen=True)
 class Job:
-    """Options made definite: which rows are scored by which calls into which files."""
+    """Options made definite: which rows are scored by which calls into which files.
+
+    `catalogue` is the folder of the items' store; `repeats`: items that come again in a part are computed once.
+    """
 
     options: Options
     requests: list[str]
@@ -73,6 +83,8 @@ class Job:
     budget: int
     parts: list[Part]
     number: str
+    catalogue: Path | None = None
+    repeats: bool = False
 
     @property
     def folder(self) -> Path:
@@ -123,20 +135,45 @@ def opened(options: Options) -> Iterator[Job]:
         yield _job(options, folder / JOB)
 
 
+def wanted(model: HoistedModel, options: Options) -> Wanted:
+    """The columns of a job."""
+    item_id = options.item_id if options.catalogue else None
+    return Wanted(features(model, bool(options.catalogue)), options.request_id, options.keep, item_id)
+
+
 def layout(job: Job, wanted: Wanted) -> Layout:
     """The files of a job, open."""
     return layout_of(_files(job.requests), _files(job.candidates), wanted)
+
+
+def stock(job: Job) -> None:
+    """Build the items' store of a job that has some, unless it is there."""
+    if job.catalogue is not None and not (job.catalogue / INDEX).exists():
+        model = load(job.options.artifact)
+        items = ItemFiles(job.options.catalogue, model, job.options.item_id)
+        model.catalogue_in_pieces(items.pieces(), items.count, path=job.catalogue)
+
+
+def _catalogue(options: Options, number: str) -> Path | None:
+    """The folder of the items' store: the one that is given, or one of this job."""
+    if not options.catalogue:
+        return None
+    given = Path(options.catalogue[0])
+    return given.resolve() if (given / INDEX).exists() else Path(options.out) / f"_catalogue-{number[:12]}"
 
 
 def _job(options: Options, path: Path) -> Job:
     requests, candidates = (
         [str(p.resolve()) for p in found(given)] for given in (options.requests, options.candidates)
     )
-    asked = {
+    asked: dict[str, Any] = {
         "artifact": version_of(options.artifact),
         "options": {name: asdict(options)[name] for name in ("request_id", "keep", "budget", "part_rows")},
         "inputs": [[_fingerprint(Path(p)) for p in side] for side in (requests, candidates)],
     }
+    if options.catalogue:  # jobs that were begun before there were any are those without one
+        asked["options"]["item_id"] = options.item_id
+        asked["inputs"].append([_fingerprint(p) for p in _items(options)])
     asked = json.loads(json.dumps(asked))  # as it is read back
     if path.exists():
         made = _read(path)
@@ -153,22 +190,30 @@ def _job(options: Options, path: Path) -> Job:
     number = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     outputs = [Output(**output) for output in made["outputs"]]
     parts = [Part(**part) for part in made["parts"]]
-    return Job(options, requests, candidates, outputs, made["budget"], parts, number)
+    catalogue, repeats = _catalogue(options, number), made.get("repeats", False)
+    return Job(options, requests, candidates, outputs, made["budget"], parts, number, catalogue, repeats)
+
+
+def _items(options: Options) -> list[Path]:
+    """The files of the items; of a folder that is a store, its index."""
+    given = Path(options.catalogue[0])
+    return [(given / INDEX).resolve()] if (given / INDEX).exists() else [p.resolve() for p in found(options.catalogue)]
 
 
 def _planned(options: Options, requests: list[str], candidates: list[str], asked: dict[str, Any]) -> dict[str, Any]:
     """A new job: what the model returns, its budget, and the parts."""
     model = load(options.artifact)
-    wanted = Wanted(features(model), options.request_id, options.keep)
-    outputs = outputs_of(model)
+    columns, outputs = wanted(model, options), outputs_of(model)
     names = [options.request_id, *options.keep, *(o.name for o in outputs)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ScoringError(f"the scores would have two columns {twice[0]!r}: columns are {', '.join(names)}")
-    parts = cut(layout_of(_files(requests), _files(candidates), wanted).runs(), options.part_rows)
+    rows = layout_of(_files(requests), _files(candidates), columns)
+    parts = cut(rows.runs(), options.part_rows)
+    repeats = not options.catalogue and items_repeat(model, rows, parts[0])
     return {
         "format": FORMAT, "asked": asked, "outputs": [asdict(o) for o in outputs],
-        "budget": budget_of(model, options.budget), "parts": [asdict(p) for p in parts],
+        "budget": budget_of(model, options.budget), "parts": [asdict(p) for p in parts], "repeats": repeats,
     }  # fmt: skip
 
 
@@ -203,9 +248,9 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
         if before["options"].get(name) != value:
             flag = "--" + name.replace("_", "-")
             raise ScoringError(f"{folder} was begun with {flag} {before['options'].get(name)}, not {value}; {ADVICE}")
-    for side, (old, new) in zip(
-        ("requests", "candidates"), zip(before["inputs"], now["inputs"], strict=True), strict=True
-    ):
+    if len(before["inputs"]) != len(now["inputs"]):
+        raise ScoringError(f"{folder} was begun with --catalogue, or without it; {ADVICE}")
+    for side, old, new in zip(("requests", "candidates", "items"), before["inputs"], now["inputs"], strict=False):
         if [f["path"] for f in old] != [f["path"] for f in new]:
             raise ScoringError(
                 f"{folder} was begun with {len(old)} files of {side} ({', '.join(f['path'] for f in old[:3])}, ...), "

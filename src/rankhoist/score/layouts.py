@@ -22,6 +22,7 @@ from torch import Tensor
 from rankhoist.errors import ScoringError
 from rankhoist.score.columns import Feature, converted, is_list, offsets_of, same_in_runs, tensor
 from rankhoist.score.files import Cursor, Files, Piece, joined
+from rankhoist.score.item_ids import Ids, check_ids, ids_of
 from rankhoist.score.parts import BATCH, Part, Run, ids_in_order, starts
 
 BLOCK = 16_384  # candidates that are read at a time, about
@@ -31,15 +32,30 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Wanted:
-    """The columns of a job: the model's features, the column of request ids, and columns to copy to the scores."""
+    """The columns of a job: the model's features, the column of request ids, and columns to copy to the scores.
+
+    `item_id` is the column that names items, where they stand in files of their own.
+    """
 
     features: Sequence[Feature]
     request_id: str
     keep: Sequence[str]
+    item_id: str | None = None
 
     def side(self, context: bool) -> list[Feature]:
         """The features of one side."""
         return [f for f in self.features if f.context == context]
+
+    @property
+    def of_candidates(self) -> list[str]:
+        """The columns that have a value per candidate, those with the fewest axes first."""
+        own = sorted(self.side(context=False), key=lambda f: len(f.shape))
+        return [*([] if self.item_id is None else [self.item_id]), *(f.column for f in own)]
+
+    @property
+    def columns(self) -> list[str]:
+        """All but what is copied."""
+        return [*(f.column for f in self.side(context=True)), *self.of_candidates]
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Block:
         context: `[R, ...]` by input.
         candidate: `[N, ...]` by input.
         offsets: the R + 1 boundaries of the requests' candidates.
+        ids: `[N]` of their items, where these stand in files of their own.
         kept: `[N]` by column: the request's id and what is copied to the scores.
         where: says in which file and row a candidate is.
     """
@@ -59,6 +76,7 @@ class Block:
     offsets: Ints
     kept: dict[str, pa.Array]
     where: Callable[[int], str]
+    ids: Ids | None = None
 
 
 class Layout(ABC):
@@ -92,7 +110,7 @@ class Nested(Layout):
 
     def __init__(self, files: Files, wanted: Wanted) -> None:
         self.wanted, self._files = wanted, files
-        _check(files, wanted.features)
+        _check(files, wanted, wanted.features)
         kinds = {name: files.type_of(name, "which is to be kept") for name in wanted.keep}
         self._lists = [name for name, kind in kinds.items() if is_list(kind)]
         fields = {name: kind.value_type if is_list(kind) else kind for name, kind in kinds.items()}
@@ -100,7 +118,7 @@ class Nested(Layout):
         self._cursor: Cursor | None = None
 
     def runs(self) -> Iterator[Run]:
-        shortest = min(self.wanted.side(context=False), key=lambda f: len(f.shape)).column
+        shortest = self.wanted.of_candidates[0]
         size = BATCH // 16
         for piece in Cursor(self._files, [shortest], size).read(0, self._files.rows, size):
             for row, rows in enumerate(np.diff(offsets_of(piece, shortest)).tolist()):
@@ -109,14 +127,13 @@ class Nested(Layout):
     def blocks(self, part: Part) -> Iterator[Block]:
         size = max(1, BLOCK * part.count // max(part.rows, 1))
         if self._cursor is None:
-            columns = [*(f.column for f in self.wanted.features), *self.kept.names]
-            self._cursor = Cursor(self._files, columns, size)
+            self._cursor = Cursor(self._files, [*self.wanted.columns, *self.kept.names], size)
         yield from map(self.block, self._cursor.read(*part.requests, size))
 
     def block(self, piece: Piece) -> Block:
         """The requests of some rows."""
         sides = [self.wanted.side(context) for context in (True, False)]
-        offsets = self._offsets(piece, [*(f.column for f in sides[1]), *self._lists])
+        offsets = self._offsets(piece, [*self.wanted.of_candidates, *self._lists])
         owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         candidate = {
             f.input: converted(f, piece.column(f.column).flatten(), piece, owner.__getitem__) for f in sides[1]
@@ -129,8 +146,9 @@ class Nested(Layout):
         def where(i: int) -> str:
             return f"{piece.where(int(owner[i]))}, candidate {i - offsets[owner[i]]}"
 
-        context = {f.input: tensor(f, piece) for f in sides[0]}
-        return Block(context, candidate, offsets, {name: kept(name) for name in self.kept.names}, where)
+        context, own = {f.input: tensor(f, piece) for f in sides[0]}, self.wanted.item_id
+        names = None if own is None else ids_of(piece, own, piece.column(own).flatten(), owner.__getitem__)
+        return Block(context, candidate, offsets, {name: kept(name) for name in self.kept.names}, where, names)
 
     def _offsets(self, piece: Piece, columns: Sequence[str]) -> Ints:
         """Boundaries of the requests' candidates, on which all columns agree."""
@@ -174,7 +192,9 @@ class Rows(Layout):
         offsets = np.append(begins, piece.rows.num_rows)
         candidate = {f.input: tensor(f, piece) for f in self.wanted.side(context=False)}
         context, kept = self._context(piece, offsets)
-        return Block(context, candidate, offsets, {name: kept[name] for name in self.kept.names}, piece.where)
+        own = self.wanted.item_id
+        names = None if own is None else ids_of(piece, own)
+        return Block(context, candidate, offsets, {name: kept[name] for name in self.kept.names}, piece.where, names)
 
     @abstractmethod
     def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:
@@ -185,10 +205,10 @@ class Repeated(Rows):
     """The context stands on every row."""
 
     def __init__(self, files: Files, wanted: Wanted) -> None:
-        _check(files, wanted.features)
+        _check(files, wanted, wanted.features)
         fields = {name: files.type_of(name, "which is to be kept") for name in wanted.keep}
         self.kept = pa.schema({wanted.request_id: _id_type(files, wanted)} | fields)
-        super().__init__(files, wanted, [*(f.column for f in wanted.features), *self.kept.names])
+        super().__init__(files, wanted, [*wanted.columns, *self.kept.names])
 
     def runs(self) -> Iterator[Run]:
         for number, (_, first, rows) in enumerate(ids_in_order(self._files, self.wanted.request_id)):
@@ -211,8 +231,8 @@ class Joined(Rows):
 
     def __init__(self, requests: Files, candidates: Files, wanted: Wanted) -> None:
         self._requests = requests
-        _check(requests, wanted.side(context=True))
-        _check(candidates, wanted.side(context=False))
+        _check(requests, None, wanted.side(context=True))
+        _check(candidates, wanted, wanted.side(context=False))
         own = {name for name in wanted.keep if name not in candidates.names}
         sides = {name: requests if name in own else candidates for name in wanted.keep}
         kinds = [_id_type(files, wanted) for files in (candidates, requests)]
@@ -229,7 +249,7 @@ class Joined(Rows):
         self._request_cursor = Cursor(
             requests, [wanted.request_id, *(f.column for f in wanted.side(context=True)), *self._own], BLOCK // 16
         )
-        of_candidates = [wanted.request_id, *(f.column for f in wanted.side(context=False))]
+        of_candidates = [wanted.request_id, *wanted.of_candidates]
         super().__init__(candidates, wanted, [*of_candidates, *(name for name in wanted.keep if name not in own)])
 
     def runs(self) -> Iterator[Run]:
@@ -277,9 +297,11 @@ def _last(piece: Piece, column: str) -> pa.Scalar:
     return piece.column(column)[piece.rows.num_rows - 1]
 
 
-def _check(files: Files, features: Sequence[Feature]) -> None:
+def _check(files: Files, wanted: Wanted | None, features: Sequence[Feature]) -> None:
     for feature in features:
         files.type_of(feature.column, feature.purpose)
+    if wanted is not None and wanted.item_id is not None:
+        check_ids(files, wanted.item_id)
 
 
 def _id_type(files: Files, wanted: Wanted) -> pa.DataType:

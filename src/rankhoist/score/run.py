@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from rankhoist.errors import ScoringError
-from rankhoist.score.job import SUCCESS, Options, opened, written
+from rankhoist.score.job import SUCCESS, Options, opened, stock, written
 from rankhoist.score.progress import watched
 from rankhoist.score.workers import in_process, side_by_side
 
@@ -51,6 +52,8 @@ def run(
     started = time.monotonic()
     with opened(options) as job:
         left = [part for part in job.parts if not job.finished(part)]
+        if left:
+            stock(job)
         if ray:
             from rankhoist.score.ray_data import on_ray  # of the extra `ray`
 
@@ -66,5 +69,7 @@ def run(
             raise ScoringError(f"{options.out} lacks {missing[0]}; is it the same folder on all machines?")
         with written(job.folder / SUCCESS):
             pass
+        if job.catalogue is not None and job.catalogue.parent == job.folder:
+            shutil.rmtree(job.catalogue, ignore_errors=True)
         before = len(job.parts) - len(left)
         return Summary(options.out, job.rows, scored, len(job.parts), before, time.monotonic() - started)

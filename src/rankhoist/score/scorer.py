@@ -11,10 +11,12 @@ import torch
 from rankhoist.runtime import HoistedModel, load
 from rankhoist.score.calls import Output, budget_of, outputs_of, scores
 from rankhoist.score.columns import features
+from rankhoist.score.culprit import explained
 from rankhoist.score.files import Piece, Table
-from rankhoist.score.job import MARK, Job, layout, written
+from rankhoist.score.job import MARK, Job, layout, wanted, written
 from rankhoist.score.layouts import Block, Nested, Wanted
 from rankhoist.score.parts import Part
+from rankhoist.score.stocked import Repeats, Stocked, of_catalogue
 
 
 class Scorer:
@@ -23,19 +25,33 @@ class Scorer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._model = load(job.options.artifact)
-        self._layout = layout(job, Wanted(features(self._model), job.options.request_id, job.options.keep))
+        self._store = None if job.catalogue is None else self._model.open_catalogue(job.catalogue)
+        self._layout = layout(job, wanted(self._model, job.options))
         self._schema = _schema(self._layout.kept, job.outputs).with_metadata({MARK: job.number})
 
     def score(self, part: Part) -> Iterator[int]:
         """Score a part; gives the rows scored, block by block. Its file is there at the end."""
-        blocks = []
+        blocks, job = [], self._job
+        repeats = Repeats(self._model) if job.repeats else None
         for block in self._layout.blocks(part):
             if block.offsets[-1]:
-                blocks.append(_scored(self._model, block, self._job.budget, self._job.outputs, self._schema))
+                stocked = self._stocked(block, repeats)
+                blocks.append(_scored(self._model, block, job.budget, job.outputs, self._schema, stocked))
                 yield int(block.offsets[-1])
         table = pa.Table.from_batches(blocks, self._schema)
         with written(self._job.path(part)) as file:
             pq.write_table(table, file)
+
+    def _stocked(self, block: Block, repeats: Repeats | None) -> Stocked | None:
+        """The candidates of a block as items of a store, where they are."""
+        if self._store is not None:
+            return of_catalogue(self._store, block, self._job.options.item_id)
+        if repeats is None:
+            return None
+        try:
+            return repeats.of(block)
+        except IndexError as error:
+            raise explained(self._model, block, range(len(block.offsets) - 1), error) from error
 
 
 class TableScorer:
@@ -83,8 +99,9 @@ def _schema(kept: pa.Schema, outputs: Sequence[Output]) -> pa.Schema:
 
 
 def _scored(
-    model: HoistedModel, block: Block, budget: int, outputs: Sequence[Output], schema: pa.Schema
-) -> pa.RecordBatch:
-    made = scores(model, block, budget)
+    model: HoistedModel, block: Block, budget: int, outputs: Sequence[Output], schema: pa.Schema,
+    stocked: Stocked | None = None,
+) -> pa.RecordBatch:  # fmt: skip
+    made = scores(model, block, budget, stocked=stocked)
     columns = [output.column(values) for output, values in zip(outputs, made, strict=True)]
     return pa.RecordBatch.from_arrays([*block.kept.values(), *columns], schema=schema)
