@@ -114,7 +114,10 @@ def _stages_data(stages: Stages, keys: dict[str, str]) -> dict[str, Any]:
         return {"leaves": leaves, "passed": stage.nodes, **graph_json.to_data(stage.module.graph)}
 
     def all_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-        return [{"request": data(v.request), "candidate": data(v.candidate), "state": v.state} for v in variants]
+        return [
+            {"request": data(v.request), "candidate": data(v.candidate), "state": v.state, "condition": v.condition}
+            for v in variants
+        ]
 
     made = {"weights": data(stages.weights), "folded": stages.folded, "variants": all_of(stages.variants)}
     items = stages.catalogue
@@ -134,6 +137,7 @@ def _stages(data: Any, constants: dict[str, Tensor]) -> Stages:
                 stage(entry(variant, "request", dict), "Request"),
                 stage(entry(variant, "candidate", dict), "Candidate"),
                 list(counts(variant, "state")),
+                None if variant.get("condition") is None else entry(variant, "condition", int),
             )
             for variant in entries(data, "variants", dict)
         ]
@@ -154,6 +158,12 @@ def _check_names(blueprint: Blueprint, original: Collection[str]) -> None:
         raise ArtifactError("it names weights that it does not hold")
     if len(stages.variants) != len(blueprint.plans.plans):
         raise ArtifactError(f"it has {len(blueprint.plans.plans)} plans and graphs for {len(stages.variants)}")
+    conditional = [variant for variant in stages.all_variants if variant.condition is not None]
+    otherwise = blueprint.plans.otherwise
+    if any(variant.condition not in variant.state for variant in conditional):
+        raise ArtifactError("a plan has a condition that its request stage does not tell")
+    if conditional and (otherwise is None or stages.variants[otherwise].condition is not None):
+        raise ArtifactError("a plan has a condition, and there is none for where it does not hold")
     _check_stage(stages.weights, fixed, [], len(stages.folded))
     for variant in stages.variants:
         _check_variant(variant, blueprint, fixed, "candidate", [])

@@ -1,7 +1,7 @@
 """A hoisted model as exported stages, for ONNX Runtime or as native code, with a manifest beside them.
 
 What is exported is the plan for the workload that the model was hoisted for, with its weights inside; another plan
-would hold them again:
+would hold them again. So it holds for every request: where that plan has a condition, it is the one without.
 
     request      context inputs [R, ...]                                       -> state.0, state.1, ... [R, ...]
     candidate    state [1, ...], candidate inputs [N, ...]                     -> output.0, ... [N, ...]
@@ -33,25 +33,27 @@ from rankhoist.runtime.vocabulary import Vocabulary
 from rankhoist.runtime.weights import Argument, Weights
 
 
-def to_onnx(folder: Path, inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool) -> None:
-    """Both stages as ONNX models.
+def to_onnx(
+    folder: Path, inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool, plan: int = 0
+) -> None:
+    """Both stages of a plan as ONNX models.
 
     Raises:
         BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
     """
     write_one = onnx.writer()
-    write(folder, inputs, known, exported(inputs, stages, weights, known, several), onnx.SUFFIX, write_one)
+    write(folder, inputs, known, exported(inputs, stages, weights, known, several, plan), onnx.SUFFIX, write_one)
 
 
 def to_package(
-    folder: Path, inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool
+    folder: Path, inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool, plan: int = 0
 ) -> None:
-    """Both stages compiled ahead of time.
+    """Both stages of a plan compiled ahead of time.
 
     Raises:
         BackendError: a stage does not compile.
     """
-    write(folder, inputs, known, exported(inputs, stages, weights, known, several), aoti.SUFFIX, aoti.write)
+    write(folder, inputs, known, exported(inputs, stages, weights, known, several, plan), aoti.SUFFIX, aoti.write)
 
 
 def write(
@@ -81,11 +83,13 @@ def write(
     Manifest(inputs.interface, inputs.dtype, files, constants, ids_of(known, inputs.expected)).write(folder)
 
 
-def exported(inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool) -> Iterator[Exported]:
-    """The stages of the first plan, with `several` also the candidate stage of several requests."""
+def exported(
+    inputs: Inputs, stages: Stages, weights: Weights, known: Vocabulary, several: bool, plan: int = 0
+) -> Iterator[Exported]:
+    """The stages of a plan, with `several` also the candidate stage of several requests."""
     known.guard(stages)
-    variant, requests = stages.variants[0], len(BOUNDS) - 1
-    of_request, of_candidate = weights.arguments[0]
+    variant, requests = stages.variants[plan], len(BOUNDS) - 1
+    of_request, of_candidate = weights.arguments[plan]
 
     def arguments(
         given: Sequence[Argument], side: str, axis: Any, state: dict[int, Moving], rows: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ class Halves(Movable, Planned):
         self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
         blocks: Blocks | None,
     ) -> Any:  # fmt: skip
+        if self.stages.variants[chosen.plan].condition is not None:
+            return self._score(self._prepare_for(chosen, context, requests), candidate, rows, blocks)
         replays = self._replays(chosen.backend)
         if replays is not None:
             self._guard.check(chosen.backend or self.backend, "context", context)
@@ -87,6 +90,14 @@ class Halves(Movable, Planned):
         return self._prepare_for(self.plans.at(candidates, requests), context, requests)
 
     def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+        state = self._prepare_by(chosen, context, requests)
+        condition = self.stages.variants[chosen.plan].condition
+        if condition is None or bool(state.tensors[condition][:requests].all()):  # a replay may have more rows
+            return state
+        return self._prepare_by(replace(chosen, plan=self.plans.for_all(chosen.plan)), context, requests)
+
+    def _prepare_by(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+        """The same, whether the plan's condition holds or not."""
         replays = self._replays(chosen.backend)
         if replays is not None and replays.variants[chosen.plan].state:
             self._guard.check(chosen.backend or self.backend, "context", context)

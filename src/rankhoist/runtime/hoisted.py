@@ -88,6 +88,11 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         return of_model(self.report(), str(self.plans))
 
     @property
+    def _exported(self) -> int:
+        """The plan that is exported: the main one, or the one for requests for which its condition does not hold."""
+        return 0 if self.stages.variants[0].condition is None else self.plans.for_all(0)
+
+    @property
     def weights(self) -> Weights:
         """The version in use."""
         return self._weights
@@ -195,7 +200,7 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
             BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
         """
         check_exported(self.blueprint.modules, "ONNX")
-        export.to_onnx(Path(folder), self._inputs, self.stages, self._weights, self.vocabulary, several)
+        export.to_onnx(Path(folder), self._inputs, self.stages, self._weights, self.vocabulary, several, self._exported)
 
     def package(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Compile both stages ahead of time with AOTInductor; `rankhoist.runtime.load_package` runs them.
@@ -204,4 +209,5 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         Python holds the interpreter lock from beginning to end, so threads do not score side by side.
         """
         check_exported(self.blueprint.modules, "AOTInductor")
-        export.to_package(Path(folder), self._inputs, self.stages, self._weights, self.vocabulary, several)
+        stages, weights, known = self.stages, self._weights, self.vocabulary
+        export.to_package(Path(folder), self._inputs, stages, weights, known, several, self._exported)

@@ -77,6 +77,7 @@ def _plans(plans: Plans[PlanSummary]) -> dict[str, Any]:
     return {
         "plans": [_plan(plan) for plan in plans.plans],
         "original": plans.original,
+        "otherwise": plans.otherwise,
         "ranges": _ranges(plans.ranges),
         "predicted": None if plans.predicted is None else _ranges(plans.predicted),
         "target": plans.target,
@@ -89,13 +90,19 @@ def _as_plans(data: Any) -> Plans[PlanSummary]:
     plans = tuple(_as_plan(item) for item in entries(data, "plans", dict))
     ranges = _as_ranges(data, "ranges", len(plans))
     predicted = None if data.get("predicted") is None else _as_ranges(data, "predicted", len(plans))
-    original = None if data.get("original") is None else entry(data, "original", int)
-    if original is not None and not 0 <= original < len(plans):
-        raise ArtifactError(f"its original is plan {original}, which there is not")
+    original, otherwise = (_as_number(data, key, len(plans)) for key in ("original", "otherwise"))
     target = entry(data, "target", str) if "target" in data else CPU.name  # once the only one
     elsewhere = entry(data, "elsewhere", dict) if "elsewhere" in data else {}
     others = {name: _as_ranges(elsewhere, name, len(plans)) for name in elsewhere}
-    return Plans(plans, ranges, original, predicted, target, others)
+    return Plans(plans, ranges, original, predicted, target, others, otherwise)
+
+
+def _as_number(data: Any, key: str, plans: int) -> int | None:
+    """The number of one of the plans, or None."""
+    number = None if data.get(key) is None else entry(data, key, int)
+    if number is not None and not 0 <= number < plans:
+        raise ArtifactError(f"its {key} is plan {number}, which there is not")
+    return number
 
 
 def _plan(plan: PlanSummary) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class ServedModel:
     def _prepared(self, batch: Batch, key: str) -> RequestState:
         digest = digest_of(batch.context)
         state = self.states.get(key, digest)
-        if state is not None and state.plan == self._plans.ranges.choose(batch.rows, batch.requests):
+        if state is not None and self._plans.fits(state.plan, batch.rows, batch.requests):
             self.metrics.hits.inc()
             return state
         self.metrics.misses.inc()

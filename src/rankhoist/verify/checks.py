@@ -116,6 +116,7 @@ def verify(
         row_independent=row_independent,
         versions=versions(),
         opaque=tuple(hoisted.blueprint.modules),
+        conditional=_conditional(hoisted),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
@@ -185,6 +186,13 @@ def _calls(
 
     made = [_attempt(lambda b: run_hoisted(model(), b), batch) for batch in batches]
     return [*made, *(_attempt(partial(by, plan), batch) for plan, batch in extra)]
+
+
+def _conditional(hoisted: HoistedModel) -> tuple[str, ...]:
+    """Laws that hold on a condition, where some plan has one."""
+    if hoisted.plans.otherwise is None:
+        return ()
+    return tuple(law.name for law in hoisted.report().laws if law.conditional and law.applied)
 
 
 def _unused(hoisted: HoistedModel) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
-from rankhoist.compiler.algebra import along, pointwise, reads, training
+from rankhoist.compiler.algebra import along, fills, pointwise, reads, training
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Block, Decline, Form
 from rankhoist.compiler.algebra.original import OriginalOperators
@@ -192,6 +192,10 @@ class Call:
     def dropped(self, x: Form, share: float) -> Form:
         """Dropout, block by block."""
         return training.dropped(self._originals, x, share)
+
+    def hidden(self, scores: Form, dim: int) -> Form:
+        """Scores with `-inf` for finite numbers that a mask has filled in along a dim, on a condition: see `fills`."""
+        return fills.hidden(self._originals, scores, dim)
 
     def run(self, op: Op, *operands: Value, **arguments: Value) -> Any:
         """Any operator on whole forms at the lowest rate of all; the rule has proved that rows do not meet."""

@@ -11,6 +11,7 @@ import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Node, Rate
+from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.mistakes import is_mistake, told
 
 TERMS = 1000  # a form with more is evaluated
@@ -140,7 +141,7 @@ class Interpreter:
         self.chose = choice in self.memo.results
         known = self.memo.results.get(choice) or self.memo.results.get(key)
         if known is None:
-            self.originals.remark = ""
+            self.originals.remark, self.originals.conditions = "", []
             operands = [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
             # The operands are kept alive with the result: their ids stay theirs.
             known = *self._apply(node, args, kwargs, operands), operands
@@ -201,6 +202,13 @@ class Interpreter:
             return {k: self._map(v) for k, v in value.items()}
         return value
 
+    @property
+    def condition(self) -> Node | None:
+        """Whether all laws that were applied hold for a request, `[R]`; None where they always do."""
+        found = {n.index: n for outcome in self.outcomes.values() for n in outcome.conditions}.values()
+        both = partial(self.b.pointwise, aten.logical_and.default, dtype=torch.bool)
+        return reduce(lambda x, y: both((x, y)), found) if found else None
+
     # -- one operator
 
     def _apply(
@@ -245,6 +253,7 @@ class Interpreter:
                 return self.originals.fallback(node, args, kwargs)
             else:
                 outcome.law, outcome.rule = law.name, law.rule.__name__
+                outcome.conditions = self.originals.conditions
                 outcome.reason = self.originals.remark or None
                 return value
         outcome.reason = self._reason(node, numbers, tried)

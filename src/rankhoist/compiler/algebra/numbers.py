@@ -53,7 +53,7 @@ def folded(
     if found is None and packet in MASKING:
         decided = _decided(evaluator, op, args, kwargs, blocks, places)
         number = None if decided is None else decided.number()
-        found = number if number in EXACT else None
+        found = None if number is None else _written(number, numbers, dtype)
         decisive = [b for b in blocks if b.settled and known(evaluator, b.factor.node) is not None]
     if isinstance(found, Block):
         kept = dtypes[next(i for i, block in enumerate(blocks) if block is found)]
@@ -80,6 +80,14 @@ def _found(
     if any(isinstance(x, Block) for x in numbers):
         return _law(op.overloadpacket, numbers, kwargs, dtype)
     return _all_numbers(op, numbers, kwargs, dtypes)
+
+
+def _written(number: Any, numbers: Sequence[Any], dtype: torch.dtype) -> Any:
+    """A number of `dtype` as the model's author wrote it, for models that move to another dtype; or None."""
+    if number in EXACT or not dtype.is_floating_point:
+        return number if number in EXACT else None
+    given = [x for x in numbers if isinstance(x, int | float)]
+    return next((x for x in given if torch.tensor(x, dtype=dtype).item() == number), None)
 
 
 def _chosen(packet: Any, known: Sequence[Any]) -> Any:

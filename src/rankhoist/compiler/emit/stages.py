@@ -57,11 +57,14 @@ class Stage:
 
 @dataclass
 class Variant:
-    """One plan as graphs; `state` are the nodes that pass from the request to the candidate stage."""
+    """One plan as graphs; `state` are the nodes that pass from the request to the candidate stage, and its `condition`
+    if it has one: a boolean of each request, true where the plan is equal.
+    """
 
     request: Stage
     candidate: Stage
     state: list[int]
+    condition: int | None = None
 
 
 @dataclass
@@ -103,22 +106,26 @@ class Stages:
 
 def emit(
     plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol, training: bool = False,
-    with_store: Sequence[Sequence[Any]] = (),
+    with_store: Sequence[Sequence[Any]] = (), conditions: Sequence[Node | None] = (),
 ) -> Stages:  # fmt: skip
     """Graphs that compute each plan's outputs (nodes; all else is returned as it is), without and `with_store`.
 
+    `conditions` are those of the plans without a store, in their order.
     For `training` they are differentiable: see `graph.trained` for what they are given.
     """
-    every = [*plans, *with_store]
-    by_plan = [live_nodes([o for o in outputs if isinstance(o, Node)]) for outputs in every]
+    every, count = [*plans, *with_store], len(plans)
+    given = [*conditions, *[None] * (len(every) - len(conditions))]
+    results = [[*outputs, condition] for outputs, condition in zip(every, given, strict=True)]
+    by_plan = [live_nodes([o for o in own if isinstance(o, Node)]) for own in results]
     nodes = list({n.index: n for own in by_plan for n in own}.values())
     weights = sorted((n for n in nodes if n.rate is Rate.WEIGHT), key=lambda n: n.index)
-    passed_on = [_passed_on(own, outputs) for own, outputs in zip(by_plan, every, strict=True)]
+    passed_on = [_passed_on(own, made) for own, made in zip(by_plan, results, strict=True)]
     wanted = set().union(*passed_on)
     folded = [n for n in weights if n.index in wanted]
-    count = len(plans)
     without = zip(by_plan[:count], passed_on[:count], plans, strict=True)
     variants = [_variant(*own, folded, rows, training=training) for own in without]
+    for variant, condition in zip(variants, given, strict=False):
+        variant.condition = None if condition is None else condition.index
     used = {n.args[0] for n in nodes if n.op == "constant"}
     return Stages(
         _stage(weights, folded, [], rows, "Weights", {}, training), [n.index for n in folded],
@@ -132,7 +139,7 @@ def _variant(
     kept: Sequence[Node] = (), training: bool = False,
 ) -> Variant:  # fmt: skip
     """One plan; what is `kept` of items comes last, for its rows are those of the call."""
-    state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]
+    state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]  # its condition as well
     over, early = {} if training else overwritten(own, outputs), {n.index for n in kept}
     request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
     if kept:

@@ -18,6 +18,7 @@ from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges
 from rankhoist.compiler.plan.cut import bytes_of
 from rankhoist.compiler.plan.safe import as_it_is
 from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, choice, explained, search, settled
+from rankhoist.compiler.rules import CONDITIONAL
 from rankhoist.compiler.targets import ALIKE, CPU, Target, this_machine
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
@@ -37,6 +38,8 @@ class Plans(Generic[P]):
 
     Attributes:
         original: the number of the plan that is the original, operator by operator; None in an older file.
+        otherwise: the number of the plan for requests for which the condition of another does not hold; None where none
+            has a condition.
         predicted: where each is used by prediction, if `ranges` were measured.
         target: the name of what `ranges` are for.
         elsewhere: where each is used on other targets, by name.
@@ -48,6 +51,7 @@ class Plans(Generic[P]):
     predicted: Ranges | None = None
     target: str = CPU.name
     elsewhere: Mapping[str, Ranges] = field(default_factory=dict)
+    otherwise: int | None = None
 
     @property
     def main(self) -> P:
@@ -59,6 +63,15 @@ class Plans(Generic[P]):
         made_for = self.main.workload
         expected = made_for.candidates * requests // made_for.requests if candidates is None else candidates
         return self.ranges.at(expected, requests)
+
+    def for_all(self, plan: int) -> int:
+        """The plan for requests for which the condition of a plan does not hold."""
+        assert self.otherwise is not None, f"plan {plan} has a condition, and so there is one without"
+        return self.otherwise
+
+    def fits(self, plan: int, candidates: int, requests: int) -> bool:
+        """Whether a plan scores such calls: by their size, or because the condition of another did not hold."""
+        return plan in (self.ranges.choose(candidates, requests), self.otherwise)
 
     def one_per_plan(self, requests: int) -> list[int]:
         """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
@@ -75,6 +88,9 @@ class Plans(Generic[P]):
         for requests, row in zip(self.ranges.requests, self.ranges.candidates, strict=True):
             names = [f"{r.first or 1}+: {self.plans[r.plan].level.name.lower()} ({r})" for r in row]
             lines.append(f"{requests} request{'s' * (requests > 1)}, candidates " + ", ".join(names))
+        if self.otherwise is not None:
+            level = self.plans[self.otherwise].level.name.lower()
+            lines.append(f"where the condition of a plan does not hold: {level} (plan {self.otherwise})")
         return "\n".join(lines)
 
 
@@ -91,7 +107,13 @@ def make_plans(
     plans: list[Plan] = []
     ranges = {name: own.numbered([_placed(plan, plans) for plan in made]) for name, (made, own) in found.items()}
     name = targets[0].name
-    return with_original(plans, ranges.pop(name), name, ranges)
+    otherwise = None
+    if any(plan.condition is not None for plan in plans):
+        unconditional = choice(level, search(program, level, workload, targets[0], without | CONDITIONAL))
+        if unconditional.cost.seconds <= ALIKE * plans[0].cost.seconds:
+            return make_plans(program, level, workload, target, without | CONDITIONAL, others, b)
+        otherwise = _placed(settled(program, unconditional, b), plans)
+    return with_original(plans, ranges.pop(name), name, ranges, otherwise)
 
 
 def _of_target(
@@ -131,19 +153,23 @@ def _placed(plan: Plan, plans: list[Plan]) -> int:
 
 
 def single(plan: Plan) -> Plans[Plan]:
-    """One plan for every call."""
+    """One plan for every call; the original beside it where it has a condition."""
+    if plan.condition is not None:
+        return Plans((plan, as_it_is(plan)), EVERYWHERE, 1, None, plan.target.name, otherwise=1)
     return Plans((plan,), EVERYWHERE, 0 if plan.safe else None, None, plan.target.name)
 
 
-def with_original(plans: list[Plan], ranges: Ranges, target: str, elsewhere: dict[str, Ranges]) -> Plans[Plan]:
+def with_original(
+    plans: list[Plan], ranges: Ranges, target: str, elsewhere: dict[str, Ranges], otherwise: int | None = None
+) -> Plans[Plan]:
     """Beside these plans the original as it is, unless it is one of them; for items with a store, there is none."""
     original = None if plans[0].workload.stored else _placed(as_it_is(plans[0]), plans)
-    return Plans(tuple(plans), ranges, original, None, target, elsewhere)
+    return Plans(tuple(plans), ranges, original, None, target, elsewhere, otherwise)
 
 
 def _predicted(pool: Sequence[Plan], target: Target) -> Any:
     """Seconds by requests, plan and candidates."""
-    given = [(p.per_call, p.outputs) for p in pool]
+    given = [(p.per_call, p.results) for p in pool]
     counts = np.asarray(CANDIDATES, float)
     return np.stack(
         [
@@ -162,7 +188,7 @@ def _spare(times: Any, used: Sequence[int]) -> list[int]:
 
 def _results(plan: Plan) -> list[Any]:
     """The numbers of its results' nodes, which over one builder say how they are computed."""
-    return [o.index if isinstance(o, Node) else o for o in plan.outputs]
+    return [o.index if isinstance(o, Node) else o for o in plan.results]
 
 
 def _chosen(pool: Sequence[Plan], times: Any, doubt: float) -> list[list[int]]:

@@ -62,6 +62,8 @@ class Plan(PlanSummary):
     `target` is what it was made for.
     `reasons` says, per captured operator, why no rule applied at the level asked for, or its form was not kept. A
     `safe` plan is in the place of one that could not be made; laws in `without` were switched off.
+    `condition` says of a request whether the plan holds, `[R]`: another scores those for which it does not.
+    None: it holds for all.
     """
 
     interpreter: Interpreter
@@ -71,11 +73,17 @@ class Plan(PlanSummary):
     reasons: dict[str, str] = field(default_factory=dict)
     safe: bool = False
     without: frozenset[str] = frozenset()
+    condition: Node | None = None
+
+    @property
+    def results(self) -> list[Any]:
+        """Its outputs, then its condition if it has one."""
+        return self.outputs if self.condition is None else [*self.outputs, self.condition]
 
     @property
     def nodes(self) -> list[Node]:
         """Everything it computes, operands first."""
-        return live_nodes([o for o in self.outputs if isinstance(o, Node)])
+        return live_nodes([o for o in self.results if isinstance(o, Node)])
 
     @property
     def per_call(self) -> list[Node]:
@@ -173,7 +181,7 @@ def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
     """Predicted seconds by captured operator, over all plans."""
     found: collections.Counter[str] = collections.Counter()
     for plan in plans:
-        over = overwritten(plan.nodes, plan.outputs)
+        over = overwritten(plan.nodes, plan.results)
         for n in plan.nodes:
             if not plan.workload.before(n.rate):
                 found[n.source] += memo.seconds[plan.target.kind(n), n.index in over]  # type: ignore[assignment]
@@ -204,6 +212,9 @@ def attempt(
     laws = rules_without(without) if without else all_rules()
     interpreter = Interpreter(program, level, workload, laws, lambda n: n.name not in evaluated, memo)
     outputs = interpreter.run(seconds)
+    condition = interpreter.condition
+    if condition is not None:
+        outputs = [*outputs, condition]
     if workload.stored:
         outputs = cut(interpreter.b, outputs, workload, target, interpreter.memo.cuts)
     outputs = lean(interpreter.b, outputs, target.limits)
@@ -211,7 +222,12 @@ def attempt(
     if workload.stored:
         cost = replace(cost, seconds=cost.seconds + penalty(outputs, workload))
     reasons = {n: o.reason for n, o in interpreter.outcomes.items() if o.reason}
-    return Plan(level, level, workload, cost, interpreter, outputs, evaluated, target, reasons, without=without)
+    if condition is not None:
+        *outputs, condition = outputs
+    return Plan(
+        level, level, workload, cost, interpreter, outputs, evaluated, target, reasons, without=without,
+        condition=condition,
+    )  # fmt: skip
 
 
 def affordable(

@@ -46,6 +46,9 @@ FAMILIES = {
 }
 
 
+CONDITIONAL = frozenset({"finite fills"})  # laws that hold for some requests: these are told in the request stage
+
+
 @cache
 def all_rules() -> dict[Any, tuple[Law, ...]]:
     """Operator -> its laws, the best first."""

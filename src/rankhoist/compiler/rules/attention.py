@@ -38,6 +38,15 @@ def softmax(call: Call) -> Form:
     return softmax_of(call, value, dim)
 
 
+def softmax_of_filled(call: Call) -> Form:
+    """The same where a mask has filled scores with a finite number, on the condition that it hides them."""
+    value = call.form("self")
+    dim = value.dim(call.value("dim"))
+    if not value.arithmetic or call.out.dtype != value.dtype:
+        raise Elsewhere(f"makes {call.out.dtype} of {value.dtype}")
+    return softmax_of(call, call.hidden(value, dim), dim)
+
+
 def softmax_of_one_block(call: Call) -> Form:
     """Along one axis, as one tensor."""
     value = call.form("self")
@@ -157,6 +166,7 @@ def attention_of_rows(call: Call) -> Value:
 
 
 LAWS = [
+    *law("finite fills", Level.FIRST, {"softmax _softmax": softmax_of_filled}),
     *law("softmax over blocks", Level.FIRST, {"softmax _softmax": softmax}),
     *law("attention by its parts", Level.FIRST, {"scaled_dot_product_attention": attention}),
     *law("one side alone", Level.REQUEST, {"softmax _softmax": softmax_of_one_block}, blocks=Level.LINEAR),

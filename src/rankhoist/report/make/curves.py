@@ -30,7 +30,7 @@ def make_curves(plans: Plans[Plan]) -> Curves:
 def _line(plan: Plan, counts: Sequence[int], requests: int) -> Line:
     nodes = plan.per_call
     given = np.asarray(counts, float)
-    seconds = plan.target.predicted(nodes, plan.outputs, given, np.full_like(given, requests))
+    seconds = plan.target.predicted(nodes, plan.results, given, np.full_like(given, requests))
     each = [(n.rate, n.work.multiply_adds) for n in nodes if n.work.multiply_adds]
     work = [sum(madds * Workload(count, requests).of(rate) for rate, madds in each) for count in counts]
     return Line(tuple(float(s) * 1e3 for s in np.broadcast_to(seconds, given.shape)), tuple(work))

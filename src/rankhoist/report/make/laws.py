@@ -6,7 +6,7 @@ from collections import Counter
 
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan
-from rankhoist.compiler.rules import all_rules, law_names
+from rankhoist.compiler.rules import CONDITIONAL, all_rules, law_names
 from rankhoist.report.record import LawUse
 
 
@@ -29,8 +29,9 @@ def make_laws(plan: Plan) -> list[LawUse]:
             levels[row.name] = min(levels.get(row.name, row.level), row.level)
     return [
         LawUse(
-            law, levels[law].name.lower(), tuple(applied.get(law, ())), dict(declined.get(law, Counter()).most_common())
+            law, levels[law].name.lower(), tuple(applied.get(law, ())),
+            dict(declined.get(law, Counter()).most_common()), law in CONDITIONAL,
         )
         for law in law_names()
         if law in applied or law in declined
-    ]
+    ]  # fmt: skip

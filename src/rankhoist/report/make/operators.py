@@ -17,7 +17,7 @@ from torch import fx
 
 from rankhoist.capture.operators import module_path
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.node import Node, Rate, live_nodes
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.plan.search import attempt
@@ -90,7 +90,7 @@ class _Work:
 
 def _attributed(plan: Plan, before: Mapping[str, Amount]) -> _Work:
     """The plan's work by the operator that it belongs to."""
-    nodes = live_nodes([o for o in plan.outputs if isinstance(o, Node)])
+    nodes = plan.nodes
     evaluated = {n.source for n in nodes if n.rate.per_candidate}
     multiplied = {n.source for n in nodes if n.rate.per_candidate and n.work.multiply_adds}
     # Behind a value that exists per candidate, products of candidates have been made; coefficients may reach further.
