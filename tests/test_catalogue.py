@@ -230,7 +230,7 @@ def test_what_is_kept_may_be_less_or_shorter():
     model, catalogue, context = Widening().double().eval(), randn(ITEMS, 8), randn(1, 3)
     expected = model(context.expand(ITEMS, 3), catalogue)
     sizes = []
-    for room, dtype in ((None, None), (100, None), (None, torch.bfloat16)):
+    for room, dtype in ((None, None), (100, None), (None, torch.bfloat16), (None, torch.int8)):
         hoisted = rankhoist.hoist(
             model, (randn(4, 3), randn(4, 8)), context=["context"], item=["item"], item_bytes=room, level="linear"
         )
@@ -241,9 +241,26 @@ def test_what_is_kept_may_be_less_or_shorter():
             assert_equal(scores, expected)
         else:
             assert 0 < (scores - expected).abs().max() < 0.05
-    assert sizes == [256 * 8, 8 * 8, 256 * 2]
+    assert sizes == [256 * 8, 8 * 8, 256 * 2, 256 + 4]
     with pytest.raises(InputError, match="keeps floats in"):
-        hoisted.catalogue([catalogue], dtype=torch.int8)
+        hoisted.catalogue([catalogue], dtype=torch.int16)
+
+
+def test_whole_numbers_of_a_scale(model, hoisted, tmp_path):
+    """int8 is off by half a step of each item's own largest value; the certificate has the error; files keep it."""
+    catalogue = items_of(rows(ITEMS))
+    catalogue["text"][3] *= 1000
+    catalogue["text"][4] = 0
+    store = hoisted.catalogue(catalogue, dtype=torch.int8, path=tmp_path / "store")
+    whole, exact = (hoisted.catalogue(catalogue, dtype=d).read(0, torch.arange(ITEMS))[0] for d in (torch.int8, None))
+    for node, x in exact.items():
+        step = x.reshape(ITEMS, -1).abs().amax(1) / 127
+        assert bool(((whole[node] - x).reshape(ITEMS, -1).abs().amax(1) <= 0.51 * step).all())
+    call = Call(model, catalogue)
+    again = call.scored(hoisted, hoisted.open_catalogue(tmp_path / "store"))
+    assert torch.equal(again, call.scored(hoisted, store))
+    certificate = rankhoist.verify(hoisted, model, store=store, candidates=(20,), requests=(1,))
+    assert certificate.checks[-1].name == "store" and certificate.checks[-1].error > 1e-4
 
 
 def test_a_folder_is_opened_by_others(model, program, hoisted, tmp_path):

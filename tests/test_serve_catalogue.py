@@ -331,8 +331,10 @@ def test_what_cannot_be_a_catalogue_is_said_at_the_start(folder: Path, capfd, ar
 
 
 def test_an_app_of_asgi_has_a_catalogue_too(folder: Path):
-    app = Asgi({"ranker": folder / "ranker.rankhoist"}, catalogues={"ranker": folder / "items.parquet"}, item_id="sku")
+    settings = {"catalogues": {"ranker": folder / "items.parquet"}, "item_id": "sku", "catalogue_dtype": "int8"}
+    app = Asgi({"ranker": folder / "ranker.rankhoist"}, **settings)
     model = app.service.models["ranker"]
+    assert model.items.store.dtype == torch.int8
     assert model.items is not None and len(model.items.store) == len(IDS)
     assert set(model.signature.features) == {"sku", "user", "mood", "price"} and USERS > 0
     app.service.compute.close()

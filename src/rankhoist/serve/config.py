@@ -28,6 +28,9 @@ class Settings(BaseSettings):
         description="name of a model -> its items: Parquet files, or a folder of HoistedModel.catalogue",
     )
     item_id: str = Field(default="item_id", description="column with the ids of items, and their name in requests")
+    catalogue_dtype: Literal["bfloat16", "int8"] | None = Field(
+        default=None, description="what floats of a catalogue are kept in, where not as they are computed"
+    )
     put_items: bool = Field(default=False, description="answer the route that puts items into a catalogue")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")

@@ -16,6 +16,7 @@ from torch import Tensor
 from rankhoist.errors import InputError, ServeError
 from rankhoist.runtime import HoistedModel, RequestState, Store
 from rankhoist.runtime.catalogue import files
+from rankhoist.runtime.plain import as_dtype
 from rankhoist.serve.columns import read_columns
 from rankhoist.serve.config import Settings
 from rankhoist.serve.inputs import Batch, Feature, Signature
@@ -115,7 +116,8 @@ def stocked(hoisted: HoistedModel, source: Path, folder: Path | None, settings: 
         from rankhoist.score.items import ItemFiles  # of another extra
 
         found = ItemFiles([str(source)], hoisted, settings.item_id)
-        store = hoisted.catalogue_in_pieces(found.pieces(), found.count, path=folder)
+        dtype = None if settings.catalogue_dtype is None else as_dtype(settings.catalogue_dtype)
+        store = hoisted.catalogue_in_pieces(found.pieces(), found.count, path=folder, dtype=dtype)
         items = Items(store, settings.item_id)
     if not len(items.store):
         raise ServeError(f"the catalogue in {source} has no items")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime import HoistedModel, Store
+from rankhoist.runtime.catalogue.layout import precision
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw, pool
@@ -257,7 +258,7 @@ def _with_store(hoisted: HoistedModel, module: nn.Module, truth: Truth, given: S
     else:
         found = rounded("store", comparison, own, dtype)
     kept = given[0].store.dtype
-    shorter = 0.0 if kept is None else 8 * torch.finfo(kept).eps
+    shorter = 0.0 if kept is None else 8 * precision(kept)
     return replace(found, tolerance=max(2 * found.tolerance, shorter))
 
 

@@ -1,7 +1,8 @@
 """How a store lies in memory: what is kept of an item side by side, in one row of a table.
 
 A table holds what the same plans read, in one dtype: a call reads whole rows of the tables of its plan, with one gather
-each, and takes them apart by views.
+each, and takes them apart by views. Floats in int8 are whole numbers of a scale that each item has for each value: the
+127th part of its largest.
 """
 
 from __future__ import annotations
@@ -18,18 +19,28 @@ from rankhoist.compiler.emit import Catalogue
 from rankhoist.errors import ArtifactError, InputError
 from rankhoist.runtime.plain import as_dtype, as_kind, counts, dtype_name, entries
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
+SCALE, STEPS = torch.float32, 127  # of int8
+
+
+def precision(dtype: torch.dtype) -> float:
+    """How far apart are numbers near 1 that are stored in a dtype; of int8 the share of the largest."""
+    return 1 / STEPS if dtype == torch.int8 else torch.finfo(dtype).eps
 
 
 @dataclass(frozen=True)
 class Column:
-    """One kept value: its node, the table that it is in, where it begins there, and what it is in a call."""
+    """One kept value: its node, the table that it is in, where it begins there, and what it is in a call.
+
+    `scale` is where its scale is, table and place, if it has one.
+    """
 
     node: int
     table: int
     start: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    scale: tuple[int, int] | None = None
 
     @property
     def width(self) -> int:
@@ -63,13 +74,20 @@ class Layout:
         if dtype is not None and dtype not in FLOATS:
             raise InputError(f"a store keeps floats in {', '.join(str(d) for d in FLOATS)}, not in {dtype}")
         widths: dict[tuple[torch.dtype, tuple[int, ...]], int] = {}
+
+        def place(kind: torch.dtype, plans: tuple[int, ...], width: int) -> tuple[int, int]:
+            start = widths.setdefault((kind, plans), 0)
+            widths[kind, plans] += width
+            return list(widths).index((kind, plans)), start
+
         columns = []
         for node, value in zip(catalogue.kept, kept, strict=True):
             stored = dtype if dtype is not None and value.is_floating_point() else value.dtype
             plans = tuple(i for i, v in enumerate(catalogue.variants) if node in v.candidate.nodes)
-            start, shape = widths.setdefault((stored, plans), 0), tuple(value.shape[1:])
-            columns.append(Column(node, list(widths).index((stored, plans)), start, shape, value.dtype))
-            widths[stored, plans] = start + math.prod(shape)
+            shape = tuple(value.shape[1:])
+            at = place(stored, plans, math.prod(shape))
+            scale = place(SCALE, plans, 1) if stored == torch.int8 != value.dtype else None
+            columns.append(Column(node, *at, shape, value.dtype, scale))
         return Layout(tuple(columns), tuple(Table(width, *kind) for kind, width in widths.items()))
 
     @property
@@ -85,8 +103,14 @@ class Layout:
         """Rows for every table, of what the item stage made."""
         rows = self.empty(len(kept[0]) if kept else 0, kept[0].device if kept else torch.device("cpu"))
         for column, value in zip(self.columns, kept, strict=True):
-            place = rows[column.table][:, column.start : column.start + column.width]
-            place.copy_(value.reshape(len(value), column.width))
+            own = value.reshape(len(value), column.width)
+            if column.scale is not None:
+                table, at = column.scale
+                largest = own.abs().amax(1, keepdim=True) if column.width else own.sum(1, keepdim=True)
+                scale = (largest / STEPS).to(SCALE)
+                rows[table][:, at : at + 1] = scale
+                own = (own / scale.where(scale != 0, 1)).round().clamp(-STEPS, STEPS)
+            rows[column.table][:, column.start : column.start + column.width].copy_(own)
         return rows
 
     def read(self, tables: Sequence[Tensor], rows: Tensor, plan: int) -> dict[int, Tensor]:
@@ -97,13 +121,15 @@ class Layout:
         for column in self.columns:
             whole = picked[column.table]
             if whole is not None:
-                made[column.node] = _column(whole, column)
+                made[column.node] = _column(whole, column, None if column.scale is None else picked[column.scale[0]])
         return made
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
         tables = [[t.width, dtype_name(t.dtype), list(t.plans)] for t in self.tables]
-        columns = [[c.node, c.table, c.start, list(c.shape), dtype_name(c.dtype)] for c in self.columns]
+        columns = [
+            [c.node, c.table, c.start, list(c.shape), dtype_name(c.dtype), list(c.scale or ())] for c in self.columns
+        ]
         return {"tables": tables, "columns": columns}
 
     @staticmethod
@@ -119,13 +145,14 @@ class Layout:
                 for width, dtype, plans in entries(data, "tables", list)
             ]
             columns = [
-                Column(*_at(node, table, start), counts({"shape": shape}, "shape"), as_dtype(dtype))
-                for node, table, start, shape, dtype in entries(data, "columns", list)
+                Column(*_at(node, table, start), counts({"shape": shape}, "shape"), as_dtype(dtype), _scale(scale))
+                for node, table, start, shape, dtype, scale in entries(data, "columns", list)
             ]
         except (TypeError, ValueError) as error:
             raise ArtifactError("it has a table or a column of another form") from error
         for c in columns:
-            if c.table >= len(tables) or c.start + c.width > tables[c.table].width:
+            parts = [(c.table, c.start, c.width), *([] if c.scale is None else [(*c.scale, 1)])]
+            if any(table >= len(tables) or start + width > tables[table].width for table, start, width in parts):
                 raise ArtifactError("it keeps values in tables that there are not")
         return Layout(tuple(columns), tuple(tables))
 
@@ -135,9 +162,16 @@ def _at(node: Any, table: Any, start: Any) -> tuple[int, int, int]:
     return first, second, third
 
 
-def _column(rows: Tensor, column: Column) -> Tensor:
-    """One value out of rows of its table."""
+def _scale(given: Any) -> tuple[int, int] | None:
+    numbers = counts({"scale": given}, "scale")
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+
+
+def _column(rows: Tensor, column: Column, scales: Tensor | None) -> Tensor:
+    """One value out of rows of its table, and of that of scales."""
     value = rows if column.width == rows.shape[1] else rows.narrow(1, column.start, column.width)
     if value.dtype != column.dtype:
         value = value.to(column.dtype)
+    if column.scale is not None and scales is not None:
+        value = value * scales[:, column.scale[1] :][:, :1].to(column.dtype)
     return value if column.shape == (column.width,) else value.view(len(rows), *column.shape)

@@ -50,8 +50,8 @@ class CatalogueScoring(Scoring):
             items: the item inputs `{name: [M, ...]}`, or in order; of a packed input its item columns.
             ids: of the items `[M]`, whole numbers or strings (default: their row numbers).
             path: a folder to keep it in, which other processes open with `open_catalogue`; without it, it is in memory.
-            dtype: what floats are kept in (default: as they are); `bfloat16` halves the store, at an error that
-                `rankhoist.verify(hoisted, model, store=store)` measures.
+            dtype: what floats are kept in (default: as they are); `bfloat16` halves the store, `int8` quarters it,
+                at an error that `rankhoist.verify(hoisted, model, store=store)` measures.
             progress: wraps the list of blocks, for instance to draw a bar.
 
         Raises:
