@@ -12,11 +12,12 @@ from torch import nn
 
 from rankhoist.capture import Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
-from rankhoist.compiler.plan import make_plans, plans_with_store, safe_plan
+from rankhoist.compiler.plan import make_plans, plans_with_store, safe_plan, watched
 from rankhoist.compiler.rules import all_rules, check_names
 from rankhoist.compiler.targets import Target, named, target_of, this_machine, with_replays
-from rankhoist.errors import HoistingWarning, RankhoistError
+from rankhoist.errors import HoistingWarning, InputError, RankhoistError
 from rankhoist.mistakes import is_mistake, told
+from rankhoist.report.progress import late_progress
 from rankhoist.runtime import HoistedModel
 
 
@@ -33,6 +34,7 @@ def hoist(
     without: Iterable[str] = (),
     targets: Iterable[str] = (),
     opaque: Sequence[str] = (),
+    seconds: float | None = None,
 ) -> HoistedModel:
     """An equal model that computes context work once per request.
 
@@ -57,6 +59,9 @@ def hoist(
         opaque: paths of modules that are kept as they are, such as `user_tower.gru`: for those that do not export. One
             that reads inputs of one side is called once per request, or per candidate. That it computes every row by
             itself is yours to say; `verify` tests it.
+        seconds: of this thread that the search for plans may take; what it has not tried by then is left out. By
+            default a search ends by itself, after 15 seconds of trying for one target. On a terminal, a search of over
+            five seconds shows what it tries.
 
     Raises:
         BackendError: there is no such backend, or no such target.
@@ -70,14 +75,16 @@ def hoist(
     """
     program = capture(model, example, context, all_rules(), item=item, opaque=tuple(opaque))
     hoisted = hoist_program(
-        program, workload=workload, level=level, without=without, targets=targets, item_bytes=item_bytes
-    )
+        program, workload=workload, level=level, without=without, targets=targets, item_bytes=item_bytes,
+        seconds=seconds,
+    )  # fmt: skip
     return hoisted.to_backend(backend)
 
 
 def hoist_program(
     program: Program, *, workload: Workload | None = None, level: str = "full", target: Target | None = None,
     without: Iterable[str] = (), targets: Iterable[str] = (), item_bytes: int | None = None,
+    seconds: float | None = None,
 ) -> HoistedModel:  # fmt: skip
     """The same for a program that is captured already: levels, workloads and targets are compared without a new export.
 
@@ -87,9 +94,13 @@ def hoist_program(
     check_names(off)
     target = target or target_of(program.device, program.dtype) or this_machine()
     others = [t for t in with_replays([target, *map(named, targets)]) if t.name != target.name]
+    if seconds is not None and not seconds > 0:
+        raise InputError(f"the search for plans is given {seconds} seconds: give it more than 0, or None")
     try:
-        plans = make_plans(program, asked, given, target, off, others)
-        return HoistedModel(program, plans, plans_with_store(program, plans, item_bytes))
+        with late_progress("hoisting") as shown, watched(seconds, shown):
+            plans = make_plans(program, asked, given, target, off, others)
+            with_store = plans_with_store(program, plans, item_bytes)
+        return HoistedModel(program, plans, with_store)
     except Exception as error:
         if isinstance(error, RankhoistError) or not is_mistake(error):
             raise

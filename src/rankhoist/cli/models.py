@@ -29,6 +29,8 @@ SAVED_HELP = "; or a file that hoist --out wrote, which is for the context, leve
 ITEM_BYTES_HELP = """\
 how much a store may keep of each item (default: a quarter of the memory for a million of them)"""
 
+SECONDS_HELP = "how long to search for plans (default: until nothing helps, 15 seconds at most)"
+
 WITHOUT_HELP = "a law to switch off, by its name in the report; repeat for more"
 
 
@@ -40,6 +42,7 @@ def model_arguments(parser: argparse.ArgumentParser, saved: bool = False) -> Non
     parser.add_argument("--item-bytes", metavar="BYTES", type=count, help=ITEM_BYTES_HELP)
     parser.add_argument("--level", choices=LEVELS, default="full", help="what may be hoisted (default: %(default)s)")
     parser.add_argument("--without", metavar="LAW", action="append", default=[], help=WITHOUT_HELP)
+    parser.add_argument("--search-seconds", metavar="S", type=float, help=SECONDS_HELP)
     numbers(parser, "candidates", "requests", "seed")
     parser.add_argument("--json", metavar="FILE", help="write the result there as well")
 
@@ -72,8 +75,9 @@ def hoisted_of(args: argparse.Namespace) -> tuple[Any, HoistedModel]:
     workload = Workload(args.candidates, args.requests)
     chosen = {"level": args.level, "without": args.without, "targets": vars(args).get("target", [])}
     return model, hoist(
-        model, example, context=context, item=item, item_bytes=args.item_bytes, workload=workload, **chosen
-    )
+        model, example, context=context, item=item, item_bytes=args.item_bytes, workload=workload,
+        seconds=args.search_seconds, **chosen,
+    )  # fmt: skip
 
 
 def certificate_of(args: argparse.Namespace, hoisted: HoistedModel, model: Any) -> Certificate:

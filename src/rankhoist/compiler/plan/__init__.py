@@ -5,6 +5,7 @@ from rankhoist.compiler.plan.items import plans_with_store
 from rankhoist.compiler.plan.ranges import Plans, make_plans, single
 from rankhoist.compiler.plan.safe import safe_plan
 from rankhoist.compiler.plan.search import Cost, Plan, PlanSummary, make_plan
+from rankhoist.compiler.plan.watch import watched
 
 __all__ = [
     "Cost",
@@ -18,4 +19,5 @@ __all__ = [
     "plans_with_store",
     "safe_plan",
     "single",
+    "watched",
 ]

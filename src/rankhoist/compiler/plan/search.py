@@ -8,6 +8,7 @@ would not do (see the design: the best choice depends on N and on all layers).
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.lower.lean import lean
 from rankhoist.compiler.lower.over import overwritten
 from rankhoist.compiler.plan.cut import cut, penalty, stored
+from rankhoist.compiler.plan.watch import watch
 from rankhoist.compiler.rules import all_rules, rules_without
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
 
@@ -140,8 +142,10 @@ def search(
     """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found, last."""
     memo = Memo(Builder(program.device))
     plain = attempt(program, Level.EXPAND, workload, frozenset(), memo, target, without)
-    levels = [x for x in Level if Level.EXPAND < x <= min(level, Level.FIRST)]
-    found = [affordable(program, x, workload, frozenset(), memo, target, without) for x in levels]
+    found = []
+    for lower in (x for x in Level if Level.EXPAND < x <= min(level, Level.FIRST)):
+        watch().told(f"{len(operators_of(program)):,} operators, level {lower.name.lower()}")
+        found.append(affordable(program, lower, workload, frozenset(), memo, target, without))
     if level is Level.FULL:
         found.append(_improved(program, workload, memo, target, without))
     return [plain, *(plan for plan in found if plan is not None)]
@@ -152,7 +156,7 @@ def _improved(program: Program, workload: Workload, memo: Memo, target: Target, 
 
     Its reasons are those of "keep all"; None where both are too dear.
     """
-    operators = frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
+    operators, trials = operators_of(program), itertools.count(1)
 
     def tried(evaluated: frozenset[str]) -> list[Plan]:
         plan = affordable(program, Level.FULL, workload, evaluated, memo, target, without)
@@ -161,11 +165,14 @@ def _improved(program: Program, workload: Workload, memo: Memo, target: Target, 
     starts = [*tried(frozenset()), *tried(operators)]
     if not starts:
         return None
-    deadline = time.thread_time() + SECONDS
+    deadline = time.thread_time() + min(SECONDS, watch().left)
 
     def climb(current: Plan, moves: Iterable[frozenset[str]]) -> Plan:
         for names in moves:
             if time.thread_time() < deadline:
+                watch().told(
+                    f"plan {next(trials)}; the best so far takes {current.cost.seconds * 1e3:.3g} ms by prediction"
+                )
                 current = best([current, *tried(current.evaluated ^ names)])
         return current
 
@@ -175,6 +182,11 @@ def _improved(program: Program, workload: Workload, memo: Memo, target: Target, 
     found = best([climb(start, groups) for start in starts])
     singles = [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)]
     return replace(climb(found, singles), reasons=starts[0].reasons)
+
+
+def operators_of(program: Program) -> frozenset[str]:
+    """The names of the captured operators."""
+    return frozenset(n.name for n in program.graph.nodes if n.op == "call_function")
 
 
 def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
@@ -236,7 +248,7 @@ def affordable(
 ) -> Plan | None:  # fmt: skip
     """An attempt, or None where it takes too long. What the memo has learned stays right: it ends between operators."""
     try:
-        return attempt(program, level, workload, evaluated, memo, target, without, ATTEMPT)
+        return attempt(program, level, workload, evaluated, memo, target, without, min(ATTEMPT, watch().left))
     except OverBudget:
         return None
 
