@@ -26,10 +26,11 @@ REASONS = {
     "queue_full": 429,
     "deadline": 503,  # it passed while the request waited
     "not_ready": 503,
+    "out_of_memory": 503,  # of the device, for this call; smaller ones, or later ones, may be scored
     "internal": 500,
 }
 LONGEST = 1000, 200  # characters of a message and of a feature's name: both may quote a request of megabytes
-RETRY_AFTER = {"queue_full": 1, "deadline": 1, "not_ready": 2}  # seconds
+RETRY_AFTER = {"queue_full": 1, "deadline": 1, "not_ready": 2, "out_of_memory": 1}  # seconds
 
 
 class RequestError(ServeError):

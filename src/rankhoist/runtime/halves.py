@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from rankhoist.runtime.movable import Movable
 from rankhoist.runtime.moved import for_replays
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.planned import OnePlan, Planned
-from rankhoist.runtime.replays import Replays
+from rankhoist.runtime.replays import Counts, Replays
 from rankhoist.runtime.scoring import RequestState
 from rankhoist.runtime.weights import filled
 
@@ -36,6 +36,12 @@ class Halves(Movable, Planned):
         if own not in self._replayed:  # several threads may make them; one's are kept
             self._replayed.setdefault(own, self._recorder(own))
         return self._replayed[own]
+
+    @property
+    def replay_counts(self) -> Counts:
+        """How whole calls and stages were run where they are recorded: replayed or as they are."""
+        own = [replays.counts for replays in list(self._replayed.values())]
+        return Counts(*(sum(getattr(c, f.name) for c in own) for f in fields(Counts)))
 
     def _recorder(self, backend: str) -> Replays:
         with torch.autocast(self.device.type, enabled=False):

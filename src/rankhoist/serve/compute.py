@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 Result = Scored | RequestError
 # What PyTorch says of ids that are computed on the way, which no check of the inputs can find.
 NO_SUCH_ROW = ("out of range", "out of bounds", "not in the valid range", "Class values must be")
+NO_MEMORY = "can't allocate memory"  # of PyTorch's allocator on a CPU
 
 
 @dataclass(eq=False)
@@ -156,9 +158,10 @@ def _scored(jobs: list[Job]) -> Iterable[Result]:
         return [_alone(jobs[0])]
     batch = joined([job.batch for job in jobs])
     assert batch.offsets is not None, "it has several requests"
-    try:
+    scored = None
+    with contextlib.suppress(Exception):  # outside of it, nothing holds what the call has made
         scored = jobs[0].model.score(batch)
-    except Exception:
+    if scored is None:
         return [_alone(job) for job in jobs]
     _observe(jobs[0].model, scored)
     return [scored.part(*bounds) for bounds in zip(batch.offsets, batch.offsets[1:], strict=False)]
@@ -170,6 +173,12 @@ def _alone(job: Job) -> Result:
     except RequestError as refusal:
         return refusal
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or NO_MEMORY in str(error):
+            error.__traceback__ = None  # it holds what the call has made
+            job.model.free()
+            log.warning("out of memory", extra={"model": job.model.name, "candidates": job.batch.rows})
+            message = f"there is not enough memory to score {job.batch.rows} candidates now"
+            return RequestError("out_of_memory", message)
         if isinstance(error, IndexError) or any(words in str(error) for words in NO_SUCH_ROW):
             return RequestError("out_of_vocabulary", f"an id is outside of a table of the model: {error}")
         log.exception("model failed", extra={"model": job.model.name})

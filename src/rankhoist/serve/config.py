@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
     grpc_port: int | None = Field(default=None, ge=0, le=65535, description="port for gRPC, too; 0: a free one")
     workers: int = Field(default=1, ge=1, le=1024, description="processes that serve")
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where models are served: cpu, cuda, cuda:1"
+    )
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of each worker")
     max_body_bytes: int = Field(default=2**25, ge=1, description="of a request; larger ones: 413")
     body_seconds: float = Field(default=30.0, gt=0, description="that a request's body may take to come; longer: 408")

@@ -55,9 +55,26 @@ def ready(
     return model
 
 
+def placed(hoisted: HoistedModel, settings: Settings) -> HoistedModel:
+    """A model where it is to be served.
+
+    Raises:
+        ServeError: there is no such device, or it cannot be used for catalogues.
+    """
+    if settings.device == "cpu":
+        return hoisted
+    if settings.catalogues:
+        raise ServeError(f"catalogues are served on the CPU, not on {settings.device!r}")
+    try:
+        return hoisted.to(torch.device(settings.device))
+    except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA, no driver, no such number
+        told = next(iter(str(error).splitlines()), "")
+        raise ServeError(f"device {settings.device!r} cannot be used: {told}") from error
+
+
 def mapped(unpacked: Unpacked, settings: Settings) -> ServedModel:
     """A model from its folder, ready, with the catalogue that lies there."""
-    hoisted = load_mapped(unpacked.path)
+    hoisted = placed(load_mapped(unpacked.path), settings)
     return ready(
         unpacked.name, unpacked.version, hoisted, unpacked.batch_up_to, settings, _items_of(hoisted, unpacked, settings)
     )
@@ -85,7 +102,7 @@ def unpacked(name: str, artifact: Path, folder: Path, settings: Settings) -> Unp
     state, source = state_of_items(name, settings), settings.catalogues.get(name)
     try:
         version = unpack(artifact, folder)[1]
-        hoisted = load_mapped(folder)
+        hoisted = placed(load_mapped(folder), settings)
         items = None if source is None else stocked(hoisted, source, folder / CATALOGUE, settings)
         model = ServedModel(name, version, hoisted, items=items)
         model.warm_up()

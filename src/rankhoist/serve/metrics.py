@@ -13,6 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from rankhoist.runtime import Store
+from rankhoist.runtime.replays import Counts
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 STAGES = ("parse", "queue", "context", "candidate", "encode")
@@ -30,6 +31,9 @@ BATCH = Histogram(
 HITS = Counter("rankhoist_state_cache_hits", "Requests whose prepared state was kept", ["model"])
 MISSES = Counter("rankhoist_state_cache_misses", "Requests with a context_key that was not kept", ["model"])
 BYTES = Gauge("rankhoist_state_cache_bytes", "Held by prepared states", ["model"], multiprocess_mode="livesum")
+CALLS = Counter(
+    "rankhoist_recorded_calls", "Stages that were replayed on a GPU, and those run as they are", ["model", "how"]
+)
 WAITING = Gauge("rankhoist_queue_length", "Requests that are read, wait or are scored", multiprocess_mode="livesum")
 READY = Gauge("rankhoist_workers_ready", "Workers that answer", multiprocess_mode="livesum")
 VERSION = Gauge("rankhoist_model_version", "1 for what is served", ["model", "version"], multiprocess_mode="livemax")
@@ -51,7 +55,16 @@ class ModelMetrics:
         self.model, self.has_catalogue = model, False
         self.latency, self.candidates, self.batch = LATENCY.labels(model), CANDIDATES.labels(model), BATCH.labels(model)
         self.stage = {stage: STAGE.labels(model, stage) for stage in STAGES}
+        self.calls = {how: CALLS.labels(model, how) for how in ("replayed", "as_they_are")}
+        self._counted = Counts()
         self.hits, self.misses, self.bytes = HITS.labels(model), MISSES.labels(model), BYTES.labels(model)
+
+    def count(self, now: Counts) -> None:
+        """How calls were run so far; a model that records none has none."""
+        before, self._counted = self._counted, now
+        for how, counter in self.calls.items():
+            if (more := getattr(now, how) - getattr(before, how)) > 0:
+                counter.inc(more)
 
     def catalogue(self, store: Store | None) -> None:
         """Say what the model's catalogue is; nothing of a model that never had one."""

@@ -21,9 +21,12 @@ from rankhoist.runtime.outputs import made_up_outputs
 from rankhoist.serve.inputs import Batch, Signature
 from rankhoist.serve.items import Items, known_only, spread
 from rankhoist.serve.metrics import ModelMetrics, Stages
+from rankhoist.serve.staging import Staging
 from rankhoist.serve.states import States, digest_of
 
 ROWS = 7  # of a made-up call, to see what comes out
+RECORDED = tuple(2**i for i in range(4, 14))  # candidates of a request, on a GPU
+TOGETHER, RECORDED_TOGETHER = (4, 16), (256, 1024, 4096)  # requests that are joined, and candidates of all of them
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,20 @@ class ServedModel:
         self.signature = Signature.of(hoisted, None if items is None else items.feature)
         self.outputs = _outputs(hoisted)
         self.metrics = ModelMetrics(name)
+        self.staging = Staging(hoisted.device)
 
     def warm_up(self) -> None:
-        """Every plan for one and for several requests: what the first requests would otherwise wait for."""
+        """Every plan for one and for several requests: what the first requests would otherwise wait for. On a GPU calls
+        of up to so many candidates are recorded.
+        """
         several = any(feature.side == "context" for feature in self.signature.features.values())
-        with torch.inference_mode():
+        with torch.inference_mode(), self.staging.turn():
             if self.items is None:
                 self.hoisted.warm_up(requests=(1, 2) if several else (1,))
+                if self.hoisted.device.type == "cuda":
+                    self.hoisted.warm_up(RECORDED)
+                    if several:
+                        self.hoisted.warm_up(RECORDED_TOGETHER, TOGETHER)
             else:
                 for requests in (1, 2) if several else (1,):
                     self.score(self.made_up(requests, ROWS))
@@ -93,6 +103,16 @@ class ServedModel:
         Raises:
             RequestError: the key was used with another context, or an item is not in the catalogue.
         """
+        with self.staging.turn():
+            return self._scored(batch, key)
+
+    def free(self) -> None:
+        """After a call ran out of memory: what is held for later calls goes."""
+        self.states.clear()
+        self.metrics.bytes.set(0)
+        self.staging.free()
+
+    def _scored(self, batch: Batch, key: str | None) -> Scored:
         start = time.perf_counter()
         known = None if self.items is None or batch.ids is None else self.items.check(batch.ids, batch.skips)
         state = self._prepared(batch, key) if key is not None else self._prepare(batch)
@@ -102,19 +122,22 @@ class ServedModel:
         else:
             found = self._outputs_of(state, known_only(batch, known))
             outputs = {o.name: spread(found[o.name], known, o.datatype) for o in self.outputs}
+        self.metrics.count(self.hoisted.replay_counts)
         return Scored(outputs, {"context": (start, middle), "candidate": (middle, time.perf_counter())})
 
     def _outputs_of(self, state: RequestState, batch: Batch) -> dict[str, NDArray[Any]]:
         if self.items is None:
-            made = self.hoisted.score(state, batch.candidates, request_offsets=batch.offsets)
+            candidates = self.staging.there(batch.candidates)
+            made = self.hoisted.score(state, candidates, request_offsets=batch.offsets)
         else:
             made = self.items.score(self.hoisted, state, batch)
         leaves = [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
-        return {output.name: _array(leaves[output.leaf]) for output in self.outputs}
+        found = self.staging.back([leaves[output.leaf] for output in self.outputs])
+        return {output.name: _array(t) for output, t in zip(self.outputs, found, strict=True)}
 
     def _prepare(self, batch: Batch) -> RequestState:
         store = None if self.items is None else self.items.store
-        return self.hoisted.prepare(batch.context, candidates=batch.rows, store=store)
+        return self.hoisted.prepare(self.staging.there(batch.context), candidates=batch.rows, store=store)
 
     def _prepared(self, batch: Batch, key: str) -> RequestState:
         digest = digest_of(batch.context)

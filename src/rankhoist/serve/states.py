@@ -71,6 +71,11 @@ class States:
         self._entries[key] = _Entry(digest, apart(state, size), size, self.clock() + self.seconds)
         self.bytes += size
 
+    def clear(self) -> None:
+        """Drop all of them."""
+        for key in list(self._entries):
+            self._remove(key)
+
     def _sweep(self) -> None:
         """Drop what is too old, once in a while: looking at all of them takes its time."""
         now = self.clock()
@@ -95,10 +100,11 @@ def apart(state: RequestState, size: int) -> RequestState:
     Among the tensors of calls, which live for milliseconds, a state of minutes would leave a hole, and the process
     would grow with every generation of states. A small one fits into the holes that there are.
     """
+    device = next((t.device for t in state.tensors.values()), torch.device("cpu"))
     memory = (
         torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        if size >= LARGE
-        else torch.empty(size, dtype=torch.uint8)
+        if size >= LARGE and device.type == "cpu"
+        else torch.empty(size, dtype=torch.uint8, device=device)
     )
     starts = itertools.accumulate(map(_bytes, state.tensors.values()), initial=0)
     copies = {n: _copied(t, memory, at) for (n, t), at in zip(state.tensors.items(), starts, strict=False)}

@@ -1,0 +1,43 @@
+"""To the device and back: a call's inputs go over from pinned memory, and its outputs come back in one wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+class Staging:
+    """Between the memory of requests, which is the CPU's, and a device.
+
+    On a GPU each has a stream of its own, so that calls of several models do not wait for one another.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Where a call's work is: copies and stages, in their order."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def there(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs on the device. Nothing waits; the pinned copies are kept until they are read."""
+        if self._stream is None:
+            return dict(inputs)
+        return {n: t if t.is_cuda else t.pin_memory().to(self.device, non_blocking=True) for n, t in inputs.items()}
+
+    def back(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs in the CPU's memory, all of them there."""
+        if self._stream is None:
+            return list(outputs)
+        made = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in outputs]
+        self._stream.synchronize()
+        return made
+
+    def free(self) -> None:
+        """After running out of memory: give back what is held for later."""
+        if self._stream is not None:
+            torch.cuda.empty_cache()
