@@ -15,12 +15,14 @@ from rankhoist.bench import run, suite
 from rankhoist.bench.baselines import graphed
 from rankhoist.bench.floor import Product, floor, products
 from rankhoist.bench.goals import summary
+from rankhoist.bench.launches import launches, peak_bytes
 from rankhoist.bench.models import CrossLayers, Layers
 from rankhoist.bench.run import Options
 from rankhoist.bench.scenarios import QUICK, Scenario, names, scenario
 from rankhoist.bench.suite import Cell, Settings, Subject, all_cells, quick_cells
 from rankhoist.capture import capture
 from rankhoist.errors import ExtraError
+from rankhoist.runtime.alike import tolerance
 
 TINY = Scenario("tiny", lambda: Layers(12, 8, 1), (8,), (4,), dense=True)
 
@@ -126,6 +128,25 @@ def test_a_baseline_that_fails_is_left_out_with_its_reason():
     found = Subject(case, Settings(seconds=0.01)).measure(Cell(case, 3))
     assert found["equal"] and found["skipped"]["vmap"] == "ValueError: not under vmap"
     assert "vmap" not in found["time"] and "full" in found["time"]
+
+
+def test_launches_of_a_call_are_counted():
+    """On a CPU its operators; there memory is not."""
+    x = torch.randn(3, 4)
+    assert launches(lambda: (x @ x.t()).relu().sum(), torch.device("cpu")) == 4
+    assert peak_bytes(lambda: x + 1, torch.device("cpu")) is None
+
+
+def test_tf32_is_compared_less_closely_on_a_gpu_alone():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert tolerance(torch.float32, torch.device("cuda")) == 1e-2
+        assert tolerance(torch.float32, torch.device("cpu")) == 1e-4
+        torch.set_float32_matmul_precision("highest")
+        assert tolerance(torch.float32, torch.device("cuda")) == 1e-4
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.gpu

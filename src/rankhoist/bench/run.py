@@ -27,6 +27,8 @@ from rankhoist.compiler.targets.profile import BUILT_IN, in_use, load_profile
 from rankhoist.errors import CommandError
 from rankhoist.runtime.threads import torch_threads
 
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -68,7 +70,7 @@ def chosen(options: Options) -> list[Cell]:
     Raises:
         CommandError: a name matches no scenario.
     """
-    cells = suite.all_cells() if options.everything or options.only else suite.quick_cells()
+    cells = suite.all_cells(options.device) if options.everything or options.only else suite.quick_cells()
     if options.only:
         known = names([*SCENARIOS, *FAMILIES])
         for pattern in options.only:
@@ -86,9 +88,10 @@ def chosen(options: Options) -> list[Cell]:
 def measured(cells: Sequence[Cell], options: Options, about: dict[str, Any], console: Console) -> dict[str, Any]:
     """The record of a run, written after every cell, so that a long run that breaks off is not lost."""
     settings = Settings(
-        options.seconds, options.backend, options.compiled or options.everything, getattr(torch, options.dtype),
+        options.seconds, options.backend, options.compiled or options.everything, DTYPES[options.dtype],
         options.device,
     )  # fmt: skip
+    torch.set_float32_matmul_precision("high" if options.dtype == "tf32" else "highest")
     start = time.monotonic()
     selection = "all" if options.everything else "chosen" if options.only or options.candidates else "quick"
     record: dict[str, Any] = {

@@ -12,6 +12,7 @@ import torch
 
 from rankhoist.bench.baselines import Call, eager, graphed, vmapped
 from rankhoist.bench.floor import floor, products
+from rankhoist.bench.launches import launches, peak_bytes
 from rankhoist.bench.scenarios import FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level, Workload
@@ -19,12 +20,12 @@ from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import HoistedModel
-from rankhoist.runtime.alike import NOTHING, TOLERANCE, error
+from rankhoist.runtime.alike import NOTHING, error, tolerance
 
 LEVELS = [level.name.lower() for level in Level]
 CANDIDATES = [1, 10, 100, 500, 1000, 5000]
 QUICK_CANDIDATES = [1, 100, 1000]
-REQUESTS = [1, 8, 64]  # of ragged batches,
+REQUESTS = {"cpu": [1, 8, 64], "cuda": [1, 32, 64]}  # of ragged batches,
 PER_REQUEST = [20, 200]  # with so many candidates each on average
 RAGGED = ["mlp", "cross_full", "cross_low_rank", "dot_pairs_80_10", "target_attention", "mmoe", "industrial"]
 SLOW_TO_COMPILE = ["bilinear_pairs", "industrial"]  # minutes: thousands of operators, hundreds of inputs
@@ -63,13 +64,13 @@ def quick_cells() -> list[Cell]:
     return [Cell(s, n) for s in chosen for n in QUICK_CANDIDATES if n == 1000 or s.name != "industrial"]
 
 
-def all_cells() -> list[Cell]:
+def all_cells(device: str = "cpu") -> list[Cell]:
     """Every scenario and share of context at every number of candidates, and ragged batches."""
     cells = []
     for s in [*SCENARIOS, *FAMILIES]:
         cells += [Cell(s, n) for n in CANDIDATES]
         if s.name in RAGGED:
-            cells += [Cell(s, r * n, r) for r in REQUESTS for n in PER_REQUEST]
+            cells += [Cell(s, r * n, r) for r in REQUESTS[device.split(":")[0]] for n in PER_REQUEST]
     return cells
 
 
@@ -125,11 +126,12 @@ class Subject:
             return self._measured(cell, below)
 
     def _measured(self, cell: Cell, below: dict[str, HoistedModel]) -> dict[str, Any]:
+        device = torch.device(self.settings.device)
         context, candidate = self._inputs(cell.requests, cell.candidates)
         plan, number = self._plan(cell)
         calls, skipped = self._calls(cell, context, candidate, below)
         errors, first = _first_calls(calls, skipped)
-        wrong = {x: e for x, e in errors.items() if not e <= TOLERANCE[self.settings.dtype]}
+        wrong = {x: e for x, e in errors.items() if not e <= tolerance(self.settings.dtype, device)}
         for name in set(wrong) - {*LEVELS}:  # a baseline that is off is left out
             skipped[name] = f"differs by {wrong.pop(name):.0e}"
         times: dict[str, Timing] = {}
@@ -138,6 +140,7 @@ class Subject:
             timed |= self._parts(cell, context, candidate) | self._floors(cell, plan)
             times = interleaved(timed, self.settings.seconds, warmup=1, rounds=self.settings.rounds)
         workload = Workload(cell.candidates, cell.requests)
+        apart = {x: calls[x] for x in ("eager", "full") if x not in wrong}
         expected = plan.target.predicted(plan.per_call, plan.outputs, cell.candidates, cell.requests)
         work = {x: h.plan.cost.multiply_adds for x, h in below.items()}
         work["full"] = sum(n.work.multiply_adds * workload.of(n.rate) for n in plan.nodes)
@@ -146,6 +149,8 @@ class Subject:
             "dense": self.case.dense, "requests": cell.requests, "candidates": cell.candidates,
             "equal": not wrong, "errors": errors, "skipped": skipped,
             "time": {x: asdict(t) for x, t in times.items()},
+            "launches": {x: launches(call, device) for x, call in apart.items()},
+            "peak_bytes": {x: peak_bytes(call, device) for x, call in apart.items()},
             "plan": {"number": number, "level": plan.level.name.lower(), "of": len(self.full.plans.plans)},
             "predicted": 1e3 * float(expected),
             "state_bytes": 0 if wrong else self.full.prepare(context, cell.candidates).bytes, "multiply_adds": work,
@@ -167,7 +172,12 @@ class Subject:
         for level, hoisted in [*below.items(), ("full", self.full)]:
             calls[level] = partial(hoisted, *given, request_offsets=offsets if cell.requests > 1 else None)
         if s.device.startswith("cuda"):
-            for name in ("eager", "full"):
+            if "compile" in calls:
+                overhead = torch.compile(self.model, mode="reduce-overhead")
+                calls["compile reduce-overhead"] = eager(overhead, self.case, context, candidate, offsets)
+            for name in ("eager", "compile", "full"):
+                if name not in calls:
+                    continue
                 try:
                     calls[f"{name} graph"] = graphed(calls[name])
                 except Exception as problem:  # such as a call that waits for the device, which no graph may hold

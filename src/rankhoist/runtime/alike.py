@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.1}  # of an output's scale
+TF32 = 1e-2  # the same where products of float32 are rounded to 10 bits
 NOTHING = 1e30  # the error where there is no result to compare; a number, so that records are plain JSON
+
+
+def tolerance(dtype: torch.dtype, device: torch.device) -> float:
+    """How far apart results may be there, of an output's scale."""
+    precision: Any = torch.backends.cuda.matmul
+    if dtype is torch.float32 and device.type == "cuda" and precision.fp32_precision == "tf32":
+        return TF32
+    return TOLERANCE[dtype]
 
 
 def error(actual: Any, truth: Any) -> float:

@@ -21,7 +21,7 @@ from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.errors import InputError
 from rankhoist.report.tuning import Point, Trial, Tuning
-from rankhoist.runtime.alike import TOLERANCE, error
+from rankhoist.runtime.alike import error, tolerance
 from rankhoist.runtime.ids import EAGER, GRAPHS
 from rankhoist.runtime.offsets import blocks_of, even
 from rankhoist.runtime.plain import dtype_name
@@ -125,7 +125,7 @@ class _Calls:
             except Exception as problem:  # whatever a compiler refuses, or an operator in it
                 self.leave_out(key, f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')[:120]}")
                 continue
-            if not apart <= TOLERANCE[self.model.dtype]:
+            if not apart <= tolerance(self.model.dtype, self.model.device):
                 self.leave_out(key, f"differs by {apart:.0e} of the scale")
         equal = [key for key in keys if key not in self._problems]
         limit = HOPELESS * min((self._first[key] for key in equal), default=0.0)
