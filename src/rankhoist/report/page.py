@@ -47,6 +47,8 @@ def to_html(report: Record, certificate: Certificate | None = None) -> str:
         ),
         modules=html(sections.modules(report)),
         blocking=html(sections.blocking(subject, found)),
+        items=html(*sections.items(report.items)),
+        opaque=html(*sections.opaque(report.opaque)),
         choices=html(*sections.choices(subject)),
         certificate=html(*sections.certificate(certificate)),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),

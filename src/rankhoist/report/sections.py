@@ -9,7 +9,7 @@ from rankhoist.report.certificate import Certificate, shown
 from rankhoist.report.markup import Element, table, tag
 from rankhoist.report.outline import Subject, short_operator
 from rankhoist.report.plot import plots
-from rankhoist.report.record import Curves, Module, Record
+from rankhoist.report.record import Curves, Items, Module, Record
 from rankhoist.report.summary import Reason, Summary
 from rankhoist.report.svg import MEANINGS, NAMES, SIGNS
 from rankhoist.report.text import percent, ratio, short, spaced, spelled
@@ -153,6 +153,47 @@ def blocking(subject: Subject, found: Summary) -> Element:
         name = _link(o, numbers.get(o.name))
         rows.append([name, o.module, o.reason or "", short(o.candidate.multiply_adds), share, short(o.candidate.bytes)])
     return _folded(header, rows, words=3)
+
+
+def items(found: Items | None) -> list[Element]:
+    """Calls whose items have a store: what is computed at each rate, and what is kept of an item."""
+    if found is None:
+        return []
+    rates = [("request", "per request", found.request), ("item", "per item, before all calls", found.item),
+             ("pair", "per candidate: what remains", found.pair)]  # fmt: skip
+    work: list[list[Element | str]] = [
+        [tag("span", SIGNS[rate], class_=f"key {rate}"), once, short(a.multiply_adds), short(a.bytes)]
+        for rate, once, a in rates
+    ]
+    kept: list[list[Element | str]] = [
+        [k.name, " × ".join(k.shape) or "1 value", k.dtype, f"{k.bytes:,}", percent(k.bytes, found.bytes)]
+        for k in found.kept
+    ]
+    said = (
+        f"A store keeps {found.bytes:,} bytes of each item, of {found.room:,} that it may. A call is predicted to take "
+        f"{found.milliseconds:.3g} ms with it, and {found.milliseconds_without:.3g} ms without."
+    )
+    inside = [
+        tag("h2", "With a store of items"),
+        tag("p", said),
+        _folded(["", "computed once", "multiply-adds", "bytes"], work, words=2),
+        tag("p", "What it keeps, and a call looks up:"),
+        _folded(["value", "of an item", "dtype", "bytes", "share"], kept, words=3),
+    ]
+    return [tag("section", *inside, id="items")]
+
+
+def opaque(paths: Sequence[str]) -> list[Element]:
+    """Modules that are kept as they are."""
+    if not paths:
+        return []
+    said = (
+        "These modules are called as they are, by the hoisted model as by the original. That they compute every row by "
+        "itself is what the caller said: rankhoist.verify tests it, and nothing proves it. A file holds their weights, "
+        "and needs the modules again to be loaded."
+    )
+    listed = tag("ul", *(tag("li", path) for path in paths))
+    return [tag("section", tag("h2", "Kept as they are"), tag("p", said), listed, id="opaque")]
 
 
 def choices(subject: Subject) -> list[Element]:
