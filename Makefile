@@ -6,6 +6,10 @@ PYTHON ?= python3
 ARGS   ?=
 TORCH  := torch==2.13.0
 
+# By itself it would pull another torch, and code for GPUs; the rest is what it imports.
+TORCHREC := torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict==0.15.3 pyvers==0.2.3 torchmetrics==1.0.3 tqdm \
+            pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions importlib-metadata cloudpickle
+
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -98,4 +102,5 @@ $(VENV)/.docs: pyproject.toml $(VENV)/.run
 $(VENV)/.dev: pyproject.toml $(VENV)/.run
 	@echo "installing what tests and checks need (one time)"
 	@$(PIP) install -e '.[dev]'
+	@$(PIP) install --no-deps $(TORCHREC)
 	@touch $@

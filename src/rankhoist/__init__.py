@@ -1,6 +1,6 @@
 """rankhoist: loop-invariant code motion for ranking models."""
 
-from rankhoist.capture import Split
+from rankhoist.capture import Jagged, Split
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.errors import ArtifactError, RankhoistError
 from rankhoist.hoist import hoist
@@ -15,6 +15,7 @@ __all__ = [
     "Certificate",
     "GroupedModel",
     "HoistedModel",
+    "Jagged",
     "RankhoistError",
     "Report",
     "RequestState",

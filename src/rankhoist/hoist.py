@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankhoist.capture import Context, Program, capture
+from rankhoist.capture import BagNames, Context, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plans, plans_with_store, safe_plan, watched
 from rankhoist.compiler.rules import all_rules, check_names
@@ -34,6 +34,7 @@ def hoist(
     without: Iterable[str] = (),
     targets: Iterable[str] = (),
     opaque: Sequence[str] = (),
+    jagged: BagNames | None = None,
     seconds: float | None = None,
 ) -> HoistedModel:
     """An equal model that computes context work once per request.
@@ -59,6 +60,9 @@ def hoist(
         opaque: paths of modules that are kept as they are, such as `user_tower.gru`: for those that do not export. One
             that reads inputs of one side is called once per request, or per candidate. That it computes every row by
             itself is yours to say; `verify` tests it.
+        jagged: which inputs are values in bags, with no row of their own: `{values: offsets}`, offsets `[rows]` or
+            `[rows + 1]`, or `{values: {"lengths": lengths}}`, lengths `[rows]`. The keys of a container of bags, as
+            torchrec's `KeyedJaggedTensor`, are inputs by themselves and need not be named.
         seconds: of this thread that the search for plans may take; what it has not tried by then is left out. By
             default a search ends by itself, after 15 seconds of trying for one target. On a terminal, a search of over
             five seconds shows what it tries.
@@ -73,7 +77,7 @@ def hoist(
         >>> hoisted(torch.randn(1, 8), torch.randn(1000, 4)).shape  # of one request, and of its candidates
         torch.Size([1000, 1])
     """
-    program = capture(model, example, context, all_rules(), item=item, opaque=tuple(opaque))
+    program = capture(model, example, context, all_rules(), item=item, opaque=tuple(opaque), jagged=jagged)
     hoisted = hoist_program(
         program, workload=workload, level=level, without=without, targets=targets, item_bytes=item_bytes,
         seconds=seconds,

@@ -1,8 +1,13 @@
 """Capture: a model as its author wrote it becomes one functional ATen graph with one row symbol."""
 
+from rankhoist.capture.bags import BagNames
 from rankhoist.capture.inputs import Constant, Context, InputSpec, Split
 from rankhoist.capture.interface import Interface
+from rankhoist.capture.jagged import Jagged
 from rankhoist.capture.opaque import OPAQUE, OpaqueCall
 from rankhoist.capture.program import Program, capture
 
-__all__ = ["OPAQUE", "Constant", "Context", "InputSpec", "Interface", "OpaqueCall", "Program", "Split", "capture"]
+__all__ = [
+    "OPAQUE", "BagNames", "Constant", "Context", "InputSpec", "Interface", "Jagged", "OpaqueCall", "Program", "Split",
+    "capture",
+]  # fmt: skip

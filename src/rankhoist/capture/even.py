@@ -17,7 +17,7 @@ class EvenParts(TorchFunctionMode):
     """While a model is exported: a size of so many times the rows, cut into equal parts, is cut at multiples of them.
 
     torch rounds up, for the last part may be shorter: it can show that `2 n` rows are two parts of `n` for one n at a
-    time. Here every symbol is the number of rows, for inputs have no other.
+    time. Here every symbol is the number of rows, but those that may be 0: numbers of values in bags.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +49,7 @@ def _times(size: Any) -> int:
         return 0
     rows = sympy.Symbol("rows", positive=True, integer=True)
     expr, env = size.node.expr, size.node.shape_env
-    if any(env.is_unbacked_symint(s) for s in expr.free_symbols):
+    if any(env.is_unbacked_symint(s) or env.var_to_range[s].lower < 2 for s in expr.free_symbols):
         return 0
     times = sympy.simplify(expr.subs(dict.fromkeys(expr.free_symbols, rows)) / rows)
     return int(times) if times.is_Integer else 0

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -17,7 +17,7 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.even import EvenParts
-from rankhoist.capture.inputs import named_leaves
+from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.taken import TakenAlong
 from rankhoist.errors import ExportError, UnsupportedModelError
@@ -26,9 +26,7 @@ MAX_ROWS = 2**24
 TALKATIVE = ("torch._guards", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")  # before they refuse
 
 
-def export(
-    model: nn.Module, bound: inspect.BoundArguments, training: bool = False
-) -> torch.export.ExportedProgram:  # fmt: skip
+def export(model: nn.Module, bound: inspect.BoundArguments, training: bool = False) -> torch.export.ExportedProgram:
     """Export with at least two rows: a size of one would be taken for a constant. What is no tensor is a constant.
 
     Raises:
@@ -43,6 +41,24 @@ def export(
     args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
     rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
     dynamic = pytree.tree_map(lambda x: {0: rows} if isinstance(x, torch.Tensor) else None, dict(bound.arguments))
+    return exported(model, model, args, kwargs, dynamic, named_leaves(bound.arguments), bound, training)
+
+
+def exported(
+    called: nn.Module,
+    model: nn.Module,
+    args: Any,
+    kwargs: Any,
+    dynamic: Any,
+    leaves: Mapping[str, Any],
+    bound: inspect.BoundArguments,
+    training: bool = False,
+) -> torch.export.ExportedProgram:
+    """What is `called`, which is the model or calls it, with sizes that are `dynamic`; `leaves` are those of its call.
+
+    Raises:
+        ExportError: `torch.export` refuses the model.
+    """
     # Python's own `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model. Where they stand in the way,
     # the strict exporter reads the model's bytecode instead, and keeps them symbolic.
     errors = []
@@ -50,12 +66,12 @@ def export(
         try:
             own = _no_own_gradients() if training else contextlib.nullcontext()
             with _quiet(), own, contextlib.nullcontext() if strict else _symbolic():
-                return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=strict)
+                return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
         except Exception as error:
             errors.append(error)
             if not _fixes_rows(error):
                 break
-    raise ExportError(_why_not_exported(model, bound, errors[0]) + _constants(bound)) from errors[0]
+    raise ExportError(_why_not_exported(model, bound, errors[0]) + _constants(leaves)) from errors[0]
 
 
 def _no_own_gradients() -> Any:
@@ -139,9 +155,9 @@ def _help(path: str) -> str:
     )
 
 
-def _constants(bound: inspect.BoundArguments) -> str:
+def _constants(leaves: Mapping[str, Any]) -> str:
     """The arguments that may have been meant to be tensors."""
-    found = [f"{n} = {v!r}" for n, v in named_leaves(bound.arguments).items() if not isinstance(v, torch.Tensor)]
+    found = [f"{n} = {v!r}" for n, v in leaves.items() if isinstance(v, CONSTANTS)]
     return f"\nWhat is no tensor is a constant of the model: {', '.join(found)}" if found else ""
 
 

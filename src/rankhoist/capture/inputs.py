@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.jagged import Jagged
 from rankhoist.errors import ContextError, InputError
 
 Context = Sequence[str] | str | Mapping[str, "Sequence[int] | slice | bool"]
@@ -40,12 +41,22 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Column:
+    """What a jagged input has of each value: `[total, *shape]`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """One input tensor of the model: `[rows, *shape]`.
 
     `columns` lists the context columns: all of them for a context input (`None` where the input has no column
     axis), none for a candidate input, some for a packed one. What is left, all of it (`item`) or `item_columns`, is
-    known of the item alone; the rest belongs to the pair of request and item.
+    known of the item alone; the rest belongs to the pair of request and item. `bags` are what a jagged input has of
+    each value; its `dtype` is that of the first, its `shape` empty.
     """
 
     name: str
@@ -55,6 +66,14 @@ class InputSpec:
     columns: tuple[int, ...] = ()
     item: bool = False
     item_columns: tuple[int, ...] = ()
+    bags: tuple[Column, ...] = ()
+
+    def leaves(self, side: str) -> tuple[str, ...]:
+        """What is put behind its name for the tensors that a stage of one side reads."""
+        own = dict.fromkeys(part.suffix for part in (*self.parts, *self.parts_with_store) if part.side == side)
+        if not own or not self.bags:
+            return tuple(own)
+        return (".lengths", *(f".values_{i}" for i in range(len(self.bags))))
 
     @property
     def candidate_columns(self) -> tuple[int, ...]:
@@ -101,15 +120,15 @@ def constants_in(leaves: Mapping[str, Any]) -> tuple[Constant, ...]:
     return tuple(Constant(name, place, value) for place, (name, value) in found if isinstance(value, CONSTANTS))
 
 
-def with_constants(leaves: Sequence[Any], constants: Sequence[Constant]) -> list[Any]:
-    """All leaves of a call, from its tensors in order."""
+def with_others(leaves: Sequence[Any], others: Mapping[int, Any]) -> list[Any]:
+    """All leaves of a call, from those that are inputs, in order, and the others by place."""
     result = list(leaves)
-    for constant in constants:
-        result.insert(constant.place, constant.value)
+    for place in sorted(others):
+        result.insert(place, others[place])
     return result
 
 
-_LEAF = (torch.Tensor, Split)
+_LEAF = (torch.Tensor, Split, Jagged)
 
 
 def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,14 +163,17 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
     if not leaves:
         raise InputError("the example holds no tensor at all; pass a tuple of tensors, or a dict of keyword inputs")
     for name, leaf in leaves.items():
-        if not isinstance(leaf, torch.Tensor):
+        if not isinstance(leaf, torch.Tensor | Jagged):
             raise InputError(f"input {name!r} is {type(leaf).__name__}, expected a tensor with rows on axis 0")
         if leaf.dim() == 0:
             raise InputError(f"input {name!r} is a scalar tensor, expected rows on axis 0")
     rows = {name: leaf.shape[0] for name, leaf in leaves.items()}
     if len(set(rows.values())) > 1:
         listing = ", ".join(f"{name}: {count}" for name, count in rows.items())
-        raise InputError(f"the example's inputs have different row counts ({listing}); axis 0 must be the same row")
+        raise InputError(
+            f"the example's inputs have different row counts ({listing}); axis 0 must be the same row. Values in "
+            "bags, with lengths or offsets, are named in jagged={values: lengths}"
+        )
     count = int(next(iter(rows.values())))
     if count == 0:
         raise InputError("the example has no rows; pass at least one")
@@ -160,15 +182,25 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
 
 def own_rows(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The example in memory of its own: a view of a data set would keep, and save, all of the data set."""
-    return {n: x.detach().clone() if isinstance(x, torch.Tensor) else x for n, x in leaves.items()}
+    return {n: x.detach().clone() if isinstance(x, torch.Tensor | Jagged) else x for n, x in leaves.items()}
 
 
 def mark_sides(
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], context: Context, item: Context | None = None
+    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    context: Context,
+    item: Context | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> list[InputSpec]:
-    """All inputs from the user's `context` and `item` arguments (names or globs, or `{name: columns}`)."""
-    wanted = _wanted_columns("context", list(shapes), context)
-    of_items = _wanted_columns("item", list(shapes), [] if item is None else item)
+    """All inputs from the user's `context` and `item` arguments (names or globs, or `{name: columns}`).
+
+    `aliases` are names of what belongs to an input, as lengths do to their values.
+    """
+    aliases = aliases or {}
+    wanted = _wanted_columns("context", [*shapes, *aliases], context)
+    of_items = _wanted_columns("item", [*shapes, *aliases], [] if item is None else item)
+    for alias, name in aliases.items():
+        if alias in wanted and name not in wanted:
+            raise ContextError(f"{alias!r} is context, so {name!r}, which it belongs to, must be")
     specs = []
     for name, (shape, dtype) in shapes.items():
         columns = wanted.get(name, False)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.inputs import CONSTANTS, Constant, InputSpec, named_leaves, with_constants
+from rankhoist.capture.bags import call
+from rankhoist.capture.inputs import CONSTANTS, Constant, InputSpec, named_leaves
+from rankhoist.capture.packs import Pack, opened, packed
 from rankhoist.capture.signature import Arguments, plain_tensors
 from rankhoist.errors import InputError
 
@@ -31,6 +33,7 @@ class Interface:
         example: the example's tensors by input name (empty where an exported program carries none).
         made_up: its rows are nobody's: a file holds such ones, unless those that were given are wanted.
         constants: arguments that are no tensors, in the order of their places.
+        packs: how leaves of a call are made of jagged inputs.
     """
 
     inputs: dict[str, InputSpec]
@@ -43,17 +46,25 @@ class Interface:
     example: dict[str, Any]
     made_up: bool = False
     constants: tuple[Constant, ...] = ()
+    packs: tuple[Pack, ...] = ()
+
+    @cached_property
+    def jagged(self) -> bool:
+        """Whether an input is jagged."""
+        return any(spec.bags for spec in self.inputs.values())
 
     def call(self, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of a call, from its inputs by name."""
-        given = with_constants([leaves[spec.name] for spec in self.inputs.values()], self.constants)
-        args, kwargs = pytree.tree_unflatten(given, self.in_spec)
-        return args, kwargs
+        own = {spec.name: leaves[spec.name] for spec in self.inputs.values()}
+        return call(self.in_spec, own, self.packs, self.constants)
 
     def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A call's tensors by input name, checked against the inputs the model was captured with."""
         given = self.arguments(args, kwargs)
-        leaves = given if plain_tensors(given) else named_leaves(given)
+        if self.jagged:
+            leaves = packed(named_leaves(opened(given)), self.packs)
+        else:
+            leaves = given if plain_tensors(given) else named_leaves(given)
         if (
             not self.constants
             and len(leaves) == len(self.inputs)

@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import onnx
+from rankhoist.capture.bags import MODEL, BagNames, JaggedCall, jagged_call
 from rankhoist.capture.checks import (
     check_eval_mode,
     check_exported,
@@ -29,19 +30,12 @@ from rankhoist.capture.composites import taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.export import export
-from rankhoist.capture.inputs import (
-    Constant,
-    Context,
-    InputSpec,
-    common_rows,
-    constants_in,
-    mark_sides,
-    named_leaves,
-    own_rows,
-)
+from rankhoist.capture.inputs import Constant, Context, InputSpec, common_rows, named_leaves, own_rows
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.opaque import OpaqueCall, kept
+from rankhoist.capture.packs import Pack
 from rankhoist.capture.signature import Arguments
+from rankhoist.capture.users import jagged_users, plain_users
 from rankhoist.capture.wrappers import check_packed, converted, signature_of, unwrapped
 from rankhoist.errors import (
     CaptureError,
@@ -49,7 +43,6 @@ from rankhoist.errors import (
     ExportError,
     InputError,
     UnsupportedModelError,
-    UnusedInputWarning,
 )
 
 
@@ -95,6 +88,8 @@ class Program:
         dropout: whether dropout on what is the request's draws a mask for every one of its `rows`, or per `request`.
         opaque: calls of modules that are kept as they are, by the name that the graph has for them.
         modules: these modules, by path.
+        packs: how leaves of a call are made of jagged inputs.
+        bags: the placeholders of a jagged input's lengths and columns -> the name of what a stage reads there.
     """
 
     graph: fx.Graph
@@ -114,6 +109,8 @@ class Program:
     dropout: str = "rows"
     opaque: dict[str, OpaqueCall] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    packs: tuple[Pack, ...] = ()
+    bags: dict[str, str] = field(default_factory=dict)
 
     @property
     def interface(self) -> Interface:
@@ -121,14 +118,14 @@ class Program:
         state = {w.name: p for p, w in self.weights.items() if w.in_state_dict}
         return Interface(
             self.inputs, self.out_spec, self.in_spec, self.arguments, state, self.dtype, self.device, self.example,
-            constants=self.constants,
+            constants=self.constants, packs=self.packs,
         )  # fmt: skip
 
 
 def capture(
     model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context,
     known: Container[Any] | None = None, training: bool = False, item: Context | None = None,
-    opaque: Sequence[str] = (),
+    opaque: Sequence[str] = (), jagged: BagNames | None = None,
 ) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
 
@@ -146,7 +143,7 @@ def capture(
     """
     if isinstance(model, str | os.PathLike):
         model, example = _load(Path(model), example)
-    bound = None
+    bound, call = None, None
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         check_packed(model)
@@ -154,25 +151,33 @@ def capture(
             check_eval_mode(model)
         arguments = signature_of(model)
         bound = _example_call(arguments, example)
-        leaves = named_leaves(bound.arguments)
+        call = jagged_call(bound, jagged or {})
+        leaves = named_leaves(bound.arguments) if call is None else call.leaves
         common_rows(leaves)
+        if call is not None and (training or opaque):
+            raise InputError("a model of jagged inputs is neither trained by rows nor has opaque modules yet")
+    elif jagged:
+        raise InputError("jagged inputs need the module itself, not a program that is exported already")
     else:
         arguments = _exported_arguments(model)
         leaves = named_leaves(arguments(*model.example_inputs)) if model.example_inputs else {}
     with kept(model, bound, opaque) as calls:
-        functional = _functional(_exported(model, bound, training), known)
+        functional = _functional(_exported(model, bound, training, call), known)
     without_tokens(functional)
     fill(functional.graph)
-    program = _program(functional, own_rows(leaves), (context, item), arguments, training)
+    program = _program(functional, own_rows(leaves), (context, item), arguments, training, call)
     modules = {path: model.get_submodule(path) for path in opaque} if isinstance(model, nn.Module) else {}
     return replace(program, opaque=calls, modules=modules)
 
 
 def _exported(
-    model: nn.Module | torch.export.ExportedProgram, bound: inspect.BoundArguments | None, training: bool
-) -> torch.export.ExportedProgram:
+    model: nn.Module | torch.export.ExportedProgram, bound: inspect.BoundArguments | None, training: bool,
+    jagged: JaggedCall | None,
+) -> torch.export.ExportedProgram:  # fmt: skip
     if not isinstance(model, nn.Module) or bound is None:
         return model  # type: ignore[return-value]
+    if jagged is not None:
+        return jagged.export(model, bound)
     plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
     exported = export(*plain, training)
     if training:
@@ -261,7 +266,7 @@ def _exported_arguments(exported: torch.export.ExportedProgram) -> Arguments:
 
 def _program(
     exported: torch.export.ExportedProgram, example: dict[str, Any], sides: Any, arguments: Arguments,
-    training: bool,
+    training: bool, jagged: JaggedCall | None,
 ) -> Program:  # fmt: skip
     graph = exported.graph_module.graph
     signature = exported.graph_signature
@@ -272,22 +277,11 @@ def _program(
         if spec.kind is InputKind.USER_INPUT:
             users.append(placeholders[spec.arg.name])
         elif spec.kind is not InputKind.TOKEN:
-            weights[spec.arg.name] = _weight(exported, spec, spec.target in written)
+            weights[spec.arg.name] = _weight(
+                exported, spec, spec.target in written, "" if jagged is None else f"{MODEL}."
+            )
     check_outputs(signature, training)
-    names = list(example) or [node.name for node in users]
-    if len(names) != len(users):
-        raise CaptureError(f"the exported graph has {len(users)} inputs, the example {len(names)}: {', '.join(names)}")
-    constants = constants_in({n: u.meta["val"] for n, u in zip(names, users, strict=True)})
-    names = [n for n in names if all(n != c.name for c in constants)]
-    for constant in constants:
-        graph.erase_node(users[constant.place])  # nobody reads it: the export has put its value in its place
-    users = [u for i, u in enumerate(users) if all(i != c.place for c in constants)]
-    rows = _row_symbol(dict(zip(names, users, strict=True)))
-    shapes = {n: (tuple(u.meta["val"].shape[1:]), u.meta["val"].dtype) for n, u in zip(names, users, strict=True)}
-    specs = mark_sides(shapes, *sides)
-    for spec, node in zip(specs, users, strict=True):
-        if spec.role == "context" and not node.users:
-            warnings.warn(f"context input {spec.name!r} is never read by the model", UnusedInputWarning, stacklevel=3)
+    found = plain_users(users, example, *sides) if jagged is None else jagged_users(users, jagged, *sides)
     check_operators(graph, training)
     check_states(graph)
     call = exported.module_call_graph[0].signature
@@ -301,45 +295,27 @@ def _program(
     renewed = {o.name: o for o in last.args[0] if isinstance(o, fx.Node)}
     outputs += [renewed[made] for made in written.values()]
     buffers = {w.name: placeholder for placeholder, w in weights.items()}
-    inputs = {u.name: s for u, s in zip(users, specs, strict=True)}
-    tensors = [w.tensor for w in weights.values()] + [u.meta["val"] for u in users]
+    tensors = [w.tensor for w in weights.values()] + [u.meta["val"] for u in found.nodes]
+    constants = {c.name for c in found.constants}
+    in_spec, packs = (call.in_spec, ()) if jagged is None else (jagged.in_spec, jagged.packs)
     return Program(
-        graph, rows, inputs, weights, outputs, call.out_spec, call.in_spec, arguments,
+        graph, found.rows, found.inputs, weights, outputs, call.out_spec, in_spec, arguments,
         _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")),
-        {n: example[n] for n in names if n in example}, constants, training, tuple(buffers[n] for n in written),
+        {n: x for n, x in example.items() if n not in constants}, found.constants, training,
+        tuple(buffers[n] for n in written), packs=packs, bags=found.bags,
     )  # fmt: skip
 
 
-def _weight(exported: torch.export.ExportedProgram, spec: Any, written: bool) -> Weight:
+def _weight(exported: torch.export.ExportedProgram, spec: Any, written: bool, prefix: str) -> Weight:
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
         raise UnsupportedModelError(
             f"the exported program takes an input of kind {spec.kind}; only tensors can be hoisted"
         )
-    name = spec.target
+    name, own = spec.target, spec.target.removeprefix(prefix)
     if name in exported.state_dict:
         trained = spec.kind is InputKind.PARAMETER or written
-        return Weight(name, exported.state_dict[name].detach(), True, trained)
-    return Weight(name, exported.constants[name].detach(), False, written)
-
-
-def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
-    symbols: dict[str, Any] = {}
-    for name, node in users.items():
-        value = node.meta["val"]
-        if not isinstance(value, torch.Tensor) or value.dim() == 0 or not isinstance(value.shape[0], torch.SymInt):
-            shape = list(value.shape) if isinstance(value, torch.Tensor) else value
-            raise CaptureError(
-                f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes)"
-            )
-        if any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
-            raise CaptureError(f"input {name!r} has shape {list(value.shape)}: only axis 0, the rows, may be symbolic")
-        symbols[name] = value.shape[0].node.expr
-    if len(set(symbols.values())) != 1:
-        raise CaptureError(f"the inputs' row counts are different symbols: {symbols}; export them with one shared Dim")
-    symbol = next(iter(symbols.values()))
-    if not isinstance(symbol, sympy.Symbol):
-        raise CaptureError(f"the row count is {symbol}, expected one symbol")
-    return symbol
+        return Weight(own, exported.state_dict[name].detach(), True, trained)
+    return Weight(own, exported.constants[name].detach(), False, written)
 
 
 def _floating_dtype(tensors: list[torch.Tensor]) -> torch.dtype:

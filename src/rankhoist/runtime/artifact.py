@@ -186,12 +186,7 @@ def _check_variant(variant: Variant, blueprint: Blueprint, fixed: set[str], side
 
 def _leaves(interface: Interface, side: str) -> set[str]:
     """What stages call the tensors of one side."""
-    return {
-        name + part.suffix
-        for name, spec in interface.inputs.items()
-        for part in (*spec.parts, *spec.parts_with_store)
-        if part.side == side
-    }
+    return {name + leaf for name, spec in interface.inputs.items() for leaf in spec.leaves(side)}
 
 
 def _check_stage(stage: Stage, leaves: Collection[str], earlier: Collection[int], results: int) -> None:

@@ -51,8 +51,11 @@ class Halves(Movable, Planned):
         return Replays(recorder, variants, self._weights, self._inputs, row_wise, room, self._first_use)
 
     def _record_calls(self) -> None:
-        """On a GPU, replay from now on what a warm-up asks for; plans are those for replays, where there are any."""
-        if self.backend != EAGER or self.device.type not in RECORDING:
+        """On a GPU, replay from now on what a warm-up asks for; plans are those for replays, where there are any.
+
+        Sizes of bags are others in every call: a model of jagged inputs is not recorded.
+        """
+        if self.backend != EAGER or self.device.type not in RECORDING or self.interface.jagged:
             return
         weights, before = self._weights, self.blueprint
         target = target_of(self.device, self.dtype, recorded=True)

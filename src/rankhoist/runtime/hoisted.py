@@ -71,7 +71,7 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         return self.plan.asked.name.lower()
 
     @property
-    def example(self) -> dict[str, Tensor]:
+    def example(self) -> dict[str, Any]:
         """Example inputs by name, whole rows: those given to `hoist`; those in the file that it was loaded from."""
         return dict(self.interface.example)
 
@@ -182,7 +182,9 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         """
         proof = self.certificate if certificate is None else certificate.to_dict()
         blueprint = self.blueprint
-        if not (example or self.interface.made_up):
+        if self.interface.jagged:  # no bags are made up, and none of the example's are kept
+            blueprint = replace(blueprint, interface=replace(self.interface, example={}))
+        elif not (example or self.interface.made_up):
             model = self._on_cpu()
             rows = made_up_example(model, model.vocabulary.below)
             blueprint = replace(blueprint, interface=replace(self.interface, example=rows, made_up=True))
@@ -199,6 +201,7 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         Raises:
             BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
         """
+        self._inputs.refuse_bags("an ONNX export")
         check_exported(self.blueprint.modules, "ONNX")
         export.to_onnx(Path(folder), self._inputs, self.stages, self._weights, self.vocabulary, several, self._exported)
 
@@ -208,6 +211,7 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         A package is native code of this machine's kind, which runs when loaded: load only what you trust. A call from
         Python holds the interpreter lock from beginning to end, so threads do not score side by side.
         """
+        self._inputs.refuse_bags("a package")
         check_exported(self.blueprint.modules, "AOTInductor")
         stages, weights, known = self.stages, self._weights, self.vocabulary
         export.to_package(Path(folder), self._inputs, stages, weights, known, several, self._exported)

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from rankhoist.capture import Interface, Split
 from rankhoist.capture.inputs import named_leaves
-from rankhoist.errors import InputError
+from rankhoist.capture.jagged import Jagged
+from rankhoist.capture.packs import is_container, opened, packed
+from rankhoist.errors import BackendError, InputError
 
 
 class Row(NamedTuple):
-    """What one row of an input is."""
+    """What one row of an input is; of a jagged one, what one value of each column is."""
 
     dtype: torch.dtype
     shape: torch.Size
+    bags: tuple[Row, ...] = ()
 
 
 class Inputs:
@@ -39,10 +42,27 @@ class Inputs:
     def _expected(self) -> dict[str, dict[str, Row]]:
         expected: dict[str, dict[str, Row]] = {"context": {}, "candidate": {}, "item": {}, "pair": {}}
         for name, spec in self._specs.items():
-            dtype = self.dtype if spec.dtype == self.interface.dtype else spec.dtype
+            bags = tuple(Row(self._own(c.dtype), torch.Size(c.shape)) for c in spec.bags)
             for side, _, columns in {*spec.parts, *spec.parts_with_store}:
-                expected[side][name] = Row(dtype, torch.Size(spec.shape if columns is None else [len(columns)]))
+                shape = torch.Size(spec.shape if columns is None else [len(columns)])
+                expected[side][name] = Row(self._own(spec.dtype), shape, bags)
         return {side: {name: rows[name] for name in self._specs if name in rows} for side, rows in expected.items()}
+
+    def _own(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of an input, which moves with the model where it was the model's."""
+        return self.dtype if dtype == self.interface.dtype else dtype
+
+    def refuse_bags(self, how: str) -> None:
+        """Refuse what cannot run a model of jagged inputs.
+
+        Raises:
+            BackendError: it has one; says which.
+        """
+        for spec in self._specs.values():
+            if spec.bags:
+                raise BackendError(
+                    f"{how} takes no jagged input, as {spec.name!r} is: backend 'eager' and saved files do"
+                )
 
     def of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Context and candidate inputs by name, of a call's arguments.
@@ -75,8 +95,10 @@ class Inputs:
             InputError: one is missing, or there is another number of them.
         """
         names = list(self.expected[side])
+        if self.interface.jagged:
+            inputs = self._bags_of_side(names, inputs)
         if not isinstance(inputs, Mapping):
-            values = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+            values = [inputs] if isinstance(inputs, Tensor | Jagged) else list(inputs)
             if len(values) != len(names):
                 raise InputError(f"expected {len(names)} {side} inputs ({', '.join(names)}), got {len(values)}")
             return dict(zip(names, values, strict=True))
@@ -85,6 +107,21 @@ class Inputs:
         if missing:
             raise InputError(f"missing {side} inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
         return {n: leaves[n] for n in names}
+
+    def _bags_of_side(self, names: Sequence[str], inputs: Any) -> Any:
+        """One side's inputs without containers, and with values and lengths that stand apart as jagged inputs."""
+        if is_container(inputs):
+            inputs = {"": inputs}
+        if not isinstance(inputs, Mapping):
+            return inputs if isinstance(inputs, Tensor | Jagged) else [x for v in inputs for x in _each(opened(v))]
+        flat: dict[str, Any] = {}
+        for name, value in inputs.items():
+            inside = opened(value)
+            if isinstance(inside, dict) and is_container(value):
+                flat |= {key if key in names else f"{name}.{key}": bags for key, bags in inside.items()}
+            else:
+                flat[name] = inside
+        return packed(named_leaves({"inputs": flat}), self.interface.packs)
 
     def rows(self, side: str, inputs: Mapping[str, Any]) -> int:
         """The row count of one side; without inputs that is one request, and no candidate.
@@ -96,7 +133,9 @@ class Inputs:
         for name, tensor in inputs.items():
             row = self.expected[side][name]
             given: Sequence[int] = tensor.shape if isinstance(tensor, Tensor) else ()
-            if not given or given[1:] != row.shape or tensor.dtype != row.dtype:
+            if row.bags:
+                given = _checked(name, tensor, side, row).shape
+            elif not given or given[1:] != row.shape or tensor.dtype != row.dtype:
                 _explain(name, tensor, side, row)
             same = same and rows in (-1, given[0])
             rows = given[0]
@@ -105,12 +144,35 @@ class Inputs:
             raise InputError(f"the {side} inputs have different row counts ({listing})")
         return rows if rows >= 0 else int(side == "context")
 
-    def made_up(self, side: str, rows: int) -> dict[str, Tensor]:
+    def stage_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Tensors by the names that stages read: of a jagged input its lengths, and each of its columns."""
+        if not self.interface.jagged:
+            return inputs
+        flat: dict[str, Any] = {}
+        for name, value in inputs.items():
+            if isinstance(value, Jagged):
+                flat[f"{name}.lengths"] = value.lengths
+                flat |= {f"{name}.values_{i}": column for i, column in enumerate(value.values)}
+            else:
+                flat[name] = value
+        return flat
+
+    def _made_up_bags(self, name: str, bags: Sequence[Row], rows: int) -> Jagged:
+        none = Jagged.of([torch.zeros(0, *b.shape, dtype=b.dtype) for b in bags], torch.zeros(1, dtype=torch.int64))
+        rows_of = self.interface.example.get(name, none)
+        chosen = rows_of[torch.arange(rows) % len(rows_of)]
+        columns = [v.to(self.device, b.dtype) for v, b in zip(chosen.values, bags, strict=True)]
+        return Jagged.of(columns, chosen.lengths.to(self.device))
+
+    def made_up(self, side: str, rows: int) -> dict[str, Any]:
         """Rows of one side: the example's, in turn; zeros where there is no example."""
         made = {}
-        for name, (dtype, shape) in self.expected[side].items():
-            rows_of = self.interface.example.get(name, torch.zeros(1, *shape))
+        for name, (dtype, shape, bags) in self.expected[side].items():
             spec = self._specs[name]
+            if bags:
+                made[name] = self._made_up_bags(name, bags, rows)
+                continue
+            rows_of = self.interface.example.get(name, torch.zeros(1, *shape))
             own = next(p.columns for p in (*spec.parts, *spec.parts_with_store) if p.side == side)
             if own is not None and name in self.interface.example:
                 rows_of = rows_of[:, list(own)]
@@ -118,12 +180,35 @@ class Inputs:
         return made
 
 
-def _explain(name: str, tensor: Any, side: str, row: Row) -> None:
+def _each(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def _checked(name: str, given: Any, side: str, row: Row) -> Jagged:
+    """A jagged input that has the columns it should.
+
+    Raises:
+        InputError: it has not; integers of another width are fine.
+    """
+    if not isinstance(given, Jagged):
+        raise InputError(
+            f"{side} input {name!r} is {type(given).__name__}, expected bags of values: rankhoist.Jagged(values, "
+            "lengths=...)"
+        )
+    if len(given.values) != len(row.bags):
+        raise InputError(f"{side} input {name!r} has {len(given.values)} columns, expected {len(row.bags)}")
+    for values, expected in zip(given.values, row.bags, strict=True):
+        if values.shape[1:] != expected.shape or values.dtype != expected.dtype:
+            _explain(name, values, side, expected, "values")
+    return given
+
+
+def _explain(name: str, tensor: Any, side: str, row: Row, first: str = "rows") -> None:
     """Raise what is wrong with an input; integers of another width are fine."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"{side} input {name!r} is {type(tensor).__name__}, expected a tensor")
     if tensor.dim() == 0 or tensor.shape[1:] != row.shape:
-        expected = ", ".join(["rows", *map(str, row.shape)])
+        expected = ", ".join([first, *map(str, row.shape)])
         raise InputError(f"{side} input {name!r} has shape {list(tensor.shape)}, expected [{expected}]")
     floating = row.dtype.is_floating_point or tensor.is_floating_point()
     if floating or torch.bool in (row.dtype, tensor.dtype):

@@ -10,7 +10,8 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Constant, InputSpec, Interface
-from rankhoist.capture.inputs import CONSTANTS
+from rankhoist.capture.inputs import CONSTANTS, Column
+from rankhoist.capture.packs import Pack
 from rankhoist.capture.signature import Arguments
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import as_device, as_dtype, as_kind, counts, dtype_name, entries, entry, shown
@@ -33,6 +34,7 @@ def to_data(interface: Interface) -> dict[str, Any]:
             {"name": p.name, "kind": p.kind.name, "optional": p.default is not p.empty}
             for p in interface.arguments.parameters
         ],
+        "packs": [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(p).items()} for p in interface.packs],
         "constants": [{"name": c.name, "place": c.place, "value": c.value} for c in interface.constants],
         "call": structure(interface.in_spec, "takes"),
         "result": structure(interface.out_spec, "returns"),
@@ -48,8 +50,12 @@ def from_data(data: Any, state: Mapping[str, str]) -> Interface:
     inputs = {entry(item, "placeholder", str): _as_input(item) for item in entries(data, "inputs", dict)}
     call, result = as_structure(entry(data, "call", dict)), as_structure(data.get("result"))
     constants = tuple(_as_constant(item) for item in entries({"constants": [], **data}, "constants", dict))
+    packs = tuple(_as_pack(item) for item in entries({"packs": [], **data}, "packs", dict))
     places = [c.place for c in constants]
-    tensors = call.num_leaves - len(places)
+    packed = {name for pack in packs for name in pack.inputs}
+    if not packed <= {spec.name for spec in inputs.values() if spec.bags}:
+        raise ArtifactError("it makes leaves of a call of jagged inputs that it does not have")
+    tensors = call.num_leaves - len(places) - sum(len(pack.places) for pack in packs) + len(packed)
     if tensors != len(inputs) or places != sorted({place for place in places if place < call.num_leaves}):
         raise ArtifactError(f"it takes {tensors} tensors and lists {len(inputs)} inputs")
     parameters = [_as_parameter(item) for item in entries(data, "parameters", dict)]
@@ -57,7 +63,7 @@ def from_data(data: Any, state: Mapping[str, str]) -> Interface:
     return Interface(
         inputs, result, call, Arguments(inspect.Signature(parameters)), dict(state),
         as_dtype(entry(captured, "dtype", str)), as_device(entry(captured, "device", str)), {},
-        constants=constants,
+        constants=constants, packs=packs,
     )  # fmt: skip
 
 
@@ -74,6 +80,7 @@ def _input(placeholder: str, spec: InputSpec) -> dict[str, Any]:
         "columns": list(spec.columns),
         "item": spec.item,
         "item_columns": list(spec.item_columns),
+        "bags": [{"name": c.name, "shape": list(c.shape), "dtype": dtype_name(c.dtype)} for c in spec.bags],
     }
 
 
@@ -88,7 +95,19 @@ def _as_input(data: Any) -> InputSpec:
     apart = not set(columns) & set(item_columns) and not (item and (item_columns or role == "context"))
     if role not in ROLES or not fits or not apart:
         raise ArtifactError(f"its input {shown(name)} is {shown(role)} with columns that do not fit its shape")
-    return InputSpec(name, shape, as_dtype(entry(data, "dtype", str)), role, columns, item, item_columns)
+    bags = tuple(
+        Column(entry(item, "name", str), counts(item, "shape"), as_dtype(entry(item, "dtype", str)))
+        for item in entries({"bags": [], **data}, "bags", dict)
+    )
+    if bags and (role == "packed" or shape):
+        raise ArtifactError(f"its input {shown(name)} is jagged, and {shown(role)} with axes of its own")
+    return InputSpec(name, shape, as_dtype(entry(data, "dtype", str)), role, columns, item, item_columns, bags)
+
+
+def _as_pack(data: Any) -> Pack:
+    inputs, names, fields = (tuple(entries(data, key, str)) for key in ("inputs", "names", "fields"))
+    keys = None if data.get("keys") is None else tuple(entries(data, "keys", str))
+    return Pack(counts(data, "places"), inputs, names, entry(data, "kind", str), keys, fields)
 
 
 def _are_columns(columns: Sequence[int], shape: Sequence[int]) -> bool:

@@ -22,11 +22,11 @@ Side = dict[str, Tensor]
 
 
 def mixes_rows(model: Scoring) -> bool:
-    """Whether candidates are scored otherwise together than each alone; also where the example cannot tell.
+    """Whether candidates are scored otherwise together than each alone; also where the example cannot tell, as of bags.
 
     Rows that are all alike cannot: `x - x.mean()` is the same for them together and alone.
     """
-    if not model.interface.example:
+    if not model.interface.example or model.interface.jagged:
         return True
     context, candidate = (_rows(model, *side) for side in (("context", len(OFFSETS) - 1), ("candidate", OFFSETS[-1])))
     if _all_alike(context) or _all_alike(candidate):

@@ -66,6 +66,8 @@ class Movable(Scoring, nn.Module):
             BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.
         """
         backend_of(backend)
+        if backend != EAGER:
+            self._inputs.refuse_bags(f"backend {backend!r}")
         self.backend, self._first_use = backend, True
         self._by_the_models_own()
         self._place(self._weights.original, self._weights.constants, self.dtype, self.device)

@@ -79,6 +79,7 @@ class Scoring(ABC):
         context, candidate = self._inputs.of_call(args, kwargs)
         requests, rows = self._inputs.rows("context", context), self._inputs.rows("candidate", candidate)
         blocks = blocks_of(request_offsets, requests, rows)
+        context, candidate = self._inputs.stage_inputs(context), self._inputs.stage_inputs(candidate)
         if not torch.is_grad_enabled():  # entering and leaving no_grad is a good part of a call with few candidates
             return self._whole(context, candidate, requests, rows, blocks)
         with torch.no_grad():
@@ -96,7 +97,7 @@ class Scoring(ABC):
         context = self._inputs.of_side("context", context_inputs)
         requests = self._inputs.rows("context", context)
         with torch.no_grad():
-            return self._prepare(context, requests, candidates)
+            return self._prepare(self._inputs.stage_inputs(context), requests, candidates)
 
     def score(
         self,
@@ -113,9 +114,9 @@ class Scoring(ABC):
         rows = self._inputs.rows("candidate", candidate)
         blocks = blocks_of(request_offsets, state.requests, rows)
         with torch.no_grad():
-            return self._score(state, candidate, rows, blocks)
+            return self._score(state, self._inputs.stage_inputs(candidate), rows, blocks)
 
-    def made_up(self, side: str, rows: int) -> dict[str, Tensor]:
+    def made_up(self, side: str, rows: int) -> dict[str, Any]:
         """Rows of the `context` or of the `candidate` side: the example's, in turn; zeros where there is no example."""
         return self._inputs.made_up(side, rows)
 

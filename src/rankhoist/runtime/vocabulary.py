@@ -112,7 +112,7 @@ def _positions(interface: Interface) -> dict[str, Origin]:
         if spec.role == "packed":
             shapes[f"{spec.name}.context"] = (len(spec.columns),)
             shapes[f"{spec.name}.candidate"] = (len(spec.candidate_columns),)
-        else:
+        elif not spec.bags:  # there is no one row of values
             shapes[spec.name] = spec.shape
     made, start = {}, 0
     for name, shape in shapes.items():

@@ -48,9 +48,10 @@ class Weights:
             folded = _fold(stages.weights, original, constants)
         known: dict[int, Any] = dict(zip(stages.folded, folded, strict=True))
         inputs = {
-            placeholder + part.suffix: spec.name
+            placeholder + leaf: spec.name + (leaf if spec.bags else "")
             for placeholder, spec in interface.inputs.items()
-            for part in (*spec.parts, *spec.parts_with_store)
+            for side in ("context", "candidate", "item", "pair")
+            for leaf in spec.leaves(side)
         }
 
         def arguments(stage: Stage) -> list[Argument]:

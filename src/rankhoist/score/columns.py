@@ -65,6 +65,8 @@ def item_features(model: HoistedModel) -> list[Feature]:
 def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> list[Feature]:
     made = []
     for spec in model.interface.inputs.values():
+        if spec.bags:
+            raise ScoringError(f"input {spec.name!r} is jagged (bags of values), which no file is scored with yet")
         dtype = model.dtype if spec.dtype == model.interface.dtype else spec.dtype
         for side, suffix, columns in spec.parts_with_store if with_items else spec.parts:
             if side in sides:

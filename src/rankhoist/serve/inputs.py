@@ -194,6 +194,8 @@ def _features(hoisted: HoistedModel, sides: Mapping[str, str], *, with_store: bo
     """Those of some sides of the inputs, which are sides of a request by another name."""
     bounds = hoisted.vocabulary.below
     for spec in hoisted.interface.inputs.values():
+        if spec.bags:
+            raise ServeError(f"input {spec.name!r} is jagged (bags of values), which the server does not take yet")
         datatype = DATATYPES[hoisted.dtype if spec.dtype == hoisted.interface.dtype else spec.dtype]
         for side, suffix, columns in spec.parts_with_store if with_store else spec.parts:
             if side in sides:

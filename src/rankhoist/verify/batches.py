@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.capture import InputSpec, Interface, Split
+from rankhoist.capture import InputSpec, Interface, Jagged, Split
 from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
 
+LARGEST = 20  # values in a bag
 NOISE = 0.5  # standard deviations of the column, added to a float that was drawn
 
 
@@ -26,8 +27,8 @@ class Batch:
         offsets: R + 1 boundaries of the requests' blocks of candidates.
     """
 
-    context: dict[str, Tensor]
-    candidate: dict[str, Tensor]
+    context: dict[str, Any]
+    candidate: dict[str, Any]
     offsets: tuple[int, ...]
 
     @property
@@ -49,8 +50,10 @@ class Batch:
         """For the hoisted model in `dtype`: inputs that were captured in the model's own dtype follow the model."""
         own = {spec.name for spec in interface.inputs.values() if spec.dtype == interface.dtype}
 
-        def moved(side: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: rows.to(dtype) if name in own else rows for name, rows in side.items()}
+        def moved(side: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: rows.to(dtype) if name in own or isinstance(rows, Jagged) else rows for name, rows in side.items()
+            }
 
         return replace(self, context=moved(self.context), candidate=moved(self.candidate))
 
@@ -60,7 +63,7 @@ def arguments(interface: Interface, leaves: Mapping[str, Any]) -> tuple[tuple[An
     return interface.call(leaves)
 
 
-def whole_rows(interface: Interface, batch: Batch) -> dict[str, Tensor]:
+def whole_rows(interface: Interface, batch: Batch) -> dict[str, Any]:
     """The original's inputs `[N, ...]` by name: context repeated for each candidate, packed columns in their places.
 
     They are copies: a model may write into its inputs.
@@ -68,7 +71,7 @@ def whole_rows(interface: Interface, batch: Batch) -> dict[str, Tensor]:
     counts = torch.tensor(batch.offsets).diff()
     owner = torch.repeat_interleave(torch.arange(batch.requests), counts)
 
-    def rows(spec: InputSpec) -> Tensor:
+    def rows(spec: InputSpec) -> Any:
         if spec.role == "candidate":
             return batch.candidate[spec.name].clone()
         context = batch.context[spec.name]
@@ -94,7 +97,7 @@ def split_rows(interface: Interface, batch: Batch) -> dict[str, Any]:
     return {spec.name: given(spec) for spec in interface.inputs.values()}
 
 
-def pool(interface: Interface, dtype: torch.dtype, device: torch.device, inputs: Any = None) -> dict[str, Tensor]:
+def pool(interface: Interface, dtype: torch.dtype, device: torch.device, inputs: Any = None) -> dict[str, Any]:
     """Example rows by input name (default: those of the interface), for a model in this dtype and on this device.
 
     Raises:
@@ -110,11 +113,12 @@ def pool(interface: Interface, dtype: torch.dtype, device: torch.device, inputs:
         rows = interface.leaves((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
     common_rows(rows)
     dtypes = {s.name: dtype if s.dtype == interface.dtype else s.dtype for s in interface.inputs.values()}
-    return {name: rows[name].detach().to(device, own) for name, own in dtypes.items()}
+    own = {n: dtype if isinstance(rows[n], Jagged) else d for n, d in dtypes.items()}  # columns keep theirs
+    return {name: rows[name].detach().to(device, d) for name, d in own.items()}
 
 
 def draw(
-    inputs: Iterable[InputSpec], pool: Mapping[str, Tensor], candidates: int, requests: int, empty: int, seed: int
+    inputs: Iterable[InputSpec], pool: Mapping[str, Any], candidates: int, requests: int, empty: int, seed: int
 ) -> Batch:
     """A random batch.
 
@@ -127,8 +131,8 @@ def draw(
         seed: of everything that is drawn.
     """
     generator = torch.Generator().manual_seed(seed)
-    context: dict[str, Tensor] = {}
-    candidate: dict[str, Tensor] = {}
+    context: dict[str, Any] = {}
+    candidate: dict[str, Any] = {}
     for spec in inputs:
         rows = pool[spec.name]
         if spec.role == "packed":
@@ -141,8 +145,10 @@ def draw(
     return Batch(context, candidate, _offsets(candidates, requests, empty, generator))
 
 
-def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows with replacement; floats get noise within the range of their column."""
+def _drawn(rows: Any, count: int, generator: torch.Generator) -> Any:
+    """`count` rows with replacement; floats get noise within the range of their column, bags other sizes."""
+    if isinstance(rows, Jagged):
+        return _bags(rows, count, generator)
     chosen = rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]
     if not rows.is_floating_point():
         return chosen
@@ -153,6 +159,14 @@ def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     noise = torch.randn(chosen.shape, generator=generator, dtype=torch.float64).to(rows.device)
     noisy = torch.clamp(chosen + NOISE * values.std(0, correction=0) * noise, low, high)
     return torch.where(fixed, chosen, noisy.to(rows.dtype))
+
+
+def _bags(rows: Jagged, count: int, generator: torch.Generator) -> Jagged:
+    """Bags of 0 to `LARGEST` values, each drawn with replacement from those of the example."""
+    total = len(rows.values[0])
+    lengths = torch.randint((LARGEST if total else 0) + 1, (count,), generator=generator)
+    chosen = torch.randint(max(total, 1), (int(lengths.sum()),), generator=generator).to(rows.device)
+    return Jagged.of([column[chosen] for column in rows.values], lengths.to(rows.device))
 
 
 def _offsets(candidates: int, requests: int, empty: int, generator: torch.Generator) -> tuple[int, ...]:

@@ -103,6 +103,9 @@ def _first_row(leaf: Any) -> Any:
 def run_hoisted(hoisted: HoistedModel | OnePlan, batch: Batch) -> Outputs:
     """The hoisted model, or one of its plans, on a batch."""
     batch = batch.cast(hoisted.interface, hoisted.dtype)
+    if hoisted.interface.jagged:  # a container of bags has as many of every key
+        state = hoisted.prepare(batch.context, candidates=batch.candidates)
+        return outputs(hoisted.score(state, batch.candidate, list(batch.offsets)))
     args, kwargs = arguments(hoisted.interface, split_rows(hoisted.interface, batch))
     return outputs(hoisted(*args, request_offsets=list(batch.offsets), **kwargs))
 

@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
-from rankhoist.compiler.algebra import along, fills, pointwise, reads, training
+from rankhoist.compiler.algebra import along, bag_tensors, fills, pointwise, reads, training
+from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Block, Decline, Form
 from rankhoist.compiler.algebra.original import OriginalOperators
@@ -36,7 +37,7 @@ class Law:
     """
 
     name: str
-    operators: tuple[torch._ops.OpOverload, ...]
+    operators: tuple[torch._ops.OpOverload | str, ...]
     level: Level
     blocks: Level | None
     rule: Rule
@@ -218,6 +219,10 @@ class Call:
     def by_element(self, form: Form, rule: Callable[[Form], Form]) -> Form:
         """Every element by itself, block by block; the result has the axes of the form, then those that `rule` adds."""
         return along.of_elements(self._originals, form, rule)
+
+    def bags(self, lengths: Form) -> list[Key]:
+        """Those of every key, of lengths with rows last; declines where these are not."""
+        return bag_tensors.keys(self._originals, lengths)
 
     # -- this operator
 

@@ -211,6 +211,14 @@ def _summed(term: Term, labels: Sequence[Label], scale: float) -> Term:
     return replace(term, scale=term.scale * absent * scale)
 
 
+def the_number(form: Form) -> float | None:
+    """The one number that a form is everywhere, if it is one."""
+    if len(form.blocks) != 1:
+        return None
+    (block,) = form.blocks.values()
+    return block.factor.number if block.settled and not block.factor.labels else None
+
+
 def constant_form(builder: Builder, value: float, dtype: torch.dtype, shape: Sequence[Extent]) -> Form:
     """A number along axes of the given sizes; nothing of that size ever exists."""
     node = builder.number(value, dtype)

@@ -22,8 +22,9 @@ from torch import fx
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
 from rankhoist.capture.inputs import Part
-from rankhoist.capture.operators import draws
-from rankhoist.compiler.algebra import grid
+from rankhoist.capture.operators import draws, overload
+from rankhoist.compiler.algebra import bag_tensors, grid, valuewise
+from rankhoist.compiler.algebra.bags import OfBags
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import (
     Block,
@@ -39,13 +40,14 @@ from rankhoist.compiler.algebra.forms import (
 )
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat
+from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat, forms_in
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.mistakes import is_mistake, told
 
+NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}  # read out of a tensor
 TERMS = 1000  # a form with more is evaluated
 # Without a store, a candidate's own inputs are what depends on the candidate alone.
 RATES_OF = {"context": Rate.REQUEST, "candidate": Rate.ITEM, "item": Rate.ITEM, "pair": Rate.PAIR}
@@ -90,17 +92,26 @@ class Interpreter:
                 raise OverBudget
             self.b.source = node.name
             if node.op == "placeholder":
-                self.values[node] = self._placeholder(node.name)
+                self.values[node] = self._placeholder(node)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
         self.b.source = "output"
         return self._asserted([self._output(o) for o in self.program.outputs])
 
-    def _placeholder(self, name: str) -> Value:
-        known = self.memo.placeholders
+    def _placeholder(self, node: fx.Node) -> Value:
+        known, name = self.memo.placeholders, node.name
         if name not in known:
-            known[name] = self._weight(name) if name in self.program.weights else self._input(name)
+            if name in self.program.weights:
+                known[name] = self._weight(name)
+            elif name in self.program.bags:
+                spec = self.program.inputs[self.program.bags[name].rpartition(".")[0]]
+                known[name] = bag_tensors.of_input(self.originals, node, RATES_OF[self._parts(spec)[0].side])
+            else:
+                known[name] = self._input(name)
         return known[name]
+
+    def _parts(self, spec: InputSpec) -> Sequence[Part]:
+        return spec.parts_with_store if self.workload.stored else spec.parts
 
     def _weight(self, name: str) -> Form:
         tensor = self.program.weights[name].tensor
@@ -109,7 +120,7 @@ class Interpreter:
 
     def _input(self, name: str) -> Form:
         spec = self.program.inputs[name]
-        parts = spec.parts_with_store if self.workload.stored else spec.parts
+        parts = self._parts(spec)
         if parts[0].columns is not None:
             return self._by_columns(name, spec, parts)
         leaf = self.b.leaf("input", name, RATES_OF[parts[0].side], spec.shape, spec.dtype)
@@ -132,6 +143,8 @@ class Interpreter:
             return container[index]
         meta = node.meta.get("val")
         if not isinstance(node.target, torch._ops.OpOverload) or _scalar(meta):
+            if node.target in NUMBERS:
+                self._number(node)
             return self._assert(node) if meta is None else self._size_value(meta)
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         # Sizes that depend on data have names of their own in every operator, and every dropout has a mask of its own.
@@ -151,6 +164,13 @@ class Interpreter:
         value, self.outcomes[node.name], _ = known
         return value
 
+    def _number(self, node: fx.Node) -> None:
+        """A number that is read out of a tensor."""
+        (operand,), meta = self._map(node.args), node.meta["val"]
+        symbol = meta.node.expr if isinstance(meta, torch.SymInt | torch.SymFloat) else None
+        if isinstance(symbol, sympy.Symbol):
+            self.originals.number(symbol, operand)
+
     def _assert(self, node: fx.Node) -> None:
         """An assertion of a tensor is one of the outputs; one of sizes has been shown to hold, unless data decides."""
         operand, *words = self._map(node.args) or [None]
@@ -161,7 +181,7 @@ class Interpreter:
             )
         elif node.target in LEFT_OUT:
             self.outcomes[node.name] = Outcome(reason=LEFT_OUT[node.target])
-        elif isinstance(operand, sympy.Basic) and operand.free_symbols - {self.program.rows}:
+        elif isinstance(operand, sympy.Basic) and operand.free_symbols - self._sizes():
             self.outcomes[node.name] = Outcome(reason=f"what a number out of data has to be is not asserted: {operand}")
 
     def _asserted(self, outputs: list[Value]) -> list[Value]:
@@ -184,7 +204,11 @@ class Interpreter:
         """Sizes are expressions in the row symbol."""
         if isinstance(meta, torch.SymInt | torch.SymFloat):
             return self.originals.size(meta)
-        return meta.node.expr if isinstance(meta, torch.SymBool) else meta
+        return meta.node.expr.subs(self.memo.symbols) if isinstance(meta, torch.SymBool) else meta
+
+    def _sizes(self) -> set[sympy.Symbol]:
+        """Sizes of inputs, which a call is checked for: rows, and numbers of values in bags."""
+        return {self.program.rows, *self.memo.totals.values()}
 
     def _output(self, output: Any) -> Value:
         if not isinstance(output, fx.Node):
@@ -225,6 +249,8 @@ class Interpreter:
                 outcome.rates |= {block.rate for block in v.blocks.values()}
             elif isinstance(v, Opaque):
                 outcome.rates.add(Rate.PAIR)
+            else:
+                outcome.rates |= {f.rate for f in forms_in(v)}
         return value, outcome
 
     def _by_law(
@@ -234,9 +260,9 @@ class Interpreter:
         if self.program.dropout == "rows" and draws(node):
             outcome.reason = "draws for every row"
             return self.originals.fallback(node, args, kwargs)
-        numbers = all(isinstance(v, Form) and not v.dtype.is_floating_point for v in operands)
+        numbers = all(isinstance(v, Form | OfBags) and not v.dtype.is_floating_point for v in operands)
         tried: list[Decline] = []
-        for law in self.laws.get(node.target, ()):
+        for law in self._laws(node):
             if not law.allowed(self.level, numbers):
                 outcome.declined[law.name] = f"level {law.level.name.lower()} and above"
                 continue
@@ -259,10 +285,19 @@ class Interpreter:
         outcome.reason = self._reason(node, numbers, tried)
         return self.originals.fallback(node, args, kwargs)
 
+    def _laws(self, node: fx.Node) -> Sequence[Law]:
+        """Those of its operator; of one that is not of ATen, by name."""
+        return self.laws.get(node.target) or self.laws.get(overload(node).name(), ())
+
     def _applied(self, law: Law, node: fx.Node, args: list[Value], kwargs: dict[str, Value], apart: bool) -> Value:
         """The result, as the level allows it; operands are one tensor each where blocks may not stay `apart`."""
         call = Call(self.originals, node, args if apart else self._whole(args), kwargs)
-        value = law.rule(call)
+        try:
+            value = law.rule(call)
+        except Elsewhere:
+            if not valuewise.alike(args, kwargs):
+                raise
+            return valuewise.by_part(self.originals, law, node, args, kwargs)
         check(value, call.promised)
         return self._finished(node, value) if apart else self._whole(self._finished(node, value))
 

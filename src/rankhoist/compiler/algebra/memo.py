@@ -40,6 +40,7 @@ class Memo:
     results: dict[Any, tuple[Value, Outcome, Any]] = field(default_factory=dict)
     symbols: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     measured: dict[sympy.Symbol, Node] = field(default_factory=dict)
+    totals: dict[int, sympy.Expr] = field(default_factory=dict)  # by node of lengths of bags: what they add up to
     pinned: set[str] = field(default_factory=set)
     known: dict[int, Any] = field(default_factory=dict)  # by node: what is known of its elements before any input is
     kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice

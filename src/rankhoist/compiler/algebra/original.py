@@ -18,10 +18,13 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import overload
+from rankhoist.compiler.algebra import bag_tensors
+from rankhoist.compiler.algebra.bags import Bounds, OfBags, Ragged, Totals
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.infer import Operand, inferred
-from rankhoist.compiler.algebra.values import Opaque, Promise, RowNumber, TensorValue, Value, flat
+from rankhoist.compiler.algebra.values import Opaque, Promise, RowNumber, TensorValue, Value, forms_in
+from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import Node, Op, Rate, Size, Work, aten, join
 from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.graph.work import original_work
@@ -41,7 +44,7 @@ class OriginalOperators(Evaluator):
 
     def run_rowwise(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
         """The operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
-        operands = [v for v in flat((args, kwargs)) if isinstance(v, Form)]
+        operands = forms_in((args, kwargs))
         return self.run_at(_lowest(operands), node, args, kwargs, _outside(operands))
 
     def run_at(self, rate: Rate, node: fx.Node, args: list[Value], kwargs: dict[str, Value], outside: int = 1) -> Value:
@@ -63,7 +66,7 @@ class OriginalOperators(Evaluator):
         meet.
         """
         promised, work = inferred(op, [_operand(a) for a in args], {k: _operand(v) for k, v in kwargs.items()})
-        operands = [v for v in flat((args, kwargs)) if isinstance(v, Form)]
+        operands = forms_in((args, kwargs))
         rate = _lowest(operands) if rate is None else rate
         shown, named = [self.present(a, rate) for a in args], {k: self.present(v, rate) for k, v in kwargs.items()}
         if op in READS_MEMORY:
@@ -129,10 +132,15 @@ class OriginalOperators(Evaluator):
             if value.has_rows:
                 node = self.b.rowwise(node, rate)
             return self._original_axes(node, value)
+        if isinstance(value, Ragged):
+            return bag_tensors.values(self, value, rate)
+        if isinstance(value, Bounds | Totals):  # a sum over all rows has all of them
+            lengths = self.present(value.lengths, rate if isinstance(value, Bounds) else Rate.PAIR)
+            return bag_tensors.sums(self.b, lengths, value)
         if isinstance(value, list | tuple):
             return [self.present(v, rate) for v in value]
         if isinstance(value, sympy.Expr):
-            return int(value) if value.is_Integer else self._size_argument(value)
+            return int(value) if value.is_Integer else self._size_argument(value, rate)
         return value
 
     def _original_axes(self, node: Node, form: Form) -> Node:
@@ -149,9 +157,11 @@ class OriginalOperators(Evaluator):
         shape = [Size(self.program.rows * size) if rows else size for size, rows in form.extents]
         return self._view(aten.reshape.default, node, shape)
 
-    def _size_argument(self, expr: sympy.Expr) -> Size:
+    def _size_argument(self, expr: sympy.Expr, rate: Rate) -> Size:
         """An expression of the rows and of sizes that an operator's result had (`nonzero`, `masked_select`)."""
         measured = self.memo.measured
+        if not rate.per_candidate and any(s in measured for s in expr.free_symbols):
+            raise Decline(f"a size of {expr} is known over all candidates only")
         return Size(expr, tuple((s, measured[s]) for s in sorted(expr.free_symbols, key=str) if s in measured))
 
     # -- what the operator returns
@@ -203,6 +213,17 @@ class OriginalOperators(Evaluator):
             if len(path) == 2 and getattr(path[0], "name", None) == "size":
                 size = (made, path[1].idx)
                 self.memo.measured[symbol] = self.b.call(aten.sym_size.int, size, made.rate, (), torch.int64, free=True)
+
+    def number(self, symbol: sympy.Symbol, value: Value) -> None:
+        """Remember a number that is read out of a tensor: what lengths add up to is known, another is measured."""
+        if isinstance(value, Totals) and len(value.sums) == 1:
+            self.memo.symbols[symbol] = value.sums[0]
+            return
+        args = (self.present(value, Rate.PAIR),)
+        self.memo.symbols.pop(symbol, None)
+        self.memo.measured[symbol] = self.b.call(
+            kernels.number, args, Rate.PAIR, (), value.dtype, free=True, rows_first=False
+        )
 
     # -- sizes and layouts
 
@@ -268,7 +289,11 @@ def _operand(value: Value) -> Any:
     """An argument as inference takes it."""
     if isinstance(value, Form):
         return Operand(tuple(value.extents), value.dtype)
-    if isinstance(value, Opaque | RowNumber):
+    if isinstance(value, Ragged):  # as many as there are rows, for example
+        return Operand(((1, True), *((n, False) for n in value.parts[0].form.sizes)), value.dtype)
+    if isinstance(value, Bounds) and not (value.first and value.last):
+        return Operand(tuple(value.lengths.extents), value.dtype)
+    if isinstance(value, Opaque | RowNumber | OfBags):
         raise Decline("an operand's axes do not follow the rows")
     return [_operand(v) for v in value] if isinstance(value, list | tuple) else value
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rankhoist.compiler.algebra.forms import Decline, Extent, Form, shape_text
+from rankhoist.compiler.algebra.bags import OfBags, lengths_of
+from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Extent, Form, shape_text
 from rankhoist.compiler.algebra.moves import ordered
 from rankhoist.compiler.graph.node import Node
 
@@ -57,7 +58,7 @@ class Promise:
         return shape_text(self.shape or ())
 
 
-TensorValue = Form | Opaque | RowNumber
+TensorValue = Form | Opaque | RowNumber | OfBags
 Value = Any  # TensorValue | list[Value] | sympy.Expr | int | float | bool | None | dtype | device
 
 
@@ -70,6 +71,17 @@ def flat(value: Any) -> list[Any]:
     return [value]
 
 
+def forms_in(value: Any) -> list[Form]:
+    """The forms among arguments; of bags of values their lengths, which are at the same rate."""
+    found = []
+    for v in flat(value):
+        if isinstance(v, Form):
+            found.append(v)
+        elif isinstance(v, OfBags):
+            found += lengths_of(v)
+    return found
+
+
 def as_form(value: Value) -> Form:
     """A tensor as a form with its dims in the order of its axes."""
     if isinstance(value, Form):
@@ -78,6 +90,8 @@ def as_form(value: Value) -> Form:
         raise Decline("the operand is a tensor whose axes do not follow the rows")
     if isinstance(value, RowNumber):
         raise Decline("the operand is the row number")
+    if isinstance(value, OfBags):
+        raise Elsewhere("the operand is of bags of values")
     raise Decline("the operand is no tensor")
 
 

@@ -20,6 +20,7 @@ class Builder:
         self.device = device or torch.device("cpu")
         self.nodes: list[Node] = []
         self.source = ""
+        self.of_values = False  # whether nodes are made of values in bags, `[total, *shape]`
         self.constants: dict[str, torch.Tensor] = {}
         self._interned: dict[Any, Node] = {}
         self._taken: dict[
@@ -153,6 +154,7 @@ class Builder:
         self, op: Op | str, args: tuple[Any, ...], kwargs: dict[str, Any], rate: Rate,
         shape: tuple[int, ...], dtype: torch.dtype, work: Work, rows_first: bool = True,
     ) -> Node:  # fmt: skip
+        rows_first = rows_first and not (self.of_values and rate is not Rate.WEIGHT)
         drawn = self.source if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()) else ""  # once each
         key = (op, _key(args), _key(kwargs), rate, shape, dtype, rows_first, drawn)
         node = self._interned.get(key)

@@ -42,6 +42,28 @@ def opaque(module: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]
     return module(tensors)
 
 
+def repeat_bags(values: Tensor, lengths: Tensor, owner: Tensor | None, rows: int) -> Tensor:
+    """The bags `[total, ...]` of R requests, `lengths [R]`, once per row of each: `[total of N rows, ...]`."""
+    if owner is None:
+        return values.repeat(rows, *[1] * (values.dim() - 1))
+    own, starts = lengths.index_select(0, owner), (lengths.cumsum(0) - lengths).index_select(0, owner)
+    moves = torch.repeat_interleave(starts - own.cumsum(0) + own, own)
+    return values.index_select(0, moves + torch.arange(moves.shape[0], device=moves.device))
+
+
+def bounds(lengths: Tensor, first: bool, last: bool) -> Tensor:
+    """Where bags lie, `[..., rows]` -> `[..., rows + 1]`; perhaps without the `first` begin or the `last` end."""
+    ends = lengths.cumsum(-1)
+    if first:
+        ends = F.pad(ends, (1, 0))
+    return ends if last else ends[..., :-1]
+
+
+def number(x: Tensor) -> int | float:
+    """The one number in a tensor."""
+    return x.item()
+
+
 def asserted(x: Tensor, condition: Tensor, message: str) -> Tensor:
     """`x`, if the condition holds."""
     torch._assert_async(condition, message)

@@ -11,6 +11,7 @@ from typing import Any
 from rankhoist.compiler.algebra.call import Law
 from rankhoist.compiler.rules import (
     attention,
+    bags,
     joining,
     linear,
     lookup,
@@ -29,6 +30,7 @@ from rankhoist.compiler.rules.law import table
 from rankhoist.errors import CaptureError
 
 FAMILIES = {
+    "bags": bags.LAWS,
     "lookup": lookup.LAWS,
     "reshape": reshape.LAWS,
     "parts": parts.LAWS,

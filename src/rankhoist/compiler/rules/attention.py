@@ -19,7 +19,7 @@ import torch
 
 from rankhoist.compiler.algebra import grid, joins, moves
 from rankhoist.compiler.algebra.call import Call
-from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Elsewhere, Form
+from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
@@ -80,7 +80,7 @@ def softmax_of(call: Call, value: Form, dim: int) -> Form:
 
 def _remark_what_is_seen(call: Call, scores: Form, dim: int) -> None:
     """Where queries of the context look at a key of the candidate, all that comes after them is the candidate's."""
-    rows: dict[Cell, list[Block]] = {}
+    rows: dict[tuple[int, ...], list[Block]] = {}
     for cell, block in scores.blocks.items():
         rows.setdefault((*cell[:dim], 0, *cell[dim + 1 :]), []).append(block)
     late = [{b.rate.per_candidate for b in row} for row in rows.values()]

@@ -28,11 +28,14 @@ def law(
 
 def overloads(names: str) -> list[Any]:
     """Functional overloads of ATen operators, as far as this version of torch has them: "relu view.default"; or of
-    another library's: "rankhoist::opaque".
+    ours: "rankhoist::opaque". Those of others stand for themselves, by name: "fbgemm::dense_to_jagged".
     """
-    found = []
+    found: list[Any] = []
     for name in names.split():
         library, _, own = name.rpartition("::")
+        if library and library != "rankhoist":  # of a library that need not be here
+            found.append(name)
+            continue
         operator, _, only = own.partition(".")
         packet = getattr(getattr(torch.ops, library or "aten"), operator, None)
         functional = [o for o in packet.overloads() if "out" not in o.split("_")] if packet is not None else []

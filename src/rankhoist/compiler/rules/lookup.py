@@ -7,9 +7,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import sympy
 import torch
 
-from rankhoist.compiler.algebra import folds, grid, moves
+from rankhoist.compiler.algebra import bags, folds, grid, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import RowNumber, Value, as_form
@@ -48,13 +49,21 @@ def embedding_bag(call: Call) -> Value:
     """Bags `[rows, L]`, flattened, with an offset per row: every row reads its own ids."""
     ids, offsets = call.form("indices"), call.value("offsets")
     bags = call.forms("indices", "per_sample_weights")
-    mine = isinstance(offsets, RowNumber) and offsets.step == math.prod(ids.sizes)
+    mine = _step(call, offsets) == math.prod(ids.sizes)
     if not mine or any(len(f.layout) != 1 or f.layout[0][0] != ROW for f in bags):
         raise Decline(f"bags given by offsets may cross rows: {ids.axes}")
     table = call.form("weight")
     if table.rate is not Rate.WEIGHT:
         raise Decline(f"the table is no weight, but {table.axes}")
     return call.rowwise()
+
+
+def _step(call: Call, offsets: Value) -> sympy.Expr | int | None:
+    """How many ids every row has, where all have as many."""
+    if isinstance(offsets, bags.Bounds) and offsets.first:
+        totals = [key.total for key in call.bags(offsets.lengths)]
+        return totals[0] / call.rows if len(totals) == 1 and totals[0] is not None else None
+    return offsets.step if isinstance(offsets, RowNumber) else None
 
 
 def table_index(call: Call) -> Form:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rankhoist.compiler.algebra import folds, moves
+from rankhoist.compiler.algebra import folds, grid, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Form
 from rankhoist.compiler.algebra.workload import Level
@@ -15,7 +15,10 @@ from rankhoist.compiler.rules.law import law
 
 
 def reshape(call: Call) -> Form:
-    """`view`, `reshape`, `flatten`, `unflatten`: rows may fold with other axes and unfold again."""
+    """`view`, `reshape`, `flatten`: rows may fold with other axes and unfold again; one number has any shape."""
+    number = grid.the_number(call.form())
+    if number is not None:
+        return grid.constant_form(call.builder, number, call.out.dtype, call.out.extents)
     return folds.to_shape(call.builder, call.form(), call.out.extents)
 
 

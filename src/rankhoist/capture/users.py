@@ -1,0 +1,92 @@
+"""The inputs of an exported graph: what the user calls them, which are context, and the symbol of their rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.capture.bags import JaggedCall
+from rankhoist.capture.inputs import Constant, Context, InputSpec, constants_in, mark_sides
+from rankhoist.errors import CaptureError, UnusedInputWarning
+
+
+@dataclass(frozen=True)
+class Users:
+    """See `Program`; `nodes` are the placeholders of all inputs, but of constants."""
+
+    nodes: list[fx.Node]
+    rows: sympy.Symbol
+    inputs: dict[str, InputSpec]
+    constants: tuple[Constant, ...]
+    bags: dict[str, str] = field(default_factory=dict)
+
+
+def plain_users(users: Sequence[fx.Node], example: Mapping[str, Any], context: Context, item: Context | None) -> Users:
+    """One tensor with rows on axis 0 each, or a constant, which is taken out of the graph."""
+    names = list(example) or [node.name for node in users]
+    if len(names) != len(users):
+        raise CaptureError(f"the exported graph has {len(users)} inputs, the example {len(names)}: {', '.join(names)}")
+    constants = constants_in({n: u.meta["val"] for n, u in zip(names, users, strict=True)})
+    names = [n for n in names if all(n != c.name for c in constants)]
+    for constant in constants:
+        node = users[constant.place]
+        node.graph.erase_node(node)  # nobody reads it: the export has put its value in its place
+    users = [u for i, u in enumerate(users) if all(i != c.place for c in constants)]
+    named = dict(zip(names, users, strict=True))
+    rows = _row_symbol(named)
+    specs = mark_sides({n: _row(u) for n, u in named.items()}, context, item)
+    for spec, node in zip(specs, users, strict=True):
+        _warn_unread(spec, [node])
+    return Users(users, rows, {u.name: s for u, s in zip(users, specs, strict=True)}, constants)
+
+
+def jagged_users(users: Sequence[fx.Node], jagged: JaggedCall, context: Context, item: Context | None) -> Users:
+    """Some of them jagged: their lengths have rows, their columns have not."""
+    groups = jagged.groups(users)
+    rows = _row_symbol({name: nodes[0] for name, nodes in groups.items()})
+    shapes = {name: _row(nodes[0]) for name, nodes in groups.items()}
+    inputs, bags = dict[str, InputSpec](), dict[str, str]()
+    for spec in mark_sides(shapes, context, item, jagged.aliases):
+        nodes, columns = groups[spec.name], jagged.columns(spec.name)
+        _warn_unread(spec, nodes)
+        if columns:
+            spec = replace(spec, dtype=columns[0].dtype, bags=columns)
+            bags |= {n.name: nodes[0].name + leaf for n, leaf in zip(nodes, spec.leaves(spec.role), strict=True)}
+        inputs[nodes[0].name] = spec
+    return Users(list(users), rows, inputs, jagged.constants, bags)
+
+
+def _row(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
+    value = node.meta["val"]
+    return tuple(value.shape[1:]), value.dtype
+
+
+def _warn_unread(spec: InputSpec, nodes: Sequence[fx.Node]) -> None:
+    if spec.role == "context" and not any(node.users for node in nodes):
+        warnings.warn(f"context input {spec.name!r} is never read by the model", UnusedInputWarning, stacklevel=5)
+
+
+def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
+    symbols: dict[str, Any] = {}
+    for name, node in users.items():
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or value.dim() == 0 or not isinstance(value.shape[0], torch.SymInt):
+            shape = list(value.shape) if isinstance(value, torch.Tensor) else value
+            raise CaptureError(
+                f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes)"
+            )
+        if any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
+            raise CaptureError(f"input {name!r} has shape {list(value.shape)}: only axis 0, the rows, may be symbolic")
+        symbols[name] = value.shape[0].node.expr
+    if len(set(symbols.values())) != 1:
+        raise CaptureError(f"the inputs' row counts are different symbols: {symbols}; export them with one shared Dim")
+    symbol = next(iter(symbols.values()))
+    if not isinstance(symbol, sympy.Symbol):
+        raise CaptureError(f"the row count is {symbol}, expected one symbol")
+    return symbol

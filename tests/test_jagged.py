@@ -1,0 +1,211 @@
+"""Jagged inputs: values in bags, with offsets or lengths, are computed at the rate of their rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bagged import DOUBLE, IDS, SIZES, bags, check, ends, starts
+from helpers import assert_equal, rates_of
+from torch import Tensor, nn
+
+import rankhoist
+from rankhoist import Jagged
+from rankhoist.compiler.graph.node import Rate
+from rankhoist.errors import BackendError, ContextError, InputError, ScoringError, ServeError
+from rankhoist.score.columns import features
+from rankhoist.serve.inputs import Signature
+
+WIDTH = 6
+
+
+class Pooled(nn.Module):
+    """A user's and an item's tags, each in bags, and a number of the item."""
+
+    def __init__(self, mode: str = "sum", **how: object) -> None:
+        super().__init__()
+        self.user = nn.EmbeddingBag(IDS, WIDTH, mode=mode, dtype=DOUBLE, **how)
+        self.item = nn.EmbeddingBag(IDS, WIDTH, mode=mode, dtype=DOUBLE, **how)
+        self.top = nn.Linear(2 * WIDTH + 1, 1, dtype=DOUBLE)
+
+    def forward(self, tags: Tensor, tag_offsets: Tensor, words: Tensor, word_offsets: Tensor, price: Tensor) -> Tensor:
+        x = torch.cat([self.user(tags, tag_offsets), self.item(words, word_offsets), price], 1)
+        return self.top(x).squeeze(1)
+
+
+class Weighted(Pooled):
+    """The same, every tag of the user with a weight."""
+
+    def forward(self, tags, tag_offsets, words, word_offsets, price, strengths):
+        x = torch.cat([self.user(tags, tag_offsets, strengths), self.item(words, word_offsets), price], 1)
+        return self.top(x).squeeze(1)
+
+
+class Tokens(nn.Module):
+    """Layers over single values, lengths as numbers, then sums by hand: some of it has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(IDS, WIDTH, dtype=DOUBLE), nn.Linear(WIDTH, WIDTH, dtype=DOUBLE)
+
+    def forward(self, tags: Tensor, lengths: Tensor, item: Tensor) -> Tensor:
+        x = torch.tanh(self.layer(self.table(tags))) * 2
+        owner = torch.repeat_interleave(torch.arange(lengths.shape[0]), lengths)
+        pooled = torch.zeros(lengths.shape[0], WIDTH, dtype=x.dtype).index_add(0, owner, x)
+        return (pooled / lengths.clamp(min=1).unsqueeze(1) * item).sum(1)
+
+
+@pytest.mark.parametrize("how", [
+    dict(mode="sum"), dict(mode="mean", include_last_offset=True), dict(mode="max"), dict(mode="mean", padding_idx=3),
+], ids=str)  # fmt: skip
+def test_bags_with_offsets(how: dict):
+    torch.manual_seed(0)
+    model = Pooled(**how).eval()
+    cut = ends if how.get("include_last_offset") else starts
+
+    def arguments(rows: dict) -> tuple:
+        tags, words = rows["tags"], rows["words"]
+        return tags.values[0], cut(tags.lengths), words.values[0], cut(words.lengths), rows["price"]
+
+    sides = {"tags": bags((0, 20, 3), seed=1)}, {"words": bags(SIZES, seed=2), "price": torch.randn(9, 1, dtype=DOUBLE)}
+    example = arguments({"tags": bags(SIZES), "words": bags(SIZES, seed=3), "price": torch.randn(9, 1, dtype=DOUBLE)})
+    jagged = {"tags": "tag_offsets", "words": {"offsets": "word_offsets"}}
+    made = check(model, example, ["tag*"], jagged, sides, lambda rows: model(*arguments(rows)))
+    for hoisted in made[1:]:
+        user, item = [n for n in hoisted.plan.nodes if "embedding_bag" in str(n.op)]
+        assert (user.rate, item.rate) == (Rate.REQUEST, Rate.ITEM)
+
+
+def test_values_with_weights_are_columns_of_one_input():
+    torch.manual_seed(0)
+    model = Weighted().eval()
+
+    def arguments(rows: dict) -> tuple:
+        tags, words = rows["tags"], rows["words"]
+        return (
+            tags.values[0],
+            starts(tags.lengths),
+            words.values[0],
+            starts(words.lengths),
+            rows["price"],
+            tags.values[1],
+        )
+
+    price = torch.randn(9, 1, dtype=DOUBLE)
+    example = arguments({"tags": bags(SIZES, True), "words": bags(SIZES, seed=3), "price": price})
+    sides = {"tags": bags((4, 0, 9), True, 1)}, {"words": bags(SIZES, seed=2), "price": price}
+    jagged = {"tags": "tag_offsets", "strengths": "tag_offsets", "words": "word_offsets"}
+    made = check(model, example, ["tags"], jagged, sides, lambda rows: model(*arguments(rows)))
+    assert Rate.REQUEST in rates_of(made[1], "embedding_bag")
+    assert [c.name for c in made[0].interface.inputs["tensors_0"].bags] == ["tags", "strengths"]
+
+
+def test_what_treats_values_apart_is_done_at_their_rate_and_the_rest_over_all_candidates():
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    item = torch.randn(9, WIDTH, dtype=DOUBLE)
+    given = bags(SIZES)
+    sides = {"tags": bags((5, 0, 20), seed=1)}, {"item": item}
+    made = check(
+        model, (given.values[0], given.lengths, item), ["tags", "lengths"], {"tags": {"lengths": "lengths"}}, sides,
+        lambda rows: model(rows["tags"].values[0], rows["tags"].lengths, rows["item"]),
+    )  # fmt: skip
+    for operator in ("aten.embedding", "aten.linear", "aten.tanh"):
+        assert rates_of(made[-1], operator) == {Rate.REQUEST}, operator
+    assert Rate.PAIR in rates_of(made[-1], "index_add")
+
+
+@pytest.fixture(scope="module")
+def hoisted() -> rankhoist.HoistedModel:
+    torch.manual_seed(0)
+    given, words = bags(SIZES), bags(SIZES, seed=3)
+    example = (
+        given.values[0],
+        starts(given.lengths),
+        words.values[0],
+        starts(words.lengths),
+        torch.randn(9, 1, dtype=DOUBLE),
+    )
+    jagged = {"tags": "tag_offsets", "words": "word_offsets"}
+    return rankhoist.hoist(Pooled("mean").eval(), example, context=["tags"], jagged=jagged)
+
+
+def test_verify_draws_bags(hoisted: rankhoist.HoistedModel):
+    torch.manual_seed(0)
+    assert rankhoist.verify(hoisted, Pooled("mean").eval().to(DOUBLE), seed=3).passed is False  # other weights
+    model = Pooled("mean").eval()
+    model.load_state_dict(hoisted.state_dict())
+    certificate = rankhoist.verify(hoisted, model, seed=3)
+    assert certificate.passed and certificate.row_independent
+
+
+def test_a_file_has_no_bags_of_anybody_and_scores_alike(hoisted: rankhoist.HoistedModel, tmp_path):
+    hoisted.save(tmp_path / "jagged.rankhoist")
+    again = rankhoist.load(tmp_path / "jagged.rankhoist")
+    assert again.example == {}
+    tags, words, price = bags((7,)), bags(SIZES), torch.randn(9, 1, dtype=DOUBLE)
+    call = tags.values[0], starts(tags.lengths), words.values[0], starts(words.lengths), price
+    assert_equal(again(*call), hoisted(*call))
+    assert_equal(again.score(again.prepare([tags]), [words, price]), hoisted(*call))
+
+
+def test_what_takes_no_bags_says_so(hoisted: rankhoist.HoistedModel, tmp_path):
+    with pytest.raises(BackendError, match="'tags'"):
+        hoisted.export_onnx(tmp_path)
+    with pytest.raises(BackendError, match="'tags'"):
+        hoisted.to_backend("inductor")
+    with pytest.raises(ServeError, match="'tags' is jagged"):
+        Signature.of(hoisted)
+    with pytest.raises(ScoringError, match="'tags' is jagged"):
+        features(hoisted)
+
+
+def test_a_call_is_checked(hoisted: rankhoist.HoistedModel):
+    tags, words = bags((7,)), bags(SIZES)
+    price = torch.randn(9, 1, dtype=DOUBLE)
+    with pytest.raises(InputError, match=r"jagged input 'tags'.*begin with 0"):
+        hoisted(tags.values[0], torch.tensor([1]), words.values[0], starts(words.lengths), price)
+    with pytest.raises(InputError, match="jagged input 'words'"):
+        hoisted(tags.values[0], torch.tensor([0]), words.values[0][:2], starts(words.lengths), price)
+    with pytest.raises(InputError, match="'tags' is Tensor, expected bags"):
+        hoisted.prepare([tags.values[0]])
+    with pytest.raises(InputError, match=r"expected torch.int64"):
+        hoisted.prepare([Jagged(tags.values[0].double(), lengths=tags.lengths)])
+    with pytest.raises(InputError, match="has 2 columns, expected 1"):
+        hoisted.prepare([bags((7,), True)])
+    with pytest.raises(InputError, match="different row counts"):
+        hoisted.score(hoisted.prepare([tags]), [words, price[:3]])
+
+
+def test_what_is_declared_is_checked():
+    model, given = Pooled().eval(), bags(SIZES)
+    example = (
+        given.values[0],
+        starts(given.lengths),
+        given.values[0],
+        starts(given.lengths),
+        torch.randn(9, 1, dtype=DOUBLE),
+    )
+    jagged = {"tags": "tag_offsets", "words": "word_offsets"}
+    with pytest.raises(InputError, match=r"jagged={values: lengths}"):
+        rankhoist.hoist(model, example, context=["tags"])
+    with pytest.raises(InputError, match="names 'tag', which is no tensor"):
+        rankhoist.hoist(model, example, context=["tags"], jagged={"tag": "tag_offsets"})
+    with pytest.raises(InputError, match="neither"):
+        rankhoist.hoist(model, example, context=["tags"], jagged={"tags": {"sizes": "tag_offsets"}})
+    with pytest.raises(ContextError, match="'tag_offsets' is context, so 'tags'"):
+        rankhoist.hoist(model, example, context=["tag_offsets"], jagged=jagged)
+    with pytest.raises(InputError, match="lengths add up to"):
+        rankhoist.hoist(model, example, context=["tags"], jagged=jagged | {"tags": {"lengths": "tag_offsets"}})
+    with pytest.raises(InputError, match=r"needs? the module itself"):
+        exported = torch.export.export(nn.Linear(2, 1), (torch.randn(2, 2),))
+        rankhoist.hoist(exported, (torch.randn(2, 2),), context=["input"], jagged={"input": "input"})
+
+
+def test_rows_of_bags_are_chosen_as_those_of_a_tensor():
+    given = bags((2, 0, 3))
+    assert given[1:].lengths.tolist() == [0, 3]
+    picked = given[torch.tensor([2, 0, 2])]
+    assert picked.lengths.tolist() == [3, 2, 3]
+    assert torch.equal(picked.values[0], torch.cat([given.values[0][2:], given.values[0][:2], given.values[0][2:]]))
+    assert torch.equal(Jagged.joined([given[:1], given[1:]]).values[0], given.values[0])
+    assert given.flip(0).lengths.tolist() == [3, 0, 2]
