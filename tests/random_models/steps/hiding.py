@@ -1,4 +1,4 @@
-"""Constants that hide: what each position may see, kept in several ways and used with zeros or minus infinity."""
+"""Constants that hide: what each position may see, kept in several ways and used with zeros, infinities or fills."""
 
 from __future__ import annotations
 
@@ -65,4 +65,22 @@ infinite_where_hidden = one_of([
     lambda draft, x, seen: draft.call(aten.where.ScalarSelf, kept(draft, ~seen), float("-inf"), x),
     lambda draft, x, seen: draft.call(aten.sub.Tensor, x, kept(draft, -bias_of(seen))),
     infinite_for_everyone,
+])  # fmt: skip
+
+
+# -- a finite number where a constant hides: (draft, x, seen); the last is too near to scores
+
+
+def filled_twice(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
+    fill = draft.pick([-1e9, -10000.0])
+    draft.check_apart(x, 5.0)
+    first = draft.call(aten.masked_fill.Scalar, x, kept(draft, ~seen), fill)
+    return draft.call(aten.masked_fill.Scalar, first, draft.call(aten.gt.Scalar, x, 5.0), fill)
+
+
+filled_where_hidden = one_of([
+    lambda draft, x, seen: draft.call(aten.masked_fill.Scalar, x, kept(draft, ~seen), -1e9),
+    lambda draft, x, seen: draft.call(aten.where.ScalarSelf, kept(draft, ~seen), torch.finfo(torch.float64).min, x),
+    filled_twice,
+    lambda draft, x, seen: draft.call(aten.masked_fill.Scalar, x, kept(draft, ~seen), -30.0),
 ])  # fmt: skip

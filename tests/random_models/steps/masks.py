@@ -7,7 +7,14 @@ from torch import Tensor, fx
 
 from random_models.draft import Draft, UnstableError, aten
 from random_models.operands import like
-from random_models.steps.hiding import bias_of, infinite_where_hidden, kept, seen_positions, zero_where_hidden
+from random_models.steps.hiding import (
+    bias_of,
+    filled_where_hidden,
+    infinite_where_hidden,
+    kept,
+    seen_positions,
+    zero_where_hidden,
+)
 from random_models.steps.pointwise import distance
 from random_models.steps.table import Made, Step
 
@@ -86,6 +93,11 @@ def by_softmax(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
     return draft.call(aten.matmul.default, shares, x)
 
 
+def by_filled(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
+    shares = draft.call(aten.softmax.int, filled_where_hidden(draft, scores_of(draft, x), seen), -1)
+    return draft.call(aten.matmul.default, shares, x)
+
+
 def by_sigmoid(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
     shares = draft.call(aten.sigmoid.default, infinite_where_hidden(draft, scores_of(draft, x), seen))
     return draft.call(aten.matmul.default, shares, x)
@@ -108,7 +120,7 @@ def padding(draft: Draft, x: fx.Node) -> fx.Node:
 
 def by_joined_masks(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
     hidden = draft.call(aten.bitwise_or.Tensor, *draft.shuffled([kept(draft, ~seen), padding(draft, x)]))
-    filled = draft.call(aten.masked_fill.Scalar, scores_of(draft, x), hidden, float("-inf"))
+    filled = draft.call(aten.masked_fill.Scalar, scores_of(draft, x), hidden, draft.pick([float("-inf"), -1e9]))
     return draft.call(aten.matmul.default, draft.call(aten.softmax.int, filled, -1), x)
 
 
@@ -129,7 +141,7 @@ def by_joined_factors(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
 
 
 JOINED = [by_joined_masks, by_joined_biases, by_joined_factors]
-LOOKING = [causal, with_mask, by_softmax, by_sigmoid, by_silu, *JOINED]
+LOOKING = [causal, with_mask, by_softmax, by_filled, by_sigmoid, by_silu, *JOINED]
 
 
 def masked_sequence(draft: Draft, x: fx.Node) -> Made:
