@@ -11,7 +11,8 @@ from rankhoist.bench.scenarios import FAMILIES, SCENARIOS, Scenario
 from rankhoist.bench.suite import error
 from rankhoist.capture import capture
 
-SLOW = {"industrial", "bilinear_pairs", "autoint", "history_transformer"}  # to hoist, at six levels
+HISTORIES = {"padded_history_50", "padded_history_200", "recurrent_history", "interest_history"}
+SLOW = {"industrial", "bilinear_pairs", "autoint", "history_transformer", *HISTORIES}  # to hoist, at six levels
 
 
 @pytest.mark.parametrize(

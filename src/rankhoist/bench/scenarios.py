@@ -28,6 +28,14 @@ from rankhoist.bench.models import (
     TargetRanker,
     TokenAttention,
 )
+from rankhoist.bench.sequences import (
+    InterestHistory,
+    PaddedHistory,
+    RecurrentHistory,
+    SearchedHistory,
+    TimedHistory,
+    WindowedHistory,
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,21 @@ def _industrial() -> Scenario:
     return Scenario("industrial", m.IndustrialRanker, user, item, one_dict=True)
 
 
+def _along_histories() -> list[Scenario]:
+    """Rankers whose history and target are one sequence, or that search a long one."""
+    events: dict[str, Kind] = {"history": (50, 64), "times": Ids(100, (50,))}
+    target: dict[str, Kind] = {"item": (64,), "time": Ids(100)}
+    return [
+        Scenario("padded_history_50", lambda: PaddedHistory(1000, 51, 64, 2, 2), Ids(1000, (50,)), Ids(1000)),
+        Scenario("padded_history_200", lambda: PaddedHistory(1000, 201, 64, 2, 2), Ids(1000, (200,)), Ids(1000)),
+        Scenario("recurrent_history", lambda: RecurrentHistory(64), (50, 64), (64,)),
+        Scenario("interest_history", lambda: InterestHistory(64, 128, 1), (50, 64), (64,)),
+        Scenario("windowed_history", lambda: WindowedHistory(64, 32, 2, 3, 4), (50, 64), (64,)),
+        Scenario("timed_history", lambda: TimedHistory(51, 64, 2), events, target),
+        Scenario("searched_history", lambda: SearchedHistory(64, 50, 128, 1), (1000, 64), (64,)),
+    ]
+
+
 def _crosses(context: int, candidate: int, depth: int) -> list[Scenario]:
     """A cross network, full and of rank 64."""
     name, width = f"{context}_{candidate}", context + candidate
@@ -182,6 +205,7 @@ SCENARIOS = [
     Scenario("bilinear_pairs", lambda: BilinearPairs(28, 16, 128), (24, 16), (4, 16)),
     Scenario("mmoe", lambda: MixedExperts(768, 3, 4), (576,), (192,), dense=True),
     Scenario("ple", lambda: MixedExperts(768, 2, 2, 2), (576,), (192,), dense=True),
+    *_along_histories(),
     _industrial(),
 ]  # fmt: skip
 QUICK = ["cross_full", "cross_low_rank", "dot_pairs_80_10", "dot_pairs_27_4", "target_attention", "norm_linear",
