@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function, hoisted_at
 from torch import Tensor
 
+from rankhoist.capture import capture
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.rules import all_rules
 from rules.cases import (
     FIELDS,
     HISTORY,
@@ -14,6 +18,7 @@ from rules.cases import (
     ROWS,
     Equal,
     K,
+    N,
     NearMiss,
     both,
     declines,
@@ -142,3 +147,14 @@ def test_equal_at_every_level(name: str):
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_declines(name: str):
     declines(*NEAR_MISSES[name])
+
+
+def test_softmax_of_blocks_moves_to_a_shorter_dtype():
+    """What stands for the peak of a block that is fully masked is the lowest number of the dtype, whichever it is."""
+    call, (context, candidate), _ = EQUAL["causal_fill"]
+    model = Function(call).eval()
+    hoisted = hoisted_at(capture(model, (context[[0] * N], candidate), ["context"], all_rules()), Level.FIRST)
+    expected = hoisted(context[:1], candidate)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float64, 1e-12)):
+        made = hoisted.to(dtype)(context[:1].to(dtype), candidate.to(dtype))
+        torch.testing.assert_close(made.double(), expected, rtol=tolerance, atol=tolerance)

@@ -64,18 +64,22 @@ def softmax_of(call: Call, value: Form, dim: int) -> Form:
     highest = [_amax(call, part, dim) for part in parts]
     if call.trains:  # the result does not depend on the peaks, and neither does its gradient
         highest = [call.each(aten.detach.default, p) for p in highest]
-    lowest = torch.finfo(value.dtype).min  # a fully masked block has peak -inf, and -inf - -inf is no number
-    peaks = [call.each(aten.clamp_min.default, p, lowest) for p in highest]
+    peaks = [_finite(call, p) for p in highest]  # a fully masked block has peak -inf, and -inf - -inf is no number
     powers = [call.each(aten.exp.default, call.each(aten.sub.Tensor, x, p)) for x, p in zip(parts, peaks, strict=True)]
     sums = [call.settled(moves.with_axes(grid.sum_dims(call.builder, p, [dim]), [axis])) for p in powers]
     peak = reduce(lambda x, y: call.each(aten.maximum.default, x, y), highest)
-    peak = call.each(aten.clamp_min.default, peak, lowest)
+    peak = _finite(call, peak)
     shares = [call.each(aten.exp.default, call.each(aten.sub.Tensor, p, peak)) for p in peaks]
     weighted = [call.each(aten.mul.Tensor, s, g) for s, g in zip(sums, shares, strict=True)]
     norm = reduce(lambda x, y: call.each(aten.add.Tensor, x, y), weighted)
     gains = [call.each(aten.div.Tensor, g, norm) for g in shares]
     results = [grid.multiply(call.builder, [p, g], value.dtype) for p, g in zip(powers, gains, strict=True)]
     return joins.assemble(call.builder, value, dim, results)
+
+
+def _finite(call: Call, x: Form) -> Form:
+    """The lowest number in the place of -inf: that of the dtype that the model will have been moved to."""
+    return call.each(aten.nan_to_num.default, x, math.nan, math.inf)
 
 
 def _remark_what_is_seen(call: Call, scores: Form, dim: int) -> None:
