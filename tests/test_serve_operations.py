@@ -323,7 +323,7 @@ def test_every_request_is_logged(patient: Served):
         (["x/a.rankhoist", "y/a.rankhoist"], "two artifacts have one name"),
         (["a.rankhoist", "--name", "../a"], "'../a' is no name for a model"),
         (["a.rankhoist", "--config", "no.toml"], "there is no settings file no.toml"),
-        (["--config", "bad.toml"], "settings are models, host"),
+        (["--config", "bad.toml"], "settings are models, catalogues"),
         ([".", "--name", "a"], "there is no *.rankhoist in the folder ."),
     ],
 )
