@@ -13,6 +13,17 @@ def is_mistake(error: Exception) -> bool:
     return ours and not isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says first; some say nothing."""
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def in_one_line(error: BaseException) -> str:
+    """Its kind and what it says first."""
+    line = first_line(error)[:200]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
 def told(what: str, error: Exception) -> str:
     """A mistake in words that ask for a report."""
     return f"{what} failed ({type(error).__name__}: {error}); please report it"

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rankhoist.capture.signature import Arguments
 from rankhoist.errors import ExportError, UnsupportedModelError
+from rankhoist.mistakes import in_one_line
 
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
 PREFIXES = ("_orig_mod.", "module.")
@@ -96,12 +97,7 @@ def converted(model: torch.jit.ScriptModule, bound: inspect.BoundArguments) -> t
             Converter(model, bound.args).convert()
     except Exception as error:
         raise ExportError(
-            f"torch cannot convert the TorchScript module {model.original_name} ({_first(error)}). Hoist the nn.Module "
-            "that it was scripted or traced from."
+            f"torch cannot convert the TorchScript module {model.original_name} ({in_one_line(error)}). Hoist the "
+            "nn.Module that it was scripted or traced from."
         ) from error
     return found[0], inspect.signature(found[0].forward).bind(*bound.args)
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

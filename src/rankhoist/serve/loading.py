@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from rankhoist.errors import RankhoistError, ServeError
+from rankhoist.mistakes import first_line
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.mapped import load_mapped, unpack
 from rankhoist.serve.batching import joined_up_to
@@ -68,8 +69,7 @@ def placed(hoisted: HoistedModel, settings: Settings) -> HoistedModel:
     try:
         return hoisted.to(torch.device(settings.device))
     except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA, no driver, no such number
-        told = next(iter(str(error).splitlines()), "")
-        raise ServeError(f"device {settings.device!r} cannot be used: {told}") from error
+        raise ServeError(f"device {settings.device!r} cannot be used: {first_line(error)}") from error
 
 
 def mapped(unpacked: Unpacked, settings: Settings) -> ServedModel:

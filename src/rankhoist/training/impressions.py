@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from rankhoist.errors import ExtraError, InputError
+from rankhoist.mistakes import first_line
 
 
 class Request(NamedTuple):
@@ -173,7 +174,7 @@ def _table(paths: Any, columns: list[str] | None) -> Any:
     try:
         return dataset.dataset(given, format="parquet").to_table(columns=columns).combine_chunks()
     except Exception as error:  # a path, a column or a file; pyarrow says which
-        raise InputError(f"{given} cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{given} cannot be read: {first_line(error)}") from error
 
 
 def _tensor(name: str, column: Any) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rankhoist.errors import CaptureError, ExtraError, UnsupportedModelError
+from rankhoist.mistakes import in_one_line
 
 OLDEST = 13  # older files are converted by the `onnx` package
 DOMAINS = ("", "ai.onnx")
@@ -85,11 +86,11 @@ def read_graph(path: Path, known: Collection[str]) -> Graph:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
-        raise CaptureError(f"{path} is not a readable ONNX file: {_first(error)}") from error
+        raise CaptureError(f"{path} is not a readable ONNX file: {in_one_line(error)}") from error
     graph = _with_known(onnx, _modern(onnx, model, path), known).graph
-    return Graph(
-        _inputs(onnx, graph), tuple(o.name for o in graph.output), *_constants(onnx, graph, path), _trained(onnx, graph)
-    )
+    constants, nodes = _constants(onnx, graph, path)
+    outputs = tuple(o.name for o in graph.output)
+    return Graph(_inputs(onnx, graph), outputs, constants, nodes, _trained(onnx, graph, constants))
 
 
 def _onnx() -> Any:
@@ -99,11 +100,6 @@ def _onnx() -> Any:
         return importlib.import_module("onnx")
     except ImportError as error:
         raise ExtraError("an ONNX file needs an extra: pip install 'rankhoist[onnx]'") from error
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _modern(onnx: Any, model: Any, path: Path) -> Any:
@@ -116,7 +112,7 @@ def _modern(onnx: Any, model: Any, path: Path) -> Any:
         return onnx.version_converter.convert_version(model, OLDEST)
     except Exception as error:
         raise UnsupportedModelError(
-            f"{path} is of opset {opset}, and onnx cannot convert it to {OLDEST}: {_first(error)}. Export it anew"
+            f"{path} is of opset {opset}, and onnx cannot convert it to {OLDEST}: {in_one_line(error)}. Export it anew"
         ) from error
 
 
@@ -187,10 +183,10 @@ def _attribute(onnx: Any, attribute: Any) -> Any:
     return [x.decode() if isinstance(x, bytes) else x for x in value]
 
 
-def _trained(onnx: Any, graph: Any) -> frozenset[str]:
-    arrays = ((x.name, x.data_type, onnx.numpy_helper.to_array(x)) for x in graph.initializer)
+def _trained(onnx: Any, graph: Any, constants: dict[str, np.ndarray]) -> frozenset[str]:
     floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    return frozenset(name for name, kind, x in arrays if kind in floating and np.isfinite(x.astype(np.float64)).all())
+    names = (x.name for x in graph.initializer if x.data_type in floating)
+    return frozenset(name for name in names if np.isfinite(constants[name].astype(np.float64)).all())
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:

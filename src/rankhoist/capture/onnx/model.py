@@ -14,6 +14,7 @@ from rankhoist.capture.onnx import elementwise, layers, recurrent, shapes
 from rankhoist.capture.onnx.graph import Graph, Node, as_tensor, read_graph
 from rankhoist.capture.onnx.values import Value, as_value, is_whole, tensor
 from rankhoist.errors import InputError, RankhoistError, UnsupportedModelError
+from rankhoist.mistakes import in_one_line
 
 OPERATORS = elementwise.OPERATORS | shapes.OPERATORS | layers.OPERATORS | recurrent.OPERATORS
 ROWS = 3  # of a made-up example
@@ -84,8 +85,7 @@ def _run(node: Node, values: list[Value]) -> Any:
     except (TypeError, ValueError, IndexError, KeyError, NotImplementedError) as error:
         if isinstance(error, RankhoistError):
             raise
-        problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
-        raise UnsupportedModelError(f"{node} of the ONNX file cannot be read: {problem}") from error
+        raise UnsupportedModelError(f"{node} of the ONNX file cannot be read: {in_one_line(error)}") from error
 
 
 def read(path: Path) -> OnnxModel:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.errors import CaptureError, ExtraError
+from rankhoist.mistakes import first_line
 
 ALIKE = 1e-3  # of the scale: what rounding in float32 stays far below, and a misread operator does not
 
@@ -35,7 +36,7 @@ class Session(nn.Module):
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise CaptureError(f"ONNX Runtime does not take {path}: {str(error).splitlines()[0][:300]}") from error
+            raise CaptureError(f"ONNX Runtime does not take {path}: {first_line(error)[:300]}") from error
         self.eval()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
