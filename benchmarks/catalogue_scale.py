@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from served import about, server
+from served import about, server, write_result
 from torch import Tensor, nn
 
 import rankhoist
@@ -275,10 +275,7 @@ def main() -> int:
         if "pairs" in options.only:
             record["pairs"] = pairs(options.pairs, Path(folder))
     stem = options.out / f"{record['date'][:10]}-catalogue-scale"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(page(record))
-    print(page(record))
+    write_result(record, page(record), stem)
     return 0
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from rankhoist_client import Client, v2
 from rich.console import Console
-from served import TOLERANCE, Subject, about, server
+from served import TOLERANCE, Subject, about, server, write_result
 from torch import Tensor
 
 from rankhoist.capture import capture
@@ -156,10 +156,7 @@ def main() -> int:
         "rounds": options.rounds, "seconds": options.seconds, "minutes": (time.monotonic() - start) / 60, **found,
     }  # fmt: skip
     stem = options.out / f"{record['date'][:10]}-catalogue-serving"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(page(record))
-    print(page(record))
+    write_result(record, page(record), stem)
     return 0
 
 

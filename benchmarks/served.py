@@ -128,3 +128,11 @@ def _wait(url: str, workers: int, process: subprocess.Popen[bytes]) -> None:
 def about() -> dict[str, Any]:
     """Machine and versions, the server's included."""
     return {**machine(), "granian": version("granian"), "orjson": version("orjson")}
+
+
+def write_result(record: dict[str, Any], text: str, stem: Path) -> None:
+    """A record as JSON, and its page, which is printed, too."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(text)
+    print(text)

@@ -8,7 +8,6 @@ for the latency that users would see at the same traffic. Figures are medians of
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from served import Subject, about, server
+from served import Subject, about, server, write_result
 
 from rankhoist.bench.plots import COLOURS, pyplot
 from rankhoist.lab.loadtest import Load, Options, loadtest
@@ -144,12 +143,9 @@ def main() -> int:
 
 def write(record: dict[str, Any], stem: Path) -> None:
     """JSON, plot and table; the table is printed too."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    draw(record, stem.with_suffix(".svg"))
-    text = page(record, stem.with_suffix(".svg").name)
-    stem.with_suffix(".md").write_text(text)
-    print(text)
+    plot = stem.with_suffix(".svg")
+    write_result(record, page(record, plot.name), stem)
+    draw(record, plot)
 
 
 if __name__ == "__main__":

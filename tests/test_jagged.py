@@ -114,17 +114,16 @@ def test_what_treats_values_apart_is_done_at_their_rate_and_the_rest_over_all_ca
     assert Rate.PAIR in rates_of(made[-1], "index_add")
 
 
+def of_two(tags: Jagged, words: Jagged) -> tuple[torch.Tensor, ...]:
+    """What the model takes: bags with where they start, and nine prices."""
+    price = torch.randn(9, 1, dtype=DOUBLE)
+    return tags.values[0], starts(tags.lengths), words.values[0], starts(words.lengths), price
+
+
 @pytest.fixture(scope="module")
 def hoisted() -> rankhoist.HoistedModel:
     torch.manual_seed(0)
-    given, words = bags(SIZES), bags(SIZES, seed=3)
-    example = (
-        given.values[0],
-        starts(given.lengths),
-        words.values[0],
-        starts(words.lengths),
-        torch.randn(9, 1, dtype=DOUBLE),
-    )
+    example = of_two(bags(SIZES), bags(SIZES, seed=3))
     jagged = {"tags": "tag_offsets", "words": "word_offsets"}
     return rankhoist.hoist(Pooled("mean").eval(), example, context=["tags"], jagged=jagged)
 
@@ -178,13 +177,7 @@ def test_a_call_is_checked(hoisted: rankhoist.HoistedModel):
 
 def test_what_is_declared_is_checked():
     model, given = Pooled().eval(), bags(SIZES)
-    example = (
-        given.values[0],
-        starts(given.lengths),
-        given.values[0],
-        starts(given.lengths),
-        torch.randn(9, 1, dtype=DOUBLE),
-    )
+    example = of_two(given, given)
     jagged = {"tags": "tag_offsets", "words": "word_offsets"}
     with pytest.raises(InputError, match=r"jagged={values: lengths}"):
         rankhoist.hoist(model, example, context=["tags"])
