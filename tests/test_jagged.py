@@ -10,10 +10,22 @@ from torch import Tensor, nn
 
 import rankhoist
 from rankhoist import Jagged
+from rankhoist.capture.jagged import flat
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.errors import BackendError, ContextError, InputError, ScoringError, ServeError
+from rankhoist.errors import (
+    ArtifactError,
+    BackendError,
+    ContextError,
+    InputError,
+    ScoringError,
+    ServeError,
+    VocabularyError,
+)
+from rankhoist.runtime.contents import contents
+from rankhoist.runtime.model_json import with_example
 from rankhoist.score.columns import features
 from rankhoist.serve.inputs import Signature
+from rankhoist.verify import mixes_rows
 
 WIDTH = 6
 
@@ -137,14 +149,44 @@ def test_verify_draws_bags(hoisted: rankhoist.HoistedModel):
     assert certificate.passed and certificate.row_independent
 
 
-def test_a_file_has_no_bags_of_anybody_and_scores_alike(hoisted: rankhoist.HoistedModel, tmp_path):
+def test_a_file_has_bags_that_are_made_up_and_scores_alike(hoisted: rankhoist.HoistedModel, tmp_path):
     hoisted.save(tmp_path / "jagged.rankhoist")
     again = rankhoist.load(tmp_path / "jagged.rankhoist")
-    assert again.example == {}
+    own, made_up = (model.example["tags"] for model in (hoisted, again))
+    assert len(made_up) == len(own) and made_up.lengths.tolist() != own.lengths.tolist()
+    assert 0 <= int(made_up.values[0].min()) <= int(made_up.values[0].max()) < IDS
+    assert not mixes_rows(again)  # rows that the model takes, one by one as together
     tags, words, price = bags((7,)), bags(SIZES), torch.randn(9, 1, dtype=DOUBLE)
     call = tags.values[0], starts(tags.lengths), words.values[0], starts(words.lengths), price
     assert_equal(again(*call), hoisted(*call))
     assert_equal(again.score(again.prepare([tags]), [words, price]), hoisted(*call))
+
+
+def test_rows_that_are_wanted_are_in_the_file_and_bags_that_fit_no_lengths_are_refused(hoisted, tmp_path):
+    hoisted.save(tmp_path / "own.rankhoist", example=True)
+    again = rankhoist.load(tmp_path / "own.rankhoist")
+    for name in ("tags", "words"):
+        assert torch.equal(again.example[name].values[0], hoisted.example[name].values[0])
+        assert torch.equal(again.example[name].lengths, hoisted.example[name].lengths)
+    description = contents(tmp_path / "own.rankhoist").description
+    rows = flat(hoisted.example)
+    for forged in (rows["tags.lengths"] + 1, rows["tags.lengths"] - 1, rows["tags.lengths"][:-1].float()):
+        with pytest.raises(ArtifactError, match="'tags'"):
+            with_example(description, rows | {"tags.lengths": forged})
+    with pytest.raises(ArtifactError, match="other rows"):
+        with_example(description, rows | {"price": rows["price"][:3]})
+
+
+def test_an_id_outside_of_its_table_is_named_with_its_input_its_row_and_the_bounds(hoisted: rankhoist.HoistedModel):
+    assert {n: b.tolist() for n, b in hoisted.vocabulary.below.items()} == {
+        "tags.values_0": [IDS], "words.values_0": [IDS],
+    }  # fmt: skip
+    tags, words = bags((7,)), bags(SIZES)
+    tags.values[0][3], words.values[0][5] = IDS, -1
+    with pytest.raises(VocabularyError, match="input 'tags' has id 40 in row 0, expected 0 to 39"):
+        hoisted.prepare([tags])
+    with pytest.raises(VocabularyError, match="input 'words' has id -1 in row 2, expected 0 to 39"):
+        hoisted.score(hoisted.prepare([bags((7,))]), [words, torch.randn(9, 1, dtype=DOUBLE)])
 
 
 def test_what_takes_no_bags_says_so(hoisted: rankhoist.HoistedModel, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +112,18 @@ class Jagged:
     def repeat_interleave(self, repeats: int, dim: int = 0) -> Jagged:
         """Every row so many times."""
         return self[torch.arange(len(self), device=self.device).repeat_interleave(repeats)]
+
+
+def flat(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors by the names that stages read: of a jagged input its lengths, and each of its columns."""
+    made: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Jagged):
+            made[f"{name}.lengths"] = value.lengths
+            made |= {f"{name}.values_{i}": column for i, column in enumerate(value.values)}
+        else:
+            made[name] = value
+    return made
 
 
 def _lengths(offsets: Tensor, total: int) -> Tensor:

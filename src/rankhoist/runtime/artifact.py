@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist.capture import Interface
+from rankhoist.capture.jagged import flat
 from rankhoist.compiler.emit import Catalogue, Stage, Stages, Variant
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime import allowance, container, graph_json, model_json, opaque, tensor_file
@@ -61,13 +62,14 @@ def members(
         stages = _stages_data(blueprint.stages, keys)
         model = model_json.to_data(blueprint, dtype)
         tensors, table = tensor_file.to_bytes({**original, **constants, **(more or {})})
-        example, example_table = tensor_file.to_bytes(blueprint.interface.example)
+        rows = flat(blueprint.interface.example)
+        example, example_table = tensor_file.to_bytes(rows)
     except ArtifactError as error:
         raise ArtifactError(f"the model cannot be saved: {error}") from error
     model["tensors"], model["example"] = table, example_table
     model["certificate"] = certificate
     # What is written can be read.
-    blueprint, _ = blueprint_of(model, stages, original, constants, blueprint.interface.example, blueprint.modules)
+    blueprint, _ = blueprint_of(model, stages, original, constants, rows, blueprint.modules)
     check_folding(blueprint, dtype, {**original, **constants})
     contents = (container.to_json(model), container.to_json(stages), tensors, example)
     return dict(zip(container.MEMBERS, contents, strict=True))

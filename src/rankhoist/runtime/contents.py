@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rankhoist.capture import InputSpec
 from rankhoist.compiler.plan import Range
 from rankhoist.report import tuning
@@ -75,7 +77,7 @@ class Contents:
 
     def _inputs(self) -> list[str]:
         specs = self.description.interface.inputs.values()
-        rows = [[s.name, _role(s), str(["rows", *s.shape]).replace("'", ""), dtype_name(s.dtype)] for s in specs]
+        rows = [[s.name, _role(s), _shape(s), ", ".join(map(dtype_name, _dtypes(s)))] for s in specs]
         return table(["input", "role", "shape", "dtype"], rows, left=4)
 
     def _plans(self) -> list[str]:
@@ -98,6 +100,16 @@ def contents(path: str | os.PathLike[str]) -> Contents:
     with container.opened(path) as file:
         model = file.read_json("model.json")
         return Contents(file.manifest, model, model_json.from_data(model))
+
+
+def _shape(spec: InputSpec) -> str:
+    """Bags have as many values as they like."""
+    sizes = ["bag", *spec.bags[0].shape] if spec.bags else spec.shape
+    return str(["rows", *sizes]).replace("'", "")
+
+
+def _dtypes(spec: InputSpec) -> list[torch.dtype]:
+    return [column.dtype for column in spec.bags] or [spec.dtype]
 
 
 def _role(spec: InputSpec) -> str:

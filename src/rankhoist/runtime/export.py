@@ -80,7 +80,7 @@ def write(
         guards = list(stage.guards)
         files[stage.name] = StageFile(path.name, stage.inputs, stage.outputs, stage.with_rows, guards)
         constants |= stage.constants
-    Manifest(inputs.interface, inputs.dtype, files, constants, ids_of(known, inputs.expected)).write(folder)
+    Manifest(inputs.interface, inputs.dtype, files, constants, ids_of(known, inputs)).write(folder)
 
 
 def exported(

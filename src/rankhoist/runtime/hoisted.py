@@ -182,9 +182,7 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         """
         proof = self.certificate if certificate is None else certificate.to_dict()
         blueprint = self.blueprint
-        if self.interface.jagged:  # no bags are made up, and none of the example's are kept
-            blueprint = replace(blueprint, interface=replace(self.interface, example={}))
-        elif not (example or self.interface.made_up):
+        if not (example or self.interface.made_up):
             model = self._on_cpu()
             rows = made_up_example(model, model.vocabulary.below)
             blueprint = replace(blueprint, interface=replace(self.interface, example=rows, made_up=True))

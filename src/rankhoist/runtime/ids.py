@@ -30,16 +30,21 @@ PLAIN = (EAGER, GRAPHS)  # backends that run PyTorch's own operators, which refu
 class Bounds:
     """Of one input: each value is `lowest` or more and less than `below`, for all values of a row or one by one
     `[*shape]`.
+
+    `name` is what the user calls it. Of values in bags, `lengths` is the tensor that says whose they are.
     """
 
     lowest: Tensor
     below: Tensor
+    name: str = ""
+    lengths: str = ""
 
     @staticmethod
-    def of(lowest: Tensor, below: Tensor, shape: Sequence[int]) -> Bounds:
+    def of(lowest: Tensor, below: Tensor, shape: Sequence[int], name: str = "", lengths: str = "") -> Bounds:
         """From one pair per value, as one pair where all are the same."""
-        same = all(bool((t == t[0]).all()) for t in (lowest, below))
-        return Bounds(lowest[0], below[0]) if same else Bounds(lowest.reshape(*shape), below.reshape(*shape))
+        if not all(bool((t == t[0]).all()) for t in (lowest, below)):
+            return Bounds(lowest.reshape(*shape), below.reshape(*shape), name, lengths)
+        return Bounds(lowest[0], below[0], name, lengths)
 
     def holds(self, rows: Tensor) -> bool:
         """Whether all ids are inside: one pass."""
@@ -62,24 +67,27 @@ class Bounds:
             return (below < FREE) & ~((rows > lowest) & (rows < below))
         return (rows < lowest) | (rows >= below)
 
-    def explain(self, name: str, rows: Tensor) -> VocabularyError:
-        """What is wrong with an input's ids."""
+    def explain(self, rows: Tensor, inputs: Mapping[str, Tensor]) -> VocabularyError:
+        """What is wrong with the ids of one of the inputs."""
         place = tuple(int(i) for i in self._wrong(rows).nonzero()[0])
         lowest, below = (t.expand(rows.shape[1:])[place[1:]] for t in (self.lowest, self.below))
+        row = place[0]
+        if self.lengths:
+            row = int(torch.searchsorted(inputs[self.lengths].cumsum(0), row, right=True))
         return VocabularyError(
-            f"input {name!r} has id {rows[place].item()} in row {place[0]}, expected {int(lowest)} to {int(below) - 1}"
+            f"input {self.name!r} has id {rows[place].item()} in row {row}, expected {int(lowest)} to {int(below) - 1}"
         )
 
     def to_data(self) -> dict[str, Any]:
-        """As data for JSON; null is no bound."""
+        """As data for JSON; null is no bound. A manifest says whose they are."""
         return {"lowest": _numbers(self.lowest.tolist()), "below": _numbers(self.below.tolist())}
 
     @staticmethod
-    def from_data(data: Mapping[str, Any]) -> Bounds:
+    def from_data(data: Mapping[str, Any], name: str = "") -> Bounds:
         """The inverse of `to_data`."""
         free = {"lowest": -FREE, "below": FREE}
-        return Bounds(**{name: torch.tensor(_numbers(data[name], number), dtype=torch.int64)
-                         for name, number in free.items()})  # fmt: skip
+        lowest, below = (torch.tensor(_numbers(data[key], number), dtype=torch.int64) for key, number in free.items())
+        return Bounds(lowest, below, name)
 
 
 def _numbers(value: Any, free: int | None = None) -> Any:
@@ -90,17 +98,19 @@ def _numbers(value: Any, free: int | None = None) -> Any:
     return None if abs(value) == FREE else value
 
 
-Ids = dict[str, dict[str, Bounds]]  # side -> input -> its bounds
+Ids = dict[str, dict[str, Bounds]]  # side -> tensor that a stage reads -> its bounds
 
 
-def ids_of(vocabulary: Vocabulary, rows: Mapping[str, Mapping[str, Any]]) -> Ids:
-    """Bounds by side and input; `rows` are what a row of each is."""
-    found: Ids = {side: {} for side in rows}
-    for side, inputs in rows.items():
-        for name, row in inputs.items():
-            own = next((n for n in (name, f"{name}.{side}") if n in vocabulary.below), None)
-            if own is not None and row.dtype != torch.bool:
-                found[side][name] = Bounds.of(vocabulary.lowest[own], vocabulary.below[own], row.shape)
+def ids_of(vocabulary: Vocabulary, inputs: Inputs) -> Ids:
+    """Bounds by side and by what stages call the tensors of inputs."""
+    found: Ids = {}
+    for side, tensors in inputs.tensors.items():
+        found[side] = {}
+        for stage, given in tensors.items():
+            own = next((n for n in (stage, f"{stage}.{side}") if n in vocabulary.below), None)
+            if own is not None and given.row.dtype != torch.bool:
+                pair = vocabulary.lowest[own], vocabulary.below[own]
+                found[side][stage] = Bounds.of(*pair, given.row.shape, given.name, given.lengths)
     return found
 
 
@@ -112,7 +122,7 @@ def check(bounds: Mapping[str, Bounds], inputs: Mapping[str, Tensor]) -> None:
     """
     for name, own in bounds.items():
         if not own.holds(inputs[name]):
-            raise own.explain(name, inputs[name])
+            raise own.explain(inputs[name], inputs)
 
 
 class Guard:
@@ -132,7 +142,7 @@ class Guard:
     @cached_property
     def bounds(self) -> Ids:
         """The same by side and name."""
-        return ids_of(self.vocabulary, self._inputs.expected)
+        return ids_of(self.vocabulary, self._inputs)
 
     def check(self, backend: str, side: str, inputs: Mapping[str, Tensor]) -> None:
         """Refuse ids where PyTorch's own operators, which do so themselves, do not run the stages.

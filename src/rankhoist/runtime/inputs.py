@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rankhoist.capture import Interface, Split
 from rankhoist.capture.inputs import named_leaves
-from rankhoist.capture.jagged import Jagged
+from rankhoist.capture.jagged import Jagged, flat
 from rankhoist.capture.packs import is_container, opened, packed
 from rankhoist.errors import BackendError, InputError
 
@@ -21,6 +21,18 @@ class Row(NamedTuple):
     dtype: torch.dtype
     shape: torch.Size
     bags: tuple[Row, ...] = ()
+
+
+class Given(NamedTuple):
+    """A tensor as stages read it: its name there, what the user calls it, and what one row of it is.
+
+    Of a jagged input it is a column, a row is one value, and `lengths` is the name of what cuts it into bags.
+    """
+
+    stage: str
+    name: str
+    row: Row
+    lengths: str = ""
 
 
 class Inputs:
@@ -114,14 +126,14 @@ class Inputs:
             inputs = {"": inputs}
         if not isinstance(inputs, Mapping):
             return inputs if isinstance(inputs, Tensor | Jagged) else [x for v in inputs for x in _each(opened(v))]
-        flat: dict[str, Any] = {}
+        apart: dict[str, Any] = {}
         for name, value in inputs.items():
             inside = opened(value)
             if isinstance(inside, dict) and is_container(value):
-                flat |= {key if key in names else f"{name}.{key}": bags for key, bags in inside.items()}
+                apart |= {key if key in names else f"{name}.{key}": bags for key, bags in inside.items()}
             else:
-                flat[name] = inside
-        return packed(named_leaves({"inputs": flat}), self.interface.packs)
+                apart[name] = inside
+        return packed(named_leaves({"inputs": apart}), self.interface.packs)
 
     def rows(self, side: str, inputs: Mapping[str, Any]) -> int:
         """The row count of one side; without inputs that is one request, and no candidate.
@@ -145,17 +157,22 @@ class Inputs:
         return rows if rows >= 0 else int(side == "context")
 
     def stage_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Tensors by the names that stages read: of a jagged input its lengths, and each of its columns."""
-        if not self.interface.jagged:
-            return inputs
-        flat: dict[str, Any] = {}
-        for name, value in inputs.items():
-            if isinstance(value, Jagged):
-                flat[f"{name}.lengths"] = value.lengths
-                flat |= {f"{name}.values_{i}": column for i, column in enumerate(value.values)}
-            else:
-                flat[name] = value
-        return flat
+        """Tensors by the names that stages read."""
+        return flat(inputs) if self.interface.jagged else inputs
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Given]]:
+        """What is known of every tensor that stages read, side by side."""
+        return {
+            side: {given.stage: given for name, row in rows.items() for given in self._given(name, row)}
+            for side, rows in self.expected.items()
+        }
+
+    def _given(self, name: str, row: Row) -> list[Given]:
+        if not row.bags:
+            return [Given(name, name, row)]
+        columns = zip(self._specs[name].bags, row.bags, strict=True)
+        return [Given(f"{name}.values_{i}", c.name, own, f"{name}.lengths") for i, (c, own) in enumerate(columns)]
 
     def _made_up_bags(self, name: str, bags: Sequence[Row], rows: int) -> Jagged:
         none = Jagged.of([torch.zeros(0, *b.shape, dtype=b.dtype) for b in bags], torch.zeros(1, dtype=torch.int64))

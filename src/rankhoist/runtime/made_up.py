@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rankhoist.capture import InputSpec
+from rankhoist.capture import InputSpec, Jagged
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.scoring import Scoring
 from rankhoist.runtime.vocabulary import FREE
@@ -22,7 +22,7 @@ ROWS = 64  # at most: enough for draws that differ
 SEED = 0
 
 
-def made_up_example(model: Scoring, bounds: dict[str, Tensor]) -> dict[str, Tensor]:
+def made_up_example(model: Scoring, bounds: dict[str, Tensor]) -> dict[str, Tensor | Jagged]:
     """As many rows as the example has, `[rows, *shape]` by input name; `bounds` as `vocabulary` finds them.
 
     Nothing where there is no example, or where the model takes no rows that can be made up: ids that it computes from
@@ -32,12 +32,24 @@ def made_up_example(model: Scoring, bounds: dict[str, Tensor]) -> dict[str, Tens
     for largest in (torch.inf, 1.0) if interface.example else ():
         generator = torch.Generator().manual_seed(SEED)
         rows = {
-            spec.name: _drawn(interface.example[spec.name], _bounds(spec, bounds), largest, generator)
+            spec.name: _rows(spec, interface.example[spec.name], bounds, largest, generator)
             for spec in interface.inputs.values()
         }
         if _takes(model, rows):
             return rows
     return {}
+
+
+def _rows(
+    spec: InputSpec, example: Tensor | Jagged, bounds: dict[str, Tensor], largest: float, generator: torch.Generator
+) -> Tensor | Jagged:
+    """Rows in place of an example's, or bags, whose sizes are made up as numbers are."""
+    if isinstance(example, Tensor):
+        return _drawn(example, _bounds(spec, bounds), largest, generator, min(len(example), ROWS))
+    sizes = _drawn(example.lengths, torch.tensor(FREE), largest, generator, min(len(example), ROWS))
+    own = [bounds.get(f"{spec.name}.values_{i}", torch.tensor(FREE)) for i in range(len(spec.bags))]
+    columns = zip(example.values, own, strict=True)
+    return Jagged.of([_drawn(x, b, largest, generator, int(sizes.sum())) for x, b in columns], sizes)
 
 
 def _bounds(spec: InputSpec, known: dict[str, Tensor]) -> Tensor:
@@ -50,9 +62,11 @@ def _bounds(spec: InputSpec, known: dict[str, Tensor]) -> Tensor:
     return bounds
 
 
-def _drawn(example: Tensor, bounds: Tensor, largest: float, generator: torch.Generator) -> Tensor:
-    """Rows in place of an example's; where no bound is known, no number is greater than `largest`."""
-    count, ids = min(len(example), ROWS), bounds != FREE
+def _drawn(example: Tensor, bounds: Tensor, largest: float, generator: torch.Generator, count: int) -> Tensor:
+    """`count` rows in place of an example's; where no bound is known, no number is greater than `largest`."""
+    if not count:
+        return example.new_empty(0, *example.shape[1:])
+    ids = bounds != FREE
     values = example.detach().cpu().double().reshape(len(example), math.prod(example.shape[1:])).nan_to_num(0, 0, 0)
     whole = (values == values.round()).all(0) | ids
     scale = _power_of_two(values.abs().amax(0)).clamp(max=largest)
@@ -76,7 +90,7 @@ def _exact(dtype: torch.dtype) -> int:
     return 2 if dtype == torch.bool else torch.iinfo(dtype).max
 
 
-def _takes(model: Scoring, rows: dict[str, Tensor]) -> bool:
+def _takes(model: Scoring, rows: dict[str, Tensor | Jagged]) -> bool:
     """Whether a model scores every row, each as a request and as a candidate."""
     inputs = Inputs(replace(model.interface, example=rows), model.dtype, model.device)
     count = len(next(iter(rows.values())))

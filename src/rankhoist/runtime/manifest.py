@@ -86,7 +86,7 @@ class Manifest:
         }  # fmt: skip
         constants = {int(i): value for i, value in entry(data, "constant_results", dict).items()}
         ids = {
-            side: {n: Bounds.from_data(b) for n, b in entry(entry(data, "ids", dict), side, dict).items()}
+            side: {n: Bounds.from_data(b, n) for n, b in entry(entry(data, "ids", dict), side, dict).items()}
             for side in ("context", "candidate")
         }
         interface = interface_json.from_data(data, {})

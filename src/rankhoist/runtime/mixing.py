@@ -12,21 +12,23 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture import Jagged
 from rankhoist.runtime.scoring import Scoring
 
 OFFSETS = [0, 3, 5, 7]  # of the call that tells
 ALIKE = 5e-3  # of the largest score: a model that mixes rows is further off, and rounding is not
 ROUNDED = {torch.bfloat16: 0.03, torch.float16: 0.01}  # the same of these
 
-Side = dict[str, Tensor]
+Rows = Tensor | Jagged
+Side = dict[str, Rows]
 
 
 def mixes_rows(model: Scoring) -> bool:
-    """Whether candidates are scored otherwise together than each alone; also where the example cannot tell, as of bags.
+    """Whether candidates are scored otherwise together than each alone; also where the example cannot tell.
 
     Rows that are all alike cannot: `x - x.mean()` is the same for them together and alone.
     """
-    if not model.interface.example or model.interface.jagged:
+    if not model.interface.example:
         return True
     context, candidate = (_rows(model, *side) for side in (("context", len(OFFSETS) - 1), ("candidate", OFFSETS[-1])))
     if _all_alike(context) or _all_alike(candidate):
@@ -52,7 +54,9 @@ def _rows(model: Scoring, side: str, count: int) -> Side:
     return {name: _varied(rows) for name, rows in model.made_up(side, count).items()}
 
 
-def _varied(rows: Tensor) -> Tensor:
+def _varied(rows: Rows) -> Rows:
+    if isinstance(rows, Jagged):  # every second one is empty
+        return Jagged.joined([rows[i : i + 1] if i % 2 == 0 else _emptied(rows) for i in range(len(rows))])
     if rows.dtype == torch.bool or not _alike(rows) or rows.device.type != "cpu":  # elsewhere a wrong id does harm
         return rows
     halves = rows / 2 if rows.is_floating_point() else rows // 2
@@ -61,8 +65,16 @@ def _varied(rows: Tensor) -> Tensor:
     return rows
 
 
-def _alike(rows: Tensor) -> bool:
-    return bool((rows == rows[:1]).all())
+def _emptied(rows: Jagged) -> Jagged:
+    """A bag without values."""
+    return Jagged.of([column[:0] for column in rows.values], rows.lengths[:1] * 0)
+
+
+def _alike(rows: Rows) -> bool:
+    if not isinstance(rows, Jagged):
+        return bool((rows == rows[:1]).all())
+    first = rows[:1].repeat_interleave(len(rows))
+    return torch.equal(rows.lengths, first.lengths) and all(map(torch.equal, rows.values, first.values))
 
 
 def _all_alike(side: Side) -> bool:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from rankhoist.capture import Interface, OpaqueCall
+from rankhoist.capture import InputSpec, Interface, Jagged, OpaqueCall
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges
 from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets.backends import BACKENDS
-from rankhoist.errors import ArtifactError
+from rankhoist.errors import ArtifactError, InputError
 from rankhoist.report import Report
 from rankhoist.runtime import interface_json, opaque
 from rankhoist.runtime.blueprint import Blueprint
@@ -160,9 +160,29 @@ def _as_range(data: Any) -> Range:
 
 
 def with_example(description: Description, example: dict[str, torch.Tensor]) -> Interface:
-    """The interface with its example, rows of the inputs."""
+    """The interface with its example, rows of the inputs by the names that stages read."""
     interface = description.interface
-    for spec in interface.inputs.values():
-        if example and (spec.name not in example or example[spec.name].shape[1:] != spec.shape):
-            raise ArtifactError(f"its example does not fit input {shown(spec.name)}")
-    return replace(interface, example=example)
+    if not example:
+        return replace(interface, example={})
+    rows = {spec.name: _rows(spec, example) for spec in interface.inputs.values()}
+    if len({len(own) for own in rows.values()}) > 1:
+        raise ArtifactError("its example has other rows for one input than for another")
+    return replace(interface, example=rows)
+
+
+def _rows(spec: InputSpec, example: dict[str, torch.Tensor]) -> torch.Tensor | Jagged:
+    """The example's rows of one input."""
+    try:
+        if spec.bags:
+            columns = [_column(example[f"{spec.name}.values_{i}"], c.shape) for i, c in enumerate(spec.bags)]
+            return Jagged(*columns, lengths=example[f"{spec.name}.lengths"])
+        return _column(example[spec.name], spec.shape)
+    except (KeyError, InputError):
+        raise ArtifactError(f"its example does not fit input {shown(spec.name)}") from None
+
+
+def _column(given: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Rows `[any, *shape]`, as they should be."""
+    if not given.dim() or given.shape[1:] != shape:
+        raise InputError("it has another shape")
+    return given

@@ -31,7 +31,14 @@ MOVES = {
     aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default, aten.flatten.using_ints,
 }  # fmt: skip
 # What leaves every value where it is; of one request, its rows repeated are that row.
-KEEPS = {aten._to_copy.default, aten.to.dtype, aten.trunc.default, kernels.spread, kernels.repeat_rows}
+KEEPS = {
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.trunc.default,
+    kernels.spread,
+    kernels.repeat_rows,
+    kernels.repeat_bags,
+}
 
 NOBODY = -1  # the position of a value that is no input's
 FREE = torch.iinfo(torch.int64).max  # of a value that indexes nothing
@@ -55,8 +62,9 @@ class Vocabulary:
     """What ids a model's inputs may hold.
 
     Attributes:
-        below: input name as in the stages (`NAME.context` and `NAME.candidate` of a packed one) -> int64, one bound
-            per value of a row: ids are less than it. Inputs that index nothing are not listed.
+        below: input name as in the stages (`NAME.context` and `NAME.candidate` of a packed one, `NAME.values_0` of one
+            that has bags) -> int64, one bound per value of a row: ids are less than it. Inputs that index nothing are
+            not listed.
         lowest: the same inputs -> the least that each value may be: 0, or less where -1 is the last row.
         sources: of every plan, for its request and its candidate stage: lookups by node, and the inputs whose values
             their ids are, or are computed from.
@@ -106,18 +114,20 @@ def vocabulary(interface: Interface, stages: Stages, weights: Weights) -> Vocabu
 
 
 def _positions(interface: Interface) -> dict[str, Origin]:
-    """One row of every input, its values numbered on from those of the input before."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    """One row of every input, its values numbered on from those of the input before; of bags, one value."""
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for spec in interface.inputs.values():
         if spec.role == "packed":
-            shapes[f"{spec.name}.context"] = (len(spec.columns),)
-            shapes[f"{spec.name}.candidate"] = (len(spec.candidate_columns),)
-        elif not spec.bags:  # there is no one row of values
-            shapes[spec.name] = spec.shape
+            shapes[f"{spec.name}.context"] = spec.name, (len(spec.columns),)
+            shapes[f"{spec.name}.candidate"] = spec.name, (len(spec.candidate_columns),)
+        elif spec.bags:
+            shapes |= {f"{spec.name}.values_{i}": (c.name, c.shape) for i, c in enumerate(spec.bags)}
+        else:
+            shapes[spec.name] = spec.name, spec.shape
     made, start = {}, 0
-    for name, shape in shapes.items():
+    for stage, (name, shape) in shapes.items():
         end = start + math.prod(shape)
-        made[name] = Origin(frozenset({name.split(".")[0]}), torch.arange(start, end).reshape(1, *shape))
+        made[stage] = Origin(frozenset({name}), torch.arange(start, end).reshape(1, *shape))
         start = end
     return made
 
@@ -218,12 +228,21 @@ def _positions_after(node: fx.Node, values: dict[fx.Node, Any]) -> Tensor | None
     if not all(isinstance(p, Tensor) or (isinstance(p, Origin) and p.positions is not None) for p in parts):
         return None
     own = [p.positions if isinstance(p, Origin) else torch.full(p.shape, NOBODY) for p in parts]  # type: ignore
+    if any(not isinstance(values.get(n), int | Tensor) for n in _nodes(others, node.kwargs)):  # where a bag ends, say
+        return None
     rest, named = fx.node.map_arg((others, dict(node.kwargs)), values.get)
     try:
         made = node.target(own if isinstance(moved, list | tuple) else own[0], *rest, **named)  # type: ignore[operator]
     except (RuntimeError, IndexError, TypeError):  # it does not take these sizes: one row, or integers
         return None
-    return made if isinstance(made, Tensor) else None
+    return made if isinstance(made, Tensor) and made.numel() else None
+
+
+def _nodes(*arguments: Any) -> list[fx.Node]:
+    """All nodes among arguments."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(arguments, found.append)
+    return found
 
 
 def _plain(value: Any) -> Any:
