@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import sympy
@@ -12,10 +12,10 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
-from rankhoist.compiler.algebra import along, bag_tensors, fills, pointwise, reads, training
+from rankhoist.compiler.algebra import along, bag_tensors, fills, grid, pointwise, reads, training
 from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
-from rankhoist.compiler.algebra.forms import Block, Decline, Form
+from rankhoist.compiler.algebra.forms import Decline, Form
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Promise, TensorValue, Value, as_form, flat, integer
 from rankhoist.compiler.algebra.workload import Level
@@ -41,6 +41,12 @@ class Law:
     level: Level
     blocks: Level | None
     rule: Rule
+
+    def applied(self, call: Call) -> Value:
+        """What its rule makes; one tensor is the first result, where the operator makes others that nobody reads."""
+        value, promised = self.rule(call), call.promised
+        several = isinstance(promised, list) and not isinstance(value, list)
+        return [value, *[None] * (len(promised) - 1)] if several else value
 
     def allowed(self, level: Level, numbers: bool) -> bool:
         """Whether it may be tried; with `numbers`, what computes on ids and masks alone counts as a lookup."""
@@ -94,9 +100,10 @@ class Call:
         given = [self._arguments[name] for name in names or self._arguments if name in self._arguments]
         return tuple(as_form(v) for v in flat(given) if isinstance(v, TensorValue))
 
-    def number(self, *names: str) -> int:
-        """A whole number that is known now."""
-        return integer(self.value(*names))
+    def number(self, *names: str) -> Any:
+        """A whole number that is known now, or a list of such."""
+        value = self.value(*names)
+        return [integer(n) for n in value] if isinstance(value, list | tuple) else integer(value)
 
     @property
     def out(self) -> Promise:
@@ -109,10 +116,6 @@ class Call:
     def outs(self) -> list[Promise]:
         """The same of several results."""
         return self.promised if isinstance(self.promised, list) else [self.promised]
-
-    def alone(self, value: Form) -> Value:
-        """The first result, where the operator makes others that nobody reads."""
-        return [value, *[None] * (len(self.promised) - 1)] if isinstance(self.promised, list) else value
 
     @property
     def rows(self) -> sympy.Symbol:
@@ -137,13 +140,13 @@ class Call:
         """Makes nodes: what functions of the algebra are given first."""
         return self._originals.b
 
-    def settled(self, form: Form) -> Form:
-        """All blocks evaluated."""
-        return self._originals.settled(form)
-
     def simplified(self, form: Form) -> Form:
         """Like terms added up, unevaluated."""
         return self._originals.simplified(form)
+
+    def settled(self, form: Form) -> Form:
+        """All blocks evaluated."""
+        return self._originals.settled(form)
 
     def tidy(self, form: Form) -> Form:
         """At most one block per stage along every dim, as far as blocks can be joined."""
@@ -157,17 +160,9 @@ class Call:
         """Einsum: multiply, then sum over the names of axes that the result lacks. Unevaluated."""
         return contract(self.builder, self._originals.short(factors), axes, result)
 
-    def product(self, blocks: list[Block]) -> Block | None:
-        """Terms times terms, unevaluated; None where there would be too many, or too large ones."""
-        return pointwise.product(self._originals, blocks)
-
     def cast(self, form: Form, dtype: torch.dtype) -> Form:
         """All blocks in another dtype."""
         return pointwise.cast(self._originals, form, dtype)
-
-    def inverse(self, block: Block) -> Block:
-        """1 / x of a block, evaluated."""
-        return pointwise.inverse(self._originals, block)
 
     def plus(self, x: Form, y: Form) -> Form:
         """`x + y` of one dtype, unevaluated but where a number decides it."""
@@ -175,16 +170,11 @@ class Call:
 
     # -- operators on forms
 
-    @property
-    def trains(self) -> bool:
-        """Whether gradients are asked for: then a law must hold for them, too."""
-        return self._originals.program.training
-
     def normed_by_counts(self, x: Form, affine: Sequence[Form]) -> Value:
         """All results of a batch norm of `x` along its axis 1, which alone may be cut; `affine` are weight and bias."""
         made = training.normed_by_counts(self._originals, x, affine, self.value("eps"))
         if len(self.outs) < 5:  # it keeps no running statistics
-            return self.alone(made.rows)
+            return made.rows
         batch = {"running_mean": made.mean, "running_var": made.variance}
         momentum = self.value("momentum")
         running = (training.moved(self._originals, self.value(n), own, momentum) for n, own in batch.items())
@@ -202,8 +192,14 @@ class Call:
         """Any operator on whole forms at the lowest rate of all; the rule has proved that rows do not meet."""
         return self._originals.operate(op, operands, arguments)
 
-    def each(self, op: Op, *operands: Value) -> Form:
-        """An elementwise operator on forms and numbers, block by block, each at the rate of its own operands."""
+    def each(self, op: Op | None = None, *operands: Value) -> Form:
+        """An elementwise operator on forms and numbers, block by block, each at the rate of its own operands.
+
+        By default this operator on its own.
+        """
+        if op is None:
+            own = overload(self._node), self._args, self._kwargs
+            return pointwise.elementwise(self._originals, *own, self.out.dtype)
         return pointwise.elementwise(self._originals, op, operands, {}, self._originals.dtype_of(op, operands))
 
     def read(self, value: Form, index: Form, dim: int) -> Form:
@@ -240,12 +236,10 @@ class Call:
         by_name = {x.name: values[x.name] for x in schema if x.kwarg_only}
         return self.run(overload(self._node), *(values[x.name] for x in schema if not x.kwarg_only), **by_name)
 
-    def elementwise(self) -> Form:
-        """Block by block: the operator is elementwise."""
-        op, given = overload(self._node), (self._args, self._kwargs)
-        return pointwise.elementwise(self._originals, op, *given, self.out.dtype)
-
-    def arithmetic(self, build: Callable[[list[Block]], Block | None]) -> Form:
-        """Block by block, unevaluated where `build` says how and that can save work; scalars are blocks, too."""
+    def arithmetic(self, *, scales: Sequence[float] = (), powers: Sequence[int] = ()) -> Form:
+        """Block by block, `s x + t y` by scales or `x^p y^q` by powers of 1 and -1; unevaluated where that can save
+        work. Numbers are blocks, too.
+        """
+        build = partial(grid.add_blocks, scales=scales) if scales else partial(pointwise.power, self._originals, powers)
         op, kwargs = overload(self._node), self._kwargs
         return pointwise.arithmetic(self._originals, op, self._args, kwargs, self.out.dtype, build)

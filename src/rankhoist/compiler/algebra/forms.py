@@ -142,6 +142,11 @@ class Form:
         return join(b.rate for b in self.blocks.values())
 
     @property
+    def of_weights(self) -> bool:
+        """Whether no input has a part in it."""
+        return self.rate is Rate.WEIGHT
+
+    @property
     def arithmetic(self) -> bool:
         """Whether sums and products of it may be reordered: floating numbers, neither exact nor complex."""
         return self.dtype in ARITHMETIC

@@ -293,7 +293,7 @@ class Interpreter:
         """The result, as the level allows it; operands are one tensor each where blocks may not stay `apart`."""
         call = Call(self.originals, node, args if apart else self._whole(args), kwargs)
         try:
-            value = law.rule(call)
+            value = law.applied(call)
         except Elsewhere:
             if not valuewise.alike(args, kwargs):
                 raise

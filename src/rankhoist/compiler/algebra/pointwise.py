@@ -20,7 +20,9 @@ from rankhoist.compiler.graph.node import Op, aten
 def elementwise(
     evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], dtype: torch.dtype
 ) -> Form:
-    """`f(x, y, ...)`: block by block."""
+    """`f(x, y, ...)`: block by block. A detachment changes nothing but gradients."""
+    if op is aten.detach.default and not evaluator.program.training:
+        return as_form(args[0])
     places = [
         i for i, a in enumerate(args) if not isinstance(a, int | float | bool | complex | None | list | torch.dtype)
     ]
@@ -81,7 +83,14 @@ def product(evaluator: Evaluator, blocks: list[Block]) -> Block | None:
     return block if all(small_product(t, visible, evaluator.workload) for t in moving) else None
 
 
-def inverse(evaluator: Evaluator, block: Block) -> Block:
+def power(evaluator: Evaluator, powers: Sequence[int], blocks: list[Block]) -> Block | None:
+    """The product of powers of blocks, 1 or -1; of what is known per candidate, a reciprocal is no factor."""
+    if any(p < 0 and block.rate.per_candidate for p, block in zip(powers, blocks, strict=True)):
+        return None
+    return product(evaluator, [b if p > 0 else _inverse(evaluator, b) for p, b in zip(powers, blocks, strict=True)])
+
+
+def _inverse(evaluator: Evaluator, block: Block) -> Block:
     """1 / x of a block, evaluated."""
     f = evaluator.settle(block).factor
     return one_block(

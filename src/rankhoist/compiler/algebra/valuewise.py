@@ -38,7 +38,7 @@ def by_part(
         own = _of_part(list(args), i), _of_part(kwargs, i)
         as_rows = OriginalOperators(replace(originals.program, rows=part.total), originals.workload, originals.memo)
         with of_values(originals.b):
-            made.append(_closed(as_rows, law.rule(Call(as_rows, node, *own)), part, flat(own)))
+            made.append(_closed(as_rows, law.applied(Call(as_rows, node, *own)), part, flat(own)))
     value = _together(made)
     check(value, originals.promised(node))
     return value

@@ -19,7 +19,7 @@ import torch
 
 from rankhoist.compiler.algebra import grid, joins, moves
 from rankhoist.compiler.algebra.call import Call
-from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Elsewhere, Form
+from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
@@ -61,9 +61,7 @@ def softmax_of(call: Call, value: Form, dim: int) -> Form:
     _remark_what_is_seen(call, value, dim)
     axis = value.axis(dim)
     parts = [joins.segment(value, dim, k) for k in range(len(value.dims[dim]))]
-    highest = [_amax(call, part, dim) for part in parts]
-    if call.trains:  # the result does not depend on the peaks, and neither does its gradient
-        highest = [call.each(aten.detach.default, p) for p in highest]
+    highest = [call.each(aten.detach.default, _amax(call, part, dim)) for part in parts]  # no gradient goes through
     peaks = [_finite(call, p) for p in highest]  # a fully masked block has peak -inf, and -inf - -inf is no number
     powers = [call.each(aten.exp.default, call.each(aten.sub.Tensor, x, p)) for x, p in zip(parts, peaks, strict=True)]
     sums = [call.settled(moves.with_axes(grid.sum_dims(call.builder, p, [dim]), [axis])) for p in powers]
@@ -84,11 +82,10 @@ def _finite(call: Call, x: Form) -> Form:
 
 def _remark_what_is_seen(call: Call, scores: Form, dim: int) -> None:
     """Where queries of the context look at a key of the candidate, all that comes after them is the candidate's."""
-    rows: dict[tuple[int, ...], list[Block]] = {}
+    late: dict[tuple[int, ...], set[bool]] = {}
     for cell, block in scores.blocks.items():
-        rows.setdefault((*cell[:dim], 0, *cell[dim + 1 :]), []).append(block)
-    late = [{b.rate.per_candidate for b in row} for row in rows.values()]
-    if {True} in late and {False, True} in late:
+        late.setdefault((*cell[:dim], 0, *cell[dim + 1 :]), set()).add(block.rate.per_candidate)
+    if {True} in late.values() and {False, True} in late.values():
         call.remark("positions of the context attend to one that exists per candidate")
 
 

@@ -39,7 +39,7 @@ def embedding_bag(call: Call) -> Value:
         own = [replace(column, parts=column.parts[i : i + 1]) for column in columns]
         given = dict(zip(("indices", "per_sample_weights"), own, strict=False), include_last_offset=False)
         made.append(call.again(weight=table, offsets=bags.Bounds(key.lengths, True, False, offsets.dtype), **given)[0])
-    return call.alone(made[0] if len(made) == 1 else stacked.under_each_other(call.builder, made, 0))
+    return made[0] if len(made) == 1 else stacked.under_each_other(call.builder, made, 0)
 
 
 # -- sums of lengths

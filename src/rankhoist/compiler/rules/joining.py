@@ -9,7 +9,6 @@ import numpy as np
 from rankhoist.compiler.algebra import grid, joins, moves, stacked
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.algebra.values import integer
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.law import law
 
@@ -39,7 +38,7 @@ def pad(call: Call) -> Form:
     if mode not in ("constant", None):
         raise Decline(f"pads {value.axes} by {mode}")
     number = call.value("value") if call.value("value") is not None else 0.0
-    amounts = [integer(n) for n in call.value("pad")]
+    amounts = call.number("pad")
     for k in range(0, len(amounts), 2):
         axis = len(value.layout) - 1 - k // 2
         dim = value.dim(axis)

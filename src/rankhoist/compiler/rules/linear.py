@@ -14,7 +14,6 @@ from rankhoist.compiler.algebra import grid, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Elsewhere, Form
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.graph.products import einsum_axes
 from rankhoist.compiler.rules.law import law
 
@@ -35,7 +34,7 @@ class Product:
     @property
     def rows(self) -> int:
         """How many factors are more than weights."""
-        return sum(f.rate is not Rate.WEIGHT for f in self.factors)
+        return sum(not f.of_weights for f in self.factors)
 
 
 def linear(call: Call) -> Product:

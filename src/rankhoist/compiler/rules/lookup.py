@@ -15,7 +15,7 @@ from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import RowNumber, Value, as_form
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
 # -- tables
@@ -24,11 +24,9 @@ from rankhoist.compiler.rules.law import law
 def embedding(call: Call) -> Form:
     """Rows of a table: `[..., ] -> [..., D]`."""
     table, ids = call.forms("weight", "indices")
-    if table.rate is not Rate.WEIGHT or table.has_rows:
+    if not table.of_weights or table.has_rows:
         raise Decline(f"the table is no weight, but {table.axes}")
-    if call.trains:  # the row that is not trained, and sparse gradients
-        return call.by_element(call.tidy(ids), lambda part: call.again(weight=table, indices=part))
-    return call.by_element(call.tidy(ids), lambda part: call.run(aten.embedding.default, table, part))
+    return call.by_element(call.tidy(ids), lambda part: call.again(weight=table, indices=part))
 
 
 def one_hot(call: Call) -> Form:
@@ -40,7 +38,7 @@ def one_hot(call: Call) -> Form:
 def bucketize(call: Call) -> Form:
     """The bucket of every element, for constant boundaries."""
     value, edges = call.forms()
-    if edges.rate is not Rate.WEIGHT:
+    if not edges.of_weights:
         raise Decline(f"the boundaries are no weight, but {edges.axes}")
     return call.by_element(call.tidy(value), lambda part: call.again(self=part, boundaries=edges))
 
@@ -53,7 +51,7 @@ def embedding_bag(call: Call) -> Value:
     if not mine or any(len(f.layout) != 1 or f.layout[0][0] != ROW for f in bags):
         raise Decline(f"bags given by offsets may cross rows: {ids.axes}")
     table = call.form("weight")
-    if table.rate is not Rate.WEIGHT:
+    if not table.of_weights:
         raise Decline(f"the table is no weight, but {table.axes}")
     return call.rowwise()
 
@@ -69,7 +67,7 @@ def _step(call: Call, offsets: Value) -> sympy.Expr | int | None:
 def table_index(call: Call) -> Form:
     """`w[ids]`: rows of a weight."""
     table, (axis, index) = call.form(), _one_axis(call)
-    if table.rate is not Rate.WEIGHT or table.has_rows or axis:
+    if not table.of_weights or table.has_rows or axis:
         raise Elsewhere(f"{table.axes} is no table whose rows are read")
     ids = call.tidy(index)
     if ids.dtype not in (torch.int64, torch.int32):
@@ -90,7 +88,7 @@ def constant_index(call: Call) -> Form:
             raise Decline(f"axes {axes} of {value.axes} are indexed by tensors that depend on the inputs")
         as_form(chosen[0][1])
         problem = f"axis {axes[0]} of {value.axes} is indexed by a tensor that depends on the inputs"
-        raise Elsewhere(problem) if value.rate is Rate.WEIGHT and not axes[0] else Decline(problem)
+        raise Elsewhere(problem) if value.of_weights and not axes[0] else Decline(problem)
     return folds.take_points(call.builder, value, axes, [k for k in constants if k is not None])
 
 
@@ -159,7 +157,7 @@ def own_rows(call: Call) -> Form:
 
 
 def _read_by_candidates(value: Form, index: Form) -> None:
-    if value.rate is not Rate.REQUEST or not index.rate.per_candidate:
+    if value.of_weights or value.rate.per_candidate or not index.rate.per_candidate:
         raise Elsewhere(f"{value.axes} is not the request's, or {index.axes} not the candidate's")
     if any(f.layout[0] != (ROW,) or any(len(e) != 1 for e in f.layout) for f in (value, index)):
         raise Elsewhere(f"rows of {value.axes} and {index.axes} are not on axis 0")
@@ -204,7 +202,7 @@ def gather(call: Call) -> Value:
     value, index = call.forms("self", "index")
     value.dim(call.value("dim"))
     rows = [[axis for axis, e in enumerate(f.layout) if ROW in e] for f in (value, index)]
-    if value.rate is Rate.WEIGHT and not value.has_rows:
+    if value.of_weights and not value.has_rows:
         raise Decline(f"gathers from {value.axes}, which is a weight")
     if rows[0] != rows[1] or any(len(f.layout[r]) > 1 for f, rs in zip((value, index), rows, strict=True) for r in rs):
         raise Decline(f"gathers across rows: {value.axes} by {index.axes}")

@@ -22,7 +22,7 @@ from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
 
@@ -38,7 +38,7 @@ def batch_norm(call: Call) -> Value:
     if x.dtype != scale.dtype:
         raise Decline(f"normalises {x.dtype} by statistics of {scale.dtype}")
     scaled = grid.multiply(call.builder, [x, scale], x.dtype)
-    return call.alone(grid.total(call.builder, [scaled, shift], x.dtype, (1.0, 1.0)))
+    return grid.total(call.builder, [scaled, shift], x.dtype, (1.0, 1.0))
 
 
 def _scale_and_shift(call: Call) -> tuple[Form, Form]:
@@ -62,7 +62,7 @@ def norm_of_cut_axis(call: Call) -> Value:
     cut = [d for e in x.layout[len(x.layout) - count :] for d in e if len(joined.dims[d]) > 1]
     if len(cut) != 1 or not joined.mixed or not x.arithmetic:
         raise Elsewhere(f"{len(cut)} of the normalised axes of {x.axes} hold both context and candidate")
-    return call.alone(_norm_by_statistics(call, x, count))
+    return _norm_by_statistics(call, x, count)
 
 
 def norm_of_blocks(call: Call) -> Value:
@@ -75,12 +75,12 @@ def norm_of_blocks(call: Call) -> Value:
     if any(len(e) != 1 for e in last):
         raise Elsewhere(f"a normalised axis of {x.axes} is folded")
     weights = [call.form(n) if call.value(n) is not None else None for n in _weights(call)]
-    if any(w is not None and w.rate is not Rate.WEIGHT for w in weights):
+    if any(w is not None and not w.of_weights for w in weights):
         raise Decline("normalises with weights that are computed from inputs")
     op = aten.layer_norm.default if len(weights) > 1 else aten.rms_norm.default
     dims = [d for e in last for d in e]
     sizes, eps = [x.sizes[d] for d in dims], call.value("eps")
-    return call.alone(call.along(x, dims, lambda part, _: call.run(op, part, sizes, *weights, eps)))
+    return call.along(x, dims, lambda part, _: call.run(op, part, sizes, *weights, eps))
 
 
 def norm_of_rows(call: Call) -> Value:

@@ -9,7 +9,6 @@ import numpy as np
 from rankhoist.compiler.algebra import moves, stacked
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.algebra.values import integer
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.law import law
 
@@ -96,9 +95,9 @@ def roll(call: Call) -> Form:
     value, axes = call.form(), call.value("dims")
     if not axes:
         raise Decline(f"rolls over all axes of {value.axes} at once")
-    for axis, shift in zip(axes, call.value("shifts"), strict=True):
+    for axis, shift in zip(axes, call.number("shifts"), strict=True):
         dim = value.dim(axis)
-        value = moves.take_dim(call.builder, value, dim, np.roll(np.arange(value.sizes[dim]), integer(shift)))
+        value = moves.take_dim(call.builder, value, dim, np.roll(np.arange(value.sizes[dim]), shift))
     return value
 
 

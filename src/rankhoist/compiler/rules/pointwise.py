@@ -4,12 +4,11 @@ form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.call import Call
-from rankhoist.compiler.algebra.forms import Block, Decline, Elsewhere, Form
+from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
@@ -17,7 +16,7 @@ from rankhoist.compiler.rules.law import law
 
 def elementwise(call: Call) -> Form:
     """`f(x, y, ...)`: block by block, each at the rate of its own operands."""
-    return call.elementwise()
+    return call.each()
 
 
 def prelu(call: Call) -> Form:
@@ -33,11 +32,6 @@ def identity(call: Call) -> Form:
     if call.value("train"):
         raise Decline("drops out in training mode")
     return call.form()
-
-
-def detach(call: Call) -> Form:
-    """A detachment changes nothing but gradients."""
-    return call.elementwise() if call.trains else call.form()
 
 
 def cast(call: Call) -> Form:
@@ -60,26 +54,22 @@ def fill(call: Call) -> Form:
 
 def add(call: Call) -> Form:
     """`x + alpha y`: terms side by side."""
-    return _sum(call, (1.0, _alpha(call)))
+    return call.arithmetic(scales=(1.0, _alpha(call)))
 
 
 def subtract(call: Call) -> Form:
     """`x - alpha y`: terms side by side."""
-    return _sum(call, (1.0, -_alpha(call)))
+    return call.arithmetic(scales=(1.0, -_alpha(call)))
 
 
 def subtract_from(call: Call) -> Form:
     """`y - alpha x`: terms side by side."""
-    return _sum(call, (-_alpha(call), 1.0))
+    return call.arithmetic(scales=(-_alpha(call), 1.0))
 
 
 def negate(call: Call) -> Form:
     """`-x`: the scale of every term."""
-    return _sum(call, (-1.0,))
-
-
-def _sum(call: Call, scales: Sequence[float]) -> Form:
-    return call.arithmetic(lambda blocks: grid.add_blocks(blocks, scales))
+    return call.arithmetic(scales=(-1.0,))
 
 
 def _alpha(call: Call) -> float:
@@ -88,24 +78,20 @@ def _alpha(call: Call) -> float:
 
 def multiply(call: Call) -> Form:
     """`x * y`: where one side does not depend on the candidate, it joins the coefficients of the other."""
-    return call.arithmetic(call.product)
+    return call.arithmetic(powers=(1, 1))
 
 
 def divide(call: Call) -> Form:
     """`x / y`, y per request or less: its reciprocal joins the coefficients of x."""
     if call.value("rounding_mode") is not None:
         raise Elsewhere("rounds the quotient")
-
-    def build(blocks: list[Block]) -> Block | None:
-        return None if blocks[1].rate.per_candidate else call.product([blocks[0], call.inverse(blocks[1])])
-
-    return call.arithmetic(build)
+    return call.arithmetic(powers=(1, -1))
 
 
 UNARY = """
-abs acos acosh asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clip cos cosh deg2rad digamma
-elu erf erfc erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf
-isnan isneginf isposinf leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
+abs acos acosh asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clip cos cosh deg2rad detach
+digamma elu erf erfc erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite
+isinf isnan isneginf isposinf leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
 positive rad2deg reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus
 softshrink special_expit sqrt square tan tanh tanhshrink threshold trunc
 """
@@ -129,7 +115,6 @@ LAWS = [
     *law("elementwise on blocks", Level.REQUEST, {
         UNARY + SEVERAL + "max.other min.other": elementwise,
         "clone alias lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout": identity,
-        "detach": detach,
         "prelu _prelu_kernel": prelu,
     }, blocks=Level.LINEAR),
     *law("constants and broadcasts", Level.REQUEST, {

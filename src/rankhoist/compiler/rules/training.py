@@ -13,7 +13,6 @@ from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.rules.law import law
 
 
@@ -28,14 +27,14 @@ def batch_norm(call: Call) -> Value:
     if any(len(cuts) > 1 for d, cuts in enumerate(x.dims) if d != channels):
         raise Decline(f"an axis of {x.axes} that is not the channels holds both context and candidate")
     affine = [call.form(name) for name in ("weight", "bias") if call.value(name) is not None]
-    if len(affine) == 1 or not x.arithmetic or any(f.dtype != x.dtype or f.rate is not Rate.WEIGHT for f in affine):
+    if len(affine) == 1 or not x.arithmetic or any(f.dtype != x.dtype or not f.of_weights for f in affine):
         raise Decline(f"normalises {x.dtype} by weights of another dtype, by inputs, or without a bias")
     return call.normed_by_counts(x, affine)
 
 
 def dropout(call: Call) -> Value:
     """One mask per request for what is the request's, one per row for all else."""
-    return call.alone(call.dropped(call.tidy(call.form("input")), call.value("p")))
+    return call.dropped(call.tidy(call.form("input")), call.value("p"))
 
 
 LAWS = [

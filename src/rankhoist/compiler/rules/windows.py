@@ -19,7 +19,7 @@ from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
 CONTEXT, BOTH_SIDES, CANDIDATE = range(3)  # what a window reads
@@ -96,7 +96,7 @@ def _only_cut(x: Form, axes: Sequence[int]) -> int:
 def convolution(call: Call) -> Form:
     """By windows, along the one axis that is cut."""
     x, weight = call.forms("input", "weight")
-    if len(x.layout) != len(weight.layout) or call.value("transposed") or weight.rate is not Rate.WEIGHT:
+    if len(x.layout) != len(weight.layout) or call.value("transposed") or not weight.of_weights:
         raise Elsewhere(f"no windows of {x.axes} meet a kernel of weights")
     if x.layout[0] != (ROW,):
         raise Elsewhere(f"the first axis of {x.axes} is not the rows")
