@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankhoist.compiler.graph import padded
+from rankhoist.compiler.graph import fused, padded
+from rankhoist.compiler.graph.activations import through
 from rankhoist.compiler.graph.padded import Padded
 
 Offsets = Tensor | Padded | None
@@ -70,11 +71,13 @@ def asserted(x: Tensor, condition: Tensor, message: str) -> Tensor:
     return x
 
 
-def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor | None) -> Tensor:
+def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor | None, activation: str = "") -> Tensor:
     """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
     if owner is None:
-        return F.linear(x, weight, start[0])
-    return F.linear(x, weight).add_(_owned(start, owner, x.dim()))
+        return through(F.linear(x, weight, start[0]), activation)
+    if fused.multiplies(x):
+        return fused.linear_from(x, weight, start, owner, activation)
+    return _started(F.linear(x, weight), start, owner, activation)
 
 
 def linear_onto(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -94,18 +97,22 @@ def request_linear(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     if offsets is None:
         return torch.matmul(x, m[0])
     if isinstance(offsets, tuple):
-        return padded.linear(x, m, offsets)
+        return fused.request_linear(x, m, offsets) if fused.multiplies(x) else padded.linear(x, m, offsets)
     result = x.new_empty(*x.shape[:-1], m.shape[-1])
     for r, (a, b) in enumerate(itertools.pairwise(offsets.tolist())):
         torch.mm(_flat(x[a:b]), m[r], out=_flat(result[a:b]))
     return result
 
 
-def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor | None, offsets: Offsets) -> Tensor:
+def request_linear_from(
+    x: Tensor, m: Tensor, start: Tensor, owner: Tensor | None, offsets: Offsets, activation: str = ""
+) -> Tensor:
     """`start` of the row's request plus the row times its matrix: `[N, ..., k] x [R, k, n] + [R, n] -> [N, ..., n]`."""
     if owner is None:
-        return torch.addmm(start, _flat(x), m[0]).view(*x.shape[:-1], m.shape[-1])
-    return request_linear(x, m, offsets).add_(_owned(start, owner, x.dim()))
+        return through(torch.addmm(start, _flat(x), m[0]).view(*x.shape[:-1], m.shape[-1]), activation)
+    if isinstance(offsets, tuple) and fused.multiplies(x):
+        return fused.request_linear(x, m, offsets, start, activation=activation)
+    return _started(request_linear(x, m, offsets), start, owner, activation)
 
 
 def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
@@ -118,6 +125,8 @@ def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, offsets: Offsets) -
 def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """The same, written over `total`."""
     if isinstance(offsets, tuple):
+        if fused.multiplies(x):
+            return fused.request_linear(x, m, offsets, onto=total)
         return total.add_(padded.linear(x, m, offsets))
     bounds = [0, total.shape[0]] if offsets is None else offsets.tolist()
     for r, (a, b) in enumerate(itertools.pairwise(bounds)):
@@ -157,7 +166,7 @@ def request_matmul(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     if offsets is None:
         return batched_matmul(x, m[0])
     if isinstance(offsets, tuple):
-        return padded.matmul(x, m, offsets)
+        return fused.request_matmul(x, m, offsets) if fused.multiplies(x) else padded.matmul(x, m, offsets)
     bounds = offsets.tolist()
     parts = [batched_matmul(x[a:b], m[r]) for r, (a, b) in enumerate(itertools.pairwise(bounds)) if a < b]
     return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
@@ -201,6 +210,9 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _owned(start: Tensor, owner: Tensor, dims: int) -> Tensor:
-    """`[R, n] -> [N, 1, ..., n]`, of as many axes as the rows have."""
-    return start.index_select(0, owner).view(-1, *[1] * (dims - 2), start.shape[-1])
+def _started(made: Tensor, start: Tensor, owner: Tensor, activation: str) -> Tensor:
+    """`[N, ..., n] + [R, n]` of each row's request, through a function, written over `made`."""
+    if fused.runs(made):
+        return fused.finished(made, start, owner, activation)
+    own = start.index_select(0, owner).view(-1, *[1] * (made.dim() - 2), start.shape[-1])
+    return through(made.add_(own), activation)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.graph.activations import through
+
 Padded = tuple[Tensor, Tensor]  # slots [R, M], place [N]
 
 
@@ -22,9 +24,10 @@ def linear(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
     return made.reshape(-1, *x.shape[1:-1], m.shape[-1]).index_select(0, place)
 
 
-def linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor, padded: Padded) -> Tensor:
+def linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Tensor, padded: Padded, activation: str = "") -> Tensor:
     own = start.index_select(0, owner)
-    return linear(x, m, padded) + own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
+    made = linear(x, m, padded) + own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
+    return through(made, activation)
 
 
 def linear_onto(total: Tensor, x: Tensor, m: Tensor, padded: Padded) -> Tensor:

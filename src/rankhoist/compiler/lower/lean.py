@@ -4,7 +4,8 @@
   in one tensor);
 * `x + a * b` is one pass over memory;
 * linear maps of the same tensor are one product, cut apart by views; so are, per request, maps by the same weight;
-* several embedding tables are read by one gather (`tables.py`).
+* several embedding tables are read by one gather (`tables.py`);
+* `relu(x + z W)`, with x of the request, is one kernel where a machine has such.
 
 Only what has one reader is merged into its reader, so nothing is computed twice.
 """
@@ -17,18 +18,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph import activations, kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, inputs_of, join, live_nodes
 from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.lower.tables import one_gather
 
 PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
+FROM_A_ROW = {kernels.linear_from, kernels.request_linear_from}
 
 
 def lean(builder: Builder, outputs: Sequence[Any], limits: Limits) -> list[Any]:
     """`outputs` by fewer operators, where larger ones gain something."""
-    for make in (_fused, _joined, _stacked, _gathered):
+    for make in (_fused, _joined, _stacked, _gathered, _ended):
         outputs = _rebuilt(builder, outputs, limits, make)
     return list(outputs)
 
@@ -245,3 +247,18 @@ def _stacked(builder: Builder, node: Node, readers: _Readers, value: Callable[[N
 def _gathered(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """One gather for several tables."""
     return one_gather(builder, node, readers.limits, readers.once, value)
+
+
+# -- what a kernel ends with
+
+
+def _ended(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """A function of a product that starts from a request's row, by the kernel that makes it."""
+    name = activations.NAMES.get(node.op) if readers.limits.ends else None
+    if name is None or len(node.args) > 1 or node.kwargs:
+        return None
+    inner = node.args[0]
+    if inner.op not in FROM_A_ROW or inner.kwargs or inner.dtype != node.dtype or not readers.once(inner):
+        return None
+    args, madds, ends = value(inner).args, inner.work.multiply_adds, {"activation": name}
+    return builder.call(inner.op, args, node.rate, node.shape, node.dtype, kwargs=ends, multiply_adds=madds)

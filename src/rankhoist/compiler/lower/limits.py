@@ -14,9 +14,11 @@ class Limits:
         small: elements; larger operands cost more to put side by side than their product gains.
         tables: fewer embedding tables are read one by one.
         copied: bytes of embedding tables that may be copied for one gather.
+        ends: whether a product's kernel may end with a function of its result (`graph.activations`).
     """
 
     wide: int
     small: int
     tables: int
     copied: int
+    ends: bool = False

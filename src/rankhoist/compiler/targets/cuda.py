@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 
+from rankhoist.compiler.graph import fused
 from rankhoist.compiler.lower.limits import Limits
-from rankhoist.compiler.targets import launched, predict
+from rankhoist.compiler.targets import launched
 from rankhoist.compiler.targets.accelerator import Accelerator
 from rankhoist.compiler.targets.target import Target
 
@@ -25,10 +27,10 @@ def cuda(profile: Accelerator, recorded: bool = False) -> Target:
         device="cuda",
         dtype=DTYPES[profile.dtype],
         backends=("graphs", "eager", "inductor") if recorded else ("eager", "inductor"),
-        limits=LIMITS,
+        limits=replace(LIMITS, ends=fused.available()),
         profile=profile,
         start=launched.start_recorded if recorded else launched.start_called,
-        kind=predict.kind,
+        kind=launched.kind,
         seconds=launched.recorded if recorded else launched.called,
         doubt=DOUBT,
     )

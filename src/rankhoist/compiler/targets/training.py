@@ -23,7 +23,7 @@ NODE = 3  # calls that the backward of an operator costs beside its work: an est
 
 def training(target: Target) -> Target:
     """The same machine for steps of training."""
-    limits = replace(target.limits, tables=NEVER)
+    limits = replace(target.limits, tables=NEVER, ends=False)
     return replace(target, name=f"{target.name}-training", limits=limits, kind=kind, seconds=seconds)
 
 

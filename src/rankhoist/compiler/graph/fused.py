@@ -1,0 +1,120 @@
+"""One kernel for what takes several operators: on a GPU, where Triton is installed; elsewhere the operators themselves.
+
+    [N, B, E, k] x [R, B, k, n] by the row's owner (+ start [R, n] of its owner, or + what is there)  ->  function
+
+N rows of R owners in order; one matrix may be that of all rows. Products in half precision, and in TF32 where PyTorch's
+own switch says so, are tiles of ours. In float32 the vendor's product stays, and what follows it is one kernel instead
+of three.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.compiler.graph.padded import Padded
+
+TILE = {"M": 64, "N": 128, "K": 32}  # rows, columns, and what is summed over at once; not tuned
+LEAST = 16  # of each, for tensor cores
+PASS = 1024  # elements of a program that only passes over memory
+SHORT = (torch.bfloat16, torch.float16)
+
+
+@cache
+def available() -> bool:
+    """Whether Triton is installed: it comes with builds of PyTorch for GPUs."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def runs(x: Tensor) -> bool:
+    """Whether kernels of ours take rows like these: on a GPU, outside of compilers and of autocast."""
+    if torch.compiler.is_compiling() or not x.is_cuda or type(x) is not Tensor or not available():
+        return False
+    return x.dtype in (*SHORT, torch.float32) and not torch.is_autocast_enabled("cuda")
+
+
+def multiplies(x: Tensor) -> bool:
+    """Whether they multiply such rows, too."""
+    return runs(x) and (x.dtype in SHORT or _precision() == "tf32")
+
+
+def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor, activation: str = "") -> Tensor:
+    """`[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
+    made = x.new_empty(*x.shape[:-1], weight.shape[0])
+    _rows(_apart(x), weight.t()[None, None], _apart(made), owner, start=start, activation=activation)
+    return made
+
+
+def request_linear(
+    x: Tensor, m: Tensor, blocks: Padded, start: Tensor | None = None, onto: Tensor | None = None, activation: str = ""
+) -> Tensor:
+    """`[N, ..., k] x [R, k, n] (+ [R, n], or written over [N, ..., n] that it is added to) -> [N, ..., n]`."""
+    made = x.new_empty(*x.shape[:-1], m.shape[-1]) if onto is None else onto
+    _rows(_apart(x), m[:, None], _apart(made), blocks[1], blocks[0].shape[1], start, onto is not None, activation)
+    return made
+
+
+def request_matmul(x: Tensor, m: Tensor, blocks: Padded) -> Tensor:
+    """`[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
+    made = x.new_empty(*x.shape[:-1], m.shape[-1])
+    _rows(x, m, made, blocks[1], blocks[0].shape[1])
+    return made
+
+
+def finished(made: Tensor, start: Tensor, owner: Tensor, activation: str = "") -> Tensor:
+    """`[N, ..., n] + [R, n]` through a function, written over `made`, which is contiguous."""
+    if made.numel() == 0:
+        return made
+    from rankhoist.compiler.graph import tiles
+
+    each, columns = math.prod(made.shape[1:-1]), made.shape[-1]
+    with torch.cuda.device_of(made):
+        tiles.finish[(-(-made.numel() // PASS),)](
+            made, start, owner, made.numel(), each, columns, *start.stride(), ACTIVATION=activation, SIZE=PASS
+        )
+    return made
+
+
+def _rows(
+    x: Tensor, m: Tensor, out: Tensor, owner: Tensor, share: int = 1, start: Tensor | None = None, onto: bool = False,
+    activation: str = "",
+) -> None:  # fmt: skip
+    """`x [N, B, E, k]`, `m [R, B, k, n]`, `out [N, B, E, n]`; the owner of a row is `owner // share`."""
+    (count, batch, each, inner), columns = x.shape, m.shape[-1]
+    if out.numel() == 0:
+        return
+    from rankhoist.compiler.graph import tiles
+
+    requests, shared = m.shape[0], m.shape[0] == 1
+    fewest = count * each if shared else count * each // requests
+    tile = {**TILE, "M": _least(fewest, TILE["M"]), "N": _least(columns, TILE["N"])}
+    grid = (-(-count * each // tile["M"]), -(-columns // tile["N"]), batch)
+    s_strides = (0, 0) if start is None else start.stride()
+    with torch.cuda.device_of(x):
+        tiles.rows[grid](
+            x, m, out if start is None else start, owner, out, count, each, inner, columns, share,
+            *x.stride(), *m.stride(), *s_strides, *out.stride()[:3],
+            SHARED=shared, START=start is not None, ONTO=onto, ACTIVATION=activation, PRECISION=_precision(),
+            WIDEN=not x.is_cuda, **tile,
+        )  # fmt: skip
+
+
+def _least(size: int, most: int) -> int:
+    """The power of two that holds as many, within limits."""
+    return max(LEAST, min(most, 1 << max(size - 1, 0).bit_length()))
+
+
+def _precision() -> str:
+    """How float32 is multiplied, by PyTorch's own switch."""
+    matmul: Any = torch.backends.cuda.matmul
+    return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _apart(x: Tensor) -> Tensor:
+    """`[N, ..., k] -> [N, 1, E, k]`: a view, but for rows that are no view of it."""
+    return x.reshape(x.shape[0], 1, math.prod(x.shape[1:-1]), x.shape[-1])

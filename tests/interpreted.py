@@ -1,0 +1,133 @@
+"""Kernels in Triton beside the operators they stand for, on the CPU: run with TRITON_INTERPRET=1, prints what differs.
+
+A program of its own, for Triton decides when it is imported whether it compiles.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+
+import torch
+from helpers import Function, assert_equal, repeated
+from torch import Tensor
+
+from rankhoist import HoistedModel, Workload
+from rankhoist.capture import capture
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph import fused, kernels
+from rankhoist.compiler.graph.activations import NAMES, OVER
+from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.targets import named
+from rankhoist.runtime import offsets as blocks
+
+CPU = torch.device("cpu")
+COUNTS = ([1], [0, 0, 70, 1, 0, 9, 0], [0, 0])  # candidates of each request
+SIZES = ((1, 1, 1, 1), (1, 1, 40, 130), (2, 3, 7, 16))  # B, E, k, n
+
+
+def calls() -> dict[str, Callable[[], None]]:
+    """Every check by name."""
+    found: dict[str, Callable[[], None]] = {}
+    for counts, sizes, dtype in itertools.product(COUNTS, SIZES, (torch.float32, torch.bfloat16)):
+        about = f"{counts} {sizes} {dtype}"
+        found[f"from a row {about}"] = lambda c=counts, s=sizes, d=dtype: from_a_row(c, s, d)
+        found[f"by request {about}"] = lambda c=counts, s=sizes, d=dtype: by_request(c, s, d)
+    return found | {f"ends with {name}": lambda name=name: ends(name) for name in OVER} | {"a model": a_model}
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, swapped: bool = False) -> Tensor:
+    """Numbers, perhaps not as neighbours in memory."""
+    made = torch.randn(shape)
+    return (made.mT.contiguous().mT if swapped else made).to(dtype)
+
+
+def several(counts: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Boundaries, padded blocks and owners."""
+    bounds = torch.tensor([0, *itertools.accumulate(counts)])
+    (slots, place), owner = blocks.Blocks(bounds, int(bounds[-1])).on(CPU)
+    return bounds, (slots, place), owner
+
+
+def from_a_row(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    """A product by weights that starts from the row of the request; and the start by itself, over a product."""
+    (_, each, k, n), (_, _, owner) = sizes, several(counts)
+    x, weight = drawn((sum(counts), each, k), dtype, swapped=True), drawn((n, k), dtype)
+    start = drawn((len(counts), n), dtype, swapped=True)
+    truth = x.double() @ weight.double().T
+    expected = truth + start.double()[owner][:, None]
+    assert_equal(fused.linear_from(x, weight, start, owner), expected.to(dtype))
+    assert_equal(fused.finished(truth.to(dtype), start, owner), expected.to(dtype))
+    assert_equal(fused.linear_from(x[:, 0], weight, start, owner), expected[:, 0].to(dtype))
+
+
+def by_request(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Products by the matrix of the request: alone, from its row, over what is there, and several matrices each."""
+    (batch, each, k, n), (bounds, padded, owner) = sizes, several(counts)
+    x, m = drawn((sum(counts), batch, each, k), dtype, swapped=True), drawn((len(counts), batch, k, n), dtype)
+    start, total = drawn((len(counts), n), dtype), drawn((sum(counts), each, n), dtype)
+    truth = torch.cat([x[a:b].double() @ m[r].double() for r, (a, b) in enumerate(itertools.pairwise(bounds.tolist()))])
+    assert_equal(fused.request_matmul(x, m, padded), truth.to(dtype))
+    one, first = truth[:, 0], (x[:, 0], m[:, 0], padded)
+    assert_equal(fused.request_linear(*first), one.to(dtype))
+    assert_equal(fused.request_linear(*first, start=start), (one + start.double()[owner][:, None]).to(dtype))
+    onto = total.clone()
+    assert fused.request_linear(*first, onto=onto) is onto
+    assert_equal(onto, (one + total.double()).to(dtype))
+
+
+def ends(name: str) -> None:
+    """A function of the result, by each kernel."""
+    _, padded, owner = several([3, 0, 5])
+    x, weight, m, start = (drawn(s, torch.float32) for s in ((8, 2, 7), (9, 7), (3, 7, 9), (3, 9)))
+    op = next(op for op, own in NAMES.items() if own == name)
+    product = x @ weight.T
+    expected = op(product + start[owner][:, None])
+    assert_equal(fused.linear_from(x, weight, start, owner, name), expected)
+    assert_equal(fused.finished(product.clone(), start, owner, name), expected)
+    grouped = fused.request_linear(x, m, padded)
+    expected = op(grouped + start[owner][:, None])
+    assert_equal(fused.request_linear(x, m, padded, start, activation=name), expected)
+
+
+def a_model() -> None:
+    """A plan for a GPU over padded blocks, by our kernels and by none: what is a product of ours is one kernel."""
+
+    def scores(context: Tensor, candidate: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        hidden = torch.relu(torch.cat([context, candidate], 1) @ w)
+        return torch.einsum("nk,nkj->nj", hidden, (context @ v).view(-1, 20, 6))
+
+    made = {"w": torch.randn(17, 20), "v": torch.randn(8, 120)}
+    model, bounds = Function(scores, **made).eval(), [0, 4, 4, 11]
+    context, candidate = torch.randn(3, 8), torch.randn(11, 9)
+    program = capture(model, (torch.randn(5, 8), torch.randn(5, 9)), ["context"])
+    target = named("cuda-bfloat16")
+    hoisted = HoistedModel(program, attempt(program, Level.FULL, Workload(1000, 8), frozenset(), target=target))
+    used: list[str] = []
+    for name in ("linear_from", "request_linear"):
+        own = getattr(fused, name)
+        setattr(fused, name, lambda *a, own=own, name=name, **k: (used.append(name), own(*a, **k))[1])
+    expected = model(repeated(context, bounds), candidate)
+    for ours in (lambda x: False, lambda x: True):
+        fused.runs = fused.multiplies = ours
+        assert_equal(hoisted(context, candidate, request_offsets=bounds), expected)
+    assert used == ["linear_from", "request_linear"], used
+
+
+def main() -> None:
+    """Run all; print a line of JSON."""
+    blocks.LOOPS, blocks.WASTE = (), 100
+    assert kernels.fused is fused
+    problems: dict[str, str] = {}
+    for name, call in calls().items():
+        torch.manual_seed(0)
+        try:
+            call()
+        except Exception as error:
+            problems[name] = f"{type(error).__name__}: {error}"
+    print(json.dumps({"checked": len(calls()), "problems": problems}))
+
+
+if __name__ == "__main__":
+    main()
