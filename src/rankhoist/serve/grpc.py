@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 AGE = 60_000  # milliseconds of a connection
 AHEAD = 2**18  # bytes of a call that may come before they are read: a thousand candidates at once
+FRAME = 2**20  # bytes that may come as one: in the usual pieces of 16 KB, they cost the twentieth part of a call
 TEXT = 2000  # bytes of a refusal: it is sent as a header
 Answer = Callable[[Any], Awaitable[Any]]  # to a call, by what is known of it: its message
 Codes = grpc.StatusCode
@@ -178,6 +179,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 1),
         ("grpc.max_receive_message_length", settings.max_body_bytes),
         ("grpc.http2.lookahead_bytes", AHEAD),
+        ("grpc.http2.max_frame_size", FRAME),
         ("grpc.http2.bdp_probe", 0),  # pings that would find the same out
         ("grpc.max_send_message_length", -1),  # as long as so many candidates make it
         ("grpc.max_concurrent_streams", 2 * settings.max_queue),  # the second half is told that the queue is full
