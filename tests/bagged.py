@@ -17,6 +17,29 @@ from rankhoist.compiler.rules import all_rules
 IDS = 40
 SIZES = (0, 3, 20, 1, 0, 7, 2, 11, 5)
 DOUBLE = torch.float64
+WIDTH = 6
+
+
+class Pooled(nn.Module):
+    """A user's and an item's tags, each in bags, and a number of the item."""
+
+    def __init__(self, mode: str = "sum", **how: object) -> None:
+        super().__init__()
+        self.user = nn.EmbeddingBag(IDS, WIDTH, mode=mode, dtype=DOUBLE, **how)
+        self.item = nn.EmbeddingBag(IDS, WIDTH, mode=mode, dtype=DOUBLE, **how)
+        self.top = nn.Linear(2 * WIDTH + 1, 1, dtype=DOUBLE)
+
+    def forward(self, tags: Tensor, tag_offsets: Tensor, words: Tensor, word_offsets: Tensor, price: Tensor) -> Tensor:
+        x = torch.cat([self.user(tags, tag_offsets), self.item(words, word_offsets), price], 1)
+        return self.top(x).squeeze(1)
+
+
+class Weighted(Pooled):
+    """The same, every tag of the user with a weight."""
+
+    def forward(self, tags, tag_offsets, words, word_offsets, price, strengths):
+        x = torch.cat([self.user(tags, tag_offsets, strengths), self.item(words, word_offsets), price], 1)
+        return self.top(x).squeeze(1)
 
 
 def bags(sizes: Sequence[int], weights: bool = False, seed: int = 0) -> Jagged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bagged import DOUBLE, IDS, SIZES, bags, check, ends, starts
+from bagged import DOUBLE, IDS, SIZES, WIDTH, Pooled, Weighted, bags, check, ends, starts
 from helpers import assert_equal, rates_of
 from torch import Tensor, nn
 
@@ -18,38 +18,12 @@ from rankhoist.errors import (
     ContextError,
     InputError,
     ScoringError,
-    ServeError,
     VocabularyError,
 )
 from rankhoist.runtime.contents import contents
 from rankhoist.runtime.model_json import with_example
 from rankhoist.score.columns import features
-from rankhoist.serve.inputs import Signature
 from rankhoist.verify import mixes_rows
-
-WIDTH = 6
-
-
-class Pooled(nn.Module):
-    """A user's and an item's tags, each in bags, and a number of the item."""
-
-    def __init__(self, mode: str = "sum", **how: object) -> None:
-        super().__init__()
-        self.user = nn.EmbeddingBag(IDS, WIDTH, mode=mode, dtype=DOUBLE, **how)
-        self.item = nn.EmbeddingBag(IDS, WIDTH, mode=mode, dtype=DOUBLE, **how)
-        self.top = nn.Linear(2 * WIDTH + 1, 1, dtype=DOUBLE)
-
-    def forward(self, tags: Tensor, tag_offsets: Tensor, words: Tensor, word_offsets: Tensor, price: Tensor) -> Tensor:
-        x = torch.cat([self.user(tags, tag_offsets), self.item(words, word_offsets), price], 1)
-        return self.top(x).squeeze(1)
-
-
-class Weighted(Pooled):
-    """The same, every tag of the user with a weight."""
-
-    def forward(self, tags, tag_offsets, words, word_offsets, price, strengths):
-        x = torch.cat([self.user(tags, tag_offsets, strengths), self.item(words, word_offsets), price], 1)
-        return self.top(x).squeeze(1)
 
 
 class Tokens(nn.Module):
@@ -194,8 +168,6 @@ def test_what_takes_no_bags_says_so(hoisted: rankhoist.HoistedModel, tmp_path):
         hoisted.export_onnx(tmp_path)
     with pytest.raises(BackendError, match="'tags'"):
         hoisted.to_backend("inductor")
-    with pytest.raises(ServeError, match="'tags' is jagged"):
-        Signature.of(hoisted)
     with pytest.raises(ScoringError, match="'tags' is jagged"):
         features(hoisted)
 

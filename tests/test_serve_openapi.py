@@ -55,9 +55,30 @@ def odd() -> rankhoist.HoistedModel:
     return rankhoist.hoist(Odd().bfloat16().eval(), example, context=["dense", "code"])
 
 
+class Bags(nn.Module):
+    """A user's and an item's words in bags, a vector of two numbers with each of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item, self.top = nn.EmbeddingBag(40, 4), nn.EmbeddingBag(30, 4), nn.Linear(2, 4)
+
+    def forward(self, words, counts, vectors, tags, offsets):
+        owner = torch.repeat_interleave(torch.arange(counts.shape[0]), counts)
+        summed = torch.zeros(counts.shape[0], 4).index_add(0, owner, self.top(vectors))
+        return ((self.user(words, counts.cumsum(0) - counts) + summed) * self.item(tags, offsets)).sum(1)
+
+
+def bags() -> rankhoist.HoistedModel:
+    words, counts, offsets = torch.arange(8), torch.tensor([2, 1, 5]), torch.tensor([0, 1, 3])
+    example = words, counts, torch.rand(8, 2), torch.arange(6), offsets
+    named = {"words": {"lengths": "counts"}, "vectors": {"lengths": "counts"}, "tags": "offsets"}
+    return rankhoist.hoist(Bags().eval(), example, context=["words"], jagged=named)
+
+
 MODELS = {
     "ranker": serving.hoisted_ranker, "packed": serving.hoisted_packed, "odd": odd,
     "vectors": lambda: rankhoist.hoist(Vectors().eval(), (torch.rand(3, 2), torch.rand(3, 2)), context=["user"]),
+    "bags": bags,
     "alone-1.0": lambda: rankhoist.hoist(Alone().eval(), (torch.arange(3),), context=[]),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from rankhoist_client.errors import CallError, DeadlineError, ExtraError, InputE
 
 if TYPE_CHECKING:
     from rankhoist_client.client import AsyncClient, Client
+    from rankhoist_client.jagged import Jagged
     from rankhoist_client.messages import Ranking
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Client",
     "DeadlineError",
     "InputError",
+    "Jagged",
     "RankhoistError",
     "Ranking",
     "UnavailableError",
@@ -26,12 +28,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The client itself is loaded when it is asked for: errors and wire format do without its HTTP library."""
-    if name not in ("AsyncClient", "Client", "Ranking"):
+    if name not in ("AsyncClient", "Client", "Jagged", "Ranking"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from rankhoist_client import client, messages
+        from rankhoist_client import client, jagged, messages
     except ModuleNotFoundError as error:
         raise ExtraError(f"the client needs {error.name}: pip install 'rankhoist[client]'") from None
-    found = vars(messages if name == "Ranking" else client)[name]
+    found = vars({"Ranking": messages, "Jagged": jagged}.get(name, client))[name]
     globals()[name] = found
     return found

@@ -58,7 +58,7 @@ class Client:
         Args:
             model: its name on the server.
             context: `{name: [R, ...]}`, a row per request; R is 1 but for `request_offsets`.
-            candidates: `{name: [N, ...]}`, a row per candidate.
+            candidates: `{name: [N, ...]}`, a row per candidate. A jagged feature is `rankhoist_client.Jagged`.
             top_k: only the best k, best first.
             output: the one to order by, where the model has several (default: the first).
             context_key: names the context: the server may reuse its work for later pages of candidates.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,12 @@ DATATYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def column(name: str, rows: Any, shape: Sequence[int], datatype: str) -> NDArray[Any]:
+def column(
+    name: str, rows: Any, shape: Sequence[int], datatype: str, row_of: Callable[[int], int] = int
+) -> NDArray[Any]:
     """A list of N rows, each nested as `shape` says, as `[N, *shape]`; texts are BYTES.
+
+    `row_of` says which row an entry of the list is to be called.
 
     Raises:
         RequestError: a row has another length than the others (the row is named), or holds something else than numbers.
@@ -34,10 +38,27 @@ def column(name: str, rows: Any, shape: Sequence[int], datatype: str) -> NDArray
         return _texts(name, flat)
     count, inner = len(flat), 1
     for size in shape:
-        _check_lengths(name, flat, size, inner, shape)
+        _check_lengths(name, flat, size, inner, shape, row_of)
         flat = list(itertools.chain.from_iterable(flat))
         inner *= size
-    return numbers(name, flat, datatype, max(inner, 1)).reshape(count, *shape)
+    return numbers(name, flat, datatype, max(inner, 1), row_of).reshape(count, *shape)
+
+
+def bags(name: str, rows: Any, shape: Sequence[int], datatype: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """A list of N bags, each a list of values of any length, as the values `[total, *shape]` and the lengths `[N]`.
+
+    Raises:
+        RequestError: a row is no list, or one of its values is not as expected (the row is named).
+    """
+    rows = _list(name, rows)
+    if not {list}.issuperset(map(type, rows)):
+        row, value = next((i, x) for i, x in enumerate(rows) if type(x) is not list)
+        raise RequestError("shape", f"{name!r} has a list of values per row, and row {row} has {_shown(value)}", name)
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    ends = lengths.cumsum()
+    values = list(itertools.chain.from_iterable(rows))
+    made = column(name, values, shape, datatype, lambda place: int(np.searchsorted(ends, place, side="right")))
+    return made, lengths
 
 
 def shaped(name: str, values: Any, shape: Sequence[int], datatype: str) -> NDArray[Any]:
@@ -54,13 +75,13 @@ def shaped(name: str, values: Any, shape: Sequence[int], datatype: str) -> NDArr
     return made.reshape(tuple(shape))
 
 
-def numbers(name: str, flat: list[Any], datatype: str, width: int) -> NDArray[Any]:
+def numbers(name: str, flat: list[Any], datatype: str, width: int, row_of: Callable[[int], int] = int) -> NDArray[Any]:
     """A flat list of numbers, `width` to a row, as an array."""
     kind = DATATYPES[datatype]
     floating = datatype.startswith(("FP", "BF"))
     allowed = {bool} if datatype == "BOOL" else {int, float} if floating else {int}
     if not allowed.issuperset(map(type, flat)):
-        row, value = next((i // width, x) for i, x in enumerate(flat) if type(x) not in allowed)
+        row, value = next((row_of(i // width), x) for i, x in enumerate(flat) if type(x) not in allowed)
         raise RequestError("dtype", f"{name!r} is {datatype}, and row {row} has {_shown(value)}", name)
     try:
         with np.errstate(over="ignore"):  # too large for a float is infinite, and refused as such
@@ -86,15 +107,17 @@ def _list(name: str, value: Any) -> list[Any]:
     return value
 
 
-def _check_lengths(name: str, rows: list[Any], size: int, inner: int, shape: Sequence[int]) -> None:
+def _check_lengths(
+    name: str, rows: list[Any], size: int, inner: int, shape: Sequence[int], row_of: Callable[[int], int]
+) -> None:
     """Every entry is a list of `size` values; `inner` entries belong to one row."""
     if not {list}.issuperset(map(type, rows)):
-        row, value = next((i // inner, x) for i, x in enumerate(rows) if type(x) is not list)
+        row, value = next((row_of(i // inner), x) for i, x in enumerate(rows) if type(x) is not list)
         raise RequestError(
             "shape", f"{name!r} has rows of shape {list(shape)}, and row {row} has {_shown(value)}", name
         )
     if not {size}.issuperset(map(len, rows)):
-        row, length = next((i // inner, len(x)) for i, x in enumerate(rows) if len(x) != size)
+        row, length = next((row_of(i // inner), len(x)) for i, x in enumerate(rows) if len(x) != size)
         reason = "ragged" if {len(x) for x in rows} != {length} else "shape"
         expected = f"row {row} has {length} values where {size} are expected"
         raise RequestError(reason, f"{name!r} has rows of shape {list(shape)}, and {expected}", name)

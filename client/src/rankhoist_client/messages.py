@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from rankhoist_client.call import Call
 from rankhoist_client.errors import CallError, InputError, ServeError
+from rankhoist_client.jagged import Jagged, apart
 from rankhoist_client.order import best_first
 from rankhoist_client.v2 import CONTENT_TYPE, HEADER_LENGTH, Tensor, read_response, readable, write_request
 
 Array = npt.NDArray[Any]
-Features = Mapping[str, npt.ArrayLike | Tensor]
+Features = Mapping[str, npt.ArrayLike | Tensor | Jagged]
 Protocol = Literal["binary", "json"]
 Rows = Sequence[Mapping[str, Any]]  # candidates one by one
 
@@ -78,7 +79,7 @@ def rank_binary(asked: Question, context: Features, candidates: Features | Rows)
         raise InputError(f"in both context and candidates: {', '.join(sorted(both))}")
     if asked.request_offsets is not None and asked.top_k is not None:
         raise InputError("top_k is of one request; request_offsets make several")
-    given = {**context, **candidates}.items()
+    given = apart({**context, **candidates}).items()
     inputs = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in given}
     if asked.request_offsets is not None:
         inputs[OFFSETS] = np.asarray(asked.request_offsets, np.int64)
@@ -107,7 +108,9 @@ def _said(**options: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, and other mappings than dicts, as JSON knows them."""
+    """Arrays, bags and other mappings than dicts, as JSON knows them."""
+    if isinstance(value, Jagged):
+        return value.rows()
     return dict(value) if isinstance(value, Mapping) else np.asarray(value).tolist()
 
 

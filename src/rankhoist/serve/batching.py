@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from rankhoist.serve.inputs import Batch
+from rankhoist.capture import Jagged
+from rankhoist.serve.inputs import Batch, Rows
 from rankhoist.serve.model import ServedModel
 from rankhoist.verify import mixes_rows
 
@@ -26,11 +27,17 @@ GAIN = 0.9  # of the time of single calls: what a ragged call must stay under
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """Several batches of one request each as one of several requests."""
-    context = {name: torch.cat([b.context[name] for b in batches]) for name in batches[0].context}
-    candidates = {name: torch.cat([b.candidates[name] for b in batches]) for name in batches[0].candidates}
+    context = {name: _under([b.context[name] for b in batches]) for name in batches[0].context}
+    candidates = {name: _under([b.candidates[name] for b in batches]) for name in batches[0].candidates}
     offsets = list(itertools.accumulate((b.rows for b in batches), initial=0))
     ids = [b.ids for b in batches if b.ids is not None]
     return Batch(context, candidates, len(batches), offsets[-1], offsets, np.concatenate(ids) if ids else None)
+
+
+def _under(rows: Sequence[Rows]) -> Rows:
+    """Rows under rows, or bags under bags."""
+    bags = [own for own in rows if isinstance(own, Jagged)]
+    return Jagged.joined(bags) if bags else torch.cat([own for own in rows if not isinstance(own, Jagged)])
 
 
 def joined_up_to(model: ServedModel, most: int, wanted: int | None = None) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from rankhoist_client import v2
-from rankhoist_client.columns import column
+from rankhoist_client.columns import bags, column
 from rankhoist_client.refusal import RequestError
 
+from rankhoist.serve.bags import cuts_of, values_of
 from rankhoist.serve.inputs import Feature, Signature
 
 
@@ -25,7 +27,12 @@ def read_columns(given: Any, side: str, signature: Signature, key: str) -> dict[
     tensors = {}
     for name, values in columns.items():
         feature = _feature(signature, name, side)
-        tensors[name] = v2.Tensor(feature.datatype, _array(feature, values))
+        if feature.jagged:
+            array, lengths = _bags(feature, values)
+            tensors[values_of(name)] = v2.Tensor(feature.datatype, array)
+            tensors[cuts_of(name)[0]] = v2.Tensor("INT64", lengths)
+        else:
+            tensors[name] = v2.Tensor(feature.datatype, _array(feature, values))
     return tensors
 
 
@@ -50,6 +57,16 @@ def _array(feature: Feature, values: Any) -> NDArray[Any]:
     if len(array) != 1:
         raise RequestError("shape", f"context feature {feature.name!r} has {len(array)} rows, expected 1", feature.name)
     return array
+
+
+def _bags(feature: Feature, values: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """A list of values for every candidate, or the one of the context, which may stand alone or in a list."""
+    alone = feature.side == "context" and _depth(values) <= 1 + len(feature.shape)
+    array, lengths = bags(feature.name, [values] if alone else values, feature.shape, feature.datatype)
+    if feature.side == "context" and len(lengths) != 1:
+        message = f"context feature {feature.name!r} has {len(lengths)} rows, expected 1: a list of its values"
+        raise RequestError("shape", message, feature.name)
+    return array, lengths
 
 
 def _depth(values: Any) -> int:

@@ -5,6 +5,7 @@ Values count on, so that rows differ. An id whose table is not known is 1.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from rankhoist.serve.inputs import Feature, Signature
 from rankhoist.serve.model import ServedModel
 
 CANDIDATES = 3
+BAGS = (2, 1, 3)  # values of their rows
 LARGEST = 97  # ids are below: exact in every floating dtype
 EIGHTHS = 8  # numbers are 0, 1/8, ..., 7/8: exact, too, and as short in JSON
 
@@ -28,7 +30,7 @@ def rank_example(model: ServedModel) -> dict[str, Any] | None:
         return None
     sides: dict[str, dict[str, Any]] = {"context": {}, "candidate": {}}
     for feature in model.signature.features.values():
-        rows = _values(model, feature).tolist()
+        rows = _rows(model, feature)
         sides[feature.side][feature.name] = rows[0] if feature.side == "context" else rows
     example = {"context": sides["context"], "candidates": sides["candidate"]}
     return example if model.outputs[0].orders else example | {"output": orders[0]}
@@ -38,9 +40,10 @@ def infer_example(model: ServedModel) -> dict[str, Any]:
     """For `/v2/models/NAME/infer`, without binary data."""
     inputs = []
     for feature in model.signature.features.values():
-        values = _values(model, feature)
-        entry = {"name": feature.name, "shape": list(values.shape), "datatype": feature.datatype}
-        inputs.append(entry | {"data": values.reshape(-1).tolist()})
+        given = [_values(model, feature), np.asarray(_sizes(feature))] if feature.jagged else [_values(model, feature)]
+        for (name, tensor), values in zip(feature.tensors.items(), given, strict=False):
+            entry = {"name": name, "shape": list(values.shape), "datatype": tensor.datatype}
+            inputs.append(entry | {"data": values.reshape(-1).tolist()})
     return {"inputs": inputs}
 
 
@@ -50,7 +53,21 @@ def items_example(model: ServedModel) -> dict[str, Any]:
     ids, feature = model.items.store.ids, model.items.feature
     new = [f"{ids[-1]}-2"] if feature.datatype == TEXT else [int(ids[-1]) + 1]
     others = Signature.of_items(model.hoisted, feature).features.values()
-    return {"items": {feature.name: new, **{f.name: _readable(f)[:1].tolist() for f in others if not f.names_items}}}
+    return {"items": {feature.name: new, **{f.name: _rows(model, f)[:1] for f in others if not f.names_items}}}
+
+
+def _rows(model: ServedModel, feature: Feature) -> list[Any]:
+    """The rows of a feature, some of its values each where it is jagged."""
+    values: list[Any] = _values(model, feature).tolist()
+    if not feature.jagged:
+        return values
+    ends = list(itertools.accumulate(_sizes(feature), initial=0))
+    return [values[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _sizes(feature: Feature) -> tuple[int, ...]:
+    """Of the bags of a jagged feature."""
+    return BAGS[:1] if feature.side == "context" else BAGS
 
 
 def _values(model: ServedModel, feature: Feature) -> NDArray[Any]:
@@ -63,8 +80,9 @@ def _values(model: ServedModel, feature: Feature) -> NDArray[Any]:
 
 
 def _readable(feature: Feature) -> NDArray[Any]:
-    """`[1, *shape]` or `[CANDIDATES, *shape]`."""
-    shape = (1 if feature.side == "context" else CANDIDATES, *feature.shape)
+    """`[1, *shape]` or `[CANDIDATES, *shape]`; of a jagged feature the values of all rows."""
+    rows = 1 if feature.side == "context" else CANDIDATES
+    shape = (sum(_sizes(feature)) if feature.jagged else rows, *feature.shape)
     count = np.arange(math.prod(shape)).reshape(shape)
     if feature.datatype == "BOOL":
         return np.asarray(count % 2 == 0)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rankhoist_client import v2
 from rankhoist_client.refusal import RequestError
-from torch import Tensor
 
 from rankhoist.errors import InputError, ServeError
 from rankhoist.runtime import HoistedModel, RequestState, Store
@@ -19,7 +18,7 @@ from rankhoist.runtime.catalogue import files
 from rankhoist.runtime.plain import as_dtype
 from rankhoist.serve.columns import read_columns
 from rankhoist.serve.config import Settings
-from rankhoist.serve.inputs import Batch, Feature, Signature
+from rankhoist.serve.inputs import Batch, Feature, Rows, Signature
 
 SHOWN = 10  # unknown ids that a refusal names
 LONGEST = 256  # characters of an id that comes in a request: all ids have the room of the longest
@@ -124,7 +123,7 @@ def stocked(hoisted: HoistedModel, source: Path, folder: Path | None, settings: 
     return items
 
 
-def read_items(body: bytes, signature: Signature, most: int, allow_nan: bool) -> tuple[NDArray[Any], dict[str, Tensor]]:
+def read_items(body: bytes, signature: Signature, most: int, allow_nan: bool) -> tuple[NDArray[Any], dict[str, Rows]]:
     """Ids and inputs of items: {"items": {"item_id": [...], "price": [...]}}, in columns or in rows.
 
     Raises:

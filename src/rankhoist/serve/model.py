@@ -161,8 +161,9 @@ class ServedModel:
     def metadata(self) -> dict[str, Any]:
         """What the protocol v2 says of a model; -1 is a free number of rows."""
         inputs = [
-            {"name": f.name, "datatype": f.datatype, "shape": [-1, *f.shape], "parameters": f.parameters}
+            {"name": name, "datatype": given.datatype, "shape": [-1, *given.shape], "parameters": given.parameters}
             for f in self.signature.features.values()
+            for name, given in f.tensors.items()
         ]
         offsets = {"name": "request_offsets", "datatype": "INT64", "shape": [-1], "parameters": {"optional": True}}
         outputs = [{"name": o.name, "datatype": o.datatype, "shape": [-1, *o.shape]} for o in self.outputs]

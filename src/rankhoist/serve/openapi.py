@@ -165,7 +165,10 @@ def _feature(feature: Feature) -> Schema:
     value: Schema = {"type": "integer" if "INT" in feature.datatype else kind}
     if isinstance(feature.bounds, int):
         value |= {"minimum": 0, "maximum": feature.bounds - 1}
-    return _nested(value, feature.shape) | {"description": feature.datatype}
+    whole = _nested(value, feature.shape)
+    if feature.jagged:
+        return {"type": "array", "items": whole, "description": f"{feature.datatype}, of any length"}
+    return whole | {"description": feature.datatype}
 
 
 def _ranking(model: ServedModel) -> Schema:

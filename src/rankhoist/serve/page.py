@@ -161,12 +161,18 @@ def _plans(model: ServedModel) -> Element:
 
 def _tensors(model: ServedModel) -> Iterable[Element]:
     features, outputs = model.signature.features.values(), model.outputs
-    inputs = [[f.name, f.side, f.datatype, _shape(f.shape), _ids(f)] for f in islice(features, FEATURES)]
+    inputs = [[f.name, f.side, f.datatype, _row(f), _ids(f)] for f in islice(features, FEATURES)]
     if len(features) > FEATURES:
         inputs.append([f"and {len(features) - FEATURES} more", "", "", "", ""])
     yield _folded("Features", _table(["feature", "side", "dtype", "row", "ids"], inputs))
     made = [[o.name, o.datatype, _shape(o.shape)] for o in outputs[:OUTPUTS]]
     yield _folded("Outputs", _table(["output", "dtype", "row"], made))
+
+
+def _row(feature: Feature) -> str:
+    if feature.jagged:
+        return f"a bag of {_shape(feature.shape)}" if feature.shape else "a bag of values"
+    return _shape(feature.shape)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

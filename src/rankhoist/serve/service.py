@@ -175,7 +175,8 @@ class Service:
     ) -> Batch:
         """The features of a request as a batch; parsing it began at `start`. `unknown`: what it says of unknown ids."""
         own, skips = self.settings, _skips(model, unknown)
-        batch = model.signature.check(tensors, own.max_candidates, own.allow_nan, own.max_requests)
+        limits = own.max_candidates, own.allow_nan, own.max_requests, own.max_values
+        batch = model.signature.check(tensors, *limits)
         batch = replace(batch, skips=skips) if skips else batch
         asked.ended("parse", start)
         asked.rows = batch.rows

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from rankhoist.capture import Jagged
 
 
 class Staging:
@@ -23,11 +26,16 @@ class Staging:
         """Where a call's work is: copies and stages, in their order."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def there(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def there(self, inputs: Mapping[str, Tensor | Jagged]) -> dict[str, Tensor | Jagged]:
         """Inputs on the device. Nothing waits; the pinned copies are kept until they are read."""
         if self._stream is None:
             return dict(inputs)
-        return {n: t if t.is_cuda else t.pin_memory().to(self.device, non_blocking=True) for n, t in inputs.items()}
+        return {name: self._moved(own) for name, own in inputs.items()}
+
+    def _moved(self, own: Any) -> Any:
+        if isinstance(own, Jagged):
+            return Jagged.of([self._moved(column) for column in own.values], self._moved(own.lengths))
+        return own if own.is_cuda else own.pin_memory().to(self.device, non_blocking=True)
 
     def back(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs in the CPU's memory, all of them there."""

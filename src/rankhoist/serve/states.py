@@ -18,6 +18,8 @@ import torch
 from rankhoist_client.refusal import RequestError
 from torch import Tensor
 
+from rankhoist.capture import Jagged
+from rankhoist.capture.jagged import flat
 from rankhoist.runtime import RequestState
 
 ALIGNED = 64  # bytes: where a tensor may start
@@ -131,10 +133,10 @@ def _copied(t: Tensor, memory: Tensor, at: int) -> Tensor:
     return part.as_strided(own.shape, steps).copy_(own).expand(t.shape)
 
 
-def digest_of(context: Mapping[str, Tensor]) -> bytes:
+def digest_of(context: Mapping[str, Tensor | Jagged]) -> bytes:
     """A digest of all values of a context."""
-    made = hashlib.blake2b(digest_size=16)
-    for name in sorted(context):
+    made, tensors = hashlib.blake2b(digest_size=16), flat(context)
+    for name in sorted(tensors):
         made.update(name.encode())
-        made.update(context[name].contiguous().view(torch.uint8).numpy().data if context[name].numel() else b"")
+        made.update(tensors[name].contiguous().view(torch.uint8).numpy().data if tensors[name].numel() else b"")
     return made.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rankhoist_client.v2 import TEXT
 
 from rankhoist.errors import CommandError
 
+LARGEST = 20  # values in a row of a jagged feature
 MOST = 100  # integers without a known bound are probably no ids
 
 
@@ -48,11 +50,15 @@ def drawn(metadata: Mapping[str, Any], candidates: int, count: int, seed: int) -
 
 
 def _side(metadata: Mapping[str, Any], side: str, rows: int, random: np.random.Generator) -> dict[str, Array]:
-    return {
-        about["name"]: _values(about, rows, random)
-        for about in metadata["inputs"]
-        if about.get("parameters", {}).get("side") == side
+    own = {about["name"]: about for about in metadata["inputs"] if about.get("parameters", {}).get("side") == side}
+    cuts = {name: about["parameters"].get("lengths") for name, about in own.items()}
+    sizes = {cut: random.integers(0, LARGEST, rows, np.int64, endpoint=True) for cut in cuts.values() if cut}
+    made = {
+        name: _values(about, sizes[cuts[name]].sum() if cuts[name] else rows, random)
+        for name, about in own.items()
+        if name not in sizes
     }
+    return made | sizes
 
 
 def _values(about: Mapping[str, Any], rows: int, random: np.random.Generator) -> Array:
@@ -95,9 +101,24 @@ def _typed(request: Any, metadata: Mapping[str, Any]) -> Example:
     if isinstance(candidates, list):
         candidates = {name: [row[name] for row in candidates] for name in candidates[0]}
     return Example(
-        {name: _array(known[name], value) for name, value in request["context"].items()},
-        {name: _array(known[name], value) for name, value in candidates.items()},
+        _arrays(known, request["context"], "context"),
+        _arrays(known, candidates, "candidate"),
     )
+
+
+def _arrays(known: Mapping[str, Any], features: Mapping[str, Any], side: str) -> dict[str, Array]:
+    """Those of one side; a jagged feature has a list per row, of which the context's may stand alone."""
+    made: dict[str, Array] = {}
+    for name, value in features.items():
+        values = known.get(f"{name}.values", {})
+        if "lengths" not in values.get("parameters", {}):
+            made[name] = _array(known[name], value)
+            continue
+        nested = bool(value) and np.ndim(value[0]) >= len(values["shape"])
+        rows = value if side == "candidate" or nested else [value]
+        made[f"{name}.values"] = _array(values, list(itertools.chain.from_iterable(rows)))
+        made[values["parameters"]["lengths"]] = np.array([len(row) for row in rows], np.int64)
+    return made
 
 
 def _array(about: Mapping[str, Any], value: Any) -> Array:
