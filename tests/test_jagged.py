@@ -17,12 +17,10 @@ from rankhoist.errors import (
     BackendError,
     ContextError,
     InputError,
-    ScoringError,
     VocabularyError,
 )
 from rankhoist.runtime.contents import contents
 from rankhoist.runtime.model_json import with_example
-from rankhoist.score.columns import features
 from rankhoist.verify import mixes_rows
 
 
@@ -168,8 +166,6 @@ def test_what_takes_no_bags_says_so(hoisted: rankhoist.HoistedModel, tmp_path):
         hoisted.export_onnx(tmp_path)
     with pytest.raises(BackendError, match="'tags'"):
         hoisted.to_backend("inductor")
-    with pytest.raises(ScoringError, match="'tags' is jagged"):
-        features(hoisted)
 
 
 def test_a_call_is_checked(hoisted: rankhoist.HoistedModel):
@@ -201,6 +197,8 @@ def test_what_is_declared_is_checked():
         rankhoist.hoist(model, example, context=["tags"], jagged={"tags": {"sizes": "tag_offsets"}})
     with pytest.raises(ContextError, match="'tag_offsets' is context, so 'tags'"):
         rankhoist.hoist(model, example, context=["tag_offsets"], jagged=jagged)
+    with pytest.raises(ContextError, match="'words' is jagged and marked as the item's"):
+        rankhoist.hoist(model, example, context=["tags"], item=["words"], jagged=jagged)
     with pytest.raises(InputError, match="lengths add up to"):
         rankhoist.hoist(model, example, context=["tags"], jagged=jagged | {"tags": {"lengths": "tag_offsets"}})
     with pytest.raises(InputError, match=r"needs? the module itself"):

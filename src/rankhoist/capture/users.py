@@ -13,7 +13,7 @@ from torch import fx
 
 from rankhoist.capture.bags import JaggedCall
 from rankhoist.capture.inputs import Constant, Context, InputSpec, constants_in, mark_sides
-from rankhoist.errors import CaptureError, UnusedInputWarning
+from rankhoist.errors import CaptureError, ContextError, UnusedInputWarning
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ def jagged_users(users: Sequence[fx.Node], jagged: JaggedCall, context: Context,
     for spec in mark_sides(shapes, context, item, jagged.aliases):
         nodes, columns = groups[spec.name], jagged.columns(spec.name)
         _warn_unread(spec, nodes)
+        if columns and spec.item:
+            raise ContextError(
+                f"input {spec.name!r} is jagged and marked as the item's: a store keeps no bags; leave it out of item, "
+                "and it is pooled once per candidate"
+            )
         if columns:
             spec = replace(spec, dtype=columns[0].dtype, bags=columns)
             bags |= {n.name: nodes[0].name + leaf for n, leaf in zip(nodes, spec.leaves(spec.role), strict=True)}

@@ -2,13 +2,14 @@
 
 A scalar input is a column of numbers; an input `[rows, T]` is a column of lists of T numbers, `[rows, T, K]` one of
 lists of lists. The context columns of a packed input NAME are the lists `NAME.context`, the others `NAME.candidate`, or
-`NAME.item` and `NAME.pair` where items stand in files of their own.
+`NAME.item` and `NAME.pair` where items stand in files of their own. A column of a jagged input is one of lists of any
+length, of which a null is an empty one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +19,38 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rankhoist.capture import Jagged
 from rankhoist.errors import InputError, ScoringError
 from rankhoist.runtime import HoistedModel
 from rankhoist.score.files import Piece
 
+Rows = Tensor | Jagged
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One side of one input: the column that holds it, and what a row of it is."""
+    """One side of one input, or a column of a jagged one: the column that holds it, and what a row of it is.
+
+    `jagged`: a row is a list of as many values as there are, each of this shape.
+    """
 
     column: str
     input: str
     context: bool
     dtype: torch.dtype
     shape: tuple[int, ...]
+    jagged: bool = False
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
-        return f"lists of {' x '.join(map(str, self.shape))} {kind}" if self.shape else f"numbers ({kind})"
+        one = f"lists of {' x '.join(map(str, self.shape))} {kind}" if self.shape else f"numbers ({kind})"
+        return f"lists, of any length, of {one}" if self.jagged else one
+
+    @property
+    def depth(self) -> int:
+        """How many lists are in each other."""
+        return len(self.shape) + self.jagged
 
     @property
     def purpose(self) -> str:
@@ -65,14 +78,23 @@ def item_features(model: HoistedModel) -> list[Feature]:
 def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> list[Feature]:
     made = []
     for spec in model.interface.inputs.values():
+        parts = spec.parts_with_store if with_items else spec.parts
         if spec.bags:
-            raise ScoringError(f"input {spec.name!r} is jagged (bags of values), which no file is scored with yet")
-        dtype = model.dtype if spec.dtype == model.interface.dtype else spec.dtype
-        for side, suffix, columns in spec.parts_with_store if with_items else spec.parts:
+            if parts[0].side in sides:
+                own = parts[0].side == "context"
+                made += [Feature(c.name, spec.name, own, _own(model, c.dtype), c.shape, True) for c in spec.bags]
+            continue
+        dtype = _own(model, spec.dtype)
+        for side, suffix, columns in parts:
             if side in sides:
                 shape = tuple(spec.shape) if columns is None else (len(columns),)
                 made.append(Feature(spec.name + suffix, spec.name, side == "context", dtype, shape))
     return made
+
+
+def _own(model: HoistedModel, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an input, which moves with the model where it was the model's."""
+    return model.dtype if dtype == model.interface.dtype else dtype
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -80,17 +102,56 @@ def is_list(kind: pa.DataType) -> bool:
     return any(check(kind) for check in LISTS)
 
 
-def tensor(feature: Feature, piece: Piece) -> Tensor:
-    """A column with a value per row of the piece: `[rows, *shape]`.
+def inputs(
+    features: Sequence[Feature], piece: Piece, array_of: Callable[[str], pa.Array] | None = None,
+    row_of: Callable[[int], int] = int,
+) -> dict[str, Rows]:  # fmt: skip
+    """Inputs by name, `[rows, *shape]`; the columns of a jagged one together.
+
+    Args:
+        array_of: a column by name, with a value per row: by default that of the piece.
+        row_of: the piece's row of a position in it, for errors.
+
+    Raises:
+        ScoringError: a null, a list of another length, or a type that is not the input's; or the lists of one jagged
+            input differ in length.
+    """
+    made: dict[str, Rows] = {}
+    for feature in features:
+        array = (array_of or piece.column)(feature.column)
+        if not feature.jagged:
+            made[feature.input] = converted(feature, array, piece, row_of)
+            continue
+        own, earlier = _bags(feature, array, piece, row_of), made.get(feature.input)
+        if isinstance(earlier, Jagged):
+            odd = np.flatnonzero((earlier.lengths != own.lengths).numpy())
+            if len(odd):
+                a, b = (int(x.lengths[odd[0]]) for x in (own, earlier))
+                said = f"a list of {a}, where {feature.input!r} has {b}"
+                raise piece.wrong(row_of(int(odd[0])), feature.column, said)
+            own = Jagged.of([*earlier.values, *own.values], own.lengths)
+        made[feature.input] = own
+    return made
+
+
+def _bags(feature: Feature, array: pa.Array, piece: Piece, row_of: Callable[[int], int]) -> Jagged:
+    """A column of lists of any length, of which a null is empty, as bags."""
+    if not is_list(array.type):
+        raise piece.wrong(row_of(0), feature.column, f"the column is {array.type}; expected {feature}")
+    lengths = np.array(array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+    ends = lengths.cumsum()
+    values = converted(
+        feature, array.flatten(), piece, lambda place: row_of(int(np.searchsorted(ends, place, side="right")))
+    )
+    return Jagged.of([values], torch.from_numpy(lengths))
+
+
+def converted(feature: Feature, array: pa.Array, piece: Piece, row_of: Any) -> Tensor:
+    """An array as a tensor `[len(array), *shape]`; `row_of` finds the piece's row of a position, for errors.
 
     Raises:
         ScoringError: a null, a list of another length, or a type that is not the input's.
     """
-    return converted(feature, piece.column(feature.column), piece, lambda position: position)
-
-
-def converted(feature: Feature, array: pa.Array, piece: Piece, row_of: Any) -> Tensor:
-    """An array as a tensor `[len(array), *shape]`; `row_of` finds the piece's row of a position, for errors."""
     size = 1  # numbers per value, of the axes unpacked so far
 
     def wrong(position: int, what: str) -> ScoringError:
@@ -149,13 +210,28 @@ def offsets_of(piece: Piece, column: str) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(_lengths(array))])
 
 
-def same_in_runs(values: Tensor, starts: npt.NDArray[np.int64]) -> int | None:
+def same_in_runs(rows: Rows, starts: npt.NDArray[np.int64]) -> int | None:
     """The first row whose value is not that of the row before, though no run starts there; None if there is none."""
-    if len(values) < 2:
+    if len(rows) < 2:
         return None
-    flat = values.reshape(len(values), math.prod(values.shape[1:]))
-    before, after = flat[:-1], flat[1:]
-    same = (before == after) | (before != before) & (after != after)  # NaN is like NaN here
-    changed = ~same.all(1).numpy()
+    changed = _other_bags(rows) if isinstance(rows, Jagged) else ~_same(rows[:-1], rows[1:]).numpy()
     changed[starts[starts > 0] - 1] = False
     return int(np.argmax(changed)) + 1 if changed.any() else None
+
+
+def _same(before: Tensor, after: Tensor) -> Tensor:
+    """Which rows are the same; NaN is like NaN here."""
+    alike = (before == after) | (before != before) & (after != after)
+    return alike.reshape(len(alike), math.prod(alike.shape[1:])).all(1)
+
+
+def _other_bags(rows: Jagged) -> npt.NDArray[np.bool_]:
+    """Which bags differ from those before them, from the second on."""
+    changed = torch.zeros(len(rows), dtype=torch.bool)
+    changed[1:] = rows.lengths[1:] != rows.lengths[:-1]
+    owner = torch.repeat_interleave(torch.arange(len(rows)), rows.lengths)
+    places = torch.nonzero((owner > 0) & ~changed[owner]).flatten()  # of values with one in the same place before
+    for column in rows.values:
+        other = ~_same(column[places], column[places - rows.lengths[owner[places]]])
+        changed[owner[places[other]]] = True
+    return changed[1:].numpy()

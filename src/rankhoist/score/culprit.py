@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from rankhoist.capture import Jagged
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel
+from rankhoist.score.columns import Rows
 from rankhoist.score.layouts import Block
 
 
@@ -20,7 +23,7 @@ def explained(model: HoistedModel, block: Block, requests: range, error: IndexEr
         candidate = {n: t[rows.start : rows.stop] for n, t in block.candidate.items()}
         for side in (context, candidate):
             if zeroed in side:
-                side[zeroed] = torch.zeros_like(side[zeroed])
+                side[zeroed] = _zeros(side[zeroed])
         try:
             model.score(model.prepare(context), candidate)
         except IndexError:
@@ -38,10 +41,21 @@ def explained(model: HoistedModel, block: Block, requests: range, error: IndexEr
     column = next((n for n in names if not fails(bad, range(row, row + 1), zeroed=n)), None)
     if column is None:
         return ScoringError(f"{block.where(row)}: {error}; is every id of the row in the model's vocabulary?")
-    value = block.candidate[column][row] if column in block.candidate else block.context[column][bad]
-    return ScoringError(
-        f"{block.where(row)}, column {column!r}: {value.tolist()} is not in the model's vocabulary ({error})"
-    )
+    place, side = (row, block.candidate) if column in block.candidate else (bad, block.context)
+    value = _values(side[column][place : place + 1])
+    return ScoringError(f"{block.where(row)}, column {column!r}: {value} is not in the model's vocabulary ({error})")
+
+
+def _zeros(rows: Rows) -> Rows:
+    """The same rows with 0 for every value."""
+    if isinstance(rows, Jagged):
+        return Jagged.of([torch.zeros_like(column) for column in rows.values], rows.lengths)
+    return torch.zeros_like(rows)
+
+
+def _values(row: Rows) -> Any:
+    """What a row holds; of a jagged input its ids, which come first."""
+    return row.values[0].tolist() if isinstance(row, Jagged) else row[0].tolist()
 
 
 def _first(rows: range, fails: Callable[[range], bool]) -> int:

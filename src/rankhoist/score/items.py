@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
 from rankhoist.runtime import HoistedModel
-from rankhoist.score.columns import item_features, tensor
+from rankhoist.score.columns import Rows, inputs, item_features
 from rankhoist.score.files import Cursor, Files, found
 from rankhoist.score.item_ids import Ids, check_ids, ids_of
 
@@ -33,7 +31,7 @@ class ItemFiles:
         """Of the items."""
         return self._files.rows
 
-    def pieces(self) -> Iterator[tuple[Ids, dict[str, Tensor]]]:
+    def pieces(self) -> Iterator[tuple[Ids, dict[str, Rows]]]:
         """Ids `[K]` and inputs `[K, ...]` of some items after the other.
 
         Raises:
@@ -41,4 +39,4 @@ class ItemFiles:
         """
         columns = [self._id, *(f.column for f in self._features)]
         for piece in Cursor(self._files, columns, BLOCK).read(0, self.count, BLOCK):
-            yield ids_of(piece, self._id), {f.input: tensor(f, piece) for f in self._features}
+            yield ids_of(piece, self._id), inputs(self._features, piece)

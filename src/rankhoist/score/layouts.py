@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch import Tensor
 
 from rankhoist.errors import ScoringError
-from rankhoist.score.columns import Feature, converted, is_list, offsets_of, same_in_runs, tensor
+from rankhoist.score.columns import Feature, Rows, inputs, is_list, offsets_of, same_in_runs
 from rankhoist.score.files import Cursor, Files, Piece, joined
 from rankhoist.score.item_ids import Ids, check_ids, ids_of
 from rankhoist.score.parts import BATCH, Part, Run, ids_in_order, starts
@@ -49,7 +48,7 @@ class Wanted:
     @property
     def of_candidates(self) -> list[str]:
         """The columns that have a value per candidate, those with the fewest axes first."""
-        own = sorted(self.side(context=False), key=lambda f: len(f.shape))
+        own = sorted(self.side(context=False), key=lambda f: f.depth)
         return [*([] if self.item_id is None else [self.item_id]), *(f.column for f in own)]
 
     @property
@@ -71,8 +70,8 @@ class Block:
         where: says in which file and row a candidate is.
     """
 
-    context: dict[str, Tensor]
-    candidate: dict[str, Tensor]
+    context: dict[str, Rows]
+    candidate: dict[str, Rows]
     offsets: Ints
     kept: dict[str, pa.Array]
     where: Callable[[int], str]
@@ -135,9 +134,7 @@ class Nested(Layout):
         sides = [self.wanted.side(context) for context in (True, False)]
         offsets = self._offsets(piece, [*self.wanted.of_candidates, *self._lists])
         owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        candidate = {
-            f.input: converted(f, piece.column(f.column).flatten(), piece, owner.__getitem__) for f in sides[1]
-        }
+        candidate = inputs(sides[1], piece, lambda name: piece.column(name).flatten(), lambda i: int(owner[i]))
 
         def kept(name: str) -> pa.Array:
             column = piece.column(name)
@@ -146,7 +143,7 @@ class Nested(Layout):
         def where(i: int) -> str:
             return f"{piece.where(int(owner[i]))}, candidate {i - offsets[owner[i]]}"
 
-        context, own = {f.input: tensor(f, piece) for f in sides[0]}, self.wanted.item_id
+        context, own = inputs(sides[0], piece), self.wanted.item_id
         names = None if own is None else ids_of(piece, own, piece.column(own).flatten(), owner.__getitem__)
         return Block(context, candidate, offsets, {name: kept(name) for name in self.kept.names}, where, names)
 
@@ -164,7 +161,7 @@ class Nested(Layout):
         return offsets
 
 
-class Rows(Layout):
+class PerCandidate(Layout):
     """One row per candidate."""
 
     def __init__(self, files: Files, wanted: Wanted, columns: Sequence[str]) -> None:
@@ -190,18 +187,18 @@ class Rows(Layout):
     def _block(self, piece: Piece) -> Block:
         begins = starts(piece.column(self.wanted.request_id))
         offsets = np.append(begins, piece.rows.num_rows)
-        candidate = {f.input: tensor(f, piece) for f in self.wanted.side(context=False)}
+        candidate = inputs(self.wanted.side(context=False), piece)
         context, kept = self._context(piece, offsets)
         own = self.wanted.item_id
         names = None if own is None else ids_of(piece, own)
         return Block(context, candidate, offsets, {name: kept[name] for name in self.kept.names}, piece.where, names)
 
     @abstractmethod
-    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:
+    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Rows], dict[str, pa.Array]]:
         """Context `[R, ...]`, and all columns to keep `[N]`."""
 
 
-class Repeated(Rows):
+class Repeated(PerCandidate):
     """The context stands on every row."""
 
     def __init__(self, files: Files, wanted: Wanted) -> None:
@@ -214,19 +211,19 @@ class Repeated(Rows):
         for number, (_, first, rows) in enumerate(ids_in_order(self._files, self.wanted.request_id)):
             yield Run(number, first, rows)
 
-    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:
-        context = {}
-        for f in self.wanted.side(context=True):
-            values = tensor(f, piece)
+    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Rows], dict[str, pa.Array]]:
+        context, features = {}, self.wanted.side(context=True)
+        for name, values in inputs(features, piece).items():
             row = same_in_runs(values, offsets[:-1])
             if row is not None:
                 own = piece.column(self.wanted.request_id)[row].as_py()
-                raise piece.wrong(row, f.column, f"request {own!r} has another value here than in the row before")
-            context[f.input] = values[offsets[:-1]]
+                column = next(f.column for f in features if f.input == name)
+                raise piece.wrong(row, column, f"request {own!r} has another value here than in the row before")
+            context[name] = values[offsets[:-1]]
         return context, {name: piece.column(name) for name in self.kept.names}
 
 
-class Joined(Rows):
+class Joined(PerCandidate):
     """The context stands in files of their own."""
 
     def __init__(self, requests: Files, candidates: Files, wanted: Wanted) -> None:
@@ -273,13 +270,13 @@ class Joined(Rows):
         self._ahead, self._source = None, self._request_cursor.read(*part.requests, BLOCK // 16)
         yield from super().blocks(part)
 
-    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Tensor], dict[str, pa.Array]]:
+    def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Rows], dict[str, pa.Array]]:
         column = self.wanted.request_id
         requests = self._take(piece.column(column).take(pa.array(offsets[:-1])))
         owner = pa.array(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)))
         kept = {name: piece.column(name) for name in self.kept.names if name not in self._own}
         kept |= {name: requests.column(name).take(owner) for name in self._own}
-        return {f.input: tensor(f, requests) for f in self.wanted.side(context=True)}, kept
+        return inputs(self.wanted.side(context=True), requests), kept
 
     def _take(self, ids: pa.Array) -> Piece:
         """The rows of these requests, which come in this order."""

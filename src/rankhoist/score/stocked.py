@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel, Store
+from rankhoist.score.columns import Rows
 from rankhoist.score.layouts import Block, Layout
 from rankhoist.score.parts import Part
 
@@ -28,7 +30,7 @@ class Stocked:
 
     store: Store
     rows: Tensor
-    pairs: dict[str, Tensor]
+    pairs: dict[str, Rows]
 
 
 def of_catalogue(store: Store, block: Block, column: str) -> Stocked:
@@ -99,7 +101,7 @@ def sides_of(model: HoistedModel) -> Sides:
     return sides
 
 
-def apart(candidate: dict[str, Tensor], sides: Sides) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def apart(candidate: dict[str, Any], sides: Sides) -> tuple[dict[str, Any], dict[str, Any]]:
     """Inputs of items, and those of pairs."""
     items, pairs = (
         {name: candidate[name] if own is None else candidate[name][:, own] for name, own in sides[side].items()}
