@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from rankhoist_client import Client
+from rankhoist_client import Jagged as SentBags
 from torch import Tensor, nn
 
 import rankhoist
+from rankhoist import Jagged
 from rankhoist.lab.data import RankingData, generate_request_log, load_movielens
 
 Features = Mapping[str, Tensor]
+Given = Mapping[str, Tensor | Jagged]
 CANDIDATES = 100
 PATIENCE = 60.0  # seconds until the server must be ready
 
@@ -53,7 +56,7 @@ def save(hoisted: rankhoist.HoistedModel, model: nn.Module, out: str, name: str)
     return path
 
 
-def show_commands(path: Path, context: Features, candidates: Features) -> None:
+def show_commands(path: Path, context: Given, candidates: Given) -> None:
     """How to serve the file and ask for a ranking from a shell."""
     body = {"context": _lists(context, 1), "candidates": _lists(candidates, 5), "top_k": 3}
     request = path.with_suffix(".json")
@@ -62,11 +65,12 @@ def show_commands(path: Path, context: Features, candidates: Features) -> None:
     print(f"ask it:\n  curl -d @{request} http://127.0.0.1:8000/v1/models/{path.stem}/rank")
 
 
-def _lists(features: Features, rows: int) -> dict[str, Any]:
-    return {name: value[:rows].tolist() for name, value in features.items()}
+def _lists(features: Given, rows: int) -> dict[str, Any]:
+    few = {name: value[:rows] for name, value in features.items()}
+    return {name: x.rows() if isinstance(x, SentBags) else x.tolist() for name, x in _arrays(few).items()}
 
 
-def rank_once(path: Path, context: Features, candidates: Features, expected: Tensor) -> None:
+def rank_once(path: Path, context: Given, candidates: Given, expected: Tensor) -> None:
     """Start the server, rank with the client, and compare with what the trained model says."""
     with server(path) as url, Client(url) as client:
         ranking = client.rank(path.stem, _arrays(context), _arrays(candidates), top_k=len(expected))
@@ -77,8 +81,12 @@ def rank_once(path: Path, context: Features, candidates: Features, expected: Ten
         raise SystemExit("the server's scores are not those of the trained model")
 
 
-def _arrays(features: Features) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in features.items()}
+def _arrays(features: Given) -> dict[str, Any]:
+    """As the client takes them; of bags the ids."""
+    return {
+        name: SentBags(x.values[0].numpy(), x.lengths.numpy()) if isinstance(x, Jagged) else x.numpy()
+        for name, x in features.items()
+    }
 
 
 @contextmanager

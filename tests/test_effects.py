@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,16 @@ def test_an_exception_that_passes_through_is_no_mistake_of_ours(monkeypatch: pyt
     monkeypatch.setattr(search, "lean", interrupted)
     with pytest.raises(StopError):
         rankhoist.hoist(Function(lambda c, k: c * k).eval(), EXAMPLE, context=["context"])
+
+
+def test_what_a_model_logs_while_it_is_exported_stays_out_of_the_terminal(caplog: pytest.LogCaptureFixture):
+    def talkative(c: Tensor, k: Tensor) -> Tensor:
+        logging.warning("slow way")
+        return c * k
+
+    root = logging.getLogger()
+    handlers, filters = list(root.handlers), list(root.filters)
+    rankhoist.hoist(Function(talkative).eval(), EXAMPLE, context=["context"])
+    assert "slow way" not in caplog.text and (root.handlers, root.filters) == (handlers, filters)
+    talkative(CONTEXT, CONTEXT)
+    assert "slow way" in caplog.text

@@ -16,8 +16,10 @@ REPOSITORY = Path(__file__).parents[1]
 NO_UPDATES = "import sys, types; sys.modules['requests'] = types.ModuleType('requests')"  # see conftest.py
 
 
-@pytest.mark.parametrize("name", ["rechub", "deepctr"])
+@pytest.mark.parametrize("name", ["rechub", "deepctr", "torchrec"])
 def test_from_training_to_the_server(name: str, tmp_path: Path):
+    if name == "torchrec":
+        pytest.importorskip("torchrec", reason="torchrec 1.8.0 and fbgemm-gpu-cpu 1.8.0 are not installed")
     (tmp_path / "sitecustomize.py").write_text(NO_UPDATES)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(REPOSITORY / f"examples/{name}_to_server.py"), "--rows", "3000", "--serve"]

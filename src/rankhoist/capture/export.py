@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ from rankhoist.capture.taken import TakenAlong
 from rankhoist.errors import ExportError, UnsupportedModelError
 
 MAX_ROWS = 2**24
-TALKATIVE = ("torch._guards", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")  # before they refuse
+TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo")  # before they refuse
 
 
 def export(model: nn.Module, bound: inspect.BoundArguments, training: bool = False) -> torch.export.ExportedProgram:
@@ -96,6 +97,7 @@ def _symbolic() -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Without what torch says to its own developers (the graph so far, twice), and without its look into a mask.
 
+    What a model's own library logs meanwhile, by `logging.warning`, is of the export, too: nobody asked for that way.
     Errors are raised all the same.
 
     `nn.TransformerEncoder` compares a mask that it is given with a causal one, which cannot be exported. The answer is
@@ -107,7 +109,7 @@ def _quiet() -> Iterator[None]:
         importlib.import_module("torch.export._trace"), "print", lambda *lines, file: None, create=True
     )
     hint = mock.patch.object(transformer, "_detect_is_causal_mask", lambda mask, causal=None, size=None: bool(causal))
-    with warnings.catch_warnings(), graph, hint:
+    with warnings.catch_warnings(), graph, hint, _nothing_logged():
         warnings.simplefilter("ignore")
         for log in logs:
             log.setLevel(logging.CRITICAL)
@@ -116,6 +118,31 @@ def _quiet() -> Iterator[None]:
         finally:
             for log, level in zip(logs, levels, strict=True):
                 log.setLevel(level)
+
+
+class _OfOthers(logging.Filter):
+    """Lets pass what other threads log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self._own
+
+
+@contextlib.contextmanager
+def _nothing_logged() -> Iterator[None]:
+    """Without what this thread gives to the root logger, and without the handler that a first such record adds."""
+    root, others = logging.getLogger(), _OfOthers()
+    handlers = list(root.handlers)
+    root.addFilter(others)
+    try:
+        yield
+    finally:
+        root.removeFilter(others)
+        if not handlers:
+            root.handlers.clear()
 
 
 def _reads_values(error: Exception) -> bool:
