@@ -192,7 +192,7 @@ def test_the_exported_plan_has_no_condition(masked, tmp_path: Path):
 
 def test_report_and_certificate_say_that_it_is_conditional(masked):
     model, hoisted = masked
-    told = "finite fills (level first): 2 operators, for requests where it holds; another plan scores the others"
+    told = "finite fills (level first): 2 operators, for calls where it holds; another plan scores the others"
     assert told in str(hoisted.report())
     certificate = rankhoist.verify(hoisted, model, (LEFT, TARGET[:3]), candidates=(2,))
     assert certificate.passed and certificate.conditional == ("finite fills",)

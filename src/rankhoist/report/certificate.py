@@ -94,7 +94,7 @@ class Certificate:
             candidates with each other are legal, so this is a property and not a check.
         versions: of Python, torch and rankhoist.
         date: UTC, ISO 8601.
-        conditional: laws that hold for some requests, which the request stage tells; the plan without is checked, too.
+        conditional: laws that hold for some calls, which the stages tell; the plan without is checked, too.
         opaque: paths of modules that are kept as they are; that they compute every row by itself is tested, not proved.
     """
 
@@ -134,7 +134,7 @@ class Certificate:
             f"{'PASSED' if self.passed else 'FAILED'}: level {self.level}, {self.dtype} on {self.device}",
             *(f"  {check}" for check in self.checks),
             f"  truth: {self.truth}{f' ({self.note})' if self.note else ''}; rows {rows}",
-            *(f"  conditional: {law}; told of every request, and checked without it" for law in self.conditional),
+            *(f"  conditional: {law}; told of every call, and checked without it" for law in self.conditional),
             *(f"  opaque: {path}; that its rows are independent is tested, not proved" for path in self.opaque),
             f"  N = {_listing(self.candidates)}; R = {_listing(self.requests)}; trials {self.trials}, seed {self.seed}",
             f"  {versions}; {self.date}",
@@ -186,7 +186,7 @@ def shown(found: Certificate) -> list[markup.Element]:
     sizes = (", ".join(f"{n:,}" for n in given) for given in (found.candidates, found.requests))
     note = f" ({found.note})" if found.note else ""
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    told = [f"conditional: {law}; told of every request, and checked without it" for law in found.conditional]
+    told = [f"conditional: {law}; told of every call, and checked without it" for law in found.conditional]
     return [
         tag("p", tag("b", verdict, class_=f"verdict {verdict.lower()}"),
             f" level {found.level}, {found.dtype} on {found.device}; the truth is the {found.truth}{note}."),

@@ -207,7 +207,7 @@ class LawUse:
         level: the lowest level that allows it.
         applied: operators of the captured graph, by name.
         declined: the reason, and how many operators it holds for.
-        conditional: it holds for some requests, which the request stage tells; another plan scores the others.
+        conditional: it holds for some calls, which the stages tell; another plan scores the others.
     """
 
     name: str

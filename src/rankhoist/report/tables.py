@@ -103,7 +103,7 @@ def _law_lines(report: Record) -> list[str]:
     """A line for each law, and one for each of the reasons why it was not applied."""
     lines = ["laws:"] if report.laws else []
     for law in report.laws:
-        guarded = ", for requests where it holds; another plan scores the others" if law.conditional else ""
+        guarded = ", for calls where it holds; another plan scores the others" if law.conditional else ""
         lines.append(f"  {law.name} (level {law.level}): {spelled(len(law.applied), 'operator')}{guarded}")
         reasons = list(law.declined.items())
         lines += [f"    not for {count}: {reason}" for reason, count in reasons[:REASONS_SHOWN]]

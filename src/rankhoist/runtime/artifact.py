@@ -117,7 +117,13 @@ def _stages_data(stages: Stages, keys: dict[str, str]) -> dict[str, Any]:
 
     def all_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
         return [
-            {"request": data(v.request), "candidate": data(v.candidate), "state": v.state, "condition": v.condition}
+            {
+                "request": data(v.request),
+                "candidate": data(v.candidate),
+                "state": v.state,
+                "condition": v.condition,
+                "checks": v.checks,
+            }
             for v in variants
         ]
 
@@ -140,6 +146,7 @@ def _stages(data: Any, constants: dict[str, Tensor]) -> Stages:
                 stage(entry(variant, "candidate", dict), "Candidate"),
                 list(counts(variant, "state")),
                 None if variant.get("condition") is None else entry(variant, "condition", int),
+                entry(variant, "checks", bool) if "checks" in variant else False,
             )
             for variant in entries(data, "variants", dict)
         ]
@@ -160,11 +167,11 @@ def _check_names(blueprint: Blueprint, original: Collection[str]) -> None:
         raise ArtifactError("it names weights that it does not hold")
     if len(stages.variants) != len(blueprint.plans.plans):
         raise ArtifactError(f"it has {len(blueprint.plans.plans)} plans and graphs for {len(stages.variants)}")
-    conditional = [variant for variant in stages.all_variants if variant.condition is not None]
+    conditional = [variant for variant in stages.all_variants if variant.conditional]
     otherwise = blueprint.plans.otherwise
-    if any(variant.condition not in variant.state for variant in conditional):
+    if any(variant.condition not in [None, *variant.state] for variant in conditional):
         raise ArtifactError("a plan has a condition that its request stage does not tell")
-    if conditional and (otherwise is None or stages.variants[otherwise].condition is not None):
+    if conditional and (otherwise is None or stages.variants[otherwise].conditional):
         raise ArtifactError("a plan has a condition, and there is none for where it does not hold")
     _check_stage(stages.weights, fixed, [], len(stages.folded))
     for variant in stages.variants:
@@ -183,7 +190,7 @@ def _check_variant(variant: Variant, blueprint: Blueprint, fixed: set[str], side
     interface, folded = blueprint.interface, blueprint.stages.folded
     _check_stage(variant.request, fixed | _leaves(interface, "context"), folded, len(variant.state))
     leaves, early = fixed | _leaves(interface, side), [*folded, *variant.state, *kept]
-    _check_stage(variant.candidate, leaves, early, interface.out_spec.num_leaves)
+    _check_stage(variant.candidate, leaves, early, interface.out_spec.num_leaves + variant.checks)
 
 
 def _leaves(interface: Interface, side: str) -> set[str]:

@@ -65,8 +65,8 @@ class Blueprint:
         """Emit the graphs of a captured program's plans, which share a builder."""
         b, others = plans.main.interpreter.b, () if with_store is None else with_store.plans
         own, stored = ([p.outputs for p in some] for some in (plans.plans, others))
-        conditions = [p.condition for p in plans.plans]
-        stages = emit(own, b.constants, program.rows, program.training, stored, conditions)
+        conditions, checks = ([getattr(p, name) for p in plans.plans] for name in ("condition", "check"))
+        stages = emit(own, b.constants, program.rows, program.training, stored, conditions, checks)
         pinned = frozenset(name for plan in (*plans.plans, *others) for name in plan.interpreter.memo.pinned)
         report, kept = partial(make_report, plans, with_store), (program.opaque, program.modules)
         return Blueprint(program.interface, plans, stages, pinned, report, program, with_store, *kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.planned import OnePlan, Planned
 from rankhoist.runtime.replays import Counts, Replays
 from rankhoist.runtime.scoring import RequestState
-from rankhoist.runtime.weights import filled
+from rankhoist.runtime.weights import Weights, filled
 
 RECORDING = ("cuda",)  # where a warm-up records unless another backend is named
 
@@ -84,7 +85,7 @@ class Halves(Movable, Planned):
         self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
         blocks: Blocks | None,
     ) -> Any:  # fmt: skip
-        if self.stages.variants[chosen.plan].condition is not None:
+        if self.stages.variants[chosen.plan].conditional:
             return self._score(self._prepare_for(chosen, context, requests), candidate, rows, blocks)
         replays = self._replays(chosen.backend)
         if replays is not None:
@@ -93,17 +94,17 @@ class Halves(Movable, Planned):
             made = replays.whole(chosen.plan, context, candidate, requests, rows, blocks)
             if made is not None:
                 return self.interface.result(made)
-        return self._score_as_it_is(self._prepare_as_it_is(chosen, context, requests), candidate, rows, blocks)
+        state = self._prepare_as_it_is(chosen, context, requests)
+        return self.interface.result(self._score_as_it_is(state, candidate, rows, blocks))
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
         return self._prepare_for(self.plans.at(candidates, requests), context, requests)
 
     def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
-        state = self._prepare_by(chosen, context, requests)
-        condition = self.stages.variants[chosen.plan].condition
-        if condition is None or bool(state.tensors[condition][:requests].all()):  # a replay may have more rows
-            return state
-        return self._prepare_by(replace(chosen, plan=self.plans.for_all(chosen.plan)), context, requests)
+        state, variant = self._prepare_by(chosen, context, requests), self.stages.variants[chosen.plan]
+        if variant.condition is not None and not bool(state.tensors[variant.condition][:requests].all()):
+            return self._prepare_by(replace(chosen, plan=self.plans.for_all(chosen.plan)), context, requests)
+        return replace(state, context=context) if variant.checks else state
 
     def _prepare_by(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
         """The same, whether the plan's condition holds or not."""
@@ -116,8 +117,10 @@ class Halves(Movable, Planned):
                 return RequestState(requests, tensors, replays.weights, chosen.plan, chosen.backend, padded=made[1])
         return self._prepare_as_it_is(chosen, context, requests)
 
-    def _prepare_as_it_is(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
-        weights, number = self._weights, chosen.plan
+    def _prepare_as_it_is(
+        self, chosen: Range, context: Mapping[str, Tensor], requests: int, weights: Weights | None = None
+    ) -> RequestState:
+        weights, number = weights or self._weights, chosen.plan
         variant = self._stages_by(chosen.backend).variants[number]
         self._guard.check(chosen.backend or self.backend, "context", context)
         arguments = filled(weights.arguments[number][0], {}, context)
@@ -127,20 +130,32 @@ class Halves(Movable, Planned):
         return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+        made = self._score_by(state, candidate, rows, blocks)
+        if state.context is not None:
+            *made, holds = made
+            if not bool(holds.all()):
+                chosen = Range(0, self.plans.for_all(state.plan), state.backend)
+                state = self._prepare_as_it_is(chosen, state.context, state.requests, state.weights)
+                made = self._score_as_it_is(state, candidate, rows, blocks)
+        return self.interface.result(made)
+
+    def _score_by(
+        self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None
+    ) -> Sequence[Any]:
+        """What the candidate stage returns, whether the plan holds for the rows or not."""
         replays = self._replays(state.backend)
         if replays is not None and replays.weights is state.weights:
             self._guard.check(state.backend or self.backend, "candidate", candidate)
             made = replays.candidate(state, candidate, rows, blocks)
             if made is not None:
-                return self.interface.result(made)
+                return made
         return self._score_as_it_is(state, candidate, rows, blocks)
 
     def _score_as_it_is(
         self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None
-    ) -> Any:
+    ) -> Sequence[Any]:
         offsets, owner = (None, None) if blocks is None else blocks.over(state.rows).on(self.device)
         self._guard.check(state.backend or self.backend, "candidate", candidate)
         arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
         stage = self._stages_by(state.backend).variants[state.plan].candidate
-        made = self._guard.run(state.plan, stage, (rows, owner, offsets, *arguments), "candidate", candidate)
-        return self.interface.result(made)
+        return self._guard.run(state.plan, stage, (rows, owner, offsets, *arguments), "candidate", candidate)

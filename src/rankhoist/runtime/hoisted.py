@@ -89,8 +89,8 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
 
     @property
     def _exported(self) -> int:
-        """The plan that is exported: the main one, or the one for requests for which its condition does not hold."""
-        return 0 if self.stages.variants[0].condition is None else self.plans.for_all(0)
+        """The plan that is exported: the main one, or the one for calls for which it does not hold."""
+        return self.plans.for_all(0) if self.stages.variants[0].conditional else 0
 
     @property
     def weights(self) -> Weights:

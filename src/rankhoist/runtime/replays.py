@@ -240,7 +240,8 @@ class Replays:
             if not self.row_wise:
                 raise RecordingError("Scores of a candidate change with other rows of the call, which is not padded")
             few, more = (self._function(*self._given(Key(WHOLE, key.plan, Bucket(1, n), None), {}))() for n in (2, 3))
-            self._axes = [_axis(a, b) for a, b in zip(few, more, strict=True)]
+            axes = [_axis(a, b) for a, b in zip(few, more, strict=True)]
+            self._axes = axes[: self.inputs.interface.out_spec.num_leaves]
 
     def _given(self, key: Key, state: Mapping[int, Tensor]) -> tuple[Key, Buffers, Tensor | None]:
         """Buffers of rows that the model takes, and boundaries."""
@@ -286,7 +287,8 @@ class Replays:
     def _rows(self, entry: Recorded, rows: int) -> list[Any]:
         """A call's own rows of the results."""
         outputs = entry.recording.outputs
-        return copies([x if a is None else x.narrow(a, 0, rows) for x, a in zip(outputs, self._axes, strict=True)])
+        axes = [*self._axes, 0]  # where a plan checks its rows, it says so last
+        return copies([x if a is None else x.narrow(a, 0, rows) for x, a in zip(outputs, axes, strict=False)])
 
 
 class RecordingError(Exception):

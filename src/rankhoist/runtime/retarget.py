@@ -19,7 +19,7 @@ def retargeted(stages: Stages, names: Mapping[Any, Any]) -> Stages:
         return _retargeted(stage, changed) if changed else replace(stage)
 
     def all_of(variants: list[Variant]) -> list[Variant]:
-        return [Variant(own(v.request), own(v.candidate), v.state, v.condition) for v in variants]
+        return [Variant(own(v.request), own(v.candidate), v.state, v.condition, v.checks) for v in variants]
 
     items = stages.catalogue
     if items is not None:

@@ -22,7 +22,8 @@ class RequestState:
 
     `plan` is the number of the plan that it was computed for, and that scores it; `backend` runs it, or where that is
     empty the model's own. `with_store` says whether it is a plan for a store of items. `padded` is how many rows the
-    tensors have where they are more than requests.
+    tensors have where they are more than requests. `context` is what it was computed from, where candidates may tell
+    that another plan has to score them.
     """
 
     requests: int
@@ -32,6 +33,7 @@ class RequestState:
     backend: str = ""
     with_store: bool = False
     padded: int = 0
+    context: Mapping[str, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -41,7 +43,7 @@ class RequestState:
     @property
     def bytes(self) -> int:
         """Memory held by the state's tensors."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+        return sum(t.numel() * t.element_size() for t in (*self.tensors.values(), *(self.context or {}).values()))
 
 
 class Scoring(ABC):

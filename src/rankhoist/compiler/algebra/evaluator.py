@@ -31,7 +31,7 @@ class Evaluator:
     def __init__(self, program: Program, workload: Workload, memo: Memo) -> None:
         self.program, self.workload, self.memo, self.b = program, workload, memo, memo.b
         self.remark = ""  # what the report says of the work of the current operator that is left per candidate
-        self.conditions: list[Node] = []  # on which what the current operator was rewritten to is equal, `[R]` each
+        self.conditions: list[Node] = []  # on which what the current operator was rewritten to is equal
 
     # -- forms
 

@@ -1,48 +1,54 @@
-"""Scores that a mask has filled with a finite number, and the condition on which they weigh nothing.
+"""Scores that a mask has filled with a finite number, or added one to, and the condition on which they weigh nothing.
 
-Law: `exp(f - m) = 0` in floating point where `f + GAP < m`. So if the highest score of a query lies that far above the
-fill, its softmax is what it is for `-inf` in place of the fill. Scores of a request's queries with its own keys are
-known in the request stage, so that it tells of every request whether the law holds; a plan without it scores others.
+Law: `exp(f - m) = 0` in floating point where `f + GAP < m`. So if the highest score of a query lies that far above
+another, its softmax is what it is for `-inf` in place of that one. Scores of a request's queries with its own keys are
+known in the request stage. So is a fill, and the stage tells of every request whether the law holds; where a number was
+added to a candidate's score, the candidate stage tells it of every row. A plan without the law scores others.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 
+from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.along import by_blocks
+from rankhoist.compiler.algebra.bounds import largest
 from rankhoist.compiler.algebra.forms import Block, Cell, Decline, Elsewhere, Factor, Form, one_block, whole
 from rankhoist.compiler.algebra.moves import replaced
 from rankhoist.compiler.algebra.original import OriginalOperators
-from rankhoist.compiler.algebra.pointwise import elementwise
+from rankhoist.compiler.algebra.pointwise import cast, elementwise
 from rankhoist.compiler.algebra.values import Value
-from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Node, Rate, aten, join
+from rankhoist.compiler.graph.node import Node, Op, Rate, aten, join
 
 GAP = 746.0  # exp(-746) is 0 in float64, and in every shorter dtype
+ROUNDED = 2.0**-7  # of a number, more than any dtype rounds it by
 
 
 def hidden(originals: OriginalOperators, scores: Form, dim: int) -> Form:
     """Scores with `-inf` in place of what is filled, for queries that see keys of their request and no other; it adds
-    the condition to those of the operator.
+    the conditions to those of the operator.
     """
     if originals.program.training or originals.workload.stored:
         raise Elsewhere("holds on a condition, which nobody would check")
     value = originals.tidy(originals.settled(originals.tidy(scores)))
     blocks, conditions = dict(value.blocks), []
     for query, row in _rows(value, dim).items():
-        fills = {k: number for k, block in row.items() if (number := _fill(block)) is not None}
-        seen = {k: block for k, block in row.items() if k not in fills}
-        if not fills or join(block.rate for block in seen.values()) is not Rate.REQUEST:
+        fills = {k: number for k, block in row.items() if (number := _fill(originals, block)) is not None}
+        seen = [k for k in row if k not in fills]
+        if not fills or join(row[k].rate for k in seen) is not Rate.REQUEST:
             continue
         fill = max(fills.values())
         if fill > -GAP:
             raise Decline(f"filled with {fill:g}: for a weight of 0 it has to be {-GAP:g} or less")
-        peaks = [_highest(originals, _alone(value, replaced(query, dim, k)), dim) for k in seen]
-        conditions.append(_above(originals, reduce(lambda x, y: _larger(originals, x, y), peaks), fill))
+        parts = {k: _highest(originals, _alone(value, replaced(query, dim, k)), dim) for k in row}
+        peaks = reduce(partial(_each, originals, aten.maximum.default, dtype=value.dtype), [parts[k] for k in seen])
+        usual = grid.constant_form(originals.b, fill, value.dtype, [])  # also of what is added to a score of 0
+        added = [parts[k] for k in fills if row[k].rate.per_candidate]
+        conditions += [_above(originals, peaks, x) for x in (usual, *added)]
         for k in fills:
             nothing = Factor(originals.b.number(-math.inf, value.dtype), ())
             blocks[replaced(query, dim, k)] = one_block(nothing, row[k].labels)
@@ -60,9 +66,11 @@ def _rows(scores: Form, dim: int) -> dict[Cell, dict[int, Block]]:
     return found
 
 
-def _fill(block: Block) -> float | None:
-    """The number that a block is filled with, if it is one below 0."""
+def _fill(originals: OriginalOperators, block: Block) -> float | None:
+    """The number below 0 that a block is filled with, or at most the one that is added to scores of candidates."""
     number = block.factor.number
+    if number is None and block.rate.per_candidate:
+        number = largest(originals, block.factor.node)
     return number if number is not None and -math.inf < number < 0 else None
 
 
@@ -75,28 +83,28 @@ def _alone(form: Form, cell: Cell) -> Form:
 def _highest(originals: OriginalOperators, part: Form, dim: int) -> Form:
     """The largest along a dim, which keeps its axis."""
 
-    def largest(x: Form, axes: list[int]) -> Value:
+    def amax(x: Form, axes: list[int]) -> Value:
         return originals.operate(aten.amax.default, [x, axes, True], {})
 
-    made: Form = by_blocks(originals, part, [dim], largest, of_numbers=True)
+    made: Form = by_blocks(originals, part, [dim], amax, of_numbers=True)
     return made
 
 
-def _larger(originals: OriginalOperators, x: Form, y: Form) -> Form:
-    return elementwise(originals, aten.maximum.default, (x, y), {}, x.dtype)
+def _each(originals: OriginalOperators, op: Op, *operands: Value, dtype: torch.dtype) -> Form:
+    return elementwise(originals, op, operands, {}, dtype)
 
 
-def _above(originals: OriginalOperators, peaks: Form, fill: float) -> Node:
-    """Whether all elements of a request lie far enough above the fill, as their dtype has it: `[R]`, false where one is
-    no number.
+def _above(originals: OriginalOperators, peaks: Form, hidden: Form) -> Node:
+    """Whether all elements of a request, or of a row, lie far enough above what is hidden, as their dtype has it:
+    `[R]` or `[N]`, false where one is no number.
     """
-    b, node = originals.b, originals.node(peaks)
-    flat = _in_float64(b, b.reshape(node, [math.prod(node.shape)]))
-    least = b.pointwise(aten.add.Tensor, (_in_float64(b, b.number(fill, peaks.dtype)), GAP), torch.float64)
-    above = b.pointwise(aten.gt.Tensor, (flat, b.reshape(least, [1])), torch.bool)
-    return b.call(aten.all.dim, (above, 1), above.rate, (), torch.bool)
-
-
-def _in_float64(b: Builder, node: Node) -> Node:
-    kwargs = {"dtype": torch.float64}
-    return b.call(aten._to_copy.default, (node,), node.rate, node.shape, torch.float64, kwargs=kwargs)
+    each, exact = partial(_each, originals), torch.float64
+    least = each(aten.sub.Tensor, cast(originals, peaks, exact), GAP, dtype=exact)
+    if hidden.rate.per_candidate:  # once per request a number that is low enough in the dtype of the scores
+        less = each(aten.mul.Tensor, each(aten.abs.default, least, dtype=exact), ROUNDED, dtype=exact)
+        least = cast(originals, each(aten.sub.Tensor, least, less, dtype=exact), peaks.dtype)
+    else:
+        hidden = cast(originals, hidden, exact)
+    above = originals.node(each(aten.gt.Tensor, least, hidden, dtype=torch.bool))
+    flat = originals.b.reshape(above, [math.prod(above.shape)])
+    return originals.b.call(aten.all.dim, (flat, 1), above.rate, (), torch.bool)

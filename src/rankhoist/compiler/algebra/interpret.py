@@ -226,10 +226,10 @@ class Interpreter:
             return {k: self._map(v) for k, v in value.items()}
         return value
 
-    @property
-    def condition(self) -> Node | None:
-        """Whether all laws that were applied hold for a request, `[R]`; None where they always do."""
-        found = {n.index: n for outcome in self.outcomes.values() for n in outcome.conditions}.values()
+    def condition(self, per_candidate: bool) -> Node | None:
+        """Whether all laws that were applied hold for a request, `[R]`, or a row, `[N]`; None where they always do."""
+        every = (n for outcome in self.outcomes.values() for n in outcome.conditions)
+        found = {n.index: n for n in every if n.rate.per_candidate is per_candidate}.values()
         both = partial(self.b.pointwise, aten.logical_and.default, dtype=torch.bool)
         return reduce(lambda x, y: both((x, y)), found) if found else None
 

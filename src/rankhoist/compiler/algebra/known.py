@@ -31,6 +31,7 @@ SELECTS = {aten.where, aten.masked_fill, aten.add, aten.maximum, aten.minimum, a
 FAILS = {aten.floor_divide, aten.remainder, aten.fmod}  # on whole numbers, where what is unknown may be 0
 LARGEST = 1 << 24  # elements of a row: nothing larger is looked into
 
+Reader = Callable[[Node], Tensor]
 Signs = frozenset[int]  # of infinities; NaN counts as both
 NEITHER, ANY = frozenset[int](), frozenset({-1, 1})
 
@@ -95,25 +96,33 @@ def _pointwise(op: Any) -> bool:
 
 
 def _moved(node: Node, given: Mapping[int, Known]) -> Known:
-    """Elements are known wherever they go; the operator runs over one row."""
+    """Elements are known wherever they go."""
 
-    def run(read: Callable[[Known], Tensor]) -> Tensor:
-        first, *others = node.args
-        moved = [read(given[x.index]) for x in first] if isinstance(first, list | tuple) else read(given[first.index])
-        made: Tensor = node.op(moved, *(_over_one_row(a, given) for a in others))  # type: ignore[operator]
-        return made
+    def values(x: Node) -> Tensor:
+        return given[x.index].values
 
-    operands = [given[x.index] for x in inputs_of(node)]
-    return Known(run(lambda x: x.values), run(lambda x: x.sure), frozenset().union(*(x.infinities for x in operands)))
+    def sure(x: Node) -> Tensor:
+        return given[x.index].sure
+
+    signs = frozenset().union(*(given[x.index].infinities for x in inputs_of(node)))
+    return Known(moved(node, values, values), moved(node, sure, values), signs)
 
 
-def _over_one_row(argument: Any, given: Mapping[int, Known]) -> Any:
+def moved(node: Node, read: Reader, index: Reader) -> Tensor:
+    """One of `MOVES` over one row: of what is read for what it moves, and for its other operands."""
+    first, *others = node.args
+    what = [read(x) for x in first] if isinstance(first, list | tuple) else read(first)
+    made: Tensor = node.op(what, *(_over_one_row(a, index) for a in others))  # type: ignore[operator]
+    return made
+
+
+def _over_one_row(argument: Any, index: Reader) -> Any:
     if isinstance(argument, Node):
-        return given[argument.index].values
+        return index(argument)
     if isinstance(argument, StageArgument):
         return 1 if argument.name == "rows" else None
     if isinstance(argument, list | tuple):
-        return [_over_one_row(a, given) for a in argument]
+        return [_over_one_row(a, index) for a in argument]
     return argument
 
 

@@ -17,7 +17,7 @@ class Outcome:
     """What happened to one operator: for the report.
 
     `reason` says why no law applied, `declined` why those before the one that applied did not, by name.
-    `conditions` are booleans of a request, `[R]`, all of which have to be true for the law to hold.
+    `conditions` are booleans of a request, `[R]`, or of a row, `[N]`, all of which have to be true for the law to hold.
     """
 
     rates: set[Rate] = field(default_factory=set)

@@ -58,13 +58,20 @@ class Stage:
 @dataclass
 class Variant:
     """One plan as graphs; `state` are the nodes that pass from the request to the candidate stage, and its `condition`
-    if it has one: a boolean of each request, true where the plan is equal.
+    if it has one: a boolean of each request, true where the plan is equal. If it `checks`, the candidate stage returns
+    the same of each row, after the results.
     """
 
     request: Stage
     candidate: Stage
     state: list[int]
     condition: int | None = None
+    checks: bool = False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are calls that it must not score."""
+        return self.condition is not None or self.checks
 
 
 @dataclass
@@ -107,12 +114,15 @@ class Stages:
 def emit(
     plans: Sequence[Sequence[Any]], constants: dict[str, torch.Tensor], rows: sympy.Symbol, training: bool = False,
     with_store: Sequence[Sequence[Any]] = (), conditions: Sequence[Node | None] = (),
+    checks: Sequence[Node | None] = (),
 ) -> Stages:  # fmt: skip
     """Graphs that compute each plan's outputs (nodes; all else is returned as it is), without and `with_store`.
 
-    `conditions` are those of the plans without a store, in their order.
+    `conditions` and `checks` are those of the plans without a store, in their order.
     For `training` they are differentiable: see `graph.trained` for what they are given.
     """
+    checks = [*checks, *[None] * (len(plans) - len(checks))]
+    plans = [[*own, *([] if check is None else [check])] for own, check in zip(plans, checks, strict=True)]
     every, count = [*plans, *with_store], len(plans)
     given = [*conditions, *[None] * (len(every) - len(conditions))]
     results = [[*outputs, condition] for outputs, condition in zip(every, given, strict=True)]
@@ -124,8 +134,8 @@ def emit(
     folded = [n for n in weights if n.index in wanted]
     without = zip(by_plan[:count], passed_on[:count], plans, strict=True)
     variants = [_variant(*own, folded, rows, training=training) for own in without]
-    for variant, condition in zip(variants, given, strict=False):
-        variant.condition = None if condition is None else condition.index
+    for variant, condition, check in zip(variants, given, checks, strict=False):
+        variant.condition, variant.checks = None if condition is None else condition.index, check is not None
     used = {n.args[0] for n in nodes if n.op == "constant"}
     return Stages(
         _stage(weights, folded, [], rows, "Weights", {}, training), [n.index for n in folded],

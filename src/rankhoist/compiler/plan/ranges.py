@@ -38,7 +38,7 @@ class Plans(Generic[P]):
 
     Attributes:
         original: the number of the plan that is the original, operator by operator; None in an older file.
-        otherwise: the number of the plan for requests for which the condition of another does not hold; None where none
+        otherwise: the number of the plan for calls for which the condition of another does not hold; None where none
             has a condition.
         predicted: where each is used by prediction, if `ranges` were measured.
         target: the name of what `ranges` are for.
@@ -65,7 +65,7 @@ class Plans(Generic[P]):
         return self.ranges.at(expected, requests)
 
     def for_all(self, plan: int) -> int:
-        """The plan for requests for which the condition of a plan does not hold."""
+        """The plan for calls for which the condition of a plan does not hold."""
         assert self.otherwise is not None, f"plan {plan} has a condition, and so there is one without"
         return self.otherwise
 
@@ -108,7 +108,7 @@ def make_plans(
     ranges = {name: own.numbered([_placed(plan, plans) for plan in made]) for name, (made, own) in found.items()}
     name = targets[0].name
     otherwise = None
-    if any(plan.condition is not None for plan in plans):
+    if any(plan.conditional for plan in plans):
         unconditional = choice(level, search(program, level, workload, targets[0], without | CONDITIONAL))
         if unconditional.cost.seconds <= ALIKE * plans[0].cost.seconds:
             return make_plans(program, level, workload, target, without | CONDITIONAL, others, b)
@@ -153,8 +153,8 @@ def _placed(plan: Plan, plans: list[Plan]) -> int:
 
 
 def single(plan: Plan) -> Plans[Plan]:
-    """One plan for every call; the original beside it where it has a condition."""
-    if plan.condition is not None:
+    """One plan for every call; the original beside it where it holds on a condition."""
+    if plan.conditional:
         return Plans((plan, as_it_is(plan)), EVERYWHERE, 1, None, plan.target.name, otherwise=1)
     return Plans((plan,), EVERYWHERE, 0 if plan.safe else None, None, plan.target.name)
 

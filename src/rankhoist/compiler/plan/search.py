@@ -64,8 +64,8 @@ class Plan(PlanSummary):
     `target` is what it was made for.
     `reasons` says, per captured operator, why no rule applied at the level asked for, or its form was not kept. A
     `safe` plan is in the place of one that could not be made; laws in `without` were switched off.
-    `condition` says of a request whether the plan holds, `[R]`: another scores those for which it does not.
-    None: it holds for all.
+    `condition` says of a request whether the plan holds, `[R]`, and `check` of a row, `[N]`: another scores those for
+    which it does not. None: it holds for all.
     """
 
     interpreter: Interpreter
@@ -76,11 +76,17 @@ class Plan(PlanSummary):
     safe: bool = False
     without: frozenset[str] = frozenset()
     condition: Node | None = None
+    check: Node | None = None
 
     @property
     def results(self) -> list[Any]:
-        """Its outputs, then its condition if it has one."""
-        return self.outputs if self.condition is None else [*self.outputs, self.condition]
+        """Its outputs, then on what it holds."""
+        return [*self.outputs, *(n for n in (self.condition, self.check) if n is not None)]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are calls that it must not score."""
+        return self.condition is not None or self.check is not None
 
     @property
     def nodes(self) -> list[Node]:
@@ -224,9 +230,8 @@ def attempt(
     laws = rules_without(without) if without else all_rules()
     interpreter = Interpreter(program, level, workload, laws, lambda n: n.name not in evaluated, memo)
     outputs = interpreter.run(seconds)
-    condition = interpreter.condition
-    if condition is not None:
-        outputs = [*outputs, condition]
+    count, conditions = len(outputs), [interpreter.condition(late) for late in (False, True)]
+    outputs = [*outputs, *conditions]
     if workload.stored:
         outputs = cut(interpreter.b, outputs, workload, target, interpreter.memo.cuts)
     outputs = lean(interpreter.b, outputs, target.limits)
@@ -234,11 +239,9 @@ def attempt(
     if workload.stored:
         cost = replace(cost, seconds=cost.seconds + penalty(outputs, workload))
     reasons = {n: o.reason for n, o in interpreter.outcomes.items() if o.reason}
-    if condition is not None:
-        *outputs, condition = outputs
     return Plan(
-        level, level, workload, cost, interpreter, outputs, evaluated, target, reasons, without=without,
-        condition=condition,
+        level, level, workload, cost, interpreter, outputs[:count], evaluated, target, reasons, False, without,
+        *outputs[count:],
     )  # fmt: skip
 
 

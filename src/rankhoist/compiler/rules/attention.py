@@ -97,22 +97,55 @@ def _amax(call: Call, part: Form, dim: int) -> Form:
 
 def attention(call: Call) -> Form:
     """`softmax(q k^T scale + mask) v` by its parts, where they are known at different rates."""
+    scores, mask = _scores(call)
+    weights = _softmax_of_scores(call, moves.ordered(call.settled(scores)))
+    return _values(call, weights, None if mask is None else _sees(call, mask))
+
+
+def attention_of_filled(call: Call) -> Form:
+    """The same where the mask adds a finite number, on the condition that it hides what it is added to."""
+    if call.value("attn_mask") is None or call.form("attn_mask").dtype == torch.bool:
+        raise Elsewhere("its mask is no tensor of numbers")
+    scores = moves.ordered(call.settled(_scores(call)[0]))
+    scores = call.hidden(scores, scores.dim(-1))
+    return _values(call, softmax_of(call, scores, scores.dim(-1)), _sees(call, scores))
+
+
+def _scores(call: Call) -> tuple[Form, Form | None]:
+    """`q k^T scale + mask`, and the mask, if it may hide all keys from a query."""
     q, k, v = call.forms("query", "key", "value")
     operands = (q, k, v)
     if not any(o.mixed for o in operands) and len({o.rate.per_candidate for o in operands}) == 1:
         raise Elsewhere("queries, keys and values are known at one rate")
     if call.value("dropout_p") or call.value("enable_gqa") or len(q.layout) != len(k.layout):
         raise Elsewhere("drops weights out, or shares heads")
-    batch = [f"b{i}" for i in range(len(q.layout) - 2)]
+    batch = _batch(q)
     scale = call.value("scale") if call.value("scale") is not None else q.sizes[q.dim(-1)] ** -0.5
     scores = call.contract((call.tidy(q), call.tidy(k)), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
-    mask, sees = _mask(call, scores)
-    scores = grid.total(call.builder, [scores], q.dtype, (scale,))
-    if mask is not None:
-        scores = call.plus(scores, mask)
-    weights = call.tidy(call.simplified(_softmax_of_scores(call, moves.ordered(call.settled(scores)))))
+    scaled = grid.total(call.builder, [scores], q.dtype, (scale,))
+    if call.value("is_causal"):  # every query sees the first key
+        return call.plus(scaled, _added(call, _causal(call, scores), q.dtype)), None
+    if call.value("attn_mask") is None:
+        return scaled, None
+    mask = _added(call, call.form("attn_mask"), q.dtype)
+    return call.plus(scaled, mask), mask
+
+
+def _batch(q: Form) -> list[str]:
+    return [f"b{i}" for i in range(len(q.layout) - 2)]
+
+
+def _values(call: Call, weights: Form, sees: Form | None) -> Form:
+    """The mean of the values by these weights; attention to nothing is zero, not 0 / 0."""
+    q, v = call.forms("query", "value")
+    batch, weights = _batch(q), call.tidy(call.simplified(weights))
     result = call.contract((weights, call.tidy(v)), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
     return result if sees is None else _where(call, sees, result, 0.0)
+
+
+def _sees(call: Call, scores: Form) -> Form:
+    """Whether a query sees any key."""
+    return call.each(aten.gt.Scalar, _amax(call, scores, scores.dim(-1)), -math.inf)
 
 
 def _softmax_of_scores(call: Call, scores: Form) -> Form:
@@ -122,19 +155,6 @@ def _softmax_of_scores(call: Call, scores: Form) -> Form:
         return softmax_of(call, whole, last)
     made: Form = call.along(scores, [last], lambda x, axes: call.run(aten.softmax.int, x, axes[0]))
     return made
-
-
-def _mask(call: Call, scores: Form) -> tuple[Form | None, Form | None]:
-    """What is added to the scores; and whether a query sees any key: attention to nothing is zero, not 0 / 0.
-
-    A causal mask needs no second part: every query sees the first key.
-    """
-    if call.value("is_causal"):
-        return _added(call, _causal(call, scores), scores.dtype), None
-    if call.value("attn_mask") is None:
-        return None, None
-    mask = _added(call, call.form("attn_mask"), scores.dtype)
-    return mask, call.each(aten.gt.Scalar, _amax(call, mask, mask.dim(-1)), -math.inf)
 
 
 def _causal(call: Call, scores: Form) -> Form:
@@ -167,9 +187,12 @@ def attention_of_rows(call: Call) -> Value:
 
 
 LAWS = [
-    *law("finite fills", Level.FIRST, {"softmax _softmax": softmax_of_filled}),
+    *law("finite fills", Level.FIRST, {
+        "softmax _softmax": softmax_of_filled,
+        "scaled_dot_product_attention": attention_of_filled,
+    }),
     *law("softmax over blocks", Level.FIRST, {"softmax _softmax": softmax}),
     *law("attention by its parts", Level.FIRST, {"scaled_dot_product_attention": attention}),
     *law("one side alone", Level.REQUEST, {"softmax _softmax": softmax_of_one_block}, blocks=Level.LINEAR),
     *law("one side alone", Level.REQUEST, {"scaled_dot_product_attention": attention_of_rows}, blocks=Level.LINEAR),
-]
+]  # fmt: skip
