@@ -12,7 +12,7 @@ from helpers import LEVELS, assert_equal, hoisted_at
 
 from rankhoist import Workload, cli
 from rankhoist.bench import run, suite
-from rankhoist.bench.baselines import graphed
+from rankhoist.bench.baselines import eager, graphed, in_onnx_runtime
 from rankhoist.bench.floor import Product, floor, products
 from rankhoist.bench.goals import summary
 from rankhoist.bench.launches import launches, peak_bytes
@@ -131,10 +131,18 @@ def test_a_baseline_that_fails_is_left_out_with_its_reason():
 
 
 def test_launches_of_a_call_are_counted():
-    """On a CPU its operators; there memory is not."""
+    """On a CPU its operators; and what it takes of memory at a time."""
     x = torch.randn(3, 4)
     assert launches(lambda: (x @ x.t()).relu().sum(), torch.device("cpu")) == 4
-    assert peak_bytes(lambda: x + 1, torch.device("cpu")) is None
+    assert peak_bytes(lambda: (x + x).sum(), torch.device("cpu")) == 12 * 4 + 4
+    assert peak_bytes(lambda: None, torch.device("cpu")) == 0
+
+
+def test_the_original_in_onnx_runtime():
+    context, candidate = TINY.sides(2, 5)
+    run = in_onnx_runtime(TINY.model(), TINY)
+    call = eager(run, TINY, context, candidate, [0, 2, 5], copied=True)
+    assert_equal(call(), eager(TINY.model(), TINY, context, candidate, [0, 2, 5])())
 
 
 def test_tf32_is_compared_less_closely_on_a_gpu_alone():

@@ -1,9 +1,14 @@
-"""What a hoisted model is compared with: the original on repeated rows, compiled, and mapped over candidates."""
+"""What a hoisted model is compared with: the original on repeated rows, compiled, in ONNX Runtime, and mapped over
+candidates.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,6 +16,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.bench.scenarios import Scenario, Tensors
+from rankhoist.capture.export import export
+from rankhoist.compiler.targets import onnx
+from rankhoist.compiler.targets.exported import Exported
 
 Call = Callable[[], Any]
 
@@ -24,9 +32,15 @@ def repeated(context: Tensors, offsets: list[int]) -> Tensors:
     return {name: x.repeat_interleave(counts, 0) for name, x in context.items()}
 
 
-def eager(model: Callable[..., Any], case: Scenario, context: Tensors, candidate: Tensors, offsets: list[int]) -> Call:
-    """The model as trained, on rows that are repeated before the clock starts."""
-    return partial(model, *case.arguments(repeated(context, offsets), candidate))
+def eager(
+    model: Callable[..., Any], case: Scenario, context: Tensors, candidate: Tensors, offsets: list[int],
+    copied: bool = False,
+) -> Call:  # fmt: skip
+    """The model as trained, on rows that are repeated before the clock starts; `copied` where a view would not do."""
+    whole = repeated(context, offsets)
+    if copied:
+        whole = {name: x.contiguous() for name, x in whole.items()}
+    return partial(model, *case.arguments(whole, candidate))
 
 
 def vmapped(model: nn.Module, case: Scenario, context: Tensors, candidate: Tensors) -> Call:
@@ -37,6 +51,31 @@ def vmapped(model: nn.Module, case: Scenario, context: Tensors, candidate: Tenso
         return pytree.tree_map(lambda y: y.squeeze(0), model(*case.arguments(context, row)))
 
     return partial(torch.func.vmap(one, in_dims=(None, 0)), context, candidate)
+
+
+def in_onnx_runtime(model: nn.Module, case: Scenario) -> Callable[..., Any]:
+    """The original with rows of any number, as a function of whole rows; as many threads as torch has.
+
+    Raises:
+        BackendError: the extra `onnx` is not installed.
+        ExportError: `torch.export` refuses the model.
+    """
+    write, load = onnx.writer(), onnx.loader((), torch.get_num_threads())
+    with torch.inference_mode(False), torch.no_grad():
+        program = export(model, inspect.signature(model.forward).bind(*case.inputs(4, 4)))
+    signature = program.graph_signature
+    inputs = [f"input.{i}" for i, _ in enumerate(signature.user_inputs)]
+    outputs = [f"output.{i}" for i, _ in enumerate(signature.user_outputs)]
+    with TemporaryDirectory(prefix="rankhoist-") as folder:
+        path = Path(folder) / f"model{onnx.SUFFIX}"
+        write(Exported("model", program, inputs, outputs, [True] * len(outputs), {}), path)
+        call = load(path)
+
+    def run(*arguments: Any) -> Any:
+        made = list(call(pytree.tree_leaves(arguments)))
+        return made[0] if len(made) == 1 else made
+
+    return run
 
 
 def graphed(call: Call) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,23 @@ def launches(call: Callable[[], Any], device: torch.device) -> int:
     return sum(int(event.count) for event in seen.key_averages() if event.key in LAUNCHES)
 
 
-def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Memory that a call takes on a GPU beyond what is there before it; None elsewhere, where nobody counts."""
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Memory that a call takes beyond what is there before it, by torch's own allocator."""
     if device.type != "cuda":
-        return None
+        call()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            call()
+        return _most(seen)
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     call()
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device)) - before
+
+
+def _most(seen: profile) -> int:
+    """The most that was allocated at a time, of what was allocated and freed while it was watched."""
+    found = (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")  # type: ignore[union-attr]
+    changes = [e.nbytes() for e in sorted(found, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(changes), default=0)

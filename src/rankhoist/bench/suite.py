@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rankhoist.bench.baselines import Call, eager, graphed, vmapped
+from rankhoist.bench.baselines import Call, eager, graphed, in_onnx_runtime, vmapped
 from rankhoist.bench.floor import floor, products
 from rankhoist.bench.launches import launches, peak_bytes
 from rankhoist.bench.scenarios import FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Settings:
-    """How cells are measured: `compiled` adds `torch.compile` of the original; `backend` is that of the levels."""
+    """How cells are measured: `compiled` adds `torch.compile` and ONNX Runtime; `backend` is that of the levels."""
 
     seconds: float = 3.0
     backend: str = "eager"
@@ -107,6 +107,7 @@ class Subject:
         self.full = hoist_program(self.program).to_backend(settings.backend)
         self.seconds = {"capture": middle - start, "full": time.perf_counter() - middle}
         self.compiled: Callable[..., Any] | None = None
+        self.session: Callable[..., Any] | None = None
 
     def _captured(self) -> Program:
         context, candidate = self._inputs(4, 4)
@@ -166,6 +167,11 @@ class Subject:
         skipped = self._why_not(cell)
         if "compile" not in skipped:
             calls["compile"] = eager(self._compiled(), self.case, context, candidate, offsets)
+        if "onnx" not in skipped:
+            try:
+                calls["onnx"] = eager(self._session(), self.case, context, candidate, offsets, copied=True)
+            except Exception as problem:  # not exported, or an operator without a counterpart
+                skipped["onnx"] = _short(problem)
         if "vmap" not in skipped:
             calls["vmap"] = vmapped(self.model, self.case, context, candidate)
         given = self.case.arguments(context, candidate)
@@ -189,10 +195,17 @@ class Subject:
         if cell.requests > 1:
             skipped["vmap"] = "several requests"
         if not self.settings.compiled:
-            skipped["compile"] = "not in this selection"
+            skipped |= dict.fromkeys(("compile", "onnx"), "not in this selection")
         elif self.case.name in SLOW_TO_COMPILE:
-            skipped["compile"] = "takes minutes to compile"
+            skipped |= dict.fromkeys(("compile", "onnx"), "takes minutes to compile")
+        if self.settings.device != "cpu" or self.settings.dtype != torch.float32:
+            skipped["onnx"] = "is measured in float32 on a CPU"
         return skipped
+
+    def _session(self) -> Callable[..., Any]:
+        if self.session is None:
+            self.session = in_onnx_runtime(self.model, self.case)
+        return self.session
 
     def _compiled(self) -> Callable[..., Any]:
         if self.compiled is None:

@@ -18,14 +18,16 @@ from rankhoist.bench.goals import (
     ratio,
 )
 
-BASELINES = ["eager", "compile", "vmap"]
+BASELINES = ["eager", "compile", "onnx", "vmap"]
 GRAPHS = ["eager graph", "full graph"]  # only on a CUDA device
 WHAT = """\
-`eager` is the original on repeated rows (for one request a view; otherwise repeated before the clock starts), `compile`
-the same through `torch.compile`, `vmap` maps it over candidates with the context unbatched. A level's time is that of
-one call, context work included: `prepare` and `score` are its two halves at `full`. Below `full` a model is hoisted for
-just this size; `full` is one model for all sizes, hoisted for one request of 1000. N counts the candidates of all R
-requests. The floor is the time of the matrix products of the plan alone, each in its fastest orientation."""
+`eager` is the original on repeated rows (for one request a view; otherwise repeated before the clock starts),
+`compile` the same through `torch.compile`, `onnx` in ONNX Runtime, `vmap` maps it over candidates with the context
+unbatched. A level's time is that of one call, context work included: `prepare` and `score` are its two halves at
+`full`. Below `full` a model is hoisted for just this size; `full` is one model for all sizes, hoisted for one
+request of 1000. N counts the candidates of all R requests. The floor is the time of the matrix products of the plan
+alone, each in its fastest orientation. Peak memory is what a call takes at a time beyond its inputs and weights, by
+torch's own allocator."""
 
 
 def page(record: dict[str, Any], plots: Sequence[str] = ()) -> str:
@@ -81,22 +83,29 @@ def _time(r: Record, variant: str) -> str:
 
 
 def _ratios(timed: Sequence[Record]) -> list[str]:
-    head = ["eager / full", "expand / full", "first / full", "better of eager, request / full", "plan", "fastest level",
-            "full / fastest", "score / floor", "predicted / measured", "multiply-adds: expand / full", "state, KiB",
+    head = ["eager / full", "best of eager, compile, onnx / full", "expand / full", "first / full",
+            "better of eager, request / full", "plan", "fastest level", "full / fastest", "score / floor",
+            "predicted / measured", "multiply-adds: expand / full", "state, KiB", "peak MiB: eager", "full",
             "worst error", "hoisting, s"]  # fmt: skip
     lines = [_head(["scenario", "R", "N", *head])]
     for r in timed:
         work = r["multiply_adds"]["expand"] / max(r["multiply_adds"]["full"], 1)
         floor = f"{over_floor(r):.2f}" if median(r, "floor candidate") > 1e-3 else "-"
         cells = [
-            *(f"{ratio(r, x):.2f}" for x in ("eager", "expand", "first")), f"{never_slower(r):.2f}",
+            f"{ratio(r, 'eager'):.2f}", f"{ratio(r, min(_baselines(r), key=lambda x: median(r, x))):.2f}",
+            *(f"{ratio(r, x):.2f}" for x in ("expand", "first")), f"{never_slower(r):.2f}",
             f"{r['plan']['level']} ({r['plan']['number'] + 1} of {r['plan']['of']})", fastest(r),
             f"{against_fastest(r):.2f}", floor, f"{foretold(r):.2f}", f"{work:.2f}", f"{r['state_bytes'] / 1024:.0f}",
-            f"{max(r['errors'].values()):.0e}",
+            *(f"{r['peak_bytes'][x] / 2**20:.1f}" for x in ("eager", "full")), f"{max(r['errors'].values()):.0e}",
             f"{r['hoisting_seconds']['capture']:.1f} + {r['hoisting_seconds']['full']:.1f}",
         ]  # fmt: skip
         lines.append(f"| {r['scenario']} | {r['requests']} | {r['candidates']} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _baselines(r: Record) -> list[str]:
+    """Those that were timed and do all work for every candidate."""
+    return [x for x in BASELINES if x in r["time"] and x != "vmap"]
 
 
 def _head(columns: Sequence[str]) -> str:

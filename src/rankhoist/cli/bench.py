@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--threads", metavar="T", type=count, default=1, help="torch threads (default: %(default)s)")
     parser.add_argument("--backend", choices=["eager", "inductor"], default="eager", help="what runs the levels")
     parser.add_argument("--ragged", action="store_true", help="several requests per call, too (as in --all)")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile of the original too (as in --all)")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile and ONNX Runtime, too (as in --all)")
     parser.add_argument(
         "--dtype", choices=["float32", "tf32", "bfloat16"], default="float32", help="default: %(default)s"
     )
