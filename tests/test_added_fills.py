@@ -49,6 +49,9 @@ ADDED: dict[str, Attention] = {
     "clamped": softmax_of(lambda x, pad: x + (numbers(HIDDEN) + numbers(pad[:, None])).clamp(max=1) * -1e9),
     "added_then_filled": softmax_of(lambda x, pad: (x + HIDDEN * -1e9).masked_fill(pad[:, None], -1e9)),
     "hugging_face": hugging_face,
+    "finite_over_infinite": softmax_of(
+        lambda x, pad: x.masked_fill(HIDDEN, -torch.inf).masked_fill(pad[:, None], -1e9)
+    ),
 }
 
 

@@ -128,9 +128,6 @@ SEEN = HIDDEN.clone()
 SEEN[:-1:2, -1] = False  # half of the history sees the target
 NEAR_MISSES: dict[str, Attention] = {
     "half_of_it_sees": softmax_of(lambda x, pad: x.masked_fill(SEEN | pad[:, None], -torch.inf)),
-    "finite_over_infinite": softmax_of(
-        lambda x, pad: x.masked_fill(HIDDEN, -torch.inf).masked_fill(pad[:, None], -1e9)
-    ),
     "plus_infinity": softmax_of(lambda x, pad: x + (BIAS + bias_of(pad, torch.inf))),
     "no_number": softmax_of(lambda x, pad: x + (BIAS + bias_of(pad, torch.nan))),
     "minus_a_padding_bias": softmax_of(lambda x, pad: x + (BIAS - bias_of(pad))),

@@ -43,6 +43,6 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
 
 def _most(seen: profile) -> int:
     """The most that was allocated at a time, of what was allocated and freed while it was watched."""
-    found = (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")  # type: ignore[union-attr]
-    changes = [e.nbytes() for e in sorted(found, key=lambda e: e.start_ns())]
-    return max(itertools.accumulate(changes), default=0)
+    events: list[Any] = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes), default=0)
