@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bagged import DOUBLE, IDS, SIZES, WIDTH, Pooled, Weighted, bags, check, ends, starts
-from helpers import assert_equal, rates_of
+from helpers import Function, assert_equal, rates_of
 from torch import Tensor, nn
 
 import rankhoist
@@ -161,11 +161,28 @@ def test_an_id_outside_of_its_table_is_named_with_its_input_its_row_and_the_boun
         hoisted.score(hoisted.prepare([bags((7,))]), [words, torch.randn(9, 1, dtype=DOUBLE)])
 
 
-def test_what_takes_no_bags_says_so(hoisted: rankhoist.HoistedModel, tmp_path):
-    with pytest.raises(BackendError, match="'tags'"):
-        hoisted.export_onnx(tmp_path)
+def test_plans_of_bags_are_tuned(hoisted: rankhoist.HoistedModel, tmp_path):
+    hoisted.save(tmp_path / "tuned.rankhoist")
+    again = rankhoist.load(tmp_path / "tuned.rankhoist").tune([20, 200], seconds=0.5)
+    trials = [trial for point in again.report().tuning.points for trial in point.trials]
+    assert trials and {trial.backend for trial in trials} == {"eager"}
+    assert not [trial.problem for trial in trials if "differs" in trial.problem]
+
+
+def test_what_takes_no_bags_says_so(hoisted: rankhoist.HoistedModel):
     with pytest.raises(BackendError, match="'tags'"):
         hoisted.to_backend("inductor")
+
+
+def test_nested_tensors_are_refused_by_name():
+    for layout in (torch.jagged, torch.strided):
+        nested = torch.nested.nested_tensor([torch.tensor([1, 2]), torch.tensor([3])], layout=layout)
+        with pytest.raises(InputError, match="'context' is a nested tensor"):
+            rankhoist.hoist(
+                Function(lambda c, k: c * k).eval(),
+                {"context": nested, "candidate": torch.rand(2, 3)},
+                context=["context"],
+            )
 
 
 def test_a_call_is_checked(hoisted: rankhoist.HoistedModel):

@@ -165,6 +165,11 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
     for name, leaf in leaves.items():
         if not isinstance(leaf, torch.Tensor | Jagged):
             raise InputError(f"input {name!r} is {type(leaf).__name__}, expected a tensor with rows on axis 0")
+        if isinstance(leaf, torch.Tensor) and leaf.is_nested:
+            raise InputError(
+                f"input {name!r} is a nested tensor, which torch.export does not take apart: give the model its values "
+                "and offsets, x.values() and x.offsets(), as two inputs, named in jagged={values: offsets}"
+            )
         if leaf.dim() == 0:
             raise InputError(f"input {name!r} is a scalar tensor, expected rows on axis 0")
     rows = {name: leaf.shape[0] for name, leaf in leaves.items()}

@@ -23,7 +23,7 @@ import torch
 from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.targets import aoti, onnx
 from rankhoist.compiler.targets.exported import BOUNDS, REQUESTS, ROWS, Exported, Moving, Write, export, refused
-from rankhoist.errors import ArtifactError
+from rankhoist.errors import ArtifactError, BackendError
 from rankhoist.runtime import interface_json
 from rankhoist.runtime.ids import ids_of
 from rankhoist.runtime.inputs import Inputs
@@ -94,13 +94,19 @@ def exported(
     def arguments(
         given: Sequence[Argument], side: str, axis: Any, state: dict[int, Moving], rows: int
     ) -> list[Moving | torch.Tensor]:
-        made_up = inputs.made_up(side, rows)
+        made_up, known = inputs.several(side, rows), inputs.tensors[side]
+        totals: dict[str, Any] = {}  # how many values the bags of an input have
 
         def argument(a: Argument) -> Moving | torch.Tensor:
             if isinstance(a, int):
                 return state[a]
             assert not isinstance(a, Kept), "models with modules that are kept are not exported"
-            return Moving(a, made_up[a], {0: axis}) if isinstance(a, str) else a
+            if not isinstance(a, str):
+                return a
+            if a not in known or not known[a].lengths:
+                return Moving(a, made_up[a], {0: axis})
+            total = totals.setdefault(known[a].lengths, torch.export.Dim(f"values_{len(totals)}", min=0))
+            return Moving(a, made_up[a], {0: total})
 
         return list(map(argument, given))
 
@@ -109,6 +115,8 @@ def exported(
         given = [a.example if isinstance(a, Moving) else a for a in context]
         made = variant.request.module(requests, None, None, *given)
         state = [t.contiguous() for t in made]  # as a compiled stage takes it
+        if any(len(t) != requests for t in state):
+            raise BackendError("cannot export bags of a request that are computed with once per candidate")
         names = {i: f"state.{n}" for n, i in enumerate(variant.state)}
         yield export("request", variant.request, False, context, "state")
         one = {i: Moving(names[i], t[:1], None) for i, t in zip(variant.state, state, strict=True)}

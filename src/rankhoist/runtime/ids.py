@@ -79,15 +79,15 @@ class Bounds:
         )
 
     def to_data(self) -> dict[str, Any]:
-        """As data for JSON; null is no bound. A manifest says whose they are."""
+        """As data for JSON, without names; null is no bound."""
         return {"lowest": _numbers(self.lowest.tolist()), "below": _numbers(self.below.tolist())}
 
     @staticmethod
-    def from_data(data: Mapping[str, Any], name: str = "") -> Bounds:
+    def from_data(data: Mapping[str, Any]) -> Bounds:
         """The inverse of `to_data`."""
         free = {"lowest": -FREE, "below": FREE}
         lowest, below = (torch.tensor(_numbers(data[key], number), dtype=torch.int64) for key, number in free.items())
-        return Bounds(lowest, below, name)
+        return Bounds(lowest, below)
 
 
 def _numbers(value: Any, free: int | None = None) -> Any:

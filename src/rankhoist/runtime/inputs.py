@@ -14,6 +14,8 @@ from rankhoist.capture.jagged import Jagged, flat
 from rankhoist.capture.packs import is_container, opened, packed
 from rankhoist.errors import BackendError, InputError
 
+VALUES = 13  # in bags to export with: not as many as there are rows
+
 
 class Row(NamedTuple):
     """What one row of an input is; of a jagged one, what one value of each column is."""
@@ -173,6 +175,16 @@ class Inputs:
             return [Given(name, name, row)]
         columns = zip(self._specs[name].bags, row.bags, strict=True)
         return [Given(f"{name}.values_{i}", c.name, own, f"{name}.lengths") for i, (c, own) in enumerate(columns)]
+
+    def several(self, side: str, rows: int) -> dict[str, Tensor]:
+        """Tensors that stages read, of so many made-up rows, with values in bags: of every input another number."""
+        made = self.made_up(side, rows)
+        for number, (name, bags) in enumerate((n, x) for n, x in made.items() if isinstance(x, Jagged)):
+            columns = [v.new_zeros(VALUES + number, *v.shape[1:]) for v in bags.values]
+            lengths = torch.zeros_like(bags.lengths)
+            lengths[0] = VALUES + number
+            made[name] = Jagged.of(columns, lengths)
+        return self.stage_inputs(made)
 
     def _made_up_bags(self, name: str, bags: Sequence[Row], rows: int) -> Jagged:
         none = Jagged.of([torch.zeros(0, *b.shape, dtype=b.dtype) for b in bags], torch.zeros(1, dtype=torch.int64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rankhoist.capture import Interface
 from rankhoist.errors import ArtifactError, BackendError
 from rankhoist.runtime import interface_json
 from rankhoist.runtime.ids import Bounds, Ids
+from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.plain import as_dtype, dtype_name, entries, entry
 
 FORMAT = 4
@@ -85,12 +86,17 @@ class Manifest:
             for name, stage in entry(data, "stages", dict).items()
         }  # fmt: skip
         constants = {int(i): value for i, value in entry(data, "constant_results", dict).items()}
+        interface, dtype = interface_json.from_data(data, {}), as_dtype(entry(data, "dtype", str))
+        tensors = Inputs(interface, dtype, torch.device("cpu")).tensors
         ids = {
-            side: {n: Bounds.from_data(b, n) for n, b in entry(entry(data, "ids", dict), side, dict).items()}
+            side: {
+                n: replace(Bounds.from_data(b), name=tensors[side][n].name, lengths=tensors[side][n].lengths)
+                for n, b in entry(entry(data, "ids", dict), side, dict).items()
+                if n in tensors[side]
+            }
             for side in ("context", "candidate")
         }
-        interface = interface_json.from_data(data, {})
-        return Manifest(interface, as_dtype(entry(data, "dtype", str)), stages, constants, ids)
+        return Manifest(interface, dtype, stages, constants, ids)
 
     def write(self, folder: Path) -> None:
         """Into the folder of the stages."""

@@ -43,7 +43,7 @@ class Runner(Scoring):
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
         check(self._ids["context"], context)
         if not requests:  # stages run on one row at least
-            made = self._run("request", self.made_up("context", 1), checked=False)
+            made = self._run("request", self._one("context"), checked=False)
         else:
             made = self._run("request", self._exact("context", context))
         return RequestState(requests, {i: t.contiguous() for i, t in enumerate(made)}, INSIDE)
@@ -64,12 +64,17 @@ class Runner(Scoring):
     def _of_no_rows(self, state: dict[str, Tensor]) -> list[Tensor]:
         """Scores of one candidate that is made up, without its row."""
         one = {name: t[:1] for name, t in state.items()}
-        made = self._run("candidate", one | self.made_up("candidate", 1), checked=False)
+        made = self._run("candidate", one | self._one("candidate"), checked=False)
         return [t[:0] if cut else t for t, cut in zip(made, self._stages["candidate"].with_rows, strict=True)]
+
+    def _one(self, side: str) -> dict[str, Tensor]:
+        """One row that is made up."""
+        return self._inputs.stage_inputs(self.made_up(side, 1))
 
     def _exact(self, side: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Integers of another width, which a call may have, in that of the stages."""
-        return {name: t.to(self._inputs.expected[side][name].dtype) for name, t in inputs.items()}
+        known = self._inputs.tensors[side]
+        return {name: t.to(known[name].row.dtype if name in known else torch.int64) for name, t in inputs.items()}
 
     def _run(self, name: str, given: Mapping[str, Tensor], checked: bool = True) -> Sequence[Tensor]:
         stage = self._stages[name]

@@ -80,8 +80,13 @@ def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Key]:
     """What won most sizes first, the original last, each by every backend."""
     best = [plan for own in calls for plan in own.best_plans()]
     plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
-    others = [backend for backend in installed(model.device, model.dtype) if backend != calls[0].first]
+    others = [backend for backend in backends_of(model) if backend != calls[0].first]
     return [(plan, backend) for plan in plans for backend in others]
+
+
+def backends_of(model: Planned) -> list[str]:
+    """What can run its stages here: of jagged inputs, whose sizes are others in every call, PyTorch's own operators."""
+    return [EAGER] if model.interface.jagged else installed(model.device, model.dtype)
 
 
 def tuned_elsewhere(tuning: Tuning | None) -> str:
@@ -97,10 +102,13 @@ class _Calls:
 
     def __init__(self, model: Planned, requests: int, candidates: int) -> None:
         self.model, self.requests, self.candidates = model, requests, candidates
-        self._context, self._candidate = model.made_up("context", requests), model.made_up("candidate", candidates)
+        self._context, self._candidate = (
+            model._inputs.stage_inputs(model.made_up(side, count))
+            for side, count in (("context", requests), ("candidate", candidates))
+        )
         self._offsets = even(candidates, requests)
         self._blocks = blocks_of(self._offsets, requests, candidates)
-        self.first = GRAPHS if GRAPHS in installed(model.device, model.dtype) else EAGER
+        self.first = GRAPHS if GRAPHS in backends_of(model) else EAGER
         self._original = model.plans.original, self.first  # None in an older file
         self._truth = self._call((model.plans.original or 0, EAGER))
         self._first: dict[Key, float] = {}  # seconds, the least of a few calls

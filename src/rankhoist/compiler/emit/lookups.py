@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx
 
+from rankhoist.compiler.emit import pooled
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import aten
 from rankhoist.errors import VocabularyError
@@ -23,7 +24,7 @@ OUTSIDE = "ids.outside"  # a result of a stage: int64, of each guarded lookup th
 LOOKUPS = {
     aten.embedding.default: 1, aten.index_select.default: 2, aten.embedding_bag.default: 1, aten.gather.default: 2,
     aten.embedding_bag.padding_idx: 1, aten._embedding_bag.default: 1, aten._embedding_bag_forward_only.default: 1,
-    aten.one_hot.default: 0, kernels.read_tables: 1, aten.index.Tensor: 1,
+    aten.one_hot.default: 0, kernels.read_tables: 1, aten.index.Tensor: 1, pooled.embedding_bag: 1,
 }  # fmt: skip
 
 

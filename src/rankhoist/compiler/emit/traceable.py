@@ -12,16 +12,21 @@ That needs memory for R * M rows, where one gathered matrix per row would need N
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from rankhoist.compiler.emit import lookups
+from rankhoist.compiler.emit import lookups, pooled
 from rankhoist.compiler.emit.stages import Stage
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.operators import anew, row
+from rankhoist.errors import BackendError
+
+COLUMN = re.compile(r"\.values_\d+$")  # of a leaf that is a column of a jagged input; no placeholder has a dot
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,10 @@ def traceable(stage: Stage, several: bool) -> Traceable:
     if several and offsets.users:
         arguments.append("slots")
         slots = graph.placeholder("slots")
-    for node in nodes:
-        if node.op == "placeholder":
-            values[node] = last = graph.node_copy(node)
+    given = [node for node in nodes if node.op == "placeholder"]
+    values |= {node: graph.node_copy(node) for node in given}
     if rows.users:
-        values[rows] = graph.call_function(aten.sym_size.int, (last, 0))
+        values[rows] = graph.call_function(aten.sym_size.int, (values[_counted(stage, given)], 0))
     if several and offsets.users:
         values[offsets] = slots, graph.call_function(_place, (values[owner], slots))
     counts, guards = [], []
@@ -69,6 +73,14 @@ def traceable(stage: Stage, several: bool) -> Traceable:
     return Traceable(fx.GraphModule(nn.Module(), graph), tuple(arguments), tuple(guards))
 
 
+def _counted(stage: Stage, given: Sequence[fx.Node]) -> fx.Node:
+    """The last leaf that has the call's rows: columns of bags have values."""
+    for node, leaf in zip(reversed(given), reversed(stage.leaves), strict=False):
+        if not COLUMN.search(leaf):
+            return node
+    raise BackendError("a stage reads values of bags only, which do not say how many rows a call has")
+
+
 def slots_of(offsets: Tensor) -> Tensor:
     """`[R, M]`: the rows of each request, padded with rows of others; M >= 2, for a size of one is a constant."""
     longest = max(int(offsets.diff().max()), 2)
@@ -82,6 +94,6 @@ def _place(owner: Tensor, slots: Tensor) -> Tensor:
 
 
 def _functional(target: Any, several: bool) -> Any:
-    """What writes over nothing; for several requests, over padded blocks."""
-    plain = anew(target)
+    """What writes over nothing, and puts values where their bags are; for several requests, over padded blocks."""
+    plain = pooled.embedding_bag if target in pooled.BAGS else anew(target)
     return (row(plain).padded or plain) if several else plain
