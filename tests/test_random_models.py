@@ -18,7 +18,7 @@ from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OFFSETS as OFFSETS_ARGUMENT
-from rankhoist.compiler.graph.node import OWNER, ROWS, Node, Rate, Size, StageArgument, inputs_of, join, live_nodes
+from rankhoist.compiler.graph.node import OWNER, ROWS, Node, Rate, Size, StageArgument, join, live_nodes
 from rankhoist.compiler.plan import single
 from rankhoist.compiler.plan.search import Plan, attempt, make_plan
 from rankhoist.compiler.rules import all_rules
@@ -100,7 +100,7 @@ def test_rates_are_never_too_low(model):
     plan = attempt(model.program, Level.FULL, Workload(), frozenset())
     nodes = live_nodes([o for o in plan.outputs if isinstance(o, Node)])
     for node in nodes:
-        assert node.rate | join(x.rate for x in inputs_of(node)) == node.rate, f"{node} reads a higher rate"
+        assert node.rate | join(x.rate for x in node.inputs) == node.rate, f"{node} reads a higher rate"
     before = evaluated(plan, model, model.context, model.candidate)
     context, candidate = changed(model.context, 1), changed(model.candidate, 2)
     after = evaluated(plan, model, context, model.candidate)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.known import LARGEST, MASKING, MOVES, known, moved
-from rankhoist.compiler.graph.node import Node, aten, first_axis, inputs_of
+from rankhoist.compiler.graph.node import Node, aten, first_axis
 
 BETWEEN = MASKING | {  # their extremes are where their operands' are
     aten.rsub, aten.neg, aten.maximum, aten.minimum, aten.clamp, aten.clamp_max, aten.clamp_min, aten._to_copy,
@@ -62,7 +62,7 @@ def _unknown(node: Node) -> tuple[float, float]:
 
 def _moved(evaluator: Evaluator, node: Node) -> Ends:
     """Elements keep their ends wherever they go."""
-    own = {x.index: _ends(evaluator, x) for x in inputs_of(node)}
+    own = {x.index: _ends(evaluator, x) for x in node.inputs}
 
     def least(x: Node) -> Tensor:
         return own[x.index].least

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.node import Node, Rate, StageArgument, aten, first_axis, inputs_of
+from rankhoist.compiler.graph.node import Node, Rate, StageArgument, aten, first_axis
 
 BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
 EITHER = {aten.bitwise_or, aten.logical_or, aten.__or__}
@@ -71,8 +71,8 @@ def _found(evaluator: Evaluator, node: Node) -> Known | None:
         return None
     if node.op not in MOVES and not _pointwise(node.op):
         return None
-    found = {x.index: known(evaluator, x) for x in inputs_of(node)}
-    given = {x.index: found[x.index] or _nothing(x) for x in inputs_of(node)}
+    found = {x.index: known(evaluator, x) for x in node.inputs}
+    given = {x.index: found[x.index] or _nothing(x) for x in node.inputs}
     if node.op in MOVES:
         return _moved(node, given) if any(found.values()) else None
     operands = [given[a.index] if isinstance(a, Node) else a for a in node.args]
@@ -104,7 +104,7 @@ def _moved(node: Node, given: Mapping[int, Known]) -> Known:
     def sure(x: Node) -> Tensor:
         return given[x.index].sure
 
-    signs = frozenset().union(*(given[x.index].infinities for x in inputs_of(node)))
+    signs = frozenset().union(*(given[x.index].infinities for x in node.inputs))
     return Known(moved(node, values, values), moved(node, sure, values), signs)
 
 

@@ -14,7 +14,7 @@ from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form, plain, row_layout
 from rankhoist.compiler.algebra.original import OriginalOperators, check
 from rankhoist.compiler.algebra.values import TensorValue, Value, flat
-from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument, inputs_of
+from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument
 
 
 def alike(args: Sequence[Value], kwargs: dict[str, Value]) -> int:
@@ -80,7 +80,7 @@ def _counts_rows(node: Node, stop: set[int]) -> bool:
         seen.add(n.index)
         if any(isinstance(a, StageArgument | Size) for a in flat([list(n.args), list(n.kwargs.values())])):
             return True
-        stack += inputs_of(n)
+        stack += n.inputs
     return False
 
 

@@ -26,7 +26,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 from rankhoist.capture import OPAQUE
 from rankhoist.compiler.emit.spelling import spelled
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument, inputs_of, live_nodes
+from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument, live_nodes
 from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.lower.over import overwritten
 from rankhoist.errors import UnsupportedModelError
@@ -177,7 +177,7 @@ def _catalogue(
 
 def _passed_on(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:
     """What a later stage of a plan reads, or its caller."""
-    read = {x.index for n in nodes for x in inputs_of(n) if x.rate.stage != n.rate.stage}
+    read = {x.index for n in nodes for x in n.inputs if x.rate.stage != n.rate.stage}
     return read | {o.index for o in outputs if isinstance(o, Node) and not o.rate.per_candidate}
 
 
@@ -187,7 +187,7 @@ def _stage(
 ) -> Stage:  # fmt: skip
     """`over`: which nodes are written over which of their arguments."""
     writer = _Writer(rows, over, training)
-    needed = {x.index for n in nodes for x in inputs_of(n)} | {r.index for r in results if isinstance(r, Node)}
+    needed = {x.index for n in nodes for x in n.inputs} | {r.index for r in results if isinstance(r, Node)}
     own = {n.index for n in nodes}
     passed = [n for n in earlier if n.index in needed and n.index not in own]
     for argument in ("rows", "owner", "offsets"):

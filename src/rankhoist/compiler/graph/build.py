@@ -144,7 +144,9 @@ class Builder:
         return self.call(op, spread, rate, shape, dtype, kwargs=kwargs)
 
     def again(self, node: Node, value: Callable[[Node], Node], rate: Rate | None = None) -> Node:
-        """The same operation over other operands, and perhaps at a higher rate."""
+        """The same operation over other operands, perhaps at a higher rate; the node itself if nothing is new."""
+        if rate in (None, node.rate) and all(value(x) is x for x in node.inputs):
+            return node
         args = tuple(_mapped(a, value) for a in node.args)
         kwargs = {k: _mapped(v, value) for k, v in node.kwargs.items()}
         rate = node.rate if rate is None else rate

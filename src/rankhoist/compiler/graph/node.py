@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -96,6 +97,21 @@ class Node:
     work: Work = field(default_factory=Work)
     rows_first: bool = True
 
+    @cached_property
+    def inputs(self) -> tuple[Node, ...]:
+        """The nodes that it reads."""
+        found: list[Node] = []
+        left: list[Any] = [*self.args, *self.kwargs.values()][::-1]
+        while left:
+            value = left.pop()
+            if isinstance(value, Node):
+                found.append(value)
+            elif isinstance(value, Size):
+                found.extend(n for _, n in value.measured)
+            elif isinstance(value, list | tuple):
+                left.extend(reversed(value))
+        return tuple(found)
+
     def __repr__(self) -> str:
         name = self.op if isinstance(self.op, str) else getattr(self.op, "__name__", str(self.op))
         return f"%{self.index}:{self.rate.name.lower()}{list(self.shape)} = {name}"
@@ -106,24 +122,6 @@ def first_axis(node: Node) -> int:
     return 0 if node.rate is Rate.WEIGHT else 1
 
 
-def inputs_of(node: Node) -> list[Node]:
-    """The nodes that `node` reads."""
-    found: list[Node] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Node):
-            found.append(value)
-        elif isinstance(value, Size):
-            found.extend(n for _, n in value.measured)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
-
-    visit(node.args)
-    visit(tuple(node.kwargs.values()))
-    return found
-
-
 def live_nodes(outputs: Iterable[Node]) -> list[Node]:
     """Everything that `outputs` need, operands before their users."""
     seen: dict[int, Node] = {}
@@ -132,5 +130,5 @@ def live_nodes(outputs: Iterable[Node]) -> list[Node]:
         node = stack.pop()
         if node.index not in seen:
             seen[node.index] = node
-            stack.extend(inputs_of(node))
+            stack.extend(node.inputs)
     return [seen[i] for i in sorted(seen)]

@@ -20,7 +20,7 @@ from typing import Any
 
 from rankhoist.compiler.graph import activations, kernels
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, inputs_of, join, live_nodes
+from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, join, live_nodes
 from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.lower.tables import one_gather
 
@@ -45,7 +45,7 @@ class _Readers:
         kept = [o for o in outputs if isinstance(o, Node)]
         self.limits = limits
         self.nodes = live_nodes(kept)
-        self.count = collections.Counter(x.index for n in self.nodes for x in inputs_of(n))
+        self.count = collections.Counter(x.index for n in self.nodes for x in n.inputs)
         self.count.update(o.index for o in kept)
 
     @functools.cached_property
@@ -218,7 +218,7 @@ def _stacks(nodes: Sequence[Node], small: int) -> dict[int, list[Node]]:
         if own and len(n.shape) <= 2 and math.prod(n.shape[:-1]) * n.args[1].shape[1] <= small:
             found.setdefault((n.args[1].index, step), []).append(n)
             step += 1
-        for x in inputs_of(n):
+        for x in n.inputs:
             from_end[x.index] = max(from_end.get(x.index, 0), step)
     return {n.index: group for group in found.values() if len(group) > 1 for n in group}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.node import Node, Rate, aten, inputs_of
+from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.compiler.graph.operators import row
 
 
@@ -20,7 +20,7 @@ def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]
 
     What is in an original layout may have other axes than its shape says: it is not written over, and written anew.
     """
-    readers = collections.Counter(x.index for n in nodes for x in inputs_of(n))
+    readers = collections.Counter(x.index for n in nodes for x in n.inputs)
     readers.update(o.index for o in outputs if isinstance(o, Node))
     whole = _with_rows(nodes)
     found = {}
@@ -55,6 +55,6 @@ def _with_rows(nodes: Sequence[Node]) -> set[int]:
             found.add(n.index)
         elif n.op is kernels.spread or isinstance(n.op, str):
             continue
-        elif any(x.index in found and x.rate.stage == n.rate.stage for x in inputs_of(n)):
+        elif any(x.index in found and x.rate.stage == n.rate.stage for x in n.inputs):
             found.add(n.index)
     return found

@@ -22,7 +22,7 @@ import networkx
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Node, Rate, inputs_of, live_nodes
+from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.targets import Target
 
 LARGEST = 2000  # values of an item; of more, all that pairs read is stored
@@ -65,7 +65,7 @@ def bytes_of(nodes: Collection[Node]) -> int:
 
 def _wanted(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:
     """The values of items that pairs read, and callers."""
-    read = {x.index for n in nodes if n.rate is Rate.PAIR for x in inputs_of(n) if x.rate is Rate.ITEM}
+    read = {x.index for n in nodes if n.rate is Rate.PAIR for x in n.inputs if x.rate is Rate.ITEM}
     return read | {o.index for o in outputs if isinstance(o, Node) and o.rate is Rate.ITEM}
 
 
@@ -88,13 +88,13 @@ def _per_pair(items: Sequence[Node], wanted: set[int], workload: Workload, targe
 
 def _unstorable(items: Sequence[Node]) -> set[int]:
     """What has no row per item on its first axis, or is several tensors."""
-    several = {x.index for n in items if n.op is operator.getitem for x in inputs_of(n)}
+    several = {x.index for n in items if n.op is operator.getitem for x in n.inputs}
     return several | {n.index for n in items if not n.rows_first}
 
 
 def _kept(items: Sequence[Node], wanted: set[int], per_pair: Collection[int]) -> list[Node]:
     """What is stored, where some values are computed for every pair."""
-    read = wanted | {x.index for n in items if n.index in per_pair for x in inputs_of(n)}
+    read = wanted | {x.index for n in items if n.index in per_pair for x in n.inputs}
     return [n for n in items if n.index in read and n.index not in per_pair]
 
 
@@ -111,7 +111,7 @@ def _cheapest(
         graph.add_edge(n.index, ("read", n.index), **({} if n.index in unstorable else _capacity(read)))
         if n.index in wanted:
             graph.add_edge(("read", n.index), PAIR)
-        for x in inputs_of(n):
+        for x in n.inputs:
             if x.rate is Rate.ITEM:
                 graph.add_edge(("read", x.index), n.index)
                 graph.add_edge(n.index, x.index)  # a stored value is computed of stored ones

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rankhoist.compiler.graph.node import Node, Rate, aten, inputs_of
+from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.compiler.graph.operators import Timed, row
 from rankhoist.compiler.targets import predict
 from rankhoist.compiler.targets.profile import Profile
@@ -29,7 +29,7 @@ def training(target: Target) -> Target:
 
 def kind(node: Node) -> Any:
     """All that the prediction depends on."""
-    return predict.kind(node), tuple(_learns(x) for x in inputs_of(node))
+    return predict.kind(node), tuple(_learns(x) for x in node.inputs)
 
 
 def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, over: bool = False) -> Any:
@@ -45,7 +45,7 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
 
 
 def _backward(node: Node, profile: Profile, rows: Any, forward: Any) -> Any:
-    learning = [x for x in inputs_of(node) if _learns(x)]
+    learning = [x for x in node.inputs if _learns(x)]
     if not learning:
         return 0.0
     start = NODE * profile.call
