@@ -1,4 +1,4 @@
-"""Nine rankers on a GPU: the hoisted model after `tune` against the best way to run the original, as one table.
+"""Nine rankers and two blocks on a GPU: hoisted and tuned against the best way to run the original, as one table.
 
     python -m benchmarks.gpu --out benchmarks/results/DATE-gpu.json                 on a GPU, about nine minutes
     python -m benchmarks.gpu --device cpu --only norm_linear --seconds 9 --tiny     to see that it runs
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from rankhoist.bench import suite
 from rankhoist.bench.baselines import eager, graphed
 from rankhoist.bench.launches import launches, peak_bytes
 from rankhoist.bench.scenarios import scenario
@@ -42,6 +43,7 @@ NAMES = (
     "cross_full", "cross_low_rank", "dot_pairs_80_10", "dot_pairs_27_4", "target_attention", "norm_linear",
     "causal_history", "token_attention", "mmoe",
 )  # fmt: skip
+BLOCKS = ("mixed_tokens", "user_attention")  # in bfloat16, 1024 candidates of 15 requests
 SIZES = ((1, 1000), (1, 5000), (32, 32_000))  # requests, candidates in all
 DTYPES = (torch.float32, torch.bfloat16)
 OURS = ("warmed up", "tuned")
@@ -65,7 +67,7 @@ def main() -> None:
     left_out: list[str] = []
     print(f"{name_of(device)}, torch {torch.__version__}; milliseconds, medians")
     for dtype in DTYPES:
-        for name in fnmatch.filter(NAMES, args.only):
+        for name in fnmatch.filter([*NAMES, *(BLOCKS if dtype is torch.bfloat16 else ())], args.only):
             if time.perf_counter() < end:
                 rows += _scenario(name, dtype, device, args.tiny)
             else:
@@ -98,7 +100,8 @@ def _scenario(name: str, dtype: torch.dtype, device: torch.device, tiny: bool) -
     hoisted = hoist_program(capture(model, case.arguments(*sides(4, 4)), case.context_names))
     compiled, overhead = torch.compile(model, dynamic=False), torch.compile(model, mode="reduce-overhead")
     rows = []
-    for requests, candidates in [(r, n // 100) for r, n in SIZES] if tiny else SIZES:
+    sizes = (suite.BLOCK["cpu" if tiny else "cuda"],) if name in BLOCKS else SIZES
+    for requests, candidates in [(r, n // 100) for r, n in sizes] if tiny and name not in BLOCKS else sizes:
         warm = copy.deepcopy(hoisted).warm_up([candidates], [requests])
         tuned = copy.deepcopy(hoisted).tune([candidates], [requests], 0.2 if tiny else TUNING)
         context, candidate = sides(requests, candidates)

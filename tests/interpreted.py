@@ -60,6 +60,10 @@ def from_a_row(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype) ->
     assert_equal(fused.linear_from(x, weight, start, owner), expected.to(dtype))
     assert_equal(fused.finished(truth.to(dtype), start, owner), expected.to(dtype))
     assert_equal(fused.linear_from(x[:, 0], weight, start, owner), expected[:, 0].to(dtype))
+    start = drawn((len(counts), each, n), dtype, swapped=True)
+    expected = truth + start.double()[owner]
+    assert_equal(fused.linear_from(x, weight, start, owner), expected.to(dtype))
+    assert_equal(fused.finished(truth.to(dtype), start, owner), expected.to(dtype))
 
 
 def by_request(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from test_backends import CASES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rankhoist.compiler.graph import kernels, padded
+from rankhoist.compiler.graph import kernels, padded, trained
 from rankhoist.compiler.graph.operators import KERNELS
 from rankhoist.runtime import offsets as blocks
 
@@ -77,15 +77,21 @@ def test_every_kernel_of_the_requests_matrix(seed):
     there = slots, torch.arange(n) + longest * owner - offsets[owner]
     x, m, start, total = (torch.randn(*s, dtype=torch.float64) for s in ((n, 5), (r, 5, 3), (r, 3), (n, 3)))
     pairs, many = torch.randn(n, 2, 4, 5, dtype=torch.float64), torch.randn(r, 2, 5, 3, dtype=torch.float64)
+    keys, values = torch.randn(r, 2, 6, 5, dtype=torch.float64), torch.randn(r, 2, 6, 3, dtype=torch.float64)
     for kernel, given in {
         kernels.request_linear: (x, m), kernels.request_linear_from: (x, m, start, owner),
         kernels.request_linear_onto: (total, x, m), kernels.request_matmul: (pairs, many),
+        kernels.request_attention: (pairs, keys, values, 0.7),
     }.items():  # fmt: skip
         assert_equal(kernel(*given, there), kernel(*given, offsets), kernel.__name__)
+    for bounds in (offsets, torch.arange(r + 1) * (n // r)):  # as many candidates each
+        counts, given = trained.Counts.of(bounds), (pairs[: int(bounds[-1])], keys, values, 0.7)
+        assert_equal(trained.request_attention(*given, counts), kernels.request_attention(*given, bounds))
     onto = kernels.request_linear_onto_(total.clone(), x, m, there)
     assert_equal(onto, kernels.request_linear_onto(total, x, m, offsets))
     assert {k for k, row in KERNELS.items() if row.padded} == {
         kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto, kernels.request_matmul,
+        kernels.request_attention,
     }, "another one is tested here, too"  # fmt: skip
 
 

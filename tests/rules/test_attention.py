@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Function, hoisted_at
+from helpers import Function, assert_equal, hoisted_at, repeated
 from torch import Tensor
 
+from rankhoist import HoistedModel
 from rankhoist.capture import capture
-from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.plan.search import attempt, operators_of
 from rankhoist.compiler.rules import all_rules
 from rules.cases import (
     FIELDS,
@@ -35,6 +38,11 @@ def seen(c: Tensor) -> Tensor:
     return ((c[:, :, 0] > 0) & (c[:, :1, 1] > 0)).unsqueeze(1)
 
 
+def heads(*tensors: Tensor) -> list[Tensor]:
+    """`[rows, tokens, width]` as two heads of half the width."""
+    return [torch.stack([x[:, :, ::2], x[:, :, -((x.shape[2] + 1) // 2) :]], 1) for x in tensors]
+
+
 EQUAL: dict[str, Equal] = {
     "softmax": (lambda c, k: both(c, k).softmax(-1), ROWS, {}),
     "softmax_halves": (lambda c, k: torch.stack([c[:, :4], k], 1).softmax(-1), ROWS, {}),
@@ -46,6 +54,11 @@ EQUAL: dict[str, Equal] = {
     "sdpa": (
         lambda c, k: F.scaled_dot_product_attention(k.unsqueeze(1), c.unsqueeze(1), c.unsqueeze(1)).squeeze(1),
         FIELDS,
+        {},
+    ),
+    "queries_of_candidates": (
+        lambda c, k: F.scaled_dot_product_attention(*heads(k, c, c[:, :, :3]), scale=0.7).transpose(1, 2).flatten(2),
+        (randn(3, 6, 4), randn(N, 2, 4)),
         {},
     ),
     "dot_attention": (
@@ -147,6 +160,36 @@ def test_equal_at_every_level(name: str):
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_declines(name: str):
     declines(*NEAR_MISSES[name])
+
+
+@pytest.mark.parametrize(
+    ("call", "of_request"),
+    [
+        (lambda q, k: F.scaled_dot_product_attention(q[:, None], k[:, None], k[:, None]), True),
+        (lambda q, k: F.scaled_dot_product_attention(*heads(q, k, k[:, :, :3]), scale=0.3), True),
+        (lambda q, k: F.scaled_dot_product_attention(q, k, k), True),
+        (lambda q, k: F.scaled_dot_product_attention(q, k, k, is_causal=True), False),
+        (lambda q, k: F.scaled_dot_product_attention(q, k, k, seen(k)), False),
+        (lambda q, k: F.scaled_dot_product_attention(torch.cat([q, k], 1), k, k), False),
+        (lambda q, k: F.scaled_dot_product_attention(q, torch.cat([q, k], 1), torch.cat([k, q], 1)), False),
+        (lambda q, k: F.scaled_dot_product_attention(k, q, q), False),
+    ],
+    ids=["one head", "heads", "no heads", "causal", "masked", "queries of both", "keys of both", "keys of candidates"],
+)
+def test_queries_of_a_request_stand_side_by_side(call, of_request: bool):
+    """Where no form is asked for, and nothing but the queries is the candidate's."""
+    context, candidate = randn(3, 6, 4), randn(N, 2, 4)
+    model = Function(lambda c, k: call(k, c)).eval()
+    program = capture(model, (context[[0] * N], candidate), ["context"], all_rules())
+    whole = attempt(program, Level.FULL, Workload(), operators_of(program))
+    parts = attempt(program, Level.FULL, Workload(), frozenset())
+    assert [kernels.request_attention in {n.op for n in plan.nodes} for plan in (whole, parts)] == [of_request, False]
+    hoisted = HoistedModel(program, whole)
+    for offsets in ([0, 3, 3, N], [0, 0, N, N]):
+        expected = model(repeated(context, offsets), candidate)
+        assert_equal(hoisted(context, candidate, request_offsets=offsets), expected)
+    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(N, -1, -1), candidate))
+    assert hoisted(context[:1], candidate[:0]).shape[0] == 0
 
 
 def test_softmax_of_blocks_moves_to_a_shorter_dtype():

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rankhoist.bench import plots, suite
 from rankhoist.bench.goals import cell_name, median, ratio, summary
-from rankhoist.bench.scenarios import FAMILIES, SCENARIOS, names
+from rankhoist.bench.scenarios import BLOCKS, FAMILIES, SCENARIOS, names
 from rankhoist.bench.suite import QUICK_CANDIDATES, Cell, Settings
 from rankhoist.bench.table import page
 from rankhoist.compiler.targets.machine import machine
@@ -72,7 +72,7 @@ def chosen(options: Options) -> list[Cell]:
     """
     cells = suite.all_cells(options.device) if options.everything or options.only else suite.quick_cells()
     if options.only:
-        known = names([*SCENARIOS, *FAMILIES])
+        known = names([*SCENARIOS, *FAMILIES, *BLOCKS])
         for pattern in options.only:
             if not fnmatch.filter(known, pattern):
                 raise CommandError(f"--only {pattern}: no such scenario; there are {', '.join(known)}")

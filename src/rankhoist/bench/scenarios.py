@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist.bench import industrial
+from rankhoist.bench.blocks import MixedTokens, UserAttention
 from rankhoist.bench.models import (
     BilinearPairs,
     CausalHistory,
@@ -208,13 +209,18 @@ SCENARIOS = [
     *_along_histories(),
     _industrial(),
 ]  # fmt: skip
+BLOCKS = [  # for GPUs: a CPU needs seconds for a call of a few hundred candidates
+    Scenario("mixed_tokens", lambda: MixedTokens(1178 + 866, 433), (1178, 256), (866, 256), dense=True),
+    Scenario("user_attention", lambda: UserAttention(2), {"keys": (512, 256), "values": (512, 256)},
+             {"queries": (64, 256)}),
+]  # fmt: skip
 QUICK = ["cross_full", "cross_low_rank", "dot_pairs_80_10", "dot_pairs_27_4", "target_attention", "norm_linear",
          "mlp_share_25", "industrial"]  # fmt: skip
 
 
 def scenario(name: str) -> Scenario:
     """A scenario by name."""
-    return next(s for s in [*SCENARIOS, *FAMILIES] if s.name == name)
+    return next(s for s in [*SCENARIOS, *FAMILIES, *BLOCKS] if s.name == name)
 
 
 def names(scenarios: Sequence[Scenario]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from rankhoist.bench.baselines import Call, eager, graphed, in_onnx_runtime, vmapped
 from rankhoist.bench.floor import floor, products
 from rankhoist.bench.launches import launches, peak_bytes
-from rankhoist.bench.scenarios import FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
+from rankhoist.bench.scenarios import BLOCKS, FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Plan
@@ -27,6 +27,7 @@ CANDIDATES = [1, 10, 100, 500, 1000, 5000]
 QUICK_CANDIDATES = [1, 100, 1000]
 REQUESTS = {"cpu": [1, 8, 64], "cuda": [1, 32, 64]}  # of ragged batches,
 PER_REQUEST = [20, 200]  # with so many candidates each on average
+BLOCK = {"cpu": (4, 32), "cuda": (15, 1024)}  # requests, and candidates in all, of a call of a single block
 RAGGED = ["mlp", "cross_full", "cross_low_rank", "dot_pairs_80_10", "target_attention", "mmoe", "industrial"]
 SLOW_TO_COMPILE = ["bilinear_pairs", "industrial"]  # minutes: thousands of operators, hundreds of inputs
 
@@ -71,7 +72,8 @@ def all_cells(device: str = "cpu") -> list[Cell]:
         cells += [Cell(s, n) for n in CANDIDATES]
         if s.name in RAGGED:
             cells += [Cell(s, r * n, r) for r in REQUESTS[device.split(":")[0]] for n in PER_REQUEST]
-    return cells
+    requests, candidates = BLOCK[device.split(":")[0]]
+    return [*cells, *(Cell(s, candidates, requests) for s in BLOCKS)]
 
 
 def measure_all(

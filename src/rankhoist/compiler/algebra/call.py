@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
-from rankhoist.compiler.algebra import along, bag_tensors, fills, grid, pointwise, reads, training
+from rankhoist.compiler.algebra import along, attends, bag_tensors, fills, grid, pointwise, reads, training
 from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Decline, Form
@@ -62,9 +62,10 @@ class Call:
     """One operator of the captured graph, as a rule sees it."""
 
     def __init__(
-        self, originals: OriginalOperators, node: fx.Node, args: list[Value], kwargs: dict[str, Value]
-    ) -> None:
-        self._originals, self._node, self._args, self._kwargs = originals, node, args, kwargs
+        self, originals: OriginalOperators, node: fx.Node, args: list[Value], kwargs: dict[str, Value],
+        kept: Callable[[], bool] = lambda: True,
+    ) -> None:  # fmt: skip
+        self._originals, self._node, self._args, self._kwargs, self._kept = originals, node, args, kwargs, kept
         self.promised = originals.promised(node)
 
     # -- what the model's author wrote
@@ -140,17 +141,13 @@ class Call:
         """Makes nodes: what functions of the algebra are given first."""
         return self._originals.b
 
-    def simplified(self, form: Form) -> Form:
-        """Like terms added up, unevaluated."""
-        return self._originals.simplified(form)
-
     def settled(self, form: Form) -> Form:
         """All blocks evaluated."""
         return self._originals.settled(form)
 
-    def tidy(self, form: Form) -> Form:
-        """At most one block per stage along every dim, as far as blocks can be joined."""
-        return self._originals.tidy(form)
+    def tidy(self, form: Form, like_terms: bool = False) -> Form:
+        """At most one block per stage along every dim, as far as blocks can be joined; like terms may be added up."""
+        return self._originals.tidy(self._originals.simplified(form) if like_terms else form)
 
     def constant(self, value: Value) -> torch.Tensor | None:
         """The value, on the CPU, of what no training and no input changes, or None; an update may not change it."""
@@ -205,6 +202,16 @@ class Call:
     def read(self, value: Form, index: Form, dim: int) -> Form:
         """`value.gather(dim, index)` of what a request has, at places that a candidate chooses: see `reads`."""
         return reads.of_request(self._originals, value, index, dim)
+
+    def attended(self, q: Form, k: Form, v: Form, scale: float | None) -> Form | None:
+        """Attention of candidates' queries over keys and values of their request, as one operator: see `attends`.
+
+        None where an operand is of another kind, or the planner asks for a form.
+        """
+        if not attends.over_a_request(q, k, v) or self._kept():
+            return None
+        scale = q.sizes[-1] ** -0.5 if scale is None else float(scale)
+        return attends.over_request(self._originals, q, k, v, scale)
 
     def along(
         self, form: Form, dims: list[int], rule: Callable[[Form, list[int]], Any], of_numbers: bool = False

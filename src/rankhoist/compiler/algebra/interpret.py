@@ -291,7 +291,7 @@ class Interpreter:
 
     def _applied(self, law: Law, node: fx.Node, args: list[Value], kwargs: dict[str, Value], apart: bool) -> Value:
         """The result, as the level allows it; operands are one tensor each where blocks may not stay `apart`."""
-        call = Call(self.originals, node, args if apart else self._whole(args), kwargs)
+        call = Call(self.originals, node, args if apart else self._whole(args), kwargs, partial(self._kept, node))
         try:
             value = law.applied(call)
         except Elsewhere:
@@ -332,8 +332,12 @@ class Interpreter:
         if len(block.terms) > TERMS:
             self.originals.remark = f"its form has more than {TERMS} terms and is evaluated"
             return self.originals.settle(block)
+        return self.originals.simplify(block) if self._kept(node) else self.originals.settle(block)
+
+    def _kept(self, node: fx.Node) -> bool:
+        """Whether its forms stay unevaluated, which what is made of it depends on from now on."""
         self.chose = True
-        return self.originals.simplify(block) if self.keep(node) else self.originals.settle(block)
+        return self.keep(node)
 
 
 def _scalar(meta: Any) -> bool:

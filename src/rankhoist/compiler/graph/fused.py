@@ -1,6 +1,7 @@
 """One kernel for what takes several operators: on a GPU, where Triton is installed; elsewhere the operators themselves.
 
-    [N, B, E, k] x [R, B, k, n] by the row's owner (+ start [R, n] of its owner, or + what is there)  ->  function
+    [N, B, E, k] x [R, B, k, n] by the row's owner (+ start [R, n] or [R, E, n] of its owner, or + what is there)
+        -> a function of it
 
 N rows of R owners in order; one matrix may be that of all rows. Products in half precision, and in TF32 where PyTorch's
 own switch says so, are tiles of ours. In float32 the vendor's product stays, and what follows it is one kernel instead
@@ -44,7 +45,7 @@ def multiplies(x: Tensor) -> bool:
 
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor, activation: str = "") -> Tensor:
-    """`[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
+    """`[N, ..., k] x [n, k] + [R, n] (or [R, ..., n]) -> [N, ..., n]`."""
     made = x.new_empty(*x.shape[:-1], weight.shape[0])
     _rows(_apart(x), weight.t()[None, None], _apart(made), owner, start=start, activation=activation)
     return made
@@ -67,7 +68,7 @@ def request_matmul(x: Tensor, m: Tensor, blocks: Padded) -> Tensor:
 
 
 def finished(made: Tensor, start: Tensor, owner: Tensor, activation: str = "") -> Tensor:
-    """`[N, ..., n] + [R, n]` through a function, written over `made`, which is contiguous."""
+    """`[N, ..., n] + [R, n]` (or `[R, ..., n]`) through a function, written over `made`, which is contiguous."""
     if made.numel() == 0:
         return made
     from rankhoist.compiler.graph import tiles
@@ -75,7 +76,7 @@ def finished(made: Tensor, start: Tensor, owner: Tensor, activation: str = "") -
     each, columns = math.prod(made.shape[1:-1]), made.shape[-1]
     with torch.cuda.device_of(made):
         tiles.finish[(-(-made.numel() // PASS),)](
-            made, start, owner, made.numel(), each, columns, *start.stride(), ACTIVATION=activation, SIZE=PASS
+            made, start, owner, made.numel(), each, columns, *_strides(start), ACTIVATION=activation, SIZE=PASS
         )
     return made
 
@@ -94,7 +95,7 @@ def _rows(
     fewest = count * each if shared else count * each // requests
     tile = {**TILE, "M": _least(fewest, TILE["M"]), "N": _least(columns, TILE["N"])}
     grid = (-(-count * each // tile["M"]), -(-columns // tile["N"]), batch)
-    s_strides = (0, 0) if start is None else start.stride()
+    s_strides = (0, 0, 0) if start is None else _strides(start)
     with torch.cuda.device_of(x):
         tiles.rows[grid](
             x, m, out if start is None else start, owner, out, count, each, inner, columns, share,
@@ -102,6 +103,13 @@ def _rows(
             SHARED=shared, START=start is not None, ONTO=onto, ACTIVATION=activation, PRECISION=_precision(),
             WIDEN=not x.is_cuda, **tile,
         )  # fmt: skip
+
+
+def _strides(start: Tensor) -> tuple[int, ...]:
+    """Of `[R, n]` or `[R, ..., n]` by owner, part of a row, and column."""
+    if start.dim() == 2:
+        return start.stride(0), 0, start.stride(1)
+    return start.flatten(1, -2).stride()
 
 
 def _least(size: int, most: int) -> int:

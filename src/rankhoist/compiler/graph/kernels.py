@@ -72,9 +72,13 @@ def asserted(x: Tensor, condition: Tensor, message: str) -> Tensor:
 
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor | None, activation: str = "") -> Tensor:
-    """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
+    """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`.
+
+    `start` may have all axes of the result, `[R, ..., n]`.
+    """
     if owner is None:
-        return through(F.linear(x, weight, start[0]), activation)
+        made = F.linear(x, weight, start[0]) if start.dim() == 2 else F.linear(x, weight).add_(start)
+        return through(made, activation)
     if fused.multiplies(x):
         return fused.linear_from(x, weight, start, owner, activation)
     return _started(F.linear(x, weight), start, owner, activation)
@@ -172,6 +176,17 @@ def request_matmul(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
 
 
+def request_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, offsets: Offsets) -> Tensor:
+    """Queries over keys and values of their request: `[N, h, Q, d], [R, h, T, d], [R, h, T, e] -> [N, h, Q, e]`."""
+    if offsets is None:
+        return padded.attended(q[None], k, v, scale)[0]
+    if isinstance(offsets, tuple):
+        return padded.attention(q, k, v, scale, offsets)
+    bounds = enumerate(itertools.pairwise(offsets.tolist()))
+    own = [padded.attended(q[None, a:b], k[r : r + 1], v[r : r + 1], scale)[0] for r, (a, b) in bounds if a < b]
+    return torch.cat(own) if own else q.new_empty(0, *q.shape[1:-1], v.shape[-1])
+
+
 def batched_matmul(x: Tensor, m: Tensor) -> Tensor:
     """One matrix per batch entry, the same for all rows: `[N, B, m, k] x [B, k, n] -> [N, B, m, n]`, as one product."""
     rows, batch, width, inner = x.shape
@@ -211,8 +226,9 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _started(made: Tensor, start: Tensor, owner: Tensor, activation: str) -> Tensor:
-    """`[N, ..., n] + [R, n]` of each row's request, through a function, written over `made`."""
+    """`[N, ..., n] + [R, n]` (or `[R, ..., n]`) of each row's request, through a function, written over `made`."""
     if fused.runs(made):
         return fused.finished(made, start, owner, activation)
-    own = start.index_select(0, owner).view(-1, *[1] * (made.dim() - 2), start.shape[-1])
+    own = start.index_select(0, owner)
+    own = own.view(-1, *[1] * (made.dim() - own.dim()), *own.shape[1:])
     return through(made.add_(own), activation)

@@ -44,6 +44,7 @@ class Timed(Enum):
     BATCHED_WEIGHT = auto()  # several matrices, the same for all rows
     BATCHED_OF_REQUEST = auto()  # several matrices of their request
     ATTENTION = auto()
+    ATTENTION_OF_REQUEST = auto()  # over keys and values of the request
     CONVOLUTION = auto()
     EINSUM = auto()
     ORIGINAL = auto()  # a product as its author wrote it
@@ -218,6 +219,9 @@ KERNELS: dict[Op, Operator] = {
     kernels.request_linear_onto_: PLAIN,
     kernels.batched_matmul: Operator(Timed.BATCHED_WEIGHT),
     kernels.request_matmul: Operator(Timed.BATCHED_OF_REQUEST, padded=padded.matmul, trained=trained.request_matmul),
+    kernels.request_attention: Operator(
+        Timed.ATTENTION_OF_REQUEST, padded=padded.attention, trained=trained.request_attention
+    ),
     kernels.norm_by_counts: Operator(trained=trained.norm_by_counts),
     kernels.dropped: PLAIN,
 }

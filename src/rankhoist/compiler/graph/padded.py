@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rankhoist.compiler.graph.activations import through
@@ -38,3 +39,16 @@ def matmul(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
     slots, place = padded
     made = torch.matmul(in_blocks(x, slots), m[:, None])
     return made.flatten(0, 1).index_select(0, place)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, padded: Padded) -> Tensor:
+    slots, place = padded
+    return attended(in_blocks(q, slots), k, v, scale).flatten(0, 1).index_select(0, place)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """`[R, M, h, Q, d]` over `[R, h, T, d]` and `[R, h, T, e] -> [R, M, h, Q, e]`: queries of M rows side by side."""
+    side_by_side = q.transpose(1, 2).flatten(2, 3)
+    made = F.scaled_dot_product_attention(side_by_side, k, v, scale=scale)
+    apart: Tensor = made.unflatten(2, (q.shape[1], q.shape[3]))
+    return apart.transpose(1, 2)

@@ -26,7 +26,8 @@ def activated(x, ACTIVATION: tl.constexpr):
 @triton.jit
 def rows(
     x, m, start, owner, out, count, each, inner, columns, share,
-    x_row, x_batch, x_each, x_inner, m_owner, m_batch, m_inner, m_column, s_owner, s_column, o_row, o_batch, o_each,
+    x_row, x_batch, x_each, x_inner, m_owner, m_batch, m_inner, m_column, s_owner, s_each, s_column,
+    o_row, o_batch, o_each,
     SHARED: tl.constexpr, START: tl.constexpr, ONTO: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -64,7 +65,9 @@ def rows(
                 total = tl.dot(left, right, total, input_precision=PRECISION)
     both = inside[:, None] & within[None, :]
     if START:
-        total += tl.load(start + own[:, None] * s_owner + column[None, :] * s_column, mask=both, other=0.0)
+        total += tl.load(
+            start + (own * s_owner + part * s_each)[:, None] + column[None, :] * s_column, mask=both, other=0.0
+        )
     o_at = out + (row * o_row + batch * o_batch + part * o_each)[:, None] + column[None, :]
     if ONTO:
         total += tl.load(o_at, mask=both, other=0.0)
@@ -72,11 +75,14 @@ def rows(
 
 
 @triton.jit
-def finish(out, start, owner, elements, each, columns, s_owner, s_column, ACTIVATION: tl.constexpr, SIZE: tl.constexpr):
+def finish(
+    out, start, owner, elements, each, columns, s_owner, s_each, s_column, ACTIVATION: tl.constexpr, SIZE: tl.constexpr
+):
     """`out [rows * each, columns]` plus the `start` of the row's owner, through a function, written over it."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside, column = at < elements, at % columns
-    own = tl.load(owner + at // columns // each, mask=inside, other=0)
+    row = at // columns
+    own, part = tl.load(owner + row // each, mask=inside, other=0), row % each
     total = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(start + own * s_owner + column * s_column, mask=inside, other=0.0)
+    total += tl.load(start + own * s_owner + part * s_each + column * s_column, mask=inside, other=0.0)
     tl.store(out + at, activated(total, ACTIVATION).to(out.dtype.element_ty), mask=inside)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph import kernels, padded
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,15 @@ def request_matmul(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
     pairs = zip(x.split(counts.numbers), m.unbind(), strict=True)
     parts = [kernels.batched_matmul(rows, own) for rows, own in pairs]
     return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
+
+
+def request_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, counts: Counts) -> Tensor:
+    """Queries over keys and values of their request: `[N, h, Q, d], [R, h, T, d], [R, h, T, e] -> [N, h, Q, e]`."""
+    if counts.each is not None:
+        return padded.attended(q.unflatten(0, (k.shape[0], counts.each)), k, v, scale).flatten(0, 1)
+    triples = zip(q.split(counts.numbers), k.split(1), v.split(1), strict=True)
+    parts = [padded.attended(own[None], keys, values, scale)[0] for own, keys, values in triples if len(own)]
+    return torch.cat(parts) if parts else q.new_empty(0, *q.shape[1:-1], v.shape[-1])
 
 
 def norm_by_counts(

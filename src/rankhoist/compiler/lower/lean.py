@@ -121,7 +121,9 @@ def _sum_with_product(
     if total.shape == node.shape and _same_rows(total, product):
         made = _onto(builder, builder.reshape(value(total), inner.shape), product)
     elif math.prod(total.shape) == inner.shape[-1] and (total.shape[-1:] == inner.shape[-1:] or len(inner.shape) == 1):
-        made = _from(builder, value(total), product)
+        made = _from(builder, value(total), product, inner.shape[-1:])
+    elif readers.limits.ends and total.op is kernels.spread and total.shape == node.shape and node.dtype == total.dtype:
+        made = _from(builder, value(total), product, inner.shape)
     return None if made is None else builder.reshape(made, node.shape)
 
 
@@ -146,15 +148,17 @@ def _onto(builder: Builder, total: Node, product: Node) -> Node:
     return builder.call(op, (total, *product.args), rate, product.shape, product.dtype, multiply_adds=madds)
 
 
-def _from(builder: Builder, start: Node, product: Node) -> Node | None:
-    """A row of the model or of the request plus a product."""
+def _from(builder: Builder, start: Node, product: Node, own: Sequence[int]) -> Node | None:
+    """A row of the model or of the request plus a product; of the request, also a tensor as large as a row's."""
     madds, shape, dtype = product.work.multiply_adds, product.shape, product.dtype
     if start.op is kernels.spread:
         start = start.args[0]
     if start.rate.per_candidate:
         return None
-    start = builder.reshape(start, shape[-1:])
+    start = builder.reshape(start, own)
     linear = product.op is aten.linear.default
+    if len(own) > 1 and not linear:
+        return None
     if start.rate is Rate.WEIGHT:
         if not linear:
             return None
@@ -179,7 +183,8 @@ def _groups(nodes: Sequence[Node], wide: int) -> dict[int, list[Node]]:
     for n in nodes:
         if _plain_product(n) and n.op is not kernels.request_linear and n.shape[-1] < wide:
             weights = n.args[1:] if n.op is aten.linear.default else n.args[1:2]
-            if all(w.rate is Rate.WEIGHT for w in weights):
+            by_row = n.op is not kernels.linear_from or len(n.args[2].shape) == 1
+            if by_row and all(w.rate is Rate.WEIGHT for w in weights):
                 found.setdefault((n.args[0].index, n.op, len(n.args)), []).append(n)
     return {n.index: group for group in found.values() if len(group) > 1 for n in group}
 

@@ -97,6 +97,11 @@ def _amax(call: Call, part: Form, dim: int) -> Form:
 
 def attention(call: Call) -> Form:
     """`softmax(q k^T scale + mask) v` by its parts, where they are known at different rates."""
+    plain = not any(call.value(name) for name in ("dropout_p", "enable_gqa", "is_causal"))
+    if plain and call.value("attn_mask") is None:
+        whole: Form | None = call.attended(*call.forms("query", "key", "value"), scale=call.value("scale"))
+        if whole is not None:
+            return whole
     scores, mask = _scores(call)
     weights = _softmax_of_scores(call, moves.ordered(call.settled(scores)))
     return _values(call, weights, None if mask is None else _sees(call, mask))
@@ -138,7 +143,7 @@ def _batch(q: Form) -> list[str]:
 def _values(call: Call, weights: Form, sees: Form | None) -> Form:
     """The mean of the values by these weights; attention to nothing is zero, not 0 / 0."""
     q, v = call.forms("query", "value")
-    batch, weights = _batch(q), call.tidy(call.simplified(weights))
+    batch, weights = _batch(q), call.tidy(weights, like_terms=True)
     result = call.contract((weights, call.tidy(v)), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
     return result if sees is None else _where(call, sees, result, 0.0)
 

@@ -196,6 +196,15 @@ def _attention(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Ke
     return 1, scores + profile.products(batch, q[-2], k[-2], v[-1])
 
 
+def _attention_of_request(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    """The same over blocks of each request's queries, put side by side and, of several requests, back."""
+    (heads, queries, width), (_, keys, _), (_, _, result) = (a.shape for a in node.args[:3])
+    m = rows / np.maximum(requests, 1) * queries
+    products = profile.products(requests * heads, m, width, keys) + profile.products(requests * heads, m, keys, result)
+    moved = profile.curve("stream", rows * heads * queries * width * profile.itemsize)
+    return np.where(requests > 1, 4, 2), products + moved + np.where(requests > 1, 2, 0) * _written(node, profile, rows)
+
+
 def _written(node: Node, profile: Accelerator, rows: Any) -> Any:
     """One more pass over the result."""
     return profile.curve("stream", _bytes(node, profile, rows))
@@ -208,4 +217,5 @@ PRODUCTS: dict[Timed, Callable[[Node, Accelerator, Any, Any], Kernels]] = {
     Timed.BATCHED_WEIGHT: _batched_weight,
     Timed.EINSUM: _einsum,
     Timed.ATTENTION: _attention,
+    Timed.ATTENTION_OF_REQUEST: _attention_of_request,
 }

@@ -228,6 +228,17 @@ def _attention(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     return scores + profile.products(batch, q[-2], k[-2], v[-1])
 
 
+def _attention_of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    """The same for each request, with the queries of its candidates side by side, which are copied there."""
+    (heads, queries, width), (_, keys, _), (_, _, result) = (a.shape for a in node.args[:3])
+    requests = np.asarray(requests, float)
+    m = rows / np.maximum(requests, 1) * queries
+    softmax = profile.functions(rows * heads * queries * keys * 4.0) + rows * heads * queries * PASSES * profile.row
+    products = profile.products(heads, m, width, keys) + profile.products(heads, m, keys, result)
+    copies = profile.streams(rows * heads * queries * width * 4.0)
+    return requests * (products + PASSES * profile.call) + softmax + copies
+
+
 PRODUCTS: dict[Timed, Callable[[Node, Profile, Any, Any], Any]] = {
     Timed.PRODUCT: _by_weight,
     Timed.BATCHED: _batched,
@@ -235,6 +246,7 @@ PRODUCTS: dict[Timed, Callable[[Node, Profile, Any, Any], Any]] = {
     Timed.BATCHED_WEIGHT: _batched_weight,
     Timed.BATCHED_OF_REQUEST: _batched_of_request,
     Timed.ATTENTION: _attention,
+    Timed.ATTENTION_OF_REQUEST: _attention_of_request,
     Timed.CONVOLUTION: _convolution,
     Timed.EINSUM: _einsum,
 }
