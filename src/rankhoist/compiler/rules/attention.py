@@ -99,7 +99,8 @@ def attention(call: Call) -> Form:
     """`softmax(q k^T scale + mask) v` by its parts, where they are known at different rates."""
     plain = not any(call.value(name) for name in ("dropout_p", "enable_gqa", "is_causal"))
     if plain and call.value("attn_mask") is None:
-        whole: Form | None = call.attended(*call.forms("query", "key", "value"), scale=call.value("scale"))
+        q, k, v = call.forms("query", "key", "value")
+        whole: Form | None = call.attended(q, k, v, call.value("scale"))
         if whole is not None:
             return whole
     scores, mask = _scores(call)
