@@ -59,6 +59,20 @@ def training():
     return model.train(), example
 
 
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.user, self.item = nn.EmbeddingBag(20, 4), nn.EmbeddingBag(20, 4)
+
+    def forward(self, clicks, starts, tags, counts):
+        return (self.user(clicks, starts) * self.item(tags, counts.cumsum(0) - counts)).sum(1)
+
+
+def bags():
+    torch.manual_seed(0)
+    return Bags().eval(), (torch.arange(6), torch.tensor([0, 1, 4]), torch.arange(4), torch.tensor([2, 1, 1]))
+
+
 def alone():
     return Ranker()
 
@@ -92,6 +106,17 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # -- hoist
+
+
+def test_a_jagged_model_from_hoist_to_its_file(capsys: pytest.CaptureFixture):
+    named = ["--jagged", "clicks=offsets:starts", "--jagged", "tags=lengths:counts"]
+    given = ["some_models:bags", "--context", "clicks", *named]
+    assert cli.main(["hoist", *given, "--candidates", "50", "--time", "--out", "bags.rankhoist"]) == 0
+    assert "PASSED" in capsys.readouterr().out
+    assert cli.main(["show", "bags.rankhoist"]) == 0
+    assert re.search(r"clicks +context +\[rows, bag\] +int64", capsys.readouterr().out)
+    assert cli.main(["verify", *given[:-1], "tags=counts"]) == 2
+    assert "--jagged tags=counts: write VALUES=lengths:NAME or VALUES=offsets:NAME" in capsys.readouterr().err
 
 
 def test_hoist_shows_every_level_and_verifies(capsys, folder: Path):

@@ -22,6 +22,11 @@ an input that an item has wherever it is a candidate, in the same words: its wor
 items; what is neither belongs to the pair of both"""
 
 
+JAGGED_HELP = """\
+an input of values in bags, and the one that cuts them into rows, as VALUES=lengths:NAME or VALUES=offsets:NAME; repeat
+for more; containers of torchrec need none"""
+
+
 def command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str
 ) -> argparse.ArgumentParser:
@@ -66,6 +71,18 @@ def context_of(arguments: Sequence[str], option: str = "--context") -> dict[str,
         name, equals, columns = argument.partition("=")
         context[name] = _columns(f"{option} {argument}", columns) if equals else True
     return context
+
+
+def jagged_of(arguments: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`["clicks=offsets:starts", "tags=lengths:counts"]` -> `{"clicks": {"offsets": "starts"}, ...}`."""
+    jagged: dict[str, dict[str, str]] = {}
+    for argument in arguments:
+        values, equals, bounds = argument.partition("=")
+        kind, colon, name = bounds.partition(":")
+        if not equals or not colon or kind not in ("lengths", "offsets"):
+            raise CommandError(f"--jagged {argument}: write VALUES=lengths:NAME or VALUES=offsets:NAME")
+        jagged[values] = {kind: name}
+    return jagged
 
 
 def _columns(given: str, text: str) -> list[int]:

@@ -17,7 +17,8 @@ from rankhoist.compiler.targets.known import NAMES
 from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.report.text import ratio
 from rankhoist.runtime import HoistedModel
-from rankhoist.verify.batches import arguments, draw, split_rows
+from rankhoist.verify.batches import draw
+from rankhoist.verify.original import run_hoisted
 
 SECONDS = 5.0  # of timing, with --time
 
@@ -79,12 +80,11 @@ def _timed(args: argparse.Namespace, hoisted: HoistedModel, plans: dict[str, Pla
     """Level -> measured seconds of a call, the levels in turn, on rows drawn from the example."""
     assert hoisted.program is not None, "captured a moment ago"
     calls = {}
-    interface = hoisted.interface
-    batch = draw(interface.inputs.values(), hoisted.example, args.candidates, args.requests, -1, args.seed)
-    positional, named = arguments(interface, split_rows(interface, batch))
+    inputs = hoisted.interface.inputs.values()
+    batch = draw(inputs, hoisted.example, args.candidates, args.requests, -1, args.seed)
     for level, plan in plans.items():
         model = hoisted if level == args.level else HoistedModel(hoisted.program, plan)  # type: ignore[arg-type]
-        calls[level] = partial(model, *positional, request_offsets=list(batch.offsets), **named)
+        calls[level] = partial(run_hoisted, model, batch)
     return {level: t.median / 1e3 for level, t in interleaved(calls, seconds=SECONDS).items()}
 
 
