@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -162,7 +163,7 @@ class Inputs:
         """Tensors by the names that stages read."""
         return flat(inputs) if self.interface.jagged else inputs
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, dict[str, Given]]:
         """What is known of every tensor that stages read, side by side."""
         return {

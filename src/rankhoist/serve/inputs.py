@@ -67,6 +67,11 @@ class Feature:
         return "R" if self.side == "context" else "N"
 
     @property
+    def tensor(self) -> str:
+        """The tensor that holds its values."""
+        return bags.values_of(self.name) if self.jagged else self.name
+
+    @property
     def leads(self) -> bool:
         """Whether its lengths are those of other features, too."""
         return self.jagged and self.name == self.input
@@ -191,7 +196,7 @@ class Signature:
             if feature.jagged:
                 lengths = bags.lengths_of(name, feature.side, given, cuts.get(feature.input), most_values)
                 cuts[feature.input] = lengths
-            array = feature.check(given[next(iter(feature.tensors))], allow_nan, lengths)
+            array = feature.check(given[feature.tensor], allow_nan, lengths)
             count = len(array) if lengths is None else len(lengths)
             if rows[feature.side] not in (-1, count):
                 expected = f"as the {feature.side} features before it"
@@ -218,7 +223,7 @@ class Signature:
         names = set(given)
         for name, feature in self.features.items():
             cuts = names.intersection(bags.cuts_of(name)) if feature.jagged else ()
-            if next(iter(feature.tensors)) not in names or (feature.leads and not cuts):
+            if feature.tensor not in names or (feature.leads and not cuts):
                 message = f"{feature.side} feature {name!r} is missing: {feature.expected}"
                 raise RequestError("missing_input", message, name)
             if len(cuts) > 1:
