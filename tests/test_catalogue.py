@@ -429,3 +429,26 @@ def test_calls_that_make_no_sense(model, program, hoisted):
     plain = HoistedModel(program, make_plan(program, LEVELS[0], Workload()))
     with pytest.raises(InputError, match="no input is marked as the item's"):
         plain.catalogue(catalogue)
+
+
+class Normed(nn.Module):
+    """A norm over all columns, then a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.top = nn.LayerNorm(48), nn.Linear(48, 64)
+
+    def forward(self, context: Tensor, item: Tensor) -> Tensor:
+        return self.top(self.norm(torch.cat([context, item], 1)))
+
+
+def test_the_items_share_of_a_norms_mean_is_stored():
+    """Of the layer's width are what is kept, and three passes over it: the request's part, the scale, the bias."""
+    model, catalogue, context = Normed().double().eval(), randn(ITEMS, 16), randn(3, 32)
+    hoisted = rankhoist.hoist(model, (randn(4, 32), randn(4, 16)), context=["context"], item=["item"])
+    store = hoisted.catalogue([catalogue])
+    scores = hoisted.score(hoisted.prepare([context], store=store), store=store, rows=range(N), request_offsets=OFFSETS)
+    assert_equal(scores, model(repeated(context, OFFSETS), catalogue[:N]))
+    plan = hoisted.blueprint.with_store.main
+    wide = [n for n in plan.nodes if n.rate is Rate.PAIR and n.shape == (64,) and n.work.elements]
+    assert [n.op.__name__ for n in wide] == ["gathered", "add.Tensor", "mul.Tensor", "add.Tensor"]

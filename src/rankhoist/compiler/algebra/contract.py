@@ -27,17 +27,18 @@ def settle(b: Builder, block: Block, workload: Workload) -> Block:
         return block
     visible = set(block.visible)
     parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible, workload)]
-    if workload.stored:
-        parts = _one_of_items(b, parts)
-    total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
-    return Block(block.labels, (Term((total,)),))
+    return Block(block.labels, (Term((_total(b, parts, workload),)),))
 
 
-def _one_of_items(b: Builder, parts: list[Factor]) -> list[Factor]:
-    """What depends on items alone is added up by itself, for it is stored: one tensor is read in place of several."""
+def _total(b: Builder, parts: list[Factor], workload: Workload) -> Factor:
+    """The sum, what is known first before the rest.
+
+    What depends on items alone is added up by itself where it is stored: one tensor is read in place of several.
+    """
     items = [f for f in parts if f.node.rate is Rate.ITEM]
-    others = [f for f in parts if f.node.rate is not Rate.ITEM]
-    return [*others, reduce(lambda x, y: add(b, x, y), items)] if items else parts
+    if workload.stored and len(items) > 1:
+        parts = [*(f for f in parts if f not in items), reduce(lambda x, y: add(b, x, y), items)]
+    return reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
 
 
 def simplify(b: Builder, block: Block, workload: Workload) -> Block:
@@ -124,8 +125,7 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     joint += workload.of(rate) * math.prod(x.size for x in labels)
     if joint > sum(cheapest(t.factors, visible, workload).cost for t in terms):
         return terms
-    parts = [evaluate(b, t, keep, workload) for t in coefficients]
-    total = reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
+    total = _total(b, [evaluate(b, t, keep, workload) for t in coefficients], workload)
     return [Term((total, moving))]
 
 

@@ -4,6 +4,7 @@
   in one tensor);
 * `x + a * b` is one pass over memory;
 * linear maps of the same tensor are one product, cut apart by views; so are, per request, maps by the same weight;
+* a chain of maps that ends with few columns is taken from its end (`chains.py`);
 * several embedding tables are read by one gather (`tables.py`);
 * `relu(x + z W)`, with x of the request, is one kernel where a machine has such.
 
@@ -21,6 +22,7 @@ from typing import Any
 from rankhoist.compiler.graph import activations, kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, join, live_nodes
+from rankhoist.compiler.lower.chains import from_the_end
 from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.lower.tables import one_gather
 
@@ -28,9 +30,9 @@ PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
 FROM_A_ROW = {kernels.linear_from, kernels.request_linear_from}
 
 
-def lean(builder: Builder, outputs: Sequence[Any], limits: Limits) -> list[Any]:
-    """`outputs` by fewer operators, where larger ones gain something."""
-    for make in (_fused, _joined, _stacked, _gathered, _ended):
+def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bool = False) -> list[Any]:
+    """`outputs` by fewer operators, where larger ones gain something; with chains of products in another order."""
+    for make in (*([_reordered] if reordered else []), _fused, _joined, _stacked, _gathered, _ended):
         outputs = _rebuilt(builder, outputs, limits, make)
     return list(outputs)
 
@@ -74,6 +76,14 @@ def _rebuilt(builder: Builder, outputs: Sequence[Any], limits: Limits, make: Mak
     for node in readers.nodes:
         value(node)
     return [value(o) if isinstance(o, Node) else o for o in outputs]
+
+
+# -- chains of products
+
+
+def _reordered(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """A chain from its short end."""
+    return from_the_end(builder, node, readers.once, value)
 
 
 # -- sums

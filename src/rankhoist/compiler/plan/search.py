@@ -234,7 +234,7 @@ def attempt(
     outputs = [*outputs, *conditions]
     if workload.stored:
         outputs = cut(interpreter.b, outputs, workload, target, interpreter.memo.cuts)
-    outputs = lean(interpreter.b, outputs, target.limits)
+    outputs = lean(interpreter.b, outputs, target.limits, reordered=level is Level.FULL)
     cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
     if workload.stored:
         cost = replace(cost, seconds=cost.seconds + penalty(outputs, workload))

@@ -5,8 +5,8 @@ Law 2: a row norm over mixed blocks takes its statistics from those of the block
 
     mean = sum_b n_b mean_b / n,    n var = sum_b M2_b + n_b (mean_b - mean)^2,
 
-and is then `(x - mean) * s * weight + bias` with atoms `s` and `mean s` of width 1: a linear map that follows never
-sees the normalised values. Context blocks contribute their statistics once per request.
+and is then `(x - mean) * s * weight + bias` with atoms of width 1, `s` and the blocks' parts of `mean s`: a linear map
+that follows never sees the normalised values. Context blocks contribute their statistics once per request.
 Law 3: a row norm along axes that no cut goes through is the norm of every block, at the block's own rate.
 """
 
@@ -114,7 +114,7 @@ def _norm_by_statistics(call: Call, x: Form, count: int) -> Form:
     scale = call.each(aten.rsqrt.default, call.each(aten.add.Scalar, squares, eps))
     parts = [grid.multiply(call.builder, [x, scale], x.dtype)]
     if mean is not None:
-        parts.append(grid.multiply(call.builder, [mean, scale], x.dtype))
+        parts.append(grid.multiply(call.builder, [_parts_of_mean(call, x, dims, axes), scale], x.dtype))
     result = grid.total(call.builder, parts, x.dtype, (1.0, -1.0)[: len(parts)])
     if call.value("weight") is not None:
         result = grid.multiply(call.builder, [result, call.form("weight")], x.dtype)
@@ -124,8 +124,13 @@ def _norm_by_statistics(call: Call, x: Form, count: int) -> Form:
 
 
 def _mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> Form:
+    return call.settled(_parts_of_mean(call, x, dims, axes))
+
+
+def _parts_of_mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> Form:
+    """The mean as the sum of what each block adds to it."""
     scale = 1.0 / math.prod(x.sizes[d] for d in dims)
-    return call.settled(moves.with_axes(grid.sum_dims(call.builder, x, dims, scale), axes))
+    return moves.with_axes(grid.sum_dims(call.builder, x, dims, scale), axes)
 
 
 def _mean_square(call: Call, x: Form, dims: list[int], axes: list[int], mean: Form | None) -> Form:
