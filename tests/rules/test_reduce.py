@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function, hoisted_at
+from torch import Tensor
 
+from rankhoist.capture import capture
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.rules import all_rules
 from rules.cases import FIELDS, HISTORY, ROWS, Equal, NearMiss, both, declines, equal_at_every_level, fields, numbers
 
 randn = numbers(12)
@@ -23,6 +28,13 @@ EQUAL: dict[str, Equal] = {
         {},
     ),
     "norm": (lambda c, k: F.normalize(both(c, k)) + both(c, k).norm(dim=1, keepdim=True), ROWS, {}),
+    "largest": (lambda c, k: fields(c, k).relu().amax(1) - fields(c, k).amin([1, 2], keepdim=True)[:, 0], FIELDS, {}),
+    "any_all": (
+        lambda c, k: (both(c, k) > 1).any(1) | (both(c, k) > -1).all(1, keepdim=True)[:, 0] | both(c, k).any(1),
+        ROWS,
+        {},
+    ),
+    "product": (lambda c, k: torch.stack([both(c, k).prod(1), both(c, k).logsumexp(1)], 1), ROWS, {}),
     "max_dim": (lambda c, k: both(c, k).max(1), ROWS, {}),
     "sort_topk": (lambda c, k: (torch.sort(c, 1).values, both(c, k).topk(3, dim=1).indices), ROWS, {}),
     "stable_sort": (lambda c, k: (c.sort(dim=1, stable=True)[0], both(c, k).argsort(dim=1, stable=True)), ROWS, {}),
@@ -40,6 +52,12 @@ EQUAL: dict[str, Equal] = {
 
 NEAR_MISSES: dict[str, NearMiss] = {
     "sum_over_rows": (lambda c, k: both(c, k) - both(c, k).sum(0), "sum", "over the rows: axis 0 of [rows, 10]", {}),
+    "largest_over_rows": (
+        lambda c, k: both(c, k) - both(c, k).amax(0),
+        "amax",
+        "over the rows: axis 0 of [rows, 10]",
+        {},
+    ),
     "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0 of [rows, 6]", {}),
 }
 
@@ -47,6 +65,15 @@ NEAR_MISSES: dict[str, NearMiss] = {
 @pytest.mark.parametrize("name", EQUAL)
 def test_equal_at_every_level(name: str):
     equal_at_every_level(*EQUAL[name])
+
+
+def test_the_largest_of_a_history_is_found_once():
+    def call(c: Tensor, k: Tensor) -> Tensor:
+        return torch.cat([c, k], 1).relu().amax(1)
+
+    program = capture(Function(call).eval(), (randn(4, 60), randn(4, 1)), ["context"], all_rules())
+    elements = {level: hoisted_at(program, level).plan.cost.elements for level in (Level.REQUEST, Level.LINEAR)}
+    assert elements[Level.REQUEST] > 20 * elements[Level.LINEAR]
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)

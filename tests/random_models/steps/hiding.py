@@ -68,7 +68,7 @@ infinite_where_hidden = one_of([
 ])  # fmt: skip
 
 
-# -- a finite number where a constant hides: (draft, x, seen); the last is too near to scores
+# -- a finite number where a constant hides: (draft, x, seen); the last ones are too near to scores
 
 
 def filled_twice(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
@@ -78,9 +78,20 @@ def filled_twice(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
     return draft.call(aten.masked_fill.Scalar, first, draft.call(aten.gt.Scalar, x, 5.0), fill)
 
 
+def number_added(draft: Draft, x: fx.Node, seen: Tensor, number: float) -> Made:
+    """To what is hidden, by a mask that is 1 where it hides, or where it shows."""
+    if draft.flag():
+        hidden = kept(draft, (~seen).double())
+        return draft.call(aten.add.Tensor, x, draft.call(aten.mul.Tensor, hidden, number))
+    hidden = draft.call(aten.rsub.Scalar, kept(draft, seen.double()), 1.0)
+    return draft.call(aten.sub.Tensor, x, draft.call(aten.mul.Tensor, hidden, -number))
+
+
 filled_where_hidden = one_of([
     lambda draft, x, seen: draft.call(aten.masked_fill.Scalar, x, kept(draft, ~seen), -1e9),
     lambda draft, x, seen: draft.call(aten.where.ScalarSelf, kept(draft, ~seen), torch.finfo(torch.float64).min, x),
     filled_twice,
+    lambda draft, x, seen: number_added(draft, x, seen, draft.pick([-1e9, -10000.0])),
+    lambda draft, x, seen: number_added(draft, x, seen, -50.0),
     lambda draft, x, seen: draft.call(aten.masked_fill.Scalar, x, kept(draft, ~seen), -30.0),
 ])  # fmt: skip

@@ -140,7 +140,16 @@ def by_joined_factors(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
     return draft.call(aten.matmul.default, draft.call(aten.mul.Tensor, scores_of(draft, x), shown), x)
 
 
-JOINED = [by_joined_masks, by_joined_biases, by_joined_factors]
+def by_joined_numbers(draft: Draft, x: fx.Node, seen: Tensor) -> Made:
+    hidden = draft.call(aten.add.Tensor, *draft.shuffled([kept(draft, (~seen).double()), padding(draft, x)]))
+    mask = draft.call(aten.mul.Tensor, hidden, draft.pick([-1e9, -10000.0, -10.0]))
+    if draft.flag():
+        return draft.call(aten.scaled_dot_product_attention.default, x, x, x, mask)
+    shares = draft.call(aten.softmax.int, draft.call(aten.add.Tensor, scores_of(draft, x), mask), -1)
+    return draft.call(aten.matmul.default, shares, x)
+
+
+JOINED = [by_joined_masks, by_joined_numbers, by_joined_biases, by_joined_factors]
 LOOKING = [causal, with_mask, by_softmax, by_filled, by_sigmoid, by_silu, *JOINED]
 
 

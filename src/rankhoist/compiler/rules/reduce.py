@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
-from rankhoist.compiler.algebra import grid, moves
+from rankhoist.compiler.algebra import grid, joins, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
+
+JOINS = {
+    "amax": aten.maximum.default,
+    "amin": aten.minimum.default,
+    "any": aten.logical_or.default,
+    "all": aten.logical_and.default,
+    "prod": aten.mul.Tensor,
+    "logsumexp": aten.logaddexp.default,
+}
 
 
 def sum_(call: Call) -> Form:
@@ -33,18 +44,35 @@ def _linear(call: Call, scale: float) -> Form:
     return moves.with_axes(result, axes) if call.value("keepdim") else result
 
 
+def of_parts(call: Call) -> Form:
+    """`amax`, `any`, ...: of the parts that are known equally often, then of these."""
+    value = call.tidy(call.form("self"))
+    dims = value.dims_of(call.value("dim"))
+    cut = [d for d in dims if len(value.dims[d]) > 1]
+    if len(cut) != 1 or not value.mixed or value.dtype != call.out.dtype:
+        raise Elsewhere(f"axis {call.value('dim')} of {value.axes} is one block")
+    parts = (joins.segment(value, cut[0], k) for k in range(len(value.dims[cut[0]])))
+    made: list[Form] = [_along(call, part, dims) for part in parts]
+    return reduce(lambda x, y: call.each(JOINS[call.name], x, y), made)
+
+
 def along(call: Call) -> Value:
     """`softmax`, `max`, `sort`, ...: one tensor along the named axes, block by block along the others."""
     value, axis = call.form("self"), call.value("dim")
     dims = value.dims_of(axis)
-    single = isinstance(axis, int)
-    if single and len(dims) > 1:
+    if isinstance(axis, int) and len(dims) > 1:
         raise Decline(f"works along several folded axes: axis {axis} of {value.axes}")
+    return _along(call, value, dims)
+
+
+def _along(call: Call, value: Form, dims: list[int]) -> Value:
+    single = isinstance(call.value("dim"), int)
     return call.along(value, dims, lambda part, axes: call.again(self=part, dim=axes[0] if single else axes))
 
 
 LAWS = [
     *law("sums", Level.REQUEST, {"sum": sum_, "mean": mean}, blocks=Level.LINEAR),
+    *law("largest of parts", Level.LINEAR, {"amax amin any all prod logsumexp": of_parts}),
     *law("one side alone", Level.REQUEST, {
         "log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin": along,
         "sort argsort topk kthvalue sum mean logsumexp any all prod": along,
