@@ -24,7 +24,8 @@ WITHOUT_PRODUCTS = {"bags", "lookup", "reshape", "parts", "joining", "scans", "p
 ALSO_WITHOUT = set(
     """
 outer addr softmax _softmax cdist max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d
-avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold opaque
+avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold opaque select slice
+narrow flip roll cat concat concatenate constant_pad_nd pad
 """.split()
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankhoist.capture import BagNames, Context, Program, capture
+from rankhoist.capture import BagNames, Context, Dynamic, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plans, plans_with_store, safe_plan, watched
 from rankhoist.compiler.rules import all_rules, check_names
@@ -35,6 +35,7 @@ def hoist(
     targets: Iterable[str] = (),
     opaque: Sequence[str] = (),
     jagged: BagNames | None = None,
+    dynamic: Dynamic | None = None,
     seconds: float | None = None,
 ) -> HoistedModel:
     """An equal model that computes context work once per request.
@@ -63,6 +64,10 @@ def hoist(
         jagged: which inputs are values in bags, with no row of their own: `{values: offsets}`, offsets `[rows]` or
             `[rows + 1]`, or `{values: {"lengths": lengths}}`, lengths `[rows]`. The keys of a container of bags, as
             torchrec's `KeyedJaggedTensor`, are inputs by themselves and need not be named.
+        dynamic: axes of context inputs whose length varies from call to call, as that of a history:
+            `{"history": 1}`, or with bounds `{"history": {1: (2, 200)}}`. Inputs of the same length share a name,
+            `{"history": {1: "T"}, "mask": {1: "T"}}`, or a `torch.export.Dim`. A length is 0 or more unless bounds say
+            otherwise; plans are made for that of the example. An exported program has its own dynamic axes.
         seconds: of this thread that the search for plans may take; what it has not tried by then is left out. By
             default a search ends by itself, after 15 seconds of trying for one target. On a terminal, a search of over
             five seconds shows what it tries.
@@ -77,7 +82,9 @@ def hoist(
         >>> hoisted(torch.randn(1, 8), torch.randn(1000, 4)).shape  # of one request, and of its candidates
         torch.Size([1000, 1])
     """
-    program = capture(model, example, context, all_rules(), item=item, opaque=tuple(opaque), jagged=jagged)
+    program = capture(
+        model, example, context, all_rules(), item=item, opaque=tuple(opaque), jagged=jagged, dynamic=dynamic
+    )
     hoisted = hoist_program(
         program, workload=workload, level=level, without=without, targets=targets, item_bytes=item_bytes,
         seconds=seconds,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from rankhoist.capture.recurrent import of_any_length
+
 aten = torch.ops.aten
 DEPTH = 4  # of operators made of operators made of ...
 SIMPLE = {  # these have a kernel of their own, and parts that take about as long
@@ -43,7 +45,8 @@ def _taken(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> Ex
     if not table:
         return None
     try:
-        taken: ExportedProgram = program.run_decompositions(table)
+        with of_any_length():
+            taken: ExportedProgram = program.run_decompositions(table)
         if _tokens(taken) == _tokens(program):  # parts that check the result belong together: such operators stay whole
             return taken
         if len(table) == 1:

@@ -20,29 +20,49 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
+from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.taken import TakenAlong
+from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
 
 MAX_ROWS = 2**24
 TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo")  # before they refuse
 
 
-def export(model: nn.Module, bound: inspect.BoundArguments, training: bool = False) -> torch.export.ExportedProgram:
+def export(
+    model: nn.Module, bound: inspect.BoundArguments, training: bool = False, varying: Axes | None = None
+) -> torch.export.ExportedProgram:
     """Export with at least two rows: a size of one would be taken for a constant. What is no tensor is a constant.
+
+    `varying` are the symbols of other axes, by input.
 
     Raises:
         ExportError: `torch.export` refuses the model; says in which module and why.
     """
 
+    leaves = named_leaves(bound.arguments)
+    own = {id(leaves[name]): axes for name, axes in (varying or {}).items()}
+
     def several(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
+        leaf = traceable(leaf, own.get(id(leaf), ()))
         return leaf.repeat_interleave(3, 0) if leaf.shape[0] == 1 else leaf.clone()  # one tensor given twice is two
 
     args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
     rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
-    dynamic = pytree.tree_map(lambda x: {0: rows} if isinstance(x, torch.Tensor) else None, dict(bound.arguments))
-    return exported(model, model, args, kwargs, dynamic, named_leaves(bound.arguments), bound, training)
+    dynamic = pytree.tree_map(
+        lambda x: {0: rows, **own.get(id(x), {})} if isinstance(x, torch.Tensor) else None, dict(bound.arguments)
+    )
+    try:
+        return exported(model, model, args, kwargs, dynamic, leaves, bound, training)
+    except ExportError as error:
+        if not varying:
+            raise
+        fewer = fitted(varying, error)
+        if fewer is None:
+            raise ExportError(told(varying, error)) from error.__cause__
+        return export(model, bound, training, fewer)
 
 
 def exported(
@@ -66,7 +86,7 @@ def exported(
     for strict in (False, True):
         try:
             own = _no_own_gradients() if training else contextlib.nullcontext()
-            with _quiet(), own, contextlib.nullcontext() if strict else _symbolic():
+            with _quiet(), own, of_any_length(), contextlib.nullcontext() if strict else _symbolic():
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
         except Exception as error:
             errors.append(error)

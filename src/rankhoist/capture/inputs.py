@@ -14,6 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.jagged import Jagged
+from rankhoist.capture.varying import Varying
 from rankhoist.errors import ContextError, InputError
 
 Context = Sequence[str] | str | Mapping[str, "Sequence[int] | slice | bool"]
@@ -56,7 +57,8 @@ class InputSpec:
     `columns` lists the context columns: all of them for a context input (`None` where the input has no column
     axis), none for a candidate input, some for a packed one. What is left, all of it (`item`) or `item_columns`, is
     known of the item alone; the rest belongs to the pair of request and item. `bags` are what a jagged input has of
-    each value; its `dtype` is that of the first, its `shape` empty.
+    each value; its `dtype` is that of the first, its `shape` empty. Axes that are `varying` have the size of the
+    example in `shape`.
     """
 
     name: str
@@ -67,6 +69,7 @@ class InputSpec:
     item: bool = False
     item_columns: tuple[int, ...] = ()
     bags: tuple[Column, ...] = ()
+    varying: tuple[Varying, ...] = ()
 
     def leaves(self, side: str) -> tuple[str, ...]:
         """What is put behind its name for the tensors that a stage of one side reads."""

@@ -53,6 +53,11 @@ class Interface:
         """Whether an input is jagged."""
         return any(spec.bags for spec in self.inputs.values())
 
+    @cached_property
+    def varying(self) -> bool:
+        """Whether an axis of an input varies, beside the rows."""
+        return any(spec.varying for spec in self.inputs.values())
+
     def call(self, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of a call, from its inputs by name."""
         own = {spec.name: leaves[spec.name] for spec in self.inputs.values()}

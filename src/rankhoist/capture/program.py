@@ -34,8 +34,10 @@ from rankhoist.capture.inputs import Constant, Context, InputSpec, common_rows, 
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.opaque import OpaqueCall, kept
 from rankhoist.capture.packs import Pack
+from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.signature import Arguments
 from rankhoist.capture.users import jagged_users, plain_users
+from rankhoist.capture.varying import Axes, Dynamic, asked
 from rankhoist.capture.wrappers import check_packed, converted, signature_of, unwrapped
 from rankhoist.errors import (
     CaptureError,
@@ -90,6 +92,7 @@ class Program:
         modules: these modules, by path.
         packs: how leaves of a call are made of jagged inputs.
         bags: the placeholders of a jagged input's lengths and columns -> the name of what a stage reads there.
+        lengths: the symbols of axes that vary, and what plans take them for: what the example has.
     """
 
     graph: fx.Graph
@@ -111,6 +114,7 @@ class Program:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     packs: tuple[Pack, ...] = ()
     bags: dict[str, str] = field(default_factory=dict)
+    lengths: dict[sympy.Symbol, int] = field(default_factory=dict)
 
     @property
     def interface(self) -> Interface:
@@ -125,7 +129,7 @@ class Program:
 def capture(
     model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context,
     known: Container[Any] | None = None, training: bool = False, item: Context | None = None,
-    opaque: Sequence[str] = (), jagged: BagNames | None = None,
+    opaque: Sequence[str] = (), jagged: BagNames | None = None, dynamic: Dynamic | None = None,
 ) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
 
@@ -143,7 +147,7 @@ def capture(
     """
     if isinstance(model, str | os.PathLike):
         model, example = _load(Path(model), example)
-    bound, call = None, None
+    bound, call, varying = None, None, {}
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         check_packed(model)
@@ -154,15 +158,21 @@ def capture(
         call = jagged_call(bound, jagged or {})
         leaves = named_leaves(bound.arguments) if call is None else call.leaves
         common_rows(leaves)
+        varying = asked(dynamic or {}, leaves)
+        if varying and (call is not None or training or opaque):
+            raise InputError(
+                "a model with axes that vary has no jagged inputs and no opaque modules, and is not trained yet"
+            )
         if call is not None and (training or opaque):
             raise InputError("a model of jagged inputs is neither trained by rows nor has opaque modules yet")
-    elif jagged:
-        raise InputError("jagged inputs need the module itself, not a program that is exported already")
+    elif jagged or dynamic:
+        said = "jagged inputs need" if jagged else "dynamic needs"
+        raise InputError(f"{said} the module itself, not a program that is exported already: that has its own axes")
     else:
         arguments = _exported_arguments(model)
         leaves = named_leaves(arguments(*model.example_inputs)) if model.example_inputs else {}
     with kept(model, bound, opaque) as calls:
-        functional = _functional(_exported(model, bound, training, call), known)
+        functional = _functional(_exported(model, bound, training, call, varying), known)
     without_tokens(functional)
     fill(functional.graph)
     program = _program(functional, own_rows(leaves), (context, item), arguments, training, call)
@@ -172,14 +182,14 @@ def capture(
 
 def _exported(
     model: nn.Module | torch.export.ExportedProgram, bound: inspect.BoundArguments | None, training: bool,
-    jagged: JaggedCall | None,
+    jagged: JaggedCall | None, varying: Axes,
 ) -> torch.export.ExportedProgram:  # fmt: skip
     if not isinstance(model, nn.Module) or bound is None:
         return model  # type: ignore[return-value]
     if jagged is not None:
         return jagged.export(model, bound)
     plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
-    exported = export(*plain, training)
+    exported = export(*plain, training, varying)
     if training:
         check_exported(exported)
     return exported
@@ -190,7 +200,8 @@ def _functional(exported: torch.export.ExportedProgram, known: Container[Any] | 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-            functional: torch.export.ExportedProgram = exported.run_decompositions({})
+            with of_any_length():
+                functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional if known is None else taken_apart(functional, known)
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).strip()[:1500]}{_taken_names(exported)}"
@@ -281,7 +292,12 @@ def _program(
                 exported, spec, spec.target in written, "" if jagged is None else f"{MODEL}."
             )
     check_outputs(signature, training)
-    found = plain_users(users, example, *sides) if jagged is None else jagged_users(users, jagged, *sides)
+    if jagged is None:
+        found = plain_users(users, example, exported.range_constraints, *sides)
+    else:
+        found = jagged_users(users, jagged, *sides)
+    if training and found.lengths:
+        raise CaptureError("axes other than the rows vary, which a model that is trained cannot have yet")
     check_operators(graph, training)
     check_states(graph)
     call = exported.module_call_graph[0].signature
@@ -302,7 +318,7 @@ def _program(
         graph, found.rows, found.inputs, weights, outputs, call.out_spec, in_spec, arguments,
         _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")),
         {n: x for n, x in example.items() if n not in constants}, found.constants, training,
-        tuple(buffers[n] for n in written), packs=packs, bags=found.bags,
+        tuple(buffers[n] for n in written), packs=packs, bags=found.bags, lengths=found.lengths,
     )  # fmt: skip
 
 

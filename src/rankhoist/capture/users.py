@@ -13,6 +13,7 @@ from torch import fx
 
 from rankhoist.capture.bags import JaggedCall
 from rankhoist.capture.inputs import Constant, Context, InputSpec, constants_in, mark_sides
+from rankhoist.capture.varying import lengths, varying
 from rankhoist.errors import CaptureError, ContextError, UnusedInputWarning
 
 
@@ -24,11 +25,15 @@ class Users:
     rows: sympy.Symbol
     inputs: dict[str, InputSpec]
     constants: tuple[Constant, ...]
+    lengths: dict[sympy.Symbol, int] = field(default_factory=dict)
     bags: dict[str, str] = field(default_factory=dict)
 
 
-def plain_users(users: Sequence[fx.Node], example: Mapping[str, Any], context: Context, item: Context | None) -> Users:
-    """One tensor with rows on axis 0 each, or a constant, which is taken out of the graph."""
+def plain_users(
+    users: Sequence[fx.Node], example: Mapping[str, Any], ranges: Mapping[sympy.Symbol, Any], context: Context,
+    item: Context | None,
+) -> Users:  # fmt: skip
+    """One tensor with rows on axis 0 each, or a constant, which is taken out of the graph; `ranges` of symbols."""
     names = list(example) or [node.name for node in users]
     if len(names) != len(users):
         raise CaptureError(f"the exported graph has {len(users)} inputs, the example {len(names)}: {', '.join(names)}")
@@ -40,10 +45,13 @@ def plain_users(users: Sequence[fx.Node], example: Mapping[str, Any], context: C
     users = [u for i, u in enumerate(users) if all(i != c.place for c in constants)]
     named = dict(zip(names, users, strict=True))
     rows = _row_symbol(named)
-    specs = mark_sides({n: _row(u) for n, u in named.items()}, context, item)
+    found = lengths([u.meta["val"] for u in users], rows)
+    specs = mark_sides({n: _row(u, example.get(n)) for n, u in named.items()}, context, item)
+    specs = [replace(s, varying=varying(s.name, u.meta["val"], ranges)) for s, u in zip(specs, users, strict=True)]
     for spec, node in zip(specs, users, strict=True):
+        _check_varying(spec, specs)
         _warn_unread(spec, [node])
-    return Users(users, rows, {u.name: s for u, s in zip(users, specs, strict=True)}, constants)
+    return Users(users, rows, {u.name: s for u, s in zip(users, specs, strict=True)}, constants, found)
 
 
 def jagged_users(users: Sequence[fx.Node], jagged: JaggedCall, context: Context, item: Context | None) -> Users:
@@ -64,12 +72,28 @@ def jagged_users(users: Sequence[fx.Node], jagged: JaggedCall, context: Context,
             spec = replace(spec, dtype=columns[0].dtype, bags=columns)
             bags |= {n.name: nodes[0].name + leaf for n, leaf in zip(nodes, spec.leaves(spec.role), strict=True)}
         inputs[nodes[0].name] = spec
-    return Users(list(users), rows, inputs, jagged.constants, bags)
+    return Users(list(users), rows, inputs, jagged.constants, bags=bags)
 
 
-def _row(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
+def _row(node: fx.Node, example: Any = None) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape of one row, an axis that varies as the example has it, and dtype."""
     value = node.meta["val"]
-    return tuple(value.shape[1:]), value.dtype
+    own = value.shape if example is None else example.shape
+    return tuple(s.node.hint if isinstance(s, torch.SymInt) else s for s in own[1:]), value.dtype
+
+
+def _check_varying(spec: InputSpec, specs: Sequence[InputSpec]) -> None:
+    """That a length is the context's, so that the request stage knows it, and no store has to."""
+    of_context = {v.length for s in specs if s.role == "context" for v in s.varying}
+    for own in spec.varying:
+        where = f"axis {own.axis} of input {spec.name!r} varies"
+        if own.length not in of_context:
+            raise CaptureError(
+                f"{where}, and the input is {spec.role}: an axis varies with an input of the context, as a history "
+                "does. Pad it to one length"
+            )
+        if any(s.item or s.item_columns for s in specs):
+            raise CaptureError(f"{where}, which a store of items cannot have yet: leave item out, or pad to one length")
 
 
 def _warn_unread(spec: InputSpec, nodes: Sequence[fx.Node]) -> None:
@@ -86,8 +110,6 @@ def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
             raise CaptureError(
                 f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes)"
             )
-        if any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
-            raise CaptureError(f"input {name!r} has shape {list(value.shape)}: only axis 0, the rows, may be symbolic")
         symbols[name] = value.shape[0].node.expr
     if len(set(symbols.values())) != 1:
         raise CaptureError(f"the inputs' row counts are different symbols: {symbols}; export them with one shared Dim")

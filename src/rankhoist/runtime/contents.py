@@ -103,8 +103,10 @@ def contents(path: str | os.PathLike[str]) -> Contents:
 
 
 def _shape(spec: InputSpec) -> str:
-    """Bags have as many values as they like."""
-    sizes = ["bag", *spec.bags[0].shape] if spec.bags else spec.shape
+    """Bags have as many values as they like, and axes that vary are as long as their bounds say."""
+    free = {v.axis: v.text for v in spec.varying}
+    own = [free.get(axis, size) for axis, size in enumerate(spec.shape, 1)]
+    sizes = ["bag", *spec.bags[0].shape] if spec.bags else own
     return str(["rows", *sizes]).replace("'", "")
 
 

@@ -110,6 +110,8 @@ def ids_of(vocabulary: Vocabulary, inputs: Inputs) -> Ids:
             own = next((n for n in (stage, f"{stage}.{side}") if n in vocabulary.below), None)
             if own is not None and given.row.dtype != torch.bool:
                 pair = vocabulary.lowest[own], vocabulary.below[own]
+                if given.row.varying:  # the widest: which position is which depends on the length
+                    pair = pair[0].amin()[None], pair[1].amax()[None]
                 found[side][stage] = Bounds.of(*pair, given.row.shape, given.name, given.lengths)
     return found
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rankhoist.capture import Interface, Split
+from rankhoist.capture import Interface, Split, Varying
 from rankhoist.capture.inputs import named_leaves
 from rankhoist.capture.jagged import Jagged, flat
 from rankhoist.capture.packs import is_container, opened, packed
@@ -19,11 +19,26 @@ VALUES = 13  # in bags to export with: not as many as there are rows
 
 
 class Row(NamedTuple):
-    """What one row of an input is; of a jagged one, what one value of each column is."""
+    """What one row of an input is; of a jagged one, what one value of each column is. Axes that vary are named."""
 
     dtype: torch.dtype
     shape: torch.Size
     bags: tuple[Row, ...] = ()
+    varying: tuple[Varying, ...] = ()
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a row may have this shape."""
+        if not self.varying or len(shape) != len(self.shape):
+            return tuple(shape) == self.shape
+        free = {v.axis - 1: v for v in self.varying}
+        sizes = zip(shape, self.shape, strict=True)
+        return all(free[i].holds(n) if i in free else n == own for i, (n, own) in enumerate(sizes))
+
+    @property
+    def axes(self) -> list[str]:
+        """Sizes to read: `[10, 2..200]`."""
+        free = {v.axis - 1: v for v in self.varying}
+        return [free[i].text if i in free else str(n) for i, n in enumerate(self.shape)]
 
 
 class Given(NamedTuple):
@@ -60,12 +75,25 @@ class Inputs:
             bags = tuple(Row(self._own(c.dtype), torch.Size(c.shape)) for c in spec.bags)
             for side, _, columns in {*spec.parts, *spec.parts_with_store}:
                 shape = torch.Size(spec.shape if columns is None else [len(columns)])
-                expected[side][name] = Row(self._own(spec.dtype), shape, bags)
+                expected[side][name] = Row(self._own(spec.dtype), shape, bags, spec.varying)
         return {side: {name: rows[name] for name in self._specs if name in rows} for side, rows in expected.items()}
 
     def _own(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of an input, which moves with the model where it was the model's."""
         return self.dtype if dtype == self.interface.dtype else dtype
+
+    def refuse_varying(self, how: str) -> None:
+        """Refuse what can run a model for one length only.
+
+        Raises:
+            BackendError: an axis varies; says which.
+        """
+        for spec in self._specs.values():
+            if spec.varying:
+                raise BackendError(
+                    f"{how} takes no axis that varies, as axis {spec.varying[0].axis} of {spec.name!r} does: backend "
+                    "'eager' and saved files do"
+                )
 
     def refuse_bags(self, how: str) -> None:
         """Refuse what cannot run a model of jagged inputs.
@@ -150,14 +178,27 @@ class Inputs:
             given: Sequence[int] = tensor.shape if isinstance(tensor, Tensor) else ()
             if row.bags:
                 given = _checked(name, tensor, side, row).shape
-            elif not given or given[1:] != row.shape or tensor.dtype != row.dtype:
+            elif not given or not (given[1:] == row.shape or row.fits(given[1:])) or tensor.dtype != row.dtype:
                 _explain(name, tensor, side, row)
             same = same and rows in (-1, given[0])
             rows = given[0]
         if not same:
             listing = ", ".join(f"{name}: {tensor.shape[0]}" for name, tensor in inputs.items())
             raise InputError(f"the {side} inputs have different row counts ({listing})")
+        if self.interface.varying:
+            self._check_lengths(side, inputs)
         return rows if rows >= 0 else int(side == "context")
+
+    def _check_lengths(self, side: str, inputs: Mapping[str, Any]) -> None:
+        """That axes of one length have it."""
+        found: dict[str, dict[str, int]] = {}
+        for name in inputs:
+            for v in self.expected[side][name].varying:
+                found.setdefault(v.length, {})[f"axis {v.axis} of {name!r}"] = inputs[name].shape[v.axis]
+        for sizes in found.values():
+            if len({*sizes.values()}) > 1:
+                listing = ", ".join(f"{where}: {size}" for where, size in sizes.items())
+                raise InputError(f"the {side} inputs have different lengths ({listing}), which have to be one")
 
     def stage_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Tensors by the names that stages read."""
@@ -197,7 +238,7 @@ class Inputs:
     def made_up(self, side: str, rows: int) -> dict[str, Any]:
         """Rows of one side: the example's, in turn; zeros where there is no example."""
         made = {}
-        for name, (dtype, shape, bags) in self.expected[side].items():
+        for name, (dtype, shape, bags, _) in self.expected[side].items():
             spec = self._specs[name]
             if bags:
                 made[name] = self._made_up_bags(name, bags, rows)
@@ -237,8 +278,8 @@ def _explain(name: str, tensor: Any, side: str, row: Row, first: str = "rows") -
     """Raise what is wrong with an input; integers of another width are fine."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"{side} input {name!r} is {type(tensor).__name__}, expected a tensor")
-    if tensor.dim() == 0 or tensor.shape[1:] != row.shape:
-        expected = ", ".join([first, *map(str, row.shape)])
+    if tensor.dim() == 0 or not row.fits(tensor.shape[1:]):
+        expected = ", ".join([first, *row.axes])
         raise InputError(f"{side} input {name!r} has shape {list(tensor.shape)}, expected [{expected}]")
     floating = row.dtype.is_floating_point or tensor.is_floating_point()
     if floating or torch.bool in (row.dtype, tensor.dtype):

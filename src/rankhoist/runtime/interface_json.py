@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import Constant, InputSpec, Interface
+from rankhoist.capture import Constant, InputSpec, Interface, Varying
 from rankhoist.capture.inputs import CONSTANTS, Column
 from rankhoist.capture.packs import Pack
 from rankhoist.capture.signature import Arguments
@@ -80,6 +80,7 @@ def _input(placeholder: str, spec: InputSpec) -> dict[str, Any]:
         "columns": list(spec.columns),
         "item": spec.item,
         "item_columns": list(spec.item_columns),
+        "varying": [{"axis": v.axis, "length": v.length, "low": v.low, "high": v.high} for v in spec.varying],
         "bags": [{"name": c.name, "shape": list(c.shape), "dtype": dtype_name(c.dtype)} for c in spec.bags],
     }
 
@@ -101,7 +102,17 @@ def _as_input(data: Any) -> InputSpec:
     )
     if bags and (role == "packed" or shape):
         raise ArtifactError(f"its input {shown(name)} is jagged, and {shown(role)} with axes of its own")
-    return InputSpec(name, shape, as_dtype(entry(data, "dtype", str)), role, columns, item, item_columns, bags)
+    varying = tuple(_as_varying(item) for item in entries({"varying": [], **data}, "varying", dict))
+    if varying and (role == "packed" or any(not 1 <= v.axis <= len(shape) for v in varying)):
+        raise ArtifactError(f"its input {shown(name)} varies along axes that it does not have")
+    dtype = as_dtype(entry(data, "dtype", str))
+    return InputSpec(name, shape, dtype, role, columns, item, item_columns, bags, varying)
+
+
+def _as_varying(data: Any) -> Varying:
+    high = None if data.get("high") is None else counts({"high": [data["high"]]}, "high")[0]
+    axis, low = (counts({key: [data.get(key)]}, key)[0] for key in ("axis", "low"))
+    return Varying(axis, entry(data, "length", str), low, high)
 
 
 def _as_pack(data: Any) -> Pack:

@@ -67,6 +67,7 @@ class Movable(Scoring, nn.Module):
         """
         backend_of(backend)
         if backend != EAGER:
+            self._inputs.refuse_varying(f"backend {backend!r}")
             self._inputs.refuse_bags(f"backend {backend!r}")
         self.backend, self._first_use = backend, True
         self._by_the_models_own()

@@ -85,8 +85,9 @@ def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Key]:
 
 
 def backends_of(model: Planned) -> list[str]:
-    """What can run its stages here: of jagged inputs, whose sizes are others in every call, PyTorch's own operators."""
-    return [EAGER] if model.interface.jagged else installed(model.device, model.dtype)
+    """What can run its stages here: where sizes of inputs are others in every call, PyTorch's own operators."""
+    own = model.interface
+    return [EAGER] if own.jagged or own.varying else installed(model.device, model.dtype)
 
 
 def tuned_elsewhere(tuning: Tuning | None) -> str:

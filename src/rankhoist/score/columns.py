@@ -78,6 +78,10 @@ def item_features(model: HoistedModel) -> list[Feature]:
 def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> list[Feature]:
     made = []
     for spec in model.interface.inputs.values():
+        if spec.varying:
+            raise ScoringError(
+                f"axis {spec.varying[0].axis} of input {spec.name!r} varies, which no file is scored with yet"
+            )
         parts = spec.parts_with_store if with_items else spec.parts
         if spec.bags:
             if parts[0].side in sides:

@@ -260,6 +260,10 @@ def _features(hoisted: HoistedModel, sides: Mapping[str, str], *, with_store: bo
     """Those of some sides of the inputs, which are sides of a request by another name."""
     bounds = hoisted.vocabulary.below
     for spec in hoisted.interface.inputs.values():
+        if spec.varying:
+            raise ServeError(
+                f"axis {spec.varying[0].axis} of input {spec.name!r} varies, which the server does not take yet"
+            )
         if spec.bags:
             yield from _columns(hoisted, spec, sides, with_store)
             continue

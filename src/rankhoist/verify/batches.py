@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.capture import InputSpec, Interface, Jagged, Split
+from rankhoist.capture import InputSpec, Interface, Jagged, Split, Varying
 from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
 
@@ -133,8 +133,13 @@ def draw(
     generator = torch.Generator().manual_seed(seed)
     context: dict[str, Any] = {}
     candidate: dict[str, Any] = {}
+    places: dict[str, torch.Tensor] = {}
     for spec in inputs:
         rows = pool[spec.name]
+        for own in spec.varying:
+            if own.length not in places:
+                places[own.length] = _places(own, rows.shape[own.axis], generator)
+            rows = rows.index_select(own.axis, places[own.length].to(rows.device))
         if spec.role == "packed":
             context[spec.name] = _drawn(rows[:, list(spec.columns)], requests, generator)
             candidate[spec.name] = _drawn(rows[:, list(spec.candidate_columns)], candidates, generator)
@@ -143,6 +148,17 @@ def draw(
         else:
             candidate[spec.name] = _drawn(rows, candidates, generator)
     return Batch(context, candidate, _offsets(candidates, requests, empty, generator))
+
+
+def _places(axis: Varying, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Positions of an example's axis that varies, with replacement, of a length drawn from what it may have.
+
+    Up to twice as many as the example has, and 1 at least: of nothing many a model computes nothing.
+    """
+    low = max(axis.low, 1)
+    high = max(low, 2 * size if axis.high is None else min(axis.high, 2 * size))
+    length = int(torch.randint(low, high + 1, (1,), generator=generator)) if size else 0
+    return torch.randint(max(size, 1), (length,), generator=generator)
 
 
 def _drawn(rows: Any, count: int, generator: torch.Generator) -> Any:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.known import LARGEST, MASKING, MOVES, known, moved
-from rankhoist.compiler.graph.node import Node, aten, first_axis
+from rankhoist.compiler.graph.lengths import varies
+from rankhoist.compiler.graph.node import Node, aten, first_axis, live_nodes
 
 BETWEEN = MASKING | {  # their extremes are where their operands' are
     aten.rsub, aten.neg, aten.maximum, aten.minimum, aten.clamp, aten.clamp_max, aten.clamp_min, aten._to_copy,
@@ -34,7 +35,7 @@ class Ends:
 
 def largest(evaluator: Evaluator, node: Node) -> float:
     """The largest that an element of a node may be; infinity or no number where nothing is known of one."""
-    if math.prod(node.shape) > LARGEST:
+    if any(varies(n.shape) for n in live_nodes([node])) or math.prod(node.sizes) > LARGEST:
         return math.inf
     return float(_ends(evaluator, node).largest.double().amax())
 

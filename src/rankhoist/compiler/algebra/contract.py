@@ -16,6 +16,7 @@ from rankhoist.compiler.algebra.order import Tree, cheapest
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.lengths import Sized, usual
 from rankhoist.compiler.graph.node import OFFSETS, Node, Rate, aten, first_axis, join
 
 # -- settle: a block becomes one tensor
@@ -122,7 +123,7 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     labels = {x for t in coefficients for f in t.factors for x in f.labels if x in keep} | set(moving.labels)
     joint = sum(cheapest(t.factors, keep, workload).cost for t in coefficients)
     rate = join((moving.node.rate, *(f.node.rate for t in coefficients for f in t.factors)))
-    joint += workload.of(rate) * math.prod(x.size for x in labels)
+    joint += workload.of(rate) * usual(math.prod(x.size for x in labels))
     if joint > sum(cheapest(t.factors, visible, workload).cost for t in terms):
         return terms
     total = _total(b, [evaluate(b, t, keep, workload) for t in coefficients], workload)
@@ -237,7 +238,7 @@ def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor
     return _matmul(b, x, y, batch, outer, inner, width)
 
 
-def _size(labels: Sequence[Label]) -> int:
+def _size(labels: Sequence[Label]) -> Sized:
     return math.prod(label.size for label in labels)
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from rankhoist.compiler.algebra.forms import (
     cells,
     map_factors,
     rename,
+    same,
     with_labels,
 )
 from rankhoist.compiler.graph.build import Builder
@@ -46,7 +48,7 @@ def take(builder: Builder, block: Block, dim: int, index: Positions) -> Block:
     sizes = [x.size for x in labels]
     if len(index) == math.prod(sizes) and (index == np.arange(len(index))).all():
         return block
-    coordinates = np.unravel_index(index, sizes) if sizes else ()
+    coordinates: Any = np.unravel_index(index, sizes) if sizes else ()
     outer = _product_lists(coordinates, len(index))
     if outer is not None:
         return _take_each(builder, block, dim, outer)
@@ -116,9 +118,7 @@ def refine(builder: Builder, forms: Sequence[Form], dims: Sequence[int]) -> list
     """
     segments = [f.dims[d] for f, d in zip(forms, dims, strict=True)]
     first = segments[0]
-    if all(
-        len(s) == len(first) and all(np.array_equal(x, y) for x, y in zip(s, first, strict=True)) for s in segments[1:]
-    ):
+    if all(len(s) == len(first) and all(same(x, y) for x, y in zip(s, first, strict=True)) for s in segments[1:]):
         return list(forms)
     size = sum(len(s) for s in first)
     owner = np.empty((len(forms), size), dtype=np.int64)

@@ -17,7 +17,7 @@ import torch
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.along import by_blocks
 from rankhoist.compiler.algebra.bounds import largest
-from rankhoist.compiler.algebra.forms import Block, Cell, Decline, Elsewhere, Factor, Form, one_block, whole
+from rankhoist.compiler.algebra.forms import Block, Cell, Decline, Elsewhere, Factor, Form, count, one_block, whole
 from rankhoist.compiler.algebra.moves import replaced
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.pointwise import cast, elementwise
@@ -76,7 +76,7 @@ def _fill(originals: OriginalOperators, block: Block) -> float | None:
 
 def _alone(form: Form, cell: Cell) -> Form:
     """One cell as a form of its own."""
-    dims = tuple(whole(len(form.dims[d][k])) for d, k in enumerate(cell))
+    dims = tuple(whole(count(form.dims[d][k])) for d, k in enumerate(cell))
     return replace(form, dims=dims, blocks={(0,) * len(cell): form.blocks[cell]})
 
 

@@ -23,34 +23,43 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from rankhoist.compiler.algebra.text import form_text
+from rankhoist.compiler.graph.decline import Decline as Decline
+from rankhoist.compiler.graph.decline import Elsewhere as Elsewhere
+from rankhoist.compiler.graph.lengths import Length, Sized
 from rankhoist.compiler.graph.node import Node, Rate, aten, join
-
-
-class Decline(Exception):  # noqa: N818 - it is an answer, not a mistake
-    """A rule that does not apply says why; the next law is tried, and at last the operator itself, over all rows."""
-
-
-class Elsewhere(Decline):
-    """What an operator is given here is no near miss: it belongs to the next law, whose reason is told."""
-
 
 ROW = -1
 ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # dtypes of which sums are reordered
 Cell = tuple[int, ...]
-Extent = tuple[int, bool]  # size of an original axis: (number, times the row count?)
-Positions = np.ndarray
+Extent = tuple[Sized, bool]  # size of an original axis: (number, times the row count?)
+
+
+@dataclass(frozen=True)
+class Every:
+    """All positions of a dim whose length varies: it is in one segment, as nobody knows where to cut it."""
+
+    count: Length
+
+    def _cut(self, *_: object) -> NoReturn:
+        raise Decline(f"cuts an axis of length {self.count}, which varies")
+
+    __len__ = __iter__ = __getitem__ = __array__ = __add__ = __radd__ = _cut
+
+
+Positions = Any  # np.ndarray | Every
 
 
 @dataclass(frozen=True, eq=False)
 class Label:
     """One axis of factors, by identity."""
 
-    size: int
+    size: Sized
 
 
 Labels = tuple[Label, ...]
@@ -156,8 +165,8 @@ class Form:
         return any(ROW in entry for entry in self.layout)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(sum(len(s) for s in segments) for segments in self.dims)
+    def sizes(self) -> tuple[Sized, ...]:
+        return tuple(sum(count(s) for s in segments) for segments in self.dims)
 
     @property
     def extents(self) -> list[Extent]:
@@ -213,9 +222,19 @@ class Form:
         return [d for axis in own for d in self.layout[axis]]
 
 
-def whole(size: int) -> tuple[Positions, ...]:
+def whole(size: Sized) -> tuple[Positions, ...]:
     """A dim of one segment."""
-    return (np.arange(size),)
+    return (Every(size) if isinstance(size, Length) else np.arange(size),)
+
+
+def count(positions: Positions) -> Sized:
+    """How many there are."""
+    return positions.count if isinstance(positions, Every) else len(positions)
+
+
+def same(x: Positions, y: Positions) -> bool:
+    """Whether these are the same positions in the same order."""
+    return bool(x == y) if isinstance(x, Every) or isinstance(y, Every) else np.array_equal(x, y)
 
 
 def plain(node: Node, dtype: torch.dtype, layout: tuple[tuple[int, ...], ...]) -> Form:
@@ -240,7 +259,7 @@ def shape_text(shape: Sequence[Extent]) -> str:
     return "[" + ", ".join(("rows" if n == 1 else f"{n} * rows") if rows else str(n) for n, rows in shape) + "]"
 
 
-def axis_text(sizes: Sequence[int]) -> str:
+def axis_text(sizes: Sequence[Sized]) -> str:
     """One original axis to read: `rows`, `3`, or, folded, `(rows 4)`; `sizes` has `ROW` for the rows."""
     parts = ["rows" if size == ROW else str(size) for size in sizes]
     return f"({' '.join(parts)})" if len(parts) > 1 else "".join(parts) or "1"

@@ -1,6 +1,8 @@
 """What an operator would return, found by a run without data: sizes, dtypes and work, for operators that no graph has.
 
 Tensors have a prime number of rows, larger than any size that a model writes down: a size that it divides counts rows.
+Lengths that vary are tried at several numbers: a size that is the same at all is a number, and one that grows in step
+with a length is that many times the length, and a number.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from rankhoist.compiler.algebra.forms import Decline, Extent
 from rankhoist.compiler.algebra.values import Promise
+from rankhoist.compiler.graph.lengths import Length, Sized
 from rankhoist.compiler.graph.node import Op, Work
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.mistakes import is_mistake
@@ -34,12 +37,51 @@ class Operand:
 
 def inferred(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Promise | list[Promise], Work]:
     """What `op` of these arguments returns, and its work per row; tensors among the arguments are `Operand`s."""
-    return _inferred(op, _frozen(args), tuple((k, _frozen(v)) for k, v in kwargs.items()))
+    given = _frozen(args), tuple((k, _frozen(v)) for k, v in kwargs.items())
+    lengths = {s: n for x in _lengths_in((args, list(kwargs.values()))) for s, n in x.at.items()}
+    usual = tuple(sorted(lengths.items(), key=str))
+    found, work = _inferred(op, *given, usual)
+    if not lengths:
+        return found, work
+    tried = [usual, tuple((s, n + 3 + i) for i, (s, n) in enumerate(usual))]
+    tried += [tuple((s, n + 2 * (s == own)) for s, n in usual) for own, _ in usual]
+    several = [_inferred(op, *given, lengths)[0] for lengths in tried]
+    if isinstance(found, Promise):
+        return _following([p for p in several if isinstance(p, Promise)], tried), work
+    return [_following([p[i] for p in several if isinstance(p, list)], tried) for i in range(len(found))], work
+
+
+def _following(tried: list[Promise], lengths: list[Any]) -> Promise:
+    """What holds for all lengths, of what was returned at some."""
+    axes = zip(*(promise.extents for promise in tried), strict=True)
+    shape = tuple((_fit([n for n, _ in axis], lengths), axis[0][1]) for axis in axes)
+    return Promise(shape, tried[0].dtype)
+
+
+def _fit(sizes: list[int], lengths: list[Any]) -> Sized:
+    """A size in step with every length, as `sizes` are; declines for another."""
+    result: Sized = sizes[0]
+    for larger, (symbol, usual) in zip(sizes[2:], lengths[0], strict=True):
+        step = (larger - sizes[0]) // 2
+        result = result + step * (Length(symbol, {symbol: usual}) - usual)
+    fits = [x.when(dict(at)) if isinstance(x := result, Length) else x for at in lengths]
+    if fits != sizes:
+        raise Decline(f"makes sizes of {sizes} where lengths are {lengths}")
+    return result
+
+
+def _lengths_in(value: Any) -> list[Length]:
+    """Those among arguments."""
+    if isinstance(value, list | tuple):
+        return [x for v in value for x in _lengths_in(v)]
+    if isinstance(value, Operand):
+        return [n for n, _ in value.extents if isinstance(n, Length)]
+    return [value] if isinstance(value, Length) else []
 
 
 @lru_cache(maxsize=4096)
-def _inferred(op: Op, args: Any, kwargs: Any) -> tuple[Promise | list[Promise], Work]:
-    given, named = _thawed(args), {k: _thawed(v) for k, v in kwargs}
+def _inferred(op: Op, args: Any, kwargs: Any, lengths: Any) -> tuple[Promise | list[Promise], Work]:
+    given, named = _thawed(args, dict(lengths)), {k: _thawed(v, dict(lengths)) for k, v in kwargs}
     try:
         results = op(*given, **named)
     except Exception as error:
@@ -80,11 +122,13 @@ def _frozen(value: Any) -> Any:
     return type(value), value  # 1, 1.0 and True are equal, and different arguments
 
 
-def _thawed(value: Any) -> Any:
+def _thawed(value: Any, lengths: Mapping[sympy.Symbol, int]) -> Any:
     kind, content = value
     if kind is list:
-        return [_thawed(v) for v in content]
+        return [_thawed(v, lengths) for v in content]
+    if kind is Length:
+        return content.when(lengths)
     if kind is Operand:
-        shape = [n * ROWS if rows else n for n, rows in content.extents]
-        return torch.empty(shape, dtype=content.dtype, device="meta")
+        sizes = [(n.when(lengths) if isinstance(n, Length) else n, rows) for n, rows in content.extents]
+        return torch.empty([n * ROWS if rows else n for n, rows in sizes], dtype=content.dtype, device="meta")
     return content

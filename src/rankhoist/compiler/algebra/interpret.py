@@ -44,6 +44,7 @@ from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat, 
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.lengths import sizes
 from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.mistakes import is_mistake, told
 
@@ -123,7 +124,7 @@ class Interpreter:
         parts = self._parts(spec)
         if parts[0].columns is not None:
             return self._by_columns(name, spec, parts)
-        leaf = self.b.leaf("input", name, RATES_OF[parts[0].side], spec.shape, spec.dtype)
+        leaf = self.b.leaf("input", name, RATES_OF[parts[0].side], sizes(spec, self.program.lengths), spec.dtype)
         return plain(leaf, spec.dtype, row_layout(len(spec.shape)))
 
     def _by_columns(self, name: str, spec: InputSpec, parts: Sequence[Part]) -> Form:
@@ -201,14 +202,14 @@ class Interpreter:
         return value
 
     def _size_value(self, meta: Any) -> Value:
-        """Sizes are expressions in the row symbol."""
+        """Sizes are expressions in the row symbol, or lengths."""
         if isinstance(meta, torch.SymInt | torch.SymFloat):
-            return self.originals.size(meta)
+            return self.originals.size_value(meta)
         return meta.node.expr.subs(self.memo.symbols) if isinstance(meta, torch.SymBool) else meta
 
     def _sizes(self) -> set[sympy.Symbol]:
-        """Sizes of inputs, which a call is checked for: rows, and numbers of values in bags."""
-        return {self.program.rows, *self.memo.totals.values()}
+        """Sizes of inputs, which a call is checked for: rows, lengths that vary, and numbers of values in bags."""
+        return {self.program.rows, *self.program.lengths, *self.memo.totals.values()}
 
     def _output(self, output: Any) -> Value:
         if not isinstance(output, fx.Node):
@@ -346,5 +347,4 @@ def _scalar(meta: Any) -> bool:
 
 
 def _sizes_have_rows(meta: Any) -> bool:
-    tensors = [m for m in flat(meta) if isinstance(m, torch.Tensor)]
-    return any(isinstance(s, torch.SymInt) for t in tensors for s in t.shape)
+    return any(isinstance(s, torch.SymInt) for m in flat(meta) if isinstance(m, torch.Tensor) for s in m.shape)

@@ -15,10 +15,12 @@ from rankhoist.compiler.algebra.forms import (
     Block,
     Cell,
     Decline,
+    Every,
     Factor,
     Form,
     Label,
     cells,
+    count,
     fresh,
     one_block,
     whole,
@@ -27,6 +29,7 @@ from rankhoist.compiler.algebra.grid import constant_form
 from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.lengths import Sized, varies
 from rankhoist.compiler.graph.node import Node, Rate, aten
 
 
@@ -87,10 +90,12 @@ def join_blocks(builder: Builder, parts: Sequence[Block], dim: int) -> Block:
     return one_block(factor, (*flat[0].labels[:dim], (label,), *flat[0].labels[dim + 1 :]))
 
 
-def expand(builder: Builder, node: Node, shape: Sequence[int]) -> Node:
+def expand(builder: Builder, node: Node, shape: Sequence[Sized]) -> Node:
     """Broadcast axes of size 1 after the row axis (a view)."""
     if tuple(shape) == node.shape:
         return node
+    if node.rate is Rate.WEIGHT and varies(shape):  # how long it is depends on the call
+        node = builder.rowwise(node, Rate.REQUEST)
     sizes = ([-1] if node.rate is not Rate.WEIGHT else []) + list(shape)
     return builder.call(aten.expand.default, (node, sizes), node.rate, shape, node.dtype, free=True)
 
@@ -123,7 +128,7 @@ def join_segments(builder: Builder, form: Form, dim: int) -> Form:
 def in_position_order(builder: Builder, form: Form, dim: int) -> Form:
     """A dim of one segment with its positions ascending."""
     (positions,) = form.dims[dim]
-    if (positions == np.arange(len(positions))).all():
+    if isinstance(positions, Every) or (positions == np.arange(len(positions))).all():
         return form
     blocks = {cell: take(builder, block, dim, np.argsort(positions)) for cell, block in form.blocks.items()}
     return replace(form, dims=(*form.dims[:dim], whole(len(positions)), *form.dims[dim + 1 :]), blocks=blocks)
@@ -147,7 +152,7 @@ def solid(builder: Builder, form: Form, workload: Workload) -> Form:
 
 def segment(form: Form, dim: int, k: int) -> Form:
     """Segment `k` of a dim as a form of its own, its positions numbered from 0."""
-    dims = (*form.dims[:dim], whole(len(form.dims[dim][k])), *form.dims[dim + 1 :])
+    dims = (*form.dims[:dim], whole(count(form.dims[dim][k])), *form.dims[dim + 1 :])
     blocks = {(*cell[:dim], 0, *cell[dim + 1 :]): block for cell, block in form.blocks.items() if cell[dim] == k}
     return replace(form, dims=dims, blocks=blocks)
 

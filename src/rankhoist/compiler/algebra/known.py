@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import Node, Rate, StageArgument, aten, first_axis
 
 BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
@@ -67,8 +68,10 @@ def known(evaluator: Evaluator, node: Node) -> Known | None:
 def _found(evaluator: Evaluator, node: Node) -> Known | None:
     if node.rate is Rate.WEIGHT and (value := evaluator.fixed_value(node)) is not None:
         return _all_of(value)
-    if isinstance(node.op, str) or not node.rows_first or math.prod(node.shape) > LARGEST:
+    if isinstance(node.op, str) or not node.rows_first or math.prod(node.sizes) > LARGEST:
         return None
+    if varies(node.shape) or any(varies(x.shape) for x in node.inputs):
+        return _of_any_length(evaluator, node)
     if node.op not in MOVES and not _pointwise(node.op):
         return None
     found = {x.index: known(evaluator, x) for x in node.inputs}
@@ -87,6 +90,16 @@ def _nothing(node: Node) -> Known:
     shape = [1] * first_axis(node) + list(node.shape)
     empty = torch.zeros((), dtype=torch.bool).expand(shape)
     return Known(empty.to(node.dtype), empty, NEITHER)
+
+
+def _of_any_length(evaluator: Evaluator, node: Node) -> Known | None:
+    """No element is looked at, but an infinity may be among them."""
+    given = [known(evaluator, x) for x in node.inputs]
+    filled = any(isinstance(a, float) and _infinities(a) for a in node.args) or any(k and k.infinities for k in given)
+    if not filled or not node.dtype.is_floating_point:
+        return None
+    unknown = torch.zeros([1] * (first_axis(node) + len(node.shape)), dtype=torch.bool)
+    return Known(unknown.to(node.dtype), unknown, ANY)
 
 
 def _pointwise(op: Any) -> bool:

@@ -6,12 +6,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from rankhoist.compiler.algebra.cuts import drop_axes, flatten_labels, split_at, take
 from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Form, Label, Labels, Positions, cells, whole
 from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.lengths import Sized, varies
 
 
 def ordered(form: Form) -> Form:
@@ -94,8 +96,8 @@ def merge_dims(builder: Builder, form: Form, first: int, count: int) -> Form:
     last = first + count
     sizes = form.sizes[first:last]
     combinations = list(itertools.product(*(range(len(form.dims[d])) for d in range(first, last))))
-    segments = []
-    for combination in combinations:
+    segments = list(whole(math.prod(sizes))) if varies(sizes) and len(combinations) == 1 else []
+    for combination in combinations[len(segments) :]:
         parts = [form.dims[first + i][k] for i, k in enumerate(combination)]
         grid = np.meshgrid(*parts, indexing="ij")
         segments.append(np.ravel_multi_index([g.reshape(-1) for g in grid], sizes))
@@ -112,10 +114,12 @@ def merge_dims(builder: Builder, form: Form, first: int, count: int) -> Form:
     return Form(dims, blocks, tuple(renumber(e) for e in form.layout), form.dtype)
 
 
-def split_dim(builder: Builder, form: Form, dim: int, sizes: Sequence[int]) -> Form:
+def split_dim(builder: Builder, form: Form, dim: int, sizes: Sequence[Sized]) -> Form:
     """One dim becomes several, row-major. Declines where a segment is no product of sets along the new dims."""
     count = len(sizes)
-    coordinates = [np.unravel_index(positions, sizes) for positions in form.dims[dim]]
+    if varies(sizes):
+        return _split_whole(builder, form, dim, sizes)
+    coordinates: list[Any] = [np.unravel_index(positions, sizes) for positions in form.dims[dim]]
     classes = [_classes([c[a] for c in coordinates], sizes[a]) for a in range(count)]
     dims = (*form.dims[:dim], *classes, *form.dims[dim + 1 :])
     owner, offset = np.empty(math.prod(sizes), dtype=np.int64), np.empty(math.prod(sizes), dtype=np.int64)
@@ -131,13 +135,31 @@ def split_dim(builder: Builder, form: Form, dim: int, sizes: Sequence[int]) -> F
         old = form.blocks[replaced(cell, dim, int(owner[flat[0]]), count)]
         part = take(builder, old, dim, offset[flat])
         blocks[cell] = _distribute(builder, part, dim, [len(c) for c in chosen])
-    layout = tuple(
+    return Form(dims, blocks, _split_layout(form, dim, count), form.dtype)
+
+
+def _split_whole(builder: Builder, form: Form, dim: int, sizes: Sequence[Sized]) -> Form:
+    """The same of a dim in one segment."""
+    if len(form.dims[dim]) > 1:
+        raise Decline(f"a reshape of {form.sizes[dim]} to {list(sizes)} cuts through a block")
+    new = [segment for size in sizes for segment in whole(size)]
+    dims = (*form.dims[:dim], *((segment,) for segment in new), *form.dims[dim + 1 :])
+    blocks = {
+        replaced(cell, dim, 0)[: dim + 1] + (0,) * (len(sizes) - 1) + cell[dim + 1 :]: _distribute(
+            builder, block, dim, sizes
+        )
+        for cell, block in form.blocks.items()
+    }
+    return Form(dims, blocks, _split_layout(form, dim, len(sizes)), form.dtype)
+
+
+def _split_layout(form: Form, dim: int, count: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(
         tuple(itertools.chain.from_iterable(
             range(dim, dim + count) if d == dim else [d + count - 1 if d > dim else d] for d in entry
         ))
         for entry in form.layout
     )  # fmt: skip
-    return Form(dims, blocks, layout, form.dtype)
 
 
 def _classes(coordinates: list[np.ndarray], size: int) -> tuple[Positions, ...]:
@@ -153,7 +175,7 @@ def _classes(coordinates: list[np.ndarray], size: int) -> tuple[Positions, ...]:
     return tuple(np.asarray(g) for g in groups.values())
 
 
-def _distribute(builder: Builder, block: Block, dim: int, sizes: Sequence[int]) -> Block:
+def _distribute(builder: Builder, block: Block, dim: int, sizes: Sequence[Sized]) -> Block:
     """Hand the labels of one dim out to several new dims of the given sizes."""
     bounds = [math.prod(sizes[i:]) for i in range(len(sizes))]
     block = split_at(builder, block, dim, bounds)
@@ -165,7 +187,7 @@ def _distribute(builder: Builder, block: Block, dim: int, sizes: Sequence[int]) 
     return Block((*block.labels[:dim], *parts, *block.labels[dim + 1 :]), block.terms)
 
 
-def _cut_labels(labels: Labels, sizes: Sequence[int]) -> list[Labels] | None:
+def _cut_labels(labels: Labels, sizes: Sequence[Sized]) -> list[Labels] | None:
     parts: list[Labels] = []
     rest = list(labels)
     for size in sizes:

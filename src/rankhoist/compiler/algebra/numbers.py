@@ -18,6 +18,7 @@ from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
     Block,
+    Every,
     Factor,
     Form,
     Label,
@@ -29,6 +30,7 @@ from rankhoist.compiler.algebra.forms import (
 )
 from rankhoist.compiler.algebra.known import ANY, BOTH, EITHER, MASKING, NEITHER, Known, Signs, known, result
 from rankhoist.compiler.algebra.values import Value
+from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import aten, first_axis
 
 EXACT = (0, 1, math.inf, -math.inf)  # the same in every dtype
@@ -153,6 +155,8 @@ def _decided(
     places: Sequence[int],
 ) -> Known | None:  # fmt: skip
     """What is known of the operator's result on one cell, along the blocks' labels."""
+    if varies(args):
+        return None
     shown = list(args)
     for place, block in zip(places, blocks, strict=True):
         shown[place] = _shown(evaluator, block, blocks[0].visible)
@@ -168,9 +172,11 @@ def _shown(evaluator: Evaluator, block: Block, labels: Labels) -> Known:
         return Known(unknown.to(dtype), unknown, _infinities(evaluator, block))
     own = block.factor.labels
     order = [own.index(x) for x in labels if x in own]
-    shape = [x.size if x in own else 1 for x in labels]
     rows = first_axis(block.factor.node)
-    values, sure = (t[(0,) * rows].permute(order).reshape(shape) for t in (found.values, found.sure))
+    values, sure = (t[(0,) * rows].permute(order) for t in (found.values, found.sure))
+    there = iter(values.shape)  # 1 along lengths that vary
+    shape = [next(there) if x in own else 1 for x in labels]
+    values, sure = (t.reshape(shape) for t in (values, sure))
     return Known(values, sure, found.infinities)
 
 
@@ -214,7 +220,10 @@ def _segments(
 ) -> tuple[Positions, ...] | None:  # fmt: skip
     """The positions of a dim by where the result is decided; `None` if that cuts nothing, or is not free."""
     columns: list[list[np.ndarray]] = [[] for _ in found.dims[dim]]
-    if (dim,) not in found.layout or len(found.dims[dim]) == sum(len(s) for s in found.dims[dim]):
+    segments_now = found.dims[dim]
+    if (dim,) not in found.layout or any(isinstance(s, Every) for s in segments_now):
+        return None
+    if len(segments_now) == sum(len(s) for s in segments_now):
         return None
     for cell, blocks in found.blocks.items():
         moving = [b for b in blocks if b.rate.per_candidate]
@@ -237,7 +246,7 @@ def _where_sure(decided: Known | None, visible: Labels, labels: Labels) -> np.nd
     size = math.prod(x.size for x in labels)
     if decided is None:
         return np.zeros(size, dtype=bool)
-    sure = decided.sure.expand([x.size for x in visible])
+    sure = decided.sure.expand([1 if varies([x.size]) else x.size for x in visible])
     order = [i for i, x in enumerate(visible) if x in labels] + [i for i, x in enumerate(visible) if x not in labels]
     return sure.permute(order).reshape(size, -1).all(1).numpy()
 

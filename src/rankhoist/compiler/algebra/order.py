@@ -15,6 +15,7 @@ from operator import or_
 
 from rankhoist.compiler.algebra.forms import Factor, Label
 from rankhoist.compiler.algebra.workload import Workload
+from rankhoist.compiler.graph.lengths import usually
 from rankhoist.compiler.graph.node import Rate, join
 
 EXACT = 8  # of so many factors all orders are tried: 3 ** 8 / 2 products
@@ -57,7 +58,7 @@ def cheapest(factors: Sequence[Factor], visible: Collection[Label], workload: Wo
         numbers.setdefault(label, len(numbers))
     own = tuple(_union(1 << numbers[x] for x in f.labels) for f in factors)
     seen = _union(1 << number for x, number in numbers.items() if x in visible)
-    kind = Kind(tuple(f.node.rate for f in factors), own, tuple(x.size for x in numbers), seen)
+    kind = Kind(tuple(f.node.rate for f in factors), own, usually([x.size for x in numbers]), seen)
     return _ordered(kind, workload)
 
 

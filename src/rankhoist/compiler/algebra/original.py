@@ -17,15 +17,16 @@ import sympy
 import torch
 from torch import fx
 
-from rankhoist.capture.operators import overload
+from rankhoist.capture.operators import draws, overload
 from rankhoist.compiler.algebra import bag_tensors
 from rankhoist.compiler.algebra.bags import Bounds, OfBags, Ragged, Totals
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.infer import Operand, inferred
-from rankhoist.compiler.algebra.values import Opaque, Promise, RowNumber, TensorValue, Value, forms_in
+from rankhoist.compiler.algebra.values import Opaque, Promise, RowNumber, TensorValue, Value, forms_in, without_rows
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.node import Node, Op, Rate, Size, Work, aten, join
+from rankhoist.compiler.graph.lengths import Sized, quotient, sized, varies
+from rankhoist.compiler.graph.node import ROWS, Node, Op, Rate, Size, Work, aten, join
 from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.graph.work import original_work
 
@@ -39,8 +40,9 @@ class OriginalOperators(Evaluator):
     """Runs the operators of `program` as their author wrote them, over forms."""
 
     def fallback(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        """The operator over all N rows."""
-        return self.run_at(Rate.PAIR, node, args, kwargs)
+        """The operator over all N rows; once for all of them where no row is read."""
+        free = self.program.lengths and not draws(node) and without_rows((args, kwargs), self.promised(node))
+        return self.run_at(_lowest(forms_in((args, kwargs)), True) if free else Rate.PAIR, node, args, kwargs)
 
     def run_rowwise(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> Value:
         """The operator at the lowest rate of its operands; the caller has proved that rows do not meet."""
@@ -56,7 +58,7 @@ class OriginalOperators(Evaluator):
         if node.target in READS_MEMORY:
             shown[0] = self._contiguous(shown[0])
         named = {k: self.present(v, rate) for k, v in kwargs.items()}
-        work = original_work(node, self.program.rows, self.workload.candidates)
+        work = original_work(node, self.program.rows, self.workload.candidates, self.program.lengths)
         made = self._made(rate, overload(node), shown, named, promised, work)
         self._measure(node, made)
         return self._results(made, promised, outside)
@@ -131,7 +133,7 @@ class OriginalOperators(Evaluator):
             node = self.node(value)
             if value.has_rows:
                 node = self.b.rowwise(node, rate)
-            return self._original_axes(node, value)
+            return self._original_axes(node, value, rate)
         if isinstance(value, Ragged):
             return bag_tensors.values(self, value, rate)
         if isinstance(value, Bounds | Totals):  # a sum over all rows has all of them
@@ -143,26 +145,36 @@ class OriginalOperators(Evaluator):
             return int(value) if value.is_Integer else self._size_argument(value, rate)
         return value
 
-    def _original_axes(self, node: Node, form: Form) -> Node:
+    def _original_axes(self, node: Node, form: Form, rate: Rate) -> Node:
         """From `[rows, *dims]` to the original layout."""
         flat_layout = [d for entry in form.layout for d in entry]
         if not form.has_rows:
             node = self.b.permute(node, flat_layout) if flat_layout else node
-            return self.b.reshape(node, [size for size, _ in form.extents])
+            node = self.b.reshape(node, [size for size, _ in form.extents])
+            return node if node.rate is Rate.WEIGHT else self._of_one_row(node, rate)
         axes = [0 if d == ROW else d + 1 for d in flat_layout]
         if axes != sorted(axes):
             node = self._view(aten.permute.default, node, axes)
         if all(len(entry) == 1 for entry in form.layout):
             return node
-        shape = [Size(self.program.rows * size) if rows else size for size, rows in form.extents]
+        rows = self.program.rows
+        shape = [self._size_argument(rows * size, node.rate) if own else size for size, own in form.extents]
         return self._view(aten.reshape.default, node, shape)
+
+    def _of_one_row(self, node: Node, rate: Rate) -> Node:
+        """What is the same for all rows, without an axis of rows: what a stage hands to the next one has it."""
+        if node.op is aten.expand.default and not node.args[0].rows_first and not rate.per_candidate:
+            source: Node = node.args[0]
+            return source
+        return self.b.call(aten.select.int, (node, 0, 0), rate, (), node.dtype, free=True, rows_first=False)
 
     def _size_argument(self, expr: sympy.Expr, rate: Rate) -> Size:
         """An expression of the rows and of sizes that an operator's result had (`nonzero`, `masked_select`)."""
         measured = self.memo.measured
         if not rate.per_candidate and any(s in measured for s in expr.free_symbols):
             raise Decline(f"a size of {expr} is known over all candidates only")
-        return Size(expr, tuple((s, measured[s]) for s in sorted(expr.free_symbols, key=str) if s in measured))
+        found = {s: self.b.length(s, rate) if s in self.program.lengths else measured.get(s) for s in expr.free_symbols}
+        return Size(expr, tuple((s, n) for s, n in sorted(found.items(), key=str) if n is not None))
 
     # -- what the operator returns
 
@@ -177,13 +189,16 @@ class OriginalOperators(Evaluator):
         with_rows = [axis for axis, (_, rows) in enumerate(promised.shape) if rows]
         if node.rate is Rate.WEIGHT and not with_rows:
             return plain(node, promised.dtype, row_layout(len(sizes), rows=False))
+        if not with_rows and not node.rate.per_candidate:  # the same for all rows: it has none, and its node has
+            rows = self.b.call(aten.expand.default, (node, [ROWS, *sizes]), node.rate, sizes, node.dtype, free=True)
+            return plain(rows, promised.dtype, row_layout(len(sizes), rows=False))
         if len(with_rows) != 1:
             return Opaque(node, promised.dtype)
         if promised.shape[0] == (1, True):
             return plain(node, promised.dtype, row_layout(len(sizes) - 1))
         return self._rows_to_front(node, sizes, with_rows[0], outside)
 
-    def _rows_to_front(self, node: Node, sizes: list[int], axis: int, outside: int) -> Form:
+    def _rows_to_front(self, node: Node, sizes: list[Sized], axis: int, outside: int) -> Form:
         """From the original layout, where `axis` holds rows (times its size), to `[rows, *dims]`."""
         others = [i for i in range(len(sizes)) if i != axis]
         order, dims = [axis, *others], [sizes[i] for i in others]
@@ -192,15 +207,17 @@ class OriginalOperators(Evaluator):
             return plain(node, node.dtype, tuple((ROW,) if i == axis else (i - (i > axis),) for i in range(len(sizes))))
         if axis:
             node = self._view(aten.permute.default, node, order)
-        inside, left = divmod(sizes[axis], outside)
-        if left:
+        inside = sizes[axis] // outside
+        if sizes[axis] % outside:
             raise Decline(f"makes {sizes[axis]} tensors of rows out of {outside}")
         first: tuple[int, ...] = (ROW, 0)
         dims = [inside, *dims]
         if outside == 1:
-            node = self.b.call(aten.reshape.default, (node, [-1, *dims]), node.rate, dims, node.dtype, free=True)
+            rows = ROWS if varies(dims) else -1
+            node = self.b.call(aten.reshape.default, (node, [rows, *dims]), node.rate, dims, node.dtype, free=True)
         else:
-            node = self._view(aten.reshape.default, node, [outside, -1, *dims])
+            rows = ROWS if varies(dims) else -1
+            node = self._view(aten.reshape.default, node, [outside, rows, *dims])
             dims, first = [outside, *dims], (0, ROW, 1)
             order = [1, 0, *range(2, len(dims) + 1)]
             node = self.b.call(aten.permute.default, (node, order), node.rate, dims, node.dtype, free=True)
@@ -232,6 +249,12 @@ class OriginalOperators(Evaluator):
         expr = value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat) else sympy.Integer(value)
         return expr.subs(self.memo.symbols) if self.memo.symbols else expr
 
+    def size_value(self, value: Any) -> Value:
+        """The same as a value: a length, where it is one in all calls."""
+        expr = self.size(value)
+        known = expr.free_symbols <= {*self.program.lengths} and expr.is_integer
+        return sized(expr, self.program.lengths) if known else expr
+
     def promised(self, node: fx.Node) -> Any:
         """What the exported graph says of the operator's result; a list where it makes several (None: not read)."""
         fake = node.meta["val"]
@@ -250,16 +273,17 @@ class OriginalOperators(Evaluator):
         return [self._extent(self.size(s)) for s in fake.shape]
 
     def _extent(self, expr: sympy.Expr) -> Extent:
-        if expr.is_Integer:
-            return int(expr), False
-        quotient = sympy.simplify(expr / self.program.rows)
-        if quotient.is_Integer:
-            return int(quotient), True
+        rows, lengths = self.program.rows, self.program.lengths
+        if expr.free_symbols <= {*lengths}:
+            return sized(expr, lengths), False
+        found = quotient(expr, rows)
+        if found is not None and found.free_symbols <= {*lengths}:
+            return sized(found, lengths), True
         raise Decline(f"a size of {expr} is no multiple of the row count")
 
-    def _view(self, op: Op, x: Node, how: Sequence[Any]) -> Node:
+    def _view(self, op: Op, x: Node, *how: Any) -> Node:
         """A view in an original layout."""
-        return self.b.call(op, (x, how), x.rate, (), x.dtype, free=True, rows_first=False)
+        return self.b.call(op, (x, *how), x.rate, (), x.dtype, free=True, rows_first=False)
 
 
 def check(value: Value, promised: Any) -> None:
@@ -277,10 +301,10 @@ def check(value: Value, promised: Any) -> None:
         raise ValueError(f"returned {shape_text(shape or ())} of {value.dtype} for {expected} of {promised.dtype}")
 
 
-def _lowest(operands: Sequence[Form]) -> Rate:
-    """The rate at which something that reads all of them can be computed."""
+def _lowest(operands: Sequence[Form], of_inputs: bool = False) -> Rate:
+    """The rate at which something that reads all of them can be computed, if not `of_inputs` before there are any."""
     rate = join(v.rate for v in operands)
-    if rate is Rate.WEIGHT and any(v.has_rows for v in operands):
+    if rate is Rate.WEIGHT and (of_inputs or any(v.has_rows for v in operands)):
         return Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
     return rate
 
@@ -303,7 +327,7 @@ def _rows_first(promised: Promise, rate: Rate) -> bool:
     return promised.shape is not None and (rate is Rate.WEIGHT or promised.shape[:1] == ((1, True),))
 
 
-def _own_shape(promised: Promise, rate: Rate) -> tuple[int, ...]:
+def _own_shape(promised: Promise, rate: Rate) -> tuple[Sized, ...]:
     """Axes after the row axis, where axis 0 is the rows; the row's share of elements otherwise."""
     if promised.shape is None:
         return ()

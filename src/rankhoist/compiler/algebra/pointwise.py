@@ -14,7 +14,10 @@ from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ARITHMETIC, Block, Elsewhere, Factor, Form, Labels, one_block
 from rankhoist.compiler.algebra.numbers import aligned, folded
 from rankhoist.compiler.algebra.values import Value, as_form
+from rankhoist.compiler.graph.lengths import Length
 from rankhoist.compiler.graph.node import Op, aten
+
+NUMBERS = int | float | bool | complex | Length
 
 
 def elementwise(
@@ -23,9 +26,7 @@ def elementwise(
     """`f(x, y, ...)`: block by block. A detachment changes nothing but gradients."""
     if op is aten.detach.default and not evaluator.program.training:
         return as_form(args[0])
-    places = [
-        i for i, a in enumerate(args) if not isinstance(a, int | float | bool | complex | None | list | torch.dtype)
-    ]
+    places = [i for i, a in enumerate(args) if not isinstance(a, NUMBERS | None | list | torch.dtype)]
     forms = [evaluator.tidy(as_form(args[i])) for i in places]
 
     def build(blocks: list[Block]) -> Block:

@@ -57,11 +57,11 @@ def part_number(rows: sympy.Symbol, value: Form, axis: int, place: Any) -> int:
     at = entry.index(ROW)
     count, inside = (math.prod(value.sizes[d] for d in ds) for ds in (entry[:at], entry[at + 1 :]))
     if isinstance(place, int) and place >= END:
-        return count
+        return int(count)
     number = sympy.simplify(sympy.sympify(place) / (inside * rows))
     if not number.is_Integer:
         raise Decline(f"cuts the rows of {value.axes} at {place}")
-    return min(max(int(number) if number >= 0 else int(number) + count, 0), count)
+    return int(min(max(int(number) if number >= 0 else int(number) + count, 0), count))
 
 
 END = 2**62  # slices without an end go to a number beyond all sizes

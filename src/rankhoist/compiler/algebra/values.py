@@ -82,6 +82,14 @@ def forms_in(value: Any) -> list[Form]:
     return found
 
 
+def without_rows(arguments: Any, promised: Any) -> bool:
+    """Whether no tensor has rows: neither arguments nor what is promised, of which no size depends on data."""
+    tensors = [v for v in flat(arguments) if isinstance(v, TensorValue)]
+    made = [p for p in flat(promised) if p is not None]
+    free = all(isinstance(v, Form) and not v.has_rows for v in tensors)
+    return free and all(p.shape is not None and not any(rows for _, rows in p.shape) for p in made)
+
+
 def as_form(value: Value) -> Form:
     """A tensor as a form with its dims in the order of its axes."""
     if isinstance(value, Form):

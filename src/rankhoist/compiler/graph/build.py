@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 
 from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.decline import Decline
+from rankhoist.compiler.graph.lengths import Length, Sized, usual, usually, varies
 from rankhoist.compiler.graph.node import OWNER, ROWS, Node, Op, Rate, Size, Work, aten, first_axis, join
 
 
@@ -22,6 +25,7 @@ class Builder:
         self.source = ""
         self.of_values = False  # whether nodes are made of values in bags, `[total, *shape]`
         self.constants: dict[str, torch.Tensor] = {}
+        self.lengths: dict[sympy.Symbol, tuple[Node, int]] = {}  # that vary -> an input of the context and its axis
         self._interned: dict[Any, Node] = {}
         self._taken: dict[
             tuple[int, int], tuple[Node, np.ndarray]
@@ -29,9 +33,11 @@ class Builder:
 
     # -- leaves
 
-    def leaf(self, kind: str, name: str, rate: Rate, shape: Sequence[int], dtype: torch.dtype) -> Node:
+    def leaf(self, kind: str, name: str, rate: Rate, shape: Sequence[Sized], dtype: torch.dtype) -> Node:
         """An input (`kind` "input") or a parameter, buffer or constant ("weight") by name."""
-        return self._make(kind, (name,), {}, rate, tuple(shape), dtype, Work())
+        made = self._make(kind, (name,), {}, rate, tuple(shape), dtype, Work())
+        self._measure(made)
+        return made
 
     def constant(self, tensor: torch.Tensor) -> Node:
         """A tensor known now and never updated, e.g. an index."""
@@ -48,12 +54,47 @@ class Builder:
     # -- operations
 
     def call(
-        self, op: Op, args: Sequence[Any], rate: Rate, shape: Sequence[int], dtype: torch.dtype, *,
+        self, op: Op, args: Sequence[Any], rate: Rate, shape: Sequence[Sized], dtype: torch.dtype, *,
         kwargs: dict[str, Any] | None = None, multiply_adds: int = 0, free: bool = False, rows_first: bool = True,
     ) -> Node:  # fmt: skip
         """Any operation; `multiply_adds` per row, `free` for views."""
-        work = Work(multiply_adds, 0 if free else math.prod(shape))
-        return self._make(op, tuple(args), kwargs or {}, rate, tuple(shape), dtype, work, rows_first)
+        work = Work(usual(multiply_adds), 0 if free else math.prod(usually(shape)))
+        given, named = self._measured(tuple(args), rate), self._measured(kwargs or {}, rate)
+        return self._make(op, given, named, rate, tuple(shape), dtype, work, rows_first)
+
+    def _measure(self, leaf: Node) -> None:
+        """An input of the context tells how long its axes are that vary."""
+        for axis, size in enumerate(leaf.shape, 1):
+            if isinstance(size, Length) and leaf.rate is Rate.REQUEST:
+                self.lengths.setdefault(size.expr, (leaf, axis))
+
+    def length(self, symbol: sympy.Symbol, rate: Rate) -> Node:
+        """A length that varies, as a number in the stage that computes `rate`; it declines before any input is there.
+
+        The candidate stage is handed it as the size of a tensor of nothing, `[R, length, 0]`.
+        """
+        if symbol not in self.lengths or rate is Rate.WEIGHT:
+            raise Decline(f"needs the length {symbol}, which no input of the context has, or before there is any")
+        leaf, axis = self.lengths[symbol]
+        own = self._size(leaf, axis, Rate.REQUEST)
+        if not rate.per_candidate:
+            return own
+        sizes = [ROWS, Size(symbol, ((symbol, own),)), 0]
+        kwargs = {"dtype": torch.bool, "device": self.device}
+        nothing = self.call(aten.full.default, (sizes, False), Rate.REQUEST, (0,), torch.bool, kwargs=kwargs)
+        return self._size(nothing, 1, Rate.PAIR)
+
+    def _size(self, x: Node, axis: int, rate: Rate) -> Node:
+        return self.call(aten.sym_size.int, (x, axis), rate, (), torch.int64, free=True, rows_first=False)
+
+    def _measured(self, value: Any, rate: Rate) -> Any:
+        """An argument with what varies in it as a size that the stage measures."""
+        if isinstance(value, Length):
+            symbols = sorted(value.expr.free_symbols, key=str)
+            return Size(value.expr, tuple((s, self.length(s, rate)) for s in symbols))
+        if isinstance(value, list | tuple):
+            return type(value)(self._measured(v, rate) for v in value)
+        return {k: self._measured(v, rate) for k, v in value.items()} if isinstance(value, dict) else value
 
     def permute(self, x: Node, order: Sequence[int]) -> Node:
         """Reorder the axes after the row axis."""
@@ -63,14 +104,15 @@ class Builder:
         axes = [0] * skip + [o + skip for o in order]
         return self.call(aten.permute.default, (x, axes), x.rate, [x.shape[o] for o in order], x.dtype, free=True)
 
-    def reshape(self, x: Node, shape: Sequence[int]) -> Node:
+    def reshape(self, x: Node, shape: Sequence[Sized]) -> Node:
         """Reshape the axes after the row axis."""
         if tuple(shape) == x.shape:
             return x
         inner = x.args[0] if x.op is aten.reshape.default else None
         if inner is not None and inner.rows_first and first_axis(inner) == first_axis(x):
             return self.reshape(x.args[0], shape)
-        sizes = [-1] * first_axis(x) + list(shape)
+        rows: Any = ROWS if varies(shape) else -1  # where a length is 0, any number of rows would do
+        sizes = [rows] * first_axis(x) + list(shape)
         return self.call(aten.reshape.default, (x, sizes), x.rate, shape, x.dtype, free=True)
 
     def take(self, x: Node, axis: int, index: np.ndarray) -> Node:
@@ -79,6 +121,8 @@ class Builder:
         What is taken from a node that was itself taken along this axis is taken from where that came from.
         """
         size, at = x.shape[axis], axis + first_axis(x)
+        if isinstance(size, Length):
+            raise Decline(f"takes positions of an axis of length {size}, which varies")
         if len(index) == size and (index == np.arange(size)).all():
             return x
         source, inner = self._taken.get((x.index, axis), (None, index))
@@ -139,7 +183,7 @@ class Builder:
         """An elementwise operator on aligned nodes (equal numbers of axes, sizes equal or 1) and numbers."""
         nodes = [a for a in args if isinstance(a, Node)]
         rate = join(n.rate for n in nodes)
-        shape = np.broadcast_shapes(*(n.shape for n in nodes))
+        shape = _broadcast([n.shape for n in nodes])
         spread = [self.spread(a, rate) if isinstance(a, Node) else a for a in args]
         return self.call(op, spread, rate, shape, dtype, kwargs=kwargs)
 
@@ -154,7 +198,7 @@ class Builder:
 
     def _make(
         self, op: Op | str, args: tuple[Any, ...], kwargs: dict[str, Any], rate: Rate,
-        shape: tuple[int, ...], dtype: torch.dtype, work: Work, rows_first: bool = True,
+        shape: tuple[Sized, ...], dtype: torch.dtype, work: Work, rows_first: bool = True,
     ) -> Node:  # fmt: skip
         rows_first = rows_first and not (self.of_values and rate is not Rate.WEIGHT)
         drawn = self.source if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()) else ""  # once each
@@ -165,6 +209,16 @@ class Builder:
             self._interned[key] = node
             self.nodes.append(node)
         return node
+
+
+def _broadcast(shapes: Sequence[Sequence[Sized]]) -> list[Sized]:
+    """Sizes from the right that are equal, or 1 where another is not."""
+    depth = max(map(len, shapes))
+    padded = [(1,) * (depth - len(shape)) + tuple(shape) for shape in shapes]
+    result = [next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True)]
+    if any(n not in (1, size) for shape in padded for n, size in zip(shape, result, strict=True)):
+        raise ValueError(f"sizes {list(shapes)} do not broadcast")
+    return result
 
 
 def _mapped(value: Any, new: Callable[[Node], Node]) -> Any:

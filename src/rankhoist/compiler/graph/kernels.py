@@ -222,7 +222,7 @@ def dropped(x: Tensor, share: float, mask: str) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     """`[..., k] -> [rows, k]`."""
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.flatten(0, -2)
 
 
 def _started(made: Tensor, start: Tensor, owner: Tensor, activation: str) -> Tensor:
@@ -230,5 +230,5 @@ def _started(made: Tensor, start: Tensor, owner: Tensor, activation: str) -> Ten
     if fused.runs(made):
         return fused.finished(made, start, owner, activation)
     own = start.index_select(0, owner)
-    own = own.view(-1, *[1] * (made.dim() - own.dim()), *own.shape[1:])
+    own = own.view(owner.shape[0], *[1] * (made.dim() - own.dim()), *own.shape[1:])
     return through(made.add_(own), activation)

@@ -16,6 +16,8 @@ from typing import Any
 import sympy
 import torch
 
+from rankhoist.compiler.graph.lengths import usually
+
 aten = torch.ops.aten
 Op = Callable[..., Any]
 
@@ -84,6 +86,7 @@ class Node:
     """One operation of the intermediate graph.
 
     `rows_first` says it is `[rows, *shape]`; else rows may be anywhere, and `shape` counts elements of a row at most.
+    A size in `shape` is a number, or a `Length` that varies.
     """
 
     index: int
@@ -91,7 +94,7 @@ class Node:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rate: Rate
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     dtype: torch.dtype
     source: str
     work: Work = field(default_factory=Work)
@@ -111,6 +114,11 @@ class Node:
             elif isinstance(value, list | tuple):
                 left.extend(reversed(value))
         return tuple(found)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Its shape in numbers, to count costs: lengths that vary are what they usually are."""
+        return usually(self.shape)
 
     def __repr__(self) -> str:
         name = self.op if isinstance(self.op, str) else getattr(self.op, "__name__", str(self.op))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,15 +16,17 @@ from rankhoist.compiler.graph.node import Work
 from rankhoist.compiler.graph.operators import row
 
 
-def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
-    """Work of a captured operator per row, when it runs over `count` rows."""
+def original_work(
+    node: fx.Node, rows: sympy.Symbol, count: int, lengths: Mapping[sympy.Symbol, int] | None = None
+) -> Work:
+    """Work of a captured operator per row, when it runs over `count` rows, at these `lengths` of axes that vary."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return Work()
     meta = node.meta.get("val")
     fakes = [m for m in (meta if isinstance(meta, list | tuple) else [meta]) if isinstance(m, torch.Tensor)]
 
     def shape(fake: torch.Tensor) -> list[int]:
-        return [_number(s, rows, count) for s in fake.shape]
+        return [_number(s, rows, count, tuple((lengths or {}).items())) for s in fake.shape]
 
     known = row(node.target)
     elements = 0 if known.view else sum(math.prod(shape(f)) for f in fakes)
@@ -31,7 +34,13 @@ def original_work(node: fx.Node, rows: sympy.Symbol, count: int) -> Work:
         return Work(int(node.args[1]), -(-elements // count))  # type: ignore[arg-type]
     operands = [shape(a.meta["val"]) for a in _tensor_args(node)]
     madds = known.work(node, operands, math.prod(shape(fakes[0]))) if known.work and fakes else 0
-    divisor = count if fakes and any(isinstance(s, torch.SymInt) for f in fakes for s in f.shape) else 1
+    of_rows = [
+        s
+        for f in fakes
+        for s in f.shape
+        if isinstance(s, torch.SymInt) and s.node.expr.free_symbols - {*(lengths or {})}
+    ]
+    divisor = count if of_rows else 1
     return Work(-(-madds // divisor), -(-elements // divisor))
 
 
@@ -49,12 +58,12 @@ def _tensor_args(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _number(size: Any, rows: sympy.Symbol, count: int) -> int:
-    return _value(size.node.expr, rows, count) if isinstance(size, torch.SymInt) else int(size)
+def _number(size: Any, rows: sympy.Symbol, count: int, lengths: tuple[tuple[sympy.Symbol, int], ...]) -> int:
+    return _value(size.node.expr, rows, count, lengths) if isinstance(size, torch.SymInt) else int(size)
 
 
 @lru_cache
-def _value(expr: sympy.Expr, rows: sympy.Symbol, count: int) -> int:
+def _value(expr: sympy.Expr, rows: sympy.Symbol, count: int, lengths: tuple[tuple[sympy.Symbol, int], ...]) -> int:
     """A size with `count` rows; sizes that depend on data are taken for the row count too."""
-    value = expr.subs({rows: count})
+    value = expr.subs({rows: count} | dict(lengths))
     return int(value.subs(dict.fromkeys(value.free_symbols, count)))

@@ -58,7 +58,7 @@ def _kind(part: Node, once: Callable[[Node], bool]) -> object:
 
 
 def _bytes(table: Node) -> int:
-    return math.prod(table.shape) * table.dtype.itemsize
+    return math.prod(table.sizes) * table.dtype.itemsize
 
 
 def _gather(builder: Builder, group: Sequence[Node], lookups: Sequence[Node], value: Callable[[Node], Node]) -> Node:

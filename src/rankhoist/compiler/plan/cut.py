@@ -60,7 +60,7 @@ def penalty(outputs: Sequence[Any], workload: Workload) -> float:
 
 def bytes_of(nodes: Collection[Node]) -> int:
     """Bytes of an item."""
-    return sum(math.prod(n.shape) * n.dtype.itemsize for n in nodes)
+    return sum(math.prod(n.sizes) * n.dtype.itemsize for n in nodes)
 
 
 def _wanted(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:

@@ -212,6 +212,8 @@ def gather(call: Call) -> Value:
 def row_number(call: Call) -> RowNumber:
     """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` where the own row begins among rows of length L."""
     start = call.value("start")
+    if not any(rows for _, rows in call.out.extents):
+        raise Elsewhere("counts no rows")
     if start not in (0, None) or call.out.extents != [(1, True)]:
         raise Decline(f"counts over the rows: {call.out.axes} numbers from {start or 0}")
     return RowNumber(call.out.dtype, call.number("step") if call.value("step") else 1)

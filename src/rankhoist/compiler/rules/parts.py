@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,16 @@ def slice_axis(call: Call) -> Form:
     if ROW in value.layout[axis]:
         return _slice_rows(call, value, axis)
     dim = value.dim(axis)
+    if _all_of(value.sizes[dim], *(call.value(k) for k in ("start", "end", "step"))):
+        return value
     bounds = [None if call.value(k) is None else call.number(k) for k in ("start", "end", "step")]
     return moves.take_dim(call.builder, value, dim, np.arange(value.sizes[dim])[slice(*bounds)])
+
+
+def _all_of(size: Any, start: Any, end: Any, step: Any) -> bool:
+    """Whether a slice is a whole axis, whose length may vary."""
+    to_end = end in (None, size) or (isinstance(end, int) and end >= stacked.END)
+    return start in (None, 0) and step in (None, 1) and to_end
 
 
 def _slice_rows(call: Call, value: Form, axis: int) -> Form:

@@ -5,7 +5,7 @@ rate.
 from __future__ import annotations
 
 from rankhoist.compiler.algebra.call import Call
-from rankhoist.compiler.algebra.forms import ROW, Decline, Form
+from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.law import law
@@ -42,12 +42,33 @@ def kept(call: Call) -> Value:
     return call.rowwise()
 
 
+def of_any_length(call: Call) -> Value:
+    """Positions of an axis whose length varies are moved by the operator itself: it leaves the rows where they are."""
+    operands = call.forms()
+    if all(isinstance(size, int) for value in operands for size in value.sizes):
+        raise Elsewhere("the length of no axis varies")
+    for value in operands:
+        moved = [value.place(axis) for axis in _axes(call)]
+        if not moved or any(ROW in value.layout[axis] for axis in moved):
+            raise Decline(f"moves the rows of {value.axes}")
+    return call.rowwise()
+
+
+def _axes(call: Call) -> list[int]:
+    """The axes that an operator moves positions along."""
+    if call.value("pad") is not None:
+        return [-1 - i for i in range(len(call.value("pad")) // 2)]
+    axes = call.value("dim", "dims")
+    return [axes] if isinstance(axes, int) else list(axes or ())
+
+
 def _check_rows(value: Form, axis: int) -> None:
     if any(ROW in entry for i, entry in enumerate(value.layout) if i != axis):
         raise Decline(f"rows of {value.axes} are not on axis {axis}")
 
 
 LAWS = law("one side alone", Level.REQUEST, {
+    "select slice narrow flip roll cat concat concatenate constant_pad_nd pad": of_any_length,
     "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist conv1d conv2d conv3d convolution": batch_first,
     "gru lstm rnn_tanh rnn_relu": recurrent,
     "rankhoist::opaque": kept,

@@ -77,15 +77,15 @@ def _kernels(node: Node, profile: Accelerator, candidates: Any, requests: Any) -
 
 def _passes(node: Node, profile: Accelerator, rows: Any, timed: Timed) -> Any:
     operands = [x for a in node.args for x in (a if isinstance(a, list | tuple) else [a]) if isinstance(x, Node)]
-    read = max(operands, key=lambda x: math.prod(x.shape), default=node)
-    width, largest = read.shape[-1] if read.shape else 1, max(math.prod(read.shape), 1)
+    read = max(operands, key=lambda x: math.prod(x.sizes), default=node)
+    width, largest = read.sizes[-1] if read.sizes else 1, max(math.prod(read.sizes), 1)
     if timed is Timed.SOFTMAX:
         return profile.rows("softmax", rows * (largest // width), width)
     if timed is Timed.NORM:
         return profile.rows("norm", rows * (largest // width), width)
-    inner = node.shape[-1:] != read.shape[-1:] or width == 1
+    inner = node.sizes[-1:] != read.sizes[-1:] or width == 1
     if timed is Timed.REDUCE and inner:  # over an outer axis, neighbours are added side by side
-        result = max(math.prod(node.shape), 1)
+        result = max(math.prod(node.sizes), 1)
         return profile.rows("sum", rows * result, largest // result)
     if timed is Timed.JOIN:
         return profile.curve("join", _bytes(node, profile, rows) / 2)
@@ -96,9 +96,9 @@ def _passes(node: Node, profile: Accelerator, rows: Any, timed: Timed) -> Any:
 
 def _gathered(node: Node, profile: Accelerator, rows: Any) -> Any:
     """Rows read by index: those of a narrow table cost as much each as of one that is `WIDTH` wide."""
-    single = row(node.op).timed is Timed.PICK or not node.shape
-    width, size = 1 if single else max(node.shape[-1], 1), _bytes(node, profile, rows)
-    read = rows * (math.prod(node.shape) / width)
+    single = row(node.op).timed is Timed.PICK or not node.sizes
+    width, size = 1 if single else max(node.sizes[-1], 1), _bytes(node, profile, rows)
+    read = rows * (math.prod(node.sizes) / width)
     by_row = np.maximum(profile.curve("gather", read * WIDTH * profile.itemsize), profile.curve("stream", size))
     return np.minimum(profile.curve("gather", size), by_row)
 
@@ -106,7 +106,7 @@ def _gathered(node: Node, profile: Accelerator, rows: Any) -> Any:
 def _reshaped(node: Node, profile: Accelerator, rows: Any) -> Kernels:
     """A view, but after a transposition: whole last axes are copied then, or single elements."""
     source = node.args[0]
-    if not transposed(node) or not source.rows_first or wide(node.shape) == wide(source.shape):
+    if not transposed(node) or not source.rows_first or wide(node.sizes) == wide(source.sizes):
         return 0, 0.0
     axes = list(source.args[1])
     name = "stream" if axes[-1] == len(axes) - 1 else "transpose"
@@ -116,7 +116,7 @@ def _reshaped(node: Node, profile: Accelerator, rows: Any) -> Kernels:
 def _bytes(node: Node, profile: Accelerator, rows: Any) -> Any:
     """Of the node's tensor, in the target's dtype; a weight has no rows."""
     each = profile.itemsize if node.dtype.is_floating_point else node.dtype.itemsize
-    size = math.prod(node.shape) * each
+    size = math.prod(node.sizes) * each
     return float(size) if node.rate is Rate.WEIGHT else size * rows
 
 
@@ -152,14 +152,14 @@ def _tiled(profile: Accelerator) -> bool:
 
 def _batched(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
     _, k, n = sizes(node)
-    *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
+    *batch, m = node.sizes[:-1] if len(node.sizes) > 1 else (1,)
     return 1, profile.products(rows * math.prod(batch), m, k, n)
 
 
 def _of_request(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
     """Several requests with a matrix each: tiles of ours, or a product of padded blocks, put in place and gathered."""
     outer, k, n = sizes(node)
-    batch = math.prod(node.shape[:-2]) if row(node.op).timed is Timed.BATCHED_OF_REQUEST else 1
+    batch = math.prod(node.sizes[:-2]) if row(node.op).timed is Timed.BATCHED_OF_REQUEST else 1
     several, m = requests > 1, rows * outer / batch
     alone = profile.products(batch, m, k, n)
     if _tiled(profile):
@@ -177,7 +177,7 @@ def _of_request(node: Node, profile: Accelerator, rows: Any, requests: Any) -> K
 
 def _batched_weight(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
     outer, k, n = sizes(node)
-    batch = node.shape[0] if len(node.shape) == 3 else 1
+    batch = node.sizes[0] if len(node.sizes) == 3 else 1
     return 1, profile.products(batch, rows * outer / batch, k, n)
 
 
@@ -188,7 +188,7 @@ def _einsum(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kerne
 
 def _attention(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
     """Both products; what lies between them stays on the chip."""
-    q, k, v = (a.shape for a in node.args[:3])
+    q, k, v = (a.sizes for a in node.args[:3])
     if min(len(q), len(k), len(v)) < 2:
         return _by_weight(node, profile, rows, requests)
     batch = rows * math.prod(q[:-2])
@@ -198,7 +198,7 @@ def _attention(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Ke
 
 def _attention_of_request(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
     """The same over blocks of each request's queries, put side by side and, of several requests, back."""
-    (heads, queries, width), (_, keys, _), (_, _, result) = (a.shape for a in node.args[:3])
+    (heads, queries, width), (_, keys, _), (_, _, result) = (a.sizes for a in node.args[:3])
     m = rows / np.maximum(requests, 1) * queries
     products = profile.products(requests * heads, m, width, keys) + profile.products(requests * heads, m, keys, result)
     moved = profile.curve("stream", rows * heads * queries * width * profile.itemsize)

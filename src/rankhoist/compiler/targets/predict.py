@@ -34,10 +34,10 @@ def start(profile: Profile) -> float:
 def kind(node: Node) -> Any:
     """All that the prediction depends on."""
     operands = tuple(
-        (a.shape, a.rate) if isinstance(a, Node) else None for a in node.args if not isinstance(a, list | tuple)
+        (a.sizes, a.rate) if isinstance(a, Node) else None for a in node.args if not isinstance(a, list | tuple)
     )
     moved = node.args[0].args[1] if transposed(node) else None
-    return node.op, node.rate, node.shape, node.dtype, node.work, operands, tuple(moved or ())
+    return node.op, node.rate, node.sizes, node.dtype, node.work, operands, tuple(moved or ())
 
 
 def transposed(node: Node) -> bool:
@@ -79,15 +79,15 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
 def _runs(node: Node) -> int:
     """Per row, how often an operator starts anew on neighbouring elements: where it joins, repeats or adds up."""
     if node.op is aten.cat.default:
-        return len(node.args[0]) * math.prod(node.shape[: node.args[1] - 1])
-    shapes = [a.shape for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.shape]
+        return len(node.args[0]) * math.prod(node.sizes[: node.args[1] - 1])
+    shapes = [a.sizes for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.sizes]
     largest = max(shapes, key=math.prod, default=())
     if row(node.op).timed is Timed.SOFTMAX:
         return PASSES * math.prod(largest[:-1])
-    if not largest or all(s == node.shape for s in shapes):
+    if not largest or all(s == node.sizes for s in shapes):
         return 0
-    grows = math.prod(node.shape) >= math.prod(largest)
-    return _broadcast_runs(shapes, node.shape) if grows else math.prod(largest[:-1])
+    grows = math.prod(node.sizes) >= math.prod(largest)
+    return _broadcast_runs(shapes, node.sizes) if grows else math.prod(largest[:-1])
 
 
 def _broadcast_runs(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> int:
@@ -101,21 +101,21 @@ def _broadcast_runs(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> i
 
 def bytes_of(node: Node, rows: Any) -> Any:
     """Of the node's tensor, had it so many rows (a weight has none), as a profile counts them."""
-    size = math.prod(node.shape) * (4 if node.dtype in SHORT else node.dtype.itemsize)
+    size = math.prod(node.sizes) * (4 if node.dtype in SHORT else node.dtype.itemsize)
     return float(size) if node.rate is Rate.WEIGHT else size * np.asarray(rows, float)
 
 
 def _copy(node: Node, profile: Profile, rows: Any) -> Any:
     """A reshape after a transposition copies, unless only axes of size 1 moved, came or went."""
     source = node.args[0]
-    if not transposed(node) or wide(node.shape) == wide(source.shape):
+    if not transposed(node) or wide(node.sizes) == wide(source.sizes):
         return 0.0
-    axes, skip = list(source.args[1]), len(source.args[1]) - len(source.shape)
-    moved = [axis for i, axis in enumerate(axes) if i < skip or source.shape[i - skip] != 1]
+    axes, skip = list(source.args[1]), len(source.args[1]) - len(source.sizes)
+    moved = [axis for i, axis in enumerate(axes) if i < skip or source.sizes[i - skip] != 1]
     if moved == sorted(moved):
         return 0.0
     whole = axes[-1] == len(axes) - 1  # whole last axes are copied, or single elements
-    runs = profile.row * math.prod(source.shape[:-1]) * np.asarray(rows, float)
+    runs = profile.row * math.prod(source.sizes[:-1]) * np.asarray(rows, float)
     return profile.streams(bytes_of(node, rows)) + runs if whole else profile.functions(bytes_of(node, rows))
 
 
@@ -128,8 +128,8 @@ def wide(shape: Sequence[int]) -> list[int]:
 
 def sizes(node: Node) -> tuple[int, int, int]:
     """Outer elements of a row, what each element of the result sums over, columns."""
-    outer, n = max(math.prod(node.shape[:-1]), 1), max(node.shape[-1], 1) if node.shape else 1
-    return outer, max(node.work.multiply_adds // max(math.prod(node.shape), 1), 1), n
+    outer, n = max(math.prod(node.sizes[:-1]), 1), max(node.sizes[-1], 1) if node.sizes else 1
+    return outer, max(node.work.multiply_adds // max(math.prod(node.sizes), 1), 1), n
 
 
 def _by_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
@@ -140,8 +140,8 @@ def _by_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 def _batched(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """A matrix per row. Heads are cut out of wider tensors: what has more than one outer axis is copied before."""
     _, k, n = sizes(node)
-    *batch, m = node.shape[:-1] if len(node.shape) > 1 else (1,)
-    copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.shape[:-2]) > 1]
+    *batch, m = node.sizes[:-1] if len(node.sizes) > 1 else (1,)
+    copied = [a for a in node.args if isinstance(a, Node) and a.rate.per_candidate and math.prod(a.sizes[:-2]) > 1]
     copies = sum(profile.streams(bytes_of(a, rows)) for a in copied)
     return profile.products(rows * math.prod(batch), m, k, n) + copies
 
@@ -154,37 +154,37 @@ def _of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 
 def _batched_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
-    if len(node.shape) != 3:
+    if len(node.sizes) != 3:
         return _original(node, profile, rows, requests)
-    (b, m), (_, k, n) = node.shape[:2], sizes(node)
+    (b, m), (_, k, n) = node.sizes[:2], sizes(node)
     return profile.products(b, rows * m, k, n) + _transposed_copies(node, profile, rows)
 
 
 def _batched_of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
-    if len(node.shape) != 3:
+    if len(node.sizes) != 3:
         return _original(node, profile, rows, requests)
-    (b, m), (_, k, n) = node.shape[:2], sizes(node)
+    (b, m), (_, k, n) = node.sizes[:2], sizes(node)
     requests = np.asarray(requests, float)
     each = rows / np.maximum(requests, 1)
     return requests * profile.products(b, each * m, k, n) + _transposed_copies(node, profile, rows)
 
 
 def _transposed_copies(node: Node, profile: Profile, rows: Any) -> Any:
-    (b, m), (_, k, n) = node.shape[:2], sizes(node)
+    (b, m), (_, k, n) = node.sizes[:2], sizes(node)
     return profile.streams(rows * b * m * k * 4.0) + profile.streams(rows * b * m * n * 4.0) if b > 1 else 0.0
 
 
 def _original(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """As its author wrote it: at least, it reads its weights."""
     outer, k, n = sizes(node)
-    weights = sum(math.prod(a.shape) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
+    weights = sum(math.prod(a.sizes) * 4.0 for a in node.args if isinstance(a, Node) and a.rate is Rate.WEIGHT)
     return np.maximum(profile.products(1, rows * outer, k, n), profile.streams(weights))
 
 
 def _convolution(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """A linear map of the channels at every place."""
     _, k, _ = sizes(node)
-    return profile.products(1, rows * math.prod(node.shape[1:]), k, node.shape[0]) + ARRANGING * profile.call
+    return profile.products(1, rows * math.prod(node.sizes[1:]), k, node.sizes[0]) + ARRANGING * profile.call
 
 
 def _einsum(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
@@ -200,7 +200,7 @@ def as_product(node: Node, profile: Any, rows: Any) -> Any:
     """
     if not all(a.rows_first for a in node.args[1]):
         return None
-    shapes = [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.shape] for a in node.args[1]]
+    shapes = [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.sizes] for a in node.args[1]]
     axes, result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
     if len(shapes) != 2:
         return None
@@ -219,7 +219,7 @@ def as_product(node: Node, profile: Any, rows: Any) -> Any:
 
 def _attention(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """Two batched products and a softmax between them: a few calls in one, and a few passes over each row of scores."""
-    q, k, v = (a.shape for a in node.args[:3])
+    q, k, v = (a.sizes for a in node.args[:3])
     if min(len(q), len(k), len(v)) < 2:
         return _original(node, profile, rows, requests)
     batch = rows * math.prod(q[:-2])
@@ -230,7 +230,7 @@ def _attention(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 def _attention_of_request(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """The same for each request, with the queries of its candidates side by side, which are copied there."""
-    (heads, queries, width), (_, keys, _), (_, _, result) = (a.shape for a in node.args[:3])
+    (heads, queries, width), (_, keys, _), (_, _, result) = (a.sizes for a in node.args[:3])
     requests = np.asarray(requests, float)
     m = rows / np.maximum(requests, 1) * queries
     softmax = profile.functions(rows * heads * queries * keys * 4.0) + rows * heads * queries * PASSES * profile.row

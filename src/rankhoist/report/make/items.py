@@ -36,4 +36,4 @@ def _sizes(plan: Plan) -> tuple[int, int]:
 def _kept(node: Node) -> Kept:
     name = str(node.args[0]) if isinstance(node.op, str) else node.source
     dtype = str(node.dtype).removeprefix("torch.")
-    return Kept(name, tuple(map(str, node.shape)), dtype, math.prod(node.shape) * node.dtype.itemsize)
+    return Kept(name, tuple(map(str, node.shape)), dtype, math.prod(node.sizes) * node.dtype.itemsize)

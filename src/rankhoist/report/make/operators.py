@@ -71,7 +71,9 @@ def _before(plan: Plan) -> dict[str, Amount]:
 def _original(plan: Plan, node: fx.Node) -> Amount:
     if plan.interpreter.outcomes[node.name].rates <= {Rate.WEIGHT}:
         return Amount()
-    work = original_work(node, plan.interpreter.program.rows, plan.workload.candidates)
+    work = original_work(
+        node, plan.interpreter.program.rows, plan.workload.candidates, plan.interpreter.program.lengths
+    )
     value = node.meta["val"]
     first = value if isinstance(value, torch.Tensor) else next(v for v in value if isinstance(v, torch.Tensor))
     return Amount(work.multiply_adds, work.elements * first.dtype.itemsize)
