@@ -110,7 +110,7 @@ class StopError(Exception):
 
 
 def test_an_exception_that_passes_through_is_no_mistake_of_ours(monkeypatch: pytest.MonkeyPatch):
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
         raise StopError
 
     monkeypatch.setattr(search, "lean", interrupted)

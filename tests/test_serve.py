@@ -259,7 +259,7 @@ SPOILED = {
     "unknown dtype": (spoiled("item", datatype="TEXT"), "dtype", "item", "INT64"),
     "texts": (spoiled("item", datatype="BYTES", data=list("abcd")), "dtype", "item", "expected INT64"),
     "no texts": (spoiled("item", datatype="BYTES"), "dtype", "item", "something else than texts"),
-    "shape": (spoiled("tags", shape=[5, 4]), "shape", "tags", "expected [N, 5]"),
+    "shape": (spoiled("tags", shape=[5, 4]), "shape", "tags", "expected INT64 [N, 5]"),
     "size": (spoiled("item", shape=[5]), "shape", "item", "has 4 values"),
     "negative size": (spoiled("item", shape=[-1]), "shape", "item", "-1"),
     "huge size": (spoiled("item", shape=[2**62, 2**62]), "shape", "item", "expected up to 8 sizes"),
