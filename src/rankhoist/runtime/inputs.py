@@ -82,30 +82,20 @@ class Inputs:
         """The dtype of an input, which moves with the model where it was the model's."""
         return self.dtype if dtype == self.interface.dtype else dtype
 
-    def refuse_varying(self, how: str) -> None:
-        """Refuse what can run a model for one length only.
+    def refuse(self, how: str, *, bags: bool = False) -> None:
+        """Refuse what can run a model for one length only, and, of `bags`, none of jagged inputs.
 
         Raises:
-            BackendError: an axis varies; says which.
+            BackendError: an axis varies, or an input is jagged; says which.
         """
         for spec in self._specs.values():
             if spec.varying:
-                raise BackendError(
-                    f"{how} takes no axis that varies, as axis {spec.varying[0].axis} of {spec.name!r} does: backend "
-                    "'eager' and saved files do"
-                )
-
-    def refuse_bags(self, how: str) -> None:
-        """Refuse what cannot run a model of jagged inputs.
-
-        Raises:
-            BackendError: it has one; says which.
-        """
-        for spec in self._specs.values():
-            if spec.bags:
-                raise BackendError(
-                    f"{how} takes no jagged input, as {spec.name!r} is: backend 'eager' and saved files do"
-                )
+                found = f"axis that varies, as axis {spec.varying[0].axis} of {spec.name!r} does"
+            elif bags and spec.bags:
+                found = f"jagged input, as {spec.name!r} is"
+            else:
+                continue
+            raise BackendError(f"{how} takes no {found}: backend 'eager' and saved files do")
 
     def of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Context and candidate inputs by name, of a call's arguments.
