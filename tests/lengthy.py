@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers import LEVELS, assert_equal, reasons
 from torch import Tensor, nn
 
+import rankhoist
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
@@ -168,3 +169,51 @@ def check(
                 assert_equal(got, want, f"{hoisted.level}, length {length}, {offsets}")
                 assert not [r for r in reasons(hoisted) if "please report" in r], reasons(hoisted)
     return made
+
+
+class Attends(nn.Module):
+    """A history with times, one more of its own length, and for each candidate a number for every event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.top = nn.Embedding(IDS, WIDTH), nn.Linear(2 * WIDTH, 1)
+        self.double().eval()
+
+    def forward(
+        self, history: Tensor, times: Tensor, other: Tensor, item: Tensor, matches: Tensor
+    ) -> dict[str, Tensor]:
+        h, q = self.table(history) + times[..., None], self.table(item)
+        weights = ((h * q[:, None]).sum(2) + matches).softmax(1)
+        seen = (weights[:, None] @ h).squeeze(1) + self.table(other).sum(1)
+        return {"scores": self.top(torch.cat([seen, q], 1)).squeeze(1), "weights": weights}
+
+
+def attends(length: int, other: int, requests: int = 1, rows: int = ROWS, seed: int = 0) -> tuple[dict, dict]:
+    """What it reads: context and candidates."""
+    generator = torch.Generator().manual_seed(seed)
+    context = {
+        "history": torch.randint(IDS, (requests, length), generator=generator),
+        "times": torch.rand(requests, length, generator=generator, dtype=DOUBLE),
+        "other": torch.randint(IDS, (requests, other), generator=generator),
+    }
+    item = torch.randint(IDS, (rows,), generator=generator)
+    return context, {"item": item, "matches": torch.rand(rows, length, generator=generator, dtype=DOUBLE)}
+
+
+def hoisted_attends() -> HoistedModel:
+    """It, hoisted for histories of 1 to 50 and others of 0 to 30."""
+    context, candidates = attends(9, 4, ROWS)
+    length = torch.export.Dim("T", min=1, max=50)
+    dynamic = {"history": {1: length}, "times": {1: length}, "matches": {1: length}, "other": {1: (0, 30)}}
+    return rankhoist.hoist(Attends(), context | candidates, context=[*context], dynamic=dynamic)
+
+
+def attended(
+    context: dict[str, Tensor], candidates: dict[str, Tensor], offsets: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """What it returns over whole rows."""
+    bounds = torch.tensor([0, len(candidates["item"])] if offsets is None else offsets)
+    owner = torch.repeat_interleave(torch.arange(len(bounds) - 1), bounds.diff())
+    with torch.no_grad():
+        return Attends()(**{n: x[owner] for n, x in context.items()}, **candidates)

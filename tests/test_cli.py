@@ -73,6 +73,20 @@ def bags():
     return Bags().eval(), (torch.arange(6), torch.tensor([0, 1, 4]), torch.arange(4), torch.tensor([2, 1, 1]))
 
 
+class Reads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ids = nn.Embedding(20, 4)
+
+    def forward(self, history, times, item):
+        return ((self.ids(history) * times[..., None]).sum(1) * self.ids(item)).sum(1)
+
+
+def reads():
+    torch.manual_seed(0)
+    return Reads().eval(), (torch.arange(12).reshape(3, 4), torch.rand(3, 4), torch.arange(3))
+
+
 def alone():
     return Ranker()
 
@@ -117,6 +131,21 @@ def test_a_jagged_model_from_hoist_to_its_file(capsys: pytest.CaptureFixture):
     assert re.search(r"clicks +context +\[rows, bag\] +int64", capsys.readouterr().out)
     assert cli.main(["verify", *given[:-1], "tags=counts"]) == 2
     assert "--jagged tags=counts: write VALUES=lengths:NAME or VALUES=offsets:NAME" in capsys.readouterr().err
+
+
+def test_histories_of_any_length_from_hoist_to_their_file(capsys: pytest.CaptureFixture):
+    given = ["some_models:reads", "--context", "history", "--context", "times"]
+    bounds = ["--dynamic", "history=1:0:50", "--dynamic", "times=1:0:50"]
+    assert cli.main(["hoist", *given, *bounds, "--candidates", "50", "--time", "--out", "reads.rankhoist"]) == 0
+    assert "PASSED" in capsys.readouterr().out
+    assert cli.main(["show", "reads.rankhoist"]) == 0
+    assert re.search(r"history +context +\[rows, 0\.\.50\] +int64", capsys.readouterr().out)
+    assert cli.main(["verify", *given, "--dynamic", "history=1:T", "--dynamic", "times=1:T"]) == 0
+    capsys.readouterr()
+    for wrong in ("history", "history=one", "history=1:2", "history=1:2:3:4", "history=1:low:high"):
+        assert cli.main(["verify", *given, "--dynamic", wrong]) == 2
+        said = capsys.readouterr().err
+        assert f"--dynamic {wrong}: write NAME=AXIS, NAME=AXIS:LOW:HIGH or NAME=AXIS:LENGTH" in " ".join(said.split())
 
 
 def test_hoist_shows_every_level_and_verifies(capsys, folder: Path):

@@ -25,11 +25,9 @@ from rankhoist.errors import (
     ExportError,
     InputError,
     ScoringError,
-    ServeError,
     VocabularyError,
 )
 from rankhoist.score.columns import features
-from rankhoist.serve.inputs import Signature
 
 LARGE = ("encoded", "heads", "behind")  # of many operators
 
@@ -170,8 +168,6 @@ def test_what_needs_one_size_refuses_by_name(hoisted: HoistedModel, tmp_path: Pa
     for call in (lambda: hoisted.to_backend("inductor"), lambda: hoisted.export_onnx(tmp_path)):
         with pytest.raises(BackendError, match="no axis that varies, as axis 1 of 'history' does"):
             call()
-    with pytest.raises(ServeError, match="axis 1 of input 'history' varies"):
-        Signature.of(hoisted)
     with pytest.raises(ScoringError, match="axis 1 of input 'history' varies"):
         features(hoisted)
 

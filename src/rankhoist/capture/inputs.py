@@ -79,6 +79,12 @@ class InputSpec:
         return (".lengths", *(f".values_{i}" for i in range(len(self.bags))))
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Its shape, with -1 for axes that vary."""
+        free = {v.axis for v in self.varying}
+        return tuple(-1 if axis in free else size for axis, size in enumerate(self.shape, 1))
+
+    @property
     def candidate_columns(self) -> tuple[int, ...]:
         """The columns of a packed input that belong to the candidate, in order."""
         context = set(self.columns)

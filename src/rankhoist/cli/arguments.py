@@ -27,6 +27,11 @@ an input of values in bags, and the one that cuts them into rows, as VALUES=leng
 for more; containers of torchrec need none"""
 
 
+DYNAMIC_HELP = """\
+an axis of a context input whose length varies from call to call, as that of a history, as NAME=AXIS, NAME=AXIS:LOW:HIGH
+or NAME=AXIS:LENGTH, where LENGTH is a name that axes of the same length share; repeat for more"""
+
+
 def command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str
 ) -> argparse.ArgumentParser:
@@ -83,6 +88,22 @@ def jagged_of(arguments: Sequence[str]) -> dict[str, dict[str, str]]:
             raise CommandError(f"--jagged {argument}: write VALUES=lengths:NAME or VALUES=offsets:NAME")
         jagged[values] = {kind: name}
     return jagged
+
+
+def dynamic_of(arguments: Sequence[str]) -> dict[str, dict[int, Any]]:
+    """`["history=1:1:200", "mask=1:T"]` -> `{"history": {1: (1, 200)}, "mask": {1: "T"}}`."""
+    dynamic: dict[str, dict[int, Any]] = {}
+    for argument in arguments:
+        name, equals, rest = argument.partition("=")
+        axis, *said = rest.split(":")
+        try:
+            own: Any = tuple(map(int, said)) if len(said) == 2 else next(iter(said), None)
+            dynamic.setdefault(name, {})[int(axis)] = own
+        except ValueError:
+            equals = ""
+        if not equals or len(said) > 2 or "" in said or (len(said) == 1 and said[0].isdigit()):
+            raise CommandError(f"--dynamic {argument}: write NAME=AXIS, NAME=AXIS:LOW:HIGH or NAME=AXIS:LENGTH")
+    return dynamic
 
 
 def _columns(given: str, text: str) -> list[int]:

@@ -8,7 +8,17 @@ import os
 import sys
 from typing import Any
 
-from rankhoist.cli.arguments import CONTEXT_HELP, ITEM_HELP, JAGGED_HELP, context_of, count, jagged_of, numbers
+from rankhoist.cli.arguments import (
+    CONTEXT_HELP,
+    DYNAMIC_HELP,
+    ITEM_HELP,
+    JAGGED_HELP,
+    context_of,
+    count,
+    dynamic_of,
+    jagged_of,
+    numbers,
+)
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.errors import ArtifactError, CommandError
 from rankhoist.hoist import hoist
@@ -40,6 +50,7 @@ def model_arguments(parser: argparse.ArgumentParser, saved: bool = False) -> Non
     parser.add_argument("--context", metavar="GLOB", action="append", required=not saved, help=CONTEXT_HELP)
     parser.add_argument("--item", metavar="GLOB", action="append", default=[], help=ITEM_HELP)
     parser.add_argument("--jagged", metavar="VALUES=...", action="append", default=[], help=JAGGED_HELP)
+    parser.add_argument("--dynamic", metavar="NAME=...", action="append", default=[], help=DYNAMIC_HELP)
     parser.add_argument("--item-bytes", metavar="BYTES", type=count, help=ITEM_BYTES_HELP)
     parser.add_argument("--level", choices=LEVELS, default="full", help="what may be hoisted (default: %(default)s)")
     parser.add_argument("--without", metavar="LAW", action="append", default=[], help=WITHOUT_HELP)
@@ -72,13 +83,13 @@ def load(target: str) -> tuple[Any, Any]:
 def hoisted_of(args: argparse.Namespace) -> tuple[Any, HoistedModel]:
     """The original and its hoisted model."""
     context, item = context_of(args.context), context_of(args.item, "--item")
-    jagged = jagged_of(args.jagged) or None
+    jagged, dynamic = jagged_of(args.jagged) or None, dynamic_of(args.dynamic) or None
     model, example = load(args.model)
     workload = Workload(args.candidates, args.requests)
     chosen = {"level": args.level, "without": args.without, "targets": vars(args).get("target", [])}
     return model, hoist(
         model, example, context=context, item=item, item_bytes=args.item_bytes, workload=workload,
-        seconds=args.search_seconds, jagged=jagged, **chosen,
+        seconds=args.search_seconds, jagged=jagged, dynamic=dynamic, **chosen,
     )  # fmt: skip
 
 

@@ -54,9 +54,10 @@ class Halves(Movable, Planned):
     def _record_calls(self) -> None:
         """On a GPU, replay from now on what a warm-up asks for; plans are those for replays, where there are any.
 
-        Sizes of bags are others in every call: a model of jagged inputs is not recorded.
+        Sizes of bags, and of axes that vary, are others in every call: a model that has some is not recorded.
         """
-        if self.backend != EAGER or self.device.type not in RECORDING or self.interface.jagged:
+        own = self.interface
+        if self.backend != EAGER or self.device.type not in RECORDING or own.jagged or own.varying:
             return
         weights, before = self._weights, self.blueprint
         target = target_of(self.device, self.dtype, recorded=True)

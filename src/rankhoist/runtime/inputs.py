@@ -225,8 +225,16 @@ class Inputs:
         columns = [v.to(self.device, b.dtype) for v, b in zip(chosen.values, bags, strict=True)]
         return Jagged.of(columns, chosen.lengths.to(self.device))
 
-    def made_up(self, side: str, rows: int) -> dict[str, Any]:
-        """Rows of one side: the example's, in turn; zeros where there is no example."""
+    @cached_property
+    def other_lengths(self) -> dict[str, int]:
+        """Of axes that vary, by length, another one than the example's."""
+        found = {v.length: (v, spec.shape[v.axis - 1]) for spec in self._specs.values() for v in spec.varying}
+        return {name: size + 1 if v.holds(size + 1) else size - 1 for name, (v, size) in found.items()}
+
+    def made_up(self, side: str, rows: int, lengths: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Rows of one side: the example's, in turn; zeros where there is no example. Axes that vary have the example's
+        length, or another one of `lengths`.
+        """
         made = {}
         for name, (dtype, shape, bags, _) in self.expected[side].items():
             spec = self._specs[name]
@@ -237,6 +245,8 @@ class Inputs:
             own = next(p.columns for p in (*spec.parts, *spec.parts_with_store) if p.side == side)
             if own is not None and name in self.interface.example:
                 rows_of = rows_of[:, list(own)]
+            for axis, size in () if lengths is None else [(v.axis, lengths[v.length]) for v in spec.varying]:
+                rows_of = rows_of.index_select(axis, torch.arange(size) % rows_of.shape[axis])
             made[name] = rows_of[torch.arange(rows) % len(rows_of)].to(self.device, dtype)
         return made
 

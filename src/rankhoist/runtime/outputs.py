@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -11,16 +11,38 @@ from torch.utils import _pytree as pytree
 from rankhoist.runtime.hoisted import HoistedModel
 
 
-def made_up_outputs(hoisted: HoistedModel, rows: int) -> list[tuple[str, Any]]:
-    """(name, leaf) of what a model returns for one request with so many made-up candidates.
+class Returned(NamedTuple):
+    """A leaf of what a model returns; of a tensor the shape, with -1 where it is as long as an axis that varies."""
+
+    name: str
+    value: Any
+    shape: tuple[int, ...] = ()
+
+
+def made_up_outputs(hoisted: HoistedModel, rows: int) -> list[Returned]:
+    """What a model returns for one request with so many made-up candidates.
 
     One tensor is `scores`, entries of a dict go by their keys (`a.b` if nested), places of a tuple are `output_0`, ...
     """
-    state = hoisted.prepare(hoisted.made_up("context", 1), candidates=rows)
-    result = hoisted.score(state, hoisted.made_up("candidate", rows))
+    made = _leaves(hoisted, rows, None)
+    others = _leaves(hoisted, rows, hoisted.other_lengths) if hoisted.interface.varying else made
+    return [
+        Returned(name, leaf, _shape(leaf, other)) for (name, leaf), (_, other) in zip(made, others, strict=True)
+    ]  # fmt: skip
+
+
+def _leaves(hoisted: HoistedModel, rows: int, lengths: Mapping[str, int] | None) -> list[tuple[str, Any]]:
+    state = hoisted.prepare(hoisted.made_up("context", 1, lengths), candidates=rows)
+    result = hoisted.score(state, hoisted.made_up("candidate", rows, lengths))
     if isinstance(result, Tensor):
         return [("scores", result)]
     return [(_name(path), leaf) for path, leaf in pytree.tree_flatten_with_path(result)[0]]
+
+
+def _shape(leaf: Any, other: Any) -> tuple[int, ...]:
+    if not isinstance(leaf, Tensor):
+        return ()
+    return tuple(size if size == changed else -1 for size, changed in zip(leaf.shape, other.shape, strict=True))
 
 
 def _name(path: Sequence[Any]) -> str:

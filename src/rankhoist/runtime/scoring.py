@@ -118,9 +118,17 @@ class Scoring(ABC):
         with torch.no_grad():
             return self._score(state, self._inputs.stage_inputs(candidate), rows, blocks)
 
-    def made_up(self, side: str, rows: int) -> dict[str, Any]:
-        """Rows of the `context` or of the `candidate` side: the example's, in turn; zeros where there is no example."""
-        return self._inputs.made_up(side, rows)
+    def made_up(self, side: str, rows: int, lengths: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Rows of the `context` or of the `candidate` side: the example's, in turn; zeros where there is no example.
+
+        Axes that vary have the example's length, or another one of `lengths`, which are by `Varying.length`.
+        """
+        return self._inputs.made_up(side, rows, lengths)
+
+    @property
+    def other_lengths(self) -> Mapping[str, int]:
+        """Of every axis that varies, by `Varying.length`, another one than the example's, to see what it changes."""
+        return self._inputs.other_lengths
 
     def _whole(
         self, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int, blocks: Blocks | None

@@ -92,7 +92,7 @@ def _stages(hoisted: HoistedModel, exported: Path, name: str) -> tuple[_Stage, _
     request, candidate = manifest.stages["request"], manifest.stages["candidate"]
     context, items = (hoisted.made_up(side, rows) for side, rows in (("context", 1), ("candidate", ROWS)))
     state = dict(zip(request.outputs, runner.prepare(context).tensors.values(), strict=True))
-    results = [(leaf, made) for leaf, made in made_up_outputs(hoisted, ROWS) if isinstance(made, Tensor)]
+    results = [(r.name, r.value) for r in made_up_outputs(hoisted, ROWS) if isinstance(r.value, Tensor)]
     outputs = {own: made for own, (_, made) in zip(candidate.outputs, results, strict=True)}
     public = {own: leaf for own, (leaf, _) in zip(candidate.outputs, results, strict=True)}
     cut = {own for own, rows in zip(candidate.outputs, candidate.with_rows, strict=True) if not rows}

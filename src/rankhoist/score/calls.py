@@ -57,10 +57,12 @@ def outputs_of(model: HoistedModel) -> list[Output]:
         ScoringError: something is no row of numbers per candidate.
     """
     made = []
-    for name, value in made_up_outputs(model, PROBE):
+    for name, value, sizes in made_up_outputs(model, PROBE):
         if not isinstance(value, Tensor) or value.dim() not in (1, 2) or len(value) != PROBE:
             shape = list(value.shape) if isinstance(value, Tensor) else value
             raise ScoringError(f"output {name!r} of the model is {shape}, not a number or a list for each candidate")
+        if -1 in sizes:
+            raise ScoringError(f"output {name!r} of the model is as long as an input that varies: it is no column")
         dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
         made.append(Output(name, None if value.dim() == 1 or value.shape[1] == 1 else value.shape[1], dtype))
     return made

@@ -11,8 +11,10 @@ from rankhoist_client import v2
 from rankhoist_client.columns import bags, column
 from rankhoist_client.refusal import RequestError
 
+from rankhoist.serve import lengths
 from rankhoist.serve.bags import cuts_of, values_of
-from rankhoist.serve.inputs import Feature, Signature
+from rankhoist.serve.features import Feature
+from rankhoist.serve.inputs import Signature
 
 
 def read_columns(given: Any, side: str, signature: Signature, key: str) -> dict[str, v2.Tensor]:
@@ -28,9 +30,9 @@ def read_columns(given: Any, side: str, signature: Signature, key: str) -> dict[
     for name, values in columns.items():
         feature = _feature(signature, name, side)
         if feature.jagged:
-            array, lengths = _bags(feature, values)
+            array, cut = _bags(feature, values)
             tensors[values_of(name)] = v2.Tensor(feature.datatype, array)
-            tensors[cuts_of(name)[0]] = v2.Tensor("INT64", lengths)
+            tensors[cuts_of(name)[0]] = v2.Tensor("INT64", cut)
         else:
             tensors[name] = v2.Tensor(feature.datatype, _array(feature, values))
     return tensors
@@ -51,9 +53,9 @@ def _feature(signature: Signature, name: str, side: str) -> Feature:
 def _array(feature: Feature, values: Any) -> NDArray[Any]:
     """A column of candidates, or the one row of the context, which may stand alone or in a list."""
     if feature.side == "candidate":
-        return column(feature.name, values, feature.shape, feature.datatype)
+        return column(feature.name, values, lengths.of_lists(feature, values), feature.datatype)
     rows = values if _depth(values) > len(feature.shape) else [values]
-    array = column(feature.name, rows, feature.shape, feature.datatype)
+    array = column(feature.name, rows, lengths.of_lists(feature, rows), feature.datatype)
     if len(array) != 1:
         raise RequestError("shape", f"context feature {feature.name!r} has {len(array)} rows, expected 1", feature.name)
     return array
@@ -62,11 +64,11 @@ def _array(feature: Feature, values: Any) -> NDArray[Any]:
 def _bags(feature: Feature, values: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """A list of values for every candidate, or the one of the context, which may stand alone or in a list."""
     alone = feature.side == "context" and _depth(values) <= 1 + len(feature.shape)
-    array, lengths = bags(feature.name, [values] if alone else values, feature.shape, feature.datatype)
-    if feature.side == "context" and len(lengths) != 1:
-        message = f"context feature {feature.name!r} has {len(lengths)} rows, expected 1: a list of its values"
+    array, cut = bags(feature.name, [values] if alone else values, feature.shape, feature.datatype)
+    if feature.side == "context" and len(cut) != 1:
+        message = f"context feature {feature.name!r} has {len(cut)} rows, expected 1: a list of its values"
         raise RequestError("shape", message, feature.name)
-    return array, lengths
+    return array, cut
 
 
 def _depth(values: Any) -> int:

@@ -56,6 +56,10 @@ class Job:
         batch = self.batch
         return self.key is None and batch.requests == 1 and batch.rows <= self.model.batch_up_to and not batch.skips
 
+    def goes_with(self, other: Job) -> bool:
+        """Whether both may be in one call, if they are joinable: axes that vary have one length in a call."""
+        return other.model is self.model and other.joinable and other.batch.lengths == self.batch.lengths
+
 
 class Compute:
     """One thread that scores jobs in the order in which they came.
@@ -120,7 +124,7 @@ class Compute:
         room, until = self.most - group[0].batch.rows, group[0].queued + self.delay
         while True:
             for job in list(self._jobs):
-                if job.model is group[0].model and job.joinable and job.batch.rows <= room:
+                if group[0].goes_with(job) and job.batch.rows <= room:
                     self._jobs.remove(job)
                     group.append(job)
                     room -= job.batch.rows

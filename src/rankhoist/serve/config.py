@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     max_requests: int = Field(
         default=1024, ge=1, description="rows of context in one call of the protocol v2; more: 413"
     )
-    max_values: int = Field(default=10_000, ge=1, description="in one row of a jagged feature; more: 413")
+    max_values: int = Field(
+        default=10_000, ge=1, description="in one row of a jagged feature, or along an axis that varies; more: 413"
+    )
     max_queue: int = Field(
         default=64, ge=1, description="requests that a worker reads, keeps waiting or scores; more: 429"
     )

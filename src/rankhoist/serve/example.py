@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from rankhoist_client.v2 import TEXT
 
 from rankhoist.runtime.vocabulary import FREE
-from rankhoist.serve.inputs import Feature, Signature
+from rankhoist.serve.features import Feature
+from rankhoist.serve.inputs import Signature
 from rankhoist.serve.model import ServedModel
 
 CANDIDATES = 3
 BAGS = (2, 1, 3)  # values of their rows
+LENGTH = 3  # of axes that vary, where that is within their bounds
 LARGEST = 97  # ids are below: exact in every floating dtype
 EIGHTHS = 8  # numbers are 0, 1/8, ..., 7/8: exact, too, and as short in JSON
 
@@ -82,7 +84,8 @@ def _values(model: ServedModel, feature: Feature) -> NDArray[Any]:
 def _readable(feature: Feature) -> NDArray[Any]:
     """`[1, *shape]` or `[CANDIDATES, *shape]`; of a jagged feature the values of all rows."""
     rows = 1 if feature.side == "context" else CANDIDATES
-    shape = (sum(_sizes(feature)) if feature.jagged else rows, *feature.shape)
+    lengths = {v.length: min(max(LENGTH, v.low), LENGTH if v.high is None else v.high) for v in feature.varying}
+    shape = (sum(_sizes(feature)) if feature.jagged else rows, *feature.row(lengths))
     count = np.arange(math.prod(shape)).reshape(shape)
     if feature.datatype == "BOOL":
         return np.asarray(count % 2 == 0)

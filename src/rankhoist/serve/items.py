@@ -18,7 +18,8 @@ from rankhoist.runtime.catalogue import files
 from rankhoist.runtime.plain import as_dtype
 from rankhoist.serve.columns import read_columns
 from rankhoist.serve.config import Settings
-from rankhoist.serve.inputs import Batch, Feature, Rows, Signature
+from rankhoist.serve.features import Feature
+from rankhoist.serve.inputs import Batch, Rows, Signature
 
 SHOWN = 10  # unknown ids that a refusal names
 LONGEST = 256  # characters of an id that comes in a request: all ids have the room of the longest

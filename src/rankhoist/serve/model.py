@@ -31,7 +31,10 @@ TOGETHER, RECORDED_TOGETHER = (4, 16), (256, 1024, 4096)  # requests that are jo
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor `[N, *shape]` that the model returns; `leaf` is its place among all that it returns."""
+    """One tensor `[N, *shape]` that the model returns; `leaf` is its place among all that it returns.
+
+    An axis that is as long as one of the inputs that varies is -1.
+    """
 
     name: str
     leaf: int
@@ -179,8 +182,8 @@ def _outputs(hoisted: HoistedModel) -> list[Output]:
     with torch.inference_mode():
         made = made_up_outputs(hoisted, ROWS)
     outputs = [
-        Output(name, i, DATATYPES[t.dtype], tuple(t.shape[1:]))
-        for i, (name, t) in enumerate(made)
+        Output(name, i, DATATYPES[t.dtype], shape[1:])
+        for i, (name, t, shape) in enumerate(made)
         if isinstance(t, Tensor) and t.dim() and t.shape[0] == ROWS
     ]
     if not outputs:

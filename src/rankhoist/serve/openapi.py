@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -12,7 +12,8 @@ from rankhoist_client.v2 import TEXT as TEXT_TYPE
 
 from rankhoist.runtime.versions import versions
 from rankhoist.serve.example import infer_example, items_example, rank_example
-from rankhoist.serve.inputs import OFFSETS, Feature, Signature
+from rankhoist.serve.features import Feature
+from rankhoist.serve.inputs import OFFSETS, Signature
 from rankhoist.serve.model import Output, ServedModel
 
 VERSION = "3.1.0"
@@ -165,7 +166,7 @@ def _feature(feature: Feature) -> Schema:
     value: Schema = {"type": "integer" if "INT" in feature.datatype else kind}
     if isinstance(feature.bounds, int):
         value |= {"minimum": 0, "maximum": feature.bounds - 1}
-    whole = _nested(value, feature.shape)
+    whole = _nested(value, feature.shape, {v.axis: (v.low, v.high) for v in feature.varying})
     if feature.jagged:
         return {"type": "array", "items": whole, "description": f"{feature.datatype}, of any length"}
     return whole | {"description": feature.datatype}
@@ -184,9 +185,12 @@ def _scores(output: Output) -> Schema:
     return {"type": "array", "items": _nested(value, () if output.orders else output.shape)}
 
 
-def _nested(value: Schema, shape: tuple[int, ...]) -> Schema:
-    for size in reversed(shape):
-        value = {"type": "array", "items": value, "minItems": size, "maxItems": size}
+def _nested(value: Schema, shape: tuple[int, ...], free: Mapping[int, tuple[int, int | None]] | None = None) -> Schema:
+    """Lists in lists; those of `free` axes have any length within bounds."""
+    bounds = {axis: (size, size) if size >= 0 else (0, None) for axis, size in enumerate(shape, 1)} | dict(free or {})
+    for _, (low, high) in sorted(bounds.items(), reverse=True):
+        most = {} if high is None else {"maxItems": high}
+        value = {"type": "array", "items": value, "minItems": low, **most}
     return value
 
 

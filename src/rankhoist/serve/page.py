@@ -21,7 +21,7 @@ from rankhoist.report.svg import part
 from rankhoist.report.text import spelled
 from rankhoist.runtime.versions import versions
 from rankhoist.serve.example import rank_example
-from rankhoist.serve.inputs import Feature
+from rankhoist.serve.features import Feature
 from rankhoist.serve.model import ServedModel
 
 MODELS, FEATURES, OUTPUTS = 100, 50, 20  # that are shown
@@ -165,18 +165,18 @@ def _tensors(model: ServedModel) -> Iterable[Element]:
     if len(features) > FEATURES:
         inputs.append([f"and {len(features) - FEATURES} more", "", "", "", ""])
     yield _folded("Features", _table(["feature", "side", "dtype", "row", "ids"], inputs))
-    made = [[o.name, o.datatype, _shape(o.shape)] for o in outputs[:OUTPUTS]]
+    made = [[o.name, o.datatype, _shape(["any" if n < 0 else str(n) for n in o.shape])] for o in outputs[:OUTPUTS]]
     yield _folded("Outputs", _table(["output", "dtype", "row"], made))
 
 
 def _row(feature: Feature) -> str:
     if feature.jagged:
-        return f"a bag of {_shape(feature.shape)}" if feature.shape else "a bag of values"
-    return _shape(feature.shape)
+        return f"a bag of {_shape(feature.sizes)}" if feature.shape else "a bag of values"
+    return _shape(feature.sizes)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape)) or "1 value"
+def _shape(sizes: Sequence[str]) -> str:
+    return " × ".join(sizes) or "1 value"
 
 
 def _ids(feature: Feature) -> str:

@@ -134,9 +134,9 @@ def _copied(t: Tensor, memory: Tensor, at: int) -> Tensor:
 
 
 def digest_of(context: Mapping[str, Tensor | Jagged]) -> bytes:
-    """A digest of all values of a context."""
+    """A digest of all values of a context, and of how they stand."""
     made, tensors = hashlib.blake2b(digest_size=16), flat(context)
     for name in sorted(tensors):
-        made.update(name.encode())
+        made.update(f"{name}{list(tensors[name].shape)}".encode())
         made.update(tensors[name].contiguous().view(torch.uint8).numpy().data if tensors[name].numel() else b"")
     return made.digest()

@@ -17,6 +17,7 @@ from rankhoist_client.v2 import TEXT
 from rankhoist.errors import CommandError
 
 LARGEST = 20  # values in a row of a jagged feature
+LONGEST = 100  # an axis that varies, where its bounds let it be shorter
 MOST = 100  # integers without a known bound are probably no ids
 
 
@@ -43,38 +44,54 @@ def drawn(metadata: Mapping[str, Any], candidates: int, count: int, seed: int) -
     if named:
         raise CommandError(f"{named[0]!r} names items of a catalogue: give requests that do so (--requests FILE)")
     random = np.random.default_rng(seed)
-    return [
-        Example(_side(metadata, "context", 1, random), _side(metadata, "candidate", candidates, random))
-        for _ in range(count)
-    ]
+    made = []
+    for _ in range(count):
+        lengths = _lengths(metadata, random)
+        sides = [_side(metadata, *own, lengths, random) for own in (("context", 1), ("candidate", candidates))]
+        made.append(Example(*sides))
+    return made
 
 
-def _side(metadata: Mapping[str, Any], side: str, rows: int, random: np.random.Generator) -> dict[str, Array]:
+def _lengths(metadata: Mapping[str, Any], random: np.random.Generator) -> dict[str, int]:
+    """Of the axes that vary in one request, by what axes of the same length share."""
+    axes = [axis for about in metadata["inputs"] for axis in about.get("parameters", {}).get("varying", ())]
+    bounds = {axis["length"]: (axis["minimum"], axis["maximum"]) for axis in axes}
+    return {
+        length: int(random.integers(low, max(low, LONGEST if high is None else min(high, LONGEST)), endpoint=True))
+        for length, (low, high) in bounds.items()
+    }
+
+
+def _side(
+    metadata: Mapping[str, Any], side: str, rows: int, lengths: Mapping[str, int], random: np.random.Generator
+) -> dict[str, Array]:
     own = {about["name"]: about for about in metadata["inputs"] if about.get("parameters", {}).get("side") == side}
     cuts = {name: about["parameters"].get("lengths") for name, about in own.items()}
     sizes = {cut: random.integers(0, LARGEST, rows, np.int64, endpoint=True) for cut in cuts.values() if cut}
     made = {
-        name: _values(about, sizes[cuts[name]].sum() if cuts[name] else rows, random)
+        name: _values(about, sizes[cuts[name]].sum() if cuts[name] else rows, lengths, random)
         for name, about in own.items()
         if name not in sizes
     }
     return made | sizes
 
 
-def _values(about: Mapping[str, Any], rows: int, random: np.random.Generator) -> Array:
+def _values(about: Mapping[str, Any], rows: int, lengths: Mapping[str, int], random: np.random.Generator) -> Array:
     """`maximum` is the largest id: of all values, or of each value of a row, None where it is no id."""
-    shape, dtype = (rows, *about["shape"][1:]), np.dtype(DATATYPES[about["datatype"]])
+    free = {axis["axis"]: lengths[axis["length"]] for axis in about["parameters"].get("varying", ())}
+    shape = rows, *(free.get(axis, size) for axis, size in enumerate(about["shape"][1:], 1))
+    dtype = np.dtype(DATATYPES[about["datatype"]])
     most = about["parameters"].get("maximum")
     if dtype.kind == "b":
         return random.random(shape) < 0.5
     if dtype.kind in "iu":
         return random.integers(0, MOST if most is None else most, shape, dtype, endpoint=True)
-    free = random.standard_normal(shape)
+    normal = random.standard_normal(shape)
     if most is None:
-        return free.astype(dtype)
+        return normal.astype(dtype)
     bounds = np.array(most, float).reshape(shape[1:] if isinstance(most, list) else ())
     ids = np.floor(random.random(shape) * (np.nan_to_num(bounds) + 1))
-    return np.where(np.isnan(bounds), free, ids).astype(dtype)
+    return np.where(np.isnan(bounds), normal, ids).astype(dtype)
 
 
 def read(path: Path, metadata: Mapping[str, Any]) -> list[Example]:
@@ -123,4 +140,7 @@ def _arrays(known: Mapping[str, Any], features: Mapping[str, Any], side: str) ->
 
 def _array(about: Mapping[str, Any], value: Any) -> Array:
     kind = np.str_ if about["datatype"] == TEXT else DATATYPES[about["datatype"]]
-    return np.asarray(value, kind).reshape(-1, *about["shape"][1:])
+    array, row = np.asarray(value, kind), about["shape"][1:]
+    if -1 not in row:
+        return array.reshape(-1, *row)
+    return array if array.ndim > len(row) else array[None]  # as it is given: nothing else says how long it is
