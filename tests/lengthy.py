@@ -201,12 +201,19 @@ def attends(length: int, other: int, requests: int = 1, rows: int = ROWS, seed: 
     return context, {"item": item, "matches": torch.rand(rows, length, generator=generator, dtype=DOUBLE)}
 
 
-def hoisted_attends() -> HoistedModel:
+class AttendedScores(Attends):
+    """The same without the weights."""
+
+    def forward(self, history: Tensor, times: Tensor, other: Tensor, item: Tensor, matches: Tensor) -> Tensor:
+        return super().forward(history, times, other, item, matches)["scores"]
+
+
+def hoisted_attends(kind: type[Attends] = Attends) -> HoistedModel:
     """It, hoisted for histories of 1 to 50 and others of 0 to 30."""
     context, candidates = attends(9, 4, ROWS)
     length = torch.export.Dim("T", min=1, max=50)
     dynamic = {"history": {1: length}, "times": {1: length}, "matches": {1: length}, "other": {1: (0, 30)}}
-    return rankhoist.hoist(Attends(), context | candidates, context=[*context], dynamic=dynamic)
+    return rankhoist.hoist(kind(), context | candidates, context=[*context], dynamic=dynamic)
 
 
 def attended(

@@ -24,10 +24,8 @@ from rankhoist.errors import (
     CaptureError,
     ExportError,
     InputError,
-    ScoringError,
     VocabularyError,
 )
-from rankhoist.score.columns import features
 
 LARGE = ("encoded", "heads", "behind")  # of many operators
 
@@ -168,8 +166,6 @@ def test_what_needs_one_size_refuses_by_name(hoisted: HoistedModel, tmp_path: Pa
     for call in (lambda: hoisted.to_backend("inductor"), lambda: hoisted.export_onnx(tmp_path)):
         with pytest.raises(BackendError, match="no axis that varies, as axis 1 of 'history' does"):
             call()
-    with pytest.raises(ScoringError, match="axis 1 of input 'history' varies"):
-        features(hoisted)
 
 
 # -- sizes that vary

@@ -1,4 +1,5 @@
-"""Ragged calls: the requests of a block together, up to a budget of candidates per call (0: each request alone).
+"""Ragged calls: the requests of a block together, up to a budget of candidates per call (0: each request alone), and
+those alone that have another length, where one varies.
 
 Small requests share a call, for what a call costs besides its work is then paid once for all of them. A request with
 more candidates than the budget has a call of its own, and a very large one several with one state.
@@ -19,6 +20,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.outputs import made_up_outputs
 from rankhoist.score.culprit import explained
 from rankhoist.score.layouts import Block, Ints
+from rankhoist.score.lengths import by_length
 from rankhoist.score.stocked import Stocked
 from rankhoist.verify import mixes_rows
 
@@ -82,8 +84,18 @@ def scores(
     """The model's outputs for all candidates of a block, `[N, ...]` each; where they are items of a store, by that.
 
     Raises:
-        ScoringError: the model refuses a row; says which.
+        ScoringError: the model refuses a row, or lengths of a row differ that have to be one; says which.
     """
+    if not model.interface.varying or not block.offsets[-1]:
+        return _scores(model, block, budget, large, stocked)
+    parts = list(by_length(block, model.interface))
+    made = [_scores(model, own, budget, large, stocked) for own, _ in parts]
+    back = torch.cat([rows for _, rows in parts]).argsort()
+    return [torch.cat(columns)[back] for columns in zip(*made, strict=True)]
+
+
+def _scores(model: HoistedModel, block: Block, budget: int, large: int, stocked: Stocked | None) -> list[Tensor]:
+    """The same of requests that may share calls."""
     made: list[list[Tensor]] = []
     for first, end in groups(block.offsets, budget):
         low, high = int(block.offsets[first]), int(block.offsets[end])

@@ -3,7 +3,7 @@
 A scalar input is a column of numbers; an input `[rows, T]` is a column of lists of T numbers, `[rows, T, K]` one of
 lists of lists. The context columns of a packed input NAME are the lists `NAME.context`, the others `NAME.candidate`, or
 `NAME.item` and `NAME.pair` where items stand in files of their own. A column of a jagged input is one of lists of any
-length, of which a null is an empty one.
+length, of which a null is an empty one; where axis 1 of an input varies, of lists within its bounds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rankhoist.capture import Jagged
+from rankhoist.capture import InputSpec, Jagged, Varying
 from rankhoist.errors import InputError, ScoringError
 from rankhoist.runtime import HoistedModel
 from rankhoist.score.files import Piece
 
 Rows = Tensor | Jagged
+MOST = np.iinfo(np.int64).max
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
@@ -32,7 +33,8 @@ LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 class Feature:
     """One side of one input, or a column of a jagged one: the column that holds it, and what a row of it is.
 
-    `jagged`: a row is a list of as many values as there are, each of this shape.
+    `jagged`: a row is a list of as many values as there are, each of this shape; of an input whose axis 1 is `varying`,
+    within its bounds.
     """
 
     column: str
@@ -41,10 +43,13 @@ class Feature:
     dtype: torch.dtype
     shape: tuple[int, ...]
     jagged: bool = False
+    varying: Varying | None = None
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
         one = f"lists of {' x '.join(map(str, self.shape))} {kind}" if self.shape else f"numbers ({kind})"
+        if self.varying is not None:
+            return f"lists, {self.varying.text} long, of {one}"
         return f"lists, of any length, of {one}" if self.jagged else one
 
     @property
@@ -78,11 +83,11 @@ def item_features(model: HoistedModel) -> list[Feature]:
 def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> list[Feature]:
     made = []
     for spec in model.interface.inputs.values():
-        if spec.varying:
-            raise ScoringError(
-                f"axis {spec.varying[0].axis} of input {spec.name!r} varies, which no file is scored with yet"
-            )
         parts = spec.parts_with_store if with_items else spec.parts
+        if spec.varying:
+            if parts[0].side in sides:
+                made.append(_of_any_length(spec, _own(model, spec.dtype)))
+            continue
         if spec.bags:
             if parts[0].side in sides:
                 own = parts[0].side == "context"
@@ -94,6 +99,14 @@ def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> li
                 shape = tuple(spec.shape) if columns is None else (len(columns),)
                 made.append(Feature(spec.name + suffix, spec.name, side == "context", dtype, shape))
     return made
+
+
+def _of_any_length(spec: InputSpec, dtype: torch.dtype) -> Feature:
+    """The column of an input with an axis that varies."""
+    own = spec.varying[-1]
+    if own.axis != 1:
+        raise ScoringError(f"axis {own.axis} of input {spec.name!r} varies: files have lists of any length for axis 1")
+    return Feature(spec.name, spec.name, spec.role == "context", dtype, spec.shape[1:], True, own)
 
 
 def _own(model: HoistedModel, dtype: torch.dtype) -> torch.dtype:
@@ -139,10 +152,16 @@ def inputs(
 
 
 def _bags(feature: Feature, array: pa.Array, piece: Piece, row_of: Callable[[int], int]) -> Jagged:
-    """A column of lists of any length, of which a null is empty, as bags."""
+    """A column of lists of any length as bags; a null is empty, but not where a length has bounds."""
     if not is_list(array.type):
         raise piece.wrong(row_of(0), feature.column, f"the column is {array.type}; expected {feature}")
     lengths = np.array(array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+    if (own := feature.varying) is not None:
+        none = array.is_null().to_numpy(zero_copy_only=False)
+        odd = np.flatnonzero(none | (lengths < own.low) | (lengths > (MOST if own.high is None else own.high)))
+        if len(odd):
+            found = "a null" if none[odd[0]] else f"a list of {lengths[odd[0]]}"
+            raise piece.wrong(row_of(int(odd[0])), feature.column, f"{found}; expected {feature}")
     ends = lengths.cumsum()
     values = converted(
         feature, array.flatten(), piece, lambda place: row_of(int(np.searchsorted(ends, place, side="right")))
