@@ -205,7 +205,7 @@ class Interpreter:
         """Sizes are expressions in the row symbol, or lengths."""
         if isinstance(meta, torch.SymInt | torch.SymFloat):
             return self.originals.size_value(meta)
-        return meta.node.expr.subs(self.memo.symbols) if isinstance(meta, torch.SymBool) else meta
+        return meta.node.expr.xreplace(self.memo.symbols) if isinstance(meta, torch.SymBool) else meta
 
     def _sizes(self) -> set[sympy.Symbol]:
         """Sizes of inputs, which a call is checked for: rows, lengths that vary, and numbers of values in bags."""

@@ -247,7 +247,7 @@ class OriginalOperators(Evaluator):
     def size(self, value: Any) -> sympy.Expr:
         """An integer of the captured graph as an expression in the row symbol."""
         expr = value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat) else sympy.Integer(value)
-        return expr.subs(self.memo.symbols) if self.memo.symbols else expr
+        return expr.xreplace(self.memo.symbols)
 
     def size_value(self, value: Any) -> Value:
         """The same as a value: a length, where it is one in all calls."""
