@@ -151,12 +151,20 @@ def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
             return dict(only)  # one dict of tensors, as every call of a model with many features: no paths needed
     paths: dict[str, Any] = {}
     for argument, value in arguments.items():
-        leaves, _ = pytree.tree_flatten_with_path(value)
-        for path, leaf in leaves:
-            paths[".".join([argument, *(_key(k) for k in path)])] = leaf
+        for path, leaf in _leaves(value):
+            paths[".".join([argument, *path])] = leaf
     short = [p.split(".", 1)[-1] for p in paths]
     count = collections.Counter(short)
     return {(s if count[s] == 1 else p): leaf for p, s, leaf in zip(paths, short, paths.values(), strict=True)}
+
+
+def _leaves(value: Any) -> Iterable[tuple[list[str], Any]]:
+    """Those of one argument, with their key paths; most are tensors or a dict of them, which takes no search."""
+    if isinstance(value, _LEAF):
+        return [([], value)]
+    if type(value) is dict and all(isinstance(v, _LEAF) for v in value.values()):
+        return [([str(k)], v) for k, v in value.items()]
+    return [([_key(k) for k in path], leaf) for path, leaf in pytree.tree_flatten_with_path(value)[0]]
 
 
 def _key(key: Any) -> str:

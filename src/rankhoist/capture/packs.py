@@ -123,13 +123,11 @@ def _open(value: Any) -> Any:
         lengths = fields["_offsets"].diff()
     if keys is None:
         return Jagged(*columns, lengths=lengths)
-    rows = _rows_by_key(fields, len(keys), len(lengths))
-    by_key = lengths.split(rows)
-    totals = [int(x.sum()) for x in by_key]
-    if sum(totals) != len(columns[0]):
-        raise InputError(f"the lengths of {type(value).__name__} add up to {sum(totals)}, not {len(columns[0])}")
+    whole, rows = Jagged(*columns, lengths=lengths), _rows_by_key(fields, len(keys), len(lengths))
+    by_key = whole.lengths.split(rows)
+    totals = whole.lengths.view(len(keys), -1).sum(1).tolist() if len({*rows}) == 1 else [int(x.sum()) for x in by_key]
     parts = zip(*(column.split(totals) for column in columns), strict=True)
-    return {key: Jagged(*own, lengths=x) for key, own, x in zip(keys, parts, by_key, strict=True)}
+    return {key: Jagged.of(own, x) for key, own, x in zip(keys, parts, by_key, strict=True)}
 
 
 def _rows_by_key(fields: Mapping[str, Any], keys: int, bags: int) -> list[int]:

@@ -55,6 +55,8 @@ def repeat_bags(values: Tensor, lengths: Tensor, owner: Tensor | None, rows: int
 def bounds(lengths: Tensor, first: bool, last: bool) -> Tensor:
     """Where bags lie, `[..., rows]` -> `[..., rows + 1]`; perhaps without the `first` begin or the `last` end."""
     ends = lengths.cumsum(-1)
+    if first and not last:
+        return ends - lengths
     if first:
         ends = F.pad(ends, (1, 0))
     return ends if last else ends[..., :-1]

@@ -155,7 +155,8 @@ ROWS: list[tuple[str, Operator]] = [
     ("stack", Operator(Timed.JOIN, spelled=torch.stack)),
     # -- lookups
     ("index_select", Operator(Timed.GATHER, spelled=torch.index_select)),
-    ("embedding gather embedding_bag", Operator(Timed.GATHER)),
+    ("embedding gather", Operator(Timed.GATHER)),
+    ("embedding_bag", Operator(Timed.GATHER, spelled=torch.embedding_bag, overload="padding_idx")),
     ("_embedding_bag", Operator(Timed.GATHER, checked=True)),
     ("index", Operator(Timed.PICK)),
     # -- products
