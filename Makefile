@@ -39,7 +39,7 @@ package: $(VENV)/.run ## build wheel and sdist into dist/, and use the wheel in 
 	@.ci/package "$(PYTHON)"
 
 fuzz: $(VENV)/.dev ## check 10 000 random models, new ones in every run
-	@RANKHOIST_FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 tests/test_random_models.py $(ARGS)
+	@RANKHOIST_FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 --hypothesis-show-statistics tests/test_random_models.py $(ARGS)
 
 fuzz-serve: $(VENV)/.dev ## send a server 100 000 malformed requests over HTTP and over gRPC, right ones in between
 	@RANKHOIST_FUZZ_REQUESTS=100000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 0 tests/test_serving_fuzz.py $(ARGS)

@@ -13,7 +13,8 @@ from random_models import CANDIDATES, OFFSETS, REQUESTS, VOCABULARY, WITHOUT_RUL
 from random_models.items import shuffled, side, with_items
 from torch import Tensor
 
-from rankhoist import HoistedModel, Workload
+from rankhoist import HoistedModel, Jagged, Workload
+from rankhoist.capture.jagged import flat
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
@@ -26,6 +27,7 @@ from rankhoist.compiler.targets import ALIKE
 
 EXAMPLES = int(os.environ.get("RANKHOIST_FUZZ_EXAMPLES", "0"))
 TOLERANCE = 1e-9  # of an output's largest value, in float64
+SIZE = torch.ops.aten.sym_size.int
 SMALL = 1e-3  # outputs below are what cancels out: their error is absolute
 
 
@@ -46,8 +48,8 @@ def owners(offsets: list[int]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 
-def head(inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {name: tensor[:count] for name, tensor in inputs.items()}
+def head(inputs: dict[str, Any], count: int) -> dict[str, Any]:
+    return {name: rows[:count] for name, rows in inputs.items()}
 
 
 def assert_close(actual: list[Any], expected: list[Any], hint: str) -> None:
@@ -78,19 +80,28 @@ def plans(model: RandomModel) -> dict[str, Plan]:
 @examples(0.35, 60)
 @given(model=random_models())
 def test_equal_at_every_level(shard, model):
-    context, candidate = model.context, model.candidate
-    several = model.original(context, candidate, owners(OFFSETS))
-    one = {n: model.original(head(context, 1), head(candidate, n), owners([0, n])) for n in (1, 2, CANDIDATES)}
-    for name, plan in plans(model).items():
+    made = plans(model)
+    for name, plan in made.items():
         reasons = [o.reason for o in plan.interpreter.outcomes.values() if o.reason and "please report" in o.reason]
         assert not reasons, f"{name}: {reasons}"
-        hoisted = HoistedModel(model.program, plan)
+    hoisted = {name: HoistedModel(model.program, plan) for name, plan in made.items()}
+    for context, candidate in model.calls():
+        assert_equal_scores(model, hoisted, context, candidate)
+
+
+def assert_equal_scores(
+    model: RandomModel, hoisted: dict[str, HoistedModel], context: dict[str, Any], candidate: dict[str, Any]
+) -> None:
+    """Of one request with few candidates and with many, and of three."""
+    several = model.original(context, candidate, owners(OFFSETS))
+    one = {n: model.original(head(context, 1), head(candidate, n), owners([0, n])) for n in (1, 2, CANDIDATES)}
+    for name, own in hoisted.items():
         for n, expected in one.items():
-            got = hoisted(**model.call(head(context, 1), head(candidate, n)))
+            got = own(**model.call(head(context, 1), head(candidate, n)))
             assert_close(got, expected, f"{name}, {n} candidates")
-        got = hoisted(**model.call(context, candidate), request_offsets=OFFSETS)
+        got = own(**model.call(context, candidate), request_offsets=OFFSETS)
         assert_close(got, several, f"{name}, three requests")
-        hoisted(**model.call(head(context, 1), head(candidate, 0)))
+        own(**model.call(head(context, 1), head(candidate, 0)))
 
 
 @examples(0.15, 30)
@@ -100,7 +111,8 @@ def test_rates_are_never_too_low(model):
     plan = attempt(model.program, Level.FULL, Workload(), frozenset())
     nodes = live_nodes([o for o in plan.outputs if isinstance(o, Node)])
     for node in nodes:
-        assert node.rate | join(x.rate for x in node.inputs) == node.rate, f"{node} reads a higher rate"
+        reads = [x for x in node.inputs if x.op is not SIZE]  # all requests of a call have histories of one length
+        assert node.rate | join(x.rate for x in reads) == node.rate, f"{node} reads a higher rate"
     before = evaluated(plan, model, model.context, model.candidate)
     context, candidate = changed(model.context, 1), changed(model.candidate, 2)
     after = evaluated(plan, model, context, model.candidate)
@@ -118,15 +130,18 @@ def test_rates_are_never_too_low(model):
             assert same(*(v[node.index][others] for v in (before, after))), f"{node} changes with another candidate"
 
 
-def changed(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
-    """Other inputs in one row: ids stay ids, masks masks."""
+def changed(inputs: dict[str, Any], row: int) -> dict[str, Any]:
+    """Other inputs in one row: ids stay ids, masks masks, and a bag has as many values."""
     result = {}
-    for name, tensor in inputs.items():
-        result[name] = other = tensor.clone()
-        if tensor.is_floating_point():
-            other[row] = -1.5 * tensor[row] + 0.25
-        else:
-            other[row] = ~tensor[row] if tensor.dtype == torch.bool else (tensor[row] + 1) % VOCABULARY
+    for name, rows in inputs.items():
+        result[name] = other = rows.clone()
+        start, count = (int(rows.lengths[:row].sum()), int(rows.lengths[row])) if isinstance(rows, Jagged) else (row, 1)
+        for column in other.values if isinstance(rows, Jagged) else [other]:
+            own = column[start : start + count]
+            if column.is_floating_point():
+                own.copy_(-1.5 * own + 0.25)
+            else:
+                own.copy_(~own if column.dtype == torch.bool else (own + 1) % VOCABULARY)
     return result
 
 
@@ -139,16 +154,17 @@ def same(a: Any, b: Any) -> bool:
 
 def rows_first(node: Node, value: Any, rows: int) -> bool:
     """Whether a node's value is `[rows, *shape]`, as all are but those of operators without a rule."""
-    return isinstance(value, Tensor) and tuple(value.shape) == (rows, *node.shape)
+    return node.rows_first and isinstance(value, Tensor) and tuple(value.shape) == (rows, *node.sizes)
 
 
-def evaluated(
-    plan: Plan, model: RandomModel, context: dict[str, Tensor], candidate: dict[str, Tensor]
-) -> dict[int, Any]:
+def evaluated(plan: Plan, model: RandomModel, context: dict[str, Any], candidate: dict[str, Any]) -> dict[int, Any]:
     """The value of every node of a plan for the three requests, node by node: independent of how stages are emitted."""
     b, program = plan.interpreter.b, model.program
     owner, offsets = owners(OFFSETS), torch.tensor(OFFSETS)
     known: dict[int, Any] = {}
+
+    def measured(size: Size) -> dict[Any, int]:
+        return {symbol: known[node.index] for symbol, node in size.measured}
 
     def argument(value: Any, rows: int) -> Any:
         if isinstance(value, Node):
@@ -156,7 +172,7 @@ def evaluated(
         if isinstance(value, list | tuple):
             return [argument(v, rows) for v in value]
         if isinstance(value, Size):
-            return int(value.expr.subs(program.rows, rows))
+            return int(value.expr.subs({program.rows: rows, **program.lengths, **measured(value)}))
         if isinstance(value, StageArgument):
             return {ROWS: rows, OWNER: owner, OFFSETS_ARGUMENT: offsets}[value]
         return value
@@ -175,15 +191,16 @@ def leaf(
     node: Node,
     model: RandomModel,
     constants: dict[str, Tensor],
-    context: dict[str, Tensor],
-    candidate: dict[str, Tensor],
+    context: dict[str, Any],
+    candidate: dict[str, Any],
 ) -> Tensor:
     name = str(node.args[0])
     if node.op == "weight":
         return model.program.weights[name].tensor
     if node.op == "constant":
         return constants[name]
-    return (context if node.rate is Rate.REQUEST else candidate)[name.split(".")[0]]
+    inputs = flat(context if node.rate is Rate.REQUEST else candidate)
+    return inputs[name] if name in inputs else inputs[name.split(".")[0]]
 
 
 @examples(0.05, 12)
@@ -245,6 +262,8 @@ def test_a_wrong_rule_is_found(monkeypatch):
 @given(model=random_models())
 def test_scores_by_a_store_of_items_are_equal(model):
     """At every level, and for items that are computed in one block or in several."""
+    if model.program.lengths:
+        return  # no store has items whose model reads a history of any length
     program, order = with_items(model.program), [3, 1, 6, 0, 2, 5, 4]
     expected = model.original(model.context, model.candidate, owners(OFFSETS))
     items, pairs = shuffled(side(model, program, "item"), order), side(model, program, "pair")

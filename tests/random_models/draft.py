@@ -5,6 +5,9 @@ Every operator is run twice as it is recorded:
 * on tensors without data with `ROWS` rows, which tells its shape: a multiple of `ROWS` is a multiple of the row count;
 * on `sample`, the very rows that the properties are checked with, so that a step which would be numerically unstable
   (values that grow, comparisons of nearly equal numbers) can be tamed or left out.
+
+Where a length varies, it is another number in the dry run than in the sample: a step that needs a number for it fails
+in one of them, and is left out.
 """
 
 from __future__ import annotations
@@ -20,12 +23,31 @@ import torch
 from torch import Tensor, fx
 
 from random_models.model import replaced, whole_rows
-from random_models.rows import CANDIDATES, OFFSETS, REQUESTS, ROWS, Extent, extent_of, symbolic
+from random_models.rows import (
+    BAGS,
+    CANDIDATES,
+    LENGTH,
+    LENGTHS,
+    OFFSETS,
+    REQUESTS,
+    ROWS,
+    Extent,
+    extent_of,
+    length,
+    per_length,
+    size_of,
+    symbolic,
+    varies,
+)
+from rankhoist import Jagged
 from rankhoist.capture import InputSpec
+from rankhoist.capture.inputs import Column
 from rankhoist.capture.program import Weight
+from rankhoist.capture.varying import Varying
 
 aten = torch.ops.aten
 LARGE = 20.0  # values above are scaled down
+LARGEST = 500  # numbers along an axis of a weight; with more, it has a size that varies
 GAP = 1e-6  # operators that jump (comparisons, rounding, order) need operands further apart than this
 
 
@@ -42,12 +64,14 @@ class Draft:
     graph: fx.Graph = field(default_factory=fx.Graph)
     weights: dict[str, Weight] = field(default_factory=dict)
     inputs: dict[str, InputSpec] = field(default_factory=dict)
-    context: dict[str, Tensor] = field(default_factory=dict)
-    candidate: dict[str, Tensor] = field(default_factory=dict)
+    bags: dict[str, str] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+    candidate: dict[str, Any] = field(default_factory=dict)
     values: list[fx.Node] = field(default_factory=list)
     dry: dict[fx.Node, Any] = field(default_factory=dict)
     sample: dict[fx.Node, Any] = field(default_factory=dict)
     mixed: set[fx.Node] = field(default_factory=set)
+    stacked: set[fx.Node] = field(default_factory=set)
     sizes: dict[int, fx.Node] = field(default_factory=dict)
 
     # -- drawing
@@ -76,6 +100,10 @@ class Draft:
         """An axis of x without rows."""
         return int(self.pick([i for i, n in enumerate(self.extent(x)) if n >= least][::-1]))
 
+    def places(self, size: int) -> int:
+        """How many positions an axis has for sure."""
+        return max(min(LENGTHS) + per_length(size)[1], 1) if varies(size) else size
+
     # -- what is known of a value
 
     def extent(self, x: fx.Node) -> Extent:
@@ -95,6 +123,7 @@ class Draft:
         return node
 
     def weight(self, tensor: Tensor, in_state_dict: bool = True, trained: bool = True) -> fx.Node:
+        self._check_small(tensor.shape)
         name = f"w{len(self.weights)}"
         self.weights[name] = Weight(name, tensor, in_state_dict, trained)
         return self.placeholder(name, tensor.to("meta"), tensor)
@@ -103,13 +132,23 @@ class Draft:
         return self.weight(self.normal(*shape) * scale)
 
     def normal(self, *shape: int) -> Tensor:
+        self._check_small(shape)
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
-    def input(self, role: str, tensor: Tensor, columns: tuple[int, ...] = ()) -> fx.Node:
-        """An input by the values of its rows; `columns` are the context columns of a packed one."""
+    def _check_small(self, shape: Sequence[int]) -> None:
+        """That no size of a weight is one that varies."""
+        if max(shape, default=0) > LARGEST:
+            raise UnstableError
+
+    def input(self, role: str, tensor: Tensor, columns: tuple[int, ...] = (), varying: bool = False) -> fx.Node:
+        """An input by the values of its rows; `columns` are the context columns of a packed one.
+
+        One that is `varying` has any number of positions along axis 1.
+        """
         name = f"{role}_{len(self.inputs)}"
         shape = tuple(tensor.shape[1:])
-        self.inputs[name] = spec = InputSpec(name, shape, tensor.dtype, role, columns)
+        axes = (Varying(1, str(length()), min(LENGTHS), None),) if varying else ()
+        self.inputs[name] = spec = InputSpec(name, shape, tensor.dtype, role, columns, varying=axes)
         context, candidate = tensor[:REQUESTS], tensor[REQUESTS:]
         if role == "packed":
             context, candidate = context[:, list(columns)], candidate[:, list(spec.candidate_columns)]
@@ -117,15 +156,35 @@ class Draft:
             self.context[name] = context.contiguous()
         if role != "context":
             self.candidate[name] = candidate.contiguous()
+        if varying:
+            shape = (LENGTH, *shape[1:])
+        return self.placeholder(name, _empty(tensor, ROWS, *shape), self.example(name))
+
+    def jagged(self, role: str, lengths: Tensor, *columns: Tensor) -> list[fx.Node]:
+        """A jagged input by the lengths and the values of its bags: a node for these lengths, and for each column."""
+        name, total = f"{role}_{len(self.inputs)}", BAGS[sum(bool(s.bags) for s in self.inputs.values())]
+        own = tuple(Column(f"{name}.{i}", tuple(c.shape[1:]), c.dtype) for i, c in enumerate(columns))
+        self.inputs[name] = InputSpec(name, (), own[0].dtype, role, bags=own)
+        rows = Jagged(*columns, lengths=lengths)
+        side = self.context if role == "context" else self.candidate
+        side[name] = rows[:REQUESTS] if role == "context" else rows[REQUESTS:]
+        sample = self.example(name)
+        made = [self.placeholder(name, _empty(lengths, ROWS), sample.lengths)]
+        self.bags[name] = f"{name}.lengths"
+        for i, (column, values) in enumerate(zip(columns, sample.values, strict=True)):
+            made.append(self.placeholder(f"{name}_{i}", _empty(column, total, *column.shape[1:]), values))
+            self.bags[f"{name}_{i}"] = f"{name}.values_{i}"
+        return made
+
+    def example(self, name: str) -> Any:
+        """The rows of an input that the sample has."""
         rows = _sample_candidates()
-        sample = whole_rows(spec, self.context, {n: t[rows] for n, t in self.candidate.items()}, _sample_owners())
-        return self.placeholder(name, torch.empty(ROWS, *shape, dtype=tensor.dtype, device="meta"), sample)
+        candidate = {n: t[rows] for n, t in self.candidate.items()}
+        return whole_rows(self.inputs[name], self.context, candidate, _sample_owners())
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Record one operator."""
-        sample = target(*replaced(args, self.sample), **replaced(kwargs, self.sample))
-        dry_kwargs = kwargs | ({"device": "meta"} if "device" in kwargs else {})
-        dry = target(*replaced(args, self.dry), **replaced(dry_kwargs, self.dry))
+        dry, sample = self._results(target, args, kwargs)
         node = self.graph.call_function(target, args, kwargs)
         self.dry[node], self.sample[node] = dry, sample
         node.meta["val"] = symbolic(dry)
@@ -133,19 +192,62 @@ class Draft:
             self.mixed.add(node)
         return node
 
-    def size(self, count: int) -> Any:
-        """`count` times the row count as a graph has it; a number if there are no rows in it."""
-        if -count not in self.sizes:
-            source = next(n for n in self.graph.nodes if n.name in self.inputs)
-            rows = self.sizes.get(1) or self.call(aten.sym_size.int, source, 0)
-            self.sizes[1] = rows
-            self.sizes.setdefault(-count, self.call(operator.mul, rows, -count) if count != -1 else rows)
-        return self.sizes[-count]
+    def _results(self, target: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Of the dry run and of the sample."""
+        dry_kwargs = kwargs | ({"device": "meta"} if "device" in kwargs else {})
+        if not self.varies:
+            dry = target(*replaced(args, self.dry), **replaced(dry_kwargs, self.dry))
+            return dry, target(*replaced(args, self.sample), **replaced(kwargs, self.sample))
+        try:
+            sample = target(*replaced(args, self.sample), **replaced(kwargs, self.sample))
+            dry = target(*replaced(args, self.dry), **replaced(dry_kwargs, self.dry))
+        except (RuntimeError, IndexError):
+            raise UnstableError from None
+        if isinstance(dry, Tensor):
+            self._check_same(dry, sample)
+        return dry, sample
+
+    def _check_same(self, dry: Tensor, sample: Tensor) -> None:
+        """That a result of the sample has the sizes that the dry run tells, and the shortest history leaves some."""
+        rows, bags = len(_sample_owners()), [len(s) for s in self.sample_values]
+        longest, shortest = ([size_of(n, rows, length, bags) for n in dry.shape] for length in LENGTHS)
+        if longest != [*sample.shape] or min(shortest, default=1) < min(longest, default=1) < 2:
+            raise UnstableError
+
+    @property
+    def varies(self) -> bool:
+        """Whether an input has a length that varies."""
+        return any(spec.varying for spec in self.inputs.values())
+
+    @property
+    def sample_values(self) -> list[Tensor]:
+        """The values in bags of the sample, of each jagged input."""
+        return [self.example(name).values[0] for name, spec in self.inputs.items() if spec.bags]
+
+    def size(self, n: int) -> Any:
+        """A size as a graph has it: a number, or what is computed of the rows and of a length."""
+        if n not in self.sizes:
+            self.sizes[n] = self._size(n)
+        return self.sizes[n]
+
+    def _size(self, n: int) -> Any:
+        if n == -1:
+            return self.call(aten.sym_size.int, next(x for x in self.graph.nodes if x.name in self.inputs), 0)
+        if n < 0:
+            return self.call(operator.mul, self.size(-1), self.size(-n))
+        count, more = per_length(n)
+        if not count:
+            return n
+        if n == LENGTH:
+            name = next(name for name, spec in self.inputs.items() if spec.varying)
+            return self.call(aten.sym_size.int, next(x for x in self.graph.nodes if x.name == name), 1)
+        whole = self.call(operator.mul, self.size(LENGTH), count) if count > 1 else self.size(LENGTH)
+        return self.call(operator.add, whole, more) if more else whole
 
     def shape(self, extent: Sequence[int]) -> list[Any]:
         """Sizes for a view; the one with rows is -1 in some."""
         implied = self.flag()
-        return [n if n >= 0 else -1 if implied else self.size(n) for n in extent]
+        return [-1 if n < 0 and implied else self.size(n) for n in extent]
 
     def view(self, x: fx.Node, extent: Sequence[int]) -> fx.Node:
         return self.call(aten.reshape.default, x, self.shape(extent))
@@ -180,6 +282,11 @@ class Draft:
         """No division by a standard deviation of nearly 0."""
         if float(self.sample[x].std(list(axes), correction=0).amin()) < 1e-2:
             raise UnstableError
+
+
+def _empty(tensor: Tensor, *shape: int) -> Tensor:
+    """For a dry run."""
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
 
 @cache

@@ -1,8 +1,9 @@
-"""Random models whose items have a store: of a candidate's inputs and columns, every other one is its item's."""
+"""Random models whose items have a store: every other of a candidate's inputs and columns is its item's (no bags)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,12 @@ def with_items(program: Program) -> Program:
             columns = spec.candidate_columns
             own = replace(spec, item_columns=columns[::2]) if len(columns) > 1 else replace(spec, item=True)
         elif spec.role == "candidate":
-            own, others = replace(spec, item=others % 2 == 0), others + 1
+            own, others = replace(spec, item=others % 2 == 0 and not spec.bags), others + 1
         marked[placeholder] = own
     return replace(program, inputs=marked)
 
 
-def side(model: RandomModel, program: Program, name: str) -> dict[str, Tensor]:
+def side(model: RandomModel, program: Program, name: str) -> dict[str, Any]:
     """The inputs `[CANDIDATES, ...]` of items, or of pairs."""
     found = {}
     for spec in program.inputs.values():
@@ -35,7 +36,7 @@ def side(model: RandomModel, program: Program, name: str) -> dict[str, Tensor]:
     return found
 
 
-def _columns(rows: Tensor, spec: InputSpec, columns: tuple[int, ...] | None) -> Tensor:
+def _columns(rows: Any, spec: InputSpec, columns: tuple[int, ...] | None) -> Any:
     return rows if columns is None else rows[:, [spec.candidate_columns.index(c) for c in columns]]
 
 

@@ -71,7 +71,7 @@ def _made(draft: Draft, extent: Extent) -> fx.Node:
         return x
     if len(own) == len(extent) - 1 and own[1:] == inner[1:]:
         x = draft.call(aten.unsqueeze.default, x, 1)
-        return draft.call(aten.expand.default, x, [-1, *inner])
+        return draft.call(aten.expand.default, x, [-1, *map(draft.size, inner)])
     flat = draft.view(x, [-1, product(own[1:])]) if len(own) != 2 else x
     made = draft.call(aten.linear.default, flat, draft.random(product(inner), product(own[1:]), scale=0.6))
     return draft.view(made, extent) if len(extent) != 2 else made

@@ -6,9 +6,10 @@ import operator
 from typing import Any
 
 import torch
+from sympy import Symbol
 from torch import Tensor, fx
 
-from random_models.rows import row_count
+from random_models.rows import length, row_count
 from rankhoist.capture import Program
 
 
@@ -35,14 +36,17 @@ def _role(name: str, program: Program) -> str:
         shown = weight.tensor.numel() <= 12 or (weight.fixed and weight.tensor.numel() <= 64)
         trained = weight.trained and weight.tensor.is_floating_point()
         return f"constant {weight.tensor.tolist()}" if shown and not trained else "weight"
+    if name in program.bags:
+        key, _, what = program.bags[name].rpartition(".")
+        return f"{program.inputs[key].role} input, {what} of bags"
     spec = program.inputs[name]
     return spec.role + (f" input, context columns {list(spec.columns)}" if spec.role == "packed" else " input")
 
 
 def _sizes(value: Any) -> str:
     if isinstance(value, Tensor):
-        symbol = str(row_count())
-        sizes = [str(n) if isinstance(n, int) else str(n.node.expr).replace(symbol, "rows") for n in value.shape]
+        names = {row_count(): Symbol("rows"), length(): Symbol("length")}
+        sizes = [str(n if isinstance(n, int) else n.node.expr.subs(names)) for n in value.shape]
         kind = "" if value.dtype == torch.float64 else f" {str(value.dtype).removeprefix('torch.')}"
         return f"[{', '.join(sizes)}]{kind}"
     return ", ".join(_sizes(v) for v in value) if isinstance(value, list) else "size"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from hypothesis import event
 from hypothesis import strategies as st
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -13,9 +14,10 @@ from torch.utils import _pytree as pytree
 from random_models.draft import Draft, UnstableError, aten
 from random_models.inputs import draw_inputs
 from random_models.model import RandomModel
-from random_models.rows import product, row_count
+from random_models.rows import LENGTHS, length, product, row_count, varies
 from random_models.steps import MIX_ROWS, STEPS
 from rankhoist.capture import Program
+from rankhoist.capture.defaults import fill
 from rankhoist.capture.signature import Arguments
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -24,7 +26,10 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 @st.composite
 def random_models(draw: Draw, steps: int = 8, mixing: int = 10) -> RandomModel:
     """Small ranking models of up to `steps` steps; one in `mixing` has an operator that mixes rows (0: none)."""
-    return build(lambda low, high: int(draw(st.integers(low, high))), steps, mixing)
+    model = build(lambda low, high: int(draw(st.integers(low, high))), steps, mixing)
+    for kind in model.kinds:
+        event(kind)  # counted with --hypothesis-show-statistics
+    return model
 
 
 def build(number: Callable[[int, int], int], steps: int = 8, mixing: int = 10) -> RandomModel:
@@ -52,15 +57,34 @@ def _finished(draft: Draft) -> RandomModel:
         if node.name not in used:
             del draft.weights[node.name]
             draft.graph.erase_node(node)
+    kinds = {name for name, drawn in KINDS.items() if drawn(draft)}
+    fill(draft.graph)
     live = set(draft.graph.nodes)
     names = list(draft.inputs)
-    example = {n: next(draft.sample[p] for p in draft.sample if p.name == n and p.op == "placeholder") for n in names}
+    example = {n: draft.example(n) for n in names}
+    lengths = {length(): max(LENGTHS)} if draft.varies else {}
 
     program = Program(
         draft.graph, row_count(), draft.inputs, draft.weights, outputs, pytree.tree_structure([0] * len(outputs)),
         pytree.tree_structure((tuple(names), {})), Arguments.named(names), torch.float64, torch.device("cpu"), example,
+        bags=draft.bags, lengths=lengths,
     )  # fmt: skip
-    return RandomModel(program, draft.context, draft.candidate, bool(draft.mixed & live))
+    return RandomModel(program, draft.context, draft.candidate, bool(draft.mixed & live), frozenset(kinds))
+
+
+def _leaves_out(node: fx.Node) -> bool:
+    """Whether an operator is called without an argument that it takes by position."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and len(node.args) < sum(not a.kwarg_only for a in schema.arguments)
+
+
+KINDS: dict[str, Callable[[Draft], bool]] = {
+    "jagged inputs": lambda draft: bool(draft.bags),
+    "a length that varies": lambda draft: draft.varies,
+    "rows under rows": lambda draft: any(x.users for x in draft.stacked),
+    "defaults left out": lambda draft: any(_leaves_out(node) for node in draft.graph.nodes),
+    "rows that meet": lambda draft: bool(draft.mixed),
+}
 
 
 def _outputs(draft: Draft) -> list[fx.Node]:
@@ -78,6 +102,6 @@ def _outputs(draft: Draft) -> list[fx.Node]:
 
 
 def _per_row(draft: Draft, x: fx.Node) -> bool:
-    """x is `[rows, ...]`, with something in every row."""
+    """x is `[rows, ...]`, with something in every row, as much in any call."""
     extent = draft.extent(x)
-    return extent[:1] == (-1,) and all(n > 0 for n in extent[1:])
+    return extent[:1] == (-1,) and all(n > 0 and not varies(n) for n in extent[1:])

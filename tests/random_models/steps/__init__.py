@@ -5,6 +5,7 @@ from __future__ import annotations
 from random_models.steps import (
     attention,
     integers,
+    lengths,
     linear,
     lookup,
     masks,
@@ -13,11 +14,26 @@ from random_models.steps import (
     reduce,
     sequences,
     shape,
+    stacked,
     unruled,
 )
 from random_models.steps.mixing import MIX_ROWS
 
-FAMILIES = [linear, shape, pointwise, reduce, attention, norm, lookup, masks, sequences, integers, unruled]
+FAMILIES = [
+    linear,
+    shape,
+    pointwise,
+    reduce,
+    attention,
+    norm,
+    lookup,
+    masks,
+    sequences,
+    lengths,
+    stacked,
+    integers,
+    unruled,
+]
 STEPS = [step for family in FAMILIES for step in family.STEPS for _ in range(step.weight)]
 
 __all__ = ["FAMILIES", "MIX_ROWS", "STEPS"]

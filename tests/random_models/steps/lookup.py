@@ -6,8 +6,9 @@ import torch
 from torch import fx
 
 from random_models.draft import Draft, UnstableError, aten
-from random_models.inputs import VOCABULARY, embedded
+from random_models.inputs import embedded
 from random_models.operands import floats, whole_numbers
+from random_models.rows import VOCABULARY
 from random_models.steps.table import Made, Step
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from random_models.draft import Draft, UnstableError, aten
 from random_models.operands import like
+from random_models.rows import varies
 from random_models.steps.hiding import (
     bias_of,
     filled_where_hidden,
@@ -58,7 +59,7 @@ def mask_of_rows(draft: Draft) -> fx.Node:
 
 def tokens(draft: Draft) -> fx.Node:
     """A sequence, in most models of both sides."""
-    x = draft.value(lambda e: len(e) == 3 and e[0] == -1 and min(e[1:]) > 0 and e[1] < 6)
+    x = draft.value(lambda e: len(e) == 3 and e[0] == -1 and min(e[1:]) > 0 and (e[1] < 6 or varies(e[1])))
     if draft.number(0, 3) == 0:
         return x
     return draft.call(aten.cat.default, draft.shuffled([x, like(draft, draft.extent(x), 1)]), 1)

@@ -62,7 +62,7 @@ def recurrent(draft: Draft, x: fx.Node) -> Made:
     params = []
     for _ in range(1 + both):
         params += [draft.random(gates, n, scale=0.5) for n in (width, hidden)]
-    position = draft.number(0, draft.extent(x)[1] - 1)
+    position = draft.number(0, draft.places(draft.extent(x)[1]) - 1)
     first = draft.call(aten.slice.Tensor, x, 1, position, position + 1)
     state = draft.call(aten.linear.default, first, draft.random(hidden, width, scale=0.3))
     state = draft.call(aten.cat.default, [draft.call(aten.transpose.int, state, 0, 1)] * (1 + both), 0)

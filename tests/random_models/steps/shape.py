@@ -10,15 +10,17 @@ from torch import fx
 
 from random_models.draft import Draft, UnstableError, aten
 from random_models.operands import floats, has_axes, like, sequence
-from random_models.rows import Extent, product
+from random_models.rows import Extent, product, varies
 from random_models.steps.table import Made, Step, one_of
+
+END = 2**63 - 1  # of a slice that has none
 
 # -- several values become one
 
 
 def concatenate(draft: Draft, x: fx.Node) -> Made:
     extent, axis = draft.extent(x), draft.axis(x)
-    if extent[axis] > 8:
+    if extent[axis] > 8 and not varies(extent[axis]):
         raise UnstableError
     parts = [x, *(like(draft, extent, axis) for _ in range(draft.number(1, 2)))]
     if draft.number(0, 5) == 5 and extent[0] == -1:
@@ -47,29 +49,33 @@ def stack(draft: Draft, x: fx.Node) -> Made:
 
 
 def select(draft: Draft, x: fx.Node, axis: int, size: int) -> Made:
-    return draft.call(aten.select.int, x, axis, draft.number(-size, size - 1))
+    most = draft.places(size)
+    return draft.call(aten.select.int, x, axis, draft.number(-most, most - 1))
 
 
 def slice_axis(draft: Draft, x: fx.Node, axis: int, size: int) -> Made:
-    start = draft.number(0, size - 1)
-    return draft.call(aten.slice.Tensor, x, axis, start, draft.number(start + 1, size), draft.number(1, 2))
+    most = draft.places(size)
+    start = draft.number(0, most - 1)
+    end = END if most < size and draft.flag() else draft.number(start + 1, most)
+    return draft.call(aten.slice.Tensor, x, axis, start, end, draft.number(1, 2))
 
 
 def split(draft: Draft, x: fx.Node, axis: int, size: int) -> Iterator[fx.Node]:
-    first = draft.number(0, size)
-    parts = draft.call(aten.split_with_sizes.default, x, [first, size - first], axis)
+    first = draft.number(0, draft.places(size))
+    parts = draft.call(aten.split_with_sizes.default, x, [first, draft.size(size - first)], axis)
     for i, n in enumerate((first, size - first)):
         if n:
             yield draft.call(operator.getitem, parts, i)
 
 
 def index_select(draft: Draft, x: fx.Node, axis: int, size: int) -> Made:
-    chosen = [draft.number(0, size - 1) for _ in range(draft.number(1, 4))]
+    chosen = [draft.number(0, draft.places(size) - 1) for _ in range(draft.number(1, 4))]
     return draft.call(aten.index_select.default, x, axis, draft.weight(torch.tensor(chosen)))
 
 
 def index(draft: Draft, x: fx.Node, axis: int, size: int) -> Made:
-    chosen = [draft.number(-size, size - 1) for _ in range(draft.number(1, 4))]
+    most = draft.places(size)
+    chosen = [draft.number(-most, most - 1) for _ in range(draft.number(1, 4))]
     return draft.call(aten.index.Tensor, x, [*[None] * axis, draft.weight(torch.tensor(chosen))])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankhoist.capture.jagged import Jagged
 from rankhoist.compiler.emit import Catalogue, Stages
 from rankhoist.errors import InputError
 from rankhoist.runtime.blueprint import Blueprint
@@ -131,7 +132,7 @@ class CatalogueScoring(Scoring):
         context = self._inputs.of_side("context", context_inputs)
         requests = self._inputs.rows("context", context)
         with torch.no_grad():
-            return self._prepare_with(store, context, requests, candidates)
+            return self._prepare_with(store, self._inputs.stage_inputs(context), requests, candidates)
 
     def score(
         self,
@@ -173,7 +174,8 @@ class CatalogueScoring(Scoring):
         with torch.no_grad():
             kept, count = store.read(state.plan, rows, ids)
             pairs = self._pairs(pair_inputs, count)
-            return self._score_with(state, kept, pairs, count, blocks_of(request_offsets, state.requests, count))
+            blocks = blocks_of(request_offsets, state.requests, count)
+            return self._score_with(state, kept, self._inputs.stage_inputs(pairs), count, blocks)
 
     def rank_all(
         self,
@@ -201,12 +203,12 @@ class CatalogueScoring(Scoring):
         one = self._pairs(pair_inputs, 1)
 
         def scored(rows: Tensor) -> Any:
-            pairs = {name: x.expand(len(rows), *x.shape[1:]) for name, x in one.items()}
+            pairs = {name: _repeated(x, len(rows)) for name, x in one.items()}
             return by(self.score(state, store=store, rows=rows, pair_inputs=pairs))
 
         return best(store.index, k, scored)
 
-    def _pairs(self, given: Mapping[str, Any] | Sequence[Any], rows: int) -> dict[str, Tensor]:
+    def _pairs(self, given: Mapping[str, Any] | Sequence[Any], rows: int) -> dict[str, Any]:
         pairs = self._inputs.of_side("pair", given)
         found = self._inputs.rows("pair", pairs) if pairs else rows
         if found != rows:
@@ -239,3 +241,8 @@ class CatalogueScoring(Scoring):
         arguments = filled(state.weights.with_store[state.plan][1], {**state.tensors, **kept}, pairs)
         made = self._of_items().variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
         return self.interface.result(made)
+
+
+def _repeated(row: Tensor | Jagged, count: int) -> Tensor | Jagged:
+    """One row `[1, ...]`, so many times."""
+    return row.repeat_interleave(count) if isinstance(row, Jagged) else row.expand(count, *row.shape[1:])
