@@ -167,6 +167,17 @@ def test_equal_at_every_level():
     check_model(model_of(ADDED["times"]), LEFT, TARGET)
 
 
+def test_scores_that_are_made_with_rows_on_another_axis():
+    """What is made of them, row by row, is not what one row would tell."""
+
+    def scores(context: Tensor, candidate: Tensor) -> Tensor:
+        folded = torch.stack([context, candidate], 1).reshape(-1, 4)
+        made = torch.special.i0e(folded.T).T.reshape(-1, 2, 4)
+        return (made + (made > 0.5) * -1e9).softmax(2).sum(1)
+
+    check_model(Function(scores).eval(), randn(3, 4), randn(N, 4))
+
+
 def test_a_file_holds_what_is_checked(added, tmp_path: Path):
     model, hoisted = added
     assert any(plan.check is not None for plan in hoisted.plans.plans)

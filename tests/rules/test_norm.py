@@ -25,6 +25,20 @@ from rules.cases import (
 
 randn = numbers(8)
 
+
+def pieces_of_context(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Two heads of one token each, twice, of columns in two blocks: `[rows, 2, C]`, one block once it is computed."""
+    x = torch.cat([c[:, :2], c[:, 2:].exp()], 1)[:, None]
+    y = x
+    for number in range(2):
+        own, query = (v.reshape(-1, 1, C // 2) for v in (y, F.linear(y, w)))
+        shares = torch.softmax((query - query.mean(1, keepdim=True)) @ (own - own.mean(1, keepdim=True)).mT, 2)
+        if number:
+            shares = shares + F.linear(y, w[:2]).softmax(1).reshape(-1, 1, 1).mT
+        y = (shares @ own).reshape(-1, 1, C) + number * y
+    return torch.cat([x, (x + y) / 2], 1)
+
+
 EQUAL: dict[str, Equal] = {
     "batch_norm": (
         lambda c, k, m, v, g, b: F.batch_norm(interleaved(c, k), m, v, g, b).tanh(),
@@ -44,6 +58,11 @@ EQUAL: dict[str, Equal] = {
         lambda c, k, w: F.layer_norm(torch.cat([c, k[:, None]], 1), [4], w).mul(F.rms_norm(c, [4], w)[:, :1]).sum(1),
         HISTORY,
         dict(w=randn(4)),
+    ),
+    "norm_of_one_side_in_blocks": (
+        lambda c, k, w: F.layer_norm(pieces_of_context(c, w), [C]).sum((1, 2)) + k.sum(1),
+        ROWS,
+        dict(w=randn(C, C)),
     ),
 }
 

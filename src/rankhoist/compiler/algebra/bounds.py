@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
-from rankhoist.compiler.algebra.known import LARGEST, MASKING, MOVES, known, moved
+from rankhoist.compiler.algebra.known import LARGEST, MASKING, MOVES, by_rows, known, moved
 from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import Node, aten, first_axis, live_nodes
 
@@ -45,9 +45,9 @@ def _ends(evaluator: Evaluator, node: Node) -> Ends:
     if found is not None and bool(found.sure.all()):
         return Ends(found.values, found.values)
     shape = [1] * first_axis(node) + list(node.shape)
-    if node.rows_first and node.op in MOVES:
+    if by_rows(node) and node.op in MOVES:
         return _moved(evaluator, node)
-    if node.rows_first and isinstance(node.op, torch._ops.OpOverload) and node.op.overloadpacket in BETWEEN:
+    if by_rows(node) and isinstance(node.op, torch._ops.OpOverload) and node.op.overloadpacket in BETWEEN:
         return _of_corners(evaluator, node)
     return Ends(*(torch.tensor(end, dtype=node.dtype).expand(shape) for end in _unknown(node)))
 

@@ -68,7 +68,7 @@ def known(evaluator: Evaluator, node: Node) -> Known | None:
 def _found(evaluator: Evaluator, node: Node) -> Known | None:
     if node.rate is Rate.WEIGHT and (value := evaluator.fixed_value(node)) is not None:
         return _all_of(value)
-    if isinstance(node.op, str) or not node.rows_first or math.prod(node.sizes) > LARGEST:
+    if isinstance(node.op, str) or not by_rows(node) or math.prod(node.sizes) > LARGEST:
         return None
     if varies(node.shape) or any(varies(x.shape) for x in node.inputs):
         return _of_any_length(evaluator, node)
@@ -80,6 +80,11 @@ def _found(evaluator: Evaluator, node: Node) -> Known | None:
         return _moved(node, given) if any(found.values()) else None
     operands = [given[a.index] if isinstance(a, Node) else a for a in node.args]
     return result(node.op, operands, node.kwargs)
+
+
+def by_rows(node: Node) -> bool:
+    """Whether it is made of one row in the same way as of many, rows on axis 0 of all that it reads."""
+    return node.rows_first and all(x.rows_first for x in node.inputs)
 
 
 def _all_of(value: Tensor) -> Known:

@@ -107,6 +107,8 @@ def _weights(call: Call) -> tuple[str, ...]:
 def _norm_by_statistics(call: Call, x: Form, count: int) -> Form:
     x = call.tidy(call.settled(call.tidy(x)))
     dims = [d for e in x.layout[len(x.layout) - count :] for d in e]
+    if all(len(x.dims[d]) == 1 for d in dims):
+        raise Elsewhere(f"both sides of the normalised axes of {x.axes} are known at one rate once they are computed")
     axes = sorted(x.axis(d) for d in dims)
     mean = _mean(call, x, dims, axes) if len(_weights(call)) > 1 else None
     squares = _mean_square(call, x, dims, axes, mean)
