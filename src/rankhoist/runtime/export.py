@@ -14,12 +14,15 @@ such lookup, how many ids were outside of the table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import Dim
 
+from rankhoist.capture.varying import MOST
 from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.targets import aoti, onnx
 from rankhoist.compiler.targets.exported import BOUNDS, REQUESTS, ROWS, Exported, Moving, Write, export, refused
@@ -90,6 +93,7 @@ def exported(
     known.guard(stages)
     variant, requests = stages.variants[plan], len(BOUNDS) - 1
     of_request, of_candidate = weights.arguments[plan]
+    lengths = _lengths(inputs)
 
     def arguments(
         given: Sequence[Argument], side: str, axis: Any, state: dict[int, Moving], rows: int
@@ -104,7 +108,8 @@ def exported(
             if not isinstance(a, str):
                 return a
             if a not in known or not known[a].lengths:
-                return Moving(a, made_up[a], {0: axis})
+                free = known[a].row.varying if a in known else ()
+                return Moving(a, made_up[a], {0: axis} | {v.axis: lengths[v.length] for v in free})
             total = totals.setdefault(known[a].lengths, torch.export.Dim(f"values_{len(totals)}", min=0))
             return Moving(a, made_up[a], {0: total})
 
@@ -118,11 +123,25 @@ def exported(
         if any(len(t) != requests for t in state):
             raise BackendError("cannot export bags of a request that are computed with once per candidate")
         names = {i: f"state.{n}" for n, i in enumerate(variant.state)}
-        yield export("request", variant.request, False, context, "state")
-        one = {i: Moving(names[i], t[:1], None) for i, t in zip(variant.state, state, strict=True)}
+        request = export("request", variant.request, False, context, "state")
+        yield request
+        axes: Sequence[dict[int, Any]] = request.axes[: len(state)] or [{}] * len(state)
+        one = {i: Moving(names[i], t[:1], a or None) for i, t, a in zip(variant.state, state, axes, strict=True)}
         candidate = arguments(of_candidate, "candidate", ROWS, one, int(BOUNDS[-1]))
         yield export("candidate", variant.candidate, False, candidate, "output")
         if several:
-            many = {i: Moving(names[i], t, {0: REQUESTS}) for i, t in zip(variant.state, state, strict=True)}
+            of_many = zip(variant.state, state, axes, strict=True)
+            many = {i: Moving(names[i], t, {0: REQUESTS} | a) for i, t, a in of_many}
             candidate = arguments(of_candidate, "candidate", ROWS, many, int(BOUNDS[-1]))
             yield export("several", variant.candidate, True, candidate, "output")
+
+
+def _lengths(inputs: Inputs) -> dict[str, Any]:
+    """The symbolic size of every axis that varies, by length; in files it is called by its first input."""
+    made: dict[str, Any] = {}
+    for spec in inputs.interface.inputs.values():
+        for v in spec.varying:
+            name = f"axis_{v.axis}_of_{re.sub(r'[^0-9A-Za-z]', '_', spec.name)}"
+            name += "_" * sum(dim.__name__.rstrip("_") == name for dim in made.values())
+            made.setdefault(v.length, Dim(name, min=v.low, max=v.high or MOST))
+    return made

@@ -199,9 +199,9 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         Raises:
             BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
         """
-        self._inputs.refuse("an ONNX export")
         check_exported(self.blueprint.modules, "ONNX")
-        export.to_onnx(Path(folder), self._inputs, self.stages, self._weights, self.vocabulary, several, self._exported)
+        inputs, weights, known = self._inputs.exported, self._weights, self.vocabulary
+        export.to_onnx(Path(folder), inputs, self.stages, weights, known, several, self._exported)
 
     def package(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Compile both stages ahead of time with AOTInductor; `rankhoist.runtime.load_package` runs them.
@@ -209,7 +209,6 @@ class HoistedModel(Halves, CatalogueScoring, nn.Module):
         A package is native code of this machine's kind, which runs when loaded: load only what you trust. A call from
         Python holds the interpreter lock from beginning to end, so threads do not score side by side.
         """
-        self._inputs.refuse("a package")
         check_exported(self.blueprint.modules, "AOTInductor")
-        stages, weights, known = self.stages, self._weights, self.vocabulary
-        export.to_package(Path(folder), self._inputs, stages, weights, known, several, self._exported)
+        inputs, weights, known = self._inputs.exported, self._weights, self.vocabulary
+        export.to_package(Path(folder), inputs, self.stages, weights, known, several, self._exported)

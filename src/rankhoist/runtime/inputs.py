@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from rankhoist.capture.packs import is_container, opened, packed
 from rankhoist.errors import BackendError, InputError
 
 VALUES = 13  # in bags to export with: not as many as there are rows
+LENGTH = 17  # the same of axes that vary
 
 
 class Row(NamedTuple):
@@ -82,16 +84,16 @@ class Inputs:
         """The dtype of an input, which moves with the model where it was the model's."""
         return self.dtype if dtype == self.interface.dtype else dtype
 
-    def refuse(self, how: str, *, bags: bool = False) -> None:
-        """Refuse what can run a model for one length only, and, of `bags`, none of jagged inputs.
+    def refuse(self, how: str, *, varying: bool = True) -> None:
+        """Refuse what can run no model of jagged inputs and, if it is `varying` that it cannot, none of any length.
 
         Raises:
             BackendError: an axis varies, or an input is jagged; says which.
         """
         for spec in self._specs.values():
-            if spec.varying:
+            if spec.varying and varying:
                 found = f"axis that varies, as axis {spec.varying[0].axis} of {spec.name!r} does"
-            elif bags and spec.bags:
+            elif spec.bags:
                 found = f"jagged input, as {spec.name!r} is"
             else:
                 continue
@@ -209,14 +211,32 @@ class Inputs:
         return [Given(f"{name}.values_{i}", c.name, own, f"{name}.lengths") for i, (c, own) in enumerate(columns)]
 
     def several(self, side: str, rows: int) -> dict[str, Tensor]:
-        """Tensors that stages read, of so many made-up rows, with values in bags: of every input another number."""
-        made = self.made_up(side, rows)
+        """Tensors that stages read, of so many made-up rows, with values in bags: of every input another number. Axes
+        that vary have other lengths, too.
+        """
+        made = self.made_up(side, rows, self._lengths_apart)
         for number, (name, bags) in enumerate((n, x) for n, x in made.items() if isinstance(x, Jagged)):
             columns = [v.new_zeros(VALUES + number, *v.shape[1:]) for v in bags.values]
             lengths = torch.zeros_like(bags.lengths)
             lengths[0] = VALUES + number
             made[name] = Jagged.of(columns, lengths)
         return self.stage_inputs(made)
+
+    @property
+    def exported(self) -> Inputs:
+        """The same for exported stages, where axes that vary have one position at least: of none, a runtime's own mean
+        is 0 and no NaN, and not every operator takes it.
+        """
+        own = self.interface.inputs
+        specs = {n: replace(s, varying=tuple(replace(v, low=max(v.low, 1)) for v in s.varying)) for n, s in own.items()}
+        return Inputs(replace(self.interface, inputs=specs), self.dtype, self.device)
+
+    @cached_property
+    def _lengths_apart(self) -> dict[str, int]:
+        """Of axes that vary, by length, one that no other axis has, where bounds let it."""
+        found = {v.length: v for spec in self._specs.values() for v in spec.varying}
+        wanted = enumerate(found.items(), LENGTH)
+        return {name: max(v.low, n if v.high is None else min(n, v.high), 2) for n, (name, v) in wanted}
 
     def _made_up_bags(self, name: str, bags: Sequence[Row], rows: int) -> Jagged:
         none = Jagged.of([torch.zeros(0, *b.shape, dtype=b.dtype) for b in bags], torch.zeros(1, dtype=torch.int64))

@@ -67,7 +67,7 @@ class Movable(Scoring, nn.Module):
         """
         backend_of(backend)
         if backend != EAGER:
-            self._inputs.refuse(f"backend {backend!r}", bags=True)
+            self._inputs.refuse(f"backend {backend!r}")
         self.backend, self._first_use = backend, True
         self._by_the_models_own()
         self._place(self._weights.original, self._weights.constants, self.dtype, self.device)

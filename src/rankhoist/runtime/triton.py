@@ -1,6 +1,7 @@
 """A hoisted model as a model repository of Triton Inference Server: an ensemble of its two stages, as ONNX models.
 
-    NAME/config.pbtxt                       the ensemble: context [1, ...] and candidates [N, ...] -> outputs [N, ...]
+    NAME/config.pbtxt                       the ensemble: context [1, ...] and candidates [N, ...] -> outputs [N, ...];
+                                            -1 is N, or an axis that varies
     NAME/VERSION/manifest.json              how the model was called in Python
     NAME_request/config.pbtxt               context [1, ...] -> state
     NAME_request/VERSION/request.onnx
@@ -17,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.hoisted import HoistedModel
 from rankhoist.runtime.manifest import NAME, Manifest
 from rankhoist.runtime.outputs import made_up_outputs
-from rankhoist.runtime.runner import load_onnx
+from rankhoist.runtime.runner import Runner, load_onnx
 
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 ROWS = 8  # candidates of the warm-up
@@ -50,13 +51,14 @@ def to_triton(hoisted: HoistedModel, folder: str | os.PathLike[str], name: str, 
         version: a number from 1 on; Triton serves the highest. Every version of a model has the same inputs.
 
     Raises:
-        BackendError: the extra `onnx` is not installed, an operator has no ONNX counterpart, a stage reads no input, or
-            there is this version already.
+        BackendError: the extra `onnx` is not installed, an operator has no ONNX counterpart, a stage reads no input, an
+            input is jagged, or there is this version already.
     """
     if not MODEL.fullmatch(name):
         raise BackendError(f"{name!r} is no name for a model of Triton's: letters, digits and _ -")
     if version < 1:
         raise BackendError(f"version {version} is none: Triton's versions are numbers from 1 on")
+    hoisted._inputs.refuse("a model repository of Triton's", varying=False)
     root = Path(folder)
     if (root / name / str(version)).exists():
         raise BackendError(f"{root / name} has a version {version} already: give a later one")
@@ -75,7 +77,7 @@ def to_triton(hoisted: HoistedModel, folder: str | os.PathLike[str], name: str, 
 class _Stage:
     """A stage as a model: made-up tensors that it takes, and returns for them, by its own names.
 
-    `names` are those of the ensemble; `fixed` are the tensors whose axis 0 is 1, and not the number of candidates.
+    `names` are those of the ensemble; `dims` are sizes, of which -1 is the number of candidates or an axis that varies.
     """
 
     model: str
@@ -83,32 +85,54 @@ class _Stage:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     names: Mapping[str, str]
-    fixed: frozenset[str]
+    dims: Mapping[str, list[int]]
 
 
 def _stages(hoisted: HoistedModel, exported: Path, name: str) -> tuple[_Stage, _Stage]:
     """Request and candidate stage, run on made-up rows to see what they return."""
     manifest, runner = Manifest.read(exported), load_onnx(exported)
     request, candidate = manifest.stages["request"], manifest.stages["candidate"]
-    context, items = (hoisted.made_up(side, rows) for side, rows in (("context", 1), ("candidate", ROWS)))
-    state = dict(zip(request.outputs, runner.prepare(context).tensors.values(), strict=True))
-    results = [(r.name, r.value) for r in made_up_outputs(hoisted, ROWS) if isinstance(r.value, Tensor)]
-    outputs = {own: made for own, (_, made) in zip(candidate.outputs, results, strict=True)}
-    public = {own: leaf for own, (leaf, _) in zip(candidate.outputs, results, strict=True)}
-    cut = {own for own, rows in zip(candidate.outputs, candidate.with_rows, strict=True) if not rows}
+    context, state, items = _given(hoisted, runner, request.outputs, None)
+    others = _given(hoisted, runner, request.outputs, hoisted.other_lengths)
+    results = [made for made in made_up_outputs(hoisted, ROWS) if isinstance(made.value, Tensor)]
+    outputs = {own: made.value for own, made in zip(candidate.outputs, results, strict=True)}
+    public = {own: made.name for own, made in zip(candidate.outputs, results, strict=True)}
+    of_context, of_state, of_items = map(_dims, (context, state, items), others)
+    of_items = {own: [-1, *sizes[1:]] for own, sizes in of_items.items()}
+    of_outputs = {
+        own: [-1 if rows else made.shape[0], *made.shape[1:]]
+        for own, rows, made in zip(candidate.outputs, candidate.with_rows, results, strict=True)
+    }
     given = state | items
     return (
         _Stage(
             f"{name}_request", request.file, {i: context[i] for i in request.inputs}, state,
             {i: _public(hoisted.interface, i, "context") for i in context} | {i: i for i in state},
-            frozenset({*context, *state}),
+            of_context | of_state,
         ),
         _Stage(
             f"{name}_candidate", candidate.file, {i: given[i] for i in candidate.inputs}, outputs,
             {i: i for i in state} | {i: _public(hoisted.interface, i, "candidate") for i in items} | public,
-            frozenset({*state, *cut}),
+            of_state | of_items | of_outputs,
         ),
     )  # fmt: skip
+
+
+def _given(
+    hoisted: HoistedModel, runner: Runner, names: Sequence[str], lengths: Mapping[str, int] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Made-up context, its state, and candidates."""
+    context = hoisted.made_up("context", 1, lengths)
+    state = dict(zip(names, runner.prepare(context).tensors.values(), strict=True))
+    return context, state, hoisted.made_up("candidate", ROWS, lengths)
+
+
+def _dims(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Sizes, and -1 where those of other lengths differ."""
+    return {
+        name: [size if size == changed else -1 for size, changed in zip(t.shape, others[name].shape, strict=True)]
+        for name, t in tensors.items()
+    }
 
 
 def _public(interface: Interface, name: str, side: str) -> str:
@@ -166,9 +190,7 @@ def _ensemble(name: str, request: _Stage, candidate: _Stage) -> dict[str, Any]:
 
 
 def _tensor(own: str, name: str, tensor: Tensor, stage: _Stage) -> dict[str, Any]:
-    """-1 is the number of candidates."""
-    dims = [*tensor.shape] if own in stage.fixed else [-1, *tensor.shape[1:]]
-    return {"name": name, "data_type": _type(tensor), "dims": dims}
+    return {"name": name, "data_type": _type(tensor), "dims": stage.dims[own]}
 
 
 def _type(tensor: Tensor) -> Word:

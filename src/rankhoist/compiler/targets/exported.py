@@ -6,11 +6,12 @@ Its weights are inside; what moves are the inputs it reads, the state, and for s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch.export import Dim
@@ -44,6 +45,8 @@ class Exported:
         with_rows: for each output whether its axis 0 is the row of the call.
         guards: what is wrong where `ids.outside`, one more output, is not zero.
         constants: the results that are no tensors, by position among all results.
+        axes: for each output its symbolic axes after axis 0, in those of the inputs.
+        names: for each input what its symbolic axes are called.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Exported:
     with_rows: list[bool]
     constants: dict[int, Any]
     guards: tuple[str, ...] = ()
+    axes: tuple[dict[int, Any], ...] = ()
+    names: tuple[dict[int, str], ...] = ()
 
 
 Write = Callable[[Exported, Path], None]  # a stage, and the path to write it to
@@ -83,9 +88,9 @@ def export(name: str, stage: Stage, several: bool, given: Sequence[Moving | Tens
     everything = [*(arguments[a] for a in spelled.arguments), *given]
     constants = _bind(spelled.module, everything)
     moving = [a for a in everything if isinstance(a, Moving)]
-    names = [a.name for a in moving]
-    if len(set(names)) < len(names):
-        raise BackendError(f"two inputs of the {name} stage have the same name: {', '.join(sorted(names))}")
+    inputs = [a.name for a in moving]
+    if len(set(inputs)) < len(inputs):
+        raise BackendError(f"two inputs of the {name} stage have the same name: {', '.join(sorted(inputs))}")
     try:
         program = torch.export.export(
             spelled.module, tuple(a.example for a in moving), dynamic_shapes=tuple(a.axes for a in moving), strict=False
@@ -96,7 +101,9 @@ def export(name: str, stage: Stage, several: bool, given: Sequence[Moving | Tens
     if spelled.guards:
         with_rows.pop()  # of their count
     outputs = [f"{result}.{i}" for i in range(len(with_rows))] + [OUTSIDE] * bool(spelled.guards)
-    return Exported(name, program, names, outputs, with_rows, constants, spelled.guards)
+    axes = _axes(program, moving) if any(len(a.axes or ()) > 1 for a in given if isinstance(a, Moving)) else ()
+    names = tuple({i: dim.__name__ for i, dim in (a.axes or {}).items()} for a in moving)
+    return Exported(name, program, inputs, outputs, with_rows, constants, spelled.guards, axes, names)
 
 
 def _bind(module: fx.GraphModule, given: Sequence[Moving | Tensor]) -> dict[int, Any]:
@@ -129,6 +136,33 @@ def _results(program: torch.export.ExportedProgram) -> list[Any]:
     *_, last = program.graph.nodes
     (results,) = last.args
     return [node.meta["val"] for node in results]
+
+
+def _axes(program: torch.export.ExportedProgram, moving: Sequence[Moving]) -> tuple[dict[int, Any], ...]:
+    """Of every result, the axes after axis 0 that depend on sizes of inputs.
+
+    Raises:
+        BackendError: one is more than a multiple of a size and a constant.
+    """
+    own = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    dims: dict[Any, Any] = {}
+    for name, a in zip(program.graph_signature.user_inputs, moving, strict=True):
+        dims |= {own[name].shape[axis].node.expr: dim for axis, dim in (a.axes or {}).items()}
+    return tuple(
+        {i: _of_dims(size.node.expr, dims) for i, size in enumerate(r.shape) if i and isinstance(size, torch.SymInt)}
+        for r in _results(program)
+    )
+
+
+def _of_dims(expr: sympy.Expr, dims: Mapping[Any, Any]) -> Any:
+    """A size as torch.export wants it said: `2 * dim + 1`."""
+    (symbol, *others) = expr.free_symbols
+    poly = expr.as_poly(symbol)
+    if others or poly is None or poly.degree() != 1 or not all(c.is_Integer for c in poly.all_coeffs()):
+        raise BackendError(f"cannot export a tensor with an axis of {expr}")
+    times, more = map(int, poly.all_coeffs())
+    made = dims[symbol] if times == 1 else times * dims[symbol]
+    return made + more if more > 0 else made - -more if more else made
 
 
 def _has_rows(result: Any) -> bool:

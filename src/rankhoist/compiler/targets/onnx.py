@@ -65,7 +65,7 @@ def _write(stage: Exported, path: Path) -> None:
         warnings.simplefilter("ignore")  # of torch and the exporter about themselves
         torch.onnx.export(
             stage.program, f=str(path), input_names=stage.inputs, output_names=stage.outputs, dynamo=True,
-            external_data=weights > INSIDE, verbose=False,
+            external_data=weights > INSIDE, verbose=False, dynamic_shapes=stage.names,
         )  # fmt: skip
 
 
