@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from helpers import LEVELS, assert_equal, hoisted_at, rates_of
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 import rankhoist
 from rankhoist import Jagged, Split
 from rankhoist.capture import Program, capture
+from rankhoist.capture.packs import opened
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import InputError
@@ -25,6 +28,8 @@ from torchrec import (
 )
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN
+
+from benchmarks import jagged
 
 IDS, WIDTH, DENSE = 50, 8, 4
 USER, ITEM = ["user_a", "user_b"], ["item_a", "item_b"]
@@ -198,6 +203,22 @@ def test_a_hoisted_model_is_called_by_containers_or_by_keys(weighted, tmp_path):
     assert rankhoist.verify(hoisted, model, candidates=(1, 7), seed=1).passed
     with pytest.raises(InputError, match="missing context inputs: user_b"):
         hoisted.prepare({"dense": dense, "features": container(USER[:1], 1, 1, True)})
+
+
+def test_a_container_is_opened_key_by_key():
+    bags = container([*USER, *ITEM], 3, 0, weighted=True)
+    for key, own in opened(bags).items():
+        want = bags[key].values(), bags[key].weights(), bags[key].lengths()
+        assert all(torch.equal(a, b) for a, b in zip((*own.values, own.lengths), want, strict=True)), key
+    with pytest.raises(InputError, match=r"add up to 2 .*, not 3"):
+        opened(KeyedJaggedTensor(USER, torch.arange(3), lengths=torch.tensor([1, 1])))
+
+
+def test_its_benchmark_runs_and_writes_what_it_found(tmp_path):
+    jagged.main(["--tiny", "--seconds", "0.01", "--only", "DeepFM", "--out", str(tmp_path)])
+    (found,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert [*found["results"][0]["ms"]] == ["eager", "by hand", "request", "full"]
+    assert "| DeepFM |" in next(tmp_path.glob("*.md")).read_text()
 
 
 def test_one_bag_per_row_without_a_key():
