@@ -94,7 +94,7 @@ def test_states_that_are_longer_than_their_histories(tmp_path: Path):
     torch.manual_seed(0)
     model = Reader(began, first=nn.Embedding(1, WIDTH))
     context, candidate = rows_of(9, 7)
-    made = rankhoist.hoist(model, context | candidate, context=["history"], dynamic={"history": 1}, seconds=1)
+    made = rankhoist.hoist(model, context | candidate, context=["history"], dynamic={"history": 1}, level="request")
     form = exported(made, tmp_path)
     assert any(t.shape[-1] == 6 or t.shape[1] == 6 for t in form.prepare(rows_of(5)[0]).tensors.values() if t.dim() > 1)
     owner = torch.repeat_interleave(torch.arange(3), torch.tensor(OFFSETS).diff())
@@ -106,9 +106,8 @@ def test_states_that_are_longer_than_their_histories(tmp_path: Path):
 
 def test_what_is_not_exported_for_any_length_is_refused_by_name(tmp_path: Path):
     context, candidate = rows_of(9, 7)
-    made = rankhoist.hoist(
-        reader("last_of_gru"), context | candidate, context=["history"], dynamic={"history": {1: (1, 60)}}, seconds=1
-    )  # fmt: skip
+    model, dynamic = reader("last_of_gru"), {"history": {1: (1, 60)}}
+    made = rankhoist.hoist(model, context | candidate, context=["history"], dynamic=dynamic, level="request")
     with pytest.raises(BackendError, match=r"cannot export request: [\s\S]*axis_1_of_history"):
         made.export_onnx(tmp_path)
     with pytest.raises(BackendError, match="Triton's takes no jagged input, as 'tags' is"):
