@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Function
 from hypothesis import given
 from public_models import Case, cases
 from random_models import CANDIDATES, OFFSETS, RandomModel, random_models
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from rankhoist import GroupedModel, verify_gradients
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.graph import kernels, operators
+from rankhoist.compiler.graph.node import Node, live_nodes
 from rankhoist.compiler.graph.trained import Counts
 from rankhoist.compiler.plan import single
 from rankhoist.compiler.plan.search import Plan, attempt
@@ -80,6 +83,29 @@ def test_gradients_of_random_models(model: RandomModel):
         sides = graph.inputs.of_call((), model.call(context, candidate))
         made = graph.run(*sides, len(OFFSETS) - 1, CANDIDATES, Counts.of(torch.tensor(OFFSETS)))
         assert_close(gradients(made, of), expected)
+
+
+def test_gradients_of_what_a_candidate_picks_of_its_request():
+    def picked(history: Tensor, place: Tensor, w: Tensor) -> Tensor:
+        rows = history.gather(1, place[:, :, None].expand(-1, -1, 4)).sum((1, 2))
+        return rows + (history @ w).gather(1, place).sum(1)
+
+    g = torch.Generator().manual_seed(0)
+    inputs = torch.randn(20, 5, 4, generator=g, dtype=torch.float64), torch.randint(5, (20, 2), generator=g)
+    model = Function(picked, w=torch.randn(4, generator=g, dtype=torch.float64)).requires_grad_()
+    program = capture(model, inputs, ["context"], all_rules(), training=True)
+    plan = attempt(program, Level.FULL, BATCH, frozenset())
+    assert kernels.request_rows in {n.op for n in live_nodes(o for o in plan.outputs if isinstance(o, Node))}
+    certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))), inputs=inputs)
+    assert certificate.passed, certificate
+
+
+def test_what_is_told_of_requests_can_be_trained():
+    """In place it is not, and bags are not trained yet."""
+    told = {k for k in vars(kernels).values() if {"owner", "offsets"} & {*getattr(k, "__annotations__", ())}}
+    others = {kernels.request_linear_onto_, kernels.repeat_bags}
+    public = {k for k in told if not k.__name__.startswith("_") and k.__module__ == kernels.__name__}
+    assert {k for k in public if operators.row(k).trained is None} == others
 
 
 PUBLIC = [c for c in cases() if c.dtype == torch.float64]

@@ -84,6 +84,14 @@ def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, counts: Counts) -> 
     return total + request_linear(x, m, counts)
 
 
+def request_rows(x: Tensor, index: Tensor, counts: Counts) -> Tensor:
+    """Rows of tables of the row's request: `[R, B, T, D]` at `[N, B, K]` -> `[N, B, K, D]`."""
+    if len(counts.numbers) == 1:
+        return kernels.request_rows(x, index, None)
+    numbers = torch.tensor(counts.numbers, device=x.device)
+    return kernels.request_rows(x, index, torch.arange(len(numbers), device=x.device).repeat_interleave(numbers))
+
+
 def request_matmul(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
     """Rows times the matrix of their request: `[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     if len(counts.numbers) == 1:
