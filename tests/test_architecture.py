@@ -29,6 +29,7 @@ ROOMS = [
     "compiler.rules",
     "compiler.lower",
     "compiler.emit",
+    "compiler.growing",
     "compiler.targets",
     "compiler.plan",
     "report",

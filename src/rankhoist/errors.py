@@ -11,6 +11,7 @@ from rankhoist_client.errors import (
 )
 
 __all__ = [
+    "AppendError",
     "ArtifactError",
     "BackendError",
     "CallError",
@@ -62,6 +63,10 @@ class UnsupportedModelError(CaptureError):
 
 class VocabularyError(InputError, IndexError):
     """An id is outside of the table that it indexes; as PyTorch's own error for it, it is an `IndexError`, too."""
+
+
+class AppendError(RankhoistError):
+    """A prepared state cannot grow: a longer history changes what was computed of the shorter one."""
 
 
 class WeightsError(RankhoistError):

@@ -17,8 +17,7 @@ from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_model
 from rankhoist.runtime import artifact, export
 from rankhoist.runtime.blueprint import Blueprint
-from rankhoist.runtime.catalogue import CatalogueScoring
-from rankhoist.runtime.halves import Halves
+from rankhoist.runtime.growing import Appending
 from rankhoist.runtime.made_up import made_up_example
 from rankhoist.runtime.offsets import even
 from rankhoist.runtime.opaque import check_exported
@@ -26,7 +25,7 @@ from rankhoist.runtime.tune import CANDIDATES, SECONDS, tuned
 from rankhoist.runtime.weights import Weights, renewed
 
 
-class HoistedModel(Halves, CatalogueScoring, nn.Module):
+class HoistedModel(Appending, nn.Module):
     """An equal model that computes context work once per request.
 
     Call it like the original, context tensors with one row per request: `[R, ...]`, candidate tensors with one row per

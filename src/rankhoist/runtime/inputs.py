@@ -171,7 +171,7 @@ class Inputs:
             if row.bags:
                 given = _checked(name, tensor, side, row).shape
             elif not given or not (given[1:] == row.shape or row.fits(given[1:])) or tensor.dtype != row.dtype:
-                _explain(name, tensor, side, row)
+                explain(name, tensor, side, row)
             same = same and rows in (-1, given[0])
             rows = given[0]
         if not same:
@@ -191,6 +191,27 @@ class Inputs:
             if len({*sizes.values()}) > 1:
                 listing = ", ".join(f"{where}: {size}" for where, size in sizes.items())
                 raise InputError(f"the {side} inputs have different lengths ({listing}), which have to be one")
+
+    @cached_property
+    def lengths(self) -> dict[str, list[tuple[str, Varying]]]:
+        """By length that varies, the inputs of the context that have it, and where."""
+        found: dict[str, list[tuple[str, Varying]]] = {}
+        for name, row in self.expected["context"].items():
+            for own in row.varying:
+                found.setdefault(own.length, []).append((name, own))
+        return found
+
+    @cached_property
+    def events(self) -> dict[tuple[str, str], Row]:
+        """By length and input, what a row of positions is that make it longer by any number of them."""
+        return {
+            (length, name): row._replace(
+                varying=tuple(replace(v, low=1, high=None) if v == axis else v for v in row.varying)
+            )
+            for length, own in self.lengths.items()
+            for name, axis in own
+            for row in [self.expected["context"][name]]
+        }
 
     def stage_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Tensors by the names that stages read."""
@@ -290,11 +311,11 @@ def _checked(name: str, given: Any, side: str, row: Row) -> Jagged:
         raise InputError(f"{side} input {name!r} has {len(given.values)} columns, expected {len(row.bags)}")
     for values, expected in zip(given.values, row.bags, strict=True):
         if values.shape[1:] != expected.shape or values.dtype != expected.dtype:
-            _explain(name, values, side, expected, "values")
+            explain(name, values, side, expected, "values")
     return given
 
 
-def _explain(name: str, tensor: Any, side: str, row: Row, first: str = "rows") -> None:
+def explain(name: str, tensor: Any, side: str, row: Row, first: str = "rows") -> None:
     """Raise what is wrong with an input; integers of another width are fine."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"{side} input {name!r} is {type(tensor).__name__}, expected a tensor")

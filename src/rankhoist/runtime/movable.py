@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist.compiler.emit import Stages
+from rankhoist.compiler.growing import Growing
 from rankhoist.compiler.targets import target_of
 from rankhoist.compiler.targets.backends import RECORDED, backend_of
 from rankhoist.runtime.blueprint import Blueprint
@@ -101,6 +102,7 @@ class Movable(Scoring, nn.Module):
         self.stages = placed(self.blueprint, dtype, device, self.backend)
         self._by_backend: dict[str, Stages] = {}
         self._forget_recordings()
+        self._grown: dict[tuple[int, tuple[str, ...]], Growing] = {}  # of a plan, along some lengths
         self._inputs = Inputs(self.blueprint.interface, dtype, device)
         opaque = self.blueprint.kept(original, dtype, device)
         self._weights = Weights.of(original, constants, self.stages, self.interface, folded, opaque)

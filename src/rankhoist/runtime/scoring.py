@@ -17,13 +17,21 @@ from rankhoist.runtime.weights import Weights
 
 
 @dataclass(frozen=True)
+class Grown:
+    """What a state that grows holds beside: all that is kept, its own tensors first, and how long its histories are."""
+
+    kept: tuple[Tensor | int, ...]
+    lengths: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class RequestState:
     """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
 
     `plan` is the number of the plan that it was computed for, and that scores it; `backend` runs it, or where that is
     empty the model's own. `with_store` says whether it is a plan for a store of items. `padded` is how many rows the
     tensors have where they are more than requests. `context` is what it was computed from, where candidates may tell
-    that another plan has to score them.
+    that another plan has to score them. `grown` is there for `append`.
     """
 
     requests: int
@@ -34,6 +42,7 @@ class RequestState:
     with_store: bool = False
     padded: int = 0
     context: Mapping[str, Tensor] | None = None
+    grown: Grown | None = None
 
     @property
     def rows(self) -> int:
@@ -43,7 +52,9 @@ class RequestState:
     @property
     def bytes(self) -> int:
         """Memory held by the state's tensors."""
-        return sum(t.numel() * t.element_size() for t in (*self.tensors.values(), *(self.context or {}).values()))
+        kept = () if self.grown is None else (t for t in self.grown.kept[len(self.tensors) :] if isinstance(t, Tensor))
+        held = (*self.tensors.values(), *(self.context or {}).values(), *kept)
+        return sum(t.numel() * t.element_size() for t in held)
 
 
 class Scoring(ABC):

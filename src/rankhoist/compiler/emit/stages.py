@@ -245,7 +245,7 @@ class _Writer:
         if node.index in self.over:
             target, args = known.over, args[::-1] if self.over[node.index] else args
         made = self.graph.create_node("call_function", target, args, kwargs, name=node.source or None)
-        made.meta["shape"] = node.sizes
+        made.meta["shape"], made.meta["source"] = node.sizes, node.source
         self.values[node.index] = made
 
     def argument(self, value: Any) -> Any:
