@@ -88,6 +88,20 @@ def test_what_changes_at_every_position_is_refused_by_name():
     assert hoisted.prepare(rows_of(5)[0]).grown is None, "and without growing nothing is asked"
 
 
+def test_two_states_may_grow_from_one():
+    hoisted = made(Reads({"last_step": GROWS["last_step"]}))
+    history = rows_of(9, seed=5)[0]["history"]
+    state = hoisted.prepare({"history": history[:, :5]}, growing=True)
+    state = hoisted.append(state, {"history": history[:, 5:6]})
+    one, other = (hoisted.append(state, {"history": history[:, t : t + 1]}) for t in (6, 7))
+    further = hoisted.append(one, {"history": history[:, 8:9]})
+    for grown, places in ((one, [6]), (other, [7]), (further, [6, 8])):
+        longer = torch.cat([history[:, :6], history[:, places]], 1)
+        assert_same(grown, hoisted.prepare({"history": longer}), str(places))
+        assert_same(hoisted.append(grown, {"history": history[:, :1]}),
+                    hoisted.prepare({"history": torch.cat([longer, history[:, :1]], 1)}), "and on")  # fmt: skip
+
+
 # -- many events
 
 
