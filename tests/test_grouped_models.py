@@ -100,6 +100,27 @@ def test_gradients_of_what_a_candidate_picks_of_its_request():
     assert certificate.passed, certificate
 
 
+@pytest.mark.parametrize("level", [Level.LINEAR, Level.FULL])
+@pytest.mark.parametrize("joined", [False, True], ids=["history", "history_and_item"])
+def test_gradients_where_a_query_sees_nothing(joined: bool, level: Level):
+    """PyTorch's attention to nothing is zero, and so are its gradients: those of 0 / 0 would be no numbers."""
+
+    def attended(history: Tensor, item: Tensor, w: Tensor) -> Tensor:
+        x = torch.cat([history, item[:, None]], 1) if joined else history
+        shown = x[:, None, :, 0] > 0
+        queries = x if joined else item[:, None]
+        return nn.functional.scaled_dot_product_attention(queries @ w, x @ w, x, attn_mask=shown).sum((1, 2))
+
+    g = torch.Generator().manual_seed(0)
+    inputs = torch.randn(20, 5, 4, generator=g, dtype=torch.float64), torch.randn(20, 4, generator=g).double()
+    inputs[0][::2, :, 0], inputs[1][::4, 0] = -1.0, -1.0
+    model = Function(attended, w=torch.randn(4, 4, generator=g, dtype=torch.float64)).requires_grad_()
+    program = capture(model, inputs, ["context"], all_rules(), training=True)
+    plan = attempt(program, level, BATCH, frozenset())
+    certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))), inputs=inputs)
+    assert certificate.passed, certificate
+
+
 def test_what_is_told_of_requests_can_be_trained():
     """In place it is not, and bags are not trained yet."""
     told = {k for k in vars(kernels).values() if {"owner", "offsets"} & {*getattr(k, "__annotations__", ())}}

@@ -55,8 +55,8 @@ def softmax_of_one_block(call: Call) -> Form:
     return made
 
 
-def softmax_of(call: Call, value: Form, dim: int) -> Form:
-    """Softmax along a dim, unevaluated."""
+def softmax_of(call: Call, value: Form, dim: int, of_none: bool = False) -> Form:
+    """Softmax along a dim, unevaluated; of minus infinities alone 0 / 0, or `of_none` zeros."""
     value = call.tidy(call.settled(call.tidy(value)))
     _remark_what_is_seen(call, value, dim)
     axis = value.axis(dim)
@@ -70,6 +70,8 @@ def softmax_of(call: Call, value: Form, dim: int) -> Form:
     shares = [call.each(aten.exp.default, call.each(aten.sub.Tensor, p, peak)) for p in peaks]
     weighted = [call.each(aten.mul.Tensor, s, g) for s, g in zip(sums, shares, strict=True)]
     norm = reduce(lambda x, y: call.each(aten.add.Tensor, x, y), weighted)
+    if of_none:
+        norm = _where(call, call.each(aten.gt.Scalar, norm, 0), norm, 1.0)
     gains = [call.each(aten.div.Tensor, g, norm) for g in shares]
     results = [grid.multiply(call.builder, [p, g], value.dtype) for p, g in zip(powers, gains, strict=True)]
     return joins.assemble(call.builder, value, dim, results)
@@ -104,21 +106,28 @@ def attention(call: Call) -> Form:
         if whole is not None:
             return whole
     scores, mask = _scores(call)
-    weights = _softmax_of_scores(call, moves.ordered(call.settled(scores)))
-    return _values(call, weights, None if mask is None else _sees(call, mask))
+    if mask is None:
+        return _values(call, _softmax_of_scores(call, moves.ordered(call.settled(scores))), None)
+    sees = _sees(call, mask)
+    whole = call.tidy(moves.ordered(call.settled(call.plus(scores, mask))))
+    if len(whole.dims[whole.dim(-1)]) > 1:
+        return _values(call, softmax_of(call, whole, whole.dim(-1), of_none=True), sees)
+    scores = call.plus(scores, moves.ordered(_where(call, sees, mask, 0.0)))  # no gradient of 0 / 0
+    return _values(call, _softmax_of_scores(call, moves.ordered(call.settled(scores))), sees)
 
 
 def attention_of_filled(call: Call) -> Form:
     """The same where the mask adds a finite number, on the condition that it hides what it is added to."""
     if call.value("attn_mask") is None or call.form("attn_mask").dtype == torch.bool:
         raise Elsewhere("its mask is no tensor of numbers")
-    scores = moves.ordered(call.settled(_scores(call)[0]))
+    scores, mask = _scores(call)
+    scores = moves.ordered(call.settled(scores if mask is None else call.plus(scores, mask)))
     scores = call.hidden(scores, scores.dim(-1))
-    return _values(call, softmax_of(call, scores, scores.dim(-1)), _sees(call, scores))
+    return _values(call, softmax_of(call, scores, scores.dim(-1), of_none=True), _sees(call, scores))
 
 
 def _scores(call: Call) -> tuple[Form, Form | None]:
-    """`q k^T scale + mask`, and the mask, if it may hide all keys from a query."""
+    """`q k^T scale`, and the mask to add, which may hide all keys from a query."""
     q, k, v = call.forms("query", "key", "value")
     operands = (q, k, v)
     if not any(o.mixed for o in operands) and len({o.rate.per_candidate for o in operands}) == 1:
@@ -133,8 +142,7 @@ def _scores(call: Call) -> tuple[Form, Form | None]:
         return call.plus(scaled, _added(call, _causal(call, scores), q.dtype)), None
     if call.value("attn_mask") is None:
         return scaled, None
-    mask = _added(call, call.form("attn_mask"), q.dtype)
-    return call.plus(scaled, mask), mask
+    return scaled, _added(call, call.form("attn_mask"), q.dtype)
 
 
 def _batch(q: Form) -> list[str]:
