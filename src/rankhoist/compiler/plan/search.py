@@ -11,6 +11,7 @@ import collections
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +31,7 @@ from rankhoist.compiler.plan.cut import cut, penalty, stored
 from rankhoist.compiler.plan.watch import watch
 from rankhoist.compiler.rules import all_rules, rules_without
 from rankhoist.compiler.targets import ALIKE, Target, this_machine
+from rankhoist.errors import HoistingWarning
 
 SECONDS = 15.0  # of this thread, whatever else the machine does: the search stops here with the best plan so far
 ATTEMPT = 5.0  # seconds that one attempt may take: it is given up, and the search goes on without it
@@ -154,7 +156,15 @@ def search(
         found.append(affordable(program, lower, workload, frozenset(), memo, target, without))
     if level is Level.FULL:
         found.append(_improved(program, workload, memo, target, without))
-    return [plain, *(plan for plan in found if plan is not None)]
+    made = [plan for plan in found if plan is not None]
+    if found and not made and math.isinf(watch().seconds):
+        warnings.warn(
+            f"every attempt at a plan took more than {ATTEMPT:g} s and was given up: the model runs as it was, all of "
+            "it once per candidate. That is a mistake of ours; please report it",
+            HoistingWarning,
+            stacklevel=2,
+        )
+    return [plain, *made]
 
 
 def _improved(program: Program, workload: Workload, memo: Memo, target: Target, without: frozenset[str]) -> Plan | None:
