@@ -237,6 +237,8 @@ POINTWISE = {
     "casts": lambda c, k: c.to(torch.float32).double() * k.half().to(k.dtype),
     "bits": lambda c, k: (ids(c) & ids(k)) + (ids(c) ^ 1) * k,
     "rows_as_number": lambda c, k: c * k / k.shape[0],
+    "full_of_rows": lambda c, k: c * k / torch.full((1,), k.shape[0], dtype=c.dtype),
+    "scalar_of_rows": lambda c, k: c * k / torch.stack([torch.scalar_tensor(k.shape[0]), torch.ones(())]).cumsum(0)[1],
     "full_like": lambda c, k: torch.full_like(c, 2.0) * k + torch.ones_like(k) + torch.zeros(k.shape[0], 1),
     "linspace": lambda c, k: c * torch.linspace(0, 1, 4, dtype=c.dtype) + k,
     "arange_rows": lambda c, k: torch.arange(k.shape[0])[:, None] * c + k,

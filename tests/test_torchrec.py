@@ -178,6 +178,7 @@ def test_sequences_of_ids():
     model = Sequences().eval().double()
     made = check(model, captured(model))
     assert {Rate.REQUEST, Rate.ITEM} <= rates_of(made[-1], "aten.embedding")
+    assert rates_of(made[-1], "jagged_to_padded_dense") == {Rate.REQUEST, Rate.ITEM}
 
 
 def test_a_container_that_the_model_makes():

@@ -96,10 +96,16 @@ EQUAL: dict[str, Call] = {
     "cut": lambda c, v, n, k, m, x, w: (
         x * F.embedding_bag(torch.cat([c, k])[: one(n, m)[0]], w, starts(n), mode="sum")
     ),
+    "of_one_length": lambda c, v, n, k, m, x, w: x * of_one_length(F.embedding(c, w), n).softmax(1).sum(1).tanh(),
     "apart": lambda c, v, n, k, m, x, w: (
         x.new_zeros(x.shape).index_add(0, owner(n), torch.tanh(F.embedding(c, w) @ w[:WIDTH]) * 2) * x
     ),
 }  # fmt: skip
+
+
+def of_one_length(values: Tensor, n: Tensor) -> Tensor:
+    """The first values of each bag, `[rows, 5, WIDTH]`, and zeros."""
+    return torch.ops.aten._jagged_to_padded_dense_forward(values, [ends(n)], [5], 0.0)
 
 
 def owner(lengths: Tensor) -> Tensor:
@@ -111,6 +117,14 @@ NEAR_MISSES: dict[str, tuple[Call, str, str]] = {
     "other_bags": (
         lambda c, v, n, k, m, x, w: x * F.embedding_bag(c, w, starts(n.flip(0))), "embedding_bag",
         "cut into bags by other lengths than their own",
+    ),
+    "lengths_of_others": (
+        lambda c, v, n, k, m, x, w: x * of_one_length(F.embedding(c, w), n.flip(0)).sum(1),
+        "_jagged_to_padded_dense_forward", "cut into bags by other lengths than their own",
+    ),
+    "of_both": (
+        lambda c, v, n, k, m, x, w: x * of_one_length(F.embedding(torch.cat([c, k]), w), torch.cat([n, m])).sum((0, 1)),
+        "_jagged_to_padded_dense_forward", "of several inputs together",
     ),
     "no_first_bag": (
         lambda c, v, n, k, m, x, w: x * F.embedding_bag(c, w, ends(n)).sum(0),
@@ -157,6 +171,11 @@ def test_declines(name: str):
     declined = [name for name in named if reason in why.get(name, "")]
     assert declined, why
     assert [name for name in declined if Rate.REQUEST in hoisted.plan.interpreter.outcomes[name].rates] == []
+
+
+def test_what_reads_a_padded_history_is_done_per_request():
+    for hoisted in checked(EQUAL["of_one_length"])[2:]:
+        assert rates_of(hoisted, "softmax") == {Rate.REQUEST}, hoisted.level
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "max", "weights", "padded", "starts_of_ends", "of_keys", "by_key"])

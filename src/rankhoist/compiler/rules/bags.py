@@ -7,6 +7,7 @@ inputs under each other, as containers of features hold them, are each input's o
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rankhoist.compiler.algebra import bags, stacked
@@ -25,21 +26,38 @@ def embedding_bag(call: Call) -> Value:
     table = call.form("weight")
     if not isinstance(ids, bags.Ragged) or not isinstance(offsets, bags.Bounds):
         raise Elsewhere("the ids are not in bags of an input")
-    if not offsets.first or offsets.last != bool(call.value("include_last_offset")):
-        raise Decline("bags are given by offsets that are not those of their lengths")
     columns = [ids] if weights is None else [ids, weights]
     if table.rate or table.has_rows:
         raise Decline(f"the table is no weight, but {table.axes}")
-    keys = call.bags(offsets.lengths)
-    for column in columns:
-        if not isinstance(column, bags.Ragged) or [p.lengths for p in column.parts] != [key.node for key in keys]:
-            raise Decline("values are cut into bags by other lengths than their own")
+    keys = _cut_by(call, columns, offsets, bool(call.value("include_last_offset")))
     made = []
     for i, key in enumerate(keys):
         own = [replace(column, parts=column.parts[i : i + 1]) for column in columns]
         given = dict(zip(("indices", "per_sample_weights"), own, strict=False), include_last_offset=False)
         made.append(call.again(weight=table, offsets=bags.Bounds(key.lengths, True, False, offsets.dtype), **given)[0])
     return made[0] if len(made) == 1 else stacked.under_each_other(call.builder, made, 0)
+
+
+def padded_bags(call: Call) -> Value:
+    """The bags of one input as rows of one length, filled up with a number."""
+    values, offsets = call.value("values"), call.value("offsets")
+    if not isinstance(values, bags.Ragged) or len(offsets) != 1 or not isinstance(offsets[0], bags.Bounds):
+        raise Elsewhere("the values are not in bags of an input")
+    keys = _cut_by(call, [values], offsets[0], True)
+    if len(keys) > 1:
+        raise Decline("pads the bags of several inputs together")
+    return call.rowwise(offsets=[replace(offsets[0], lengths=keys[0].lengths)])
+
+
+def _cut_by(call: Call, columns: Sequence[Value], offsets: bags.Bounds, last: bool) -> list[bags.Key]:
+    """The keys whose bags offsets cut columns of values into; `last` says whether they have where the last bag ends."""
+    if not offsets.first or offsets.last != last:
+        raise Decline("bags are given by offsets that are not those of their lengths")
+    keys = call.bags(offsets.lengths)
+    for column in columns:
+        if not isinstance(column, bags.Ragged) or [p.lengths for p in column.parts] != [key.node for key in keys]:
+            raise Decline("values are cut into bags by other lengths than their own")
+    return keys
 
 
 # -- sums of lengths
@@ -211,6 +229,9 @@ def same(call: Call) -> Value:
 
 LAWS = law("bags of values", Level.LOOKUP, {
     "embedding_bag _embedding_bag_forward_only _embedding_bag": embedding_bag,
+    "_jagged_to_padded_dense_forward": padded_bags,
+    "fbgemm::jagged_to_padded_dense": padded_bags,
+    "fbgemm::jagged_to_padded_dense_forward": padded_bags,
     "cumsum": running_sum,
     "fbgemm::asynchronous_inclusive_cumsum": running_sum,
     "fbgemm::asynchronous_complete_cumsum": behind_zero,
