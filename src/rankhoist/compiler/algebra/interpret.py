@@ -40,7 +40,7 @@ from rankhoist.compiler.algebra.forms import (
 )
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat, forms_in
+from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat, forms_in, told_by_calls
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
@@ -241,7 +241,7 @@ class Interpreter:
     ) -> tuple[Value, Outcome]:
         outcome = Outcome()
         weights = all(isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands)
-        if weights and not _sizes_have_rows(node.meta["val"]) and not _told_sizes((args, kwargs)):
+        if weights and not _sizes_have_rows(node.meta["val"]) and not told_by_calls((args, kwargs)):
             value = self.originals.run_at(Rate.WEIGHT, node, args, kwargs)  # part of the weights stage
         else:
             value = self._by_law(node, args, kwargs, operands, outcome)
@@ -344,11 +344,6 @@ class Interpreter:
 def _scalar(meta: Any) -> bool:
     """Whether an operator makes no tensor: a size, or nothing (an assertion)."""
     return meta is None or isinstance(meta, torch.SymInt | torch.SymBool | torch.SymFloat | int | float)
-
-
-def _told_sizes(arguments: Any) -> bool:
-    """Whether an argument is a number that only a call knows, as that of its rows."""
-    return any(isinstance(v, sympy.Expr) and not v.is_Integer for v in flat(arguments))
 
 
 def _sizes_have_rows(meta: Any) -> bool:

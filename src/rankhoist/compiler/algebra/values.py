@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 
 from rankhoist.compiler.algebra.bags import OfBags, lengths_of
@@ -69,6 +70,11 @@ def flat(value: Any) -> list[Any]:
     if isinstance(value, list | tuple):
         return [x for v in value for x in flat(v)]
     return [value]
+
+
+def told_by_calls(arguments: Any) -> bool:
+    """Whether an argument is a number that only a call knows, as that of its rows."""
+    return any(isinstance(v, sympy.Expr) and not v.is_Integer for v in flat(arguments))
 
 
 def forms_in(value: Any) -> list[Form]:
