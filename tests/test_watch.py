@@ -14,10 +14,10 @@ from torch import nn
 from rankhoist import hoist
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level, Workload
-from rankhoist.compiler.plan import make_plans, search, watched
+from rankhoist.compiler.plan import make_plans, watched
 from rankhoist.compiler.plan.watch import watch
 from rankhoist.compiler.rules import all_rules
-from rankhoist.errors import HoistingWarning, InputError
+from rankhoist.errors import InputError
 from rankhoist.report.progress import late_progress
 
 
@@ -45,14 +45,6 @@ def test_a_search_without_time_leaves_a_right_model():
     assert_equal(hoisted(CONTEXT, CANDIDATE), model(CONTEXT.repeat(9, 1), CANDIDATE), "scores")
     with pytest.raises(InputError, match="given 0 seconds: give it more than 0"):
         hoist(model, (CONTEXT.repeat(9, 1), CANDIDATE), context=["context"], seconds=0)
-
-
-def test_a_model_for_which_no_attempt_ends_in_time_says_so(monkeypatch):
-    monkeypatch.setattr(search, "ATTEMPT", 0.0)
-    model = Cross().double().eval()
-    with pytest.warns(HoistingWarning, match="every attempt at a plan took more than 0 s and was given up"):
-        hoisted = hoist(model, (CONTEXT.repeat(9, 1), CANDIDATE), context=["context"])
-    assert_equal(hoisted(CONTEXT, CANDIDATE), model(CONTEXT.repeat(9, 1), CANDIDATE), "scores")
 
 
 def test_a_search_tells_what_it_tries():
