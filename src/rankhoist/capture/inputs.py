@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.jagged import Jagged
-from rankhoist.capture.varying import Varying
+from rankhoist.capture.varying import Varying, with_lengths
 from rankhoist.errors import ContextError, InputError
 
 Context = Sequence[str] | str | Mapping[str, "Sequence[int] | slice | bool"]
@@ -81,8 +81,7 @@ class InputSpec:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Its shape, with -1 for axes that vary."""
-        free = {v.axis for v in self.varying}
-        return tuple(-1 if axis in free else size for axis, size in enumerate(self.shape, 1))
+        return with_lengths(self.shape, self.varying, lambda _: -1)
 
     @property
     def candidate_columns(self) -> tuple[int, ...]:

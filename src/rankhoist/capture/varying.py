@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,12 @@ class Varying:
     def text(self) -> str:
         """Its lengths to read: `2..200`, `0..`."""
         return f"{self.low}..{'' if self.high is None else self.high}"
+
+
+def with_lengths(shape: Sequence[int], varying: Iterable[Varying], size: Callable[[Varying], Any]) -> tuple[Any, ...]:
+    """The shape of a row, with what `size` says in place of every axis that varies."""
+    free = {v.axis: v for v in varying}
+    return tuple(size(free[axis]) if axis in free else own for axis, own in enumerate(shape, 1))
 
 
 # -- what a user says

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.capture.varying import with_lengths
 from rankhoist.compiler.growing import Growing, RefusedError, make_growing, uniform_weights
 from rankhoist.compiler.plan import Range
 from rankhoist.errors import AppendError, InputError
 from rankhoist.runtime.catalogue import CatalogueScoring, Store
 from rankhoist.runtime.halves import Halves
 from rankhoist.runtime.ids import check
-from rankhoist.runtime.inputs import explain
+from rankhoist.runtime.inputs import explain, one_length
 from rankhoist.runtime.scoring import Grown, RequestState
 from rankhoist.runtime.weights import filled
 
@@ -115,10 +116,7 @@ class Appending(Halves, CatalogueScoring):
             if len(event) != state.requests:
                 raise InputError(f"events of {name!r} have {len(event)} rows, and the state {state.requests} requests")
             found[f"axis {axis.axis} of {name!r}"] = event.shape[axis.axis]
-        if len({*found.values()}) > 1:
-            listing = ", ".join(f"{where}: {size}" for where, size in found.items())
-            raise InputError(f"the events have different lengths ({listing}), which have to be one")
-        return int(next(iter(found.values())))
+        return one_length(found, "events")
 
     def _state(self, state: RequestState, kept: Sequence[Any], lengths: Mapping[str, int]) -> RequestState:
         nodes = self.stages.variants[state.plan].state
@@ -166,9 +164,7 @@ class Appending(Halves, CatalogueScoring):
         uniform, leaves = uniform_weights(stages), [*stage.nodes, *stage.leaves]
         rows = {}
         for name, row in self._inputs.expected["context"].items():
-            sizes = list(row.shape)
-            for own in row.varying:
-                sizes[own.axis - 1] = max(own.low, 3 if own.high is None else min(3, own.high))
+            sizes = with_lengths(row.shape, row.varying, lambda v: max(v.low, 3 if v.high is None else min(3, v.high)))
             rows[name] = torch.empty(sizes, dtype=row.dtype, device="meta")
         try:
             return make_growing(

@@ -188,9 +188,7 @@ class Inputs:
             for v in self.expected[side][name].varying:
                 found.setdefault(v.length, {})[f"axis {v.axis} of {name!r}"] = inputs[name].shape[v.axis]
         for sizes in found.values():
-            if len({*sizes.values()}) > 1:
-                listing = ", ".join(f"{where}: {size}" for where, size in sizes.items())
-                raise InputError(f"the {side} inputs have different lengths ({listing}), which have to be one")
+            one_length(sizes, f"{side} inputs")
 
     @cached_property
     def lengths(self) -> dict[str, list[tuple[str, Varying]]]:
@@ -313,6 +311,18 @@ def _checked(name: str, given: Any, side: str, row: Row) -> Jagged:
         if values.shape[1:] != expected.shape or values.dtype != expected.dtype:
             explain(name, values, side, expected, "values")
     return given
+
+
+def one_length(sizes: Mapping[str, int], what: str) -> int:
+    """The length that axes have, by where each is.
+
+    Raises:
+        InputError: they have several.
+    """
+    if len({*sizes.values()}) > 1:
+        listing = ", ".join(f"{where}: {size}" for where, size in sizes.items())
+        raise InputError(f"the {what} have different lengths ({listing}), which have to be one")
+    return next(iter(sizes.values()))
 
 
 def explain(name: str, tensor: Any, side: str, row: Row, first: str = "rows") -> None:

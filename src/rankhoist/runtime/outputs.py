@@ -27,7 +27,8 @@ def made_up_outputs(hoisted: HoistedModel, rows: int) -> list[Returned]:
     made = _leaves(hoisted, rows, None)
     others = _leaves(hoisted, rows, hoisted.other_lengths) if hoisted.interface.varying else made
     return [
-        Returned(name, leaf, _shape(leaf, other)) for (name, leaf), (_, other) in zip(made, others, strict=True)
+        Returned(name, leaf, sizes_of(leaf, other) if isinstance(leaf, Tensor) else ())
+        for (name, leaf), (_, other) in zip(made, others, strict=True)
     ]  # fmt: skip
 
 
@@ -39,10 +40,9 @@ def _leaves(hoisted: HoistedModel, rows: int, lengths: Mapping[str, int] | None)
     return [(_name(path), leaf) for path, leaf in pytree.tree_flatten_with_path(result)[0]]
 
 
-def _shape(leaf: Any, other: Any) -> tuple[int, ...]:
-    if not isinstance(leaf, Tensor):
-        return ()
-    return tuple(size if size == changed else -1 for size, changed in zip(leaf.shape, other.shape, strict=True))
+def sizes_of(tensor: Tensor, other: Tensor) -> tuple[int, ...]:
+    """Its shape, and -1 where that of the same tensor for other lengths differs."""
+    return tuple(size if size == changed else -1 for size, changed in zip(tensor.shape, other.shape, strict=True))
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -31,7 +31,7 @@ from rankhoist.errors import BackendError
 from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.hoisted import HoistedModel
 from rankhoist.runtime.manifest import NAME, Manifest
-from rankhoist.runtime.outputs import made_up_outputs
+from rankhoist.runtime.outputs import made_up_outputs, sizes_of
 from rankhoist.runtime.runner import Runner, load_onnx
 
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -128,11 +128,7 @@ def _given(
 
 
 def _dims(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Sizes, and -1 where those of other lengths differ."""
-    return {
-        name: [size if size == changed else -1 for size, changed in zip(t.shape, others[name].shape, strict=True)]
-        for name, t in tensors.items()
-    }
+    return {name: [*sizes_of(t, others[name])] for name, t in tensors.items()}
 
 
 def _public(interface: Interface, name: str, side: str) -> str:

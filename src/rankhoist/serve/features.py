@@ -20,6 +20,7 @@ from rankhoist_client.refusal import RequestError
 from torch import Tensor
 
 from rankhoist.capture import InputSpec, Varying
+from rankhoist.capture.varying import with_lengths
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.vocabulary import FREE
@@ -111,13 +112,11 @@ class Feature:
     @property
     def sizes(self) -> list[str]:
         """The shape of a row to read: `["0..200", "8"]`."""
-        free = {v.axis: v.text for v in self.varying}
-        return [free.get(axis, str(size)) for axis, size in enumerate(self.shape, 1)]
+        return [str(size) for size in with_lengths(self.shape, self.varying, lambda v: v.text)]
 
     def row(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of a row where axes that vary have these lengths."""
-        free = {v.axis: lengths[v.length] for v in self.varying}
-        return tuple(free.get(axis, size) for axis, size in enumerate(self.shape, 1))
+        return with_lengths(self.shape, self.varying, lambda v: lengths[v.length])
 
     def check(self, given: v2.Tensor, allow_nan: bool, lengths: bags.Lengths | None = None) -> NDArray[Any]:
         """Its array, which is what the model expects; of a jagged feature the values, which `lengths` cut into rows.

@@ -6,7 +6,7 @@ share a length, as a history and its mask, have it together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankhoist_client import v2
@@ -16,31 +16,30 @@ from rankhoist.capture import Varying
 from rankhoist.serve.features import Feature
 
 
-def of_tensors(features: Iterable[Feature], given: Mapping[str, v2.Tensor], most: int) -> dict[str, int]:
+def of_tensors(features: Sequence[Feature], given: Mapping[str, v2.Tensor], most: int) -> dict[str, int]:
     """The lengths of a request, in the order of the features; the lowest where no row says which.
 
     Raises:
         RequestError: one is out of its bounds or more than `most`, or two that have to be one differ.
     """
-    found: dict[str, int] = {v.length: -1 for feature in features for v in feature.varying}
-    said: dict[str, str] = {}
-    lowest: dict[str, int] = {}
+    found = dict[str, tuple[int, str]]()
     for feature in features:
         array = given[feature.name].array
         feature.check_shape(array)
         for own in feature.varying:
-            lowest[own.length] = own.low
             if not len(array):
                 continue
             size = array.shape[own.axis]
             _check(feature.name, own, size)
             if size > most:
                 raise RequestError("too_large", f"{_where(feature.name, own, size)}, the most are {most}", feature.name)
-            if found[own.length] not in (-1, size):
-                message = f"{_where(feature.name, own, size)}, and {said[own.length]}: they have to be one"
+            before, said = found.get(own.length, (size, ""))
+            if before != size:
+                message = f"{_where(feature.name, own, size)}, and {said}: they have to be one"
                 raise RequestError("ragged", message, feature.name)
-            found[own.length], said[own.length] = size, _where(feature.name, own, size)
-    return {length: lowest[length] if size < 0 else size for length, size in found.items()}
+            found[own.length] = size, _where(feature.name, own, size)
+    lowest = {v.length: v.low for feature in features for v in feature.varying}
+    return {length: found[length][0] if length in found else low for length, low in lowest.items()}
 
 
 def of_lists(feature: Feature, rows: Any) -> tuple[int, ...]:

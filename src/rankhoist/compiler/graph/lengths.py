@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import sympy
 
 from rankhoist.capture import InputSpec
+from rankhoist.capture.varying import with_lengths
 from rankhoist.compiler.graph.decline import Decline
 
 
@@ -122,8 +123,7 @@ def usually(sizes: Sequence[Any]) -> tuple[int, ...]:
 def sizes(spec: InputSpec, at: Mapping[sympy.Symbol, int]) -> list[Sized]:
     """Of a row of an input, those that vary as lengths."""
     symbols = {str(s): s for s in at}
-    lengths = {v.axis: Length(symbols[v.length], at) for v in spec.varying}
-    return [lengths.get(axis, size) for axis, size in enumerate(spec.shape, 1)]
+    return list(with_lengths(spec.shape, spec.varying, lambda v: Length(symbols[v.length], at)))
 
 
 def varies(sizes: Sequence[Any]) -> bool:

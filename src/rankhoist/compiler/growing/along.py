@@ -8,7 +8,6 @@ softmax(x')[q] = softmax(x)[q] where x'[q, k] = -inf for all new keys k
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -147,24 +146,21 @@ def softmax_says(known: Known, node: fx.Node) -> Says:
     x, (along,) = _operand(node), _acts_on(known, node)
     if along not in known.grows(x):
         return Says(steady(known, node))
-    queries = _hidden(known, x, along, (-torch.inf,))
+    queries = _hidden(known, x, along)
     nothing = torch.tensor(0.0, dtype=known[node].at[0].dtype)
     return Says(steady(known, node) and bool(queries), later={(q, along): nothing for q in queries})
 
 
-def _hidden(known: Known, x: fx.Node, keys: int, values: Sequence[float]) -> list[int]:
-    """Axes of queries for which keys behind them are one of these numbers; all others do not grow."""
-    found = [q for q, k in known.pairs(x) if k == keys and _one_of(known.behind(x, (q, k)), values)]
+def _hidden(known: Known, x: fx.Node, keys: int) -> list[int]:
+    """Axes of queries for which keys behind them are minus infinity; all others do not grow."""
+    found = [q for q, k in known.pairs(x) if k == keys and hides(known, x, q, k, -torch.inf)]
     return found if {*known.grows(x)} == {keys, *found} else []
 
 
-def _one_of(value: torch.Tensor | None, values: Sequence[float]) -> bool:
-    return value is not None and value.item() in values
-
-
-def hides(known: Known, x: fx.Node, query: int, key: int, values: Sequence[float]) -> bool:
-    """Whether keys behind a query are one of these numbers."""
-    return (query, key) in known.pairs(x) and _one_of(known.behind(x, (query, key)), values)
+def hides(known: Known, x: fx.Node, query: int, key: int, number: float) -> bool:
+    """Whether keys behind a query are this number."""
+    value = known.behind(x, (query, key)) if (query, key) in known.pairs(x) else None
+    return value is not None and value.item() == number
 
 
 SUMS = Law(says, part, sum_whole)

@@ -194,17 +194,16 @@ def _device(arguments: Sequence[Any]) -> torch.device:
 def uniform_weights(stages: Stages) -> dict[int | str, Tensor]:
     """Folded weights, by node, and constants, by name, that are one number everywhere whatever the weights are."""
     made = {name: t for name, t in stages.constants.items() if _one_number(t)}
-    values: dict[fx.Node, Any] = {}
-    for node in stages.weights.module.graph.nodes:
-        if node.op == "placeholder":
-            place = [n for n in stages.weights.module.graph.nodes if n.op == "placeholder"].index(node)
-            leaf = stages.weights.leaves[place - 3] if place >= 3 else None
-            if place < 3 or leaf in stages.constants:
-                values[node] = stages.constants[leaf] if leaf is not None else None
-        elif node.op == "call_function" and all(x in values for x in node.all_input_nodes):
+    nodes = stages.weights.module.graph.nodes
+    rows, owner, offsets, *leaves = (n for n in nodes if n.op == "placeholder")
+    values: dict[fx.Node, Any] = dict.fromkeys((rows, owner, offsets))
+    named = zip(leaves, stages.weights.leaves, strict=True)
+    values |= {n: stages.constants[leaf] for n, leaf in named if leaf in stages.constants}
+    for node in nodes:
+        if node.op == "call_function" and all(x in values for x in node.all_input_nodes):
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
-    output: Any = next(n for n in stages.weights.module.graph.nodes if n.op == "output").args[0]
+    output: Any = next(n for n in nodes if n.op == "output").args[0]
     folded = zip(stages.folded, output, strict=True)
     found: dict[int | str, Tensor] = {i: values[n] for i, n in folded if n in values and _one_number(values[n])}
     return {key: t.flatten()[0].cpu() for key, t in (made | found).items()}

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from rankhoist.compiler.graph.lengths import Sized
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.operators import name_of
 
@@ -223,5 +222,5 @@ def _ran(op: Any, args: Sequence[Any]) -> Any:
 
 
 def _operator(node: fx.Node) -> str:
-    target: Sized = node.target
+    target: Any = node.target
     return str(target) if "aten" in str(target) else getattr(target, "__name__", str(target))

@@ -66,7 +66,7 @@ def says(known: Known, node: fx.Node) -> Says:
 def _unread(known: Known, given: dict[Path, fx.Node], growing: dict[Any, int], made: Labels, summed: Any) -> bool:
     """Whether an old result reads nothing of what is new along an axis that is summed: it is multiplied by 0."""
     return any(
-        hides(known, given[path], query, growing[path, summed], (0.0,))
+        hides(known, given[path], query, growing[path, summed], 0.0)
         for (path, label), query in growing.items()
         if label in made and (path, summed) in growing
     )
@@ -108,7 +108,7 @@ def _hidden(known: Known, node: fx.Node) -> bool:
     false = known[mask].at[0].dtype == torch.bool
     dim = known.dim(mask)
     return {*known.grows(mask)} == {dim - 2, dim - 1} and hides(
-        known, mask, dim - 2, dim - 1, (0.0,) if false else (-torch.inf,)
+        known, mask, dim - 2, dim - 1, 0.0 if false else -torch.inf
     )
 
 
@@ -158,9 +158,10 @@ def convolution_says(known: Known, node: fx.Node) -> Says:
 def _window(known: Known, node: fx.Node) -> int | None:
     """How many earlier positions a position reads, for a convolution of stride 1 without padding."""
     stride, padding, dilation = (
-        argument(node, i, name, 1) for i, name in ((3, "stride"), (4, "padding"), (5, "dilation"))
+        argument(node, 3, "stride", 1),
+        argument(node, 4, "padding", 0),
+        argument(node, 5, "dilation", 1),
     )
-    padding = argument(node, 4, "padding", 0)
     plain = [[v] if isinstance(v, int) else v for v in (stride, padding, dilation)]
     if isinstance(padding, str) or plain[0] != [1] or plain[1] != [0]:
         return None

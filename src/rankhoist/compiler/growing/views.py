@@ -121,10 +121,6 @@ def view_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
     return step.call(aten.reshape.default, last, sizes)
 
 
-def expand_says(known: Known, node: fx.Node) -> Says:
-    return view_says(known, node)
-
-
 def expand_part(step: Step, node: fx.Node, axis: int) -> fx.Node:
     """What is repeated along a new axis is the same at its last positions."""
     x: fx.Node = node.args[0]  # type: ignore[assignment]
@@ -246,7 +242,7 @@ def _pads(known: Known, node: fx.Node, x: fx.Node, axis: int) -> tuple[int, int]
 VIEWS = Law(view_says, view_part)
 LAWS = {
     "permute transpose t numpy_T reshape view _unsafe_view flatten unsqueeze index_select": VIEWS,
-    "expand": Law(expand_says, expand_part),
+    "expand": Law(view_says, expand_part),
     "select": Law(select_says, view_part, select_whole),
     "slice": Law(slice_says, slice_part, slice_whole),
     "cat stack": Law(cat_says, cat_part),

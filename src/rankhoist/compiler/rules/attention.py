@@ -107,13 +107,13 @@ def attention(call: Call) -> Form:
             return whole
     scores, mask = _scores(call)
     if mask is None:
-        return _values(call, _softmax_of_scores(call, moves.ordered(call.settled(scores))), None)
+        return _values(call, _softmax_of_scores(call, scores), None)
     sees = _sees(call, mask)
     whole = call.tidy(moves.ordered(call.settled(call.plus(scores, mask))))
     if len(whole.dims[whole.dim(-1)]) > 1:
         return _values(call, softmax_of(call, whole, whole.dim(-1), of_none=True), sees)
     scores = call.plus(scores, moves.ordered(_where(call, sees, mask, 0.0)))  # no gradient of 0 / 0
-    return _values(call, _softmax_of_scores(call, moves.ordered(call.settled(scores))), sees)
+    return _values(call, _softmax_of_scores(call, scores), sees)
 
 
 def attention_of_filled(call: Call) -> Form:
@@ -163,6 +163,7 @@ def _sees(call: Call, scores: Form) -> Form:
 
 
 def _softmax_of_scores(call: Call, scores: Form) -> Form:
+    scores = moves.ordered(call.settled(scores))
     last = scores.dim(-1)
     whole = call.tidy(scores)
     if len(whole.dims[last]) > 1:
