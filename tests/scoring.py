@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import rankhoist
 from rankhoist import HoistedModel
+from rankhoist.score import Options, run
 
 CONTEXT, CANDIDATE = ("user", "taste", "history"), ("item", "stats")
 
@@ -129,3 +132,27 @@ def write(table: pa.Table, path: Path, files: int = 1, group: int = 50) -> str:
     for i in range(files):
         pq.write_table(table.slice(i * size, size), path / f"{i}.parquet", row_group_size=group)
     return str(path)
+
+
+# -- tables, and scores by files
+
+
+def changed(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
+    """The table with another value in one place."""
+    values = table[column].to_pylist()
+    values[row] = value
+    return table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+
+
+def numbered(table: pa.Table, column: str) -> pa.Table:
+    """The table with a number per row in one column."""
+    return table.set_column(table.schema.get_field_index(column), column, pa.array(range(len(table))))
+
+
+def scored(artifact: str, folder: Path, budget: int | None = None, **tables: pa.Table) -> Tensor:
+    """One output in float64, by a job, from files with groups of four rows."""
+    for name, table in tables.items():
+        pq.write_table(table, folder / f"{name}.parquet", row_group_size=4)
+    sides = {name: [str(folder / f"{name}.parquet")] for name in tables}
+    run(Options(artifact, str(folder / "scores"), budget=budget, **sides), console=Console(file=io.StringIO()))
+    return torch.tensor(pq.read_table(folder / "scores")["scores"].to_pylist(), dtype=torch.float64)

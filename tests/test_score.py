@@ -20,7 +20,7 @@ import pytest
 import torch
 from helpers import assert_equal
 from rich.console import Console
-from scoring import CANDIDATE, CONTEXT, a_log, arrow, hoisted, rows, truth, write
+from scoring import CANDIDATE, CONTEXT, a_log, arrow, changed, hoisted, rows, truth, write
 from torch import Tensor, nn
 
 import rankhoist
@@ -224,13 +224,6 @@ def test_tables_of_a_pipeline(model, artifact: str):
 
 
 # -- what is refused
-
-
-def changed(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
-    """The table with another value in one place."""
-    values = table[column].to_pylist()
-    values[row] = value
-    return table.set_column(table.schema.get_field_index(column), column, pa.array(values))
 
 
 @pytest.mark.parametrize(

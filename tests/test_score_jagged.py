@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from bagged import DOUBLE, IDS, SIZES, Weighted, bags, starts
 from helpers import assert_equal
-from rich.console import Console
+from scoring import changed, numbered, scored
 
 import rankhoist
 from rankhoist import Jagged
 from rankhoist.errors import ScoringError
-from rankhoist.score.job import Options
-from rankhoist.score.run import run
 from rankhoist.score.scorer import TableScorer
 
 OFFSETS = [0, 4, 4, len(SIZES)]
@@ -77,15 +73,6 @@ def nested() -> pa.Table:
     return table
 
 
-def scored(artifact: str, folder: Path, **tables: pa.Table) -> torch.Tensor:
-    """By a job, from files with groups of four rows."""
-    for name, table in tables.items():
-        pq.write_table(table, folder / f"{name}.parquet", row_group_size=4)
-    sides = {name: [str(folder / f"{name}.parquet")] for name in tables}
-    run(Options(artifact, str(folder / "scores"), **sides), console=Console(file=io.StringIO()))
-    return torch.tensor(pq.read_table(folder / "scores")["scores"].to_pylist(), dtype=DOUBLE)
-
-
 LAYOUTS: dict[str, Callable[[], dict[str, pa.Table]]] = {
     "nested": lambda: {"requests": nested()}, "repeated": lambda: {"candidates": repeated()},
     "joined": lambda: {"requests": requests(), "candidates": candidates()},
@@ -104,13 +91,6 @@ def test_tables_of_a_pipeline(hoisted: rankhoist.HoistedModel, artifact: str):
     assert_equal(torch.tensor(table["scores"].to_pylist()), want.float())
 
 
-def changed(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
-    """The table with another value in one place."""
-    values = table[column].to_pylist()
-    values[row] = value
-    return table.set_column(table.schema.get_field_index(column), column, pa.array(values))
-
-
 WRONG = {
     "null": (repeated, "words", 1, [3, None], r"row 1, column 'words': a null; expected lists, of any length"),
     "kind": (repeated, "words", 1, [0.5], r"column 'words': the column holds double"),
@@ -127,11 +107,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_value_is_named(case: str, artifact: str, tmp_path: Path):
     made, column, row, value, said = WRONG[case]
-    table = made()
-    if row is None:
-        table = table.set_column(table.schema.get_field_index(column), column, pa.array(range(len(table))))
-    else:
-        table = changed(table, column, row, value)
+    table = numbered(made(), column) if row is None else changed(made(), column, row, value)
     with pytest.raises(ScoringError, match=said):
         scored(artifact, tmp_path, **{"candidates" if made is repeated else "requests": table})
 

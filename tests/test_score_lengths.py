@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import assert_equal
-from lengthy import DOUBLE, IDS, AttendedScores, attended, attends, hoisted_attends
-from rich.console import Console
+from lengthy import IDS, AttendedScores, attended, attends, hoisted_attends
+from scoring import changed, numbered, scored
 
 import rankhoist
 from rankhoist.errors import ScoringError
 from rankhoist.score.calls import outputs_of
 from rankhoist.score.columns import features
-from rankhoist.score.job import Options
-from rankhoist.score.run import run
 from rankhoist.score.scorer import TableScorer
 
 SIZES = [(5, 2, 3), (1, 0, 4), (5, 2, 2), (50, 2, 0), (5, 30, 1), (1, 0, 2)]  # history, other, candidates of a request
@@ -67,15 +63,6 @@ def nested() -> pa.Table:
     return table
 
 
-def scored(artifact: str, folder: Path, budget: int | None = None, **tables: pa.Table) -> torch.Tensor:
-    """By a job, from files with groups of four rows."""
-    for name, table in tables.items():
-        pq.write_table(table, folder / f"{name}.parquet", row_group_size=4)
-    sides = {name: [str(folder / f"{name}.parquet")] for name in tables}
-    run(Options(artifact, str(folder / "scores"), budget=budget, **sides), console=Console(file=io.StringIO()))
-    return torch.tensor(pq.read_table(folder / "scores")["scores"].to_pylist(), dtype=DOUBLE)
-
-
 LAYOUTS: dict[str, Callable[[], dict[str, pa.Table]]] = {
     "nested": lambda: {"requests": nested()}, "repeated": lambda: {"candidates": repeated()},
     "joined": lambda: {"requests": requests(), "candidates": candidates()},
@@ -100,13 +87,6 @@ def test_requests_of_one_length_share_a_call(artifact: str, monkeypatch: pytest.
     assert none.num_rows == 0 and none.column_names == ["request_id", "scores"]
 
 
-def changed(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
-    """The table with another value in one place."""
-    values = table[column].to_pylist()
-    values[row] = value
-    return table.set_column(table.schema.get_field_index(column), column, pa.array(values))
-
-
 WRONG = {
     "null": (repeated, "other", 4, None, r"row 4, column 'other': a null; expected lists, 0..30 long, of numbers"),
     "inside": (repeated, "other", 0, [3, None], r"row 0, column 'other': a null; expected lists, 0..30 long"),
@@ -124,11 +104,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_value_is_named(case: str, artifact: str, tmp_path: Path):
     made, column, row, value, said = WRONG[case]
-    table = made()
-    if row is None:
-        table = table.set_column(table.schema.get_field_index(column), column, pa.array(range(len(table))))
-    else:
-        table = changed(table, column, row, value)
+    table = numbered(made(), column) if row is None else changed(made(), column, row, value)
     with pytest.raises(ScoringError, match=said):
         scored(artifact, tmp_path, **{"candidates" if made is repeated else "requests": table})
 

@@ -65,6 +65,7 @@ class Draft:
     weights: dict[str, Weight] = field(default_factory=dict)
     inputs: dict[str, InputSpec] = field(default_factory=dict)
     bags: dict[str, str] = field(default_factory=dict)
+    totals: list[int] = field(default_factory=list)  # values in bags of the sample, by jagged input
     context: dict[str, Any] = field(default_factory=dict)
     candidate: dict[str, Any] = field(default_factory=dict)
     values: list[fx.Node] = field(default_factory=list)
@@ -162,13 +163,14 @@ class Draft:
 
     def jagged(self, role: str, lengths: Tensor, *columns: Tensor) -> list[fx.Node]:
         """A jagged input by the lengths and the values of its bags: a node for these lengths, and for each column."""
-        name, total = f"{role}_{len(self.inputs)}", BAGS[sum(bool(s.bags) for s in self.inputs.values())]
+        name, total = f"{role}_{len(self.inputs)}", BAGS[len(self.totals)]
         own = tuple(Column(f"{name}.{i}", tuple(c.shape[1:]), c.dtype) for i, c in enumerate(columns))
         self.inputs[name] = InputSpec(name, (), own[0].dtype, role, bags=own)
         rows = Jagged(*columns, lengths=lengths)
         side = self.context if role == "context" else self.candidate
         side[name] = rows[:REQUESTS] if role == "context" else rows[REQUESTS:]
         sample = self.example(name)
+        self.totals.append(len(sample.values[0]))
         made = [self.placeholder(name, _empty(lengths, ROWS), sample.lengths)]
         self.bags[name] = f"{name}.lengths"
         for i, (column, values) in enumerate(zip(columns, sample.values, strict=True)):
@@ -209,8 +211,8 @@ class Draft:
 
     def _check_same(self, dry: Tensor, sample: Tensor) -> None:
         """That a result of the sample has the sizes that the dry run tells, and the shortest history leaves some."""
-        rows, bags = len(_sample_owners()), [len(s) for s in self.sample_values]
-        longest, shortest = ([size_of(n, rows, length, bags) for n in dry.shape] for length in LENGTHS)
+        rows = len(_sample_owners())
+        longest, shortest = ([size_of(n, rows, length, self.totals) for n in dry.shape] for length in LENGTHS)
         if longest != [*sample.shape] or min(shortest, default=1) < min(longest, default=1) < 2:
             raise UnstableError
 
@@ -218,11 +220,6 @@ class Draft:
     def varies(self) -> bool:
         """Whether an input has a length that varies."""
         return any(spec.varying for spec in self.inputs.values())
-
-    @property
-    def sample_values(self) -> list[Tensor]:
-        """The values in bags of the sample, of each jagged input."""
-        return [self.example(name).values[0] for name, spec in self.inputs.items() if spec.bags]
 
     def size(self, n: int) -> Any:
         """A size as a graph has it: a number, or what is computed of the rows and of a length."""
