@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ from benchmarks.jagged_by_hand import by_hand
 from rankhoist.capture import capture
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets.machine import machine
+from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.hoist import hoist_program
 
 LEVELS = ("request", "full")
@@ -140,11 +140,12 @@ def measured(name: str, sizes: Sizes, seconds: float, compiled: bool) -> dict[st
         errors = {n: float((run() - want).abs().max() / want.abs().max()) for n, run in calls.items()}
         if max(errors.values()) > ROUNDING:
             raise SystemExit(f"{name}: scores differ: {errors}")
-        times = quartiles(calls, seconds)
+        times = interleaved(calls, seconds, clock=time.thread_time)
     share = user.values().numel() * rows / bags.values().numel()
     plan = hoisted["full"].plans.plans[hoisted["full"].plans.at(rows, 1).plan]
     return {
-        "name": name, "ms": {n: t[1] for n, t in times.items()}, "quartiles": times, "errors": errors, "share": share,
+        "name": name, "ms": {n: t.median for n, t in times.items()}, "errors": errors, "share": share,
+        "quartiles": {n: [t.low, t.median, t.high] for n, t in times.items()},
         "multiply_adds": plan.cost.multiply_adds, "plan": plan.level.name.lower(), "compile": refused,
     }  # fmt: skip
 
@@ -164,21 +165,6 @@ def _add_compiled(calls: dict[str, Callable[[], Tensor]], model: nn.Module, give
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
     calls["compiled"] = run
     return ""
-
-
-def quartiles(calls: Calls, seconds: float, warmup: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of processor time, the calls in turn."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(warmup):
-        for run in calls.values():
-            run()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found["eager"]) < 7:
-        for name, run in calls.items():
-            start = time.thread_time()
-            run()
-            found[name].append(1e3 * (time.thread_time() - start))
-    return {name: statistics.quantiles(own, n=4) for name, own in found.items()}
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
