@@ -14,7 +14,7 @@ from artifacts import forge, made, ranker_inputs
 from helpers import assert_equal, repeated
 
 from rankhoist import ArtifactError, HoistedModel, cli, load, verify
-from rankhoist.compiler.plan import Range, Ranges
+from rankhoist.compiler.plan import Range, Ranges, Way
 from rankhoist.compiler.targets import backends
 from rankhoist.compiler.targets.timing import Timing
 from rankhoist.errors import BackendError, HoistingWarning, InputError
@@ -40,15 +40,15 @@ def refuses(stage: Any, state: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, str]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, str] | Way]:
     """Times as they are told: by the number of candidates, what takes one millisecond; all else takes two and more."""
-    fastest: dict[int, tuple[int, str]] = {}
+    fastest: dict[int, tuple[int, str] | Way] = {}
 
-    def told(calls: Mapping[tuple[int, str], Callable[[], Any]], *args: Any, **kwargs: Any) -> dict[Any, Timing]:
+    def told(calls: Mapping[Way, Callable[[], Any]], *args: Any, **kwargs: Any) -> dict[Any, Timing]:
         times = {}
         for key, call in calls.items():
             rows = len(call()["logit"])
-            median = 1.0 if fastest.get(rows) == key else 2.0 + key[0] + len(key[1])
+            median = 1.0 if Way(*fastest.get(rows, (-1,))) == key else 2.0 + key.plan + len(key.backend) + key.chunk
             times[key] = Timing(median, median - 0.1, median + 0.1, 5)
         return times
 
@@ -78,13 +78,13 @@ def test_the_original_is_one_of_the_plans(hoisted):
 
 def test_ranges_are_what_won_near_what_was_measured():
     ranges = Ranges((1, 4), ((Range(0, 1), Range(50, 0)), (Range(0, 0),)))
-    found = ranges.measured({(1, 100): (2, "onnx"), (1, 900): (3, ""), (8, 30): (0, "eager")})
+    found = ranges.measured({(1, 100): Way(2, "onnx"), (1, 900): Way(3), (8, 30): Way(0, "eager", 64)})
     assert found.requests == (1, 4, 8) and found.row(4) == (Range(0, 0),)
     assert found.row(1) == (Range(0, 1), Range(34, 2, "onnx"), Range(300, 3), Range(2701, 0))
-    assert found.row(8) == (Range(0, 0), Range(10, 0, "eager"), Range(91, 0))
+    assert found.row(8) == (Range(0, 0), Range(10, 0, "eager", 64), Range(91, 0))
     assert [found.choose(n, 1) for n in (1, 33, 34, 100, 299, 300, 2700, 2701)] == [1, 1, 2, 2, 2, 3, 3, 0]
     assert found.on("").row(8) == (Range(0, 0),)
-    alike = ranges.measured({(1, 2): (1, "eager"), (1, 3): (1, "eager")})
+    alike = ranges.measured({(1, 2): Way(1, "eager"), (1, 3): Way(1, "eager")})
     assert alike.row(1) == (Range(0, 1, "eager"), Range(10, 1), Range(50, 0))
 
 
@@ -183,7 +183,8 @@ def test_a_file_of_another_machine_says_so(tuned_file, monkeypatch):
     ("change", "message"),
     [
         (lambda data: data["ranges"][0]["candidates"][0].append("shell"), "a range that is scored by 'shell'"),
-        (lambda data: data["ranges"][0]["candidates"][0].extend(["eager", 1]), "a range that is scored by"),
+        (lambda data: data["ranges"][0]["candidates"][0].extend(["eager", 64, 1]), "a range that is scored by"),
+        (lambda data: data["ranges"][0]["candidates"][0].extend(["eager", -1]), "on -1 rows"),
         (lambda data: data.update(original=99), "its original is plan 99"),
         (lambda data: data["predicted"].clear(), "its ranges do not rise"),
         (lambda data: data["report"]["tuning"]["points"][0]["trials"].clear(), "a point of its tuning was not timed"),
@@ -215,7 +216,7 @@ def test_the_command(tuned_file, clock, capsys, tmp_path):
 
 
 def test_another_backend_or_dtype_keeps_the_plans_alone(hoisted):
-    plans = replace(hoisted.plans, ranges=hoisted.plans.ranges.measured({(1, 20): (3, "onnx")}))
+    plans = replace(hoisted.plans, ranges=hoisted.plans.ranges.measured({(1, 20): Way(3, "onnx", 8)}))
     hoisted.blueprint = replace(hoisted.blueprint, plans=plans)
     hoisted.double()
     assert hoisted.plans.ranges.at(20, 1) == Range(7, 3, "")

@@ -10,7 +10,7 @@ from rankhoist.report.text import table
 
 @dataclass(frozen=True)
 class Trial:
-    """One plan, run by one backend.
+    """One plan, run by one backend, on all rows or on so many at a time.
 
     Attributes:
         plan, level: its number and its level; `original` is the model as it is.
@@ -18,6 +18,7 @@ class Trial:
         milliseconds, low, high: of a call, the median and the quartiles; None where it was not timed.
         calls: so many.
         problem: why it was not timed.
+        chunk: rows that its candidate stage took at a time at most; 0 for all of them.
     """
 
     plan: int
@@ -28,12 +29,14 @@ class Trial:
     high: float | None = None
     calls: int = 0
     problem: str = ""
+    chunk: int = 0
 
     @property
     def name(self) -> str:
         """`full (plan 0) by onnx`; by PyTorch's own operators where nothing is said."""
         plan = "the original" if self.level == "original" else f"{self.level} (plan {self.plan})"
-        return plan + (f" by {self.backend}" if self.backend != "eager" else "")
+        chunks = f" in chunks of {self.chunk} rows" if self.chunk else ""
+        return plan + chunks + (f" by {self.backend}" if self.backend != "eager" else "")
 
 
 @dataclass(frozen=True)

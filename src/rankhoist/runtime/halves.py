@@ -13,11 +13,12 @@ from rankhoist.compiler.plan import Range
 from rankhoist.compiler.targets import target_of
 from rankhoist.compiler.targets.backends import RECORDED
 from rankhoist.compiler.targets.cuda_graphs import recorder_of, room_of
+from rankhoist.runtime.chunks import in_chunks
 from rankhoist.runtime.ids import EAGER, GRAPHS
 from rankhoist.runtime.mixing import mixes_rows
 from rankhoist.runtime.movable import Movable
 from rankhoist.runtime.moved import for_replays
-from rankhoist.runtime.offsets import Blocks
+from rankhoist.runtime.offsets import LOOPS, Blocks
 from rankhoist.runtime.planned import OnePlan, Planned
 from rankhoist.runtime.replays import Counts, Replays
 from rankhoist.runtime.scoring import RequestState
@@ -125,10 +126,11 @@ class Halves(Movable, Planned):
         variant = self._stages_by(chosen.backend).variants[number]
         self._guard.check(chosen.backend or self.backend, "context", context)
         arguments = filled(weights.arguments[number][0], {}, context)
+        state = RequestState(requests, {}, weights, number, chosen.backend, chunk=chosen.chunk)
         if not variant.state:
-            return RequestState(requests, {}, weights, number, chosen.backend)
+            return state
         made = self._guard.run(number, variant.request, (requests, None, None, *arguments), "context", context)
-        return RequestState(requests, dict(zip(variant.state, made, strict=True)), weights, number, chosen.backend)
+        return replace(state, tensors=dict(zip(variant.state, made, strict=True)))
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
         made = self._score_by(state, candidate, rows, blocks)
@@ -157,6 +159,9 @@ class Halves(Movable, Planned):
     ) -> Sequence[Any]:
         offsets, owner = (None, None) if blocks is None else blocks.over(state.rows).on(self.device)
         self._guard.check(state.backend or self.backend, "candidate", candidate)
-        arguments = filled(state.weights.arguments[state.plan][1], state.tensors, candidate)
+        arguments = state.weights.arguments[state.plan][1]
         stage = self._stages_by(state.backend).variants[state.plan].candidate
-        return self._guard.run(state.plan, stage, (rows, owner, offsets, *arguments), "candidate", candidate)
+        given = rows, owner, offsets, *filled(arguments, state.tensors, candidate)
+        cut = 0 < state.chunk < rows and self.device.type in LOOPS
+        run = in_chunks(stage.run, state.chunk, [type(a) is str for a in arguments]) if cut else None
+        return self._guard.run(state.plan, stage, given, "candidate", candidate, run)

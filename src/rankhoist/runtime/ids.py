@@ -7,7 +7,7 @@ eagerly, stages are searched only after one has failed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -156,15 +156,16 @@ class Guard:
             check(self.bounds[side], inputs)
 
     def run(
-        self, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
-    ) -> tuple[Any, ...]:
-        """What a stage of a plan returns; where it fails of an id outside of its table, it says so.
+        self, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor],
+        run: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """What a stage of a plan returns, run by `run` if given; where an id is outside of its table, it says so.
 
         Raises:
             VocabularyError: there is such an id.
         """
         try:
-            return stage.run(*given)
+            return (run or stage.run)(*given)
         except (IndexError, RuntimeError) as error:
             raise self._explained(error, plan, stage, given, side, inputs) from None
 

@@ -136,7 +136,7 @@ def _as_level(name: str) -> Level:
 
 def _ranges(ranges: Ranges) -> list[dict[str, Any]]:
     return [
-        {"requests": requests, "candidates": [[r.first, r.plan, *([r.backend] if r.backend else [])] for r in row]}
+        {"requests": requests, "candidates": [_range(r) for r in row]}
         for requests, row in zip(ranges.requests, ranges.candidates, strict=True)
     ]
 
@@ -151,12 +151,17 @@ def _as_ranges(data: Any, key: str, plans: int) -> Ranges:
     return Ranges(requests, tuple(map(tuple, given)))
 
 
+def _range(r: Range) -> list[Any]:
+    chunk = [r.chunk] if r.chunk else []
+    return [r.first, r.plan, *([r.backend] if r.backend or chunk else []), *chunk]
+
+
 def _as_range(data: Any) -> Range:
-    first, plan, *rest = as_kind(data, list)
-    backend = as_kind(rest[0], str) if rest else ""
-    if len(rest) > 1 or backend not in ("", *BACKENDS):
-        raise ArtifactError(f"it has a range that is scored by {shown(backend)}")
-    return Range(as_kind(first, int), as_kind(plan, int), backend)
+    first, plan, *way = as_kind(data, list)
+    backend, chunk, *more = way + ["", 0][len(way) :]
+    if more or as_kind(backend, str) not in ("", *BACKENDS) or as_kind(chunk, int) < 0:
+        raise ArtifactError(f"it has a range that is scored by {shown(backend)} on {shown(chunk)} rows")
+    return Range(as_kind(first, int), as_kind(plan, int), backend, chunk)
 
 
 def with_example(description: Description, example: dict[str, torch.Tensor]) -> Interface:

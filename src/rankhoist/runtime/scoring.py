@@ -29,9 +29,9 @@ class RequestState:
     """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
 
     `plan` is the number of the plan that it was computed for, and that scores it; `backend` runs it, or where that is
-    empty the model's own. `with_store` says whether it is a plan for a store of items. `padded` is how many rows the
-    tensors have where they are more than requests. `context` is what it was computed from, where candidates may tell
-    that another plan has to score them. `grown` is there for `append`.
+    empty the model's own, on `chunk` rows at a time where that is not 0. `with_store` says whether it is a plan for a
+    store of items. `padded` is how many rows the tensors have where they are more than requests. `context` is what it
+    was computed from, where candidates may tell that another plan has to score them. `grown` is there for `append`.
     """
 
     requests: int
@@ -43,6 +43,7 @@ class RequestState:
     padded: int = 0
     context: Mapping[str, Tensor] | None = None
     grown: Grown | None = None
+    chunk: int = 0
 
     @property
     def rows(self) -> int:

@@ -2,7 +2,8 @@
 
 At every size of a call the plans of a model, the original among them, are compared with the original and timed in turn
 by PyTorch's own operators, on a GPU recorded as CUDA graphs; the best of them and the original then by every other
-backend that is installed; at last the fastest few once more, side by side. What wins there scores such calls.
+backend that is installed, and on a CPU what is near the fastest also on some rows at a time; at last the fastest few
+once more, side by side. What wins there scores such calls.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rankhoist.compiler.plan import Range, Ranges
+from rankhoist.compiler.plan import Range, Ranges, Way
 from rankhoist.compiler.targets.backends import installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
@@ -23,9 +24,10 @@ from rankhoist.errors import InputError
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime.alike import error, tolerance
 from rankhoist.runtime.ids import EAGER, GRAPHS
-from rankhoist.runtime.offsets import blocks_of, even
+from rankhoist.runtime.mixing import mixes_rows
+from rankhoist.runtime.offsets import LOOPS, blocks_of, even
 from rankhoist.runtime.plain import dtype_name
-from rankhoist.runtime.planned import Planned
+from rankhoist.runtime.planned import OnePlan, Planned
 
 CANDIDATES, SECONDS = (100, 1000), 60.0
 
@@ -33,10 +35,10 @@ FIRST = 0.3  # of the time, for all plans by the first backend
 COMPILING = 0.5  # of the time: then no other stage is compiled
 HOPELESS = 4.0  # times the fastest in a few calls: not timed any further
 FEW = 3
-FINALISTS = 3  # beside the original
-GAIN = 0.97  # of the best time by the first backend: what another one, which starts slowly, must stay under
-
-Key = tuple[int, str]  # the number of a plan, a backend
+FINALISTS = 4  # beside the original
+GAIN = 0.97  # of the best time by the first backend on all rows: what another way must stay under
+CHUNKS = (64, 128, 256, 512)  # rows at a time
+NEAR = 2.0  # times the fastest: what is tried on some rows at a time
 
 
 def tuned(
@@ -57,15 +59,17 @@ def tuned(
     calls = [_Calls(model, r, n) for r, n in sizes]
     for own in calls:
         told(f"{own}: {len(model.plans.plans)} plans")
-        own.race(own.admitted([(i, own.first) for i in range(len(model.plans.plans))]), FIRST * seconds / len(calls))
+        own.race(own.admitted([Way(i, own.first) for i in range(len(model.plans.plans))]), FIRST * seconds / len(calls))
     for key in _to_compile(model, calls):
         late = time.perf_counter() - start > COMPILING * seconds
-        told(f"plan {key[0]} by {key[1]}" + (": no time is left" if late else ""))
+        told(f"plan {key.plan}{key.how}" + (": no time is left" if late else ""))
         for own in calls:
-            if key[0] in own.best_plans():
+            if key.plan in own.best_plans():
                 own.leave_out(key, "no time was left") if late else own.admitted([key])
+    cut = _may_be_cut(model)
     for i, own in enumerate(calls):
         told(f"{own}: the fastest side by side")
+        own.admitted(own.in_chunks() if cut else [])
         own.race(own.finalists(), max(seconds - (time.perf_counter() - start), 0.0) / (len(calls) - i))
     winners = {(own.requests, own.candidates): own.winner() for own in calls}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -76,12 +80,18 @@ def tuned(
     return (model.plans.predicted or model.plans.ranges).measured(winners), tuning
 
 
-def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Key]:
+def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Way]:
     """What won most sizes first, the original last, each by every backend."""
     best = [plan for own in calls for plan in own.best_plans()]
     plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
     others = [backend for backend in backends_of(model) if backend != calls[0].first]
-    return [(plan, backend) for plan in plans for backend in others]
+    return [Way(plan, backend) for plan in plans for backend in others]
+
+
+def _may_be_cut(model: Planned) -> bool:
+    """Whether candidates may be scored some at a time: each alone is scored the same, and caches are a CPU's."""
+    own = model.interface
+    return model.device.type in LOOPS and not own.jagged and not mixes_rows(OnePlan(model, 0, EAGER))
 
 
 def backends_of(model: Planned) -> list[str]:
@@ -110,21 +120,22 @@ class _Calls:
         self._offsets = even(candidates, requests)
         self._blocks = blocks_of(self._offsets, requests, candidates)
         self.first = GRAPHS if GRAPHS in backends_of(model) else EAGER
-        self._original = model.plans.original, self.first  # None in an older file
-        self._truth = self._call((model.plans.original or 0, EAGER))
-        self._first: dict[Key, float] = {}  # seconds, the least of a few calls
-        self._times: dict[Key, Timing] = {}
-        self._problems: dict[Key, str] = {}
+        original = model.plans.original  # None in an older file
+        self._original = None if original is None else Way(original, self.first)
+        self._truth = self._call(Way(original or 0, EAGER))
+        self._first: dict[Way, float] = {}  # seconds, the least of a few calls
+        self._times: dict[Way, Timing] = {}
+        self._problems: dict[Way, str] = {}
 
     def __str__(self) -> str:
         return f"{self.candidates} candidates of {self.requests} request{'s' * (self.requests > 1)}"
 
-    def _call(self, key: Key) -> Any:
+    def _call(self, key: Way) -> Any:
         given = self._context, self._candidate, self.requests, self.candidates, self._blocks
         with torch.no_grad():
             return self.model._whole_for(Range(0, *key), *given)
 
-    def admitted(self, keys: Sequence[Key]) -> list[Key]:
+    def admitted(self, keys: Sequence[Way]) -> list[Way]:
         """Those that score as the original does, and are not hopeless."""
         for key in keys:
             try:
@@ -142,35 +153,46 @@ class _Calls:
             self.leave_out(key, f"about {self._first[key] * 1e3:.3g} ms")
         return [key for key in equal if key not in self._problems]
 
-    def _seconds(self, key: Key) -> float:
+    def _seconds(self, key: Way) -> float:
         start = time.perf_counter()
         self._call(key)
         return time.perf_counter() - start
 
-    def leave_out(self, key: Key, why: str) -> None:
+    def leave_out(self, key: Way, why: str) -> None:
         """A trial that is not timed."""
         self._problems[key] = why
 
-    def race(self, keys: Sequence[Key], seconds: float) -> None:
+    def race(self, keys: Sequence[Way], seconds: float) -> None:
         """Time calls in turn; what was timed before is forgotten."""
         calls = {key: lambda key=key: self._call(key) for key in keys}
         self._times |= interleaved(calls, seconds, warmup=1, rounds=5)
 
     def best_plans(self) -> set[int]:
         """The fastest by the first backend, and the original."""
-        best = min(self._times, key=lambda key: (key[1] != self.first, self._times[key].median))
-        return {best[0], *(plan for plan in [self.model.plans.original] if plan is not None)}
+        best = min(self._times, key=lambda key: (key.backend != self.first, self._times[key].median))
+        return {best.plan, *(plan for plan in [self.model.plans.original] if plan is not None)}
 
-    def finalists(self) -> list[Key]:
-        """The fastest so far, by a first call where there is no more, and the original."""
+    def in_chunks(self) -> list[Way]:
+        """What is near the fastest so far, on some rows at a time."""
+        known, sizes = self._known(), [size for size in CHUNKS if size < self.candidates]
+        limit = NEAR * min(known.values())
+        return [key._replace(chunk=size) for key, seconds in known.items() if seconds <= limit for size in sizes]
+
+    def _known(self) -> dict[Way, float]:
+        """Seconds of what scores as the original does: of a first call where there is no more."""
         known = {key: self._first[key] for key in self._first if key not in self._problems}
-        known |= {key: t.median / 1e3 for key, t in self._times.items()}
+        return known | {key: t.median / 1e3 for key, t in self._times.items()}
+
+    def finalists(self) -> list[Way]:
+        """The fastest so far, and the original."""
+        known = self._known()
         chosen = sorted(known, key=known.__getitem__)[:FINALISTS]
         return [*chosen, *(key for key in known if key == self._original and key not in chosen)]
 
-    def winner(self) -> Key:
-        """The fastest; another backend than the first where it is clearly faster."""
-        handicapped = {key: t.median if key[1] == self.first else t.median / GAIN for key, t in self._times.items()}
+    def winner(self) -> Way:
+        """The fastest; another way than by the first backend on all rows where it is clearly faster."""
+        simple = {key: key == Way(key.plan, self.first) for key in self._times}
+        handicapped = {key: t.median if simple[key] else t.median / GAIN for key, t in self._times.items()}
         return min(handicapped, key=handicapped.__getitem__)
 
     def point(self) -> Point:
@@ -180,10 +202,10 @@ class _Calls:
         trials = [self._trial(key, self._times[key]) for key in timed]
         return Point(self.requests, self.candidates, (*trials, *(self._trial(key) for key in self._problems)))
 
-    def _trial(self, key: Key, t: Timing | None = None) -> Trial:
-        plan, backend = key
+    def _trial(self, key: Way, t: Timing | None = None) -> Trial:
+        plan, backend, chunk = key
         plans = self.model.plans
         level = "original" if plan == plans.original else plans.plans[plan].level.name.lower()
         if t is None:
-            return Trial(plan, level, backend, problem=self._problems[key])
-        return Trial(plan, level, backend, t.median, t.low, t.high, t.calls)
+            return Trial(plan, level, backend, problem=self._problems[key], chunk=chunk)
+        return Trial(plan, level, backend, t.median, t.low, t.high, t.calls, chunk=chunk)

@@ -1,6 +1,6 @@
 """Plan: which forms to keep and which to evaluate, for a workload and a machine, by predicted time."""
 
-from rankhoist.compiler.plan.choice import Range, Ranges
+from rankhoist.compiler.plan.choice import Range, Ranges, Way
 from rankhoist.compiler.plan.items import plans_with_store
 from rankhoist.compiler.plan.ranges import Plans, make_plans, single
 from rankhoist.compiler.plan.safe import safe_plan
@@ -14,6 +14,7 @@ __all__ = [
     "Plans",
     "Range",
     "Ranges",
+    "Way",
     "make_plan",
     "make_plans",
     "plans_with_store",

@@ -7,23 +7,45 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 REACH = 3.0  # times as many candidates as were measured, or as few, are scored by what won there
+
+
+class Way(NamedTuple):
+    """A plan by its number, what runs it, and on how many rows at a time; see `Range`."""
+
+    plan: int
+    backend: str = ""
+    chunk: int = 0
+
+    @property
+    def how(self) -> str:
+        """What is said after the plan; nothing where the model's own backend runs it on all rows."""
+        chunks = f" in chunks of {self.chunk} rows" if self.chunk else ""
+        return chunks + (f" by {self.backend}" if self.backend else "")
 
 
 @dataclass(frozen=True)
 class Range:
     """`first` candidates per call and more, up to the next range, are scored by plan number `plan`.
 
-    `backend` runs it; where it is empty, the model's own does.
+    `backend` runs it; where it is empty, the model's own does. `chunk` is how many rows its candidate stage takes at a
+    time at most, 0 for all of them.
     """
 
     first: int
     plan: int
     backend: str = ""
+    chunk: int = 0
+
+    @property
+    def way(self) -> Way:
+        """What scores, whatever calls."""
+        return Way(self.plan, self.backend, self.chunk)
 
     def __str__(self) -> str:
-        return f"plan {self.plan}" + (f" by {self.backend}" if self.backend else "")
+        return f"plan {self.plan}{self.way.how}"
 
 
 @dataclass(frozen=True)
@@ -55,8 +77,8 @@ class Ranges:
         low, high = self.requests[above - 1 : above + 1]
         return above if requests * requests > low * high else above - 1
 
-    def measured(self, winners: Mapping[tuple[int, int], tuple[int, str]]) -> Ranges:
-        """These, but where something was measured: (requests, candidates) -> the plan that won, and what ran it."""
+    def measured(self, winners: Mapping[tuple[int, int], Way]) -> Ranges:
+        """These, but where something was measured: (requests, candidates) -> what won."""
         rows = dict(zip(self.requests, self.candidates, strict=True))
         for requests in {r for r, _ in winners}:
             own = {n: won for (r, n), won in sorted(winners.items()) if r == requests}
@@ -70,14 +92,15 @@ class Ranges:
         return replace(self, candidates=tuple(rows))
 
     def on(self, backend: str) -> Ranges:
-        """The same plans, all run by one backend."""
-        return replace(self, candidates=tuple(_merged(replace(x, backend=backend) for x in r) for r in self.candidates))
+        """The same plans, all run by one backend, on all rows."""
+        rows = (_merged(replace(x, backend=backend, chunk=0) for x in r) for r in self.candidates)
+        return replace(self, candidates=tuple(rows))
 
 
 EVERYWHERE = Ranges((1,), ((Range(0, 0),),))
 
 
-def _row(predicted: tuple[Range, ...], won: Mapping[int, tuple[int, str]]) -> tuple[Range, ...]:
+def _row(predicted: tuple[Range, ...], won: Mapping[int, Way]) -> tuple[Range, ...]:
     """Each winner reaches to the middle of the next, the outer two as far as `REACH`; beyond, the prediction stands."""
     counts = list(won)
     inner = [round(math.sqrt(a * b) + 0.5) for a, b in itertools.pairwise(counts)]
@@ -98,6 +121,6 @@ def _merged(row: Iterable[Range]) -> tuple[Range, ...]:
     """Neighbours that are scored alike are one range."""
     kept: list[Range] = []
     for r in row:
-        if not kept or (r.plan, r.backend) != (kept[-1].plan, kept[-1].backend):
+        if not kept or r.way != kept[-1].way:
             kept.append(r)
     return tuple(kept)

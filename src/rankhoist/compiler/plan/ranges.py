@@ -77,10 +77,10 @@ class Plans(Generic[P]):
         """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
         row = self.ranges.row(requests)
         last = [*(r.first - 1 for r in row[1:]), max(row[-1].first, 2)]
-        counts = {(r.plan, r.backend): min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
+        counts = {r.way: min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
         usual = self.main.workload.candidates
         there = self.ranges.at(usual, requests)
-        return list((counts | {(there.plan, there.backend): usual}).values())
+        return list((counts | {there.way: usual}).values())
 
     def __str__(self) -> str:
         """Break-even points: how many candidates are scored by the plan of which level."""
