@@ -443,7 +443,10 @@ class Normed(nn.Module):
 
 
 def test_the_items_share_of_a_norms_mean_is_stored():
-    """Of the layer's width are what is kept, and three passes over it: the request's part, the scale, the bias."""
+    """Of the layer's width are what is kept, and two passes over it: the request's part, then the scale and the bias.
+
+    The scale takes the difference of two means and its square, and three sums.
+    """
     model, catalogue, context = Normed().double().eval(), randn(ITEMS, 16), randn(3, 32)
     hoisted = rankhoist.hoist(model, (randn(4, 32), randn(4, 16)), context=["context"], item=["item"])
     store = hoisted.catalogue([catalogue])
@@ -451,4 +454,8 @@ def test_the_items_share_of_a_norms_mean_is_stored():
     assert_equal(scores, model(repeated(context, OFFSETS), catalogue[:N]))
     plan = hoisted.blueprint.with_store.main
     wide = [n for n in plan.nodes if n.rate is Rate.PAIR and n.shape == (64,) and n.work.elements]
-    assert [n.op.__name__ for n in wide] == ["gathered", "add.Tensor", "mul.Tensor", "add.Tensor"]
+    assert [n.op.__name__ for n in wide] == ["gathered", "add.Tensor", "scaled_from"]
+    numbers = [n for n in plan.nodes if n.rate is Rate.PAIR and not n.shape and n.work.elements]
+    assert [n.op.__name__ for n in numbers if n.op.__name__ != "gathered"] == [
+        "add.Tensor", "square.default", "add.Tensor", "add.Tensor", "rsqrt.default",
+    ]  # fmt: skip

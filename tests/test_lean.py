@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets import CPU, Target
 from rankhoist.errors import VocabularyError
@@ -158,3 +160,60 @@ def test_cuts_that_are_no_neighbours_stay_apart():
 
     operators = emitted(Calls(call, w=(16, 5)), context, candidate)
     assert operators.count("cat.default") == 1 and operators.count("slice.Tensor") == 4
+
+
+def test_a_scale_and_a_shift_are_one_pass_over_what_they_change():
+    """`tanh(k B) s + c A`, where s is a number of the row: written over the only tensor that is not broadcast."""
+
+    def call(c, k, w):
+        return torch.tanh(torch.tanh(k @ w["b"]) * k[:, :1] + c @ w["a"])
+
+    found = emitted(Calls(call, a=(8, 40), b=(6, 40)), *dense(8, 6))
+    assert "scaled_from_" in found and not [x for x in found if x.startswith(("add", "mul"))], found
+
+
+def test_nothing_is_written_over_what_another_reads():
+    def call(c, k, w):
+        own = torch.tanh(k @ w["b"])
+        return own * k[:, :1] + c @ w["a"], own
+
+    model = Calls(lambda c, k, w: torch.cat(call(c, k, w), 1), a=(8, 40), b=(6, 40))
+    assert not [x for x in emitted(model, *dense(8, 6)) if x.startswith("scaled_from")]
+
+
+def gated(c: Tensor, k: Tensor, w: nn.ParameterDict, count: int, width: int, of: int = 1) -> Tensor:
+    """Experts weighed by a gate."""
+    x = torch.cat([c, k], 1)
+    experts = torch.stack([torch.relu(x @ w["w"][i, :, :width]) for i in range(count)], 1)
+    shares = torch.softmax(x @ w["g"][:, :count], 1).unsqueeze(2)
+    mixed = shares * experts
+    return torch.cat([mixed.sum(1), *[mixed.amax(1)] * (of - 1)], 1)
+
+
+def test_experts_are_weighed_one_by_one():
+    """Neither are they set side by side, nor does a pass run along the four of them."""
+    found = emitted(Calls(partial(gated, count=4, width=32), w=(4, 14, 32), g=(14, 4)), *dense(8, 6))
+    assert found.count("addcmul_.default") == 3 and found.count("softmax_of_few") == 1, found
+    assert not [x for x in found if x.startswith(("cat", "stack", "sum", "softmax."))], found
+
+
+@pytest.mark.parametrize("why", ["many", "narrow", "read twice", "other target"])
+def test_experts_stay_side_by_side(why):
+    count, width, of = {"many": (9, 32, 1), "narrow": (4, 31, 1), "read twice": (4, 32, 2)}.get(why, (4, 32, 1))
+    target = replace(CPU, limits=replace(CPU.limits, short=why != "other target"))
+    model = Calls(partial(gated, count=count, width=width, of=of), w=(count, 14, width), g=(14, count))
+    assert "sum.dim_IntList" in emitted(model, *dense(8, 6), target=target), why
+
+
+@pytest.mark.parametrize(("columns", "axis"), [(8, -1), (4, 1)])
+def test_softmaxes_that_a_vector_holds_or_that_run_elsewhere_stay(columns, axis):
+    def call(c, k, w):
+        return torch.softmax((torch.cat([c, k], 1) @ w["w"]).view(-1, 2, columns), axis).flatten(1)
+
+    assert "softmax_of_few" not in emitted(Calls(call, w=(14, 2 * columns)), *dense(8, 6))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5, 3), (400, 3), (300, 2, 5)])
+def test_a_softmax_of_few_elements_is_that_of_each_row(shape):
+    x = 30 * torch.randn(shape, dtype=torch.float64)
+    assert_equal(kernels.softmax_of_few(x), torch.softmax(x, -1))

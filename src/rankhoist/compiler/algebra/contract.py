@@ -261,7 +261,12 @@ def _linear(b: Builder, x: Factor, y: Factor, outer: list[Label], inner: list[La
 def _matmul(
     b: Builder, x: Factor, y: Factor, batch: list[Label], outer: list[Label], inner: list[Label], width: list[Label]
 ) -> Factor:
-    """`[rows, batch, outer, inner] x [rows, batch, inner, width] -> [rows, batch, outer, width]`."""
+    """`[rows, batch, outer, inner] x [rows, batch, inner, width] -> [rows, batch, outer, width]`.
+
+    A vector by a matrix that lies in memory as `[inner, outer]` comes before it: nothing is transposed.
+    """
+    if not width and y.node.rate.stage == x.node.rate.stage and x.labels == (*batch, *inner, *outer):
+        x, y, outer, width = y, x, width, outer
     left = b.reshape(arrange(b, x, [*batch, *outer, *inner]), [_size(batch), _size(outer), _size(inner)])
     right = b.reshape(arrange(b, y, [*batch, *inner, *width]), [_size(batch), _size(inner), _size(width)])
     shape = [_size(batch), _size(outer), _size(width)]

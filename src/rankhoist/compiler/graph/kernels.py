@@ -19,6 +19,9 @@ from rankhoist.compiler.graph.activations import through
 from rankhoist.compiler.graph.padded import Padded
 
 Offsets = Tensor | Padded | None
+SIDE_BY_SIDE = (
+    512  # elements of a softmax over few, from which on to set rows side by side takes less time, as measured
+)
 
 
 def spread(x: Tensor, owner: Tensor | None) -> Tensor:
@@ -96,6 +99,23 @@ def linear_onto_(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     flat = _flat(total)
     torch.addmm(flat, _flat(x), weight.t(), out=flat)
     return total
+
+
+def scaled_from(x: Tensor, scale: Tensor, start: Tensor) -> Tensor:
+    """`start + x * scale`, of which both may broadcast against x."""
+    return torch.addcmul(start, x, scale)
+
+
+def scaled_from_(x: Tensor, scale: Tensor, start: Tensor) -> Tensor:
+    """The same, written over `x`."""
+    return torch.addcmul(start, x, scale, out=x)
+
+
+def softmax_of_few(x: Tensor) -> Tensor:
+    """Softmax along the last axis, `[N, ..., n]`, side by side for many rows: a vector is wider than n."""
+    if torch.compiler.is_compiling() or x.numel() < SIDE_BY_SIDE:
+        return torch.softmax(x, -1)
+    return torch.softmax(x.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
 
 
 def request_linear(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:

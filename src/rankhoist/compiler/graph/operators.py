@@ -204,6 +204,9 @@ KERNELS: dict[Op, Operator] = {
     kernels.linear_from: Operator(Timed.PRODUCT, dense=True, trained=trained.linear_from),
     kernels.linear_onto: Operator(Timed.PRODUCT, dense=True, over=kernels.linear_onto_),
     kernels.linear_onto_: PLAIN,
+    kernels.scaled_from: Operator(over=kernels.scaled_from_),
+    kernels.scaled_from_: PLAIN,
+    kernels.softmax_of_few: Operator(Timed.FUNCTION, fresh=True),
     kernels.request_linear: Operator(
         Timed.OF_REQUEST, dense=True, padded=padded.linear, trained=trained.request_linear
     ),

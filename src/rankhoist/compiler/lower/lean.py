@@ -2,10 +2,11 @@
 
 * `x + z W` is one product that starts from x (a weight, a request's row, or another product: sums of products pile up
   in one tensor);
-* `x + a * b` is one pass over memory;
+* `x + a * b` is one pass over memory; where some are broadcast, written over one that is not;
 * linear maps of the same tensor are one product, cut apart by views; so are, per request, maps by the same weight;
 * a chain of maps that ends with few columns is taken from its end (`chains.py`);
 * several embedding tables are read by one gather (`tables.py`);
+* sums and softmaxes over few elements run across them (`short.py`);
 * `relu(x + z W)`, with x of the request, is one kernel where a machine has such.
 
 Only what has one reader is merged into its reader, so nothing is computed twice.
@@ -22,8 +23,10 @@ from typing import Any
 from rankhoist.compiler.graph import activations, kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, join, live_nodes
+from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.lower.chains import from_the_end
 from rankhoist.compiler.lower.limits import Limits
+from rankhoist.compiler.lower.short import across_rows, by_elements
 from rankhoist.compiler.lower.tables import one_gather
 
 PRODUCTS = {aten.linear.default, kernels.linear_from, kernels.request_linear}
@@ -32,7 +35,15 @@ FROM_A_ROW = {kernels.linear_from, kernels.request_linear_from}
 
 def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bool = False) -> list[Any]:
     """`outputs` by fewer operators, where larger ones gain something; with chains of products in another order."""
-    for make in (*([_reordered] if reordered else []), _fused, _joined, _stacked, _gathered, _ended):
+    for make in (
+        *([_reordered] if reordered else []),
+        *([_short] if limits.short else []),
+        _fused,
+        _joined,
+        _stacked,
+        _gathered,
+        _ended,
+    ):
         outputs = _rebuilt(builder, outputs, limits, make)
     return list(outputs)
 
@@ -86,6 +97,14 @@ def _reordered(builder: Builder, node: Node, readers: _Readers, value: Callable[
     return from_the_end(builder, node, readers.once, value)
 
 
+# -- axes of few elements
+
+
+def _short(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """Across such an axis rather than along it."""
+    return by_elements(builder, node, readers.once, value) or across_rows(builder, node, value)
+
+
 # -- sums
 
 
@@ -101,17 +120,37 @@ def _fused(builder: Builder, node: Node, readers: _Readers, value: Callable[[Nod
         if made is not None:
             return made
     for total, part in ((x, y), (y, x)):
-        if part.op is aten.mul.Tensor and readers.once(part) and _alike(node, (total, *part.args)):
-            operands = [value(a) for a in (total, *part.args)]
-            return builder.call(aten.addcmul.default, operands, node.rate, node.shape, node.dtype)
+        if part.op is aten.mul.Tensor and readers.once(part) and not part.kwargs:
+            made = _sum_with_factors(builder, node, total, part.args, readers, value)
+            if made is not None:
+                return made
     return None
 
 
-def _alike(node: Node, operands: Sequence[Any]) -> bool:
-    """Floating tensors of the result's shape and rows: with broadcasting, one fused pass is slower than two."""
-    return node.dtype.is_floating_point and all(
-        isinstance(x, Node) and (x.shape, x.dtype) == (node.shape, node.dtype) and _same_rows(x, node) for x in operands
-    )
+def _sum_with_factors(
+    builder: Builder, node: Node, total: Node, factors: Sequence[Any], readers: _Readers, value: Callable[[Node], Node]
+) -> Node | None:
+    """`total + a * b` in one pass; where some of them are broadcast, written over one that is not."""
+    if not all(isinstance(x, Node) and x.dtype == node.dtype for x in (total, *factors)):
+        return None
+    if _whole(node, total) and (_over(total, readers) or all(_whole(node, x) for x in factors)):
+        operands = [value(x) for x in (total, *factors)]
+        return builder.call(aten.addcmul.default, operands, node.rate, node.shape, node.dtype)
+    for own, scale in (factors, factors[::-1]):
+        if node.rate.per_candidate and _whole(node, own) and _over(own, readers):
+            operands = [value(x) for x in (own, scale, total)]
+            return builder.call(kernels.scaled_from, operands, node.rate, node.shape, node.dtype)
+    return None
+
+
+def _whole(node: Node, x: Node) -> bool:
+    """A floating tensor of the result's shape and rows."""
+    return node.dtype.is_floating_point and x.shape == node.shape and _same_rows(x, node)
+
+
+def _over(x: Node, readers: _Readers) -> bool:
+    """Whether the result may be written over it: it is new, and read here alone."""
+    return readers.once(x) and x.rows_first and row(x.op).new
 
 
 def _sum_with_product(

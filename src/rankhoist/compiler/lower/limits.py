@@ -15,6 +15,7 @@ class Limits:
         tables: fewer embedding tables are read one by one.
         copied: bytes of embedding tables that may be copied for one gather.
         ends: whether a product's kernel may end with a function of its result (`graph.activations`).
+        short: whether an operator is slow along an axis of few elements.
     """
 
     wide: int
@@ -22,3 +23,4 @@ class Limits:
     tables: int
     copied: int
     ends: bool = False
+    short: bool = False

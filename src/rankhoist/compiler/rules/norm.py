@@ -3,7 +3,7 @@
 Law 1: BatchNorm in eval mode is `s * x + t` with weights s, t.
 Law 2: a row norm over mixed blocks takes its statistics from those of the blocks (Chan, Golub and LeVeque, 1983),
 
-    mean = sum_b n_b mean_b / n,    n var = sum_b M2_b + n_b (mean_b - mean)^2,
+    mean = sum_b n_b mean_b / n,    n var = M2_a + M2_b + n_a n_b / (n_a + n_b) (mean_a - mean_b)^2,
 
 and is then `(x - mean) * s * weight + bias` with atoms of width 1, `s` and the blocks' parts of `mean s`: a linear map
 that follows never sees the normalised values. Context blocks contribute their statistics once per request.
@@ -13,6 +13,7 @@ Law 3: a row norm along axes that no cut goes through is the norm of every block
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -110,12 +111,11 @@ def _norm_by_statistics(call: Call, x: Form, count: int) -> Form:
     if all(len(x.dims[d]) == 1 for d in dims):
         raise Elsewhere(f"both sides of the normalised axes of {x.axes} are known at one rate once they are computed")
     axes = sorted(x.axis(d) for d in dims)
-    mean = _mean(call, x, dims, axes) if len(_weights(call)) > 1 else None
-    squares = _mean_square(call, x, dims, axes, mean)
+    centred = len(_weights(call)) > 1
     eps = call.value("eps") if call.value("eps") is not None else torch.finfo(x.dtype).eps
-    scale = call.each(aten.rsqrt.default, call.each(aten.add.Scalar, squares, eps))
+    scale = call.each(aten.rsqrt.default, _mean_square(call, x, dims, axes, centred, eps))
     parts = [grid.multiply(call.builder, [x, scale], x.dtype)]
-    if mean is not None:
+    if centred:
         parts.append(grid.multiply(call.builder, [_parts_of_mean(call, x, dims, axes), scale], x.dtype))
     result = grid.total(call.builder, parts, x.dtype, (1.0, -1.0)[: len(parts)])
     if call.value("weight") is not None:
@@ -135,21 +135,38 @@ def _parts_of_mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> For
     return moves.with_axes(grid.sum_dims(call.builder, x, dims, scale), axes)
 
 
-def _mean_square(call: Call, x: Form, dims: list[int], axes: list[int], mean: Form | None) -> Form:
-    """Mean square distance from `mean` (or from 0), block statistics first."""
+def _mean_square(call: Call, x: Form, dims: list[int], axes: list[int], centred: bool, eps: float) -> Form:
+    """`eps` and the mean square, or the mean square distance from the mean: block statistics first.
+
+    Blocks of n and m elements, whose means are a and b, are one in which `n m / (n + m) (a - b)^2` is added to the
+    squares. What is known first is joined first.
+    """
     size = math.prod(x.sizes[d] for d in dims)
     cut = next(d for d in dims if len(x.dims[d]) > 1)
-    parts = []
-    for k in range(len(x.dims[cut])):
-        block = joins.segment(x, cut, k)
+    blocks = sorted((joins.segment(x, cut, k) for k in range(len(x.dims[cut]))), key=lambda block: block.rate)
+    parts = [(grid.constant_form(call.builder, eps, x.dtype, ()), 1.0)]
+    before, count = None, 0  # mean and number of the elements of the blocks so far
+    for block in blocks:
         own = math.prod(block.sizes[d] for d in dims)
-        if mean is not None:
+        if centred:
             middle = _mean(call, block, dims, axes)
-            shift = call.each(aten.square.default, call.each(aten.sub.Tensor, middle, mean))
-            parts.append((shift, own / size))
             block = call.each(aten.sub.Tensor, block, middle)
-        parts.append((_mean(call, call.each(aten.square.default, block), dims, axes), own / size))
-    return call.settled(grid.total(call.builder, [p for p, _ in parts], x.dtype, [s for _, s in parts]))
+            if before is not None:
+                share = math.sqrt(count * own / (count + own) / size)
+                parts.append((_square(call, _sum(call, [before, middle], [share, -share])), 1.0))
+                middle = _sum(call, [before, middle], [count / (count + own), own / (count + own)])
+            before, count = middle, count + own
+        parts.append((_mean(call, _square(call, block), dims, axes), own / size))
+    return _sum(call, [p for p, _ in parts], [s for _, s in parts])
+
+
+def _square(call: Call, x: Form) -> Form:
+    return call.each(aten.square.default, x)
+
+
+def _sum(call: Call, forms: Sequence[Form], scales: Sequence[float]) -> Form:
+    """Evaluated."""
+    return call.settled(grid.total(call.builder, forms, forms[0].dtype, scales))
 
 
 BY_AXES = "layer_norm native_layer_norm rms_norm"

@@ -20,7 +20,7 @@ CPU = Target(
     device="cpu",
     dtype=torch.float32,
     backends=tuple(BACKENDS),
-    limits=Limits(wide=256, small=2**16, tables=3, copied=2**26),
+    limits=Limits(wide=256, small=2**16, tables=3, copied=2**26, short=True),
     profile=Profile.load(BUILT_IN),
     start=predict.start,
     kind=predict.kind,
