@@ -318,7 +318,7 @@ def test_a_kept_state_is_copied_as_it_lies(width):
         4: torch.tensor([[True, False]]), 5: torch.arange(7)[None], 6: torch.tensor(2.5, dtype=torch.float64),
     }  # fmt: skip
     state = replace(prepared(1)[1], tensors=tensors)
-    kept = apart(state, room(state))
+    kept = apart(state)
     assert same(kept, state) and room(state) - 24 * width < 2 * mmap.PAGESIZE, "what is repeated lies there once"
     assert kept.tensors[1].stride() == (1, width) and kept.tensors[2].stride(2) == 0
     assert all((t.data_ptr() - kept.tensors[0].data_ptr()) % 64 == 0 for t in kept.tensors.values() if t.numel())
@@ -329,7 +329,7 @@ def test_the_memory_of_a_dropped_state_goes_back_to_the_system():
     state = replace(prepared(1)[1], tensors={0: torch.ones(1, 2**22)})
     process = psutil.Process()
     before = process.memory_info().rss
-    kept = [apart(state, room(state))]
+    kept = [apart(state)]
     assert process.memory_info().rss - before > 2**23
     kept.clear()
     assert process.memory_info().rss - before < 2**23

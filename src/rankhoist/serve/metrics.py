@@ -29,6 +29,7 @@ BATCH = Histogram(
     "rankhoist_batch_requests", "Requests per call", ["model"], buckets=(1, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 )
 HITS = Counter("rankhoist_state_cache_hits", "Requests whose prepared state was kept", ["model"])
+GROWN = Counter("rankhoist_state_cache_grown", "Requests whose context went on from one that was kept", ["model"])
 MISSES = Counter("rankhoist_state_cache_misses", "Requests with a context_key that was not kept", ["model"])
 BYTES = Gauge("rankhoist_state_cache_bytes", "Held by prepared states", ["model"], multiprocess_mode="livesum")
 CALLS = Counter(
@@ -58,6 +59,7 @@ class ModelMetrics:
         self.calls = {how: CALLS.labels(model, how) for how in ("replayed", "as_they_are")}
         self._counted = Counts()
         self.hits, self.misses, self.bytes = HITS.labels(model), MISSES.labels(model), BYTES.labels(model)
+        self.grown = GROWN.labels(model)
 
     def count(self, now: Counts) -> None:
         """How calls were run so far; a model that records none has none."""

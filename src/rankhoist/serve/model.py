@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from rankhoist.compiler.plan import Plans, PlanSummary
-from rankhoist.errors import ServeError
+from rankhoist.errors import AppendError, ServeError
 from rankhoist.runtime import HoistedModel, RequestState
 from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.offsets import even
@@ -23,6 +25,8 @@ from rankhoist.serve.items import Items, known_only, spread
 from rankhoist.serve.metrics import ModelMetrics, Stages
 from rankhoist.serve.staging import Staging
 from rankhoist.serve.states import States, digest_of
+
+log = logging.getLogger(__name__)
 
 ROWS = 7  # of a made-up call, to see what comes out
 RECORDED = tuple(2**i for i in range(4, 14))  # candidates of a request, on a GPU
@@ -70,6 +74,9 @@ class ServedModel:
         self.states, self.items = states or States(0, 0), items
         self.signature = Signature.of(hoisted, None if items is None else items.feature)
         self.outputs = _outputs(hoisted)
+        context = [f for f in self.signature.features.values() if f.side == "context" and f.varying]
+        self._varying = {f.input: f.varying for f in context} if self.states.most else {}
+        self.grows = False  # known when it is warm
         self.metrics = ModelMetrics(name)
         self.staging = Staging(hoisted.device)
 
@@ -88,6 +95,18 @@ class ServedModel:
             else:
                 for requests in (1, 2) if several else (1,):
                     self.score(self.made_up(requests, ROWS))
+            self.grows = bool(self._varying) and self.items is None and self._can_grow()
+
+    def _can_grow(self) -> bool:
+        """Whether states of longer contexts go on from those of shorter ones, which takes a while to find out."""
+        context = self.hoisted.made_up("context", 1)
+        try:
+            for rows in self.hoisted.plans.one_per_plan(1):
+                self.hoisted.prepare(context, candidates=rows, growing=True)
+        except AppendError as refused:
+            log.info("states do not grow", extra={"model": self.name, "why": str(refused)})
+            return False
+        return True
 
     def made_up(self, requests: int, rows: int) -> Batch:
         """A batch as requests bring it: with the example's rows, and ids of the catalogue."""
@@ -144,15 +163,27 @@ class ServedModel:
 
     def _prepared(self, batch: Batch, key: str) -> RequestState:
         digest = digest_of(batch.context)
-        state = self.states.get(key, digest)
+        before = self.states.before(key, batch.context, self._varying) if self._varying else None
+        state = self.states.get(key, digest) if before is None else None
         if state is not None and self._plans.fits(state.plan, batch.rows, batch.requests):
             self.metrics.hits.inc()
             return state
-        self.metrics.misses.inc()
-        state = self._prepare(batch)
-        self.states.put(key, digest, state)
+        if before is not None and self.grows:
+            state = self._grown(batch, *before)
+        else:
+            self.metrics.misses.inc()
+            state = self._prepare(batch)
+        self.states.put(key, digest, state, batch.context if self._varying else None)
         self.metrics.bytes.set(self.states.bytes)
         return state
+
+    def _grown(self, batch: Batch, state: RequestState, events: Mapping[str, Tensor]) -> RequestState:
+        """A state that goes on from one of less events. The first time it is prepared so that it can."""
+        if state.grown is None or not self._plans.fits(state.plan, batch.rows, batch.requests):
+            self.metrics.misses.inc()
+            return self.hoisted.prepare(self.staging.there(batch.context), candidates=batch.rows, growing=True)
+        self.metrics.grown.inc()
+        return self.hoisted.append(state, self.staging.there(events))
 
     @property
     def _plans(self) -> Plans[PlanSummary]:

@@ -1,7 +1,7 @@
 """Prepared states of requests that come again: the second page of a user pays for its candidates only.
 
 The key is the caller's. What it stands for is checked by a digest of the context: a key that comes with another context
-is an error and never a stale score.
+is an error and never a stale score. Where axes of a context vary, the same with more events at the end is no other one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import itertools
 import mmap
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rankhoist_client.refusal import RequestError
@@ -21,6 +22,7 @@ from torch import Tensor
 from rankhoist.capture import Jagged
 from rankhoist.capture.jagged import flat
 from rankhoist.runtime import RequestState
+from rankhoist.serve.longer import Axes, Context, events, kept
 
 ALIGNED = 64  # bytes: where a tensor may start
 LARGE = 2**16  # bytes of a state that has memory of its own: a process may have some ten thousand such pieces
@@ -32,6 +34,7 @@ class _Entry:
     state: RequestState
     bytes: int
     expires: float
+    context: Mapping[str, Tensor] | None = None
 
 
 class States:
@@ -48,11 +51,8 @@ class States:
         Raises:
             RequestError: the key was used with another context.
         """
-        entry = self._entries.get(key)
+        entry = self._entry(key)
         if entry is None:
-            return None
-        if entry.expires < self.clock():
-            self._remove(key)
             return None
         if entry.digest != digest:
             message = f"context_key {key[:60]!r} was used with another context; use another key for it"
@@ -60,17 +60,37 @@ class States:
         self._entries.move_to_end(key)
         return entry.state
 
-    def put(self, key: str, digest: bytes, state: RequestState) -> None:
-        """Keep a state, and drop others for it; one that is larger than all room is not kept."""
+    def before(self, key: str, context: Context, axes: Axes) -> tuple[RequestState, dict[str, Tensor]] | None:
+        """The state of a key for a context that has less events than this one, and those that it has not."""
+        entry = self._entry(key)
+        if entry is None or entry.context is None:
+            return None
+        new = events(entry.context, context, axes)
+        return None if new is None else (entry.state, new)
+
+    def _entry(self, key: str) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires < self.clock():
+            self._remove(key)
+            return None
+        return entry
+
+    def put(self, key: str, digest: bytes, state: RequestState, context: Context | None = None) -> None:
+        """Keep a state, and drop others for it; one that is larger than all room is not kept.
+
+        Args:
+            context: of which it is, where one with more events may come.
+        """
         self._sweep()
-        size = room(state)
+        before = {} if context is None else kept(context)
+        size = room(state) + sum(map(_bytes, before.values()))
         if size > self.most:
             return
         if key in self._entries:
             self._remove(key)
         while self.bytes + size > self.most:
             self._remove(next(iter(self._entries)))
-        self._entries[key] = _Entry(digest, apart(state, size), size, self.clock() + self.seconds)
+        self._entries[key] = _Entry(digest, apart(state), size, self.clock() + self.seconds, before or None)
         self.bytes += size
 
     def clear(self) -> None:
@@ -91,17 +111,27 @@ class States:
 
 
 def room(state: RequestState) -> int:
-    """Bytes that a copy of the state takes, at least a page: what is kept of a key that has no state is not nothing."""
-    taken = sum(map(_bytes, state.tensors.values()))
+    """Bytes that a state takes where it is kept, at least a page: a key that has no state is not nothing."""
+    taken = sum(map(_bytes, state.tensors.values())) if state.grown is None else _memory(state.grown.kept)
     return max(-(-taken // mmap.PAGESIZE), 1) * mmap.PAGESIZE
 
 
-def apart(state: RequestState, size: int) -> RequestState:
-    """A copy of the state in one piece of memory of `size` bytes, which the system gets back when the state is dropped.
+def _memory(kept: Iterable[Any]) -> int:
+    """Of tensors that share some, and have room behind them."""
+    own = [t.untyped_storage() for t in kept if isinstance(t, Tensor)]
+    return sum({s.data_ptr(): s.nbytes() for s in own}.values())
+
+
+def apart(state: RequestState) -> RequestState:
+    """A copy of the state in one piece of memory, which the system gets back when the state is dropped.
 
     Among the tensors of calls, which live for milliseconds, a state of minutes would leave a hole, and the process
-    would grow with every generation of states. A small one fits into the holes that there are.
+    would grow with every generation of states. A small one fits into the holes that there are. One that grows has room
+    behind its tensors, and stays where it is.
     """
+    if state.grown is not None:
+        return state
+    size = room(state)
     device = next((t.device for t in state.tensors.values()), torch.device("cpu"))
     memory = (
         torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)

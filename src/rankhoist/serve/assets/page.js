@@ -39,12 +39,13 @@ function period(model, now, before) {
   const change = (name, fits = own) => sum(now, name, fits) - sum(before, name, fits);
   const earlier = new Map(bucketsOf(before, model));
   const buckets = bucketsOf(now, model).map(([most, count]) => [most, count - (earlier.get(most) || 0)]);
-  const hits = change("state_cache_hits_total"), asked = hits + change("state_cache_misses_total");
+  const reused = change("state_cache_hits_total") + change("state_cache_grown_total");
+  const asked = reused + change("state_cache_misses_total");
   return {
     scored: change("request_seconds_count").toFixed(0),
     refused: change("requests_total", labels => own(labels) && labels.status !== "200").toFixed(0),
     p50: quantile(buckets, .5), p99: quantile(buckets, .99),
-    reused: asked ? `${hits.toFixed(0)} of ${asked.toFixed(0)}` : "–",
+    reused: asked ? `${reused.toFixed(0)} of ${asked.toFixed(0)}` : "–",
   };
 }
 

@@ -1,0 +1,151 @@
+"""A prepared state that grows by an event, beside a new one: `python -m benchmarks.growing [--tiny]`.
+
+Histories of 200 events of width 64 (and 256), in float32 on one thread: a GRU, and a causal transformer of two layers
+with padding masked. `prepare` makes the state of the history with one more event, `append` goes on from that of the one
+before. States are compared in float64 before anything is timed, after 1, 100 and 1000 events. Medians of calls in turn.
+Writes dated JSON and Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rankhoist
+from rankhoist import HoistedModel
+from rankhoist.compiler.targets.machine import machine
+from rankhoist.compiler.targets.timing import interleaved
+from rankhoist.runtime import RequestState
+
+RESULTS = Path(__file__).parent / "results"
+IDS, LENGTH, EVENTS = 5000, 200, 1000
+EQUAL = 1e-10  # of the largest element of a state, in float64
+
+
+class Recurrent(nn.Module):
+    """The last state of a GRU."""
+
+    def __init__(self, width: int, most: int) -> None:
+        super().__init__()
+        self.ids, self.gru, self.top = nn.Embedding(IDS, width), nn.GRU(width, width, batch_first=True), _top(width)
+
+    def forward(self, history: Tensor, item: Tensor) -> Tensor:
+        made: Tensor = self.top(torch.cat([self.gru(self.ids(history))[1][-1], self.ids(item)], 1))
+        return made.squeeze(1)
+
+
+class Causal(nn.Module):
+    """The last position of two layers of attention."""
+
+    def __init__(self, width: int, most: int) -> None:
+        super().__init__()
+        self.ids, self.places, self.top = nn.Embedding(IDS, width), nn.Embedding(most, width), _top(width)
+        layer = nn.TransformerEncoderLayer(width, width // 32, 4 * width, 0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, history: Tensor, item: Tensor) -> Tensor:
+        length = history.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        x = self.ids(history) + self.places(torch.arange(length))
+        x = self.layers(x, mask=later, src_key_padding_mask=history == 0)[:, -1]
+        made: Tensor = self.top(torch.cat([x, self.ids(item)], 1))
+        return made.squeeze(1)
+
+
+def _top(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 1))
+
+
+CASES: dict[str, tuple[type[nn.Module], int, int]] = {  # width, requests
+    "GRU": (Recurrent, 64, 1),
+    "GRU, 16 requests": (Recurrent, 64, 16),
+    "transformer": (Causal, 64, 1),
+    "transformer, 16 requests": (Causal, 64, 16),
+    "transformer, width 256": (Causal, 256, 1),
+}
+
+
+def measured(name: str, length: int, events: int, seconds: float) -> dict[str, Any]:
+    """One row of the table."""
+    torch.manual_seed(0)
+    kind, width, requests = CASES[name]
+    most = length + events + 1
+    model = kind(width, most).eval()
+    example = {"history": torch.randint(1, IDS, (4, 20)), "item": torch.randint(1, IDS, (4,))}
+    ids = torch.randint(1, IDS, (requests, most))
+    hoist = partial(rankhoist.hoist, context=["history"], dynamic={"history": {1: (1, most)}})
+    error = drift(hoist(copy.deepcopy(model).double(), example), ids, length, events)
+    if error > EQUAL:
+        raise SystemExit(f"{name}: states differ by {error:.1e}")
+    hoisted = hoist(model, example)
+    state = hoisted.prepare({"history": ids[:, :length]}, growing=True)
+    longer, event = {"history": ids[:, : length + 1]}, {"history": ids[:, length : length + 1]}
+    calls = {"prepare": lambda: hoisted.prepare(longer), "append": lambda: hoisted.append(state, event)}
+    times = interleaved(calls, seconds)
+    return {
+        "name": name, "error": error, "ms": {n: t.median for n, t in times.items()},
+        "quartiles": {n: [t.low, t.median, t.high] for n, t in times.items()},
+    }  # fmt: skip
+
+
+def drift(hoisted: HoistedModel, ids: Tensor, length: int, events: int) -> float:
+    """The largest difference from a state that is prepared anew, after the first event, a hundred and all."""
+    state, worst = hoisted.prepare({"history": ids[:, :length]}, growing=True), 0.0
+    for i in range(1, events + 1):
+        state = hoisted.append(state, {"history": ids[:, length + i - 1 : length + i]})
+        if i in (1, 100, events):
+            worst = max(worst, _difference(state, hoisted.prepare({"history": ids[:, : length + i]})))
+    return worst
+
+
+def _difference(state: RequestState, want: RequestState) -> float:
+    pairs = zip(state.tensors.values(), want.tensors.values(), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| model | prepare, ms | append | prepare / append | difference |", f"|---|{'---:|' * 4}"]
+    for r in rows:
+        new, grown = r["ms"]["prepare"], r["ms"]["append"]
+        lines.append(f"| {r['name']} | {new:.2f} | {grown:.3f} | {new / grown:.1f}x | {r['error']:.1e} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timing per model")
+    parser.add_argument("--tiny", action="store_true", help="few events: to see that it runs")
+    parser.add_argument("--note", default="", help="what else is to be known of the run")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    length, events = (6, 4) if options.tiny else (LENGTH, EVENTS)
+    rows = []
+    for name in CASES:
+        rows.append(measured(name, length, events, options.seconds))
+        print(table(rows).splitlines()[-1], flush=True)
+    date, where = datetime.now(timezone.utc).date().isoformat(), machine()
+    record = {"date": date, "machine": where, "length": length, "events": events, "note": options.note, "results": rows}
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{date}-growing.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    said = (
+        f"{date}: {where['processor']}, {where['threads']} thread, torch {where['torch']}; histories of {length} "
+        f"events, float32; differences after {events} events, float64: `python -m benchmarks.growing`. {options.note}"
+    )
+    path.with_suffix(".md").write_text(f"# States that grow\n\n{said.rstrip()}\n\n{table(rows)}\n")
+
+
+if __name__ == "__main__":
+    main()
