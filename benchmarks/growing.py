@@ -1,8 +1,9 @@
 """A prepared state that grows by an event, beside a new one: `python -m benchmarks.growing [--tiny]`.
 
 Histories of 200 events of width 64 (and 256), in float32 on one thread: a GRU, and a causal transformer of two layers
-with padding masked. `prepare` makes the state of the history with one more event, `append` goes on from that of the one
-before. States are compared in float64 before anything is timed, after 1, 100 and 1000 events. Medians of calls in turn.
+with padding masked. `prepare` makes the state of the history with one more event; `append` goes on event by event, for
+forty events. States are compared in float64 before anything is timed, after 1, 100 and 1000 events. Medians of calls in
+turn, of processor time.
 Writes dated JSON and Markdown.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -27,7 +30,7 @@ from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.runtime import RequestState
 
 RESULTS = Path(__file__).parent / "results"
-IDS, LENGTH, EVENTS = 5000, 200, 1000
+IDS, LENGTH, EVENTS, IN_TURN = 5000, 200, 1000, 40
 EQUAL = 1e-10  # of the largest element of a state, in float64
 
 
@@ -80,17 +83,23 @@ def measured(name: str, length: int, events: int, seconds: float) -> dict[str, A
     kind, width, requests = CASES[name]
     most = length + events + 1
     model = kind(width, most).eval()
-    example = {"history": torch.randint(1, IDS, (4, 20)), "item": torch.randint(1, IDS, (4,))}
+    example = {"history": torch.randint(1, IDS, (4, min(length, 20))), "item": torch.randint(1, IDS, (4,))}
     ids = torch.randint(1, IDS, (requests, most))
     hoist = partial(rankhoist.hoist, context=["history"], dynamic={"history": {1: (1, most)}})
     error = drift(hoist(copy.deepcopy(model).double(), example), ids, length, events)
     if error > EQUAL:
         raise SystemExit(f"{name}: states differ by {error:.1e}")
     hoisted = hoist(model, example)
-    state = hoisted.prepare({"history": ids[:, :length]}, growing=True)
-    longer, event = {"history": ids[:, : length + 1]}, {"history": ids[:, length : length + 1]}
-    calls = {"prepare": lambda: hoisted.prepare(longer), "append": lambda: hoisted.append(state, event)}
-    times = interleaved(calls, seconds)
+    longer, places = {"history": ids[:, : length + 1]}, itertools.cycle(range(length, length + min(events, IN_TURN)))
+    first = state = hoisted.prepare({"history": ids[:, :length]}, growing=True)
+
+    def append() -> None:
+        """One event after the other; then from the start again."""
+        nonlocal state
+        at = next(places)
+        state = hoisted.append(first if at == length else state, {"history": ids[:, at : at + 1]})
+
+    times = interleaved({"prepare": lambda: hoisted.prepare(longer), "append": append}, seconds, clock=time.thread_time)
     return {
         "name": name, "error": error, "ms": {n: t.median for n, t in times.items()},
         "quartiles": {n: [t.low, t.median, t.high] for n, t in times.items()},

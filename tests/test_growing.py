@@ -102,6 +102,16 @@ def test_two_states_may_grow_from_one():
                     hoisted.prepare({"history": torch.cat([longer, history[:, :1]], 1)}), "and on")  # fmt: skip
 
 
+def test_a_state_grows_in_and_outside_of_inference_mode():
+    hoisted = made(Reads({"last_step": GROWS["last_step"]}))
+    history = rows_of(9, seed=5)[0]["history"]
+    state = hoisted.prepare({"history": history[:, :4]}, growing=True)
+    for end, inference in ((5, True), (6, True), (7, False), (8, False), (9, True)):
+        with torch.inference_mode(inference):
+            state = hoisted.append(state, {"history": history[:, end - 1 : end]})
+            assert_same(state, hoisted.prepare({"history": history[:, :end]}), f"{end}, {inference}")
+
+
 # -- many events
 
 

@@ -149,6 +149,7 @@ def test_bounds_of_the_model_are_found_or_said():
     ({"past": 1}, {}, InputError, "dynamic names 'past', which is no tensor"),
     ({"history": 0}, {}, InputError, "axis 0 of input 'history' .* cannot vary"),
     ({"history": {1: (5, 2)}}, {}, InputError, r"dynamic says \(5, 2\) of axis 1"),
+    ({"history": {1: (4, 9)}}, {}, InputError, "the example has length 3 along axis 1 of input 'history'"),
     ({"item": 1}, {}, CaptureError, "axis 1 of input 'item' varies, and the input is candidate"),
     ({"history": 1}, {"item": ["item"]}, CaptureError, "a store of items cannot have yet"),
 ])  # fmt: skip

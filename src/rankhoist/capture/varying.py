@@ -72,6 +72,11 @@ def asked(dynamic: Dynamic, leaves: Mapping[str, Any]) -> dict[str, dict[int, Di
             if not leaf.shape[axis]:
                 raise InputError(f"the example has nothing along axis {axis} of input {name!r}, which varies")
             low, high, key = _said(name, axis, said)
+            if not low <= leaf.shape[axis] <= high:
+                raise InputError(
+                    f"the example has length {leaf.shape[axis]} along axis {axis} of input {name!r}, which is to have "
+                    f"{low} to {high}: give an example of such a length, or other bounds"
+                )
             own = names.setdefault(key, Dim(f"varying_{len(names)}", min=low, max=high))
             found.setdefault(name, {})[axis] = own
     return found

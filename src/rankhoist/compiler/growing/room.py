@@ -16,7 +16,12 @@ class Room:
         self.buffer, self.filled, self._lock = buffer, filled, threading.Lock()
 
     def taken(self, start: int, end: int, axis: int) -> bool:
-        """Take the positions behind a tensor, if nothing else has and there are as many."""
+        """Take the positions behind a tensor, if nothing else has and there are as many.
+
+        PyTorch lets nobody write to what was made in inference mode outside of it.
+        """
+        if self.buffer.is_inference() and not torch.is_inference_mode_enabled():
+            return False
         with self._lock:
             if self.filled != start or end > self.buffer.shape[axis]:
                 return False
