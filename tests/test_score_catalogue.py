@@ -19,7 +19,7 @@ from rankhoist.cli import main
 from rankhoist.errors import ScoringError
 from rankhoist.score import Options, run
 from rankhoist.score.job import JOB
-from rankhoist.score.stocked import Repeats, keys
+from rankhoist.score.stocked import Repeats, Seen, keys
 
 QUIET = Console(quiet=True)
 ITEMS, SIZES = 12, [7, 0, 40, 1, 25, 60, 3]
@@ -177,11 +177,23 @@ def test_items_that_do_not_come_again_are_not_looked_for(model, artifact: str, t
 
 def test_two_items_are_the_same_where_all_of_their_bits_are():
     same = {"a": torch.tensor([[0.0, 1.0], [-0.0, 1.0], [0.0, 1.0]]), "b": torch.tensor([1, 1, 1])}
-    a, b, c = keys(same)
-    assert a == c != b
-    a, b, c = keys({"a": same["a"][:, 1], "b": torch.tensor([1, 2, 1])})
-    assert a == c != b
-    assert keys({"a": torch.empty(0, 3)}) == []
+    other = {"a": same["a"][:, 1], "b": torch.tensor([1, 2, 1])}
+    for given in (same, other, {"a": torch.tensor([[1, 2], [2, 1], [1, 2]])}):
+        assert [x.tolist() for x in Seen().add(keys(given))] == [[0, 1, 0], [0, 1]]
+    assert len(keys({"a": torch.empty(0, 3)})) == 0
+    assert [x.tolist() for x in Seen().add(keys({"a": torch.empty(3, 0)}))] == [[0, 0, 0], [0]]
+
+
+def test_items_are_numbered_as_they_come():
+    seen, g = Seen(), np.random.default_rng(0)
+    known: dict[int, int] = {}
+    for _ in range(4):
+        drawn = g.integers(30, size=20)
+        numbers, first = seen.add(keys({"a": torch.from_numpy(drawn)}))
+        new = list(dict.fromkeys(int(x) for x in drawn if x not in known))
+        known |= {x: len(known) + i for i, x in enumerate(new)}
+        assert numbers.tolist() == [known[x] for x in drawn] and drawn[first].tolist() == new
+    assert seen.count == len(known) < 30 + 1
 
 
 def test_an_id_outside_of_its_table_is_named(model, artifact: str, tmp_path: Path):

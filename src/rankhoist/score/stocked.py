@@ -2,6 +2,7 @@
 
 Where a model marks inputs as the item's, and rows of a file repeat items, what the model computes of an item alone is
 computed once in a part: rows are compared whole, byte for byte, so that no id is needed and no two items are mixed up.
+Arrow's hash tables do that.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel, Store
 from rankhoist.score.columns import Rows
-from rankhoist.score.layouts import Block, Layout
+from rankhoist.score.layouts import Block, Ints, Layout
 from rankhoist.score.parts import Part
 
 LOOK, LOOK_PER_BYTE = 1e-6, 1e-9  # seconds to find out whether an item came before, and for each of its bytes
@@ -53,38 +56,66 @@ class Repeats:
     """The items of one part of a job, as they come."""
 
     def __init__(self, model: HoistedModel) -> None:
-        self._sides = sides_of(model)
+        self._sides, self._seen = sides_of(model), Seen()
         self._store = model.catalogue({n: x[:0] for n, x in model.made_up("item", 1).items()})
-        self._rows: dict[bytes, int] = {}
 
     def of(self, block: Block) -> Stocked:
         """The candidates of a block; the store then has what is new among their items."""
         items, pairs = apart(block.candidate, self._sides)
-        before = len(self._rows)
-        rows = np.array([self._rows.setdefault(key, len(self._rows)) for key in keys(items)], np.int64)
-        new = np.unique(rows, return_index=True)
-        first = new[1][new[0] >= before]
-        if len(first):
-            at = torch.from_numpy(first)
-            self._store.update({n: x[at] for n, x in items.items()}, np.arange(before, len(self._rows)))
+        before = self._seen.count
+        rows, new = self._seen.add(keys(items))
+        if len(new):
+            at = torch.from_numpy(new)
+            self._store.update({n: x[at] for n, x in items.items()}, np.arange(before, self._seen.count))
         return Stocked(self._store, self._store.rows_of(rows), pairs)
 
 
+class Seen:
+    """Keys that came so far, numbered as they came."""
+
+    def __init__(self) -> None:
+        self._keys: pa.Array | None = None
+
+    @property
+    def count(self) -> int:
+        """Of those that differ."""
+        return 0 if self._keys is None else len(self._keys)
+
+    def add(self, given: pa.Array) -> tuple[Ints, Ints]:
+        """The numbers of keys, `[N]`, and where those are among them that were not there before, one of each."""
+        coded = given.dictionary_encode()
+        own, codes = coded.dictionary, coded.indices.to_numpy()
+        if self._keys is None:
+            self._keys = own.slice(0, 0)
+        places = pc.index_in(own, value_set=self._keys)
+        fresh = places.is_null().to_numpy(zero_copy_only=False)
+        numbers = places.fill_null(0).to_numpy().astype(np.int64)
+        numbers[fresh] = self.count + np.arange(fresh.sum())
+        self._keys = pa.concat_arrays([self._keys, own.filter(pa.array(fresh))])
+        first = np.unique(codes, return_index=True)[1]
+        return numbers[codes], first[fresh]
+
+
 def items_repeat(model: HoistedModel, layout: Layout, part: Part) -> bool:
-    """Whether items that come again are worth looking for, if they come as often as in a part: by predicted time."""
+    """Whether items that come again are worth looking for, if they come as often as in a part: by predicted time.
+
+    The more rows are seen, the smaller is the share of new items; so it ends where it pays already.
+    """
     found, plan = model.report().items, model.plan
     if found is None or not part.rows:
         return False
-    sides, seen, width = sides_of(model), set[bytes](), 0
-    for block in layout.blocks(part):
-        rows = keys(apart(block.candidate, sides)[0])
-        seen.update(rows)
-        width = max(width, *map(len, rows[:1]), 0)
-    once = len(seen) / part.rows
     per_product = found.milliseconds_without / 1e3 / max(plan.cost.multiply_adds, 1)
     plain, stored = (ms / 1e3 / plan.workload.candidates for ms in (found.milliseconds_without, found.milliseconds))
-    look = LOOK + width * LOOK_PER_BYTE
-    return stored + look + once * found.item.multiply_adds * per_product < GAIN * plain
+    sides, seen, rows = sides_of(model), Seen(), 0
+    for block in layout.blocks(part):
+        own = keys(apart(block.candidate, sides)[0])
+        seen.add(own)
+        rows += len(own)
+        look = LOOK + own.type.byte_width * LOOK_PER_BYTE
+        once = seen.count / max(rows, 1) * found.item.multiply_adds * per_product
+        if rows and stored + look + once < GAIN * plain:
+            return True
+    return False
 
 
 Sides = dict[str, dict[str, Tensor | None]]  # side -> input -> places of its columns among the candidate's; None: all
@@ -110,8 +141,10 @@ def apart(candidate: dict[str, Any], sides: Sides) -> tuple[dict[str, Any], dict
     return items, pairs
 
 
-def keys(items: dict[str, Tensor]) -> list[bytes]:
+def keys(items: dict[str, Tensor]) -> pa.Array:
     """The bytes of every row: two items are the same where all of their inputs are, bit for bit."""
     parts = [x.reshape(len(x), math.prod(x.shape[1:])).contiguous().view(torch.uint8) for x in items.values()]
-    whole, width = torch.cat(parts, 1).numpy().tobytes(), sum(p.shape[1] for p in parts)
-    return [whole[i : i + width] for i in range(0, len(whole), width)]
+    whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(whole.shape[1]), len(whole), [None, pa.py_buffer(whole.numpy())]
+    )
