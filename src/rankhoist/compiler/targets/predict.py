@@ -21,7 +21,8 @@ from rankhoist.compiler.targets.profile import Profile
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
 PASSES = 6  # of a softmax over each of its rows, as measured
 NEAR = 3  # times as fast: elements picked by one index, whose neighbours are picked with them, as measured
-FAR = 3  # times as long as the profile's gather: rows of a store are not in the cache, as measured
+FAR = 2  # times as long as the profile's gather: rows of a store are not in the cache, as measured
+MISS, LINE = 5e-8, 64  # seconds until a row of a store comes that is as long as a line of the cache, as measured
 SHORT = (torch.bfloat16, torch.float16)  # counted as float32, in their own profile
 ARRANGING = 4  # calls that an original einsum or convolution makes around its product
 
@@ -64,7 +65,8 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
         near = 1 if sum(place is not None for place in node.args[1]) > 1 else NEAR
         return profile.call + profile.picks(bytes_of(node, rows)) / near
     if timed is Timed.KEPT:
-        return profile.call + FAR * profile.gathers(bytes_of(node, rows))
+        size = bytes_of(node, rows)
+        return profile.call + FAR * profile.gathers(size) + MISS * rows * (size >= LINE * np.asarray(rows))
     if timed is Timed.GATHER:
         return profile.call + profile.gathers(bytes_of(node, rows))
     runs = profile.row * _runs(node) * np.asarray(rows, float)
