@@ -20,7 +20,7 @@ from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import training
-from rankhoist.errors import CaptureError, ExportError, InputError, UnsupportedModelError, WeightsError
+from rankhoist.errors import CaptureError, ContextError, ExportError, InputError, UnsupportedModelError, WeightsError
 from rankhoist.runtime.blueprint import Blueprint
 
 SMALL = Workload(9, 3)
@@ -137,6 +137,34 @@ def test_weights_are_equal_after_fifty_steps_of_adam():
         assert torch.allclose(a, b, rtol=0, atol=1e-7), name
     assert int(ours.norm.num_batches_tracked) == 100  # it is used twice
     assert not torch.allclose(ours.norm.running_mean, made().norm.running_mean, atol=1e-2)
+
+
+def test_an_input_of_items_is_one_of_candidates_and_may_repeat(ranker):
+    step = group(made(), item=["item"])
+    assert verify_gradients(step)
+    users, items = rows(9)
+    items[5:] = items[:4]
+    own, same = (x(users[:3], items, request_offsets=OFFSETS) for x in (step, ranker.train()))
+    assert torch.allclose(own, same)
+    with pytest.raises(ContextError, match="'user'"):
+        group(made(), item=["user"])
+
+
+def test_lengths_that_vary():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.top = nn.Embedding(10, 4), nn.Linear(8, 1)
+
+        def forward(self, history: Tensor, item: Tensor) -> Tensor:
+            return self.top(torch.cat([self.table(history).mean(1), item], 1)).squeeze(1)
+
+    model = Pooled().double()
+    step = grouped(model, rows(6), context=["history"], workload=SMALL, dynamic={"history": 1})
+    assert verify_gradients(step, trials=2)
+    history, items = torch.randint(0, 10, (3, 7)), rows(9)[1]
+    scores = step(history, items, request_offsets=OFFSETS)
+    assert torch.allclose(scores, model(repeated(history, OFFSETS), items))
 
 
 # -- dropout

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import Function
 from hypothesis import given
+from lengthy import ALONE, ROWS, TOGETHER, reader, rows_of
 from public_models import Case, cases
 from random_models import CANDIDATES, OFFSETS, RandomModel, random_models
 from test_random_models import examples, owners
@@ -67,22 +68,21 @@ def plans(model: RandomModel) -> list[Plan]:
 @examples(0.5, 60)
 @given(model=random_models(mixing=1))
 def test_gradients_of_random_models(model: RandomModel):
-    if model.program.lengths or model.program.bags:
-        return  # neither is trained yet
+    if model.program.bags:
+        return  # they are not trained yet
     calls = [n for n in model.program.graph.nodes if n.target is torch.ops.aten.batch_norm.default]
     statistics = {n.args[i].name for n in calls for i in (3, 4)}  # of a norm in eval mode: no gradient reaches them
     trained = (w.tensor for name, w in model.program.weights.items() if w.trained and name not in statistics)
     weights = [tensor.requires_grad_() for tensor in trained if tensor.is_floating_point()]
-    context, candidate = learning(model.context), learning(model.candidate)
-    of = [*weights, *(t for side in (context, candidate) for t in side.values() if t.requires_grad)]
-    expected = gradients(model.original(context, candidate, owners(OFFSETS)), of)
-    if expected is None:
-        return
-    for plan in plans(model):
-        graph = Graph.of(nn.Module(), Blueprint.of(plan.interpreter.program, single(plan)))
-        sides = graph.inputs.of_call((), model.call(context, candidate))
-        made = graph.run(*sides, len(OFFSETS) - 1, CANDIDATES, Counts.of(torch.tensor(OFFSETS)))
-        assert_close(gradients(made, of), expected)
+    graphs = [Graph.of(nn.Module(), Blueprint.of(p.interpreter.program, single(p))) for p in plans(model)]
+    for context, candidate in model.calls():
+        context, candidate = learning(context), learning(candidate)
+        of = [*weights, *(t for side in (context, candidate) for t in side.values() if t.requires_grad)]
+        expected = gradients(model.original(context, candidate, owners(OFFSETS)), of)
+        for graph in graphs if expected is not None else ():
+            sides = graph.inputs.of_call((), model.call(context, candidate))
+            made = graph.run(*sides, len(OFFSETS) - 1, CANDIDATES, Counts.of(torch.tensor(OFFSETS)))
+            assert_close(gradients(made, of), expected)
 
 
 def test_gradients_of_what_a_candidate_picks_of_its_request():
@@ -97,6 +97,23 @@ def test_gradients_of_what_a_candidate_picks_of_its_request():
     plan = attempt(program, Level.FULL, BATCH, frozenset())
     assert kernels.request_rows in {n.op for n in live_nodes(o for o in plan.outputs if isinstance(o, Node))}
     certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))), inputs=inputs)
+    assert certificate.passed, certificate
+
+
+READERS = [
+    pytest.param(name, marks=[] if name in ("last_of_gru", "activation_unit") else [pytest.mark.slow])
+    for name in (*ALONE, *TOGETHER)
+]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_gradients_where_histories_vary_in_length(name: str):
+    """With every form kept; batches are drawn with lengths of their own."""
+    model = reader(name).train().requires_grad_()
+    context, candidate = rows_of(9, ROWS)
+    program = capture(model, context | candidate, [*context], all_rules(), training=True, dynamic={"history": 1})
+    plan = attempt(program, Level.FULL, BATCH, frozenset())
+    certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))))
     assert certificate.passed, certificate
 
 

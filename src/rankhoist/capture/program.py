@@ -159,10 +159,8 @@ def capture(
         leaves = named_leaves(bound.arguments) if call is None else call.leaves
         common_rows(leaves)
         varying = asked(dynamic or {}, leaves)
-        if varying and (call is not None or training or opaque):
-            raise InputError(
-                "a model with axes that vary has no jagged inputs and no opaque modules, and is not trained yet"
-            )
+        if varying and (call is not None or opaque):
+            raise InputError("a model with axes that vary has no jagged inputs and no opaque modules yet")
         if call is not None and (training or opaque):
             raise InputError("a model of jagged inputs is neither trained by rows nor has opaque modules yet")
     elif jagged or dynamic:
@@ -296,8 +294,6 @@ def _program(
         found = plain_users(users, example, exported.range_constraints, *sides)
     else:
         found = jagged_users(users, jagged, *sides)
-    if training and found.lengths:
-        raise CaptureError("axes other than the rows vary, which a model that is trained cannot have yet")
     check_operators(graph, training)
     check_states(graph)
     call = exported.module_call_graph[0].signature

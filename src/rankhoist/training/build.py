@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import Context, capture
+from rankhoist.capture import Context, Dynamic, capture
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plan, single
@@ -25,8 +25,8 @@ USUAL = Workload(candidates=3200, requests=32)
 
 
 def grouped(
-    model: nn.Module, example: Any, *, context: Context, workload: Workload | None = None, level: str = "full",
-    dropout: str = "rows",
+    model: nn.Module, example: Any, *, context: Context, item: Context | None = None,
+    workload: Workload | None = None, level: str = "full", dropout: str = "rows", dynamic: Dynamic | None = None,
 ) -> GroupedModel:  # fmt: skip
     """A module with the parameters of `model`, themselves, that is trained on one row of context per request.
 
@@ -38,10 +38,14 @@ def grouped(
         example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor.
         context: names or globs of the inputs that belong to the request; for a packed input a mapping
             `{name: columns}`. All else is the candidate's.
+        item: the same of the inputs that an item has wherever it is a candidate, as `hoist` is told for a store. Weights
+            change in every step, so nothing of an item is stored: such an input is the candidate's, one row for each,
+            also of an item that a batch holds twice. One declaration serves training and scoring, and is checked.
         workload: candidates and requests of a batch that the plan is made for (default 3200 and 32).
         level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
         dropout: of values that are the request's: `rows` draws a mask for every row, as training on rows does, so that
             what follows is computed per row; `request` draws one mask per request, which is another regulariser.
+        dynamic: axes of context inputs whose length varies from batch to batch; see `hoist`.
 
     Raises:
         CaptureError: see `rankhoist.errors`; a model that cannot be trained so is refused with the path of the module
@@ -65,7 +69,8 @@ def grouped(
         moved = pytree.tree_map_only(
             Tensor, lambda t: t.to(now.device, now.dtype if t.dtype == first.dtype else t.dtype), example
         )
-        program = replace(capture(model, moved, context, all_rules(), training=True), dropout=dropout)
+        captured = capture(model, moved, context, all_rules(), training=True, item=item, dynamic=dynamic)
+        program = replace(captured, dropout=dropout)
         return Blueprint.of(program, single(make_plan(program, asked, given, training(this_machine()))))
 
     made = GroupedModel(unwrapped(model), build)
