@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,7 +49,7 @@ def measured(name: str, seconds: float) -> dict[str, Any]:
     if max(errors) > ROUNDING:
         raise SystemExit(f"{name}: gradients differ by {max(errors):.1e} of a parameter's largest")
     steps = {way: _step(model, call) for way, (model, call) in calls.items()}
-    times = {way: timing.median for way, timing in interleaved(steps, seconds).items()}
+    times = {way: timing.median for way, timing in interleaved(steps, seconds, clock=time.thread_time).items()}
     memory = {way: _peak(run) for way, run in steps.items()}
     return {"name": name, "ms": times, "peak": memory, "level": step.plan.level.name.lower(), "error": max(errors)}
 

@@ -38,9 +38,9 @@ def grouped(
         example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor.
         context: names or globs of the inputs that belong to the request; for a packed input a mapping
             `{name: columns}`. All else is the candidate's.
-        item: the same of the inputs that an item has wherever it is a candidate, as `hoist` is told for a store. Weights
-            change in every step, so nothing of an item is stored: such an input is the candidate's, one row for each,
-            also of an item that a batch holds twice. One declaration serves training and scoring, and is checked.
+        item: the same of the inputs that an item has wherever it is a candidate, as `hoist` is told for a store.
+            Weights change in every step, so nothing of an item is stored: such an input is the candidate's, with one
+            row for each, also where a batch holds an item twice. It is checked, so that scoring may be told the same.
         workload: candidates and requests of a batch that the plan is made for (default 3200 and 32).
         level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
         dropout: of values that are the request's: `rows` draws a mask for every row, as training on rows does, so that

@@ -55,9 +55,7 @@ class GroupedModel(nn.Module):
         graph = self.graph
         context, candidate = graph.inputs.of_call(args, kwargs)
         requests, rows = graph.inputs.rows("context", context), graph.inputs.rows("candidate", candidate)
-        blocks = blocks_of(request_offsets, requests, rows)
-        offsets = torch.tensor([0, rows]) if blocks is None else blocks.offsets
-        return graph.run(context, candidate, requests, rows, Counts.of(offsets))
+        return graph.run(context, candidate, requests, rows, _counts(request_offsets, requests, rows))
 
     @property
     def graph(self) -> Graph:
@@ -97,3 +95,10 @@ class GroupedModel(nn.Module):
         made = GroupedModel(copy.deepcopy(self.original, memo), self.build)
         made._graphs = {m: Graph.of(made.original, g.blueprint, g.snapshots) for m, g in self._graphs.items()}
         return made
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator] # numbers in tensors are for Python
+def _counts(offsets: Offsets | None, requests: int, rows: int) -> Counts:
+    """Candidates of each request; a single one owns all rows."""
+    blocks = blocks_of(offsets, requests, rows)
+    return Counts.of(torch.tensor([0, rows]) if blocks is None else blocks.offsets)

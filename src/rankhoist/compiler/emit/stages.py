@@ -12,7 +12,6 @@ Where items have a store, what depends on them alone has a stage of its own, whi
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,15 +20,14 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
-from torch.utils._sympy.functions import FloorDiv, Mod
 
 from rankhoist.capture import OPAQUE
 from rankhoist.compiler.emit.spelling import spelled
+from rankhoist.compiler.emit.trained import TrainedWriter
+from rankhoist.compiler.emit.writer import Writer
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument, live_nodes
-from rankhoist.compiler.graph.operators import row
+from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.lower.over import overwritten
-from rankhoist.errors import UnsupportedModelError
 
 
 @dataclass
@@ -150,7 +148,7 @@ def _variant(
 ) -> Variant:  # fmt: skip
     """One plan; what is `kept` of items comes last, for its rows are those of the call."""
     state = [n for n in own if n.rate is Rate.REQUEST and n.index in passed]  # its condition as well
-    over, early = {} if training else overwritten(own, outputs), {n.index for n in kept}
+    over, early = overwritten(own, outputs, training), {n.index for n in kept}
     request, candidate = ([n for n in own if n.rate.stage == s] for s in ("request", "candidate"))
     if kept:
         candidate = [n for n in candidate if n.rate is Rate.PAIR]
@@ -186,7 +184,7 @@ def _stage(
     over: dict[int, int], training: bool,
 ) -> Stage:  # fmt: skip
     """`over`: which nodes are written over which of their arguments."""
-    writer = _Writer(rows, over, training)
+    writer = (TrainedWriter if training else Writer)(rows, over)
     needed = {x.index for n in nodes for x in n.inputs} | {r.index for r in results if isinstance(r, Node)}
     own = {n.index for n in nodes}
     passed = [n for n in earlier if n.index in needed and n.index not in own]
@@ -200,9 +198,7 @@ def _stage(
         writer.values[node.index] = writer.placeholder(_label(node))
     modules = [str(n.args[0]) for n in nodes if n.op is OPAQUE]
     writer.modules = {name: writer.placeholder(re.sub(r"\W", "_", name)) for name in modules}
-    for node in nodes:
-        writer.write(node)
-    writer.graph.output(tuple(writer.argument(r) for r in results))
+    writer.write_all(nodes, results)
     return Stage.of(writer.graph, name, [*(str(n.args[0]) for n in leaves), *modules], [n.index for n in passed])
 
 
@@ -211,67 +207,3 @@ def _label(node: Node) -> str:
         return "index"
     name = str(node.args[0]) if isinstance(node.op, str) else node.source
     return name.replace(".", "_")
-
-
-class _Writer:
-    """Writes intermediate nodes into one fx graph, under the names of the operators they come from."""
-
-    def __init__(self, rows: sympy.Symbol, over: dict[int, int], training: bool) -> None:
-        self.graph = fx.Graph()
-        self.rows, self.over, self.training = rows, over, training
-        self.values: dict[int, fx.Node] = {}
-        self.arguments: dict[str, fx.Node] = {}
-        self.taken: dict[str, int] = {}
-        self.modules: dict[str, fx.Node] = {}
-
-    def placeholder(self, name: str) -> fx.Node:
-        """A parameter of the stage; names that several nodes want are numbered."""
-        count = self.taken.get(name, 0)
-        self.taken[name] = count + 1
-        return self.graph.placeholder(f"{name}__{count}" if count else name)
-
-    def write(self, node: Node) -> None:
-        if node.index in self.values:
-            return
-        if node.op is kernels.gathered:
-            self.values[node.index] = self.argument(node.args[0])
-            return
-        args = tuple(self.argument(a) for a in node.args)
-        kwargs = {k: self.argument(v) for k, v in node.kwargs.items()}
-        known = row(node.op)
-        target: Any = (self.training and known.trained) or node.op
-        if target is OPAQUE:
-            target, args = kernels.opaque, (self.modules[args[0]], args[2])
-        if node.index in self.over:
-            target, args = known.over, args[::-1] if self.over[node.index] else args
-        made = self.graph.create_node("call_function", target, args, kwargs, name=node.source or None)
-        made.meta["shape"], made.meta["source"] = node.sizes, node.source
-        self.values[node.index] = made
-
-    def argument(self, value: Any) -> Any:
-        if isinstance(value, Node):
-            return self.values[value.index]
-        if isinstance(value, list | tuple):
-            return type(value)(self.argument(v) for v in value)
-        if isinstance(value, StageArgument):
-            return self.arguments[value.name]
-        if isinstance(value, Size):
-            return self._size(value.expr, dict(value.measured))
-        return value
-
-    def _size(self, expr: sympy.Expr, measured: dict[sympy.Symbol, Node]) -> Any:
-        if expr.is_Integer:
-            return int(expr)
-        if expr in measured:
-            return self.values[measured[expr].index]
-        if expr == self.rows:
-            return self.arguments["rows"]
-        if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
-            expr = sympy.Mul(*[expr.base] * int(expr.exp), evaluate=False)
-        operators = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
-        if type(expr) not in operators:
-            raise UnsupportedModelError(f"a size of the model is {expr}, which is no function of the row count alone")
-        result = self._size(expr.args[0], measured)
-        for part in expr.args[1:]:
-            result = self.graph.call_function(operators[type(expr)], (result, self._size(part, measured)))
-        return result

@@ -115,6 +115,11 @@ class Node:
                 left.extend(reversed(value))
         return tuple(found)
 
+    @cached_property
+    def learns(self) -> bool:
+        """Whether a gradient goes there, on its way to a weight."""
+        return self.dtype.is_floating_point and (self.op == "weight" or any(x.learns for x in self.inputs))
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """Its shape in numbers, to count costs: lengths that vary are what they usually are."""

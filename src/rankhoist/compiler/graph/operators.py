@@ -63,6 +63,8 @@ class Operator:
         fresh: its result is new, a part of wider rows.
         over: the same, written over its first operand; its result is new.
         commutes: over its second operand, too.
+        forgets: its gradient does not read what it is written over.
+        recalls: its gradient reads its result.
         spelled: the function of torch, or the name of the method, that reaches it soonest.
         padded: the same over blocks of rows, padded, for compilers and exporters.
         trained: the same with a lean gradient, given `trained.Counts`.
@@ -77,6 +79,8 @@ class Operator:
     fresh: bool = False
     over: Op | None = None
     commutes: bool = False
+    forgets: bool = False
+    recalls: bool = False
     spelled: Callable[..., Any] | str | None = None
     padded: Op | None = None
     trained: Op | None = None
@@ -113,6 +117,7 @@ def anew(op: Op) -> Op:
 PLAIN = Operator()
 VIEW = Operator(Timed.VIEW, view=True)
 FUNCTION = Operator(Timed.FUNCTION)
+RECALLED = replace(FUNCTION, forgets=True, recalls=True)
 PRODUCT = Operator(Timed.ORIGINAL, products.last_axis)
 STEPS = Operator(Timed.ORIGINAL, products.recurrence)
 CHECKED = Operator(checked=True)
@@ -130,16 +135,16 @@ ROWS: list[tuple[str, Operator]] = [
     ("transpose t numpy_T diagonal slice split split_with_sizes unsafe_split chunk unbind narrow expand_as", VIEW),
     ("alias detach unfold", VIEW),
     # -- elements by themselves
-    ("relu", Operator(over=aten.relu_.default, spelled=torch.relu)),
-    ("add", Operator(over=aten.add_.Tensor, commutes=True, spelled=torch.add, overload="Tensor")),
+    ("relu", Operator(over=aten.relu_.default, forgets=True, recalls=True, spelled=torch.relu)),
+    ("add", Operator(over=aten.add_.Tensor, commutes=True, forgets=True, spelled=torch.add, overload="Tensor")),
     ("mul", Operator(over=aten.mul_.Tensor, commutes=True, spelled=torch.mul, overload="Tensor")),
-    ("sub", Operator(over=aten.sub_.Tensor, spelled=torch.sub, overload="Tensor")),
+    ("sub", Operator(over=aten.sub_.Tensor, forgets=True, spelled=torch.sub, overload="Tensor")),
     ("div", Operator(over=aten.div_.Tensor, spelled=torch.div, overload="Tensor")),
-    ("addcmul", Operator(over=aten.addcmul_.default, spelled=torch.addcmul)),
+    ("addcmul", Operator(over=aten.addcmul_.default, forgets=True, spelled=torch.addcmul)),
     ("maximum", Operator(spelled=torch.maximum)),
-    ("sigmoid", Operator(Timed.FUNCTION, over=aten.sigmoid_.default, spelled=torch.sigmoid)),
-    ("tanh", Operator(Timed.FUNCTION, over=aten.tanh_.default, spelled=torch.tanh)),
-    ("exp", Operator(Timed.FUNCTION, over=aten.exp_.default, spelled=torch.exp)),
+    ("sigmoid", replace(RECALLED, over=aten.sigmoid_.default, spelled=torch.sigmoid)),
+    ("tanh", replace(RECALLED, over=aten.tanh_.default, spelled=torch.tanh)),
+    ("exp", replace(RECALLED, over=aten.exp_.default, spelled=torch.exp)),
     ("gelu silu softplus log pow erf sqrt rsqrt sin cos elu selu mish hardswish", FUNCTION),
     # -- along axes
     ("sum", Operator(Timed.REDUCE, spelled=torch.sum, overload="dim_IntList")),
@@ -202,11 +207,11 @@ KERNELS: dict[Op, Operator] = {
     kernels.gathered: Operator(Timed.KEPT, fresh=True),
     kernels.request_rows: Operator(Timed.GATHER, trained=trained.request_rows),
     kernels.linear_from: Operator(Timed.PRODUCT, dense=True, trained=trained.linear_from),
-    kernels.linear_onto: Operator(Timed.PRODUCT, dense=True, over=kernels.linear_onto_),
-    kernels.linear_onto_: PLAIN,
+    kernels.linear_onto: Operator(Timed.PRODUCT, dense=True, over=kernels.linear_onto_, forgets=True),
+    kernels.linear_onto_: Operator(trained=trained.linear_onto_),
     kernels.scaled_from: Operator(over=kernels.scaled_from_),
     kernels.scaled_from_: PLAIN,
-    kernels.softmax_of_few: Operator(Timed.FUNCTION, fresh=True),
+    kernels.softmax_of_few: Operator(Timed.FUNCTION, fresh=True, recalls=True),
     kernels.request_linear: Operator(
         Timed.OF_REQUEST, dense=True, padded=padded.linear, trained=trained.request_linear
     ),
@@ -217,10 +222,11 @@ KERNELS: dict[Op, Operator] = {
         Timed.OF_REQUEST,
         dense=True,
         over=kernels.request_linear_onto_,
+        forgets=True,
         padded=padded.linear_onto,
         trained=trained.request_linear_onto,
     ),
-    kernels.request_linear_onto_: PLAIN,
+    kernels.request_linear_onto_: Operator(trained=trained.request_linear_onto_),
     kernels.batched_matmul: Operator(Timed.BATCHED_WEIGHT),
     kernels.request_matmul: Operator(Timed.BATCHED_OF_REQUEST, padded=padded.matmul, trained=trained.request_matmul),
     kernels.request_attention: Operator(
@@ -236,7 +242,7 @@ def _table() -> dict[Any, Operator]:
     """Rows by operator, and by name without what holds for one overload alone."""
     table: dict[Any, Operator] = {**KERNELS, OPAQUE: Operator(Timed.ORIGINAL)}
     for name, row in _rows():
-        table[name] = replace(row, dense=False, over=None, commutes=False, spelled=None)
+        table[name] = replace(row, dense=False, over=None, commutes=False, forgets=False, spelled=None)
         if row.new or row.spelled:
             table[getattr(getattr(aten, name), row.overload)] = row
         if row.over is not None:

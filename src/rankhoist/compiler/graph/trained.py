@@ -1,14 +1,18 @@
-"""Stages that are trained: nothing is written over, and what joins requests with candidates has a lean gradient.
+"""Kernels of stages that are trained: what joins requests with candidates has a lean gradient.
 
 Both `owner` and `offsets` are `Counts` here. Where all requests have as many candidates, rows `[N, ...]` are a view
 `[R, N / R, ...]`, products by a matrix per request are one `bmm`, and the gradient of a context row is a sum along an
 axis. Otherwise rows are split by request once per operator: a slice per request would have a gradient as large as all
 rows each.
+
+Results are new, or were handed over to be written over, and no views to autograd: a function that is written over one
+would copy its gradient. Nothing here keeps a result for its gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankhoist.compiler.graph import kernels, padded
+from rankhoist.compiler.graph.node import aten
 
 
 @dataclass(frozen=True)
@@ -44,23 +49,36 @@ def repeat_rows(x: Tensor, counts: Counts, rows: int) -> Tensor:
 
 def _repeated(x: Tensor, counts: Counts) -> Tensor:
     if counts.each is not None:
-        return x.unsqueeze(1).expand(-1, counts.each, *x.shape[1:]).reshape(-1, *x.shape[1:])
+        return x.unsqueeze(1).expand(-1, counts.each, *x.shape[1:]).flatten(0, 1)
     rows = [row.expand(n, *x.shape[1:]) for row, n in zip(x.split(1), counts.numbers, strict=True)]
     return torch.cat(rows) if rows else x
+
+
+def broadcast(op: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, first: bool, counts: Counts) -> Tensor:
+    """An elementwise `op`, perhaps written over x; one operand is `[N, ...]` (the `first`?), the other `[R, ...]`."""
+    if len(counts.numbers) == 1:
+        return op(x, y)
+    if counts.each is None:
+        return op(x, _repeated(y, counts)) if first else op(_repeated(x, counts), y)
+    rows, own = (x, y) if first else (y, x)
+    blocks, own = _shaped(rows, [len(counts.numbers), counts.each, *rows.shape[1:]]), own.unsqueeze(1)
+    made = op(blocks, own) if first else op(own, blocks)
+    return _shaped(made, [rows.shape[0], *made.shape[2:]]) if made.is_contiguous() else made.flatten(0, 1)
 
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, counts: Counts) -> Tensor:
     """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
     if len(counts.numbers) == 1:
         return F.linear(x, weight, start[0])
-    return _plus_start(F.linear(x, weight), start, counts)
+    y = F.linear(x, weight)
+    start = start.view(len(start), *[1] * (y.dim() - 2), start.shape[-1])
+    return broadcast(aten.add_.Tensor, y, start, True, counts)
 
 
-def _plus_start(y: Tensor, start: Tensor, counts: Counts) -> Tensor:
-    if counts.each is not None:
-        blocks = y.view(len(counts.numbers), -1, y.shape[-1])
-        return (blocks + start.view(len(counts.numbers), 1, -1)).view(y.shape)
-    return y + _repeated(start, counts).view(-1, *[1] * (y.dim() - 2), start.shape[-1])
+def linear_onto_(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`[N, ..., n] + [N, ..., k] x [n, k] -> [N, ..., n]`, written over `total`."""
+    flat = _shaped(total, [-1, total.shape[-1]])
+    return _shaped(flat.addmm_(x.reshape(-1, x.shape[-1]), weight.t()), total.shape)
 
 
 def request_linear(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
@@ -68,20 +86,48 @@ def request_linear(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
     if len(counts.numbers) == 1:
         return torch.matmul(x, m[0])
     if counts.each is not None:
-        flat = torch.bmm(x.reshape(m.shape[0], -1, x.shape[-1]), m)
-        return flat.view(*x.shape[:-1], m.shape[-1])
+        return _shaped(torch.bmm(_blocks(x, m), m), [*x.shape[:-1], m.shape[-1]])
     parts = [torch.matmul(rows, own) for rows, own in zip(x.split(counts.numbers), m.unbind(), strict=True)]
     return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
 
 
 def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Counts, counts: Counts) -> Tensor:
     """`start` of the row's request plus the row times its matrix: `[N, ..., k] x [R, k, n] + [R, n] -> [N, ..., n]`."""
-    return _plus_start(request_linear(x, m, counts), start, counts)
+    if counts.each is not None:
+        made = torch.baddbmm(start.unsqueeze(1), _blocks(x, m), m)
+        return _shaped(made, [*x.shape[:-1], m.shape[-1]])
+    start = start.view(len(start), *[1] * (x.dim() - 2), start.shape[-1])
+    return broadcast(aten.add_.Tensor, request_linear(x, m, counts), start, True, owner)
 
 
 def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, counts: Counts) -> Tensor:
     """`[N, ..., n] + [N, ..., k] x [R, k, n] -> [N, ..., n]`."""
+    if counts.each is not None:
+        return _shaped(torch.baddbmm(_blocks(total, m), _blocks(x, m), m), total.shape)
     return total + request_linear(x, m, counts)
+
+
+def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, counts: Counts) -> Tensor:
+    """The same, written over `total`."""
+    if counts.each is not None:
+        blocks = _shaped(total, [len(m), _rows(total, m), m.shape[-1]])
+        return _shaped(blocks.baddbmm_(_blocks(x, m), m), total.shape)
+    return total.add_(request_linear(x, m, counts))
+
+
+def _blocks(x: Tensor, m: Tensor) -> Tensor:
+    """Rows `[N, ..., k]` by request, all of which have as many: `[R, rows, k]`."""
+    return x.reshape(len(m), _rows(x, m), x.shape[-1])
+
+
+def _rows(x: Tensor, m: Tensor) -> int:
+    """Of each request, which is told: of no columns, any number of rows would do."""
+    return math.prod(x.shape[:-1]) // len(m)
+
+
+def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A view that is none to autograd; whoever writes over it hands over `x`."""
+    return aten._unsafe_view.default(x, list(shape))  # type: ignore[no-any-return]
 
 
 def request_rows(x: Tensor, index: Tensor, counts: Counts) -> Tensor:

@@ -3,6 +3,7 @@
 * `x + z W` is one product that starts from x (a weight, a request's row, or another product: sums of products pile up
   in one tensor);
 * `x + a * b` is one pass over memory; where some are broadcast, written over one that is not;
+* a number of each row times a row of weights, or of the request, is a product where that is faster;
 * linear maps of the same tensor are one product, cut apart by views; so are, per request, maps by the same weight;
 * a chain of maps that ends with few columns is taken from its end (`chains.py`);
 * several embedding tables are read by one gather (`tables.py`);
@@ -26,6 +27,7 @@ from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, j
 from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.lower.chains import from_the_end
 from rankhoist.compiler.lower.limits import Limits
+from rankhoist.compiler.lower.outer import outer_product
 from rankhoist.compiler.lower.short import across_rows, by_elements
 from rankhoist.compiler.lower.tables import one_gather
 
@@ -38,6 +40,7 @@ def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bo
     for make in (
         *([_reordered] if reordered else []),
         *([_short] if limits.short else []),
+        _outer,
         _fused,
         _joined,
         _stacked,
@@ -105,6 +108,14 @@ def _short(builder: Builder, node: Node, readers: _Readers, value: Callable[[Nod
     return by_elements(builder, node, readers.once, value) or across_rows(builder, node, value)
 
 
+# -- outer products
+
+
+def _outer(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """A number of each row times a wide row, as a product."""
+    return outer_product(builder, node, value) if node.shape[-1:] >= (readers.limits.outer,) else None
+
+
 # -- sums
 
 
@@ -149,8 +160,8 @@ def _whole(node: Node, x: Node) -> bool:
 
 
 def _over(x: Node, readers: _Readers) -> bool:
-    """Whether the result may be written over it: it is new, and read here alone."""
-    return readers.once(x) and x.rows_first and row(x.op).new
+    """Whether the result may be written over it: it is new, and read here alone, also by no gradient."""
+    return not readers.limits.trained and readers.once(x) and x.rows_first and row(x.op).new
 
 
 def _sum_with_product(

@@ -14,7 +14,9 @@ class Limits:
         small: elements; larger operands cost more to put side by side than their product gains.
         tables: fewer embedding tables are read one by one.
         copied: bytes of embedding tables that may be copied for one gather.
+        outer: columns; a number of each row times so many of a weight or of the request is a product.
         ends: whether a product's kernel may end with a function of its result (`graph.activations`).
+        trained: whether gradients are computed afterwards, from the operands of what is multiplied.
         short: whether an operator is slow along an axis of few elements.
     """
 
@@ -22,5 +24,7 @@ class Limits:
     small: int
     tables: int
     copied: int
+    outer: int = 2**62
     ends: bool = False
+    trained: bool = False
     short: bool = False

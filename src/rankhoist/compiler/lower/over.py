@@ -1,6 +1,7 @@
 """Which results may be written over an operand that nobody reads again: no allocation, and memory that is in the cache.
 
 `f(x, ...)` may become `f_(x, ...)` where x is new, has the rows, shape and dtype of the result, and is read here alone.
+In training a gradient is one more reader: that of `f_` must do without x, and that of what made x without its result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.compiler.graph.operators import row
 
 
-def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]:
+def overwritten(nodes: Sequence[Node], outputs: Sequence[Any], training: bool = False) -> dict[int, int]:
     """Node number -> position of the argument to write over. `nodes` is all that `outputs` need, operands first.
 
     What is in an original layout may have other axes than its shape says: it is not written over, and written anew.
@@ -23,28 +24,45 @@ def overwritten(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]
     readers = collections.Counter(x.index for n in nodes for x in n.inputs)
     readers.update(o.index for o in outputs if isinstance(o, Node))
     whole = _with_rows(nodes)
-    found = {}
+    found: dict[int, int] = {}
     for n in nodes:
         known = row(n.op)
-        if known.over is not None and n.rate is not Rate.WEIGHT and n.rows_first:
+        if known.over is not None and n.rate is not Rate.WEIGHT and n.rows_first and (known.forgets or not training):
             places = (0, 1) if known.commutes and not n.kwargs else (0,)  # `alpha` scales the second
-            place = next((i for i in places if _free(n, n.args[i], readers, whole)), None)
+            place = next((i for i in places if _free(n, n.args[i], readers, whole, found, training)), None)
             if place is not None:
                 found[n.index] = place
     return found
 
 
-def _free(reader: Node, target: Any, readers: collections.Counter[int], whole: set[int]) -> bool:
+def overwritten_in_training(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[int, int]:
+    """The same where gradients are computed afterwards."""
+    return overwritten(nodes, outputs, training=True)
+
+
+def _free(
+    reader: Node, target: Any, readers: collections.Counter[int], whole: set[int], found: dict[int, int],
+    training: bool,
+) -> bool:  # fmt: skip
     """Whether `target` is new memory, whole and read once; views by reshape are looked through."""
     if not isinstance(target, Node) or target.shape != reader.shape or target.dtype != reader.dtype:
         return False
     source = target
     while source.op is aten.reshape.default and readers[source.index] == 1:
         source = source.args[0]
-    made = row(source.op)
-    new = made.dense if row(reader.op).adds_onto else made.new
+    made, memory = row(source.op), row(_memory(source, found).op)
+    if training and (made.recalls or (source is not target and not memory.dense)):
+        return False
+    new = memory.dense if row(reader.op).adds_onto else made.new
     own = new and source.rows_first and source.index in whole and readers[source.index] == 1
     return own and source.rate.stage == reader.rate.stage and math.prod(source.shape) == math.prod(reader.shape)
+
+
+def _memory(node: Node, found: dict[int, int]) -> Node:
+    """What made the memory that a node is written to."""
+    while node.index in found or node.op is aten.reshape.default:
+        node = node.args[found.get(node.index, 0)]
+    return node
 
 
 def _with_rows(nodes: Sequence[Node]) -> set[int]:

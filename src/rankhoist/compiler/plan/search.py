@@ -26,7 +26,6 @@ from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.lower.lean import lean
-from rankhoist.compiler.lower.over import overwritten
 from rankhoist.compiler.plan.cut import cut, penalty, stored
 from rankhoist.compiler.plan.watch import watch
 from rankhoist.compiler.rules import all_rules, rules_without
@@ -209,7 +208,7 @@ def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
     """Predicted seconds by captured operator, over all plans."""
     found: collections.Counter[str] = collections.Counter()
     for plan in plans:
-        over = overwritten(plan.nodes, plan.results)
+        over = plan.target.over(plan.nodes, plan.results)
         for n in plan.nodes:
             if not plan.workload.before(n.rate):
                 found[n.source] += memo.seconds[plan.target.kind(n), n.index in over]  # type: ignore[assignment]
@@ -269,7 +268,7 @@ def affordable(
 def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], target: Target) -> Cost:
     """Work of everything that `outputs` need; `known` remembers the seconds of nodes that are alike."""
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
-    over = overwritten(nodes, outputs)
+    over = target.over(nodes, outputs)
     nodes = [n for n in nodes if not workload.before(n.rate)]
     taken = target.start(target.profile)
     for n in nodes:

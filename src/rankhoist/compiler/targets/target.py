@@ -5,7 +5,7 @@ A new target is a file here: a table of its own, the functions that read it, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ class Target:
         kind: (node) -> all of a node that its seconds depend on.
         seconds: (node, profile, candidates, requests, over=) -> seconds of one operator in one call, written over its
             operand's memory or not; arrays of candidates and requests give an array.
+        over: (nodes, outputs) -> which results are written over an operand.
         doubt: how many times as fast as the original a plan must be by prediction to score a call that was not timed.
     """
 
@@ -53,6 +54,7 @@ class Target:
     start: Callable[[Any], float]
     kind: Callable[[Node], Hashable]
     seconds: Callable[..., Any]
+    over: Callable[[Sequence[Node], Sequence[Any]], Mapping[int, int]] = overwritten
     doubt: float = 1.0
 
     def predicted(self, nodes: Sequence[Node], outputs: Sequence[Any], candidates: Any, requests: Any) -> Any:
@@ -61,7 +63,7 @@ class Target:
         `nodes` is all that `outputs` need.
         """
         alike: dict[Any, list[Node]] = {}
-        over = overwritten(nodes, outputs)
+        over = self.over(nodes, outputs)
         for n in nodes:
             alike.setdefault((self.kind(n), n.index in over), []).append(n)
         each = (
