@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,14 @@ def test_from_training_to_the_server(name: str, tmp_path: Path):
     assert rankhoist.load(artifact).level == "full"
     request = json.loads(artifact.with_suffix(".json").read_text())
     assert {len(rows) for rows in request["candidates"].values()} == {5}
+
+
+def test_lightning_trains_once_per_request(tmp_path: Path):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    command = [sys.executable, str(REPOSITORY / "examples/lightning_grouped.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len([line for line in said if line.startswith("PASSED")]) == 2  # the gradients, and the hoisted model
+    before, after = next(re.findall(r"[\d.]+(?= before| after)", line) for line in said if line.startswith("loss"))
+    assert float(after) < 0.5 * float(before)
