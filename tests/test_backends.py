@@ -28,6 +28,7 @@ from rankhoist import HoistedModel, Split, hoist, verify
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.emit.traceable import slots_of, traceable
+from rankhoist.compiler.graph.operators import anew
 from rankhoist.compiler.plan import Plans, Range, Ranges
 from rankhoist.compiler.targets.backends import Compiled
 from rankhoist.errors import BackendError, VocabularyError
@@ -205,7 +206,7 @@ def test_the_spelling_for_compilers_computes_the_same(name):
 
 def test_every_kernel_of_ragged_requests_is_spelled_by_blocks():
     used = {
-        n.target for c in CASES.values() for n in c.make()[1].stages.variants[0].candidate.module.graph.nodes
+        anew(n.target) for c in CASES.values() for n in c.make()[1].stages.variants[0].candidate.module.graph.nodes
         if "offsets" in str(n.args) or "owner" in str(n.args)
     }  # fmt: skip
     names = {t.__name__ for t in used}

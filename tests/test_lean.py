@@ -88,6 +88,37 @@ def test_an_addition_to_a_product_is_one_pass():
     assert [x for x in found if x.startswith("addcmul")] and not [x for x in found if x.startswith(("add.", "mul."))]
 
 
+def outer(c: Tensor, k: Tensor, w: dict[str, Tensor]) -> Tensor:
+    """A number of the row times a vector of the model, and times one of its request, on top of a product."""
+    return torch.cat([c, k], 1) @ w["a"] + k.sum(1, keepdim=True) * w["m"] + k.amax(1, keepdim=True) * c.tanh()
+
+
+def test_an_addition_to_an_outer_product_is_one_pass_over_the_sum():
+    found = emitted(Calls(outer, a=(14, 8), m=(8,)), *dense(8, 6))
+    assert len([x for x in found if x.startswith("addcmul")]) == 2, found
+    assert not [x for x in found if x.startswith("mul.")], found
+
+
+def test_a_product_is_added_over_rows_that_are_new():
+    """Rows of one axis lie as the product sees them; of more, they may not, and the sum is new memory."""
+
+    def flat(c, k, w):
+        return k.sum(1, keepdim=True) * c.tanh() + torch.relu(k) @ w["a"]
+
+    def deep(c, k, w):
+        return k[:, :, None] * c.tanh()[:, None] + torch.softmax(k[:, :, None] * w["b"], 2) @ w["a"]
+
+    assert "linear_onto_" in emitted(Calls(flat, a=(6, 8)), *dense(8, 6))
+    found = emitted(Calls(deep, a=(5, 8), b=(5,)), *dense(8, 6))
+    assert "linear_onto" in found and "linear_onto_" not in found, found
+
+
+def test_whole_numbers_are_added_as_they_are():
+    """`addcmul` of integers is another operator, and mixed dtypes are promoted pair by pair."""
+    call = Calls(lambda c, k, w: (k > 0).long() + (k > 1).long() * (k > 2).long() + k * torch.relu(k).double())
+    assert not [x for x in emitted(call, *dense(8, 6)) if x.startswith("addcmul")]
+
+
 class Tables(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()

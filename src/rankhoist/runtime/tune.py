@@ -35,6 +35,7 @@ FIRST = 0.3  # of the time, for all plans by the first backend
 COMPILING = 0.5  # of the time: then no other stage is compiled
 HOPELESS = 4.0  # times the fastest in a few calls: not timed any further
 FEW = 3
+NEARLY = 1.1  # times the fastest plan by the first backend: what other backends are tried with
 FINALISTS = 4  # beside the original
 GAIN = 0.97  # of the best time by the first backend on all rows: what another way must stay under
 CHUNKS = (64, 128, 256, 512)  # rows at a time
@@ -81,11 +82,11 @@ def tuned(
 
 
 def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Way]:
-    """What won most sizes first, the original last, each by every backend."""
+    """By every backend what is nearly the fastest, what is so for most sizes first, the original last."""
     best = [plan for own in calls for plan in own.best_plans()]
     plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
     others = [backend for backend in backends_of(model) if backend != calls[0].first]
-    return [Way(plan, backend) for plan in plans for backend in others]
+    return [Way(plan, backend) for backend in others for plan in plans]
 
 
 def _may_be_cut(model: Planned) -> bool:
@@ -119,6 +120,8 @@ class _Calls:
         )
         self._offsets = even(candidates, requests)
         self._blocks = blocks_of(self._offsets, requests, candidates)
+        alone = model.device.type == "cpu" and torch.get_num_threads() == 1  # then others' work on this machine is none
+        self._clock = time.thread_time if alone else time.perf_counter
         self.first = GRAPHS if GRAPHS in backends_of(model) else EAGER
         original = model.plans.original  # None in an older file
         self._original = None if original is None else Way(original, self.first)
@@ -154,9 +157,9 @@ class _Calls:
         return [key for key in equal if key not in self._problems]
 
     def _seconds(self, key: Way) -> float:
-        start = time.perf_counter()
+        start = self._clock()
         self._call(key)
-        return time.perf_counter() - start
+        return self._clock() - start
 
     def leave_out(self, key: Way, why: str) -> None:
         """A trial that is not timed."""
@@ -165,12 +168,13 @@ class _Calls:
     def race(self, keys: Sequence[Way], seconds: float) -> None:
         """Time calls in turn; what was timed before is forgotten."""
         calls = {key: lambda key=key: self._call(key) for key in keys}
-        self._times |= interleaved(calls, seconds, warmup=1, rounds=5)
+        self._times |= interleaved(calls, seconds, warmup=1, rounds=5, clock=self._clock)
 
     def best_plans(self) -> set[int]:
-        """The fastest by the first backend, and the original."""
-        best = min(self._times, key=lambda key: (key.backend != self.first, self._times[key].median))
-        return {best.plan, *(plan for plan in [self.model.plans.original] if plan is not None)}
+        """What is nearly the fastest by the first backend, and the original."""
+        first = {key.plan: t.median for key, t in self._times.items() if key.backend == self.first}
+        best = {plan for plan, median in first.items() if median <= NEARLY * min(first.values())}
+        return {*best, *(plan for plan in [self.model.plans.original] if plan is not None)}
 
     def in_chunks(self) -> list[Way]:
         """What is near the fastest so far, on some rows at a time."""

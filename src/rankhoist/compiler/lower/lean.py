@@ -23,7 +23,7 @@ from typing import Any
 
 from rankhoist.compiler.graph import activations, kernels
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import OWNER, Node, Rate, aten, first_axis, join, live_nodes
+from rankhoist.compiler.graph.node import OWNER, Node, Op, Rate, aten, first_axis, join, live_nodes
 from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.lower.chains import from_the_end
 from rankhoist.compiler.lower.limits import Limits
@@ -141,22 +141,24 @@ def _fused(builder: Builder, node: Node, readers: _Readers, value: Callable[[Nod
 def _sum_with_factors(
     builder: Builder, node: Node, total: Node, factors: Sequence[Any], readers: _Readers, value: Callable[[Node], Node]
 ) -> Node | None:
-    """`total + a * b` in one pass; where some of them are broadcast, written over one that is not."""
-    if not all(isinstance(x, Node) and x.dtype == node.dtype for x in (total, *factors)):
+    """`total + a * b` in one pass, written over one of them that is new and is not broadcast, if there is such."""
+    operands: list[Any] = [total, *factors]
+    if not node.dtype.is_floating_point or not all(isinstance(x, Node) and x.dtype == node.dtype for x in operands):
         return None
-    if _whole(node, total) and (_over(total, readers) or all(_whole(node, x) for x in factors)):
-        operands = [value(x) for x in (total, *factors)]
-        return builder.call(aten.addcmul.default, operands, node.rate, node.shape, node.dtype)
-    for own, scale in (factors, factors[::-1]):
-        if node.rate.per_candidate and _whole(node, own) and _over(own, readers):
-            operands = [value(x) for x in (own, scale, total)]
-            return builder.call(kernels.scaled_from, operands, node.rate, node.shape, node.dtype)
-    return None
+    if readers.limits.trained and not all(_whole(node, x) for x in operands):
+        return None  # gradients of what broadcasts are those of the operators apart
+    op: Op = aten.addcmul.default
+    if not (_whole(node, total) and _over(total, readers)):
+        for own, scale in (factors, factors[::-1]):
+            if node.rate.per_candidate and _whole(node, own) and _over(own, readers):
+                op, operands = kernels.scaled_from, [own, scale, total]
+                break
+    return builder.call(op, [value(x) for x in operands], node.rate, node.shape, node.dtype)
 
 
 def _whole(node: Node, x: Node) -> bool:
-    """A floating tensor of the result's shape and rows."""
-    return node.dtype.is_floating_point and x.shape == node.shape and _same_rows(x, node)
+    """A tensor of the result's shape and rows."""
+    return x.shape == node.shape and _same_rows(x, node)
 
 
 def _over(x: Node, readers: _Readers) -> bool:

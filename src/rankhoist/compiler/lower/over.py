@@ -53,7 +53,8 @@ def _free(
     made, memory = row(source.op), row(_memory(source, found).op)
     if training and (made.recalls or (source is not target and not memory.dense)):
         return False
-    new = memory.dense if row(reader.op).adds_onto else made.new
+    folds = row(reader.op).adds_onto and (training or len(reader.shape) != 1)  # it sees all axes but the last as one
+    new = memory.dense if folds else made.new
     own = new and source.rows_first and source.index in whole and readers[source.index] == 1
     return own and source.rate.stage == reader.rate.stage and math.prod(source.shape) == math.prod(reader.shape)
 
