@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 # deepctr_torch, when imported, asks for updates by `requests`, in a thread; without `get` it cannot.
-sys.modules["requests"] = types.ModuleType("requests")
+del requests.get
 
 # Plans follow predicted time. On real machines small models are not worth hoisting, and plans differ between machines;
 # on this one calls are free, and every multiply-add and every element written costs the same.

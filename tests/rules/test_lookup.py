@@ -65,6 +65,22 @@ EQUAL: dict[str, Equal] = {
         dict(i=torch.triu_indices(7, 7, 1)),
     ),
     "rows_of_own": (lambda c, k: both(c, k)[torch.arange(k.shape[0]), (k[:, 0] > 0).long()], ROWS, {}),
+    "constant_columns_of_own": (
+        lambda c, k, i: c[torch.arange(k.shape[0])[:, None], i] + both(c, k)[torch.arange(k.shape[0])[:, None], i + 3],
+        ROWS,
+        dict(i=torch.tensor([4, 0, -6])),
+    ),
+    "a_constant_column_of_own": (lambda c, k: both(c, k)[torch.arange(k.shape[0]), 7] * c[:, 0], ROWS, {}),
+    "points_of_own": (
+        lambda c, k, i: fields(c, k)[torch.arange(k.shape[0])[:, None, None], i[:, None], i % 2].sum(2),
+        FIELDS,
+        dict(i=torch.tensor([6, 0, 3])),
+    ),
+    "chosen_columns_of_own": (
+        lambda c, k: both(c, k)[torch.arange(k.shape[0])[:, None], (c[:, :3] > 0).long()] * k[:, :3],
+        ROWS,
+        {},
+    ),
     "gather_per_row": (lambda c, k: c.gather(1, (k[:, :2] > 0).long()), ROWS, {}),
 }
 

@@ -178,23 +178,33 @@ def own_number(call: Call) -> RowNumber:
 
 
 def own_row(call: Call) -> Value:
-    """`x[arange(rows), ids]` reads the own row of x: it runs at the rate of x and ids."""
+    """`x[arange(rows)[:, None], i]` reads the own row of x: a constant moves positions, ids run at the rate of both."""
     value, chosen = call.form(), _chosen(call)
     axes = [axis for axis, _ in chosen]
     if not any(isinstance(i, RowNumber) for _, i in chosen):
         raise Elsewhere("no index is the row number")
     first = chosen[0][1]
-    if not isinstance(first, RowNumber) or first.step != 1 or first.behind or value.layout[axes[0]] != (ROW,):
+    if not isinstance(first, RowNumber) or first.step != 1 or value.layout[axes[0]] != (ROW,):
         raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
-    if len(chosen) == 1:
+    if len(chosen) == 1 and not first.behind:
         return value
     others = [as_form(i) for _, i in chosen[1:]]
     shown = ", ".join(i.axes for i in others)
-    if any(ROW in e for i in others for e in i.layout[1:]):
+    if axes != list(range(axes[0], axes[0] + len(axes))) or any(i.dtype == torch.bool for i in others):
+        raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not one behind the other by numbers")
+    if not all(_of_own_row(i, first.behind) for i in others):
         raise Decline(f"{value.axes} is indexed by {shown}, with rows in a later axis")
-    if any(len(i.layout) > 1 for i in others) or axes != list(range(axes[0], axes[0] + len(axes))):
-        raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not by one element per row")
-    return call.rowwise(self=value)
+    constants = [k for k in map(call.constant, others) if k is not None and k.dim() <= first.behind]
+    if not others or len(constants) < len(others):
+        return call.rowwise(self=value)
+    shaped = [k.reshape([1] * (first.behind - k.dim()) + list(k.shape)) for k in constants]
+    return folds.take_points(call.builder, value, axes[1:], shaped)
+
+
+def _of_own_row(index: Form, behind: int) -> bool:
+    """Whether it has its rows, if any, where the row number has them with so many axes behind."""
+    rows = [axis for axis, entry in enumerate(index.layout) if ROW in entry]
+    return len(index.layout) <= behind + 1 and (not rows or (rows == [0] and len(index.layout) == behind + 1))
 
 
 def gather(call: Call) -> Value:
