@@ -7,11 +7,8 @@ copied out, or padding that reaches somebody, shows there, too. What needs CUDA 
 from __future__ import annotations
 
 import copy
-import itertools
 import random
 import threading
-import warnings
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +18,6 @@ from test_backends import CASES, Case, Crossed
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, hoist
-from rankhoist.compiler.targets import cuda_graphs
 from rankhoist.compiler.targets.recorder import StandIn
 from rankhoist.errors import HoistingWarning, VocabularyError
 from rankhoist.runtime import halves, replays
@@ -369,104 +365,3 @@ def test_no_model_is_kept_alive():
         assert gone() is None
     finally:
         gc.enable()
-
-
-# -- CUDA graphs, without CUDA
-
-
-class Cuda:
-    """What `cuda_graphs` calls of torch, written down."""
-
-    def __init__(self, fails: bool = False) -> None:
-        self.log: list[str] = []
-        self.now, self.fails, self.numbers = "caller's", fails, itertools.count()
-        cuda = self
-
-        class Stream:
-            def __init__(self, device: Any) -> None:
-                self.name = "own"
-
-            def wait_stream(self, other: Any) -> None:
-                cuda.log.append(f"{self.name} waits for {other.name}")
-
-            def synchronize(self) -> None:
-                cuda.log.append(f"wait for {self.name}")
-
-        class Within:
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                self.args, self.kwargs = args, kwargs
-
-            def __enter__(self) -> None:
-                if self.kwargs:
-                    cuda.log.append(f"capture {self.kwargs['capture_error_mode']} in pool {self.kwargs['pool']}")
-                    cuda.current = self.kwargs["stream"]
-                    cuda.capturing = True
-
-            def __exit__(self, *problem: Any) -> None:
-                cuda.capturing = False
-
-        class Graph:
-            def replay(self) -> None:
-                cuda.log.append("replay")
-
-        self.capturing = False
-        self.callers = Stream(None)
-        self.callers.name = "caller's"
-        self.current = self.callers
-        self.torch = SimpleNamespace(
-            cuda=SimpleNamespace(
-                Stream=Stream, graph_pool_handle=lambda: next(self.numbers), current_stream=lambda _: self.current,
-                synchronize=lambda _: self.log.append("wait"), device=Within, stream=Within, graph=Within,
-                CUDAGraph=Graph, memory_reserved=lambda _: 0, empty_cache=lambda: None,
-                set_stream=lambda s: setattr(self, "current", s), is_current_stream_capturing=lambda: self.capturing,
-            ),
-            _C=SimpleNamespace(_cuda_clearCublasWorkspaces=lambda: self.log.append("workspaces")),
-        )  # fmt: skip
-
-    def function(self) -> tuple[Tensor]:
-        self.log.append("captured" if self.capturing else "run")
-        if self.capturing and self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return (torch.zeros(3),)
-
-
-def test_a_capture_is_warmed_up_on_its_own_stream_and_has_its_own_memory(monkeypatch):
-    cuda = Cuda()
-    monkeypatch.setattr(cuda_graphs, "torch", cuda.torch)
-    recorder = cuda_graphs.CudaGraphs(torch.device("cuda", 0))
-    with recorder.turn():
-        recording = recorder.record(cuda.function)
-        recording.replay()
-    assert cuda.current is cuda.callers and recording.bytes == 12 and recorder.usable()
-    assert cuda.log == [
-        "caller's waits for own", "wait", "run", "run", "wait", "workspaces", "capture thread_local in pool 0",
-        "captured", "workspaces", "replay", "caller's waits for own", "replay",
-    ]  # fmt: skip
-
-
-def test_a_capture_that_fails_leaves_the_callers_stream(monkeypatch):
-    cuda = Cuda(fails=True)
-    monkeypatch.setattr(cuda_graphs, "torch", cuda.torch)
-    recorder = cuda_graphs.CudaGraphs(torch.device("cuda", 0))
-    with recorder.turn(), pytest.raises(RuntimeError, match="not permitted"):
-        recorder.record(cuda.function)
-    assert cuda.current is cuda.callers
-    cuda.fails = False
-    with recorder.turn():
-        recorder.record(cuda.function)
-    assert "capture thread_local in pool 1" in cuda.log, "the next one has a pool of its own"
-
-
-def test_turns_on_one_stream_wait_for_nothing(monkeypatch):
-    cuda = Cuda()
-    monkeypatch.setattr(cuda_graphs, "torch", cuda.torch)
-    recorder = cuda_graphs.CudaGraphs(torch.device("cuda", 0))
-    for _ in range(3):
-        with recorder.turn():
-            pass
-    assert cuda.log == ["caller's waits for own"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with recorder.turn():
-            recorder.settle()
-    assert cuda.log[-1] == "wait for caller's"

@@ -28,7 +28,7 @@ from rankhoist.errors import ArtifactError
 from rankhoist.runtime import allowance, container, graph_json, model_json, opaque, tensor_file
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.plain import counts, entries, entry
-from rankhoist.runtime.retarget import retargeted
+from rankhoist.runtime.retarget import moved, retargeted
 from rankhoist.runtime.weights import Weights
 
 CONSTANT = "constant."  # before the number of an index constant; no placeholder has a dot in its name
@@ -103,8 +103,8 @@ def blueprint_of(
 def check_folding(blueprint: Blueprint, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
     """Refuse to run a weights stage that makes far more than its weights explain."""
     captured = blueprint.interface
-    moved = {captured.dtype: dtype, captured.device: torch.device("cpu")}
-    allowance.check(retargeted(replace(blueprint.stages, variants=[]), moved).weights, tensors)
+    names = moved(captured, dtype, torch.device("cpu"))
+    allowance.check(retargeted(replace(blueprint.stages, variants=[]), names).weights, tensors)
 
 
 # -- stages

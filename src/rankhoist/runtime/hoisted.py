@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rankhoist.capture import Program
 from rankhoist.compiler.plan import Plan, Plans, PlanSummary, single
+from rankhoist.compiler.targets.cuda_graphs import wait_for
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_model
@@ -107,6 +108,7 @@ class HoistedModel(Appending, nn.Module):
         original = renewed(self._weights.original, state_dict, self.interface.state, self.blueprint.pinned)
         opaque = self.blueprint.kept(original, self.dtype, self.device)
         weights = Weights.of(original, self._weights.constants, self.stages, self.interface, opaque=opaque)
+        wait_for(self.device)  # calls may be on other streams
         before, self._replayed = self._replayed, {name: own.anew(weights) for name, own in self._replayed.items()}
         self._weights = self._guard.weights = weights
         for replays in before.values():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rankhoist.compiler.emit import Stage, Stages
 from rankhoist.compiler.emit.lookups import search
-from rankhoist.errors import RankhoistError, VocabularyError
+from rankhoist.errors import InputError, RankhoistError, VocabularyError
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.vocabulary import FREE, Vocabulary, vocabulary
 from rankhoist.runtime.weights import Weights
@@ -172,8 +172,16 @@ class Guard:
     def _explained(
         self, error: Exception, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
     ) -> Exception:
-        """The error of a stage that failed of an id outside of its table, in words; any other as it is."""
-        if isinstance(error, RankhoistError) or self._inputs.device.type != "cpu":
+        """The error of a stage that failed of an input elsewhere, or of an id outside of its table, in words; any other
+        as it is.
+        """
+        own = self._inputs.device
+        named = [(f"{side} input {name!r} is", t) for name, t in inputs.items()]
+        prepared = [("what was prepared is", t) for t in given[3:] if isinstance(t, Tensor)]
+        for what, t in [*named, *prepared]:
+            if t.device.type != own.type or own.index not in (None, t.device.index):
+                return InputError(f"{what} on {t.device}, and the model on {own}: move one to the other")
+        if isinstance(error, RankhoistError) or own.type != "cpu":
             return error
         try:
             check(self.bounds[side], inputs)

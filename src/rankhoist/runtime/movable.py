@@ -13,6 +13,7 @@ from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.growing import Growing
 from rankhoist.compiler.targets import target_of
 from rankhoist.compiler.targets.backends import RECORDED, backend_of
+from rankhoist.compiler.targets.cuda_graphs import wait_for
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.ids import EAGER, PLAIN, Guard
 from rankhoist.runtime.inputs import Inputs
@@ -106,6 +107,7 @@ class Movable(Scoring, nn.Module):
         self._inputs = Inputs(self.blueprint.interface, dtype, device)
         opaque = self.blueprint.kept(original, dtype, device)
         self._weights = Weights.of(original, constants, self.stages, self.interface, folded, opaque)
+        wait_for(device)  # whoever calls it may do so on another stream
         self._guard = Guard(self._inputs, self.stages, self._weights)
         if self.backend not in PLAIN:
             self.vocabulary.guard(self.stages)

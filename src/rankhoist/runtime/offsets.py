@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rankhoist.compiler.graph.padded import Padded
 from rankhoist.errors import InputError
+from rankhoist.runtime.sent import sent
 
 Offsets = Tensor | Sequence[int]
 
@@ -42,8 +43,7 @@ class Blocks:
         """
         if device.type in LOOPS:
             return self.offsets, self.owner.to(device)
-        pinned = self.offsets.pin_memory() if device.type == "cuda" else self.offsets
-        bounds = pinned.to(device, non_blocking=True)
+        bounds = sent(self.offsets, device)
         places = torch.arange(self.rows, device=device)
         owner = torch.searchsorted(bounds[1:], places, right=True)
         longest = int(self.offsets.diff().max()) if len(self.offsets) > 1 else 0

@@ -7,7 +7,7 @@ import torch
 from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.targets.backends import backend_of
 from rankhoist.runtime.blueprint import Blueprint
-from rankhoist.runtime.retarget import retargeted
+from rankhoist.runtime.retarget import moved, retargeted
 
 
 def placed(blueprint: Blueprint, dtype: torch.dtype, device: torch.device, backend: str) -> Stages:
@@ -17,7 +17,7 @@ def placed(blueprint: Blueprint, dtype: torch.dtype, device: torch.device, backe
         BackendError: there is no such backend.
     """
     make, captured = backend_of(backend), blueprint.interface
-    stages = retargeted(blueprint.stages, {captured.dtype: dtype, captured.device: device})
+    stages = retargeted(blueprint.stages, moved(captured, dtype, device))
     for variant in stages.variants:
         variant.request.run = make(variant.request, None)
         variant.candidate.run = make(variant.candidate, variant.state)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rankhoist.compiler.targets.recorder import Recording, size_of
 from rankhoist.runtime.buckets import Bucket
+from rankhoist.runtime.sent import pinned
 
 WHOLE, REQUEST, CANDIDATE = "whole", "request", "candidate"
 
@@ -54,8 +55,7 @@ class Recorded:
         ]
         copy(pairs)
         if bounds is not None and self.bounds is not None:
-            pinned = bounds.pin_memory() if self.bounds.is_cuda else bounds
-            self.bounds.copy_(pinned, non_blocking=True)
+            self.bounds.copy_(pinned(bounds, self.bounds.device), non_blocking=True)
 
 
 def copies(values: Sequence[Any]) -> list[Any]:

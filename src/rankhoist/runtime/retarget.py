@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
+from rankhoist.capture import Interface
 from rankhoist.compiler.emit import Catalogue, Stage, Stages, Variant
+
+
+def moved(captured: Interface, dtype: torch.dtype, device: torch.device) -> dict[Any, Any]:
+    """What a model's graphs name, and what they are to name; a model that was on `cuda:0` may name `cuda` as well."""
+    return {captured.dtype: dtype, torch.device(captured.device.type): device, captured.device: device}
 
 
 def retargeted(stages: Stages, names: Mapping[Any, Any]) -> Stages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,11 +148,11 @@ class ServedModel:
         return Scored(outputs, {"context": (start, middle), "candidate": (middle, time.perf_counter())})
 
     def _outputs_of(self, state: RequestState, batch: Batch) -> dict[str, NDArray[Any]]:
+        candidates = self.staging.there(batch.candidates)
         if self.items is None:
-            candidates = self.staging.there(batch.candidates)
             made = self.hoisted.score(state, candidates, request_offsets=batch.offsets)
         else:
-            made = self.items.score(self.hoisted, state, batch)
+            made = self.items.score(self.hoisted, state, replace(batch, candidates=candidates))
         leaves = [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
         found = self.staging.back([leaves[output.leaf] for output in self.outputs])
         return {output.name: _array(t) for output, t in zip(self.outputs, found, strict=True)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.capture import Jagged
+from rankhoist.runtime.sent import sent
 
 
 class Staging:
@@ -35,7 +36,7 @@ class Staging:
     def _moved(self, own: Any) -> Any:
         if isinstance(own, Jagged):
             return Jagged.of([self._moved(column) for column in own.values], self._moved(own.lengths))
-        return own if own.is_cuda else own.pin_memory().to(self.device, non_blocking=True)
+        return sent(own, self.device)
 
     def back(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs in the CPU's memory, all of them there."""

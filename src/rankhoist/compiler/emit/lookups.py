@@ -87,7 +87,8 @@ def guarded(target: Callable[..., Any]) -> Callable[..., tuple[Any, Tensor]]:
             counts.append(wrong.sum())
             inside = _put(inside, use.path, ids.masked_fill(wrong, 0))
         made = target(*inside, **kwargs)
-        return made, torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.int64)
+        none = at(args, paths(target, args)[0]).new_zeros((), dtype=torch.int64)
+        return made, torch.stack(counts).sum() if counts else none
 
     return lookup
 

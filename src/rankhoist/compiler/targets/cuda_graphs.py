@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import weakref
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from rankhoist.compiler.targets.recorder import Function, Recorder, Recording, StandIn, size_of
 
 WARM_UP = 2  # runs before a capture: libraries choose and load their kernels there
-_CAPTURES = threading.Lock()  # PyTorch captures one graph at a time
+_CAPTURES = threading.Lock()  # PyTorch captures one graph at a time, and nobody may wait for a device meanwhile
 
 
 def room_of(device: torch.device) -> int:
@@ -28,6 +30,21 @@ def recorder_of(device: torch.device) -> Recorder:
     return CudaGraphs(device) if device.type == "cuda" else StandIn()
 
 
+def wait_for(device: torch.device) -> None:
+    """Until all that was launched on a device is done, on whatever stream."""
+    if device.type == "cuda":
+        with _CAPTURES:
+            torch.cuda.synchronize(device)
+
+
+@functools.cache
+def _capturing(device: torch.device) -> torch.cuda.Stream:
+    """Where graphs are captured, of all models. What another thread launched there would become a part of the graph,
+    and PyTorch hands out the same 32 streams again and again: this is one of those that nobody gets without asking.
+    """
+    return torch.cuda.Stream(device, priority=-1)
+
+
 class CudaGraphs:
     """Graphs of one device that share a private memory pool.
 
@@ -35,61 +52,74 @@ class CudaGraphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._lock = device, threading.Lock()
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)
+        self._device = torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
+        self._lock = threading.Lock()
+        self._stream = _capturing(self._device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._last: torch.cuda.Stream = self._stream  # where the last turn was
+        self._alive: weakref.WeakSet[_Graph] = weakref.WeakSet()  # those that keep the pool
+        self._last: torch.cuda.Stream | None = None  # where the last turn was
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         with self._lock:
             current = torch.cuda.current_stream(self._device)
-            if current != self._last:
-                current.wait_stream(self._last)
+            if current != self._last and self.usable():  # a graph of the caller's own must not wait for others
+                if self._last is not None:
+                    current.wait_stream(self._last)
                 self._last = current
             yield
 
     def record(self, function: Function) -> Recording:
-        current = torch.cuda.current_stream(self._device)
-        # Memory that the allocator hands out here may have been another stream's, whose kernels still run.
-        torch.cuda.synchronize(self._device)
-        try:
-            with _CAPTURES, torch.cuda.device(self._device):
+        with _CAPTURES, torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            # Memory that the allocator hands out here may have been another stream's, whose kernels still run.
+            torch.cuda.synchronize()
+            try:
                 return self._captured(function)
-        except BaseException:
-            self._after_failure()
-            raise
-        finally:
-            torch.cuda.set_stream(current)  # a capture that fails may leave its own
-            current.wait_stream(self._stream)
+            except BaseException:
+                self._after_failure()
+                raise
+            finally:
+                torch.cuda.set_stream(current)  # a capture that fails leaves its own
+                current.wait_stream(self._stream)
 
     def _captured(self, function: Function) -> Recording:
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UP):
                 function()
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved(self._device)
+        if not self._alive:  # PyTorch takes a pool that no graph holds any more for a mistake
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved()
         # cuBLAS keeps its workspace by stream: one made now lies in the graphs' own pool, and nobody else uses it.
         _forget_workspaces()
-        # Other threads go on: only what this one calls may end the capture.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        with self._capture(graph):
             outputs = tuple(function())
         _forget_workspaces()
         graph.replay()  # outputs hold what the function makes, as they do after every replay
-        grown = torch.cuda.memory_reserved(self._device) - before
-        return _Graph(graph, outputs, max(grown, size_of(outputs)))
+        grown = torch.cuda.memory_reserved() - before
+        made = _Graph(graph, outputs, max(grown, size_of(outputs)))
+        self._alive.add(made)
+        return made
+
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+        """Other threads go on: only what this one calls may end the capture."""
+        return torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
 
     def _after_failure(self) -> None:
-        """The next capture has a pool of its own; the allocator stops to fill this one, if the capture's end did not
-        tell it.
+        """The next capture has a pool of its own. What the capture's end may not have told: the allocator stops to fill
+        this one, and by a capture that does end, random numbers are drawn outside of graphs again.
         """
         with contextlib.suppress(Exception):
-            torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
+            torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
         self._pool = torch.cuda.graph_pool_handle()
+        with contextlib.suppress(Exception), self._capture(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=self._device)
 
     def settle(self) -> None:
-        self._last.synchronize()
+        if self._last is not None:
+            self._last.synchronize()
 
     def usable(self) -> bool:
         return not torch.cuda.is_current_stream_capturing()

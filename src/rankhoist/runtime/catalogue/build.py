@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankhoist.compiler.targets.cuda_graphs import wait_for
 from rankhoist.errors import InputError
 from rankhoist.runtime.catalogue import files
 from rankhoist.runtime.catalogue.index import Edition, Ids, Index
@@ -38,6 +39,7 @@ def build(
         first += size
     if first != count:
         raise InputError(f"there are {first} items, and {count} were announced")
+    wait_for(stage.inputs.device)  # calls may be on other streams
     index = Index.of(np.concatenate(ids) if ids else np.arange(0), np.arange(count))
     store = Store(stage, layout, tables, Edition(index), folder, writes=folder is not None)
     if folder is not None:

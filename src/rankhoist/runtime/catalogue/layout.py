@@ -18,6 +18,7 @@ from torch import Tensor
 from rankhoist.compiler.emit import Catalogue
 from rankhoist.errors import ArtifactError, InputError
 from rankhoist.runtime.plain import as_dtype, as_kind, counts, dtype_name, entries
+from rankhoist.runtime.sent import sent
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
 SCALE, STEPS = torch.float32, 127  # of int8
@@ -113,10 +114,15 @@ class Layout:
             rows[column.table][:, column.start : column.start + column.width].copy_(own)
         return rows
 
-    def read(self, tables: Sequence[Tensor], rows: Tensor, plan: int) -> dict[int, Tensor]:
-        """What a plan reads of items by their rows `[N]`: a tensor `[N, ...]` by node, of the caller's own."""
+    def read(self, tables: Sequence[Tensor], rows: Tensor, plan: int, device: torch.device) -> dict[int, Tensor]:
+        """What a plan reads of items by their rows `[N]`: a tensor `[N, ...]` by node, of the caller's own and on the
+        device, also of tables that lie in files.
+        """
         own = [plan in table.plans for table in self.tables]
-        picked = [x.index_select(0, rows) if mine else None for x, mine in zip(tables, own, strict=True)]
+        at = {place: sent(rows, place) for place in {x.device for x in tables}}
+        picked = [
+            sent(x.index_select(0, at[x.device]), device) if mine else None for x, mine in zip(tables, own, strict=True)
+        ]
         made = {}
         for column in self.columns:
             whole = picked[column.table]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.emit import Catalogue
+from rankhoist.compiler.targets.cuda_graphs import wait_for
 from rankhoist.errors import InputError
 from rankhoist.runtime.catalogue import files
 from rankhoist.runtime.catalogue.index import Edition, Ids, Index, as_ids, listed
@@ -124,8 +125,8 @@ class Store:
             raise InputError("name the candidates' items by rows= or by ids=, one of them")
         with self._lock.reading():
             found = self.rows_of(ids) if ids is not None else self._checked(torch.as_tensor(rows))
-            at = found.to(self._stage.inputs.device, torch.int64)
-            return self._layout.read(self._tables, at, plan), len(found)
+            device = self._stage.inputs.device
+            return self._layout.read(self._tables, found.to(torch.int64), plan, device), len(found)
 
     def _checked(self, rows: Tensor) -> Tensor:
         if rows.dim() != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
@@ -169,9 +170,12 @@ class Store:
             rows = np.empty(count, np.int64)
             rows[kept] = self.index.rows[places[kept]]
             rows[~kept] = self._free_rows(count - int(kept.sum()))
-            at = torch.from_numpy(rows).to(self._stage.inputs.device)
+            device = self._stage.inputs.device
+            wait_for(device)  # calls that read on other streams
+            at = torch.from_numpy(rows).to(device)
             for table, own in zip(self._tables, new, strict=False):
                 table.index_copy_(0, at.to(table.device), own.to(table.device))
+            wait_for(device)
             index = self.index if kept.all() else self.index.moved(places[known], rows[known])
             self._change(index if known.all() else index.with_ids(names[~known], rows[~known]))
 
