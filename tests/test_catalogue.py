@@ -15,12 +15,13 @@ from rankhoist import Split
 from rankhoist.capture import capture
 from rankhoist.capture.inputs import mark_sides
 from rankhoist.compiler.algebra.memo import Memo
-from rankhoist.compiler.algebra.workload import Workload
+from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.plan import make_plans, plans_with_store, single
-from rankhoist.compiler.plan.search import attempt, make_plan
+from rankhoist.compiler.plan.search import attempt, make_plan, search
 from rankhoist.compiler.rules import all_rules
+from rankhoist.compiler.targets import ALIKE
 from rankhoist.errors import ArtifactError, ContextError, InputError
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import HoistedModel
@@ -459,3 +460,41 @@ def test_the_items_share_of_a_norms_mean_is_stored():
     assert [n.op.__name__ for n in numbers if n.op.__name__ != "gathered"] == [
         "add.Tensor", "square.default", "add.Tensor", "add.Tensor", "rsqrt.default",
     ]  # fmt: skip
+
+
+class Crossed(nn.Module):
+    """`x_{l+1} = x_0 * (U V x_l) + x_l` of low rank, over columns of all sides, then a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Linear(96, 16, bias=False) for _ in range(3))
+        self.up = nn.ModuleList(nn.Linear(16, 96) for _ in range(3))
+        self.top = nn.Linear(96, 24)
+
+    def forward(self, context: Tensor, item: Tensor, place: Tensor) -> Tensor:
+        first = x = torch.cat([context, item, place], 1)
+        for down, up in zip(self.down, self.up, strict=True):
+            x = first * up(down(x)) + x
+        return self.top(x)
+
+
+def test_what_no_store_holds_is_no_matrix_of_each_candidate():
+    """`U diag(item) V` is a matrix of an item: with no room for it, nothing is multiplied that would not be without."""
+    model, items, context, place = Crossed().double().eval(), randn(ITEMS, 40), randn(3, 48), randn(N, 8)
+    sides = (context[:1].expand(4, -1), items[:4], place[:4])
+    hoisted = rankhoist.hoist(model, sides, context=["context"], item=["item"], item_bytes=600)
+    plain, stored = hoisted.plan, hoisted.blueprint.with_store.main
+    program = plain.interpreter.program
+    alike = [attempt(program, Level.FULL, p.workload, plain.evaluated).cost.multiply_adds for p in (plain, stored)]
+    assert alike[1] <= alike[0] and stored.cost.multiply_adds <= plain.cost.multiply_adds
+    store = hoisted.catalogue([items])
+    state = hoisted.prepare([context], store=store)
+    scores = hoisted.score(state, store=store, rows=range(N), pair_inputs=[place], request_offsets=OFFSETS)
+    assert_equal(scores, model(repeated(context, OFFSETS), items[:N], place))
+
+
+def test_a_search_begins_near_what_is_best_without_a_store(program):
+    plain = make_plan(program, Level.FULL, Workload())
+    stored = Workload(item_bytes=4000)
+    found = search(program, Level.FULL, stored, plain.target, near=[plain.evaluated])[-1]
+    assert found.cost.seconds <= attempt(program, Level.FULL, stored, plain.evaluated).cost.seconds * ALIKE

@@ -55,13 +55,20 @@ def simplify(b: Builder, block: Block, workload: Workload) -> Block:
     return Block(block.labels, (*fixed, *(t for group in groups for t in fold_group(b, group, visible, workload))))
 
 
-def split(term: Term, workload: Workload) -> tuple[list[Factor], list[Factor]]:
+def split(term: Term, visible: Collection[Label], workload: Workload) -> tuple[list[Factor], list[Factor]]:
     """The coefficient of a term, and its per-candidate factors.
 
-    What is kept of items is a coefficient, where something else is computed for each candidate.
+    What is kept of items is a coefficient, where something else is computed for each candidate and a store may hold
+    what the coefficient is then.
     """
-    moving = [f for f in term.factors if f.node.rate.per_candidate and not workload.before(f.node.rate)]
-    moving = moving or [f for f in term.factors if f.node.rate.per_candidate]
+    every = [f for f in term.factors if f.node.rate.per_candidate]
+    moving = [f for f in every if not workload.before(f.node.rate)]
+    if moving and len(moving) < len(every):
+        left = set(visible).union(*(f.labels for f in moving))
+        held = {x for f in term.factors if f not in moving for x in f.labels if x in left}
+        if not workload.holds(usual(_size(list(held)))):
+            moving = every
+    moving = moving or every
     return [f for f in term.factors if f not in moving], moving
 
 
@@ -69,7 +76,7 @@ def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Wor
     """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of the per-candidate factors is small; else
     evaluated.
     """
-    fixed, moving = split(term, workload)
+    fixed, moving = split(term, visible, workload)
     if len(moving) < 2:
         return term
     if not small_product(term, visible, workload):
@@ -80,7 +87,7 @@ def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Wor
 
 def small_product(term: Term, visible: Collection[Label], workload: Workload) -> bool:
     """Whether the per-candidate factors multiply to something smaller than the block itself."""
-    fixed, moving = ({x for f in factors for x in f.labels} for factors in split(term, workload))
+    fixed, moving = ({x for f in factors for x in f.labels} for factors in split(term, visible, workload))
     left = [x for x in moving if x in visible or x in fixed]
     return bool(fixed) and 2 * _size(left) <= _size(list(visible))
 
@@ -94,7 +101,7 @@ def group_terms(
     """
     groups: dict[object, list[Term]] = {}
     for i, term in enumerate(terms):
-        fixed, moving = split(term, workload)
+        fixed, moving = split(term, visible, workload)
         kind = by_coefficient and any(f.node.rate.per_candidate for f in fixed)
         private = [x for x in moving[0].labels if x not in visible] if len(moving) == 1 else []
         if len(moving) == 1 and len(term.factors) > 1:
@@ -117,13 +124,14 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     if len(terms) == 1:
         return terms
     terms = _same_private_labels(terms, visible, workload)
-    moving = split(terms[0], workload)[1][0]
+    moving = split(terms[0], visible, workload)[1][0]
     keep = set(visible) | set(moving.labels)
-    coefficients = [Term(tuple(split(t, workload)[0]), t.scale) for t in terms]
+    coefficients = [Term(tuple(split(t, visible, workload)[0]), t.scale) for t in terms]
     labels = {x for t in coefficients for f in t.factors for x in f.labels if x in keep} | set(moving.labels)
     joint = sum(cheapest(t.factors, keep, workload).cost for t in coefficients)
     rate = join((moving.node.rate, *(f.node.rate for t in coefficients for f in t.factors)))
-    joint += workload.of(rate) * usual(math.prod(x.size for x in labels))
+    size = usual(math.prod(x.size for x in labels))
+    joint += workload.of_size(rate, size) * size
     if joint > sum(cheapest(t.factors, visible, workload).cost for t in terms):
         return terms
     total = _total(b, [evaluate(b, t, keep, workload) for t in coefficients], workload)
@@ -135,10 +143,10 @@ def _same_private_labels(terms: list[Term], visible: Collection[Label], workload
 
     A term's other summed labels get new names: they may be those that another term has on the shared factor.
     """
-    first = split(terms[0], workload)[1][0]
+    first = split(terms[0], visible, workload)[1][0]
     result = []
     for term in terms:
-        own = split(term, workload)[1][0]
+        own = split(term, visible, workload)[1][0]
         names = {x: Label(x.size) for f in term.factors for x in f.labels if x not in visible}
         names |= dict(zip(own.labels, first.labels, strict=True))
         factors = tuple(Factor(f.node, tuple(names.get(x, x) for x in f.labels)) for f in term.factors)

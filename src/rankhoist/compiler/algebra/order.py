@@ -102,7 +102,7 @@ class _Costs:
             rows = {Rate.WEIGHT: 1, Rate.ITEM: self.workload.candidates}
             early = [side for side in (left, right) if self.workload.before(side.rate)]
             read = sum(rows[side.rate] * self.size(side.labels) for side in early)
-        return left.cost + right.cost + self.workload.of(rate) * units + read
+        return left.cost + right.cost + self.workload.of_size(rate, self.size(labels)) * units + read
 
     def elements(self, part: Part) -> int:
         """Elements that whoever needs the part reads."""

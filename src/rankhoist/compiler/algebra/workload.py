@@ -8,6 +8,8 @@ from enum import IntEnum
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.errors import CaptureError
 
+ELEMENT = 4  # bytes, about
+
 
 class Level(IntEnum):
     """What may be hoisted; every level includes those below it."""
@@ -50,6 +52,14 @@ class Workload:
         if self.before(rate):
             return 0
         return self.requests if rate is Rate.REQUEST else self.candidates
+
+    def of_size(self, rate: Rate, elements: int) -> int:
+        """The same for rows of so many elements: what is more than a store may hold of an item is computed in calls."""
+        return self.of(rate) if rate is not Rate.ITEM or self.holds(elements) else self.candidates
+
+    def holds(self, elements: int) -> bool:
+        """Whether a store may hold so many of an item; without one, there is nothing to hold."""
+        return self.item_bytes is None or elements * ELEMENT <= self.item_bytes
 
     def before(self, rate: Rate) -> bool:
         """Whether what has this rate is computed before any call."""

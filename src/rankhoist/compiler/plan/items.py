@@ -16,7 +16,8 @@ ITEMS, SHARE = 1_000_000, 4  # a store of so many items may take one part in so 
 def plans_with_store(program: Program, plans: Plans[Plan], item_bytes: int | None = None) -> Plans[Plan] | None:
     """Plans that read what depends on items alone from a store, of the workload, the level and the laws of `plans`.
 
-    They share the weights stage with those. None where no input is marked as the item's.
+    They share the weights stage with those, and are looked for near them: a store saves work, but what is best without
+    one is good with one, and a search may not come there. None where no input is marked as the item's.
 
     Raises:
         ContextError: `item_bytes` is no number of bytes.
@@ -28,7 +29,9 @@ def plans_with_store(program: Program, plans: Plans[Plan], item_bytes: int | Non
         raise ContextError(f"item_bytes is {room}: a store keeps one byte of an item at least")
     main = plans.main
     workload = replace(main.workload, item_bytes=room)
-    return make_plans(program, main.asked, workload, main.target, main.without, builder=main.interpreter.b)
+    return make_plans(
+        program, main.asked, workload, main.target, main.without, (), main.interpreter.b, [main.evaluated]
+    )
 
 
 def of_memory() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -97,13 +97,15 @@ class Plans(Generic[P]):
 def make_plans(
     program: Program, level: Level, workload: Workload, target: Target | None = None,
     without: frozenset[str] = frozenset(), others: Sequence[Target] = (), builder: Builder | None = None,
+    near: Collection[frozenset[str]] = (),
 ) -> Plans[Plan]:  # fmt: skip
     """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent; also those
     of `others`, where the model may go. They are made in `builder`, if yet other plans share their weights stage.
+    `near`: see `search`.
     """
     b = builder or Builder(program.device)
     targets = [target or this_machine(), *others]
-    found = {t.name: _of_target(program, level, workload, t, without, b) for t in targets}
+    found = {t.name: _of_target(program, level, workload, t, without, b, near) for t in targets}
     plans: list[Plan] = []
     ranges = {name: own.numbered([_placed(plan, plans) for plan in made]) for name, (made, own) in found.items()}
     name = targets[0].name
@@ -111,17 +113,18 @@ def make_plans(
     if any(plan.conditional for plan in plans):
         unconditional = choice(level, search(program, level, workload, targets[0], without | CONDITIONAL))
         if unconditional.cost.seconds <= ALIKE * plans[0].cost.seconds:
-            return make_plans(program, level, workload, target, without | CONDITIONAL, others, b)
+            return make_plans(program, level, workload, target, without | CONDITIONAL, others, b, near)
         otherwise = _placed(settled(program, unconditional, b), plans)
     return with_original(plans, ranges.pop(name), name, ranges, otherwise)
 
 
 def _of_target(
-    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str], b: Builder
-) -> tuple[list[Plan], Ranges]:
+    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str], b: Builder,
+    near: Collection[frozenset[str]],
+) -> tuple[list[Plan], Ranges]:  # fmt: skip
     """The plans for one target, the one for the workload first, and where each is used."""
     deadline = time.thread_time() + SECONDS
-    found = search(program, level, workload, target, without)
+    found = search(program, level, workload, target, without, near)
     main = choice(level, found)
     if level is not Level.FULL:
         return [explained(level, settled(program, main, b), found[-1])], EVERYWHERE

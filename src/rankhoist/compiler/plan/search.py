@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,9 +144,13 @@ def explained(level: Level, plan: Plan, told: Plan) -> Plan:
 
 
 def search(
-    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str] = frozenset()
-) -> list[Plan]:
-    """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found, last."""
+    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str] = frozenset(),
+    near: Collection[frozenset[str]] = (),
+) -> list[Plan]:  # fmt: skip
+    """All plans worth comparing for `workload`: of every lower level, and at `full` the best that was found, last.
+
+    `near` are choices that were best for a workload like it: what is evaluated there.
+    """
     memo = Memo(Builder(program.device))
     plain = attempt(program, Level.EXPAND, workload, frozenset(), memo, target, without)
     found = []
@@ -154,7 +158,7 @@ def search(
         watch().told(f"{len(operators_of(program)):,} operators, level {lower.name.lower()}")
         found.append(affordable(program, lower, workload, frozenset(), memo, target, without))
     if level is Level.FULL:
-        found.append(_improved(program, workload, memo, target, without))
+        found.append(_improved(program, workload, memo, target, without, near))
     made = [plan for plan in found if plan is not None]
     if found and not made and math.isinf(watch().seconds):
         warnings.warn(
@@ -166,8 +170,11 @@ def search(
     return [plain, *made]
 
 
-def _improved(program: Program, workload: Workload, memo: Memo, target: Target, without: frozenset[str]) -> Plan | None:
-    """From "keep all" and "evaluate all", flip like operators together, then single ones, while it helps.
+def _improved(
+    program: Program, workload: Workload, memo: Memo, target: Target, without: frozenset[str],
+    near: Collection[frozenset[str]],
+) -> Plan | None:  # fmt: skip
+    """From what is `near`, "keep all" and "evaluate all", flip like operators together, then single ones, if it helps.
 
     Its reasons are those of "keep all"; None where both are too dear.
     """
@@ -180,6 +187,7 @@ def _improved(program: Program, workload: Workload, memo: Memo, target: Target, 
     starts = [*tried(frozenset()), *tried(operators)]
     if not starts:
         return None
+    others = [plan for evaluated in near for plan in tried(evaluated)]
     deadline = time.thread_time() + min(SECONDS, watch().left)
 
     def climb(current: Plan, moves: Iterable[frozenset[str]]) -> Plan:
@@ -194,7 +202,7 @@ def _improved(program: Program, workload: Workload, memo: Memo, target: Target, 
     shares = _shares(starts, memo)
     groups = _like_operators(program, memo.kept_forms)
     groups.sort(key=lambda group: -sum(shares[name] for name in group))  # what decides most goes first
-    found = best([climb(start, groups) for start in starts])
+    found = best([climb(start, groups) for start in [*others, *starts]])
     singles = [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)]
     return replace(climb(found, singles), reasons=starts[0].reasons)
 
