@@ -1,7 +1,8 @@
 """A step of training on grouped batches beside one on rows: `python benchmarks/grouped.py [--only NAME]`.
 
-A step is forward, loss, backward and Adam, in float32 on one thread, on 32 requests of 100 candidates; medians of
-interleaved steps. Rows are repeated before the clock starts. Gradients are compared before anything is timed. Memory is
+A step is forward, loss, backward and Adam, in float32 on one thread, on 32 requests of 100 candidates; medians of the
+processor's time of interleaved steps. Rows are repeated before the clock starts. Gradients are compared before anything
+is timed. Memory is
 what a step holds at most beside what was there before it, as the profiler counts it. Writes dated JSON and Markdown.
 """
 

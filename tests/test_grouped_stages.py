@@ -31,7 +31,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def operators(call: Callable[..., Tensor], level: Level = Level.FULL, **weights: Tensor) -> list[str]:
-    """Names in the weights' and in the candidates' stage, after the check that gradients are those of rows."""
+    """Names in all stages, after the check that gradients are those of rows."""
     inputs = randn(20, C), randn(20, K).flip(0)
     model = Function(call, **weights).requires_grad_()
     program = capture(model, inputs, ["context"], all_rules(), training=True)
@@ -40,7 +40,7 @@ def operators(call: Callable[..., Tensor], level: Level = Level.FULL, **weights:
     certificate = verify_gradients(step, inputs=inputs, candidates=(9, 12), requests=(1, 3))
     assert certificate.passed, certificate
     stages = step.graph.stages
-    nodes = [n for s in (stages.weights, stages.variants[0].candidate) for n in s.module.graph.nodes]
+    nodes = [n for s in stages.all for n in s.module.graph.nodes]
     return [str(n.args[0] if n.target is broadcast else getattr(n.target, "__name__", "")) for n in nodes if called(n)]
 
 
@@ -105,6 +105,28 @@ def test_a_number_per_row_times_a_wide_row_is_a_product():
     assert "linear.default" in found
     narrow = operators(call, w=randn(WIDE - 1))
     assert "request_linear" not in narrow
+
+
+def unit(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """A history of 3 events, each beside the candidate: `[N, 3, 4] x [4, 40]`, a matrix `[2, 3 * 40]` per request."""
+    history, q = c.view(-1, 3, 2), k[:, None, :2].expand(-1, 3, -1)
+    return (torch.cat([history * q, q], -1) @ w).relu().sum((1, 2))
+
+
+def test_a_large_result_of_small_operands_is_made_as_it_is_read():
+    found = operators(unit, w=randn(4, 40))
+    assert "request_linear" in found
+    assert "clone.default" in found  # of the events, not of the matrices
+
+
+def test_a_large_operand_is_arranged_after():
+    def call(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+        seen = (k @ w).view(-1, 5, 6).tanh() * c[:, None]
+        return seen.permute(0, 2, 1).reshape(len(k), 30).cumsum(1)
+
+    found = operators(call, w=randn(K, 30))
+    assert "permute.default" in found
+    assert "clone.default" not in found
 
 
 @pytest.mark.parametrize("op", gradients.BACKWARD, ids=lambda op: op.__name__)

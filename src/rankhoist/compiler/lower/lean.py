@@ -3,7 +3,8 @@
 * `x + z W` is one product that starts from x (a weight, a request's row, or another product: sums of products pile up
   in one tensor);
 * `x + a * b` is one pass over memory; where some are broadcast, written over one that is not;
-* a number of each row times a row of weights, or of the request, is a product where that is faster;
+* a number of each row times a row of weights, or of the request, is a product where that is faster (`outer.py`);
+* a large result of small operands is made in the order in which it is read (`arranged.py`);
 * linear maps of the same tensor are one product, cut apart by views; so are, per request, maps by the same weight;
 * a chain of maps that ends with few columns is taken from its end (`chains.py`);
 * several embedding tables are read by one gather (`tables.py`);
@@ -25,6 +26,7 @@ from rankhoist.compiler.graph import activations, kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OWNER, Node, Op, Rate, aten, first_axis, join, live_nodes
 from rankhoist.compiler.graph.operators import row
+from rankhoist.compiler.lower.arranged import arranged_before
 from rankhoist.compiler.lower.chains import from_the_end
 from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.lower.outer import outer_product
@@ -40,6 +42,7 @@ def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bo
     for make in (
         *([_reordered] if reordered else []),
         *([_short] if limits.short else []),
+        *([_arranged] if limits.trained else []),
         _outer,
         _fused,
         _joined,
@@ -106,6 +109,14 @@ def _reordered(builder: Builder, node: Node, readers: _Readers, value: Callable[
 def _short(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """Across such an axis rather than along it."""
     return by_elements(builder, node, readers.once, value) or across_rows(builder, node, value)
+
+
+# -- layouts
+
+
+def _arranged(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """A permuted result of small operands."""
+    return arranged_before(builder, node, readers.once, value)
 
 
 # -- outer products
