@@ -11,6 +11,7 @@ import torch
 from on_device import CUDA, Device, device
 from torch import Tensor
 
+from rankhoist.bench.baselines import graphed
 from rankhoist.compiler.targets import cuda_graphs
 from rankhoist.compiler.targets.cuda_graphs import CudaGraphs, wait_for
 
@@ -150,3 +151,13 @@ def test_one_stream_after_another(gpu: Device):
         with torch.cuda.stream(stream), recorder.turn():
             recording.replay()
     assert gpu.driver.waited == [(second, first), (first, second)]
+
+
+def test_a_recorded_baseline_reads_the_same_inputs_again(gpu: Device):
+    """What cannot be recorded fails, and leaves nothing behind for the next."""
+    x = torch.zeros(3, device="cuda")
+    with pytest.raises(RuntimeError, match="capture"):
+        graphed(lambda: x[x > 0])
+    call = graphed(lambda: {"scores": x + 1})
+    x.fill_(4.0)
+    assert call()["scores"].cpu().tolist() == [5.0] * 3 and torch.cuda.current_stream().graph is None

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.bench.scenarios import Scenario, Tensors
 from rankhoist.capture.export import export
 from rankhoist.compiler.targets import onnx
+from rankhoist.compiler.targets.cuda_graphs import recorder_of
 from rankhoist.compiler.targets.exported import Exported
 
 Call = Callable[[], Any]
@@ -80,17 +81,18 @@ def in_onnx_runtime(model: nn.Module, case: Scenario) -> Callable[..., Any]:
 
 def graphed(call: Call) -> Call:
     """The call's kernels as one CUDA graph over the same tensors: no launch costs; its result is overwritten."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = call()
+    recorder = recorder_of(torch.device("cuda"))
+    made: list[Any] = []
+
+    def function() -> list[Any]:
+        made[:] = [call()]
+        return pytree.tree_leaves(made)
+
+    with recorder.turn():
+        recording = recorder.record(function)
 
     def replayed() -> Any:
-        graph.replay()
-        return made
+        recording.replay()
+        return made[0]
 
     return replayed
