@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from artifacts import forge, made, ranker_inputs
@@ -15,6 +16,7 @@ from helpers import assert_equal, repeated
 
 from rankhoist import ArtifactError, HoistedModel, cli, load, verify
 from rankhoist.compiler.plan import Range, Ranges, Way
+from rankhoist.compiler.plan import ranges as plan_ranges
 from rankhoist.compiler.targets import backends
 from rankhoist.compiler.targets.timing import Timing
 from rankhoist.errors import BackendError, HoistingWarning, InputError
@@ -74,6 +76,13 @@ def test_the_original_is_one_of_the_plans(hoisted):
     for offsets in ([0, 33], [0, 4, 4, 10]):
         inputs = ranker_inputs(len(offsets) - 1, offsets[-1])
         assert_equal(original(*inputs, request_offsets=offsets), of_the_original(*inputs, offsets))
+
+
+def test_plans_that_only_tune_tries_do_something_else():
+    """One that takes the same as another everywhere does the same: it is in nobody's place."""
+    base = np.linspace(1.0, 2.0, len(plan_ranges.CANDIDATES))
+    times = np.stack([[base, 1.1 * base, 1.1 * base, base, 1.05 * base, 2 * base]])
+    assert plan_ranges._spare(times, [0]) == [4, 1]
 
 
 def test_ranges_are_what_won_near_what_was_measured():

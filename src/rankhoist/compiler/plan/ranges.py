@@ -140,7 +140,8 @@ def _of_target(
         times = _predicted(pool, target)
     chosen = _chosen(pool, times, target.doubt)
     used = _used(chosen)
-    spare = [] if workload.stored else _spare(times, used)
+    as_they_are = [i for i, plan in enumerate(pool) if plan.level is Level.EXPAND]  # the original is kept anyhow
+    spare = [] if workload.stored else _spare(times, [*used, *as_they_are])[:SPARE]
     plans = [settled(program, pool[i], b) for i in [*used, *spare]]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
     return [explained(level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
@@ -183,10 +184,16 @@ def _predicted(pool: Sequence[Plan], target: Target) -> Any:
 
 
 def _spare(times: Any, used: Sequence[int]) -> list[int]:
-    """A few plans that are used nowhere and somewhere are predicted to be nearly as fast as the fastest."""
+    """Plans that are not `used` and somewhere are predicted to be nearly as fast as the fastest, the nearest first.
+
+    Of those that take the same everywhere, and so do the same, one is enough.
+    """
     nearest = (times / times.min(1, keepdims=True))[:, :, len(CANDIDATES) // 4 :].min((0, 2))
-    near = [i for i in np.argsort(nearest, kind="stable").tolist() if nearest[i] < NEARLY and i not in used]
-    return near[:SPARE]
+    found: list[int] = []
+    for i in np.argsort(nearest, kind="stable").tolist():
+        if nearest[i] < NEARLY and not any(np.array_equal(times[:, i], times[:, j]) for j in (*used, *found)):
+            found.append(i)
+    return found
 
 
 def _results(plan: Plan) -> list[Any]:
