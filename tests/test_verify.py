@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -159,6 +160,12 @@ def test_a_number_of_trials(hoisted: HoistedModel, ranker: nn.Module):
         verify(hoisted, ranker, candidates=[0, 1])
     with pytest.raises(VerificationError, match="seed must be 0 or more"):
         verify(hoisted, ranker, seed=-1)
+
+
+def test_an_original_on_another_device_is_said_so(hoisted: HoistedModel, ranker: nn.Module):
+    elsewhere = copy.deepcopy(ranker).to("meta")
+    with pytest.raises(VerificationError, match="the original is on meta, and the hoisted model on cpu: move one"):
+        verify(hoisted, elsewhere)
 
 
 def test_updated_weights_are_verified(program: Program):

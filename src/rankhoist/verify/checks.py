@@ -83,11 +83,12 @@ def verify(
         items: the inputs `{name: [K, ...]}` of items that the store holds, and their `ids` `[K]` (default: its rows).
 
     Raises:
-        VerificationError: there are no inputs to draw from, or the original cannot be called.
+        VerificationError: there are no inputs to draw from, or the original is on another device or cannot be called.
     """
     if isinstance(inputs, int) and not isinstance(inputs, bool):
         inputs, trials = None, inputs
     module, rows = as_module(model), pool(hoisted.interface, hoisted.dtype, hoisted.device, inputs)
+    _check_device(hoisted, module)
     requests = requests if _has_context(hoisted) else (1,)
     _check_sizes(trials, candidates, requests)
     if seed < 0:
@@ -123,6 +124,15 @@ def verify(
 
 
 # -- what is drawn
+
+
+def _check_device(hoisted: HoistedModel, module: nn.Module) -> None:
+    there = {t.device.type for t in itertools.chain(module.parameters(), module.buffers())}
+    if there and hoisted.device.type not in there:
+        raise VerificationError(
+            f"the original is on {', '.join(sorted(there))}, and the hoisted model on {hoisted.device}: move one of "
+            "them, as in model.to(hoisted.device)"
+        )
 
 
 def _has_context(hoisted: HoistedModel) -> bool:
