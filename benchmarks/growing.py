@@ -2,9 +2,8 @@
 
 Histories of 200 events of width 64 (and 256), in float32 on one thread: a GRU, and a causal transformer of two layers
 with padding masked. `prepare` makes the state of the history with one more event; `append` goes on event by event, for
-forty events. States are compared in float64 before anything is timed, after 1, 100 and 1000 events. Medians of calls in
-turn, of processor time.
-Writes dated JSON and Markdown.
+forty events; a step by hand is what one would write for the transformer. States are compared in float64 before anything
+is timed, after 1, 100 and 1000 events. Medians of calls in turn, of processor time. Writes dated JSON and Markdown.
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rankhoist
@@ -64,6 +65,32 @@ class Causal(nn.Module):
         return made.squeeze(1)
 
 
+class ByHand:
+    """One position of `Causal` as one would write it: keys and values in memory that is there, a mask of padding."""
+
+    def __init__(self, model: Causal, width: int, requests: int, most: int) -> None:
+        self.model, self.width, self.heads, self.length = model, width, width // 32, 0
+        sizes = requests, self.heads, most, 32
+        self.memory = [(torch.empty(sizes), torch.empty(sizes)) for _ in model.layers.layers]
+        self.mask = torch.zeros(requests, 1, 1, most)
+
+    def append(self, ids: Tensor) -> Tensor:
+        """The last position `[R, W]` of a history that is longer by `ids` `[R, 1]`."""
+        x, at, end = self.model.ids(ids) + self.model.places.weight[self.length], self.length, self.length + 1
+        self.mask[..., at] = torch.zeros(ids.shape).masked_fill_(ids == 0, -math.inf)[..., None]
+        for layer, (keys, values) in zip(self.model.layers.layers, self.memory, strict=True):
+            own: Any = layer
+            made = F.linear(own.norm1(x), own.self_attn.in_proj_weight, own.self_attn.in_proj_bias)
+            query, key, value = made.view(len(ids), 3, self.heads, 1, 32).unbind(1)
+            keys[:, :, at:end], values[:, :, at:end] = key, value
+            seen = keys[:, :, :end], values[:, :, :end], self.mask[..., :end]
+            x = x + own.self_attn.out_proj(F.scaled_dot_product_attention(query, *seen).reshape(x.shape))
+            x = x + own.linear2(own.linear1(own.norm2(x)).relu_())
+        self.length = end
+        last: Tensor = x[:, 0]
+        return last
+
+
 def _top(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 1))
 
@@ -99,11 +126,33 @@ def measured(name: str, length: int, events: int, seconds: float) -> dict[str, A
         at = next(places)
         state = hoisted.append(first if at == length else state, {"history": ids[:, at : at + 1]})
 
-    times = interleaved({"prepare": lambda: hoisted.prepare(longer), "append": append}, seconds, clock=time.thread_time)
+    calls: dict[str, Callable[[], object]] = {"prepare": lambda: hoisted.prepare(longer), "append": append}
+    if isinstance(model, Causal):
+        calls["by hand"] = written_by_hand(model, width, ids, length)
+    with torch.no_grad():
+        times = interleaved(calls, seconds, clock=time.thread_time)
     return {
         "name": name, "error": error, "ms": {n: t.median for n, t in times.items()},
         "quartiles": {n: [t.low, t.median, t.high] for n, t in times.items()},
     }  # fmt: skip
+
+
+def written_by_hand(model: Causal, width: int, ids: Tensor, length: int) -> Callable[[], object]:
+    """A call that appends an event by hand, once the scores of the history are those of the model."""
+    own, item = ByHand(model, width, len(ids), ids.shape[1]), torch.randint(1, IDS, (len(ids),))
+    with torch.no_grad():
+        for at in range(length):
+            last = own.append(ids[:, at : at + 1])
+        got, want = model.top(torch.cat([last, model.ids(item)], 1)).squeeze(1), model(ids[:, :length], item)
+    if not torch.allclose(got, want, atol=1e-4):
+        raise SystemExit(f"by hand, scores differ by {float((got - want).abs().max()):.1e}")
+    places = itertools.cycle(range(length, min(ids.shape[1], length + IN_TURN)))
+
+    def append() -> Tensor:
+        own.length = at = next(places)
+        return own.append(ids[:, at : at + 1])
+
+    return append
 
 
 def drift(hoisted: HoistedModel, ids: Tensor, length: int, events: int) -> float:
@@ -123,10 +172,12 @@ def _difference(state: RequestState, want: RequestState) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| model | prepare, ms | append | prepare / append | difference |", f"|---|{'---:|' * 4}"]
+    head = "| model | prepare, ms | append | prepare / append | a step by hand | prepare / by hand | difference |"
+    lines = [head, f"|---|{'---:|' * 6}"]
     for r in rows:
-        new, grown = r["ms"]["prepare"], r["ms"]["append"]
-        lines.append(f"| {r['name']} | {new:.2f} | {grown:.3f} | {new / grown:.1f}x | {r['error']:.1e} |")
+        new, grown, hand = (r["ms"].get(n) for n in ("prepare", "append", "by hand"))
+        by_hand = f"{hand:.3f} | {new / hand:.1f}x" if hand else "- | -"
+        lines.append(f"| {r['name']} | {new:.2f} | {grown:.3f} | {new / grown:.1f}x | {by_hand} | {r['error']:.1e} |")
     return "\n".join(lines)
 
 
