@@ -238,7 +238,10 @@ class Replays:
         """Find out where rows are in the results, before the first call is padded."""
         if not self._axes:
             if not self.row_wise:
-                raise RecordingError("Scores of a candidate change with other rows of the call, which is not padded")
+                raise RecordingError(
+                    "Scores of a candidate change with other rows of the call, or the example's rows are all alike and "
+                    "cannot tell, so it is not padded: hoist with an example of rows that differ"
+                )
             few, more = (self._function(*self._given(Key(WHOLE, key.plan, Bucket(1, n), None), {}))() for n in (2, 3))
             axes = [_axis(a, b) for a, b in zip(few, more, strict=True)]
             self._axes = axes[: self.inputs.interface.out_spec.num_leaves]
