@@ -1,34 +1,29 @@
-"""A step of training on grouped batches beside one on rows: `python benchmarks/grouped.py [--only NAME]`.
+"""A step of training on grouped batches beside one on rows: `python -m benchmarks.grouped [--only NAME]`.
 
 A step is forward, loss, backward and Adam, in float32 on one thread, on 32 requests of 100 candidates; medians of the
 processor's time of interleaved steps. Rows are repeated before the clock starts. Gradients are compared before anything
-is timed. Memory is
-what a step holds at most beside what was there before it, as the profiler counts it. Writes dated JSON and Markdown.
+is timed. Memory is what a step holds at most beside what was there before it, as the profiler counts it. Writes dated
+JSON and Markdown.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import dated
 from rankhoist import Workload, grouped
 from rankhoist.bench.scenarios import scenario
-from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.timing import interleaved
 
 REQUESTS, EACH = 32, 100
 GOALS = {"cross_full": 2.0, "dot_pairs_27_4": 2.5, "target_attention": 2.0, "causal_history": 10.0, "mlp": 2.0,
          "norm_linear": 3.0}  # fmt: skip
-RESULTS = Path(__file__).parent / "results"
 ROUNDING = 1e-3  # of the largest gradient of a parameter, in float32
 
 
@@ -99,26 +94,20 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure and write down."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = dated.flags(__doc__, 20.0, "scenario")
     parser.add_argument("--only", nargs="*", default=list(GOALS))
-    parser.add_argument("--seconds", type=float, default=20.0, help="of timing per scenario")
-    parser.add_argument("--note", default="", help="what else is to be known of the run")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = []
     for name in options.only:
         results.append(measured(name, options.seconds))
         print(table(results[-1:]).splitlines()[-1], flush=True)
-    date, where = datetime.now(timezone.utc).date().isoformat(), machine()
-    said = (
-        f"{date}: {where['processor']}, {where['threads']} thread, torch {where['torch']}; a step of Adam on "
-        f"{REQUESTS} requests of {EACH} candidates, float32: `python benchmarks/grouped.py`. {options.note}".rstrip()
+    record = dated.begun() | {"requests": REQUESTS, "each": EACH, "results": results}
+    about = (
+        f"a step of Adam on {REQUESTS} requests of {EACH} candidates, float32: `python -m benchmarks.grouped`. "
+        f"{options.note}"
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = {"date": date, "machine": where, "requests": REQUESTS, "each": EACH, "results": results}
-    (options.out / f"{date}-grouped.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / f"{date}-grouped.md").write_text(f"# Training once per request\n\n{said}\n\n{table(results)}\n")
+    dated.write(options.out, "grouped", record, "Training once per request", about, table(results))
 
 
 if __name__ == "__main__":

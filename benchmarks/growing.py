@@ -8,16 +8,12 @@ is timed, after 1, 100 and 1000 events. Medians of calls in turn, of processor t
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rankhoist
+from benchmarks import dated
 from rankhoist import HoistedModel
-from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.runtime import RequestState
 
-RESULTS = Path(__file__).parent / "results"
 IDS, LENGTH, EVENTS, IN_TURN = 5000, 200, 1000, 40
 EQUAL = 1e-10  # of the largest element of a state, in float64
 
@@ -183,28 +178,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write down."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of timing per model")
-    parser.add_argument("--tiny", action="store_true", help="few events: to see that it runs")
-    parser.add_argument("--note", default="", help="what else is to be known of the run")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
+    options = dated.flags(__doc__, 10.0, tiny="few events").parse_args(arguments)
     torch.set_num_threads(1)
     length, events = (6, 4) if options.tiny else (LENGTH, EVENTS)
     rows = []
     for name in CASES:
         rows.append(measured(name, length, events, options.seconds))
         print(table(rows).splitlines()[-1], flush=True)
-    date, where = datetime.now(timezone.utc).date().isoformat(), machine()
-    record = {"date": date, "machine": where, "length": length, "events": events, "note": options.note, "results": rows}
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{date}-growing.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    said = (
-        f"{date}: {where['processor']}, {where['threads']} thread, torch {where['torch']}; histories of {length} "
-        f"events, float32; differences after {events} events, float64: `python -m benchmarks.growing`. {options.note}"
+    record = dated.begun() | {"length": length, "events": events, "note": options.note, "results": rows}
+    about = (
+        f"histories of {length} events, float32; differences after {events} events, float64: "
+        f"`python -m benchmarks.growing`. {options.note}"
     )
-    path.with_suffix(".md").write_text(f"# States that grow\n\n{said.rstrip()}\n\n{table(rows)}\n")
+    dated.write(options.out, "growing", record, "States that grow", about, table(rows))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,11 @@ before the command, glibc keeps all memory that it has had. Writes dated JSON an
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +31,16 @@ from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 
 import rankhoist
+from benchmarks import dated
 from benchmarks.jagged_by_hand import by_hand
 from rankhoist.capture import capture
 from rankhoist.compiler.rules import all_rules
-from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.hoist import hoist_program
 
 LEVELS = ("request", "full")
 GOAL = 3.0
 SEARCH = 120.0  # seconds for plans: on a busy machine a search would end early and leave slower ones
-RESULTS = Path(__file__).parent / "results"
 ROUNDING = 1e-4  # of the largest score, in float32
 Calls = Mapping[str, Callable[[], Tensor]]
 
@@ -187,14 +183,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write down."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = dated.flags(__doc__, 20.0, tiny="few features and candidates")
     parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS), metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of timing per model")
-    parser.add_argument("--tiny", action="store_true", help="few features and candidates: to see that it runs")
     parser.add_argument("--compiled", action="store_true", help="the original by torch.compile, too")
-    parser.add_argument("--note", default="", help="what else is to be known of the run")
     parser.add_argument("--name", default="jagged", help="of the files that are written, behind the date")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -207,21 +199,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write(folder: Path, name: str, sizes: Sizes, result: Mapping[str, Any], note: str) -> None:
     """Dated JSON, and Markdown to read; a model is added to those that were measured on the same day."""
-    date, where = datetime.now(timezone.utc).date().isoformat(), machine() | {"torchrec": version("torchrec")}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{date}-{name}.json"
-    record: dict[str, Any] = {"date": date, "machine": where, "sizes": asdict(sizes), "note": note}
+    record = dated.begun("torchrec") | {"sizes": asdict(sizes), "note": note}
+    path = dated.path_of(folder, name, record)
     before = json.loads(path.read_text()) if path.exists() else {}
     same = all(before.get(key) == record[key] for key in ("machine", "sizes"))
     every = {r["name"]: r for r in [*(before["results"] if same else []), result]}
     record["results"] = [every[own] for own in MODELS if own in every]
-    said = (
-        f"{date}: {where['processor']}, {where['threads']} thread, torch {where['torch']}, torchrec "
-        f"{where['torchrec']}; one request of {sizes.candidates} candidates, {sizes.user} + {sizes.item} features of "
-        f"width {sizes.width}, tables of {sizes.ids:,} rows, float32: `python -m benchmarks.jagged`. {note}".rstrip()
+    about = (
+        f"one request of {sizes.candidates} candidates, {sizes.user} + {sizes.item} features of width {sizes.width}, "
+        f"tables of {sizes.ids:,} rows, float32: `python -m benchmarks.jagged`. {note}"
     )
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text(f"# Bags of ids\n\n{said}\n\n{table(record['results'])}\n")
+    dated.write(folder, name, record, "Bags of ids", about, table(record["results"]), ("torchrec",))
 
 
 if __name__ == "__main__":

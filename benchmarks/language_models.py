@@ -8,25 +8,19 @@ of calls in turn, of processor time. Writes dated JSON and Markdown.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 
 import rankhoist
+from benchmarks import dated
 from rankhoist import Workload
-from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.timing import interleaved
 
-RESULTS = Path(__file__).parent / "results"
 IDS, ROUNDING = 5000, 1e-4  # of the largest score
 
 
@@ -124,29 +118,22 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write down."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of timing per model")
-    parser.add_argument("--tiny", action="store_true", help="small models: to see that it runs")
-    parser.add_argument("--note", default="", help="what else is to be known of the run")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
+    options = dated.flags(__doc__, 30.0, tiny="small models").parse_args(arguments)
     torch.set_num_threads(1)
     width, layers, length, rows = (32, 1, 10, 20) if options.tiny else (256, 4, 100, 200)
+    sizes = {"width": width, "layers": layers, "history": length, "candidates": rows}
     results = []
     for name in DECODERS:
         results.append(measured(name, width, layers, length, rows, options.seconds))
         print(table(results).splitlines()[-1], flush=True)
-    date, where = datetime.now(timezone.utc).date().isoformat(), machine() | {"transformers": transformers.__version__}
-    sizes = {"width": width, "layers": layers, "history": length, "candidates": rows}
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{date}-language-models.json"
-    path.write_text(json.dumps({"date": date, "machine": where, **sizes, "results": results}, indent=1) + "\n")
-    said = (
-        f"{date}: {where['processor']}, {where['threads']} thread, torch {where['torch']}, transformers "
-        f"{where['transformers']}; {layers} layers of width {width}, a history of {length} tokens, four tokens of "
-        f"each of {rows} candidates, float32: `python -m benchmarks.language_models`. {options.note}"
+    record = dated.begun("transformers") | sizes | {"results": results}
+    about = (
+        f"{layers} layers of width {width}, a history of {length} tokens, four tokens of each of {rows} candidates, "
+        f"float32: `python -m benchmarks.language_models`. {options.note}"
     )
-    path.with_suffix(".md").write_text(f"# Language models as rankers\n\n{said.rstrip()}\n\n{table(results)}\n")
+    dated.write(
+        options.out, "language-models", record, "Language models as rankers", about, table(results), ("transformers",)
+    )
 
 
 if __name__ == "__main__":

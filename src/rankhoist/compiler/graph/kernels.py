@@ -19,9 +19,7 @@ from rankhoist.compiler.graph.activations import through
 from rankhoist.compiler.graph.padded import Padded
 
 Offsets = Tensor | Padded | None
-SIDE_BY_SIDE = (
-    512  # elements of a softmax over few, from which on to set rows side by side takes less time, as measured
-)
+SIDE_BY_SIDE = 512  # elements of a softmax over few, from which on rows side by side take less time, as measured
 
 
 def spread(x: Tensor, owner: Tensor | None) -> Tensor:

@@ -70,7 +70,11 @@ def linear_from(x: Tensor, weight: Tensor, start: Tensor, counts: Counts) -> Ten
     """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
     if len(counts.numbers) == 1:
         return F.linear(x, weight, start[0])
-    y = F.linear(x, weight)
+    return _plus_start(F.linear(x, weight), start, counts)
+
+
+def _plus_start(y: Tensor, start: Tensor, counts: Counts) -> Tensor:
+    """Written over y."""
     start = start.view(len(start), *[1] * (y.dim() - 2), start.shape[-1])
     return broadcast(aten.add_.Tensor, y, start, True, counts)
 
@@ -96,8 +100,7 @@ def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Counts, coun
     if counts.each is not None:
         made = torch.baddbmm(start.unsqueeze(1), _blocks(x, m), m)
         return _shaped(made, [*x.shape[:-1], m.shape[-1]])
-    start = start.view(len(start), *[1] * (x.dim() - 2), start.shape[-1])
-    return broadcast(aten.add_.Tensor, request_linear(x, m, counts), start, True, owner)
+    return _plus_start(request_linear(x, m, counts), start, owner)
 
 
 def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, counts: Counts) -> Tensor:
