@@ -1,4 +1,4 @@
-"""A step of training on grouped batches beside one on rows: `python -m benchmarks.grouped [--only NAME]`.
+"""A step of training on grouped batches beside one on rows: `python -m benchmarks.grouped [--only NAME] [--tune S]`.
 
 A step is forward, loss, backward and Adam, in float32 on one thread, on 32 requests of 100 candidates; medians of the
 processor's time of interleaved steps. Rows are repeated before the clock starts. Gradients are compared before anything
@@ -27,12 +27,13 @@ GOALS = {"cross_full": 2.0, "dot_pairs_27_4": 2.5, "target_attention": 2.0, "cau
 ROUNDING = 1e-3  # of the largest gradient of a parameter, in float32
 
 
-def measured(name: str, seconds: float) -> dict[str, Any]:
-    """Milliseconds and peak bytes of a step, both ways."""
+def measured(name: str, seconds: float, tuned: float) -> dict[str, Any]:
+    """Milliseconds and peak bytes of a step, both ways; `tuned` for so many seconds before."""
     s, total = scenario(name), REQUESTS * EACH
     context, candidate = s.sides(REQUESTS, total)
     ours, theirs = s.model().train(), s.model().train()
     step = grouped(ours, s.inputs(6, 6), context=s.context_names, workload=Workload(total, REQUESTS))
+    won = step.tune(seconds=tuned).graphs.tuning.points[0].won.level if tuned else step.plan.level.name.lower()
     rows = {n: x.repeat_interleave(EACH, 0) for n, x in context.items()}
     offsets = torch.arange(0, total + 1, EACH)
     calls: dict[str, tuple[nn.Module, Callable[[], Any]]] = {
@@ -47,7 +48,7 @@ def measured(name: str, seconds: float) -> dict[str, Any]:
     steps = {way: _step(model, call) for way, (model, call) in calls.items()}
     times = {way: timing.median for way, timing in interleaved(steps, seconds, clock=time.thread_time).items()}
     memory = {way: _peak(run) for way, run in steps.items()}
-    return {"name": name, "ms": times, "peak": memory, "level": step.plan.level.name.lower(), "error": max(errors)}
+    return {"name": name, "ms": times, "peak": memory, "level": won, "error": max(errors)}
 
 
 def _error(a: Any, b: Any) -> float:
@@ -96,11 +97,12 @@ def main() -> None:
     """Measure and write down."""
     parser = dated.flags(__doc__, 20.0, "scenario")
     parser.add_argument("--only", nargs="*", default=list(GOALS))
+    parser.add_argument("--tune", metavar="S", type=float, default=0.0, help="seconds to tune each for, before")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = []
     for name in options.only:
-        results.append(measured(name, options.seconds))
+        results.append(measured(name, options.seconds, options.tune))
         print(table(results[-1:]).splitlines()[-1], flush=True)
     record = dated.begun() | {"requests": REQUESTS, "each": EACH, "results": results}
     about = (

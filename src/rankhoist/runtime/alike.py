@@ -21,15 +21,21 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
     return TOLERANCE[dtype]
 
 
-def error(actual: Any, truth: Any) -> float:
-    """Of all outputs, relative to each one's largest value."""
+def error(actual: Any, truth: Any, least: float = 0.0) -> float:
+    """Of all outputs, relative to each one's largest value, or to the `least` share of the largest of all."""
     one, other = pytree.tree_leaves(actual), pytree.tree_leaves(truth)
     if len(one) != len(other):
         return NOTHING
-    return max((_distance(a, b) for a, b in zip(one, other, strict=True)), default=NOTHING)
+    floor = least * max((_scale(b) for b in other if isinstance(b, Tensor)), default=0.0) if least else 0.0
+    return max((_distance(a, b, floor) for a, b in zip(one, other, strict=True)), default=NOTHING)
 
 
-def _distance(a: Any, b: Any) -> float:
+def _scale(b: Tensor) -> float:
+    """Its largest value."""
+    return float(b.double().abs().nan_to_num(0.0, 0.0).max()) if b.numel() else 0.0
+
+
+def _distance(a: Any, b: Any, floor: float) -> float:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return 0.0 if type(a) is type(b) and a == b else NOTHING
     if a.shape != b.shape:
@@ -38,5 +44,5 @@ def _distance(a: Any, b: Any) -> float:
     apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())  # infinite alike is alike
     if not apart.numel():
         return 0.0
-    scale = b.abs().nan_to_num(0.0, 0.0).max().clamp_min(1e-30)
+    scale = max(_scale(b), floor, 1e-30)
     return min(float((apart.max() / scale).nan_to_num(NOTHING)), NOTHING)

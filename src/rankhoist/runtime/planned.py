@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
 
 from rankhoist.compiler.plan import Plans, PlanSummary, Range
+from rankhoist.runtime.alike import error, tolerance
+from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, Offsets
 from rankhoist.runtime.scoring import RequestState, Scoring
 
 
-class Planned(Scoring):
-    """A model with several plans, one of which scores a call."""
+class Tunable(ABC):
+    """What has several plans, each of which computes a call: what `tune` compares and times."""
+
+    _inputs: Inputs
 
     @property
     @abstractmethod
@@ -30,6 +34,26 @@ class Planned(Scoring):
     @abstractmethod
     def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
         """Record calls of this size, if the backend records any."""
+
+    def _checked_for(
+        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
+        blocks: Blocks | None,
+    ) -> Any:  # fmt: skip
+        """What is compared with that of the original before a plan is timed: the results of a call."""
+        return self._whole_for(chosen, context, candidate, requests, rows, blocks)
+
+    def _apart(self, checked: Any, truth: Any) -> float:
+        """How far results are from those of the original, of their scale."""
+        return error(checked, truth)
+
+    @property
+    def _tolerance(self) -> float:
+        """How far they may be."""
+        return tolerance(self._inputs.dtype, self._inputs.device)
+
+
+class Planned(Tunable, Scoring):
+    """A model with several plans, one of which scores a call."""
 
     @abstractmethod
     def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:

@@ -20,14 +20,13 @@ from rankhoist.compiler.plan import Range, Ranges, Way
 from rankhoist.compiler.targets.backends import installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
-from rankhoist.errors import InputError
+from rankhoist.errors import InputError, VerificationError
 from rankhoist.report.tuning import Point, Trial, Tuning
-from rankhoist.runtime.alike import error, tolerance
 from rankhoist.runtime.ids import EAGER, GRAPHS
 from rankhoist.runtime.mixing import mixes_rows
 from rankhoist.runtime.offsets import LOOPS, blocks_of, even
 from rankhoist.runtime.plain import dtype_name
-from rankhoist.runtime.planned import OnePlan, Planned
+from rankhoist.runtime.planned import OnePlan, Planned, Tunable
 
 CANDIDATES, SECONDS = (100, 1000), 60.0
 
@@ -43,17 +42,18 @@ NEAR = 2.0  # times the fastest: what is tried on some rows at a time
 
 
 def tuned(
-    model: Planned, candidates: Sequence[int], requests: Sequence[int], seconds: float,
+    model: Tunable, candidates: Sequence[int], requests: Sequence[int], seconds: float,
     told: Callable[[str], Any],
 ) -> tuple[Ranges, Tuning]:  # fmt: skip
     """What is the fastest for which calls, and what was measured.
 
     Raises:
         InputError: a number is below 1, or there is none.
+        VerificationError: no plan computes what the original does.
     """
     if min(candidates, default=0) < 1 or min(requests, default=0) < 1 or not seconds > 0:
         raise InputError(f"tune takes numbers from 1 on, got {list(candidates)}, {list(requests)}, {seconds} seconds")
-    if all(spec.role == "candidate" for spec in model.interface.inputs.values()):
+    if all(spec.role == "candidate" for spec in model._inputs.interface.inputs.values()):
         requests = (1,)  # nothing says how many there are
     start = time.perf_counter()
     sizes = sorted(set(itertools.product(requests, candidates)))
@@ -74,14 +74,13 @@ def tuned(
         own.race(own.finalists(), max(seconds - (time.perf_counter() - start), 0.0) / (len(calls) - i))
     winners = {(own.requests, own.candidates): own.winner() for own in calls}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    tuning = Tuning(
-        name_of(model.device), dtype_name(model.dtype), str(torch.__version__), now, time.perf_counter() - start,
-        tuple(own.point() for own in calls),
-    )  # fmt: skip
+    machine, dtype = name_of(model._inputs.device), dtype_name(model._inputs.dtype)
+    taken, points = time.perf_counter() - start, tuple(own.point() for own in calls)
+    tuning = Tuning(machine, dtype, str(torch.__version__), now, taken, points)
     return (model.plans.predicted or model.plans.ranges).measured(winners), tuning
 
 
-def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Way]:
+def _to_compile(model: Tunable, calls: Sequence[_Calls]) -> list[Way]:
     """By every backend what is nearly the fastest, what is so for most sizes first, the original last."""
     best = [plan for own in calls for plan in own.best_plans()]
     plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
@@ -89,16 +88,20 @@ def _to_compile(model: Planned, calls: Sequence[_Calls]) -> list[Way]:
     return [Way(plan, backend) for backend in others for plan in plans]
 
 
-def _may_be_cut(model: Planned) -> bool:
+def _may_be_cut(model: Tunable) -> bool:
     """Whether candidates may be scored some at a time: each alone is scored the same, and caches are a CPU's."""
-    own = model.interface
-    return model.device.type in LOOPS and not own.jagged and not mixes_rows(OnePlan(model, 0, EAGER))
+    if not isinstance(model, Planned) or model.device.type not in LOOPS or model.interface.jagged:
+        return False
+    return not mixes_rows(OnePlan(model, 0, EAGER))
 
 
-def backends_of(model: Planned) -> list[str]:
-    """What can run its stages here: where sizes of inputs are others in every call, PyTorch's own operators."""
-    own = model.interface
-    return [EAGER] if own.jagged or own.varying else installed(model.device, model.dtype)
+def backends_of(model: Tunable) -> list[str]:
+    """What can run its stages here: PyTorch's own operators where sizes of inputs are others in every call, and where
+    a call is more than its scores.
+    """
+    if not isinstance(model, Planned) or model.interface.jagged or model.interface.varying:
+        return [EAGER]
+    return installed(model.device, model.dtype)
 
 
 def tuned_elsewhere(tuning: Tuning | None) -> str:
@@ -112,20 +115,20 @@ def tuned_elsewhere(tuning: Tuning | None) -> str:
 class _Calls:
     """Calls of one size: what was found to be equal, and how long it takes."""
 
-    def __init__(self, model: Planned, requests: int, candidates: int) -> None:
-        self.model, self.requests, self.candidates = model, requests, candidates
+    def __init__(self, model: Tunable, requests: int, candidates: int) -> None:
+        self.model, self.requests, self.candidates, inputs = model, requests, candidates, model._inputs
         self._context, self._candidate = (
-            model._inputs.stage_inputs(model.made_up(side, count))
+            inputs.stage_inputs(inputs.made_up(side, count))
             for side, count in (("context", requests), ("candidate", candidates))
         )
         self._offsets = even(candidates, requests)
         self._blocks = blocks_of(self._offsets, requests, candidates)
-        alone = model.device.type == "cpu" and torch.get_num_threads() == 1  # then others' work on this machine is none
+        alone = inputs.device.type == "cpu" and torch.get_num_threads() == 1  # then others' work here is none
         self._clock = time.thread_time if alone else time.perf_counter
         self.first = GRAPHS if GRAPHS in backends_of(model) else EAGER
         original = model.plans.original  # None in an older file
         self._original = None if original is None else Way(original, self.first)
-        self._truth = self._call(Way(original or 0, EAGER))
+        self._truth = self._checked(Way(original or 0, EAGER))
         self._first: dict[Way, float] = {}  # seconds, the least of a few calls
         self._times: dict[Way, Timing] = {}
         self._problems: dict[Way, str] = {}
@@ -133,22 +136,29 @@ class _Calls:
     def __str__(self) -> str:
         return f"{self.candidates} candidates of {self.requests} request{'s' * (self.requests > 1)}"
 
+    @property
+    def _given(self) -> tuple[Any, ...]:
+        return self._context, self._candidate, self.requests, self.candidates, self._blocks
+
     def _call(self, key: Way) -> Any:
-        given = self._context, self._candidate, self.requests, self.candidates, self._blocks
         with torch.no_grad():
-            return self.model._whole_for(Range(0, *key), *given)
+            return self.model._whole_for(Range(0, *key), *self._given)
+
+    def _checked(self, key: Way) -> Any:
+        with torch.no_grad():
+            return self.model._checked_for(Range(0, *key), *self._given)
 
     def admitted(self, keys: Sequence[Way]) -> list[Way]:
         """Those that score as the original does, and are not hopeless."""
         for key in keys:
             try:
                 self.model._warm_up_for(Range(0, *key), self.requests, self.candidates)
-                apart = error(self._call(key), self._truth)
+                apart = self.model._apart(self._checked(key), self._truth)
                 self._first[key] = min(self._seconds(key) for _ in range(FEW))
             except Exception as problem:  # whatever a compiler refuses, or an operator in it
                 self.leave_out(key, f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')[:120]}")
                 continue
-            if not apart <= tolerance(self.model.dtype, self.model.device):
+            if not apart <= self.model._tolerance:
                 self.leave_out(key, f"differs by {apart:.0e} of the scale")
         equal = [key for key in keys if key not in self._problems]
         limit = HOPELESS * min((self._first[key] for key in equal), default=0.0)
@@ -195,6 +205,9 @@ class _Calls:
 
     def winner(self) -> Way:
         """The fastest; another way than by the first backend on all rows where it is clearly faster."""
+        if not self._times:
+            found = "; ".join(dict.fromkeys(self._problems.values()))
+            raise VerificationError(f"no plan computes {self} as the original does ({found}): please report it")
         simple = {key: key == Way(key.plan, self.first) for key in self._times}
         handicapped = {key: t.median if simple[key] else t.median / GAIN for key, t in self._times.items()}
         return min(handicapped, key=handicapped.__getitem__)

@@ -21,13 +21,13 @@ from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime.versions import versions
 from rankhoist.training.model import GroupedModel
+from rankhoist.training.steps import CANCELS, random_sum
 from rankhoist.verify.batches import Batch, arguments, draw, pool, split_rows, whole_rows
 from rankhoist.verify.compare import Comparison, Result, exact
 from rankhoist.verify.measure import Outputs, difference, outputs, scale_of
 from rankhoist.verify.original import float64_by_default
 
 TOLERANCE = 1e-9
-CANCELS = 1e-4  # of the largest gradient of all: below, as that of a bias before a batch norm, it is what cancels out
 
 
 def verify_gradients(
@@ -129,13 +129,11 @@ def _attempt(ours: GroupedModel, batch: Batch, seed: int) -> _Step | str:
 
 def _step(model: nn.Module, batch: Batch, result: Any, seed: int, who: str) -> _Step:
     """Backward of a random sum of the result."""
-    generator = torch.Generator().manual_seed(seed + batch.candidates)
-    leaves = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
-    if not leaves:
+    total = random_sum(result, seed + batch.candidates)
+    if total is None:
         raise VerificationError(f"{who} returns nothing that has a gradient")
     model.zero_grad(set_to_none=True)
-    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) for x in leaves]
-    torch.stack([(x * w).sum() for x, w in zip(leaves, weights, strict=True)]).sum().backward()
+    total.backward()
     gradients = {n: _dense(p) for n, p in model.named_parameters()}
     kinds = {f"{n} is sparse": p.grad is not None and p.grad.is_sparse for n, p in model.named_parameters()}
     buffers = {n: b.detach().cpu().clone() for n, b in model.named_buffers()}

@@ -14,6 +14,7 @@ from rankhoist.compiler.graph.trained import Counts
 from rankhoist.errors import WeightsError
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.inputs import Inputs
+from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.placed import placed
 
 
@@ -74,7 +75,9 @@ class Graph:
     def run(
         self, context: Mapping[str, Tensor], candidate: Mapping[str, Tensor], requests: int, rows: int, counts: Counts
     ) -> Any:
-        """All three stages; then the buffers that the model writes are written."""
+        """All three stages, of tensors by the names that stages read; then the buffers that the model writes are
+        written.
+        """
         weights = {p: getattr(module, name) for p, (module, name) in self.places.items()} | self.others
         self._check_pinned(weights)
         for placeholder in self._written:  # what a backward reads is not written over
@@ -82,10 +85,9 @@ class Graph:
         (variant,) = self.stages.variants
         values: dict[Any, Any] = dict(weights)
         for placeholder, spec in self.inputs.interface.inputs.items():
-            sides = (("context", context), ("candidate", candidate))
-            for side, given in sides:
-                if spec.name in given:
-                    values[f"{placeholder}.{side}" if spec.role == "packed" else placeholder] = given[spec.name]
+            for side, given in (("context", context), ("candidate", candidate)):
+                leaves = spec.leaves(side)
+                values |= {placeholder + leaf: given[spec.name + (leaf if spec.bags else "")] for leaf in leaves}
         stages = (
             (self.stages.weights, self.stages.folded, 1),
             (variant.request, variant.state, requests),
@@ -122,6 +124,11 @@ class Graph:
                 _, name = self.places[placeholder]
                 raise WeightsError(f"{name!r} selects positions, which the plan is made for; group the model anew")
             self.seen[placeholder] = tensor, tensor._version
+
+
+def counts_of(blocks: Blocks | None, rows: int) -> Counts:
+    """Candidates of each request; a single one owns all rows."""
+    return Counts.of(torch.tensor([0, rows]) if blocks is None else blocks.offsets)
 
 
 def _place(model: nn.Module, path: str) -> tuple[nn.Module, str] | None:

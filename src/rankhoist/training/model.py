@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from rankhoist.compiler.plan import PlanSummary
 from rankhoist.report import Report
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.offsets import Offsets, blocks_of
-from rankhoist.training.graph import Graph
+from rankhoist.runtime.tune import SECONDS
+from rankhoist.training.graph import Graph, counts_of
+from rankhoist.training.graphs import Graphs
+from rankhoist.training.steps import tuned_steps
 
 Mode = tuple[bool, ...]  # the training flag of every module
 Build = Callable[[nn.Module], Blueprint]
@@ -30,7 +33,7 @@ class GroupedModel(nn.Module):
     remember, to rounding.
 
     Optimisers, checkpoints and wrappers see the model's own: `parameters()`, `state_dict()` and `train()` are those of
-    the model. Each pattern of training flags has a graph of its own, made at its first call.
+    the model. Each pattern of training flags has a graph of its own, made at its first call, and is tuned by itself.
     """
 
     def __init__(self, model: nn.Module, build: Build) -> None:
@@ -39,7 +42,7 @@ class GroupedModel(nn.Module):
         vars(self).update(original=model, build=build)  # no submodule: its parts are this module's
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self._graphs: dict[Mode, Graph] = {}
+        self._graphs: dict[Mode, Graphs] = {}
 
     original: nn.Module
     build: Build
@@ -52,19 +55,57 @@ class GroupedModel(nn.Module):
             WeightsError: a mask or an index that the graph was made from has changed.
             CaptureError: at the first call in a mode, where the model cannot be trained so.
         """
-        graph = self.graph
-        context, candidate = graph.inputs.of_call(args, kwargs)
-        requests, rows = graph.inputs.rows("context", context), graph.inputs.rows("candidate", candidate)
-        return graph.run(context, candidate, requests, rows, _counts(request_offsets, requests, rows))
+        graphs = self.graphs
+        inputs = graphs.main.inputs
+        context, candidate = inputs.of_call(args, kwargs)
+        requests, rows = inputs.rows("context", context), inputs.rows("candidate", candidate)
+        context, candidate = inputs.stage_inputs(context), inputs.stage_inputs(candidate)
+        counts = _counts(request_offsets, requests, rows)
+        return graphs.at(rows, requests).run(context, candidate, requests, rows, counts)
+
+    @property
+    def graphs(self) -> Graphs:
+        """Those of the mode in which every module is now, in the model's dtype and on its device."""
+        mode = self._mode
+        if mode not in self._graphs:
+            self._graphs[mode] = Graphs.of(Graph.of(self.original, self.build(self.original)))
+        self._graphs[mode] = self._graphs[mode].here()
+        return self._graphs[mode]
+
+    @property
+    def _mode(self) -> Mode:
+        return tuple(m.training for m in self.original.modules())
 
     @property
     def graph(self) -> Graph:
-        """That of the mode in which every module is now, in the model's dtype and on its device."""
-        mode = tuple(m.training for m in self.original.modules())
-        if mode not in self._graphs:
-            self._graphs[mode] = Graph.of(self.original, self.build(self.original))
-        self._graphs[mode] = self._graphs[mode].here()
-        return self._graphs[mode]
+        """That of the plan for the workload, in the mode that it is in."""
+        return self.graphs.main
+
+    def tune(
+        self, candidates: Sequence[int] = (), requests: Sequence[int] = (), seconds: float = SECONDS,
+        progress: Callable[[str], Any] = lambda told: None,
+    ) -> GroupedModel:  # fmt: skip
+        """Time steps of the best plans here, the original on rows among them, and use what is fastest in this mode.
+
+        A step is forward and backward, on made-up rows, the example's where it is known. Scores and gradients of each
+        plan must be the original's before it is timed, in float64 on a copy of the model without dropout; then they
+        take turns. What won computes batches of about the sizes measured, in the mode that the model is in, and is
+        shown by `report`. Parameters and their `grad`, buffers and the state of random numbers stay as they were.
+
+        Args:
+            candidates, requests: of the batches to measure, every number of candidates (in all) with each of requests;
+                by default those that it was grouped for.
+            seconds: for all of it, beside the search for plans. What is not begun then is left out, and said so.
+            progress: told of each step, in words.
+
+        Raises:
+            InputError: a number is below 1.
+        VerificationError: no plan computes what the original does.
+        """
+        usual = self.plan.workload
+        sizes = candidates or (usual.candidates,), requests or (usual.requests,)
+        self._graphs[self._mode] = tuned_steps(self.original, self.graphs, *sizes, seconds, progress)
+        return self
 
     @property
     def interface(self) -> Interface:
@@ -74,11 +115,11 @@ class GroupedModel(nn.Module):
     @property
     def plan(self) -> PlanSummary:
         """The plan of the mode that it is in."""
-        return self.graph.blueprint.plans.main
+        return self.graphs.plans.main
 
     def report(self) -> Report:
         """Per captured operator: its rate, its work before and after, and why what stayed per candidate stayed."""
-        return self.graph.blueprint.report()
+        return self.graphs.report()
 
     def forget(self) -> None:
         """Capture the model anew at the next call: something in it has changed that is no weight and no mode."""
@@ -93,12 +134,10 @@ class GroupedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> GroupedModel:
         """A copy of the model, grouped; graphs, which nobody changes, are shared."""
         made = GroupedModel(copy.deepcopy(self.original, memo), self.build)
-        made._graphs = {m: Graph.of(made.original, g.blueprint, g.snapshots) for m, g in self._graphs.items()}
+        made._graphs = {mode: graphs.copied(made.original) for mode, graphs in self._graphs.items()}
         return made
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator] # numbers in tensors are for Python
 def _counts(offsets: Offsets | None, requests: int, rows: int) -> Counts:
-    """Candidates of each request; a single one owns all rows."""
-    blocks = blocks_of(offsets, requests, rows)
-    return Counts.of(torch.tensor([0, rows]) if blocks is None else blocks.offsets)
+    return counts_of(blocks_of(offsets, requests, rows), rows)
