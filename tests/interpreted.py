@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from helpers import Function, assert_equal, repeated
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import fused, kernels
 from rankhoist.compiler.graph.activations import NAMES, OVER
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan.search import attempt, operators_of
 from rankhoist.compiler.targets import named
 from rankhoist.runtime import offsets as blocks
 
@@ -34,7 +35,13 @@ def calls() -> dict[str, Callable[[], None]]:
         about = f"{counts} {sizes} {dtype}"
         found[f"from a row {about}"] = lambda c=counts, s=sizes, d=dtype: from_a_row(c, s, d)
         found[f"by request {about}"] = lambda c=counts, s=sizes, d=dtype: by_request(c, s, d)
-    return found | {f"ends with {name}": lambda name=name: ends(name) for name in OVER} | {"a model": a_model}
+        found[f"over both {about}"] = lambda c=counts, s=sizes, d=dtype: over_both(c, s, d)
+    found |= {"no numbers of another request": no_numbers, "one request": lambda: over_both([37], (3, 5, 8, 33), None)}
+    return (
+        found
+        | {f"ends with {name}": lambda name=name: ends(name) for name in OVER}
+        | {"a model": a_model, "a sequence": a_sequence}
+    )
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype, swapped: bool = False) -> Tensor:
@@ -81,6 +88,39 @@ def by_request(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype) ->
     assert_equal(onto, (one + total.double()).to(dtype))
 
 
+def over_both(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype | None) -> None:
+    """Queries over keys of the request and a row's own, of which there may be many more or fewer; perhaps of no blocks,
+    and scores so far apart that only running peaks keep the sums finite.
+    """
+    (heads, queries, d, keys), (bounds, padded, _) = sizes, several(counts)
+    n, e, own, dtype, blocks = sum(counts), d + 3, queries + 1, dtype or torch.float32, padded if dtype else None
+    q = drawn((n, heads, queries, d), dtype, swapped=True) * 20
+    k, v = drawn((len(counts), heads, keys, d), dtype, swapped=True), drawn((len(counts), heads, keys, e), dtype)
+    own_k, own_v = drawn((n, heads, own, d), dtype), drawn((n, heads, own, e), dtype, swapped=True)
+    owner = torch.repeat_interleave(torch.arange(len(counts)), bounds.diff())
+    both = [torch.cat([x.double()[owner], y.double()], 2) for x, y in ((k, own_k), (v, own_v))]
+    expected = F.scaled_dot_product_attention(q.double(), *both, scale=0.4)
+    assert_equal(fused.merged_attention(q, k, v, own_k, own_v, 0.4, blocks), expected.to(dtype))
+    assert_equal(
+        kernels.merged_attention(q.double(), *(x.double() for x in (k, v, own_k, own_v)), 0.4, bounds), expected
+    )
+
+
+def no_numbers() -> None:
+    """What is no number in one request, or in one row, stays there, though rows of several share a tile."""
+    _, padded, _ = several([3, 4, 2])
+    x, m, start = drawn((9, 2, 5), torch.float32), drawn((3, 5, 4), torch.float32), drawn((3, 4), torch.float32)
+    m[1, 0, 0], x[8, 1, 0] = torch.inf, torch.nan
+    bad = torch.zeros(9, 2, dtype=torch.bool)
+    bad[3:7], bad[8, 1] = True, True
+    assert torch.equal(fused.request_linear(x, m, padded, start).isfinite().all(-1), ~bad)
+    q, k, v = (drawn(s, torch.float32) for s in ((9, 1, 2, 5), (3, 1, 6, 5), (3, 1, 6, 4)))
+    own_k, own_v = drawn((9, 1, 3, 5), torch.float32), drawn((9, 1, 3, 4), torch.float32)
+    v[1, 0, 0], own_k[8, 0, 2] = torch.inf, torch.nan
+    bad[8, 0] = True
+    assert torch.equal(fused.merged_attention(q, k, v, own_k, own_v, 1.0, padded).isfinite().all(-1)[:, 0], ~bad)
+
+
 def ends(name: str) -> None:
     """A function of the result, by each kernel."""
     _, padded, owner = several([3, 0, 5])
@@ -117,6 +157,26 @@ def a_model() -> None:
         fused.runs = fused.multiplies = ours
         assert_equal(hoisted(context, candidate, request_offsets=bounds), expected)
     assert used == ["linear_from", "request_linear"], used
+
+
+def a_sequence() -> None:
+    """A candidate behind its request's history, by our kernels and by none: one kernel where it attends to both."""
+
+    def scores(context: Tensor, candidate: Tensor, w: Tensor) -> Tensor:
+        parts = (torch.cat([context, candidate[:, None]], 1) @ w).chunk(3, -1)
+        by_heads = (x.unflatten(-1, (2, 2)).transpose(1, 2) for x in parts)
+        return F.scaled_dot_product_attention(*by_heads, is_causal=True)[:, :, -1]
+
+    model, bounds = Function(scores, w=torch.randn(8, 12)).eval(), [0, 4, 4, 11]
+    context, candidate = torch.randn(3, 7, 8), torch.randn(11, 8)
+    program = capture(model, (torch.randn(5, 7, 8), torch.randn(5, 8)), ["context"])
+    plan = attempt(program, Level.FULL, Workload(1000, 8), operators_of(program), target=named("cuda-bfloat16"))
+    assert kernels.merged_attention in {n.op for n in plan.nodes}
+    hoisted, expected = HoistedModel(program, plan), model(repeated(context, bounds), candidate)
+    for ours in (lambda x: False, lambda x: True):
+        fused.runs = fused.multiplies = ours
+        assert_equal(hoisted(context, candidate, request_offsets=bounds), expected)
+        assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(11, -1, -1), candidate))
 
 
 def main() -> None:

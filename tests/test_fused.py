@@ -31,11 +31,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from rankhoist.compiler.graph import tiles
 
-GIVEN = {"x": "PTR", "m": "PTR", "start": "PTR", "out": "PTR", "owner": "*i64"}
+GIVEN = {"owner": "*i64"} | dict.fromkeys(["x", "m", "start", "out", "q", "k", "v", "own_k", "own_v"], "PTR")
 ROWS = dict(START=True, ACTIVATION="gelu", WIDEN=False, M=16, N=16, K=16)
 
 def made(kernel, pointer, **constants):
     kinds = {n: GIVEN.get(n, "i32").replace("PTR", pointer) for n in kernel.arg_names}
+    kinds |= {"scale": "fp32"} if "scale" in kinds else {}
     kinds |= dict.fromkeys(constants, "constexpr")
     return triton.compile(ASTSource(kernel, kinds, constants), target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
@@ -43,7 +44,8 @@ half = made(tiles.rows, "*bf16", SHARED=False, ONTO=True, PRECISION="ieee", **RO
 tf32 = made(tiles.rows, "*fp32", SHARED=True, ONTO=False, PRECISION="tf32", **ROWS)
 full = made(tiles.rows, "*fp32", SHARED=True, ONTO=False, PRECISION="ieee", **ROWS)
 end = made(tiles.finish, "*fp32", ACTIVATION="relu", SIZE=1024)
-print(json.dumps(["mma" in half, "tf32" in tf32, "mma" in full, "ld.global" in end]))
+both = made(tiles.attend, "*bf16", SHARED=False, PRECISION="ieee", WIDEN=False, M=16, K=16, D=16, E=16)
+print(json.dumps(["mma" in half, "tf32" in tf32, "mma" in full, "ld.global" in end, "mma" in both]))
 """
 
 
@@ -66,7 +68,7 @@ def test_interpreted_they_are_the_operators():
 @with_triton
 def test_they_compile_for_a_gpu(tmp_path):
     """By Triton's own compiler, which needs none; float32 meets no tensor core unless TF32 is allowed."""
-    assert run("-c", COMPILED, TRITON_CACHE_DIR=str(tmp_path)) == [True, True, False, True]
+    assert run("-c", COMPILED, TRITON_CACHE_DIR=str(tmp_path)) == [True, True, False, True, True]
 
 
 # -- plans

@@ -82,16 +82,20 @@ def test_every_kernel_of_the_requests_matrix(seed):
         kernels.request_linear: (x, m), kernels.request_linear_from: (x, m, start, owner),
         kernels.request_linear_onto: (total, x, m), kernels.request_matmul: (pairs, many),
         kernels.request_attention: (pairs, keys, values, 0.7),
+        kernels.merged_attention: (pairs, keys, values, pairs[:, :, :2], pairs[:, :, :2, :3], 0.7),
     }.items():  # fmt: skip
         assert_equal(kernel(*given, there), kernel(*given, offsets), kernel.__name__)
     for bounds in (offsets, torch.arange(r + 1) * (n // r)):  # as many candidates each
-        counts, given = trained.Counts.of(bounds), (pairs[: int(bounds[-1])], keys, values, 0.7)
+        counts, own = trained.Counts.of(bounds), pairs[: int(bounds[-1])]
+        given = own, keys, values, 0.7
         assert_equal(trained.request_attention(*given, counts), kernels.request_attention(*given, bounds))
+        given = own, keys, values, own[:, :, :1], own[:, :, 3:, :3], 0.7
+        assert_equal(trained.merged_attention(*given, counts), kernels.merged_attention(*given, bounds))
     onto = kernels.request_linear_onto_(total.clone(), x, m, there)
     assert_equal(onto, kernels.request_linear_onto(total, x, m, offsets))
     assert {k for k, row in KERNELS.items() if row.padded} == {
         kernels.request_linear, kernels.request_linear_from, kernels.request_linear_onto, kernels.request_matmul,
-        kernels.request_attention,
+        kernels.request_attention, kernels.merged_attention,
     }, "another one is tested here, too"  # fmt: skip
 
 

@@ -192,6 +192,44 @@ def test_queries_of_a_request_stand_side_by_side(call, of_request: bool):
     assert hoisted(context[:1], candidate[:0]).shape[0] == 0
 
 
+def of_both(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """What a candidate has behind what its request has."""
+    return [q, torch.cat([k, q], 1), torch.cat([v, 2 * q], 1)]
+
+
+@pytest.mark.parametrize(
+    ("call", "merged"),
+    [
+        (lambda q, k: F.scaled_dot_product_attention(*of_both(q, k, k * k)), True),
+        (lambda q, k: F.scaled_dot_product_attention(*(x[:, None] for x in of_both(q, k, k)), scale=0.3), True),
+        (lambda q, k: F.scaled_dot_product_attention(*of_both(q, k, k)[:2], torch.cat([k, k[:, :2]], 1)), False),
+        (lambda q, k: F.scaled_dot_product_attention(*heads(*[torch.cat([q, k, q], 1)] * 3)), True),
+        (lambda q, k: F.scaled_dot_product_attention(*[torch.cat([k, q[:, 1:]], 1)] * 3, is_causal=True), True),
+        (lambda q, k: F.scaled_dot_product_attention(*[torch.cat([k, q], 1)] * 3, is_causal=True), False),
+        (lambda q, k: F.scaled_dot_product_attention(*of_both(q, k, k), torch.ones(2, 8).tril() > 0), False),
+        (lambda q, k: F.scaled_dot_product_attention(k, *of_both(q, k, k)[1:]), False),
+        (lambda q, k: F.scaled_dot_product_attention(q, torch.cat([q, k], 1), torch.cat([k, q], 1)), False),
+    ],
+    ids=[
+        "no heads", "one head", "values of the request alone", "both on either side", "the last one sees all",
+        "one of two does not", "masked", "queries of the request", "keys and values in another order",
+    ],
+)  # fmt: skip
+def test_keys_of_the_request_and_of_a_row_are_one_softmax(call, merged: bool):
+    """Where no form is asked for, and keys and values are cut alike; queries of the request are taken by parts."""
+    context, candidate = randn(3, 6, 4), randn(N, 2, 4)
+    model = Function(lambda c, k: call(k, c)).eval()
+    program = capture(model, (context[[0] * N], candidate), ["context"], all_rules())
+    whole = attempt(program, Level.FULL, Workload(), operators_of(program))
+    parts = attempt(program, Level.FULL, Workload(), frozenset())
+    assert [kernels.merged_attention in {n.op for n in plan.nodes} for plan in (whole, parts)] == [merged, False]
+    hoisted = HoistedModel(program, whole)
+    for offsets in ([0, 3, 3, N], [0, 0, N, N]):
+        assert_equal(hoisted(context, candidate, request_offsets=offsets), model(repeated(context, offsets), candidate))
+    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(N, -1, -1), candidate))
+    assert hoisted(context[:1], candidate[:0]).shape[0] == 0
+
+
 def test_softmax_of_blocks_moves_to_a_shorter_dtype():
     """What stands for the peak of a block that is fully masked is the lowest number of the dtype, whichever it is."""
     call, (context, candidate), _ = EQUAL["causal_fill"]

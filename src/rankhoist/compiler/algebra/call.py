@@ -203,15 +203,18 @@ class Call:
         """`value.gather(dim, index)` of what a request has, at places that a candidate chooses: see `reads`."""
         return reads.of_request(self._originals, value, index, dim)
 
-    def attended(self, q: Form, k: Form, v: Form, scale: float | None) -> Form | None:
-        """Attention of candidates' queries over keys and values of their request, as one operator: see `attends`.
+    def attended(
+        self, q: Form, k: Form, v: Form, scale: float | None, causal: bool, parts: attends.Parts
+    ) -> Form | None:  # fmt: skip
+        """Attention of candidates' queries over keys and values of their request, and perhaps their own, as one
+        operator: see `attends`. Queries of the request beside them are taken by `parts`.
 
         None where an operand is of another kind, or the planner asks for a form.
         """
-        if not attends.over_a_request(q, k, v) or self._kept():
+        over = attends.over(q, k, v, causal)
+        if over is None or self._kept():
             return None
-        scale = q.sizes[-1] ** -0.5 if scale is None else float(scale)
-        return attends.over_request(self._originals, q, k, v, scale)
+        return over(self._originals, q, k, v, q.sizes[-1] ** -0.5 if scale is None else float(scale), causal, parts)
 
     def along(
         self, form: Form, dims: list[int], rule: Callable[[Form, list[int]], Any], of_numbers: bool = False

@@ -2,6 +2,7 @@
 
     [N, B, E, k] x [R, B, k, n] by the row's owner (+ start [R, n] or [R, E, n] of its owner, or + what is there)
         -> a function of it
+    [N, h, Q, d] over keys and values of the row's owner, and over its own, merged by log-sum-exp
 
 N rows of R owners in order; one matrix may be that of all rows. Products in half precision, and in TF32 where PyTorch's
 own switch says so, are tiles of ours. In float32 the vendor's product stays, and what follows it is one kernel instead
@@ -23,6 +24,7 @@ from rankhoist.compiler.graph.padded import Padded
 TILE = {"M": 64, "N": 128, "K": 32}  # rows, columns, and what is summed over at once; not tuned
 LEAST = 16  # of each, for tensor cores
 PASS = 1024  # elements of a program that only passes over memory
+KEYS, WIDEST = 32, 256  # keys of a request at once, and the widest that is kept of a query on the chip; not tuned
 SHORT = (torch.bfloat16, torch.float16)
 
 
@@ -64,6 +66,36 @@ def request_matmul(x: Tensor, m: Tensor, blocks: Padded) -> Tensor:
     """`[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     made = x.new_empty(*x.shape[:-1], m.shape[-1])
     _rows(x, m, made, blocks[1], blocks[0].shape[1])
+    return made
+
+
+def attends(q: Tensor, v: Tensor) -> bool:
+    """Whether they attend with such queries to such values."""
+    return multiplies(q) and max(q.shape[-1], v.shape[-1]) <= WIDEST
+
+
+def merged_attention(
+    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, scale: float, blocks: Padded | None
+) -> Tensor:
+    """`[N, h, Q, d]` over `[R, h, T, d]` and `[N, h, S, d]` -> `[N, h, Q, e]`, scores kept on the chip.
+
+    Without blocks there is one request.
+    """
+    made = q.new_empty(*q.shape[:-1], v.shape[-1])
+    if made.numel() == 0:
+        return made
+    from rankhoist.compiler.graph import tiles
+
+    (count, heads, queries, width), result, requests = q.shape, v.shape[-1], k.shape[0]
+    tile = {"M": _least(count * queries // requests, TILE["M"]), "K": _least(k.shape[2], KEYS)}
+    owner, share = (q, 1) if blocks is None else (blocks[1], blocks[0].shape[1])
+    with torch.cuda.device_of(q):
+        tiles.attend[(-(-count * queries // tile["M"]), heads)](
+            q, k, v, own_k, own_v, owner, made, scale, count, queries, k.shape[2], own_k.shape[2], width, result, share,
+            *q.stride(), *k.stride(), *v.stride(), *own_k.stride(), *own_v.stride(), *made.stride()[:3],
+            SHARED=blocks is None, PRECISION=_precision(), WIDEN=not q.is_cuda,
+            D=_least(width, WIDEST), E=_least(result, WIDEST), **tile,
+        )  # fmt: skip
     return made
 
 

@@ -207,6 +207,17 @@ def request_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, offsets: Of
     return torch.cat(own) if own else q.new_empty(0, *q.shape[1:-1], v.shape[-1])
 
 
+def merged_attention(
+    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, scale: float, offsets: Offsets
+) -> Tensor:
+    """Queries over keys of their request and over their own, by one softmax: `[N, h, Q, d]` over `[R, h, T, d]` and
+    `[N, h, S, d]`, with values `[R, h, T, e]` and `[N, h, S, e]` -> `[N, h, Q, e]`.
+    """
+    if not isinstance(offsets, Tensor) and fused.attends(q, v):
+        return fused.merged_attention(q, k, v, own_k, own_v, scale, offsets)
+    return padded.over_both(request_matmul, q, k, v, own_k, own_v, scale, offsets)
+
+
 def batched_matmul(x: Tensor, m: Tensor) -> Tensor:
     """One matrix per batch entry, the same for all rows: `[N, B, m, k] x [B, k, n] -> [N, B, m, n]`, as one product."""
     rows, batch, width, inner = x.shape

@@ -45,6 +45,7 @@ class Timed(Enum):
     BATCHED_OF_REQUEST = auto()  # several matrices of their request
     ATTENTION = auto()
     ATTENTION_OF_REQUEST = auto()  # over keys and values of the request
+    ATTENTION_OF_BOTH = auto()  # over these and a row's own
     CONVOLUTION = auto()
     EINSUM = auto()
     ORIGINAL = auto()  # a product as its author wrote it
@@ -231,6 +232,9 @@ KERNELS: dict[Op, Operator] = {
     kernels.request_matmul: Operator(Timed.BATCHED_OF_REQUEST, padded=padded.matmul, trained=trained.request_matmul),
     kernels.request_attention: Operator(
         Timed.ATTENTION_OF_REQUEST, padded=padded.attention, trained=trained.request_attention
+    ),
+    kernels.merged_attention: Operator(
+        Timed.ATTENTION_OF_BOTH, padded=padded.merged_attention, trained=trained.merged_attention
     ),
     kernels.norm_by_counts: Operator(trained=trained.norm_by_counts),
     kernels.dropped: PLAIN,

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,6 +47,22 @@ def matmul(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, padded: Padded) -> Tensor:
     slots, place = padded
     return attended(in_blocks(q, slots), k, v, scale).flatten(0, 1).index_select(0, place)
+
+
+def merged_attention(
+    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, scale: float, padded: Padded
+) -> Tensor:
+    return over_both(matmul, q, k, v, own_k, own_v, scale, padded)
+
+
+def over_both(
+    by_request: Callable[[Tensor, Tensor, Any], Tensor], q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor,
+    scale: float, of: Any,
+) -> Tensor:  # fmt: skip
+    """See `kernels.merged_attention`; `by_request` multiplies rows by the matrix of their request, which `of` tells."""
+    scores = torch.cat([by_request(q, k.mT, of), torch.matmul(q, own_k.mT)], -1)
+    shared, own = torch.softmax(scores * scale, -1).split([k.shape[2], own_k.shape[2]], -1)
+    return by_request(shared, v, of) + torch.matmul(own, own_v)
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

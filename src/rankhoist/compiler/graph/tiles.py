@@ -52,6 +52,7 @@ def rows(
         mine = inside if SHARED else inside & (own == request)
         if tl.sum(mine.to(tl.int32)) > 0:  # an owner without rows has a matrix that nobody reads
             m_at = m + request * m_owner + batch * m_batch + column * m_column
+            made = tl.zeros((M, N), tl.float32)
             for k in range(0, inner, K):
                 step = k + tl.arange(0, K)
                 left = tl.load(
@@ -62,7 +63,8 @@ def rows(
                 )
                 if WIDEN:
                     left, right = left.to(tl.float32), right.to(tl.float32)
-                total = tl.dot(left, right, total, input_precision=PRECISION)
+                made = tl.dot(left, right, made, input_precision=PRECISION)
+            total = tl.where(mine[:, None], made, total)  # 0 times what is no number in another's matrix is none
     both = inside[:, None] & within[None, :]
     if START:
         total += tl.load(
@@ -86,3 +88,83 @@ def finish(
     total = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
     total += tl.load(start + own * s_owner + part * s_each + column * s_column, mask=inside, other=0.0)
     tl.store(out + at, activated(total, ACTIVATION).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def attend(
+    q, k, v, own_k, own_v, owner, out, scale, count, queries, keys, own_keys, width, result, share,
+    q_row, q_head, q_query, q_width, k_owner, k_head, k_key, k_width, v_owner, v_head, v_key, v_width,
+    a_row, a_head, a_key, a_width, b_row, b_head, b_key, b_width, o_row, o_head, o_query,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """Queries over keys of their owner, some at a time, then over a row's own, one at a time: see `fused`.
+
+    Of what was seen so far a query keeps the highest score, the sum of `exp(score - highest)`, and as much of the
+    values; where a score is higher, what is kept is scaled down to it.
+    """
+    at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    head = tl.program_id(1).to(tl.int64)
+    inside, row, part = at < count * queries, at // queries, at % queries
+    wide, broad = tl.arange(0, D), tl.arange(0, E)
+    in_width, in_result = wide < width, broad < result
+    here, made_here = inside[:, None] & in_width[None, :], inside[:, None] & in_result[None, :]
+    query = tl.load(
+        q + (row * q_row + head * q_head + part * q_query)[:, None] + wide[None, :] * q_width, mask=here, other=0.0
+    )
+    if WIDEN:
+        query = query.to(tl.float32)
+    own = row * 0
+    first, last = 0, 0
+    if not SHARED:
+        own = tl.load(owner + row, mask=inside, other=0) // share
+        last = tl.max(own, 0)
+        first = tl.min(tl.where(inside, own, last), 0)
+    highest = tl.full((M,), float("-inf"), tl.float32)
+    total, made = tl.zeros((M,), tl.float32), tl.zeros((M, E), tl.float32)
+    for request in range(first, last + 1):
+        mine = inside & (own == request)
+        if tl.sum(mine.to(tl.int32)) > 0:
+            for start in range(0, keys, K):
+                step = start + tl.arange(0, K)
+                there = step < keys
+                key = tl.load(
+                    k + request * k_owner + head * k_head + step[None, :] * k_key + wide[:, None] * k_width,
+                    mask=in_width[:, None] & there[None, :], other=0.0,
+                )  # fmt: skip
+                value = tl.load(
+                    v + request * v_owner + head * v_head + step[:, None] * v_key + broad[None, :] * v_width,
+                    mask=there[:, None] & in_result[None, :], other=0.0,
+                )  # fmt: skip
+                if WIDEN:
+                    key, value = key.to(tl.float32), value.to(tl.float32)
+                score = tl.dot(query, key, input_precision=PRECISION) * scale
+                score = tl.where(mine[:, None] & there[None, :], score, float("-inf"))
+                peak = tl.maximum(highest, tl.max(score, 1))
+                base = tl.where(peak == float("-inf"), 0.0, peak)  # nothing was seen: -inf - -inf is no number
+                shrunk, weight = tl.exp(highest - base), tl.exp(score - base[:, None])
+                seen = made * shrunk[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
+                made = tl.where(mine[:, None], seen, made)  # another's values may be no numbers
+                total = total * shrunk + tl.sum(weight, 1)
+                highest = peak
+    for step in range(0, own_keys):
+        key = tl.load(
+            own_k + (row * a_row + head * a_head + step * a_key)[:, None] + wide[None, :] * a_width,
+            mask=here,
+            other=0.0,
+        )
+        value = tl.load(
+            own_v + (row * b_row + head * b_head + step * b_key)[:, None] + broad[None, :] * b_width, mask=made_here,
+            other=0.0,
+        )  # fmt: skip
+        score = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * scale
+        peak = tl.maximum(highest, score)
+        base = tl.where(peak == float("-inf"), 0.0, peak)
+        shrunk, weight = tl.exp(highest - base), tl.exp(score - base)
+        made = made * shrunk[:, None] + weight[:, None] * value.to(tl.float32)
+        total = total * shrunk + weight
+        highest = peak
+    tl.store(
+        out + (row * o_row + head * o_head + part * o_query)[:, None] + broad[None, :],
+        (made / total[:, None]).to(out.dtype.element_ty), mask=made_here,
+    )  # fmt: skip

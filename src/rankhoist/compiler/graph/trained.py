@@ -159,6 +159,13 @@ def request_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, counts: Cou
     return torch.cat(parts) if parts else q.new_empty(0, *q.shape[1:-1], v.shape[-1])
 
 
+def merged_attention(
+    q: Tensor, k: Tensor, v: Tensor, own_k: Tensor, own_v: Tensor, scale: float, counts: Counts
+) -> Tensor:
+    """See `kernels.merged_attention`."""
+    return padded.over_both(request_matmul, q, k, v, own_k, own_v, scale, counts)
+
+
 def norm_by_counts(
     x: Tensor, counts: Counts, weight: Tensor | None, bias: Tensor | None, eps: float, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,8 @@ only in part.
 from __future__ import annotations
 
 import math
-from functools import reduce
+from collections.abc import Sequence
+from functools import partial, reduce
 
 import torch
 
@@ -99,13 +100,18 @@ def _amax(call: Call, part: Form, dim: int) -> Form:
 
 def attention(call: Call) -> Form:
     """`softmax(q k^T scale + mask) v` by its parts, where they are known at different rates."""
-    plain = not any(call.value(name) for name in ("dropout_p", "enable_gqa", "is_causal"))
-    if plain and call.value("attn_mask") is None:
+    if not any(call.value(name) for name in ("dropout_p", "enable_gqa")) and call.value("attn_mask") is None:
         q, k, v = call.forms("query", "key", "value")
-        whole: Form | None = call.attended(q, k, v, call.value("scale"))
+        parts = partial(_by_parts, call)
+        whole: Form | None = call.attended(q, k, v, call.value("scale"), bool(call.value("is_causal")), parts)
         if whole is not None:
             return whole
-    scores, mask = _scores(call)
+    return _by_parts(call, call.form("query"))
+
+
+def _by_parts(call: Call, q: Form, places: Sequence[int] | None = None) -> Form:
+    """Blocks of scores, each normalised by itself; `places` are those of the queries among all."""
+    scores, mask = _scores(call, q, places)
     if mask is None:
         return _values(call, _softmax_of_scores(call, scores), None)
     sees = _sees(call, mask)
@@ -120,15 +126,15 @@ def attention_of_filled(call: Call) -> Form:
     """The same where the mask adds a finite number, on the condition that it hides what it is added to."""
     if call.value("attn_mask") is None or call.form("attn_mask").dtype == torch.bool:
         raise Elsewhere("its mask is no tensor of numbers")
-    scores, mask = _scores(call)
+    scores, mask = _scores(call, call.form("query"))
     scores = moves.ordered(call.settled(scores if mask is None else call.plus(scores, mask)))
     scores = call.hidden(scores, scores.dim(-1))
     return _values(call, softmax_of(call, scores, scores.dim(-1), of_none=True), _sees(call, scores))
 
 
-def _scores(call: Call) -> tuple[Form, Form | None]:
+def _scores(call: Call, q: Form, places: Sequence[int] | None = None) -> tuple[Form, Form | None]:
     """`q k^T scale`, and the mask to add, which may hide all keys from a query."""
-    q, k, v = call.forms("query", "key", "value")
+    k, v = call.forms("key", "value")
     operands = (q, k, v)
     if not any(o.mixed for o in operands) and len({o.rate.per_candidate for o in operands}) == 1:
         raise Elsewhere("queries, keys and values are known at one rate")
@@ -139,7 +145,7 @@ def _scores(call: Call) -> tuple[Form, Form | None]:
     scores = call.contract((call.tidy(q), call.tidy(k)), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
     scaled = grid.total(call.builder, [scores], q.dtype, (scale,))
     if call.value("is_causal"):  # every query sees the first key
-        return call.plus(scaled, _added(call, _causal(call, scores), q.dtype)), None
+        return call.plus(scaled, _added(call, _causal(call, scores, places), q.dtype)), None
     if call.value("attn_mask") is None:
         return scaled, None
     return scaled, _added(call, call.form("attn_mask"), q.dtype)
@@ -151,8 +157,8 @@ def _batch(q: Form) -> list[str]:
 
 def _values(call: Call, weights: Form, sees: Form | None) -> Form:
     """The mean of the values by these weights; attention to nothing is zero, not 0 / 0."""
-    q, v = call.forms("query", "value")
-    batch, weights = _batch(q), call.tidy(weights, like_terms=True)
+    v = call.form("value")
+    batch, weights = _batch(v), call.tidy(weights, like_terms=True)
     result = call.contract((weights, call.tidy(v)), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
     return result if sees is None else _where(call, sees, result, 0.0)
 
@@ -172,11 +178,12 @@ def _softmax_of_scores(call: Call, scores: Form) -> Form:
     return made
 
 
-def _causal(call: Call, scores: Form) -> Form:
+def _causal(call: Call, scores: Form, places: Sequence[int] | None = None) -> Form:
     """True where a query comes after a key or with it, `[queries, keys]`."""
     ordered = moves.ordered(scores)
     i, j = (ordered.sizes[e[0]] for e in ordered.layout[-2:])
-    return grid.tensor_form(call.builder, torch.ones(i, j, dtype=torch.bool).tril())
+    seen = torch.ones(i if places is None else max(places) + 1, j, dtype=torch.bool).tril()
+    return grid.tensor_form(call.builder, seen if places is None else seen[torch.as_tensor(places)])
 
 
 def _added(call: Call, mask: Form, dtype: torch.dtype) -> Form:

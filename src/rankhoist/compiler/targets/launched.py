@@ -205,6 +205,25 @@ def _attention_of_request(node: Node, profile: Accelerator, rows: Any, requests:
     return np.where(requests > 1, 4, 2), products + moved + np.where(requests > 1, 2, 0) * _written(node, profile, rows)
 
 
+def _attention_of_both(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
+    """One kernel of ours, which reads a row's own keys and values for each of its queries; or two products of padded
+    blocks, two with a row's own, and between them scores side by side, scaled, through a softmax.
+    """
+    (heads, queries, width), (_, keys, _), (_, _, result), (_, own, _) = (a.sizes for a in node.args[:4])
+    several, m, total = requests > 1, rows / np.maximum(requests, 1) * queries, rows * heads * queries
+    shared = profile.products(requests * heads, m, width, keys) + profile.products(requests * heads, m, keys, result)
+    if _tiled(profile) and max(width, result) <= fused.WIDEST:
+        each = profile.curve("stream", total * own * (width + result) * profile.itemsize / 2)
+        return np.ones_like(several, int), TILED * shared + each
+    each = profile.products(rows * heads, queries, width, own) + profile.products(rows * heads, queries, own, result)
+    size = total * (keys + own) * profile.itemsize
+    between = (
+        profile.curve("join", size / 2) + profile.curve("stream", size) + profile.rows("softmax", total, keys + own)
+    )
+    moved = profile.curve("stream", total * (width + keys) * profile.itemsize) + 2 * _written(node, profile, rows)
+    return np.where(several, 14, 8), shared + each + between + moved
+
+
 def _written(node: Node, profile: Accelerator, rows: Any) -> Any:
     """One more pass over the result."""
     return profile.curve("stream", _bytes(node, profile, rows))
@@ -218,4 +237,5 @@ PRODUCTS: dict[Timed, Callable[[Node, Accelerator, Any, Any], Kernels]] = {
     Timed.EINSUM: _einsum,
     Timed.ATTENTION: _attention,
     Timed.ATTENTION_OF_REQUEST: _attention_of_request,
+    Timed.ATTENTION_OF_BOTH: _attention_of_both,
 }

@@ -241,6 +241,20 @@ def _attention_of_request(node: Node, profile: Profile, rows: Any, requests: Any
     return requests * (products + PASSES * profile.call) + softmax + copies
 
 
+def _attention_of_both(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
+    """Products by matrices of the request, which copy rows there and back, those with a row's own, and one softmax of
+    both scores side by side.
+    """
+    (heads, queries, width), (_, keys, _), (_, _, result), (_, own, _) = (a.sizes for a in node.args[:4])
+    requests, scores = np.asarray(requests, float), rows * heads * queries * (keys + own) * 4.0
+    m = rows / np.maximum(requests, 1) * queries
+    shared = profile.products(heads, m, width, keys) + profile.products(heads, m, keys, result)
+    each = profile.products(rows * heads, queries, width, own) + profile.products(rows * heads, queries, own, result)
+    moved = profile.streams(rows * heads * queries * (width + 2 * result) * 4.0) + 4 * profile.streams(scores)
+    softmax = profile.functions(scores) + rows * heads * queries * PASSES * profile.row
+    return requests * (shared + 2 * (requests > 1) * profile.call) + each + moved + softmax + PASSES * profile.call
+
+
 PRODUCTS: dict[Timed, Callable[[Node, Profile, Any, Any], Any]] = {
     Timed.PRODUCT: _by_weight,
     Timed.BATCHED: _batched,
@@ -249,6 +263,7 @@ PRODUCTS: dict[Timed, Callable[[Node, Profile, Any, Any], Any]] = {
     Timed.BATCHED_OF_REQUEST: _batched_of_request,
     Timed.ATTENTION: _attention,
     Timed.ATTENTION_OF_REQUEST: _attention_of_request,
+    Timed.ATTENTION_OF_BOTH: _attention_of_both,
     Timed.CONVOLUTION: _convolution,
     Timed.EINSUM: _einsum,
 }
