@@ -17,8 +17,9 @@ from random_models import CANDIDATES, OFFSETS, RandomModel, random_models
 from test_random_models import examples, head, owners
 from torch import Tensor, nn
 
-from rankhoist import GroupedModel, verify_gradients
+from rankhoist import GroupedModel, Jagged, verify_gradients
 from rankhoist.capture import capture
+from rankhoist.capture.jagged import flat
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels, operators
 from rankhoist.compiler.graph.node import Node, live_nodes
@@ -48,8 +49,13 @@ def gradients(results: Sequence[Any], of: Sequence[Tensor]) -> list[Tensor] | No
     return [torch.zeros_like(x) if y is None else y for x, y in zip(of, found, strict=True)]
 
 
-def learning(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n: t.detach().clone().requires_grad_(t.is_floating_point()) for n, t in tensors.items()}
+def learning(rows: Any) -> Any:
+    """The same in memory of its own, with gradients."""
+    if isinstance(rows, dict):
+        return {name: learning(x) for name, x in rows.items()}
+    if isinstance(rows, Jagged):
+        return Jagged.of([learning(x) for x in rows.values], rows.lengths)
+    return rows.detach().clone().requires_grad_(rows.is_floating_point())
 
 
 def assert_close(actual: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> None:
@@ -70,8 +76,6 @@ def plans(model: RandomModel) -> list[Plan]:
 @examples(0.5, 60)
 @given(model=random_models(mixing=1))
 def test_gradients_of_random_models(model: RandomModel):
-    if model.program.bags:
-        return  # they are not trained yet
     calls = [n for n in model.program.graph.nodes if n.target is torch.ops.aten.batch_norm.default]
     statistics = {n.args[i].name for n in calls for i in (3, 4)}  # of a norm in eval mode: no gradient reaches them
     trained = (w.tensor for name, w in model.program.weights.items() if w.trained and name not in statistics)
@@ -79,10 +83,10 @@ def test_gradients_of_random_models(model: RandomModel):
     graphs = [Graph.of(nn.Module(), Blueprint.of(p.interpreter.program, single(p))) for p in plans(model)]
     for (context, candidate), offsets in itertools.product(model.calls(), (OFFSETS, EVEN)):
         context, candidate = learning(context), learning(head(candidate, offsets[-1]))
-        of = [*weights, *(t for side in (context, candidate) for t in side.values() if t.requires_grad)]
+        of = [*weights, *(t for side in (context, candidate) for t in flat(side).values() if t.requires_grad)]
         expected = gradients(model.original(context, candidate, owners(offsets)), of)
         for graph in graphs if expected is not None else ():
-            sides = graph.inputs.of_call((), model.call(context, candidate))
+            sides = map(graph.inputs.stage_inputs, graph.inputs.of_call((), model.call(context, candidate)))
             made = graph.run(*sides, len(offsets) - 1, offsets[-1], Counts.of(torch.tensor(offsets)))
             assert_close(gradients(made, of), expected)
 
@@ -141,11 +145,9 @@ def test_gradients_where_a_query_sees_nothing(joined: bool, level: Level):
 
 
 def test_what_is_told_of_requests_can_be_trained():
-    """But bags, which are not trained yet."""
     told = {k for k in vars(kernels).values() if {"owner", "offsets"} & {*getattr(k, "__annotations__", ())}}
-    others = {kernels.repeat_bags}
     public = {k for k in told if not k.__name__.startswith("_") and k.__module__ == kernels.__name__}
-    assert {k for k in public if operators.row(k).trained is None} == others
+    assert not {k for k in public if operators.row(k).trained is None}
 
 
 PUBLIC = [c for c in cases() if c.dtype == torch.float64]

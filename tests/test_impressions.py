@@ -161,7 +161,7 @@ def test_columns_of_files_that_are_no_tensors_are_refused(tmp_path: Path):
     for column, problem in (
         (pa.array(["a", "b", "c"]), "column 'price' holds string, expected numbers"),
         (pa.array([1.0, None, 2.0]), "column 'price' has 1 gaps"),
-        (pa.array([[1.0], [1.0, 2.0], []]), "column 'price' holds lists of 0 to 2 values: pad them"),
+        (pa.array([[1.0], [1.0, 2.0], []]), "column 'price' holds lists of 0 to 2 values: name it in jagged"),
     ):
         with pytest.raises(InputError, match=problem):
             from_file(written(tmp_path, price=column))

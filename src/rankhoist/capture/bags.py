@@ -51,7 +51,9 @@ class JaggedCall:
         """Positional and keyword arguments, from the inputs by name."""
         return call(self.in_spec, leaves, self.packs, self.constants)
 
-    def export(self, model: nn.Module, bound: inspect.BoundArguments) -> torch.export.ExportedProgram:
+    def export(
+        self, model: nn.Module, bound: inspect.BoundArguments, training: bool = False
+    ) -> torch.export.ExportedProgram:
         """With one symbolic number of rows, and one of values per jagged input.
 
         Raises:
@@ -69,7 +71,7 @@ class JaggedCall:
                 given.append(own)
                 sizes.append({0: rows})
         wrapped, dynamic = _Rebuilt(model, self), {"tensors": tuple(sizes)}
-        program = exported(wrapped, model, tuple(given), {}, dynamic, self.leaves, bound)
+        program = exported(wrapped, model, tuple(given), {}, dynamic, self.leaves, bound, training)
         _rename(program.graph)
         return program
 
@@ -111,7 +113,7 @@ class _Rebuilt(nn.Module):
     def __init__(self, model: nn.Module, jagged: JaggedCall) -> None:
         super().__init__()
         self.model, self.jagged = model, jagged
-        self.eval()
+        self.training = model.training  # every module stays in the mode that it is in
 
     def forward(self, *tensors: Tensor) -> Any:
         rest, leaves, rows = iter(tensors), dict[str, Any](), tensors[0].shape[0]

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture.bags import call
 from rankhoist.capture.inputs import CONSTANTS, Constant, InputSpec, named_leaves
-from rankhoist.capture.packs import Pack, opened, packed
+from rankhoist.capture.packs import Pack, apart, joined, opened, packed
 from rankhoist.capture.signature import Arguments, plain_tensors
 from rankhoist.errors import InputError
 
@@ -60,12 +60,15 @@ class Interface:
 
     def call(self, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of a call, from its inputs by name."""
+        leaves = joined(leaves, self.packs)
         own = {spec.name: leaves[spec.name] for spec in self.inputs.values()}
         return call(self.in_spec, own, self.packs, self.constants)
 
     def leaves(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's tensors by input name, checked against the inputs the model was captured with."""
-        given = self.arguments(args, kwargs)
+        """A call's tensors by input name, checked against the inputs the model was captured with; bags may be given by
+        name.
+        """
+        given = self.arguments(args, apart(kwargs, self.packs) if self.packs else kwargs)
         if self.jagged:
             leaves = packed(named_leaves(opened(given)), self.packs)
         else:

@@ -109,8 +109,8 @@ class Jagged:
         """Rows in reverse; a bag stays as it is."""
         return self[torch.arange(len(self) - 1, -1, -1, device=self.device)]
 
-    def repeat_interleave(self, repeats: int, dim: int = 0) -> Jagged:
-        """Every row so many times."""
+    def repeat_interleave(self, repeats: int | Tensor, dim: int = 0) -> Jagged:
+        """Every row so many times, all of them or each."""
         return self[torch.arange(len(self), device=self.device).repeat_interleave(repeats)]
 
 

@@ -86,6 +86,37 @@ def packed(leaves: Mapping[str, Any], packs: Sequence[Pack]) -> dict[str, Any]:
     return made
 
 
+def joined(given: Mapping[str, Any], packs: Sequence[Pack]) -> dict[str, Any]:
+    """Inputs by name, with bags of several columns in place of bags that are one column each, by its name.
+
+    Raises:
+        InputError: they are cut otherwise, or a column is missing.
+    """
+    made = dict(given)
+    for pack in packs:
+        own = {name: made.pop(name) for name in pack.names[:-1] if isinstance(made.get(name), Jagged)}
+        if not own:
+            continue
+        (first, bags), *others = own.items()
+        for name, other in others:
+            if not torch.equal(other.lengths, bags.lengths):
+                raise InputError(f"{first!r} and {name!r} are columns of one jagged input and have different lengths")
+        values = [column for column_bags in own.values() for column in column_bags.values]
+        if len(values) != len(pack.names) - 1:
+            raise InputError(f"jagged input {pack.inputs[0]!r} has the columns {', '.join(pack.names[:-1])}")
+        made[pack.inputs[0]] = Jagged.of(values, bags.lengths)
+    return made
+
+
+def apart(given: Mapping[str, Any], packs: Sequence[Pack]) -> dict[str, Any]:
+    """Arguments by name as the model takes them: values and lengths (or offsets) in place of bags."""
+    made = joined(given, packs)
+    for pack in packs:
+        if pack.kind in KINDS and isinstance(made.get(pack.inputs[0]), Jagged):
+            made |= dict(zip(pack.names, pack.leaves(made), strict=True))
+    return made
+
+
 def _between(values: Sequence[Tensor], offsets: Tensor, ends: bool) -> Jagged:
     """The bags between offsets; with the ends among them, the last must be the number of values."""
     if ends and (not offsets.numel() or int(offsets[-1]) != len(values[0])):

@@ -161,8 +161,8 @@ def capture(
         varying = asked(dynamic or {}, leaves)
         if varying and (call is not None or opaque):
             raise InputError("a model with axes that vary has no jagged inputs and no opaque modules yet")
-        if call is not None and (training or opaque):
-            raise InputError("a model of jagged inputs is neither trained by rows nor has opaque modules yet")
+        if call is not None and opaque:
+            raise InputError("a model of jagged inputs has no opaque modules yet")
     elif jagged or dynamic:
         said = "jagged inputs need" if jagged else "dynamic needs"
         raise InputError(f"{said} the module itself, not a program that is exported already: that has its own axes")
@@ -185,9 +185,10 @@ def _exported(
     if not isinstance(model, nn.Module) or bound is None:
         return model  # type: ignore[return-value]
     if jagged is not None:
-        return jagged.export(model, bound)
-    plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
-    exported = export(*plain, training, varying)
+        exported = jagged.export(model, bound, training)
+    else:
+        plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
+        exported = export(*plain, training, varying)
     if training:
         check_exported(exported)
     return exported
@@ -280,15 +281,15 @@ def _program(
     graph = exported.graph_module.graph
     signature = exported.graph_signature
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    written = dict(mutated(signature))
+    prefix = "" if jagged is None else f"{MODEL}."
+    written = {name.removeprefix(prefix): made for name, made in mutated(signature)}
     weights, users = {}, []
     for spec in signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             users.append(placeholders[spec.arg.name])
         elif spec.kind is not InputKind.TOKEN:
-            weights[spec.arg.name] = _weight(
-                exported, spec, spec.target in written, "" if jagged is None else f"{MODEL}."
-            )
+            name = spec.target.removeprefix(prefix)
+            weights[spec.arg.name] = _weight(exported, spec, name, name in written)
     check_outputs(signature, training)
     if jagged is None:
         found = plain_users(users, example, exported.range_constraints, *sides)
@@ -318,12 +319,13 @@ def _program(
     )  # fmt: skip
 
 
-def _weight(exported: torch.export.ExportedProgram, spec: Any, written: bool, prefix: str) -> Weight:
+def _weight(exported: torch.export.ExportedProgram, spec: Any, own: str, written: bool) -> Weight:
+    """By its `own` name, that in the model."""
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
         raise UnsupportedModelError(
             f"the exported program takes an input of kind {spec.kind}; only tensors can be hoisted"
         )
-    name, own = spec.target, spec.target.removeprefix(prefix)
+    name = spec.target
     if name in exported.state_dict:
         trained = spec.kind is InputKind.PARAMETER or written
         return Weight(own, exported.state_dict[name].detach(), True, trained)

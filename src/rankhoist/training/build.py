@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Context, Dynamic, capture
+from rankhoist.capture.bags import BagNames
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import make_plan, single
@@ -27,6 +28,7 @@ USUAL = Workload(candidates=3200, requests=32)
 def grouped(
     model: nn.Module, example: Any, *, context: Context, item: Context | None = None,
     workload: Workload | None = None, level: str = "full", dropout: str = "rows", dynamic: Dynamic | None = None,
+    jagged: BagNames | None = None,
 ) -> GroupedModel:  # fmt: skip
     """A module with the parameters of `model`, themselves, that is trained on one row of context per request.
 
@@ -46,6 +48,7 @@ def grouped(
         dropout: of values that are the request's: `rows` draws a mask for every row, as training on rows does, so that
             what follows is computed per row; `request` draws one mask per request, which is another regulariser.
         dynamic: axes of context inputs whose length varies from batch to batch; see `hoist`.
+        jagged: for values in bags, what cuts them, by the names of inputs; see `hoist`.
 
     Raises:
         CaptureError: see `rankhoist.errors`; a model that cannot be trained so is refused with the path of the module
@@ -69,7 +72,7 @@ def grouped(
         moved = pytree.tree_map_only(
             Tensor, lambda t: t.to(now.device, now.dtype if t.dtype == first.dtype else t.dtype), example
         )
-        captured = capture(model, moved, context, all_rules(), training=True, item=item, dynamic=dynamic)
+        captured = capture(model, moved, context, all_rules(), training=True, item=item, jagged=jagged, dynamic=dynamic)
         program = replace(captured, dropout=dropout)
         return Blueprint.of(program, single(make_plan(program, asked, given, training(this_machine()))))
 

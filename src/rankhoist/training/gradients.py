@@ -22,7 +22,7 @@ from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime.versions import versions
 from rankhoist.training.model import GroupedModel
 from rankhoist.training.steps import CANCELS, random_sum
-from rankhoist.verify.batches import Batch, arguments, draw, pool, split_rows, whole_rows
+from rankhoist.verify.batches import Batch, arguments, draw, pool, whole_rows
 from rankhoist.verify.compare import Comparison, Result, exact
 from rankhoist.verify.measure import Outputs, difference, outputs, scale_of
 from rankhoist.verify.original import float64_by_default
@@ -119,9 +119,8 @@ def _on_rows(model: nn.Module, ours: GroupedModel, batch: Batch) -> Any:
 
 def _attempt(ours: GroupedModel, batch: Batch, seed: int) -> _Step | str:
     """A step of the grouped model, or how it failed."""
-    args, kwargs = arguments(ours.interface, split_rows(ours.interface, batch))
     try:
-        made = ours(*args, request_offsets=list(batch.offsets), **kwargs)
+        made = ours._of_sides(ours.graphs, batch.context, batch.candidate, list(batch.offsets))
         return _step(ours.original, batch, made, seed, "the grouped model")
     except Exception as error:  # a wrong gradient is a failed certificate, whatever it raises
         return f"raises {type(error).__name__}: {error}"

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from rankhoist.capture import Jagged
 from rankhoist.errors import ExtraError, InputError
 from rankhoist.mistakes import first_line
+
+Column = Tensor | Jagged  # rows, or a bag of values per row
 
 
 class Request(NamedTuple):
     """One request of a log: context `[1, ...]`, and what differs among its impressions `[n, ...]`, by name."""
 
-    context: dict[str, Tensor]
-    candidate: dict[str, Tensor]
+    context: dict[str, Column]
+    candidate: dict[str, Column]
     impressions: int
 
 
@@ -28,18 +31,20 @@ class Batch(NamedTuple):
     what scores are held against, `[N, ...]`; columns by name.
     """
 
-    context: dict[str, Tensor]
-    candidate: dict[str, Tensor]
+    context: dict[str, Column]
+    candidate: dict[str, Column]
     request_offsets: Tensor
-    targets: dict[str, Tensor]
+    targets: dict[str, Column]
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self) -> dict[str, Column]:
         """What a grouped module takes, beside the offsets."""
         return self.context | self.candidate
 
-    def rows(self) -> dict[str, Tensor]:
-        """The same as rows `[N, ...]`, the context repeated for every impression: what the model itself takes."""
+    def rows(self) -> dict[str, Column]:
+        """The same as rows `[N, ...]`, the context repeated for every impression: what the model itself takes, and if
+        it takes bags, what `interface.call` of the grouped module makes its arguments of.
+        """
         counts = self.request_offsets.diff()
         return {name: x.repeat_interleave(counts, 0) for name, x in self.context.items()} | self.candidate
 
@@ -48,7 +53,7 @@ class ImpressionLog(Dataset[Request]):
     """A log whose item r is request r. Rows are put in the order of their requests; within one they keep their own.
 
     Args:
-        columns: all columns, `[rows, ...]` by name.
+        columns: all columns by name, `[rows, ...]`, or bags of values per row.
         request: `[rows]`, the number of the request that a row belongs to, or the name of the column that holds it,
             which then is no input.
         context: names of the columns that are the request's.
@@ -60,12 +65,14 @@ class ImpressionLog(Dataset[Request]):
     """
 
     def __init__(
-        self, columns: Mapping[str, Tensor], *, request: Tensor | str, context: Sequence[str],
+        self, columns: Mapping[str, Column], *, request: Tensor | str, context: Sequence[str],
         targets: Sequence[str] = (),
     ) -> None:  # fmt: skip
         columns = dict(columns)
         _check_names(columns, [*context, *targets, *([request] if isinstance(request, str) else [])])
         of = columns.pop(request) if isinstance(request, str) else request
+        if isinstance(of, Jagged):
+            raise InputError(f"column {request!r} holds bags, and not the number of a request")
         sizes = {name: len(x) for name, x in columns.items()}
         if set(sizes.values()) != {len(of)}:
             raise InputError(f"{len(of)} rows belong to requests; the columns have {sizes}")
@@ -79,16 +86,20 @@ class ImpressionLog(Dataset[Request]):
     @classmethod
     def from_parquet(
         cls, paths: str | Path | Sequence[str | Path], *, request: str, context: Sequence[str],
-        targets: Sequence[str] = (), columns: Sequence[str] | None = None,
+        targets: Sequence[str] = (), columns: Sequence[str] | None = None, jagged: Sequence[str] = (),
     ) -> ImpressionLog:  # fmt: skip
-        """The log in Parquet files: numbers and booleans `[rows]`, lists of one length `[rows, length]`.
+        """The log in Parquet files: numbers and booleans `[rows]`, lists of one length `[rows, length]`, and lists of
+        any length, which `jagged` names, as bags.
 
         Raises:
             ExtraError: the extra `score` is not installed.
-            InputError: a column is of another kind, has gaps or lists of several lengths; otherwise as the class.
+            InputError: a column is of another kind, has gaps, or lists of several lengths and is not named in `jagged`;
+                otherwise as the class.
         """
-        table = _table(paths, None if columns is None else [*dict.fromkeys([*columns, request, *context, *targets])])
-        made = {name: _tensor(name, table[name]) for name in table.column_names}
+        wanted = None if columns is None else [*dict.fromkeys([*columns, request, *context, *targets, *jagged])]
+        table = _table(paths, wanted)
+        _check_names(dict.fromkeys(table.column_names), jagged)
+        made = {name: _column(name, table[name], name in jagged) for name in table.column_names}
         return cls(made, request=request, context=context, targets=targets)
 
     def __len__(self) -> int:
@@ -101,8 +112,8 @@ class ImpressionLog(Dataset[Request]):
 
     def collate(self, requests: Sequence[Request]) -> Batch:
         """Requests as one batch: `DataLoader(log, batch_sampler=RequestBatches(log, 3200), collate_fn=log.collate)`."""
-        context = {name: torch.cat([r.context[name] for r in requests]) for name in self.context}
-        joined = {name: torch.cat([r.candidate[name] for r in requests]) for name in self.candidate}
+        context = {name: _joined([r.context[name] for r in requests]) for name in self.context}
+        joined = {name: _joined([r.candidate[name] for r in requests]) for name in self.candidate}
         offsets = torch.tensor([0, *(r.impressions for r in requests)]).cumsum(0)
         targets = {name: joined.pop(name) for name in self.targets}
         return Batch(context, joined, offsets, targets)
@@ -145,24 +156,41 @@ def batches_of(order: Tensor, counts: Tensor, rows: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _check_names(columns: Mapping[str, Tensor], names: Sequence[str]) -> None:
+def _joined(parts: Sequence[Any]) -> Column:
+    """Rows under rows."""
+    return Jagged.joined(parts) if isinstance(parts[0], Jagged) else torch.cat([*parts])
+
+
+def _check_names(columns: Mapping[str, Any], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
         raise InputError(f"no column {missing[0]!r}; the columns are {', '.join(columns)}")
 
 
-def _one_per_request(name: str, rows: Tensor, offsets: Tensor, of: Tensor) -> Tensor:
+def _one_per_request(name: str, rows: Any, offsets: Tensor, of: Tensor) -> Column:
     """The first row of every request, where all are the same."""
-    first = rows[offsets[:-1]]
-    again = first.repeat_interleave(offsets.diff(), 0)
-    apart = ~torch.isclose(rows, again, rtol=0, atol=0, equal_nan=True)
+    first: Column = rows[offsets[:-1]]
+    apart = _apart(rows, first.repeat_interleave(offsets.diff(), 0))
     if bool(apart.any()):
-        row = int(apart.reshape(len(rows), -1).any(1).nonzero()[0])
+        row = int(apart.nonzero()[0])
         raise InputError(
             f"context column {name!r} is not the same in all rows of request {of[row].item()}: such a column is the "
             "candidate's, or the requests are not what the rows were logged for"
         )
     return first
+
+
+def _apart(rows: Any, others: Any) -> Tensor:
+    """Which rows differ, `[rows]`."""
+    if not isinstance(rows, Jagged):
+        alike: Tensor = torch.isclose(rows, others, rtol=0, atol=0, equal_nan=True).reshape(len(rows), -1).all(1)
+        return ~alike
+    apart: Tensor = rows.lengths != others.lengths
+    if not bool(apart.any()):
+        owner = torch.arange(len(rows)).repeat_interleave(rows.lengths)
+        for values, other in zip(rows.values, others.values, strict=True):
+            apart[owner[_apart(values, other)]] = True
+    return apart
 
 
 def _table(paths: Any, columns: list[str] | None) -> Any:
@@ -177,20 +205,27 @@ def _table(paths: Any, columns: list[str] | None) -> Any:
         raise InputError(f"{given} cannot be read: {first_line(error)}") from error
 
 
-def _tensor(name: str, column: Any) -> Tensor:
-    """A column of a table as a tensor in its own memory."""
+def _column(name: str, column: Any, jagged: bool) -> Column:
+    """A column of a table in its own memory: as a tensor, or as bags."""
     column = column.combine_chunks()
     if column.null_count:
         raise InputError(f"column {name!r} has {column.null_count} gaps; fill them first")
     kind = importlib.import_module("pyarrow").types
     if not (kind.is_list(column.type) or kind.is_large_list(column.type) or kind.is_fixed_size_list(column.type)):
+        if jagged:
+            raise InputError(f"column {name!r} holds {column.type}, expected lists of numbers")
         return _of_numbers(name, column)
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False) if len(column) else []
-    if len(set(lengths)) > 1:
+    values, lengths = _of_numbers(name, column.flatten()), torch.tensor([], dtype=torch.int64)
+    if len(column):
+        lengths = torch.from_numpy(column.value_lengths().to_numpy(zero_copy_only=False).astype("int64"))
+    if jagged:
+        return Jagged(values, lengths=lengths)
+    if len(lengths.unique()) > 1:
         raise InputError(
-            f"column {name!r} holds lists of {min(lengths)} to {max(lengths)} values: pad them to one length"
+            f"column {name!r} holds lists of {int(lengths.min())} to {int(lengths.max())} values: name it in jagged, "
+            "or pad them to one length"
         )
-    return _of_numbers(name, column.flatten()).reshape(len(column), -1)
+    return values.reshape(len(column), -1)
 
 
 def _of_numbers(name: str, column: Any) -> Tensor:

@@ -56,8 +56,13 @@ class GroupedModel(nn.Module):
             CaptureError: at the first call in a mode, where the model cannot be trained so.
         """
         graphs = self.graphs
+        return self._of_sides(graphs, *graphs.main.inputs.of_call(args, kwargs), request_offsets)
+
+    def _of_sides(
+        self, graphs: Graphs, context: dict[str, Any], candidate: dict[str, Any], request_offsets: Offsets | None
+    ) -> Any:
+        """The same of the inputs of each side by name."""
         inputs = graphs.main.inputs
-        context, candidate = inputs.of_call(args, kwargs)
         requests, rows = inputs.rows("context", context), inputs.rows("candidate", candidate)
         context, candidate = inputs.stage_inputs(context), inputs.stage_inputs(candidate)
         counts = _counts(request_offsets, requests, rows)

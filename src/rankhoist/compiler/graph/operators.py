@@ -201,7 +201,7 @@ KERNELS: dict[Op, Operator] = {
     kernels.repeat_rows: Operator(Timed.ROWS, trained=trained.repeat_rows),
     kernels.asserted: PLAIN,
     kernels.opaque: PLAIN,
-    kernels.repeat_bags: PLAIN,
+    kernels.repeat_bags: Operator(trained=trained.repeat_bags),
     kernels.bounds: PLAIN,
     kernels.number: PLAIN,
     kernels.read_tables: Operator(Timed.GATHER),

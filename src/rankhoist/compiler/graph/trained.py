@@ -54,6 +54,18 @@ def _repeated(x: Tensor, counts: Counts) -> Tensor:
     return torch.cat(rows) if rows else x
 
 
+def repeat_bags(values: Tensor, lengths: Tensor, counts: Counts, rows: int) -> Tensor:
+    """The bags of R requests once per row of each; see `kernels.repeat_bags`."""
+    owner = None if len(counts.numbers) == 1 else _owner(counts, values.device)
+    return kernels.repeat_bags(values, lengths, owner, rows)
+
+
+def _owner(counts: Counts, device: torch.device) -> Tensor:
+    """Each row's request, `[N]`."""
+    numbers = torch.tensor(counts.numbers, device=device)
+    return torch.arange(len(numbers), device=device).repeat_interleave(numbers)
+
+
 def broadcast(op: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, first: bool, counts: Counts) -> Tensor:
     """An elementwise `op`, perhaps written over x; one operand is `[N, ...]` (the `first`?), the other `[R, ...]`."""
     if len(counts.numbers) == 1:
@@ -137,8 +149,7 @@ def request_rows(x: Tensor, index: Tensor, counts: Counts) -> Tensor:
     """Rows of tables of the row's request: `[R, B, T, D]` at `[N, B, K]` -> `[N, B, K, D]`."""
     if len(counts.numbers) == 1:
         return kernels.request_rows(x, index, None)
-    numbers = torch.tensor(counts.numbers, device=x.device)
-    return kernels.request_rows(x, index, torch.arange(len(numbers), device=x.device).repeat_interleave(numbers))
+    return kernels.request_rows(x, index, _owner(counts, x.device))
 
 
 def request_matmul(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
