@@ -14,8 +14,10 @@ from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.plan.ranges import make_plans
 from rankhoist.compiler.plan.search import attempt
-from rankhoist.compiler.targets import CPU, Target
+from rankhoist.compiler.targets import CPU, Target, named
 from rankhoist.errors import VocabularyError
 
 OFFSETS = [0, 3, 3, 7]
@@ -248,3 +250,44 @@ def test_softmaxes_that_a_vector_holds_or_that_run_elsewhere_stay(columns, axis)
 def test_a_softmax_of_few_elements_is_that_of_each_row(shape):
     x = 30 * torch.randn(shape, dtype=torch.float64)
     assert_equal(kernels.softmax_of_few(x), torch.softmax(x, -1))
+
+
+def padded_weights(out: int, function=torch.relu) -> list[list[int]]:
+    """Sizes of the weights, in memory, of a layer over 16 + 95 columns, padded to multiples of 8."""
+
+    def call(c, k, w):
+        return function(torch.cat([c, k], 1) @ w["a"] + w["b"])
+
+    target = replace(CPU, limits=replace(CPU.limits, aligned=8, ends=True))
+    model = Calls(call, a=(111, out), b=(out,)).double().eval()
+    context, candidate = dense(16, 95)
+    program = capture(model, (context[torch.arange(7) % 3], candidate), ["context"])
+    plan = attempt(program, Level.FULL, Workload(), frozenset(), target=target)
+    hoisted = HoistedModel(program, plan)
+    hoisted.update_weights(model.state_dict())
+    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(7, -1), candidate))
+    assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), model(repeated(context, OFFSETS), candidate))
+    weights = [n.args[1] for n in plan.nodes if n.op in (aten.linear.default, kernels.linear_from)]
+    assert [w.shape[1] for w in weights] == [16, 95] and all(w.rate is Rate.WEIGHT for w in weights)
+    return [list((w.args[0] if w.op is aten.slice.Tensor else w).shape) for w in weights]
+
+
+@pytest.mark.parametrize("function", [torch.relu, torch.sigmoid, torch.tanh], ids=lambda f: f.__name__)
+def test_weights_are_padded_for_tensor_cores(function):
+    """Biases and starts of requests with them; in memory alone along what is summed over, so that no row is copied."""
+    assert padded_weights(101, function) == [[104, 16], [104, 96]]
+
+
+def test_what_is_aligned_or_narrow_is_not_padded():
+    assert padded_weights(104) == [[104, 16], [104, 96]] and padded_weights(3) == [[3, 16], [3, 96]]
+
+
+def test_only_tune_tries_padded_weights():
+    """They are among the plans for 16 bits on a GPU, and score nothing by prediction."""
+    model = Calls(lambda c, k, w: torch.relu(torch.cat([c, k], 1) @ w["a"]), a=(300, 101)).eval()
+    program = capture(model, (torch.randn(7, 100), torch.randn(7, 200)), ["context"])
+    for name, several in (("cuda-bfloat16-graphs", True), ("cuda-float32-graphs", False)):
+        plans = make_plans(program, Level.FULL, Workload(5000, 8), named(name))
+        padded = [i for i, p in enumerate(plans.plans) if any(n.op is aten.constant_pad_nd.default for n in p.nodes)]
+        assert bool(padded) is several
+        assert not {r.plan for row in plans.ranges.candidates for r in row} & {*padded}

@@ -9,7 +9,8 @@
 * a chain of maps that ends with few columns is taken from its end (`chains.py`);
 * several embedding tables are read by one gather (`tables.py`);
 * sums and softmaxes over few elements run across them (`short.py`);
-* `relu(x + z W)`, with x of the request, is one kernel where a machine has such.
+* `relu(x + z W)`, with x of the request, is one kernel where a machine has such;
+* weights are padded to sizes that suit a kernel (`aligned.py`).
 
 Only what has one reader is merged into its reader, so nothing is computed twice.
 """
@@ -26,6 +27,7 @@ from rankhoist.compiler.graph import activations, kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OWNER, Node, Op, Rate, aten, first_axis, join, live_nodes
 from rankhoist.compiler.graph.operators import row
+from rankhoist.compiler.lower.aligned import aligned_product
 from rankhoist.compiler.lower.arranged import arranged_before
 from rankhoist.compiler.lower.chains import from_the_end
 from rankhoist.compiler.lower.limits import Limits
@@ -49,6 +51,7 @@ def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bo
         _stacked,
         _gathered,
         _ended,
+        *([_aligned] if limits.aligned > 1 else []),
     ):
         outputs = _rebuilt(builder, outputs, limits, make)
     return list(outputs)
@@ -117,6 +120,11 @@ def _short(builder: Builder, node: Node, readers: _Readers, value: Callable[[Nod
 def _arranged(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """A permuted result of small operands."""
     return arranged_before(builder, node, readers.once, value)
+
+
+def _aligned(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """A product by a padded weight."""
+    return aligned_product(builder, node, readers.limits.aligned, value)
 
 
 # -- outer products

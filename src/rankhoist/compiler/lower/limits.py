@@ -18,6 +18,7 @@ class Limits:
         ends: whether a product's kernel may end with a function of its result (`graph.activations`).
         trained: whether gradients are computed afterwards, from the operands of what is multiplied.
         short: whether an operator is slow along an axis of few elements.
+        aligned: what the sizes of weights are padded to a multiple of.
     """
 
     wide: int
@@ -28,3 +29,4 @@ class Limits:
     ends: bool = False
     trained: bool = False
     short: bool = False
+    aligned: int = 1

@@ -11,13 +11,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from rankhoist.capture import Program
+from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node
 from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges
 from rankhoist.compiler.plan.cut import bytes_of
 from rankhoist.compiler.plan.safe import as_it_is
-from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, choice, explained, search, settled
+from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, attempt, choice, explained, search, settled
 from rankhoist.compiler.rules import CONDITIONAL
 from rankhoist.compiler.targets import ALIKE, CPU, Target, this_machine
 
@@ -143,6 +144,9 @@ def _of_target(
     as_they_are = [i for i, plan in enumerate(pool) if plan.level is Level.EXPAND]  # the original is kept anyhow
     spare = [] if workload.stored else _spare(times, [*used, *as_they_are])[:SPARE]
     plans = [settled(program, pool[i], b) for i in [*used, *spare]]
+    for limits in target.tried if not workload.stored else ():
+        padded = replace(target, limits=limits)
+        plans.append(attempt(program, main.level, workload, main.evaluated, Memo(b), padded, without))
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
     return [explained(level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
 

@@ -43,6 +43,7 @@ class Target:
             operand's memory or not; arrays of candidates and requests give an array.
         over: (nodes, outputs) -> which results are written over an operand.
         doubt: how many times as fast as the original a plan must be by prediction to score a call that was not timed.
+        tried: other limits, of which the profile does not tell what they gain: only `tune` tries plans by them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Target:
     seconds: Callable[..., Any]
     over: Callable[[Sequence[Node], Sequence[Any]], Mapping[int, int]] = overwritten
     doubt: float = 1.0
+    tried: tuple[Limits, ...] = ()
 
     def predicted(self, nodes: Sequence[Node], outputs: Sequence[Any], candidates: Any, requests: Any) -> Any:
         """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array.
