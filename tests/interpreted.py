@@ -19,6 +19,7 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import fused, kernels
 from rankhoist.compiler.graph.activations import NAMES, OVER
+from rankhoist.compiler.graph.padded import Padded
 from rankhoist.compiler.plan.search import attempt, operators_of
 from rankhoist.compiler.targets import named
 from rankhoist.runtime import offsets as blocks
@@ -36,6 +37,8 @@ def calls() -> dict[str, Callable[[], None]]:
         found[f"from a row {about}"] = lambda c=counts, s=sizes, d=dtype: from_a_row(c, s, d)
         found[f"by request {about}"] = lambda c=counts, s=sizes, d=dtype: by_request(c, s, d)
         found[f"over both {about}"] = lambda c=counts, s=sizes, d=dtype: over_both(c, s, d)
+    for check in (by_request, over_both):  # requests that have several blocks each
+        found[f"cut {check.__name__}"] = lambda c=check: cut(lambda: c(COUNTS[1], SIZES[2], torch.float32))
     found |= {"no numbers of another request": no_numbers, "one request": lambda: over_both([37], (3, 5, 8, 33), None)}
     return (
         found
@@ -44,17 +47,26 @@ def calls() -> dict[str, Callable[[], None]]:
     )
 
 
+def cut(call: Callable[[], None]) -> None:
+    """However even requests are, a block has no more rows than they have on average."""
+    whole, blocks.WASTE = blocks.WASTE, 0
+    try:
+        call()
+    finally:
+        blocks.WASTE = whole
+
+
 def drawn(shape: tuple[int, ...], dtype: torch.dtype, swapped: bool = False) -> Tensor:
     """Numbers, perhaps not as neighbours in memory."""
     made = torch.randn(shape)
     return (made.mT.contiguous().mT if swapped else made).to(dtype)
 
 
-def several(counts: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+def several(counts: list[int]) -> tuple[Tensor, Padded, Tensor]:
     """Boundaries, padded blocks and owners."""
     bounds = torch.tensor([0, *itertools.accumulate(counts)])
-    (slots, place), owner = blocks.Blocks(bounds, int(bounds[-1])).on(CPU)
-    return bounds, (slots, place), owner
+    padded, owner = blocks.Blocks(bounds, int(bounds[-1])).on(CPU)
+    return bounds, padded, owner
 
 
 def from_a_row(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype) -> None:

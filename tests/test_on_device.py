@@ -104,7 +104,9 @@ def test_what_fails_on_a_device_fails_here(gpu: Device):
 
 @pytest.mark.parametrize("name", ["dot_pairs_27_4", "recurrent_history"])
 def test_every_plan_of_a_scenario(name: str, gpu: Device, monkeypatch: pytest.MonkeyPatch):
-    """Whole and in two halves; as many operators run for a few requests as for many."""
+    """Whole and in two halves; as many operators run for a few requests as for many, also where one of them has nearly
+    all candidates.
+    """
     monkeypatch.setattr(search, "SECONDS", 0.5)
     case = scenario(name)
     model = case.model()
@@ -114,7 +116,10 @@ def test_every_plan_of_a_scenario(name: str, gpu: Device, monkeypatch: pytest.Mo
     expected = model(*case.arguments({n: repeated(x, BOUNDS) for n, x in context.items()}, candidate))
     hoisted.to("cuda")
     assert hoisted.plans.target == "cuda-float32" and hoisted.device == CUDA
-    context, candidate = on(context), on(candidate)
+    context, candidate, many = on(context), on(candidate), case.sides(18, 0, seed=1)[0]
+    uneven = {r: (on({n: x[:r] for n, x in many.items()}), [0, *[1] * (r - 1), BOUNDS[-1]]) for r in (9, 18)}
+    rows = {n: repeated(x[:9], uneven[9][1]) for n, x in many.items()}
+    of_uneven = model(*case.arguments(rows, off(candidate)))
     two = {n: x[:2] for n, x in context.items()}
     for plan in range(len(hoisted.plans.plans)):
         own = OnePlan(hoisted, plan)
@@ -131,6 +136,14 @@ def test_every_plan_of_a_scenario(name: str, gpu: Device, monkeypatch: pytest.Mo
         gpu.forget()
         own(*case.arguments(two, candidate), request_offsets=[0, 9, 20])
         assert calls == gpu.calls, f"plan {plan} runs more operators for more requests"
+        run = []
+        for own_context, bounds in uneven.values():
+            gpu.forget()
+            got = own(*case.arguments(own_context, candidate), request_offsets=bounds)
+            run.append((gpu.calls, gpu.waits.copy(), gpu.copies.copy()))
+            if bounds is uneven[9][1]:
+                assert_equal(off(got), of_uneven, f"plan {plan}, uneven")
+        assert run[0] == run[1] and run[0][1:] == ([], []), f"plan {plan}, uneven"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -58,23 +58,25 @@ def test_blocks_are_made_of_boundaries_alone(padding, seed):
         return
     made, owner = found.on(CPU)
     assert torch.equal(owner, found.owner)
-    if isinstance(made, Tensor):
-        assert max(b - a for a, b in itertools.pairwise(offsets)) * (len(offsets) - 1) > 4 * offsets[-1]
-        return
-    slots, place = made
+    slots, place, *of = made
     x = torch.arange(offsets[-1])
     assert torch.equal(padded.in_blocks(x, slots).reshape(-1).index_select(0, place), x)
-    assert len(slots) == len(offsets) - 1
+    uneven = max(b - a for a, b in itertools.pairwise(offsets)) * (len(offsets) - 1) > 4 * offsets[-1]
+    assert len(made) == 2 + uneven
+    if uneven:
+        assert torch.equal(of[0][place // slots.shape[1]], owner) and slots.numel() <= 2 * offsets[-1] + len(offsets)
+    else:
+        assert len(slots) == len(offsets) - 1
 
 
+@pytest.mark.parametrize("waste", [100, 0], ids=["a block each", "several blocks each"])
 @pytest.mark.parametrize("seed", range(6))
-def test_every_kernel_of_the_requests_matrix(seed):
+def test_every_kernel_of_the_requests_matrix(padding, monkeypatch, seed, waste):
+    monkeypatch.setattr(blocks, "WASTE", waste)
     offsets = torch.tensor([*drawn(seed), 40])
     n, r = 40, len(offsets) - 1
-    owner = torch.repeat_interleave(torch.arange(r), offsets.diff())
-    longest = int(offsets.diff().max())
-    slots = (offsets[:-1, None] + torch.arange(longest)).clamp_max(n - 1)
-    there = slots, torch.arange(n) + longest * owner - offsets[owner]
+    there, owner = blocks.Blocks(offsets, n).on(CPU)
+    assert len(there) == (3 if waste == 0 else 2)
     x, m, start, total = (torch.randn(*s, dtype=torch.float64) for s in ((n, 5), (r, 5, 3), (r, 3), (n, 3)))
     pairs, many = torch.randn(n, 2, 4, 5, dtype=torch.float64), torch.randn(r, 2, 5, 3, dtype=torch.float64)
     keys, values = torch.randn(r, 2, 6, 5, dtype=torch.float64), torch.randn(r, 2, 6, 3, dtype=torch.float64)
@@ -110,12 +112,13 @@ def test_padded_calls_score_as_the_original(padding, name):
         assert_equal(case.call(hoisted, user, item, offsets), expected, f"offsets {offsets}")
 
 
-def test_operators_of_a_call_do_not_grow_with_its_requests(padding):
+@pytest.mark.parametrize("longest", [3, 3000], ids=["even", "one is very long"])
+def test_operators_of_a_call_do_not_grow_with_its_requests(padding, longest):
     case = CASES["crossed"]
     hoisted = case.make()[1]
     counts = []
-    for requests in (2, 32):
-        offsets = [3 * i for i in range(requests + 1)]
+    for requests in (8, 32):
+        offsets = [0, *(longest + 3 * i for i in range(requests))]
         user, item = case.user(requests), case.item(offsets[-1])
         state = hoisted.prepare({"user": user})
         made, owner = blocks.blocks_of(offsets, requests, len(item)).on(CPU)
@@ -129,9 +132,10 @@ def test_operators_of_a_call_do_not_grow_with_its_requests(padding):
     assert counts[0] == counts[1] > 0
 
 
-def test_far_more_padding_than_rows_is_a_loop(padding):
-    made, owner = blocks.blocks_of([0, 1, 1, 1, 1, 1, 1, 1, 60], 8, 60).on(CPU)
-    assert isinstance(made, Tensor) and owner.tolist() == [0] + [7] * 59
+def test_far_more_padding_than_rows_is_cut_into_blocks(padding):
+    (slots, place, of), owner = blocks.blocks_of([0, 1, 1, 1, 1, 1, 1, 1, 60], 8, 60).on(CPU)
+    assert owner.tolist() == [0] + [7] * 59 and of.tolist() == [0] + [7] * 8 and slots.shape == (9, 8)
+    assert slots[1].tolist() == [*range(1, 9)] and place[:3].tolist() == [0, 8, 9]
     made, _ = blocks.blocks_of([0, 0, 0], 2, 0).on(CPU)
     assert not isinstance(made, Tensor) and made[0].shape == (2, 0), "no rows at all"
 

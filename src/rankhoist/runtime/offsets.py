@@ -16,7 +16,7 @@ Offsets = Tensor | Sequence[int]
 
 
 LOOPS = ("cpu",)  # where a product per request is faster than one of all requests, padded
-WASTE = 4  # times as many rows as there are: requests that would be padded to more are multiplied one after another
+WASTE = 4  # times as many rows as there are: requests that would be padded to more are cut into several blocks
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,32 @@ class Blocks:
         return self if more <= 0 else Blocks(torch.cat([self.offsets, self.offsets[-1:].expand(more)]), self.rows)
 
     def on(self, device: torch.device) -> tuple[Tensor | Padded, Tensor]:
-        """What a candidate stage there reads: the boundaries, or in their place blocks padded to the longest; owners.
+        """What a candidate stage there reads: the boundaries, or in their place padded blocks; owners.
 
         The boundaries go over once, from pinned memory; the rest is made there, and nothing waits for the device.
         """
         if device.type in LOOPS:
             return self.offsets, self.owner.to(device)
-        bounds = sent(self.offsets, device)
+        requests, bounds, of = len(self.offsets) - 1, self.offsets, None
+        longest = int(self.offsets.diff().max()) if requests else 0
+        if longest * requests > WASTE * self.rows:
+            longest = -(-self.rows // requests)
+            cut = self._cut(longest)
+            bounds, of = sent(torch.cat(cut), device).split([len(x) for x in cut])
+        else:
+            bounds = sent(bounds, device)
         places = torch.arange(self.rows, device=device)
-        owner = torch.searchsorted(bounds[1:], places, right=True)
-        longest = int(self.offsets.diff().max()) if len(self.offsets) > 1 else 0
-        if longest * (len(self.offsets) - 1) > WASTE * self.rows:
-            return self.offsets, owner
-        starts = bounds[:-1, None]
-        slots = (starts + torch.arange(longest, device=device)).clamp_max(max(self.rows - 1, 0))
-        return (slots, places + longest * owner - bounds.index_select(0, owner)), owner
+        block = torch.searchsorted(bounds[1:], places, right=True)
+        slots = (bounds[:-1, None] + torch.arange(longest, device=device)).clamp_max(max(self.rows - 1, 0))
+        place = places + longest * block - bounds.index_select(0, block)
+        return ((slots, place), block) if of is None else ((slots, place, of), of.index_select(0, block))
+
+    def _cut(self, longest: int) -> tuple[Tensor, Tensor]:
+        """Boundaries of blocks of so many rows at most, and the request of each."""
+        counts = self.offsets.diff()
+        of = torch.repeat_interleave(torch.arange(len(counts)), -(-counts // longest))
+        inner = torch.arange(len(of)) - torch.searchsorted(of, of)  # which of its request
+        return torch.cat([self.offsets[of] + longest * inner, self.offsets[-1:]]), of
 
 
 def even(rows: int, requests: int) -> list[int]:

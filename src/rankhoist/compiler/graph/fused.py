@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.compiler.graph.padded import Padded
+from rankhoist.compiler.graph.padded import Padded, by_block
 
 TILE = {"M": 64, "N": 128, "K": 32}  # rows, columns, and what is summed over at once; not tuned
 LEAST = 16  # of each, for tensor cores
@@ -58,6 +58,7 @@ def request_linear(
 ) -> Tensor:
     """`[N, ..., k] x [R, k, n] (+ [R, n], or written over [N, ..., n] that it is added to) -> [N, ..., n]`."""
     made = x.new_empty(*x.shape[:-1], m.shape[-1]) if onto is None else onto
+    m, start = by_block(m, blocks), start if start is None else by_block(start, blocks)
     _rows(_apart(x), m[:, None], _apart(made), blocks[1], blocks[0].shape[1], start, onto is not None, activation)
     return made
 
@@ -65,7 +66,7 @@ def request_linear(
 def request_matmul(x: Tensor, m: Tensor, blocks: Padded) -> Tensor:
     """`[N, B, m, k] x [R, B, k, n] -> [N, B, m, n]`."""
     made = x.new_empty(*x.shape[:-1], m.shape[-1])
-    _rows(x, m, made, blocks[1], blocks[0].shape[1])
+    _rows(x, by_block(m, blocks), made, blocks[1], blocks[0].shape[1])
     return made
 
 
@@ -88,6 +89,8 @@ def merged_attention(
 
     (count, heads, queries, width), result, requests = q.shape, v.shape[-1], k.shape[0]
     tile = {"M": _least(count * queries // requests, TILE["M"]), "K": _least(k.shape[2], KEYS)}
+    if blocks is not None:
+        k, v = by_block(k, blocks), by_block(v, blocks)
     owner, share = (q, 1) if blocks is None else (blocks[1], blocks[0].shape[1])
     with torch.cuda.device_of(q):
         tiles.attend[(-(-count * queries // tile["M"]), heads)](

@@ -1,6 +1,7 @@
 """Kernels of ours over padded blocks: rows by the matrix of their request as one `bmm`, without a loop over requests.
 
-`slots [R, M]` are the rows of each request, padded to M, `place [N]` is where each row stands in the blocks.
+`slots [R, M]` are the rows of each request, padded to M, `place [N]` is where each row stands in the blocks. Where
+requests are very uneven a long one has several blocks, `slots [P, M]`, and `of [P]` is the request of each.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from rankhoist.compiler.graph.activations import through
 
-Padded = tuple[Tensor, Tensor]  # slots [R, M], place [N]
+Padded = (
+    tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+)  # slots [R, M], place [N]; or slots [P, M], place, of [P]
+
+
+def by_block(x: Tensor, padded: Padded) -> Tensor:
+    """What is a request's `[R, ...]`, for each of its blocks."""
+    return x if len(padded) == 2 else x.index_select(0, padded[2])
 
 
 def in_blocks(x: Tensor, slots: Tensor) -> Tensor:
@@ -23,8 +31,8 @@ def in_blocks(x: Tensor, slots: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
-    slots, place = padded
-    made = torch.bmm(in_blocks(x, slots).flatten(1, -2), m)
+    slots, place, *_ = padded
+    made = torch.bmm(in_blocks(x, slots).flatten(1, -2), by_block(m, padded))
     return made.reshape(-1, *x.shape[1:-1], m.shape[-1]).index_select(0, place)
 
 
@@ -39,13 +47,14 @@ def linear_onto(total: Tensor, x: Tensor, m: Tensor, padded: Padded) -> Tensor:
 
 
 def matmul(x: Tensor, m: Tensor, padded: Padded) -> Tensor:
-    slots, place = padded
-    made = torch.matmul(in_blocks(x, slots), m[:, None])
+    slots, place, *_ = padded
+    made = torch.matmul(in_blocks(x, slots), by_block(m, padded)[:, None])
     return made.flatten(0, 1).index_select(0, place)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, padded: Padded) -> Tensor:
-    slots, place = padded
+    slots, place, *_ = padded
+    k, v = by_block(k, padded), by_block(v, padded)
     return attended(in_blocks(q, slots), k, v, scale).flatten(0, 1).index_select(0, place)
 
 
