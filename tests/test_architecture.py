@@ -27,6 +27,7 @@ ROOMS = [
     "compiler.graph",
     "compiler.algebra",
     "compiler.rules",
+    "compiler.demand",
     "compiler.lower",
     "compiler.emit",
     "compiler.growing",

@@ -17,7 +17,7 @@ from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.plan.search import attempt, operators_of
 from rankhoist.compiler.targets import named
 
-HISTORIES = {"padded_history_50", "padded_history_200", "recurrent_history", "interest_history"}
+HISTORIES = {"padded_history_50", "padded_history_200", "encoded_history_2", "recurrent_history", "interest_history"}
 SLOW = {"industrial", "bilinear_pairs", "autoint", "history_transformer", *HISTORIES}  # to hoist, at six levels
 
 

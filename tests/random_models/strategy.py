@@ -88,9 +88,12 @@ KINDS: dict[str, Callable[[Draft], bool]] = {
 
 
 def _outputs(draft: Draft) -> list[fx.Node]:
-    """All that nothing reads, one by one or under one linear layer; in some models a value from within as well."""
+    """All that nothing reads, one by one or under one linear layer; in some models a value from within as well, or only
+    some places of what is there."""
     made = [v for v in draft.values if v.op != "placeholder" and v in draft.dry] or draft.values
     ends = [v for v in made if not v.users] or made[-1:]
+    if draft.number(0, 2) == 2:
+        ends = [_places(draft, v) for v in ends]
     heads = [v for v in ends if draft.is_float(v) and _per_row(draft, v)]
     if len(heads) > 1 and draft.number(0, 2):
         flat = [draft.view(v, [-1, product(draft.extent(v)[1:])]) for v in heads]
@@ -99,6 +102,18 @@ def _outputs(draft: Draft) -> list[fx.Node]:
         made = [*made, draft.call(aten.linear.default, joined, weight)]
         ends = [v for v in ends if v not in heads] + made[-1:]
     return ends + ([draft.pick(made[::-1])] if draft.number(0, 3) == 3 else [])
+
+
+def _places(draft: Draft, x: fx.Node) -> fx.Node:
+    """One place of an axis, or several in a row."""
+    axes = [i for i, n in enumerate(draft.extent(x)) if n > 1 and not varies(n)]
+    if not axes:
+        return x
+    axis = draft.pick(axes)
+    first = draft.number(0, draft.extent(x)[axis] - 1)
+    if draft.flag():
+        return draft.call(aten.select.int, x, axis, first)
+    return draft.call(aten.slice.Tensor, x, axis, first, draft.number(first + 1, draft.extent(x)[axis]), 1)
 
 
 def _per_row(draft: Draft, x: fx.Node) -> bool:

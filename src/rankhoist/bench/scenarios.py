@@ -30,6 +30,7 @@ from rankhoist.bench.models import (
     TokenAttention,
 )
 from rankhoist.bench.sequences import (
+    EncodedHistory,
     InterestHistory,
     PaddedHistory,
     RecurrentHistory,
@@ -164,6 +165,8 @@ def _along_histories() -> list[Scenario]:
     return [
         Scenario("padded_history_50", lambda: PaddedHistory(1000, 51, 64, 2, 2), Ids(1000, (50,)), Ids(1000)),
         Scenario("padded_history_200", lambda: PaddedHistory(1000, 201, 64, 2, 2), Ids(1000, (200,)), Ids(1000)),
+        Scenario("encoded_history_1", lambda: EncodedHistory(21, 64, 4, 1), (20, 64), (64,)),
+        Scenario("encoded_history_2", lambda: EncodedHistory(21, 64, 4, 2), (20, 64), (64,)),
         Scenario("recurrent_history", lambda: RecurrentHistory(64), (50, 64), (64,)),
         Scenario("interest_history", lambda: InterestHistory(64, 128, 1), (50, 64), (64,)),
         Scenario("windowed_history", lambda: WindowedHistory(64, 32, 2, 3, 4), (50, 64), (64,)),

@@ -30,6 +30,22 @@ class PaddedHistory(nn.Module):
         return score
 
 
+class EncodedHistory(nn.Module):
+    """Layers in which history and target all attend to each other; the target's place is scored."""
+
+    def __init__(self, tokens: int, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.1 * torch.randn(tokens, width))
+        one = nn.TransformerEncoderLayer(width, heads, 4 * width, batch_first=True)
+        self.layers = nn.TransformerEncoder(one, depth, enable_nested_tensor=False)
+        self.top = nn.Linear(width, 1)
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = self.layers(torch.cat([context, candidate.unsqueeze(1)], 1) + self.position)
+        score: Tensor = self.top(x[:, -1])
+        return score
+
+
 class RecurrentHistory(nn.Module):
     """A GRU over history and target (GRU4Rec, arXiv 1511.06939, as a ranker)."""
 

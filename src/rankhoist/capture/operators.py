@@ -29,6 +29,11 @@ def module_path(node: fx.Node) -> str:
     return str(paths[-1]) if paths else ""
 
 
+def captured_name(node: fx.Node) -> str:
+    """The node's own name, or that of the captured node of whose result it computes a part."""
+    return str(node.meta.get("captured", node.name))
+
+
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments that are given, by their names in the schema."""
     names = [a.name for a in overload(node)._schema.arguments]

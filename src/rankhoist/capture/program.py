@@ -93,6 +93,7 @@ class Program:
         packs: how leaves of a call are made of jagged inputs.
         bags: the placeholders of a jagged input's lengths and columns -> the name of what a stage reads there.
         lengths: the symbols of axes that vary, and what plans take them for: what the example has.
+        wider: the program as it was captured, where this one leaves out what nobody reads.
     """
 
     graph: fx.Graph
@@ -115,6 +116,13 @@ class Program:
     packs: tuple[Pack, ...] = ()
     bags: dict[str, str] = field(default_factory=dict)
     lengths: dict[sympy.Symbol, int] = field(default_factory=dict)
+    wider: Program | None = None
+    narrower: list[Program] = field(default_factory=list, init=False, repr=False, compare=False)  # once it is made
+
+    @property
+    def captured(self) -> Program:
+        """With everything that its author wrote."""
+        return self.wider or self
 
     @property
     def interface(self) -> Interface:

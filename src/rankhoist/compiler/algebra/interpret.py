@@ -22,7 +22,7 @@ from torch import fx
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
 from rankhoist.capture.inputs import Part
-from rankhoist.capture.operators import draws, overload
+from rankhoist.capture.operators import captured_name, draws, overload
 from rankhoist.compiler.algebra import bag_tensors, grid, valuewise
 from rankhoist.compiler.algebra.bags import OfBags
 from rankhoist.compiler.algebra.call import Call, Law
@@ -91,7 +91,7 @@ class Interpreter:
         for node in self.program.graph.nodes:
             if time.thread_time() > deadline:
                 raise OverBudget
-            self.b.source = node.name
+            self.b.source = captured_name(node)
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node)
             elif node.op == "call_function":
@@ -162,8 +162,8 @@ class Interpreter:
             self.memo.results[choice if self.chose else key] = known
         if self.chose:
             self.memo.kept_forms.add(node.name)
-        value, self.outcomes[node.name], _ = known
-        return value
+        self.outcomes[self.b.source] = known[1].after(self.outcomes.get(self.b.source))
+        return known[0]
 
     def _number(self, node: fx.Node) -> None:
         """A number that is read out of a tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -26,6 +26,10 @@ class Outcome:
     rule: str = ""
     declined: dict[str, str] = field(default_factory=dict)
     conditions: list[Node] = field(default_factory=list)
+
+    def after(self, before: Outcome | None) -> Outcome:
+        """What happened in all, where a result is computed in parts: the last of them tells, at the rates of all."""
+        return self if before is None else replace(self, rates=self.rates | before.rates)
 
 
 @dataclass

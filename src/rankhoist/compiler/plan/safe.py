@@ -28,7 +28,7 @@ def safe_plan(program: Program, asked: Level, workload: Workload, target: Target
 
 def as_it_is(plan: Plan) -> Plan:
     """The original, operator by operator over all rows, beside another plan of it and over the same builder."""
-    program, workload = plan.interpreter.program, plan.workload
+    program, workload = plan.interpreter.program.captured, plan.workload
     interpreter = Interpreter(program, Level.EXPAND, workload, {}, memo=Memo(plan.interpreter.b))
     outputs = interpreter.run()
     cost = total_cost(outputs, workload, {}, plan.target)

@@ -23,6 +23,7 @@ from rankhoist.compiler.algebra.interpret import Interpreter, OverBudget
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.text import graph_text
 from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.demand import narrowed
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.lower.lean import lean
@@ -178,6 +179,7 @@ def _improved(
 
     Its reasons are those of "keep all"; None where both are too dear.
     """
+    program = narrowed(program)
     operators, trials = operators_of(program), itertools.count(1)
 
     def tried(evaluated: frozenset[str]) -> list[Plan]:
@@ -243,6 +245,7 @@ def attempt(
     target: Target | None = None, without: frozenset[str] = frozenset(), seconds: float = math.inf,
 ) -> Plan:  # fmt: skip
     """Interpret the program with one set of choices, and count; see `Interpreter.run` for `seconds`."""
+    program = narrowed(program) if level is Level.FULL else program.captured
     target = target or this_machine()
     laws = rules_without(without) if without else all_rules()
     interpreter = Interpreter(program, level, workload, laws, lambda n: n.name not in evaluated, memo)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture import InputSpec, Program
-from rankhoist.capture.operators import module_path
+from rankhoist.capture.operators import captured_name, module_path
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan
 from rankhoist.report.record import Graph, Vertex
@@ -26,7 +26,7 @@ def make_graph(plan: Plan) -> Graph:
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in program.inputs:
             made = _input(program.inputs[node.name], node, program)
-        elif node.op == "call_function" and node.name in outcomes and node.meta["val"] is not None:
+        elif node.op == "call_function" and captured_name(node) in outcomes and node.meta["val"] is not None:
             made = _operator(plan, node, numbers)
         else:
             if _picks(node) and node.args[0] in numbers:  # one of several results
@@ -45,7 +45,7 @@ def _input(spec: InputSpec, node: fx.Node, program: Program) -> Vertex:
 
 
 def _operator(plan: Plan, node: fx.Node, numbers: dict[fx.Node, int]) -> Vertex:
-    program, outcome = plan.interpreter.program, plan.interpreter.outcomes[node.name]
+    program, outcome = plan.interpreter.program, plan.interpreter.outcomes[captured_name(node)]
     shape, dtype = _result(node, program)
     inputs = node.all_input_nodes
     return Vertex(

@@ -12,10 +12,12 @@ from rankhoist.report.record import LawUse
 
 def make_laws(plan: Plan) -> list[LawUse]:
     """Those that some operator of the program has, in the order in which they are tried."""
-    operators = {n.name: n.target for n in plan.interpreter.program.graph.nodes}
+    operators = {n.name: n.target for n in plan.interpreter.program.captured.graph.nodes}
     applied: dict[str, list[str]] = {}
     declined: dict[str, Counter[str]] = {}
     for name, outcome in plan.interpreter.outcomes.items():
+        if name not in operators:
+            continue  # a part of an operand, which no captured operator is
         applied.setdefault(outcome.law, []).append(name)
         reasons = dict(outcome.declined)
         reasons |= {

@@ -42,7 +42,7 @@ def make_operators(plan: Plan) -> list[Operator]:
             request=work.request[node.name],
             candidate=work.candidate[node.name],
         )
-        for node in plan.interpreter.program.graph.nodes
+        for node in plan.interpreter.program.captured.graph.nodes
         if node.name in outcomes
     ]
     rest = Operator(
@@ -53,8 +53,8 @@ def make_operators(plan: Plan) -> list[Operator]:
         level=None,
         reason="every result has one row per candidate",
         before=Amount(),
-        request=_rest(work.request, outcomes),
-        candidate=_rest(work.candidate, outcomes),
+        request=_rest(work.request, before),
+        candidate=_rest(work.candidate, before),
     )
     return [*found, rest] if rest.works else found
 
@@ -65,7 +65,7 @@ def make_operators(plan: Plan) -> list[Operator]:
 def _before(plan: Plan) -> dict[str, Amount]:
     """Work per candidate of every operator as its author wrote it."""
     outcomes = plan.interpreter.outcomes
-    return {n.name: _original(plan, n) for n in plan.interpreter.program.graph.nodes if n.name in outcomes}
+    return {n.name: _original(plan, n) for n in plan.interpreter.program.captured.graph.nodes if n.name in outcomes}
 
 
 def _original(plan: Plan, node: fx.Node) -> Amount:
@@ -115,7 +115,7 @@ def _per_candidate(plan: Plan, name: str) -> bool:
 def _matrix_operators(plan: Plan, before: Mapping[str, Amount], stop: Container[str]) -> dict[str, str]:
     """Operator -> the nearest one before it that has products of its own; no way leads through those in `stop`."""
     found: dict[fx.Node, tuple[int, int, str]] = {}
-    for order, node in enumerate(plan.interpreter.program.graph.nodes):
+    for order, node in enumerate(plan.interpreter.program.captured.graph.nodes):
         if node.name in before and before[node.name].multiply_adds:
             found[node] = (0, -order, node.name)
             continue

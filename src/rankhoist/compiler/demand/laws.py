@@ -1,0 +1,338 @@
+"""Per operator: which part of its operands a part of its result is made of.
+
+Law: `f(x)[i] = f(x[i])` along every axis on which `f` computes each place by itself. An operator without a law is
+computed as a whole.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from rankhoist.capture.operators import draws, named_arguments
+from rankhoist.compiler.demand import boxes
+from rankhoist.compiler.demand.boxes import Axis, Box, Part, Size
+from rankhoist.compiler.rules.law import overloads
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Take:
+    """A part of an operand."""
+
+    node: fx.Node
+    box: Box
+
+
+@dataclass(frozen=True)
+class Made:
+    """What computes a part: an operator, and arguments with `Take` or `Made` in place of tensors.
+
+    A size that rows are a factor of is an expression.
+    """
+
+    target: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+Law = Callable[[fx.Node, Box], "Take | Made | None"]
+
+
+def part_of(node: fx.Node, box: Box) -> Take | Made | None:
+    """How a part of an operator's result is computed; None where that is not known."""
+    law = LAWS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else _LOOK_THROUGH.get(node.target)
+    if law is None and isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+        law = pointwise
+    if law is None or draws(node):
+        return None
+    return law(node, box)
+
+
+def sizes_of(node: fx.Node) -> list[Size]:
+    """Of a captured tensor: numbers, or expressions in the row symbol."""
+    exprs = (s.node.expr if isinstance(s, torch.SymInt) else s for s in node.meta["val"].shape)
+    return [int(e) if isinstance(e, int | sympy.Integer) else e for e in exprs]
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """By position; defaults too, but for a last None."""
+    return list(node.args)
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
+
+
+# -- place by place
+
+
+def pointwise(node: fx.Node, box: Box) -> Made:
+    """`f(x, y)[i] = f(x[i], y[i])`, with what is broadcast as it is."""
+    return Made(node.target, _broadcast(arguments(node), box), _broadcast(node.kwargs, box))
+
+
+def _broadcast(value: Any, box: Box) -> Any:
+    if is_tensor(value):
+        return Take(value, aligned(value, box))
+    if isinstance(value, list | tuple):
+        return [_broadcast(v, box) for v in value]
+    if isinstance(value, dict):
+        return {k: _broadcast(v, box) for k, v in value.items()}
+    return value
+
+
+def aligned(operand: fx.Node, axes: Sequence[Axis]) -> Box:
+    """The part of an operand that broadcasts to these axes, the last of them."""
+    sizes = sizes_of(operand)
+    own = list(axes[len(axes) - len(sizes) :])
+    return tuple((Part(1),) if s == 1 else axis for s, axis in zip(sizes, own, strict=True))
+
+
+# -- shape
+
+
+def view(node: fx.Node, box: Box) -> Made | None:
+    """The same elements in order."""
+    x = arguments(node)[0]
+    inner = boxes.regrouped(box, sizes_of(x))
+    return None if inner is None else Made(aten.reshape.default, (Take(x, inner), [boxes.width(a) for a in box]))
+
+
+def permute(node: fx.Node, box: Box) -> Made:
+    x, order = arguments(node)[0], arguments(node)[1]
+    axes: list[Any] = [None] * len(box)
+    for axis, dim in zip(box, order, strict=True):
+        axes[dim] = axis
+    return Made(node.target, (Take(x, tuple(axes)), order))
+
+
+def transpose(node: fx.Node, box: Box) -> Made:
+    axes = list(box)
+    if node.target is aten.t.default:
+        return Made(node.target, (Take(arguments(node)[0], tuple(reversed(axes))),))
+    x, a, b = arguments(node)
+    axes[a], axes[b] = axes[b], axes[a]
+    return Made(node.target, (Take(x, tuple(axes)), a, b))
+
+
+def unsqueeze(node: fx.Node, box: Box) -> Made:
+    x, dim = arguments(node)
+    axes = list(box)
+    del axes[dim]
+    return Made(node.target, (Take(x, tuple(axes)), dim))
+
+
+def squeeze(node: fx.Node, box: Box) -> Made:
+    x, sizes = arguments(node)[0], sizes_of(arguments(node)[0])
+    given = arguments(node)[1] if len(arguments(node)) > 1 else range(len(sizes))
+    named = {d % len(sizes) for d in (given if isinstance(given, list | tuple | range) else [given])}
+    gone = sorted(d for d in named if sizes[d] == 1)
+    own = iter(box)
+    axes = tuple((Part(1),) if d in gone else next(own) for d in range(len(sizes)))
+    return Made(aten.squeeze.dims, (Take(x, axes), gone))
+
+
+def expand(node: fx.Node, box: Box) -> Made:
+    x = arguments(node)[0]
+    return Made(node.target, (Take(x, aligned(x, box)), [boxes.width(axis) for axis in box]))
+
+
+def select(node: fx.Node, box: Box) -> Made | None:
+    """`x[:, i]` reads place i."""
+    x, dim, index = arguments(node)
+    return _place(x, box, dim % (len(box) + 1), index)
+
+
+def _place(x: fx.Node, box: Box, dim: int, index: Any) -> Made | None:
+    size = sizes_of(x)[dim]
+    if not isinstance(size, int) or not isinstance(index, int):
+        return None
+    axes = list(box)
+    axes.insert(dim, boxes.cut(size, index % size, index % size + 1))
+    return Made(aten.select.int, (Take(x, tuple(axes)), dim, 0))
+
+
+def slice_(node: fx.Node, box: Box) -> Take | None:
+    """`x[:, a:b]` reads places a to b."""
+    x, dim, first, end, step = arguments(node)
+    sizes = sizes_of(x)
+    dim = dim % len(sizes)
+    if step != 1 or not isinstance(sizes[dim], int) or any(isinstance(i, fx.Node) for i in (first, end)):
+        return None
+    return _moved(x, box, dim, slice(first, end).indices(sizes[dim])[0])
+
+
+def _moved(x: fx.Node, box: Box, dim: int, by: int) -> Take | None:
+    """A part of what begins at place `by` of an axis of `x`."""
+    size, inner = sizes_of(x)[dim], boxes.interval(box[dim])
+    if inner is None:
+        return None
+    axes = list(box)
+    axes[dim] = boxes.cut(size, inner[0] + by, inner[1] + by)
+    return Take(x, tuple(axes))
+
+
+def item_of(node: fx.Node, box: Box) -> Take | Made | None:
+    """One of several results: of a split it is a slice, of `unbind` a place."""
+    several, index = arguments(node)
+    if several.target is aten.unbind.int:
+        x, dim = arguments(several)
+        return _place(x, box, dim % (len(box) + 1), index)
+    if several.target not in SPLITS:
+        return None
+    x, _, dim = arguments(several)
+    before = [t.shape[dim] for t in several.meta["val"][:index]]
+    return _moved(x, box, dim % len(box), sum(before)) if all(isinstance(s, int) for s in before) else None
+
+
+def cat(node: fx.Node, box: Box) -> Take | Made | None:
+    """Those of its operands that the places are of."""
+    tensors, dim = arguments(node)
+    dim = dim % len(box)
+    inner, widths = boxes.interval(box[dim]), [sizes_of(t)[dim] for t in tensors]
+    if inner is None and not boxes.is_whole(box[dim]):
+        return None
+    takes, start = [], 0
+    for t, size in zip(tensors, widths, strict=True):
+        axes = list(box)
+        axes[dim] = (Part(size),)
+        if inner is not None:
+            first, end = max(inner[0] - start, 0), min(inner[1] - start, size)
+            start += size
+            if first >= end:
+                continue
+            axes[dim] = boxes.cut(size, first, end)
+        takes.append(Take(t, tuple(axes)))
+    return takes[0] if len(takes) == 1 else Made(node.target, (takes, dim))
+
+
+def stack(node: fx.Node, box: Box) -> Made | None:
+    tensors, dim = arguments(node)
+    dim = dim % len(box)
+    inner = boxes.interval(box[dim])
+    if inner is None:
+        return None
+    axes = list(box)
+    del axes[dim]
+    return Made(node.target, ([Take(t, tuple(axes)) for t in tensors[slice(*inner)]], dim))
+
+
+# -- along one axis, others by themselves
+
+
+def along(node: fx.Node, box: Box) -> Made | None:
+    """`f` along the axes that `dim` says, the others by themselves."""
+    x, *others = arguments(node)
+    dims, sizes = named_arguments(node)["dim"], sizes_of(x)
+    if dims is None or dims == []:
+        return None
+    dims = {d % len(sizes) for d in (dims if isinstance(dims, list | tuple) else [dims])}
+    own, keeps = iter(box), len(sizes) == len(box)
+    axes: list[Axis] = []
+    for d, size in enumerate(sizes):
+        axis = next(own) if keeps or d not in dims else (Part(size),)
+        if d in dims and not boxes.is_whole(axis):
+            return None
+        axes.append((Part(size),) if d in dims else axis)
+    return Made(node.target, (Take(x, tuple(axes)), *others), node.kwargs)
+
+
+def norm(node: fx.Node, box: Box) -> Made | None:
+    """Of the last axes together."""
+    x, shape, *others = arguments(node)
+    last = len(box) - len(shape)
+    if not boxes.all_of(box[last:]):
+        return None
+    weights = [Take(w, boxes.whole(sizes_of(w))) if is_tensor(w) else w for w in others]
+    return Made(node.target, (Take(x, box), shape, *weights), node.kwargs)
+
+
+# -- products
+
+
+def linear(node: fx.Node, box: Box) -> Made:
+    """`(x W^T)[i, j] = x[i] W[j]^T`."""
+    x, w, *bias = arguments(node)
+    *rows, columns = box
+    inner = (Part(sizes_of(x)[-1]),)
+    biases = [Take(b, (columns,)) if is_tensor(b) else b for b in bias]
+    return Made(node.target, (Take(x, (*rows, inner)), Take(w, (columns, inner)), *biases))
+
+
+def product(node: fx.Node, box: Box) -> Made | None:
+    """`(x y)[i, j] = x[i] y[:, j]`, batches alike; `baddbmm` and `addmm` have what is added first."""
+    added = node.target in (aten.addmm.default, aten.baddbmm.default)
+    x, y = arguments(node)[1:3] if added else arguments(node)[:2]
+    own, other = sizes_of(x), sizes_of(y)
+    if min(len(own), len(other)) < 2:
+        return None
+    *batch, row, column = box
+    inner = (Part(own[-1]),)
+    left, right = (aligned(t, (*batch, *rest)) for t, rest in ((x, (row, inner)), (y, (inner, column))))
+    takes = [Take(x, left), Take(y, right)]
+    before = [Take(arguments(node)[0], aligned(arguments(node)[0], box))] if added else []
+    return Made(node.target, (*before, *takes), node.kwargs)
+
+
+def attention(node: fx.Node, box: Box) -> Made | None:
+    """Each query by itself over all keys; of causal ones, over those before it."""
+    q, k, v, mask, dropout, causal = arguments(node)
+    *batch, queries, columns = box
+    gqa = node.kwargs.get("enable_gqa")  # fewer heads of keys than of queries
+    if gqa and not boxes.all_of(tuple(batch)):
+        return None
+    keys: Axis = (Part(sizes_of(k)[-2]),)
+    if causal and not boxes.is_whole(queries):
+        inner, count = boxes.interval(queries), sizes_of(k)[-2]
+        if inner is None or not isinstance(count, int) or inner[1] - inner[0] > 1:
+            return None
+        keys, causal = boxes.cut(count, 0, min(inner[1], count)), False
+    batches = [boxes.whole(sizes_of(t)[:-2]) if gqa else batch for t in (q, k, v)]
+    width: Axis = (Part(sizes_of(q)[-1]),)
+    ends = ((q, (queries, width)), (k, (keys, width)), (v, (keys, columns)))
+    takes = [Take(t, aligned(t, (*b, *end))) for b, (t, end) in zip(batches, ends, strict=True)]
+    if is_tensor(mask):
+        mask = Take(mask, aligned(mask, (*batch, queries, keys)))
+    return Made(node.target, (*takes, mask, dropout, causal), node.kwargs)
+
+
+def embedding(node: fx.Node, box: Box) -> Made | None:
+    """Of fewer ids; a table is not copied for its columns."""
+    table, ids, *others = arguments(node)
+    if not boxes.is_whole(box[-1]):
+        return None
+    return Made(node.target, (Take(table, boxes.whole(sizes_of(table))), Take(ids, box[:-1]), *others), node.kwargs)
+
+
+SPLITS = {*overloads("split split_with_sizes chunk tensor_split.sections tensor_split.indices")}
+_LOOK_THROUGH: dict[Any, Law] = {operator.getitem: item_of}
+_TABLE: dict[str, Law] = {
+    "clone contiguous alias detach lift_fresh_copy _to_copy to.dtype to.dtype_layout dropout": pointwise,
+    "view.default reshape _unsafe_view flatten unflatten": view,
+    "permute": permute,
+    "transpose.int t": transpose,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    "expand": expand,
+    "select.int": select,
+    "slice.Tensor": slice_,
+    "cat": cat,
+    "stack": stack,
+    "softmax.int _softmax log_softmax.int _log_softmax cumsum cumprod": along,
+    "sum.dim_IntList mean.dim prod.dim_int amax amin logsumexp any.dim all.dim argmax argmin": along,
+    "var.correction std.correction linalg_vector_norm norm.ScalarOpt_dim": along,
+    "layer_norm rms_norm": norm,
+    "linear": linear,
+    "mm bmm matmul addmm baddbmm": product,
+    "scaled_dot_product_attention": attention,
+    "embedding": embedding,
+}
+LAWS: dict[Any, Law] = {op: law for names, law in _TABLE.items() for op in overloads(names)}

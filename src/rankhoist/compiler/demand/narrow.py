@@ -1,0 +1,250 @@
+"""Only what is read is computed: a program without the places of its values that reach no output.
+
+Law: `f(x)[i] = f(x[i])`. An encoder whose last token alone is scored needs all tokens of the layers before the last,
+and of that one the keys, the values and one query.
+
+Backwards, every value is told which boxes of it are read (`laws`); then the graph is written anew, forwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture import Program
+from rankhoist.capture.defaults import fill
+from rankhoist.compiler.demand import boxes
+from rankhoist.compiler.demand.boxes import Box
+from rankhoist.compiler.demand.laws import Made, Take, is_tensor, part_of, sizes_of
+from rankhoist.compiler.graph.decline import Decline
+from rankhoist.compiler.graph.operators import row
+
+aten = torch.ops.aten
+SIZE, PICK = aten.sym_size.int, operator.getitem
+Demands = Mapping[fx.Node, Sequence[Box]]
+
+
+def narrowed(program: Program) -> Program:
+    """The same program without what is not read; itself where all is."""
+    if program.wider is None and not program.narrower:
+        program.narrower.append(_narrowed(program))
+    return program.narrower[0] if program.narrower else program
+
+
+def _narrowed(program: Program) -> Program:
+    wanted = demands(program)
+    if not any(_saves(node, wanted[node]) for node in program.graph.nodes):
+        return program
+    try:
+        made = _Writer(program, wanted).written()
+    except Decline:  # a size cannot be told, or not be written
+        return program
+    return program if program.training and _unread(made) != _unread(program) else made
+
+
+def _unread(program: Program) -> set[str]:
+    """The weights that nothing reads: a gradient that is missing is not one of zeros."""
+    return {n.name for n in program.graph.find_nodes(op="placeholder") if not n.users and n.name in program.weights}
+
+
+# -- backwards
+
+
+def demands(program: Program) -> Demands:
+    """Which boxes of every tensor are computed; of one that nobody reads none."""
+    wanted: defaultdict[fx.Node, list[Box]] = defaultdict(list)
+    for node in reversed(program.graph.nodes):
+        if is_tensor(node):
+            if node.op == "call_function" and wanted[node]:
+                wanted[node] = _told(node, wanted)
+        elif node.target is not SIZE and (wanted[node] or node.op == "output" or not _several(node)):
+            _all_operands(node, wanted)
+    return wanted
+
+
+def _told(node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> list[Box]:
+    """The boxes of a result that are computed; its operands are told."""
+    sizes = sizes_of(node)
+    every = boxes.whole(sizes)
+    asked = boxes.merged(wanted[node], sizes)
+    ways = [part_of(node, box) for box in asked]
+    if any(way is None for way in ways):
+        asked, ways = [every], [part_of(node, every)]
+    if ways == [None]:
+        _all_operands(node, wanted)
+    for take in _takes(ways):
+        wanted[take.node].append(take.box)
+    return asked
+
+
+def _all_operands(node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> None:
+    for x in node.all_input_nodes:
+        wanted[x].append(boxes.whole(sizes_of(x)) if is_tensor(x) else ())
+
+
+def _several(node: fx.Node) -> bool:
+    """Whether it makes several tensors, of which its readers pick theirs."""
+    return isinstance(node.meta.get("val"), list | tuple)
+
+
+def _takes(way: Any) -> list[Take]:
+    """The parts of operands that something is made of."""
+    if isinstance(way, Take):
+        return [way]
+    if isinstance(way, Made):
+        way = [way.args, way.kwargs]
+    if isinstance(way, Mapping):
+        way = list(way.values())
+    return [t for w in way for t in _takes(w)] if isinstance(way, list | tuple) else []
+
+
+def _saves(node: fx.Node, wanted: Sequence[Box]) -> bool:
+    """Whether an operator computes fewer elements."""
+    if node.op != "call_function" or not is_tensor(node) or row(node.target).view:
+        return False
+    return sum(map(boxes.volume, wanted)) < boxes.volume(boxes.whole(sizes_of(node)))
+
+
+# -- forwards
+
+
+class _Writer:
+    """Writes the graph anew; `pieces` are the computed boxes of every captured tensor."""
+
+    def __init__(self, program: Program, wanted: Demands) -> None:
+        self.program, self.wanted = program, wanted
+        self.graph = fx.Graph()
+        self.pieces: defaultdict[fx.Node, list[tuple[Box, fx.Node]]] = defaultdict(list)
+        self.others: dict[fx.Node, fx.Node | int] = {}  # placeholders, sizes and several tensors at once
+        self.sizes: dict[Any, Any] = {}
+        self.named: set[str] = set()
+        self.source: fx.Node
+
+    def written(self) -> Program:
+        for node in self.program.graph.nodes:
+            self.source = node
+            if node.op == "call_function" and is_tensor(node):
+                for box in self.wanted[node]:
+                    self.pieces[node].append((box, self._piece(node, box)))
+            elif node.op != "output" and (self.wanted[node] or not _several(node)):
+                self._copied(node)
+        made = [self._whole(o) if isinstance(o, fx.Node) else o for o in self.program.outputs]
+        self.graph.output(tuple(made))
+        fill(self.graph)
+        return replace(self.program, graph=self.graph, outputs=made, wider=self.program)
+
+    def _copied(self, node: fx.Node) -> None:
+        if is_tensor(node):
+            self.pieces[node] = [(boxes.whole(sizes_of(node)), self.graph.node_copy(node, self._whole))]
+        elif node.target is SIZE and isinstance(size := node.meta["val"], torch.SymInt):
+            self.others[node] = self._size(size.node.expr)
+        else:
+            self.others[node] = self.graph.node_copy(node, self._whole)
+
+    def _whole(self, node: fx.Node) -> Any:
+        """What stands for a captured node."""
+        if node in self.others:
+            return self.others[node]
+        return next(made for box, made in self.pieces[node] if boxes.all_of(box))
+
+    def _piece(self, node: fx.Node, box: Box) -> fx.Node:
+        """A box of a result; what is computed as a whole of whole operands is as it was."""
+        way = part_of(node, box)
+        if way is None or (boxes.all_of(box) and node.target is not PICK and all(map(self._is_whole, _takes(way)))):
+            return self.graph.node_copy(node, self._whole)
+        return self._made(way)  # type: ignore[no-any-return]
+
+    def _is_whole(self, take: Take) -> bool:
+        return any(boxes.all_of(box) for box, _ in self.pieces[take.node])
+
+    def _made(self, way: Any) -> Any:
+        """Arguments with nodes in place of what they are made of."""
+        if isinstance(way, Take):
+            return self._taken(way)
+        if isinstance(way, Made):
+            return self._call(way.target, self._made(list(way.args)), self._made(dict(way.kwargs)))
+        if isinstance(way, sympy.Basic):
+            return self._size(way)
+        if isinstance(way, fx.Node):
+            return self._whole(way)
+        if isinstance(way, list | tuple):
+            return [self._made(w) for w in way]
+        return {k: self._made(v) for k, v in way.items()} if isinstance(way, dict) else way
+
+    def _taken(self, take: Take) -> fx.Node:
+        outer, made = next((b, n) for b, n in self.pieces[take.node] if boxes.covers(b, take.box))
+        for dim, (x, y) in enumerate(zip(outer, take.box, strict=True)):
+            made = self._sliced(made, dim, boxes.within(x, y))
+        return made
+
+    def _sliced(self, x: fx.Node, dim: int, axis: boxes.Axis) -> fx.Node:
+        """An axis cut; that of a fold is unfolded for it."""
+        if boxes.is_whole(axis):
+            return x
+        before, after = sizes_of(x)[:dim], sizes_of(x)[dim + 1 :]
+        x = self._shaped(x, [*before, *(p.size for p in axis), *after])
+        for i, part in enumerate(axis, dim):
+            if part.end is not None:
+                x = self._call(aten.slice.Tensor, (x, i, part.first, part.end, 1), name=f"{self.source.name}_of")
+        return self._shaped(x, [*before, boxes.width(axis), *after])
+
+    def _shaped(self, x: fx.Node, sizes: Sequence[Any]) -> fx.Node:
+        same = len(sizes) == len(sizes_of(x))
+        return x if same else self._call(aten.reshape.default, (x, self._made(sizes)), name=f"{self.source.name}_of")
+
+    def _call(
+        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, name: str = ""
+    ) -> fx.Node:
+        """An operator of ours: a part of a captured result, the first under its name, or of an operand for it."""
+        own = self.source.name
+        named = name or (own if own not in self.named else f"{own}_part")
+        self.named.add(named)
+        made = self.graph.create_node("call_function", target, tuple(args), dict(kwargs or {}), named)
+        given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (made.args, made.kwargs))
+        try:
+            with detect_fake_mode(given) or contextlib.nullcontext(), enable_python_dispatcher():
+                value = target(*given[0], **given[1])
+        except RuntimeError as error:
+            raise Decline(f"torch cannot tell the sizes of {target}") from error
+        kept = {k: v for k, v in self.source.meta.items() if k not in ("val", "tensor_meta")}
+        made.meta = kept | {"val": value} | ({} if name else {"captured": own})
+        return made
+
+    # -- sizes
+
+    def _size(self, expr: sympy.Expr) -> Any:
+        """A number, or a multiple of a size that an input has."""
+        if expr.is_Integer:
+            return int(expr)
+        if expr not in self.sizes:
+            number, rest = expr.as_coeff_Mul()
+            if number == 1:
+                self.sizes[rest] = self._read(rest)
+            else:
+                size = self._size(rest)
+                self.sizes[expr] = self._number(operator.mul, (size, int(number)), size.meta["val"] * int(number))
+        return self.sizes[expr]
+
+    def _read(self, expr: sympy.Expr) -> fx.Node:
+        """The size of an input that has it."""
+        for node in self.program.graph.find_nodes(op="placeholder"):
+            for dim, size in enumerate(sizes_of(node) if is_tensor(node) else ()):
+                if size == expr:
+                    return self._number(SIZE, (self._whole(node), dim), node.meta["val"].shape[dim])
+        raise Decline(f"no input has the size {expr}")
+
+    def _number(self, target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+        made = self.graph.call_function(target, args)
+        made.meta["val"] = value
+        return made
