@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import test_added_fills
+import test_demand
 import test_fills
 import test_padding
 from rules import test_scans, test_windows
@@ -45,9 +46,11 @@ def test_named_files_and_functions_exist(name: str):
 
 def test_named_cases_exist():
     equal = {*test_padding.IDIOMS, *test_fills.FILLED, *test_added_fills.ADDED, *test_scans.SCANS}
-    equal = equal.union(test_windows.WINDOWS, *(t.EQUAL for t in TESTS))
+    equal = equal.union(test_windows.WINDOWS, test_demand.NARROWED, *(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
-    declining = declining.union(test_scans.WHOLE, test_windows.WHOLE, *(t.NEAR_MISSES for t in TESTS))
+    declining = declining.union(
+        test_scans.WHOLE, test_windows.WHOLE, test_demand.WHOLE, *(t.NEAR_MISSES for t in TESTS)
+    )
     assert items("Tests") and items("Declines")
     assert [name for name in items("Tests") if name not in equal] == []
     assert [name for name in items("Declines") if name not in declining and ".py" not in name] == []
