@@ -34,7 +34,8 @@ class HoistedModel(Appending, nn.Module):
     requests' candidate blocks, which may be empty. A packed input is given as `rankhoist.Split(context, candidate)`.
 
     It computes scores, not gradients. Weights are shared with the original model, not copied (but for constant masks
-    and indices, which must not change): after changing them in place, call `update_weights`.
+    and indices, which must not change, and on a CPU up to 64 MiB of matrices that are laid out for its products): after
+    changing them in place, call `update_weights`.
     Calls from several threads at once are safe, also while `update_weights` runs.
 
     `certificate` is the one in the file that it was loaded from, as plain data, until its weights change.

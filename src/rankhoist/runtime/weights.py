@@ -14,6 +14,7 @@ from rankhoist.capture import Interface
 from rankhoist.capture.wrappers import under_own_names
 from rankhoist.compiler.emit import Stage, Stages, Variant
 from rankhoist.errors import WeightsError
+from rankhoist.runtime.laid_out import MANY, LaidOut
 from rankhoist.runtime.opaque import Kept
 
 Argument = Tensor | Kept | int | str  # a weight; a kept module; the number of a node of the state; an input's name
@@ -58,8 +59,13 @@ class Weights:
             leaves = (inputs.get(n) or opaque.get(n) or original.get(n, constants.get(n)) for n in stage.leaves)
             return [*(known.get(i, i) for i in stage.nodes), *leaves]
 
+        laid_out = LaidOut()
+
         def of_plans(variants: Sequence[Variant]) -> list[tuple[list[Argument], list[Argument]]]:
-            return [(arguments(v.request), arguments(v.candidate)) for v in variants]
+            return [
+                (laid_out.of(v.request, arguments(v.request)), laid_out.of(v.candidate, arguments(v.candidate), MANY))
+                for v in variants
+            ]
 
         plans, items = of_plans(stages.variants), stages.catalogue
         if items is None:
