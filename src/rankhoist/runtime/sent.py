@@ -26,4 +26,6 @@ def pinned(t: Tensor, device: torch.device) -> Tensor:
 
 def sent(t: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; only what comes from one to the CPU is waited for."""
+    if t.device == device:
+        return t
     return pinned(t, device).to(device, non_blocking=device.type == "cuda")

@@ -43,27 +43,27 @@ class Items:
         kind = KINDS[self.store.ids.dtype.kind]
         return Feature(self.name, self.name, "candidate", kind, (), names_items=True)
 
-    def check(self, ids: NDArray[Any], skips: bool) -> NDArray[np.bool_]:
-        """Which of the items there are, `[N]`.
-
-        Raises:
-            RequestError: some there are not, and they may not be skipped.
-        """
-        found: NDArray[np.bool_] = self.store.known(self.comparable(ids))
-        if not skips and not found.all():
-            raise _unknown(ids[~found].tolist(), self.name)
-        return found
+    def known(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which of the items there are, `[N]`."""
+        return self.store.known(self.comparable(ids))
 
     def score(self, hoisted: HoistedModel, state: RequestState, batch: Batch) -> Any:
-        """What a model returns for candidates that are items."""
+        """What a model returns for candidates that are items.
+
+        Raises:
+            RequestError: some there are not.
+        """
         assert batch.ids is not None, "its signature has ids"
         ids = self.comparable(batch.ids)
         try:
             return hoisted.score(
                 state, None, batch.offsets, store=self.store, ids=ids, pair_inputs=batch.candidates
             )  # fmt: skip
-        except InputError as error:  # dropped since they were looked for
-            raise RequestError("unknown_item", str(error), self.name) from None
+        except InputError as error:
+            unknown = batch.ids[~self.known(batch.ids)].tolist()
+            if unknown:
+                raise _unknown(unknown, self.name) from None
+            raise RequestError("unknown_item", str(error), self.name) from None  # it came back since
 
     def comparable(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Ids as the store has them; a text that is longer than all of its own is cut, and still none of them."""

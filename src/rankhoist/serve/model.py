@@ -136,7 +136,9 @@ class ServedModel:
 
     def _scored(self, batch: Batch, key: str | None) -> Scored:
         start = time.perf_counter()
-        known = None if self.items is None or batch.ids is None else self.items.check(batch.ids, batch.skips)
+        known = None
+        if self.items is not None and batch.ids is not None and batch.skips:
+            known = self.items.known(batch.ids)
         state = self._prepared(batch, key) if key is not None else self._prepare(batch)
         middle = time.perf_counter()
         if known is None or known.all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,17 @@ class Index:
         """Per id: its place in the order, and whether it is there."""
         if not len(self.ids) or not len(ids) or ids.dtype.kind != self.ids.dtype.kind:
             return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+        if self._dense:
+            places = ids - self.ids[0]
+            known = (places >= 0) & (places < len(self.ids))
+            return np.where(known, places, 0), known
         places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
         return places, self.ids[places] == ids
+
+    @cached_property
+    def _dense(self) -> bool:
+        """Whether they are whole numbers without a gap, each of which says its place."""
+        return self.ids.dtype.kind == "i" and int(self.ids[-1]) - int(self.ids[0]) == len(self.ids) - 1
 
     def find(self, ids: Ids) -> Tensor:
         """The rows of ids, `[N]`, int64.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -118,17 +119,19 @@ class Layout:
         """What a plan reads of items by their rows `[N]`: a tensor `[N, ...]` by node, of the caller's own and on the
         device, also of tables that lie in files.
         """
-        own = [plan in table.plans for table in self.tables]
-        at = {place: sent(rows, place) for place in {x.device for x in tables}}
-        picked = [
-            sent(x.index_select(0, at[x.device]), device) if mine else None for x, mine in zip(tables, own, strict=True)
-        ]
-        made = {}
-        for column in self.columns:
-            whole = picked[column.table]
-            if whole is not None:
-                made[column.node] = _column(whole, column, None if column.scale is None else picked[column.scale[0]])
-        return made
+        wanted, columns = self._of_plans.get(plan, ([], []))
+        at = {place: sent(rows, place) for place in {tables[i].device for i in wanted}}
+        picked = {i: sent(tables[i].index_select(0, at[tables[i].device]), device) for i in wanted}
+        return {c.node: _column(picked[c.table], c, None if c.scale is None else picked[c.scale[0]]) for c in columns}
+
+    @cached_property
+    def _of_plans(self) -> dict[int, tuple[list[int], list[Column]]]:
+        """By plan, the tables that it reads, and their columns."""
+        found: dict[int, tuple[list[int], list[Column]]] = {}
+        for plan in sorted({plan for table in self.tables for plan in table.plans}):
+            own = [i for i, table in enumerate(self.tables) if plan in table.plans]
+            found[plan] = own, [c for c in self.columns if c.table in own]
+        return found
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
