@@ -1,16 +1,17 @@
-"""Ten rankers on one thread of a CPU: hoisted and tuned against the best of three ways to run the original.
+"""Ten rankers on one thread of a CPU: hoisted and tuned against the best of several ways to run the original.
 
-    python -m benchmarks.tuned --out benchmarks/results/DATE-tuned          goes on where it ended
-    python -m benchmarks.tuned --only norm_linear --seconds 2 --tune 5      to see that it runs
+    python -m benchmarks.tuned                                              goes on where it ended
+    python -m benchmarks.tuned --dtype bfloat16 --name tuned-bfloat16       against OpenVINO as well, if it is installed
+    python -m benchmarks.tuned --only norm_linear --seconds 2 --tune 5 --out /tmp           to see that it runs
 
-The original is called, compiled by torch.compile for its size, and run by ONNX Runtime, each on rows that are repeated
-before the clock starts; a way that does not take a model is left out, and why is in the result. All are compared with
-the original in float64 before they are timed in turn. Shown with it: the hoisted model as `hoist` leaves it.
+The original is called, compiled by torch.compile for its size, and run by ONNX Runtime, in bfloat16 by OpenVINO in the
+precision that it chooses itself, each on rows that are repeated before the clock starts; a way that does not take a
+model is left out, and why is in the result. All are compared with the original in float64, of the same weights, before
+they are timed in turn. Shown with it: the hoisted model as `hoist` leaves it.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import fnmatch
 import importlib.metadata
@@ -26,71 +27,83 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from benchmarks import dated
 from rankhoist.bench.baselines import eager
 from rankhoist.bench.scenarios import Scenario, scenario
 from rankhoist.capture import capture
-from rankhoist.compiler.targets.machine import machine
 from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.hoist import hoist_program
-from rankhoist.runtime.alike import error
+from rankhoist.runtime.alike import error, tolerance
 
 NAMES = (
     "cross_full", "cross_low_rank", "dot_pairs_80_10", "dot_pairs_27_4", "xdeepfm", "target_attention", "norm_linear",
     "token_attention", "causal_history", "mmoe",
 )  # fmt: skip
 SIZES = (100, 1000)
-ORIGINALS = ("original", "torch.compile", "ONNX Runtime")
+ORIGINALS = {
+    "float32": ("original", "torch.compile", "ONNX Runtime"), "bfloat16": ("original", "torch.compile", "OpenVINO"),
+}  # fmt: skip
 OURS = ("hoisted", "tuned")
-EQUAL = 1e-4  # of the scale: float32
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "rankhoist")
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "openvino", "rankhoist")
 
 
 def main() -> None:
     """Measure what is not there yet, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = dated.flags("Rankers, tuned, against the original's best way on one thread.", 10.0, "size")
+    parser.add_argument("--dtype", choices=list(ORIGINALS), default="float32", help="of the model and its inputs")
     parser.add_argument("--only", metavar="GLOB", default="*", help="scenarios")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of timing per size (default: %(default)s)")
     parser.add_argument("--tune", type=float, default=40.0, help="seconds per scenario (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no scenario is begun")
-    parser.add_argument("--note", default="", help="what else is to be known of the run")
-    parser.add_argument("--out", type=Path, help="the result, as NAME.json and NAME.md")
+    parser.add_argument("--name", default="tuned", help="of the result, after its date (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    start, file = time.monotonic(), args.out and args.out.with_suffix(".json")
-    record = json.loads(file.read_text()) if file and file.exists() else {"rows": []}
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    record |= {"machine": machine(), "versions": versions, "note": args.note or record.get("note", "")}
+    libraries = tuple(name for name in PACKAGES if _installed(name))
+    start, record = time.monotonic(), dated.begun(*libraries) | {"dtype": args.dtype, "rows": []}
+    file = dated.path_of(args.out, args.name, record)
+    if file.exists():
+        record["rows"] = json.loads(file.read_text())["rows"]
+    record["note"] = args.note
+    if "OpenVINO" in ORIGINALS[args.dtype] and "openvino" in libraries:
+        record["note"] += f" OpenVINO chose to compute in {openvino_precision()}."
     done = {row["scenario"] for row in record["rows"]}
     for name in fnmatch.filter(NAMES, args.only):
         if name in done or time.monotonic() - start > args.limit:
             continue
-        record["rows"] += measured(scenario(name), args.tune, args.seconds)
-        if file:
-            file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            file.with_suffix(".md").write_text(page(record), encoding="utf-8")
-    print(page(record))
+        record["rows"] += measured(scenario(name), getattr(torch, args.dtype), args.tune, args.seconds)
+        title = "The original's best way against the hoisted model, tuned"
+        dated.write(args.out, args.name, record, title, about(record), table(record), libraries)
+    print(table(record))
 
 
-def measured(case: Scenario, tuning: float, seconds: float) -> list[dict[str, Any]]:
+def _installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def measured(case: Scenario, dtype: torch.dtype, tuning: float, seconds: float) -> list[dict[str, Any]]:
     """One model in all sizes."""
-    model = case.model()
-    plain = hoist_program(capture(model, case.inputs(4, 4), case.context_names))
+    model = case.model().to(dtype)
+    plain = hoist_program(capture(model, in_dtype(case.inputs(4, 4), dtype), case.context_names))
     tuned = copy.deepcopy(plain).tune(SIZES, [1], tuning)
     truth = copy.deepcopy(model).double()
     rows = []
     for candidates in SIZES:
-        context, candidate = case.sides(1, candidates)
+        context, candidate = in_dtype(case.sides(1, candidates), dtype)
         offsets, given = [0, candidates], case.arguments(context, candidate)
         call = eager(model, case, context, candidate, offsets)
         makers: dict[str, Callable[[], Callable[[], Any]]] = {
             "original": lambda call=call: call,
             "torch.compile": lambda call=call: partial(torch.compile(model, dynamic=False), *call.args),
             "ONNX Runtime": lambda call=call: in_onnx_runtime(model, call.args),
+            "OpenVINO": lambda call=call: in_openvino(model, call.args),
             "hoisted": lambda given=given: partial(plain, *given),
             "tuned": lambda given=given: partial(tuned, *given),
         }
-        exact = eager(truth, case, *({n: doubled(x) for n, x in s.items()} for s in (context, candidate)), offsets)
-        row = timed(makers, exact, seconds)
+        exact = eager(truth, case, *in_dtype((context, candidate), torch.float64), offsets)
+        ways = (*ORIGINALS[str(dtype).removeprefix("torch.")], *OURS)
+        row = timed({way: makers[way] for way in ways}, exact, tolerance(dtype, torch.device("cpu")), seconds)
         plan = tuned.plans.ranges.at(candidates, 1)
         rows.append(
             {
@@ -107,7 +120,7 @@ def measured(case: Scenario, tuning: float, seconds: float) -> list[dict[str, An
 
 
 def timed(
-    makers: dict[str, Callable[[], Callable[[], Any]]], exact: Callable[[], Any], seconds: float
+    makers: dict[str, Callable[[], Callable[[], Any]]], exact: Callable[[], Any], equal: float, seconds: float
 ) -> dict[str, Any]:
     """Ways that are equal to the original in float64, in turn; of the others, why they are left out."""
     calls: dict[str, Callable[[], Any]] = {}
@@ -118,15 +131,15 @@ def timed(
             try:
                 call = make()
                 apart = error(call(), truth)
-                if apart <= EQUAL:
+                if apart <= equal:
                     calls[way] = call
                 else:
                     problems[way] = f"differs by {apart:.0e} of the scale"
             except Exception as problem:  # whatever a compiler or an exporter does not take
                 problems[way] = f"{type(problem).__name__}: {str(problem).strip()[:200]}"
-        times = interleaved(calls, seconds, clock=time.thread_time)  # all ways run in this thread
+        times = interleaved(calls, seconds, clock=time.process_time)  # OpenVINO may have a thread of its own
     medians = {way: t.median for way, t in times.items()}
-    best = min(medians[way] for way in ORIGINALS if way in medians)
+    best = min(medians[way] for way in medians if way not in OURS)
     ratios = {way: best / medians[way] for way in OURS if way in medians}
     return {
         "milliseconds": medians,
@@ -153,24 +166,50 @@ def in_onnx_runtime(model: torch.nn.Module, args: Sequence[Any]) -> Callable[[],
     return lambda: [torch.from_numpy(x) for x in session.run(None, feed)]
 
 
-def doubled(x: torch.Tensor) -> torch.Tensor:
-    """Numbers in float64, ids as they are."""
-    return x.double() if x.is_floating_point() else x
+def in_openvino(model: torch.nn.Module, args: Sequence[Any]) -> Callable[[], list[torch.Tensor]]:
+    """The original in OpenVINO, for so many rows, on one thread and else as it comes; it is given float32, in which the
+    weights are the same.
+    """
+    import openvino
+
+    args = in_dtype(pytree.tree_map(torch.Tensor.contiguous, tuple(args)), torch.float32)
+    shapes = [tuple(x.shape) for x in pytree.tree_leaves(args)]
+    converted = openvino.convert_model(copy.deepcopy(model).float(), example_input=args, input=shapes)
+    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    request, arrays = compiled.create_infer_request(), [x.numpy() for x in pytree.tree_leaves(args)]
+
+    def call() -> list[torch.Tensor]:
+        request.infer(arrays, share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(x.data) for x in request.output_tensors]
+
+    return call
 
 
-def page(record: dict[str, Any]) -> str:
+def openvino_precision() -> str:
+    """What it computes in on this machine, if nothing is said."""
+    import openvino
+
+    return str(openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
+
+
+def in_dtype(values: Any, dtype: torch.dtype) -> Any:
+    """Tensors of numbers in a dtype, ids as they are."""
+    return pytree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, values)
+
+
+def about(record: dict[str, Any]) -> str:
+    """What was measured."""
+    return (
+        f"{record['dtype']}, one request; milliseconds of this process, medians of calls in turn, each way compared "
+        "with the original in float64 before. Ratios are the best of the original's ways over ours. "
+        + record["note"].strip()
+    )
+
+
+def table(record: dict[str, Any]) -> str:
     """The result as Markdown."""
-    m, rows = record["machine"], record["rows"]
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    ways = [*ORIGINALS, *OURS]
+    rows, ways = record["rows"], [*ORIGINALS[record["dtype"]], *OURS]
     lines = [
-        "# The original's best way against the hoisted model, tuned",
-        "",
-        f"{m['processor']}, {m['threads']} thread, {versions}. Float32, one request; milliseconds of this thread, "
-        "medians of calls in turn, each way compared with the original in float64 before. Ratios are the best of the "
-        "original's three ways over ours.",
-        *(["", record["note"]] if record["note"] else []),
-        "",
         f"| scenario | N | {' | '.join(ways)} | best original / hoisted | / tuned | tuned: plan, backend |",
         "|---|---:|" + "---:|" * (len(ways) + 2) + "---|",
     ]
