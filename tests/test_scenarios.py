@@ -15,6 +15,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.plan.search import attempt, operators_of
+from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import named
 
 HISTORIES = {"padded_history_50", "padded_history_200", "encoded_history_2", "recurrent_history", "interest_history"}
@@ -79,6 +80,15 @@ def test_a_gpu_does_the_context_half_once(case: Scenario):
     else:
         assert [*rate] == [kernels.request_attention]
     assert plan.cost.seconds < original.cost.seconds / 1.4
+
+
+def test_the_sizes_of_what_was_only_moved_are_known():
+    """So that an operator without a law there is predicted as what it is."""
+    case = Scenario("attention", lambda: UserAttention(2), {"keys": (9, 8), "values": (9, 8)}, {"queries": (3, 8)})
+    program = capture(case.model(), case.inputs(2, 2), case.context_names, all_rules())
+    plan = attempt(program, Level.LOOKUP, Workload(1000), frozenset())
+    (attention,) = (n for n in plan.nodes if n.work.multiply_adds)
+    assert [x.sizes for x in attention.args[:3]] == [(2, 3, 4), (2, 9, 4), (2, 9, 4)]
 
 
 def test_shares_move_and_widths_stay():

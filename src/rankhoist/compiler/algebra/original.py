@@ -154,7 +154,9 @@ class OriginalOperators(Evaluator):
             return node if node.rate is Rate.WEIGHT else self._of_one_row(node, rate)
         axes = [0 if d == ROW else d + 1 for d in flat_layout]
         if axes != sorted(axes):
-            node = self._view(aten.permute.default, node, axes)
+            inside = axes[0] == 0 and node.rows_first and node.rate is not Rate.WEIGHT
+            inner = [axis - 1 for axis in axes[1:]]
+            node = self.b.permute(node, inner) if inside else self._view(aten.permute.default, node, axes)
         if all(len(entry) == 1 for entry in form.layout):
             return node
         rows = self.program.rows
