@@ -166,7 +166,9 @@ ROWS: list[tuple[str, Operator]] = [
     ("_embedding_bag", Operator(Timed.GATHER, checked=True)),
     ("index", Operator(Timed.PICK)),
     # -- products
-    ("linear", Operator(Timed.PRODUCT, products.last_axis, dense=True, spelled=F.linear)),
+    ("linear", Operator(
+        Timed.PRODUCT, products.last_axis, dense=True, spelled=F.linear, trained=trained.linear
+    )),
     ("matmul", Operator(Timed.BATCHED, products.last_axis, spelled=torch.matmul)),
     ("bmm", Operator(Timed.BATCHED, products.last_axis, spelled=torch.bmm)),
     ("baddbmm", Operator(Timed.BATCHED, products.last_axis_of_second)),

@@ -78,6 +78,13 @@ def broadcast(op: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, firs
     return _shaped(made, [rows.shape[0], *made.shape[2:]]) if made.is_contiguous() else made.flatten(0, 1)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`[..., k] x [n, k] + [n] -> [..., n]`; torch's own is a view where there are more than two axes."""
+    if x.dim() <= 2:
+        return F.linear(x, weight, bias)
+    return _shaped(F.linear(x.reshape(-1, x.shape[-1]), weight, bias), [*x.shape[:-1], weight.shape[0]])
+
+
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, counts: Counts) -> Tensor:
     """`start` of the row's request plus a weight times the row: `[N, ..., k] x [n, k] + [R, n] -> [N, ..., n]`."""
     if len(counts.numbers) == 1:
