@@ -144,7 +144,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
         {},
     ),
     "learned_queries_over_rows": (
-        lambda c, k, w: F.scaled_dot_product_attention(w[None], k[None], k[None])[0, :1] + c[:, :4],
+        lambda c, k, w: F.scaled_dot_product_attention(w[None], k[None], k[None])[0].sum(0) + c[:, :4],
         "scaled_dot_product_attention",
         ("works along the row axis: axis 2 of [1, 2, rows]", "attends over the rows"),
         dict(w=randn(2, 4)),

@@ -35,7 +35,7 @@ EQUAL: dict[str, Equal] = {
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
-    "cumsum_over_rows": (lambda c, k: c.cumsum(0)[:, :4] + k, "cumsum", "over the rows: axis 0 of [rows, 6]", {}),
+    "cumsum_over_rows": (lambda c, k: c.cumsum(0)[:, :4] + k, "cumsum", "over the rows: axis 0 of [rows, 4]", {}),
 }
 
 
