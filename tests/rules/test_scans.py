@@ -35,7 +35,12 @@ EQUAL: dict[str, Equal] = {
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
-    "cumsum_over_rows": (lambda c, k: c.cumsum(0)[:, :4] + k, "cumsum", "over the rows: axis 0 of [rows, 4]", {}),
+    "cumsum_over_rows": (
+        lambda c, k: c.cumsum(0).mean(1, True) + k,
+        "cumsum",
+        "over the rows: axis 0 of [rows, 6]",
+        {},
+    ),
 }
 
 
