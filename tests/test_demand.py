@@ -13,11 +13,12 @@ from torch import Tensor, fx, nn
 from rankhoist import Workload, hoist
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.demand import boxes, narrowed
+from rankhoist.compiler.demand import boxes, laws, narrowed
 from rankhoist.compiler.demand.boxes import Part
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.rules import all_rules
+from rankhoist.errors import HoistingWarning
 from rankhoist.training import grouped
 
 T, D, ROWS = 6, 8, 1000
@@ -149,6 +150,16 @@ def test_a_wrong_law_is_found(monkeypatch):
     x = torch.randn(3, T, D).double()
     with pytest.raises(AssertionError, match="not close"):
         torch.testing.assert_close(run(narrowed(program), x), run(program, x))
+
+
+def test_a_broken_law_leaves_the_program_whole(monkeypatch):
+    def broken(node, box):
+        raise KeyError(node.name)
+
+    monkeypatch.setitem(laws.LAWS, torch.ops.aten.linear.default, broken)
+    program = captured(NARROWED["linear"][0])
+    with pytest.warns(HoistingWarning, match="please report"):
+        assert narrowed(program) is program
 
 
 def test_a_fold_is_regrouped_where_it_is_a_box():

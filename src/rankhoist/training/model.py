@@ -105,7 +105,7 @@ class GroupedModel(nn.Module):
 
         Raises:
             InputError: a number is below 1.
-        VerificationError: no plan computes what the original does.
+            VerificationError: no plan computes what the original does.
         """
         usual = self.plan.workload
         sizes = candidates or (usual.candidates,), requests or (usual.requests,)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,8 @@ from rankhoist.compiler.demand.boxes import Box
 from rankhoist.compiler.demand.laws import Made, Take, is_tensor, part_of, sizes_of
 from rankhoist.compiler.graph.decline import Decline
 from rankhoist.compiler.graph.operators import row
+from rankhoist.errors import HoistingWarning
+from rankhoist.mistakes import is_mistake, told
 
 aten = torch.ops.aten
 SIZE, PICK = aten.sym_size.int, operator.getitem
@@ -37,9 +40,21 @@ Demands = Mapping[fx.Node, Sequence[Box]]
 
 def narrowed(program: Program) -> Program:
     """The same program without what is not read; itself where all is."""
-    if program.wider is None and not program.narrower:
-        program.narrower.append(_narrowed(program))
-    return program.narrower[0] if program.narrower else program
+    if program.wider is not None:
+        return program
+    if not program.narrower:
+        program.narrower.append(_narrowed_or_whole(program))
+    return program.narrower[0]
+
+
+def _narrowed_or_whole(program: Program) -> Program:
+    try:
+        return _narrowed(program)
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        warnings.warn(told("leaving out what nobody reads", error), HoistingWarning, stacklevel=2)
+        return program
 
 
 def _narrowed(program: Program) -> Program:
