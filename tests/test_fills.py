@@ -153,12 +153,13 @@ def test_a_request_that_fails_is_scored_by_the_plan_without_the_law(masked):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_other_dtypes(masked, dtype):
-    model = masked[0]
-    hoisted = hoisted_at(captured(copy.deepcopy(model).to(dtype)), Level.FIRST)
+    model, rounded, rows = masked[0], copy.deepcopy(masked[0]).to(dtype), repeated(LEFT, [0, 3, 3, N])
+    hoisted = hoisted_at(captured(rounded), Level.FIRST)
     assert plans_of(hoisted, LEFT) == [0, 1, 0]
-    expected = model(repeated(LEFT, [0, 3, 3, N]), TARGET)
-    found = hoisted(LEFT, TARGET, request_offsets=[0, 3, 3, N]).double()
-    assert (found - expected).abs().max() < 8 * torch.finfo(dtype).eps * expected.abs().max()
+    expected = model(rows, TARGET)
+    found, own = hoisted(LEFT, TARGET, request_offsets=[0, 3, 3, N]), rounded(rows, TARGET)
+    least = 2 * (own - expected).abs().max()  # what rounding does to the original
+    assert (found - expected).abs().max() < least + 4 * torch.finfo(dtype).eps * expected.abs().max()
 
 
 def test_a_file_holds_both_plans(masked, tmp_path: Path):
@@ -192,7 +193,7 @@ def test_the_exported_plan_has_no_condition(masked, tmp_path: Path):
 
 def test_report_and_certificate_say_that_it_is_conditional(masked):
     model, hoisted = masked
-    told = "finite fills (level first): 2 operators, for calls where it holds; another plan scores the others"
+    told = "finite fills (level first): 1 operator, for calls where it holds; another plan scores the others"
     assert told in str(hoisted.report())
     certificate = rankhoist.verify(hoisted, model, (LEFT, TARGET[:3]), candidates=(2,))
     assert certificate.passed and certificate.conditional == ("finite fills",)

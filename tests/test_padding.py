@@ -138,7 +138,7 @@ NEAR_MISSES: dict[str, Attention] = {
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_what_may_see_the_target_is_not_hoisted(name):
     models = check_model(model_of(NEAR_MISSES[name]), HISTORY, TARGET)
-    assert saving(models, "full") < 5
+    assert saving(models, "first") < 5
 
 
 def test_a_query_that_sees_nothing_before_the_target():
@@ -176,7 +176,7 @@ def test_a_trained_mask_hides_nothing_for_sure():
     models = check_model(
         Function(call, bias=BIAS.clone(), e=randn(20, D), w=randn(D, 3 * D), n=randn(D)).eval(), HISTORY, TARGET
     )
-    assert saving(models, "full") < 4
+    assert saving(models, "first") < 4
 
 
 def test_only_constants_of_the_mask_are_fixed():
