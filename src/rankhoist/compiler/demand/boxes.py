@@ -15,6 +15,8 @@ from typing import Any
 
 import sympy
 
+from rankhoist.compiler.graph.lengths import quotient
+
 Size = Any  # int | sympy.Expr
 MOST = 8  # boxes of a tensor; of more, what is around all of them
 WASTE = 1.25  # two boxes are one where that holds at most so many times what they hold
@@ -108,7 +110,7 @@ def _taken(parts: Sequence[Part], size: Size) -> tuple[list[Part] | None, list[P
         if not rest:
             return None, []
         part = rest.pop(0)
-        left = quotient(size, part.size)
+        left = divided(size, part.size)
         if left is None:
             apart = _apart(part, size)
             if apart is None:
@@ -123,7 +125,7 @@ def _taken(parts: Sequence[Part], size: Size) -> tuple[list[Part] | None, list[P
 
 def _apart(part: Part, outer: Size) -> tuple[Part, Part] | None:
     """A part as two: `outer` times the rest."""
-    inner = quotient(part.size, outer)
+    inner = divided(part.size, outer)
     if inner is None:
         return None
     if part.end is None:
@@ -148,15 +150,12 @@ def _tidy(parts: Sequence[Part], size: Size) -> Axis:
     return tuple(kept) or (Part(size),)
 
 
-def quotient(a: Size, b: Size) -> Size | None:
+def divided(a: Size, b: Size) -> Size | None:
     """`a / b` where it is exact for any number of rows."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
-    found = sympy.cancel(sympy.sympify(a) / b)
-    above, below = found.as_numer_denom()
-    if below != 1:
-        return None
-    return int(above) if above.is_Integer else above
+    found = quotient(a, b) if b != 0 else None
+    return int(found) if isinstance(found, sympy.Integer) else found
 
 
 # -- several boxes of one tensor

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from rankhoist.compiler.graph.activations import through
 
-Padded = (
-    tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-)  # slots [R, M], place [N]; or slots [P, M], place, of [P]
+# slots [R, M], place [N]; or slots [P, M], place [N], of [P]
+Padded = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
 def by_block(x: Tensor, padded: Padded) -> Tensor:

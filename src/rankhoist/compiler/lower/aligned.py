@@ -15,9 +15,7 @@ from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, aten, first_axis
 
-MOST = (
-    1.1  # times as many rows or columns as there are, or fewer: of a narrow weight, padding would be most of the work
-)
+MOST = 1.1  # times as many rows or columns as there are: of a narrow weight, padding would be most of the work
 
 Value = Callable[[Node], Node]
 
