@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,6 +164,21 @@ def test_declines(name: str):
     declines(*NEAR_MISSES[name])
 
 
+def check_one_operator(call: Callable[..., Tensor], op: Callable[..., Tensor], expected: bool) -> None:
+    """Attention of queries `[N, 2, 4]` to a request's `[R, 6, 4]` is equal, and is it `op` where no form is kept?"""
+    context, candidate = randn(3, 6, 4), randn(N, 2, 4)
+    model = Function(lambda c, k: call(k, c)).eval()
+    program = capture(model, (context[[0] * N], candidate), ["context"], all_rules())
+    whole = attempt(program, Level.FULL, Workload(), operators_of(program))
+    parts = attempt(program, Level.FULL, Workload(), frozenset())
+    assert [op in {n.op for n in plan.nodes} for plan in (whole, parts)] == [expected, False]
+    hoisted = HoistedModel(program, whole)
+    for offsets in ([0, 3, 3, N], [0, 0, N, N]):
+        assert_equal(hoisted(context, candidate, request_offsets=offsets), model(repeated(context, offsets), candidate))
+    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(N, -1, -1), candidate))
+    assert hoisted(context[:1], candidate[:0]).shape[0] == 0
+
+
 @pytest.mark.parametrize(
     ("call", "of_request"),
     [
@@ -178,18 +195,7 @@ def test_declines(name: str):
 )
 def test_queries_of_a_request_stand_side_by_side(call, of_request: bool):
     """Where no form is asked for, and nothing but the queries is the candidate's."""
-    context, candidate = randn(3, 6, 4), randn(N, 2, 4)
-    model = Function(lambda c, k: call(k, c)).eval()
-    program = capture(model, (context[[0] * N], candidate), ["context"], all_rules())
-    whole = attempt(program, Level.FULL, Workload(), operators_of(program))
-    parts = attempt(program, Level.FULL, Workload(), frozenset())
-    assert [kernels.request_attention in {n.op for n in plan.nodes} for plan in (whole, parts)] == [of_request, False]
-    hoisted = HoistedModel(program, whole)
-    for offsets in ([0, 3, 3, N], [0, 0, N, N]):
-        expected = model(repeated(context, offsets), candidate)
-        assert_equal(hoisted(context, candidate, request_offsets=offsets), expected)
-    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(N, -1, -1), candidate))
-    assert hoisted(context[:1], candidate[:0]).shape[0] == 0
+    check_one_operator(call, kernels.request_attention, of_request)
 
 
 def of_both(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
@@ -217,17 +223,7 @@ def of_both(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
 )  # fmt: skip
 def test_keys_of_the_request_and_of_a_row_are_one_softmax(call, merged: bool):
     """Where no form is asked for, and keys and values are cut alike; queries of the request are taken by parts."""
-    context, candidate = randn(3, 6, 4), randn(N, 2, 4)
-    model = Function(lambda c, k: call(k, c)).eval()
-    program = capture(model, (context[[0] * N], candidate), ["context"], all_rules())
-    whole = attempt(program, Level.FULL, Workload(), operators_of(program))
-    parts = attempt(program, Level.FULL, Workload(), frozenset())
-    assert [kernels.merged_attention in {n.op for n in plan.nodes} for plan in (whole, parts)] == [merged, False]
-    hoisted = HoistedModel(program, whole)
-    for offsets in ([0, 3, 3, N], [0, 0, N, N]):
-        assert_equal(hoisted(context, candidate, request_offsets=offsets), model(repeated(context, offsets), candidate))
-    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(N, -1, -1), candidate))
-    assert hoisted(context[:1], candidate[:0]).shape[0] == 0
+    check_one_operator(call, kernels.merged_attention, merged)
 
 
 def test_softmax_of_blocks_moves_to_a_shorter_dtype():
