@@ -136,7 +136,7 @@ def page(record: dict[str, Any]) -> str:
         f"{record['date']}, {machine['processor']}, torch {machine['torch']}, granian {machine['granian']}, Python "
         f"{machine['python']}. `{record['command']}`, {record['minutes']:.1f} minutes. The demo's DCNv2, "
         f"N = {record['candidates']} of {ITEMS} items, {record['workers']} workers with one thread each, binary v2 "
-        f"over loopback; the load generator shares the processor's cores, which did other work, too. Medians of "
+        f"over loopback; the load generator shares the processor's cores. {record['note']} Medians of "
         f"{record['rounds']} rounds in turn, {record['seconds']:g} s each; latencies in ms, of the open loop at "
         f"{record['rate']:.0f} requests per second.", "",
         "| sent | bytes of a request | its processor ms | answers/s | against `features` | p50 | p99 | errors |",
@@ -159,6 +159,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one loop of one of both (default: 6)")
+    parser.add_argument("--note", default="Other work ran on them, too.", help="what else did (default: %(default)s)")
     parser.add_argument("--name", default="catalogue-serving", help="of the result (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options, start = parser.parse_args(), time.monotonic()
@@ -167,7 +168,8 @@ def main() -> int:
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": about(),
         "command": " ".join(["python", *sys.argv]), "candidates": options.candidates, "workers": options.workers,
-        "rounds": options.rounds, "seconds": options.seconds, "minutes": (time.monotonic() - start) / 60, **found,
+        "rounds": options.rounds, "seconds": options.seconds, "note": options.note,
+        "minutes": (time.monotonic() - start) / 60, **found,
     }  # fmt: skip
     stem = options.out / f"{record['date'][:10]}-{options.name}"
     write_result(record, page(record), stem)
