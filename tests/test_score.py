@@ -385,9 +385,10 @@ def test_a_folder_of_other_files_is_left_alone(artifact: str, tmp_path: Path):
         run(replace(given, out=given.candidates[0]), console=QUIET)
 
 
-def test_two_processes_do_not_write_one_folder(artifact: str, tmp_path: Path):
+def test_two_processes_do_not_write_one_folder(model, artifact: str, tmp_path: Path):
     given = options(artifact, tmp_path, "repeated")
-    with job.opened(given), pytest.raises(ScoringError, match="another process is scoring into this folder"):
+    said = "another process is scoring into this folder"
+    with job.opened(given, lambda: model), pytest.raises(ScoringError, match=said):
         run(given, console=QUIET)
 
 
@@ -398,7 +399,7 @@ def test_workers_score_the_same_and_a_dead_one_is_reported(model, artifact: str,
     given = options(artifact, tmp_path, "nested")
     table = scored(given)
     there = replace(given, out=str(tmp_path / "side by side"))
-    with job.opened(there) as own:
+    with job.opened(there, lambda: model) as own:
         rows = side_by_side(own, own.parts, workers=2, threads=1)
         first = next(rows)
         victim = multiprocessing.active_children()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,22 @@ def test_an_id_that_is_none_is_named(change, said: str, model, artifact: str, tm
     given = options(pairs, artifact, tmp_path, "repeated", candidates, catalogue=[items], item_id="sku")
     with pytest.raises(ScoringError, match=said):
         scored(given)
+
+
+def test_a_model_is_loaded_once(artifact: str, tmp_path: Path, monkeypatch):
+    """For a new job, its catalogue and its parts; a job that is finished needs none."""
+    made: list[str] = []
+    for place in ("run", "scorer"):
+        module = sys.modules[f"rankhoist.score.{place}"]
+        monkeypatch.setattr(module, "load", lambda path: made.append(path) or rankhoist.load(path))
+    pairs = Pairs(rankhoist.load(artifact))
+    items = write(pairs.items_table("texts"), tmp_path / "items")
+    candidates = table(pairs, "joined", pairs.pair, pairs.names("texts"))
+    given = options(pairs, artifact, tmp_path, "joined", candidates, catalogue=[items], item_id="sku")
+    assert_equal(torch.tensor(scored(given)), pairs.expected)
+    assert made == [artifact]
+    scored(given)
+    assert made == [artifact]
 
 
 def test_the_command(model, artifact: str, tmp_path: Path):

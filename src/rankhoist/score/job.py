@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import IO, Any
 import pyarrow.parquet as pq
 
 from rankhoist.errors import ScoringError
-from rankhoist.runtime import HoistedModel, load, whole
+from rankhoist.runtime import HoistedModel, whole
 from rankhoist.runtime.catalogue.files import INDEX
 from rankhoist.runtime.mapped import version_of
 from rankhoist.score.calls import Output, budget_of, outputs_of
@@ -112,8 +112,8 @@ class Job:
 
 
 @contextmanager
-def opened(options: Options) -> Iterator[Job]:
-    """The job in a folder, new or continued; no other process works on it in the meantime.
+def opened(options: Options, model: Callable[[], HoistedModel]) -> Iterator[Job]:
+    """The job in a folder, new or continued; no other process works on it in the meantime. A new one needs the model.
 
     Raises:
         ScoringError: the folder is another job's, or something that the job was begun with has changed.
@@ -132,7 +132,7 @@ def opened(options: Options) -> Iterator[Job]:
             raise ScoringError(f"{folder}: another process is scoring into this folder") from error
         for unfinished in folder.glob(whole.UNFINISHED + "*"):
             unfinished.unlink(missing_ok=True)
-        yield _job(options, folder / JOB)
+        yield _job(options, folder / JOB, model)
 
 
 def wanted(model: HoistedModel, options: Options) -> Wanted:
@@ -146,12 +146,11 @@ def layout(job: Job, wanted: Wanted) -> Layout:
     return layout_of(_files(job.requests), _files(job.candidates), wanted)
 
 
-def stock(job: Job) -> None:
+def stock(job: Job, model: Callable[[], HoistedModel]) -> None:
     """Build the items' store of a job that has some, unless it is there."""
     if job.catalogue is not None and not (job.catalogue / INDEX).exists():
-        model = load(job.options.artifact)
-        items = ItemFiles(job.options.catalogue, model, job.options.item_id)
-        model.catalogue_in_pieces(items.pieces(), items.count, path=job.catalogue)
+        items = ItemFiles(job.options.catalogue, model(), job.options.item_id)
+        model().catalogue_in_pieces(items.pieces(), items.count, path=job.catalogue)
 
 
 def _catalogue(options: Options, number: str) -> Path | None:
@@ -162,7 +161,7 @@ def _catalogue(options: Options, number: str) -> Path | None:
     return given.resolve() if (given / INDEX).exists() else Path(options.out) / f"_catalogue-{number[:12]}"
 
 
-def _job(options: Options, path: Path) -> Job:
+def _job(options: Options, path: Path, model: Callable[[], HoistedModel]) -> Job:
     requests, candidates = (
         [str(p.resolve()) for p in found(given)] for given in (options.requests, options.candidates)
     )
@@ -184,7 +183,7 @@ def _job(options: Options, path: Path) -> Job:
             raise ScoringError(
                 f"{path.parent} holds {others[0]} and is no folder of a scoring job; choose another --out"
             )
-        made = _planned(options, requests, candidates, asked)
+        made = _planned(options, model(), requests, candidates, asked)
         with written(path) as file:
             file.write(json.dumps(made).encode())
     number = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
@@ -200,9 +199,10 @@ def _items(options: Options) -> list[Path]:
     return [(given / INDEX).resolve()] if (given / INDEX).exists() else [p.resolve() for p in found(options.catalogue)]
 
 
-def _planned(options: Options, requests: list[str], candidates: list[str], asked: dict[str, Any]) -> dict[str, Any]:
+def _planned(
+    options: Options, model: HoistedModel, requests: list[str], candidates: list[str], asked: dict[str, Any]
+) -> dict[str, Any]:
     """A new job: what the model returns, its budget, and the parts."""
-    model = load(options.artifact)
     columns, outputs = wanted(model, options), outputs_of(model)
     names = [options.request_id, *options.keep, *(o.name for o in outputs)]
     twice = sorted({name for name in names if names.count(name) > 1})

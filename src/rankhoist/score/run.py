@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cache
 
 from rich.console import Console
 
 from rankhoist.errors import ScoringError
+from rankhoist.runtime import HoistedModel, load
+from rankhoist.runtime.threads import torch_threads
 from rankhoist.score.job import SUCCESS, Options, opened, stock, written
 from rankhoist.score.progress import watched
 from rankhoist.score.workers import in_process, side_by_side
@@ -50,10 +53,18 @@ def run(
         ExtraError: Ray is not installed.
     """
     started = time.monotonic()
-    with opened(options) as job:
+
+    @cache  # a new job asks for it, then its catalogue, then its parts where this process scores them
+    def model() -> HoistedModel:
+        with torch_threads(threads):
+            return load(options.artifact)
+
+    with opened(options, model) as job:
         left = [part for part in job.parts if not job.finished(part)]
         if left:
-            stock(job)
+            stock(job, model)
+        if ray or workers > 1:
+            model.cache_clear()  # each worker has its own
         if ray:
             from rankhoist.score.ray_data import on_ray  # of the extra `ray`
 
@@ -61,7 +72,7 @@ def run(
         elif workers > 1:
             rows = side_by_side(job, left, workers, threads)
         else:
-            rows = in_process(job, left, threads)
+            rows = in_process(job, left, threads, model)
         done = job.rows - sum(part.rows for part in left)
         scored = watched(rows if left else (), done, job.rows, console or Console(stderr=True))
         missing = [part.name for part in left if not job.finished(part)]

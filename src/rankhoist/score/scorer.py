@@ -20,11 +20,11 @@ from rankhoist.score.stocked import Repeats, Stocked, of_catalogue
 
 
 class Scorer:
-    """A job's model and files, open."""
+    """A job's files, open, and its model, which is loaded unless it is given."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, model: HoistedModel | None = None) -> None:
         self._job = job
-        self._model = load(job.options.artifact)
+        self._model = model or load(job.options.artifact)
         self._store = None if job.catalogue is None else self._model.open_catalogue(job.catalogue)
         self._layout = layout(job, wanted(self._model, job.options))
         self._schema = _schema(self._layout.kept, job.outputs).with_metadata({MARK: job.number})

@@ -11,23 +11,24 @@ import multiprocessing
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
 import torch
 
 from rankhoist.errors import RankhoistError, ScoringError
+from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.threads import torch_threads
 from rankhoist.score.job import Job
 from rankhoist.score.parts import Part
 from rankhoist.score.scorer import Scorer
 
 
-def in_process(job: Job, parts: Sequence[Part], threads: int) -> Iterator[int]:
+def in_process(job: Job, parts: Sequence[Part], threads: int, model: Callable[[], HoistedModel]) -> Iterator[int]:
     """Score parts here; gives rows as they are scored."""
     with torch_threads(threads):
-        scorer = Scorer(job)
+        scorer = Scorer(job, model())
         for part in parts:
             yield from scorer.score(part)
 
