@@ -15,7 +15,7 @@ from random_models.draft import Draft, UnstableError, aten
 from random_models.inputs import draw_inputs
 from random_models.model import RandomModel
 from random_models.rows import LENGTHS, length, product, row_count, varies
-from random_models.steps import MIX_ROWS, STEPS
+from random_models.steps import MIX_ROWS, STEPS, STEPS_IN_TRAINING
 from rankhoist.capture import Program
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.signature import Arguments
@@ -24,23 +24,27 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 @st.composite
-def random_models(draw: Draw, steps: int = 8, mixing: int = 10) -> RandomModel:
-    """Small ranking models of up to `steps` steps; one in `mixing` has an operator that mixes rows (0: none)."""
-    model = build(lambda low, high: int(draw(st.integers(low, high))), steps, mixing)
+def random_models(draw: Draw, steps: int = 8, mixing: int = 10, training: bool = False) -> RandomModel:
+    """Small ranking models of up to `steps` steps; one in `mixing` has an operator that mixes rows (0: none).
+
+    Those in `training` mode also have batch norms by the statistics of the batch.
+    """
+    model = build(lambda low, high: int(draw(st.integers(low, high))), steps, mixing, training)
     for kind in model.kinds:
         event(kind)  # counted with --hypothesis-show-statistics
     return model
 
 
-def build(number: Callable[[int, int], int], steps: int = 8, mixing: int = 10) -> RandomModel:
+def build(number: Callable[[int, int], int], steps: int = 8, mixing: int = 10, training: bool = False) -> RandomModel:
     """A model from a source of numbers."""
+    table = STEPS_IN_TRAINING if training else STEPS
     draft = Draft(number, torch.Generator().manual_seed(number(0, 2**31 - 1)))
     with torch.no_grad():
         draw_inputs(draft)
         wanted = draft.number(1, steps)
         rows_meet = draft.number(1, wanted) if mixing and draft.number(1, mixing) == mixing else None
         for i in range(1, wanted + 1):
-            step = MIX_ROWS if i == rows_meet else draft.pick(STEPS)
+            step = MIX_ROWS if i == rows_meet else draft.pick(table)
             try:
                 step.take(draft)
             except UnstableError:
@@ -78,12 +82,18 @@ def _leaves_out(node: fx.Node) -> bool:
     return schema is not None and len(node.args) < sum(not a.kwarg_only for a in schema.arguments)
 
 
+def _by_batch(node: fx.Node) -> bool:
+    """Whether it is a batch norm in training mode."""
+    return "_native_batch_norm_legit" in str(node.target)
+
+
 KINDS: dict[str, Callable[[Draft], bool]] = {
     "jagged inputs": lambda draft: bool(draft.bags),
     "a length that varies": lambda draft: draft.varies,
     "rows under rows": lambda draft: any(x.users for x in draft.stacked),
     "defaults left out": lambda draft: any(_leaves_out(node) for node in draft.graph.nodes),
     "rows that meet": lambda draft: bool(draft.mixed),
+    "batch statistics": lambda draft: any(_by_batch(node) for node in draft.graph.nodes),
 }
 
 

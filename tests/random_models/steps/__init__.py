@@ -35,5 +35,6 @@ FAMILIES = [
     unruled,
 ]
 STEPS = [step for family in FAMILIES for step in family.STEPS for _ in range(step.weight)]
+STEPS_IN_TRAINING = [*STEPS, *[norm.IN_TRAINING] * norm.IN_TRAINING.weight]
 
-__all__ = ["FAMILIES", "MIX_ROWS", "STEPS"]
+__all__ = ["FAMILIES", "MIX_ROWS", "STEPS", "STEPS_IN_TRAINING"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx
 
 from random_models.draft import Draft, aten
 from random_models.operands import floats, several_wide
 from random_models.steps.table import Made, Step
+
+EPS = 1e-3  # a batch of few rows may be all alike
 
 
 def layer_norm(draft: Draft, x: fx.Node) -> Made:
@@ -25,7 +29,20 @@ def batch_norm(draft: Draft, x: fx.Node) -> Made:
     return draft.call(aten.batch_norm.default, x, *weights, draft.random(width), variance, False, 0.1, 1e-5, True)
 
 
-STEPS = [
-    Step(1, layer_norm, floats(several_wide)),
-    Step(1, batch_norm, floats(lambda e: len(e) in (2, 3) and e[0] < 0 and e[1] > 0)),
-]
+def batch_norm_in_training(draft: Draft, x: fx.Node) -> Made:
+    """By the statistics of the batch, which in some models move running ones."""
+    width = draft.extent(x)[1]
+    affine = [draft.random(width), draft.random(width)] if draft.flag() else [None, None]
+    if draft.flag():
+        made = draft.call(aten._native_batch_norm_legit.no_stats, x, *affine, True, 0.1, EPS)
+    else:
+        running = draft.random(width), draft.weight(draft.normal(width).abs())
+        made = draft.call(aten._native_batch_norm_legit_functional.default, x, *affine, *running, True, 0.1, EPS)
+    normed = draft.call(operator.getitem, made, 0)
+    draft.mixed.add(normed)
+    return normed
+
+
+CHANNELS = floats(lambda e: len(e) in (2, 3) and e[0] < 0 and e[1] > 0)
+STEPS = [Step(1, layer_norm, floats(several_wide)), Step(1, batch_norm, CHANNELS)]
+IN_TRAINING = Step(12, batch_norm_in_training, CHANNELS)
