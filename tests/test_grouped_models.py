@@ -17,7 +17,7 @@ from random_models import CANDIDATES, OFFSETS, RandomModel, random_models
 from test_random_models import examples, head, owners
 from torch import Tensor, nn
 
-from rankhoist import GroupedModel, Jagged, verify_gradients
+from rankhoist import GroupedModel, Jagged, grouped, verify_gradients
 from rankhoist.capture import capture
 from rankhoist.capture.jagged import flat
 from rankhoist.compiler.algebra.workload import Level, Workload
@@ -104,6 +104,25 @@ def test_gradients_of_what_a_candidate_picks_of_its_request():
     plan = attempt(program, Level.FULL, BATCH, frozenset())
     assert kernels.request_rows in {n.op for n in live_nodes(o for o in plan.outputs if isinstance(o, Node))}
     certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))), inputs=inputs)
+    assert certificate.passed, certificate
+
+
+def test_gradients_through_norms_of_channels_that_alternate():
+    """Context and candidate channels in turn: a norm of the candidate's has every other weight."""
+
+    class Alternating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.norm = nn.Parameter(torch.randn(6)), nn.BatchNorm1d(6)
+            nn.init.normal_(self.norm.weight)
+            self.top = nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.top(self.norm(x * self.scale)).squeeze(1)
+
+    inputs = (torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64),)
+    step = grouped(Alternating().double(), inputs, context={"x": [0, 2, 4]}, workload=BATCH, level="linear")
+    certificate = verify_gradients(step)
     assert certificate.passed, certificate
 
 

@@ -157,6 +157,9 @@ ROWS: list[tuple[str, Operator]] = [
     ("log_softmax logsumexp", Operator(Timed.SOFTMAX)),
     ("layer_norm", Operator(Timed.NORM, spelled=torch.layer_norm)),
     ("native_layer_norm group_norm rms_norm", Operator(Timed.NORM)),
+    ("batch_norm", Operator(trained=trained.batch_norm)),
+    ("_native_batch_norm_legit", Operator(checked=True, trained=trained.batch_norm_of_batch)),
+    ("_native_batch_norm_legit_functional", Operator(trained=trained.batch_norm_of_batch_and_running)),
     ("cat", Operator(Timed.JOIN, spelled=torch.cat)),
     ("stack", Operator(Timed.JOIN, spelled=torch.stack)),
     # -- lookups
@@ -191,7 +194,7 @@ ROWS: list[tuple[str, Operator]] = [
     ("_adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _conj _conj_physical _convolution", CHECKED),
     ("_embedding_bag_forward_only _euclidean_dist _fft_c2c _fft_c2r _fft_r2c _fused_rms_norm _int_mm", CHECKED),
     ("_linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd _logcumsumexp", CHECKED),
-    ("_masked_softmax _native_batch_norm_legit _native_batch_norm_legit_no_training", CHECKED),
+    ("_masked_softmax _native_batch_norm_legit_no_training", CHECKED),
     ("_native_multi_head_attention _pdist_forward _prelu_kernel _safe_softmax", CHECKED),
     ("_scaled_dot_product_attention_math _scaled_dot_product_efficient_attention", CHECKED),
     ("_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _to_copy", CHECKED),

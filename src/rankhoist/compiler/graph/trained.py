@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -189,3 +190,22 @@ def norm_by_counts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.norm_by_counts`."""
     return kernels.norm_by_counts(x, torch.tensor([0, *counts.numbers]).cumsum(0), weight, bias, eps, axis)
+
+
+def batch_norm(x: Tensor, *given: Any) -> Any:
+    """The operator by vectors without strides, which torch's gradient on a CPU would read as if they had none."""
+    return aten.batch_norm.default(x, *_in_rows(given))
+
+
+def batch_norm_of_batch(x: Tensor, *given: Any) -> Any:
+    """The same, by the statistics of the batch."""
+    return aten._native_batch_norm_legit.no_stats(x, *_in_rows(given))
+
+
+def batch_norm_of_batch_and_running(x: Tensor, *given: Any) -> Any:
+    """The same, which returns new running statistics, too."""
+    return aten._native_batch_norm_legit_functional.default(x, *_in_rows(given))
+
+
+def _in_rows(given: Sequence[Any]) -> list[Any]:
+    return [a.contiguous() if isinstance(a, Tensor) else a for a in given]
