@@ -60,8 +60,8 @@ def learning(rows: Any) -> Any:
 
 
 def assert_close(actual: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> None:
-    assert actual is not None
-    for a, e in zip(actual, expected, strict=True):
+    """Results that are but numbers have no gradients; those of the original are then 0."""
+    for a, e in zip([torch.zeros_like(e) for e in expected] if actual is None else actual, expected, strict=True):
         assert torch.equal(a.isfinite(), e.isfinite())
         a, e = a.nan_to_num(0, 0, 0), e.nan_to_num(0, 0, 0)
         scale = max(float(e.abs().max()), SMALL) if e.numel() else 1.0
