@@ -36,14 +36,14 @@ def log(**changed: Tensor) -> ImpressionLog:
 def test_an_item_is_a_request_with_one_row_of_context():
     made = log()
     assert len(made) == 3
-    context, candidate, impressions = made[2]
+    context, candidate, impressions = made[0]  # the first that comes
     assert context["user"].tolist() == [70] and context["history"].tolist() == [[7, 8]] and impressions == 3
     assert candidate["item"].tolist() == [0, 2, 5] and candidate["click"].tolist() == [0, 1, 1]
 
 
 def test_a_batch_is_what_a_grouped_module_takes():
     made = log()
-    batch = made.collate([made[2], made[0]])
+    batch = made.collate([made[0], made[1]])
     assert {name: x.tolist() for name, x in batch.inputs.items()} == {
         "user": [70, 30], "history": [[7, 8], [3, 4]], "item": [0, 2, 5, 1, 4]
     }  # fmt: skip
@@ -55,7 +55,7 @@ def test_a_batch_is_what_a_grouped_module_takes():
 def test_a_context_column_that_differs_within_a_request_is_refused():
     user = COLUMNS["user"].clone()
     user[4] = 31
-    with pytest.raises(InputError, match=r"context column 'user' is not the same in all rows of request 3"):
+    with pytest.raises(InputError, match=r"context column 'user' is not the same.*: rows 1 and 4 are of one"):
         log(user=user)
     gaps = torch.where(REQUEST == 3, torch.nan, 1.0)
     assert len(log(user=gaps)) == 3  # a missing value is like itself
@@ -151,16 +151,28 @@ def from_file(path: Path, **given: object) -> ImpressionLog:
 
 def test_a_log_is_read_from_parquet(tmp_path: Path):
     made = from_file(written(tmp_path))
-    context, candidate, _ = made[1]
+    context, candidate, _ = made[0]
     assert context["history"].tolist() == [[7, 8]] and candidate["click"].tolist() == [True, True]
     assert candidate["price"].dtype == torch.float32 and candidate["price"].tolist() == [0.5, 2.5]
     assert list(from_file(tmp_path, columns=[]).candidate) == ["click"]  # a folder, and only what is asked for
 
 
+def test_requests_are_told_apart_by_text_too(tmp_path: Path):
+    made = from_file(written(tmp_path, request=pa.array(["b", "a", "b"]).dictionary_encode()))
+    assert [made[r].candidate["click"].tolist() for r in range(2)] == [[True, True], [False]]
+
+
+def test_whole_numbers_without_a_sign_are_read(tmp_path: Path):
+    made = from_file(written(tmp_path, price=pa.array([2**32 - 1, 0, 1], pa.uint32())))
+    assert made[0].candidate["price"].tolist() == [2**32 - 1, 1]
+
+
 def test_columns_of_files_that_are_no_tensors_are_refused(tmp_path: Path):
     for column, problem in (
         (pa.array(["a", "b", "c"]), "column 'price' holds string, expected numbers"),
-        (pa.array([1.0, None, 2.0]), "column 'price' has 1 gaps"),
+        (pa.array([1.0, None, 2.0]), "column 'price' has 1 gaps, the first in row 1"),
+        (pa.array([[1], [2], [None]]), "column 'price' has 1 gaps in its lists, the first in row 2"),
+        (pa.array([0, 2**63, 0], pa.uint64()), "column 'price' holds 9223372036854775808"),
         (pa.array([[1.0], [1.0, 2.0], []]), "column 'price' holds lists of 0 to 2 values: name it in jagged"),
     ):
         with pytest.raises(InputError, match=problem):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from rankhoist.capture import Jagged
-from rankhoist.errors import ExtraError, InputError
-from rankhoist.mistakes import first_line
-
-Column = Tensor | Jagged  # rows, or a bag of values per row
+from rankhoist.errors import InputError
+from rankhoist.training import parquet
+from rankhoist.training.parquet import Column
 
 
 class Request(NamedTuple):
@@ -50,7 +48,7 @@ class Batch(NamedTuple):
 
 
 class ImpressionLog(Dataset[Request]):
-    """A log whose item r is request r. Rows are put in the order of their requests; within one they keep their own.
+    """A log whose item r is request r, in the order in which they first come; within one, rows keep their own order.
 
     Args:
         columns: all columns by name, `[rows, ...]`, or bags of values per row.
@@ -76,12 +74,12 @@ class ImpressionLog(Dataset[Request]):
         sizes = {name: len(x) for name, x in columns.items()}
         if set(sizes.values()) != {len(of)}:
             raise InputError(f"{len(of)} rows belong to requests; the columns have {sizes}")
-        _, owner, counts = torch.unique(of, return_inverse=True, return_counts=True)
+        owner, counts = _numbered(of)
         order = torch.argsort(owner, stable=True)
         self.offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self.targets = tuple(targets)
         self.candidate = {name: x[order] for name, x in columns.items() if name not in context}
-        self.context = {name: _one_per_request(name, columns[name][order], self.offsets, of[order]) for name in context}
+        self.context = {name: _one_per_request(name, columns[name][order], self.offsets, order) for name in context}
 
     @classmethod
     def from_parquet(
@@ -91,15 +89,15 @@ class ImpressionLog(Dataset[Request]):
         """The log in Parquet files: numbers and booleans `[rows]`, lists of one length `[rows, length]`, and lists of
         any length, which `jagged` names, as bags.
 
+        Requests may be told apart by anything, text too.
+
         Raises:
             ExtraError: the extra `score` is not installed.
             InputError: a column is of another kind, has gaps, or lists of several lengths and is not named in `jagged`;
                 otherwise as the class.
         """
-        wanted = None if columns is None else [*dict.fromkeys([*columns, request, *context, *targets, *jagged])]
-        table = _table(paths, wanted)
-        _check_names(dict.fromkeys(table.column_names), jagged)
-        made = {name: _column(name, table[name], name in jagged) for name in table.column_names}
+        wanted = None if columns is None else [*columns, *context, *targets]
+        made = parquet.read(paths, wanted, jagged, [request])
         return cls(made, request=request, context=context, targets=targets)
 
     def __len__(self) -> int:
@@ -167,15 +165,25 @@ def _check_names(columns: Mapping[str, Any], names: Sequence[str]) -> None:
         raise InputError(f"no column {missing[0]!r}; the columns are {', '.join(columns)}")
 
 
-def _one_per_request(name: str, rows: Any, offsets: Tensor, of: Tensor) -> Column:
-    """The first row of every request, where all are the same."""
+def _numbered(of: Tensor) -> tuple[Tensor, Tensor]:
+    """The request of every row `[rows]`, counted as they first come, and how many rows each has `[R]`."""
+    _, owner, counts = torch.unique(of, return_inverse=True, return_counts=True)
+    first = owner.new_zeros(len(counts)).scatter_reduce_(0, owner, torch.arange(len(of)), "amin", include_self=False)
+    order = first.argsort()
+    return order.argsort()[owner], counts[order]
+
+
+def _one_per_request(name: str, rows: Any, offsets: Tensor, order: Tensor) -> Column:
+    """The first row of every request, where all are the same; `order` is where the rows stood."""
     first: Column = rows[offsets[:-1]]
-    apart = _apart(rows, first.repeat_interleave(offsets.diff(), 0))
+    owner = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
+    apart = _apart(rows, first[owner])
     if bool(apart.any()):
         row = int(apart.nonzero()[0])
+        one, other = int(order[offsets[owner[row]]]), int(order[row])
         raise InputError(
-            f"context column {name!r} is not the same in all rows of request {of[row].item()}: such a column is the "
-            "candidate's, or the requests are not what the rows were logged for"
+            f"context column {name!r} is not the same in all rows of a request: rows {one} and {other} are of one. "
+            "Such a column is the candidate's, or the requests are not what the rows were logged for"
         )
     return first
 
@@ -191,45 +199,3 @@ def _apart(rows: Any, others: Any) -> Tensor:
         for values, other in zip(rows.values, others.values, strict=True):
             apart[owner[_apart(values, other)]] = True
     return apart
-
-
-def _table(paths: Any, columns: list[str] | None) -> Any:
-    try:
-        dataset = importlib.import_module("pyarrow.dataset")
-    except ImportError as error:
-        raise ExtraError("reading Parquet needs an extra: pip install 'rankhoist[score]'") from error
-    given = [str(p) for p in paths] if isinstance(paths, Sequence) and not isinstance(paths, str) else str(paths)
-    try:
-        return dataset.dataset(given, format="parquet").to_table(columns=columns).combine_chunks()
-    except Exception as error:  # a path, a column or a file; pyarrow says which
-        raise InputError(f"{given} cannot be read: {first_line(error)}") from error
-
-
-def _column(name: str, column: Any, jagged: bool) -> Column:
-    """A column of a table in its own memory: as a tensor, or as bags."""
-    column = column.combine_chunks()
-    if column.null_count:
-        raise InputError(f"column {name!r} has {column.null_count} gaps; fill them first")
-    kind = importlib.import_module("pyarrow").types
-    if not (kind.is_list(column.type) or kind.is_large_list(column.type) or kind.is_fixed_size_list(column.type)):
-        if jagged:
-            raise InputError(f"column {name!r} holds {column.type}, expected lists of numbers")
-        return _of_numbers(name, column)
-    values, lengths = _of_numbers(name, column.flatten()), torch.tensor([], dtype=torch.int64)
-    if len(column):
-        lengths = torch.from_numpy(column.value_lengths().to_numpy(zero_copy_only=False).astype("int64"))
-    if jagged:
-        return Jagged(values, lengths=lengths)
-    if len(lengths.unique()) > 1:
-        raise InputError(
-            f"column {name!r} holds lists of {int(lengths.min())} to {int(lengths.max())} values: name it in jagged, "
-            "or pad them to one length"
-        )
-    return values.reshape(len(column), -1)
-
-
-def _of_numbers(name: str, column: Any) -> Tensor:
-    kind = importlib.import_module("pyarrow").types
-    if not (kind.is_integer(column.type) or kind.is_floating(column.type) or kind.is_boolean(column.type)):
-        raise InputError(f"column {name!r} holds {column.type}, expected numbers or lists of numbers")
-    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
