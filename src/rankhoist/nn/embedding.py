@@ -19,7 +19,7 @@ class Field:
 
     id      int64 `[B]`, numbers below `size`: a row of the table
     ids     int64 `[B, T]`, 0 = padding: the mean of the rows of its entries, zero for an empty list
-    dense   float32 `[B, size]`: `x V` with V `[size, width]`, or x itself where `width` is 0
+    dense   float32 `[B, size]`, or `[B]` of size 1: `x V` with V `[size, width]`, or x itself where `width` is 0
     table   fields of the same table share its weights; the field's own name where empty
     """
 
@@ -67,6 +67,7 @@ class FeatureEmbedding(nn.Module):
 
     def _embed(self, field: Field, value: Tensor) -> Tensor:
         if field.kind == "dense":
+            value = value.unsqueeze(1) if value.dim() == 1 else value
             projected: Tensor = self.projections[field.name](value) if field.width else value
             return projected
         rows: Tensor = self.tables[field.table or field.name](value)

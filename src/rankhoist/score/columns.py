@@ -204,10 +204,12 @@ def _refuse(found: pa.Array, wrong: Any, what: str) -> None:
 
 
 def _numbers(feature: Feature, array: pa.Array, wrong: Any) -> Tensor:
-    """Numbers in the dtype of the input, where that changes none of them (in a float input, all are rounded)."""
+    """Numbers in the dtype of the input, where that changes none of them (in a float input, all are rounded, and truth
+    is 1).
+    """
     kind, dtype = array.type, feature.dtype
     floating, integer, truth = pa.types.is_floating(kind), pa.types.is_integer(kind), pa.types.is_boolean(kind)
-    fits = floating or integer if dtype.is_floating_point else truth if dtype == torch.bool else integer
+    fits = floating or integer or truth if dtype.is_floating_point else truth if dtype == torch.bool else integer
     if not fits:
         raise wrong(0, f"the column holds {kind}")
     values = array.to_numpy(zero_copy_only=False)

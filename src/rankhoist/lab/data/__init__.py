@@ -3,6 +3,7 @@
 from rankhoist.lab.data.features import Feature
 from rankhoist.lab.data.folder import load_folder
 from rankhoist.lab.data.kuairand import load_kuairand
+from rankhoist.lab.data.labelled import LabelledRows
 from rankhoist.lab.data.log import Attribute, Catalogue, DataError, InteractionLog
 from rankhoist.lab.data.movielens import load_movielens
 from rankhoist.lab.data.ranking import RankingData, Request
@@ -14,6 +15,7 @@ __all__ = [
     "DataError",
     "Feature",
     "InteractionLog",
+    "LabelledRows",
     "RankingData",
     "Request",
     "generate_request_log",

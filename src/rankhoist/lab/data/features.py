@@ -48,10 +48,12 @@ ITEM_STATS = ("log count", "log count of the last 90 days", "mean value", "like 
 
 @dataclass(frozen=True)
 class Feature:
-    """One named input: int64 `[rows]` (id), int64 `[rows, T]` (ids) or float32 `[rows, size]` (dense).
+    """One named input: int64 `[rows]` (id), int64 `[rows, T]` (ids), float32 `[rows, size]` or, of size 1, `[rows]`
+    (dense).
 
     size        numbers in the vocabulary, the padding or unknown 0 included (id, ids); columns (dense)
     vocabulary  features of the same vocabulary number the same things; "" for dense
+    varying     lists may have any length: here they are padded to one
     """
 
     name: str
@@ -59,6 +61,7 @@ class Feature:
     kind: Kind
     size: int
     vocabulary: str = ""
+    varying: bool = False
 
 
 def schema(log: InteractionLog) -> tuple[Feature, ...]:

@@ -8,13 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankhoist.lab.data.features import Feature, FeatureBuilder, schema
+from rankhoist.lab.data.features import FeatureBuilder, schema
+from rankhoist.lab.data.labelled import TRAIN_SHARE, VALIDATION_SHARE, Features, LabelledRows
 from rankhoist.lab.data.log import DataError, FloatArray, IntArray, InteractionLog
-
-TRAIN_SHARE = 0.8
-VALIDATION_SHARE = 0.1
-
-Features = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,26 +39,17 @@ class Request:
         return repeated | self.candidates
 
 
-@dataclass(frozen=True)
-class RankingData:
-    """E rows in time order; row = one (context, candidate) pair.
+@dataclass(frozen=True, kw_only=True)
+class RankingData(LabelledRows):
+    """Rows of an interaction log in time order, and what it takes to draw real requests from it.
 
-    features          name -> [E, ...], see `features.py`
-    labels            [E] float32, 1 = liked
-    true_probability  [E] float32 probability of the label, where the source knows it
-    train, validation, test   consecutive row ranges; no moment lies in two of them
+    features   see `features.py`
+    labels     1 = liked
+    train, validation, test   no moment lies in two of them
     """
 
-    source: str
     log: InteractionLog
     builder: FeatureBuilder
-    schema: tuple[Feature, ...]
-    features: Features
-    labels: Tensor
-    train: slice
-    validation: slice
-    test: slice
-    true_probability: Tensor | None = None
 
     @classmethod
     def from_log(cls, source: str, log: InteractionLog, true_probability: FloatArray | None = None) -> RankingData:
@@ -73,44 +60,12 @@ class RankingData:
         train, validation, test = split_by_time(log.times)
         truth = None if true_probability is None else torch.from_numpy(true_probability.astype(np.float32))
         labels = torch.from_numpy(log.liked.astype(np.float32))
-        return cls(source, log, builder, schema(log), features, labels, train, validation, test, truth)
-
-    @property
-    def context(self) -> tuple[str, ...]:
-        """Names of the context features."""
-        return tuple(feature.name for feature in self.schema if feature.side == "context")
-
-    @property
-    def candidate(self) -> tuple[str, ...]:
-        """Names of the candidate features."""
-        return tuple(feature.name for feature in self.schema if feature.side == "candidate")
-
-    @property
-    def request_offsets(self) -> Tensor:
-        """`[R + 1]`: where rows of one user at one moment, which are one request, begin and end."""
-        users, times = self.log.users, self.log.times
-        first = np.flatnonzero((np.diff(users) != 0) | (np.diff(times) != 0)) + 1
-        return torch.from_numpy(np.concatenate([[0], first, [len(users)]]))
-
-    def rows(self, index: slice | Tensor) -> Features:
-        """The features of some rows."""
-        return {name: value[index] for name, value in self.features.items()}
-
-    def example(self, rows: int = 8) -> Features:
-        """The last `rows` rows, which keep no others in memory: real values for tracing a model."""
-        return {name: value.clone() for name, value in self.rows(slice(len(self.labels) - rows, None)).items()}
-
-    def made_up(self, rows: int = 8) -> Features:
-        """Rows that are nobody's, for files that others get: ids of the vocabularies, dense values from 0 to 1."""
-        generator = torch.Generator().manual_seed(0)
-
-        def drawn(feature: Feature) -> Tensor:
-            shape = (rows, *self.features[feature.name].shape[1:])
-            if feature.kind == "dense":
-                return torch.rand(shape, generator=generator)
-            return torch.randint(feature.size, shape, generator=generator)
-
-        return {feature.name: drawn(feature) for feature in self.schema}
+        first = np.flatnonzero((np.diff(log.users) != 0) | (np.diff(log.times) != 0)) + 1  # of a user at a moment
+        offsets = torch.from_numpy(np.concatenate([[0], first, [len(log.users)]]))
+        return cls(
+            source=source, schema=schema(log), features=features, labels=labels, request_offsets=offsets, train=train,
+            validation=validation, test=test, true_probability=truth, log=log, builder=builder,
+        )  # fmt: skip
 
     def draw_row(self, seed: int = 0) -> int:
         """A random test row whose user has a full history, if any has; else any test row."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankhoist.lab.data import RankingData
+from rankhoist.lab.data import LabelledRows
 
 KINDS = ("rows", "requests", "grouped")  # shuffled one by one; as whole requests; the same, with context once each
 
@@ -22,7 +22,7 @@ class Step(NamedTuple):
 class Batches:
     """The batches of every epoch: `size` rows, or as many whole requests as have so many rows on average."""
 
-    def __init__(self, data: RankingData, kind: str, size: int, seed: int) -> None:
+    def __init__(self, data: LabelledRows, kind: str, size: int, seed: int) -> None:
         self.seed, self.offsets = seed, None if kind == "rows" else data.request_offsets
         rows = data.train.stop
         if self.offsets is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rankhoist.compiler.algebra.workload import Workload
-from rankhoist.lab.data import RankingData
+from rankhoist.lab.data import LabelledRows
 from rankhoist.lab.train import checkpoint as checkpoints
 from rankhoist.lab.train.batches import Batches, Step
 from rankhoist.lab.train.metrics import Metrics, auc, evaluate, log_loss
@@ -74,7 +74,7 @@ class TrainResult:
 
 def train(
     model: nn.Module,
-    data: RankingData,
+    data: LabelledRows,
     settings: Settings | None = None,
     *,
     progress: bool = True,
@@ -110,7 +110,7 @@ def train(
         return run.result()
 
 
-def predict(model: nn.Module, data: RankingData, rows: slice) -> Tensor:
+def predict(model: nn.Module, data: LabelledRows, rows: slice) -> Tensor:
     """Logits `[rows]` of a row range, in eval mode."""
     model.eval()
     start, stop, _ = rows.indices(len(data.labels))
@@ -122,14 +122,14 @@ def predict(model: nn.Module, data: RankingData, rows: slice) -> Tensor:
         return torch.cat(parts)
 
 
-def bayes_auc(data: RankingData) -> float | None:
+def bayes_auc(data: LabelledRows) -> float | None:
     """The test AUC of the true probabilities, the best any model can reach; None where the truth is unknown."""
     if data.true_probability is None:
         return None
     return auc(data.labels[data.test], data.true_probability[data.test])
 
 
-def bayes_log_loss(data: RankingData) -> float | None:
+def bayes_log_loss(data: LabelledRows) -> float | None:
     """The test log loss of the true probabilities; None where the truth is unknown."""
     if data.true_probability is None:
         return None
@@ -139,7 +139,7 @@ def bayes_log_loss(data: RankingData) -> float | None:
 class _Run:
     """A run between two steps: `state` is all that decides the steps to come."""
 
-    def __init__(self, model: nn.Module, data: RankingData, settings: Settings) -> None:
+    def __init__(self, model: nn.Module, data: LabelledRows, settings: Settings) -> None:
         self.model, self.data, self.settings = model, data, settings
         self.started = time.perf_counter()
         self.optimizer = torch.optim.AdamW(

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rankhoist.lab.data import Feature, RankingData
+from rankhoist.lab.data import Feature, LabelledRows
 from rankhoist.nn import DLRM, MLP, RDCN, DCNv2, DeepFM, FeatureEmbedding, Field, RankAwareAttention
 from rankhoist.nn.embedding import concatenate
 
@@ -104,7 +104,7 @@ class DotFields(nn.Module):
 
 
 def build_model(
-    name: str, data: RankingData, seed: int = 0, *, scale: float = 1.0, hidden: Sequence[int] = HIDDEN
+    name: str, data: LabelledRows, seed: int = 0, *, scale: float = 1.0, hidden: Sequence[int] = HIDDEN
 ) -> nn.Module:
     """An untrained model; at scale 1 the cross networks of `data.demo` have 416 context and 152 candidate columns.
 
@@ -125,30 +125,30 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _dcnv2(data: RankingData, scale: float, hidden: Sequence[int]) -> nn.Module:
+def _dcnv2(data: LabelledRows, scale: float, hidden: Sequence[int]) -> nn.Module:
     context, candidate = _cross_fields(data, scale)
     return DCNv2([*context, *candidate], cross_layers=CROSS_LAYERS, hidden=hidden)
 
 
-def _rdcn(data: RankingData, scale: float, hidden: Sequence[int], *, evolve_context: bool) -> nn.Module:
+def _rdcn(data: LabelledRows, scale: float, hidden: Sequence[int], *, evolve_context: bool) -> nn.Module:
     fields = _cross_fields(data, scale)
     return CrossedStreams(*fields, cross_layers=CROSS_LAYERS, hidden=hidden, evolve_context=evolve_context)
 
 
-def _deepfm(data: RankingData, scale: float, hidden: Sequence[int]) -> nn.Module:
+def _deepfm(data: LabelledRows, scale: float, hidden: Sequence[int]) -> nn.Module:
     context, candidate = _common_fields(data, scale)
     return DeepFM([*context, *candidate], hidden=hidden)
 
 
-def _dlrm(data: RankingData, scale: float, hidden: Sequence[int]) -> nn.Module:
+def _dlrm(data: LabelledRows, scale: float, hidden: Sequence[int]) -> nn.Module:
     return DotFields(*_common_fields(data, scale), hidden)
 
 
-def _attention(data: RankingData, scale: float, hidden: Sequence[int]) -> nn.Module:
+def _attention(data: LabelledRows, scale: float, hidden: Sequence[int]) -> nn.Module:
     return AttendedFields(*_common_fields(data, scale), layers=2, hidden=hidden)
 
 
-MODELS: dict[str, Callable[[RankingData, float, Sequence[int]], nn.Module]] = {
+MODELS: dict[str, Callable[[LabelledRows, float, Sequence[int]], nn.Module]] = {
     "dcnv2": _dcnv2,
     "rdcn": partial(_rdcn, evolve_context=True),
     "rdcn-fixed": partial(_rdcn, evolve_context=False),
@@ -158,18 +158,18 @@ MODELS: dict[str, Callable[[RankingData, float, Sequence[int]], nn.Module]] = {
 }
 
 
-def _cross_fields(data: RankingData, scale: float) -> tuple[list[Field], list[Field]]:
+def _cross_fields(data: LabelledRows, scale: float) -> tuple[list[Field], list[Field]]:
     """Context and candidate fields, as wide as what they number is varied."""
     return _fields(data, lambda feature: round(scale * CROSS_WIDTHS.get(feature.vocabulary, OTHER_WIDTH)))
 
 
-def _common_fields(data: RankingData, scale: float) -> tuple[list[Field], list[Field]]:
+def _common_fields(data: LabelledRows, scale: float) -> tuple[list[Field], list[Field]]:
     """Context and candidate fields of one width, a multiple of the attention heads."""
     width = HEADS * max(1, round(scale * COMMON_WIDTH / HEADS))
     return _fields(data, lambda feature: width)
 
 
-def _fields(data: RankingData, width: Callable[[Feature], int]) -> tuple[list[Field], list[Field]]:
+def _fields(data: LabelledRows, width: Callable[[Feature], int]) -> tuple[list[Field], list[Field]]:
     fields = {"context": [], "candidate": []}  # type: dict[str, list[Field]]
     for feature in data.schema:
         field = Field(feature.name, feature.kind, feature.size, width(feature), feature.vocabulary)

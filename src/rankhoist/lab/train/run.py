@@ -33,7 +33,7 @@ from torch import nn
 from rankhoist.compiler.targets.machine import machine
 from rankhoist.errors import TrainingError
 from rankhoist.hoist import hoist
-from rankhoist.lab.data import RankingData
+from rankhoist.lab.data import LabelledRows
 from rankhoist.lab.train.curves import draw
 from rankhoist.lab.train.loop import Point, Settings, TrainResult, bayes_auc, bayes_log_loss, train
 from rankhoist.lab.train.metrics import Bin, Calibration, Metrics
@@ -57,7 +57,7 @@ class Options:
     hoisted: bool = False
 
 
-def run(options: Options, data: RankingData, console: Console) -> bool:
+def run(options: Options, data: LabelledRows, console: Console) -> bool:
     """Train what is missing in `options.out`, write everything; returns False if the hoisted model differs.
 
     Raises:
@@ -76,7 +76,7 @@ def run(options: Options, data: RankingData, console: Console) -> bool:
     return _save_model(options, seeds[best], data, console)
 
 
-def _trained(options: Options, settings: Settings, data: RankingData, console: Console) -> TrainResult:
+def _trained(options: Options, settings: Settings, data: LabelledRows, console: Console) -> TrainResult:
     """The result of one seed: read if it is there, else trained, from where an earlier run stopped."""
     folder = _folder(options, settings)
     folder.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def _trained(options: Options, settings: Settings, data: RankingData, console: C
     return result
 
 
-def _save_model(options: Options, settings: Settings, data: RankingData, console: Console) -> bool:
+def _save_model(options: Options, settings: Settings, data: LabelledRows, console: Console) -> bool:
     """The model of one seed as an archive and, if asked for, hoisted; whether scores are equal."""
     model = build_model(options.model, data, settings.seed, scale=options.scale)
     model.load_state_dict(load_file(_weights(_folder(options, settings))))
@@ -109,7 +109,7 @@ def _save_model(options: Options, settings: Settings, data: RankingData, console
     console.print(f"  rankhoist hoist {archive} {context}", soft_wrap=True, highlight=False)
     if not options.hoisted:
         return True
-    hoisted = hoist(model, (data.example(64),), context=list(data.context))
+    hoisted = hoist(model, (data.example(64),), context=list(data.context), dynamic=dict.fromkeys(data.varying, 1))
     certificate = verify(hoisted, model, seed=settings.seed)
     console.print(str(certificate))
     if certificate:
@@ -131,14 +131,16 @@ def clear(out: Path) -> None:
             raise TrainingError(f"{path} cannot be removed: {error.strerror or error}") from error
 
 
-def export(model: nn.Module, data: RankingData, path: Path) -> None:
+def export(model: nn.Module, data: LabelledRows, path: Path) -> None:
     """A trained model as a torch.export archive with a symbolic row count, and with made-up rows for an example.
 
     Without stack traces, which name the files of the machine that it was trained on.
     """
     example = data.made_up(64)
     rows = torch.export.Dim("rows", min=2, max=2**24)
-    exported = torch.export.export(model, (example,), dynamic_shapes=({name: {0: rows} for name in example},))
+    lengths = {name: {1: torch.export.Dim(f"length_{i}", min=0)} for i, name in enumerate(data.varying)}
+    shapes = {name: {0: rows, **lengths.get(name, {})} for name in example}
+    exported = torch.export.export(model, (example,), dynamic_shapes=(shapes,))
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)
     archive = io.BytesIO()
@@ -169,11 +171,11 @@ def _weights(folder: Path) -> Path:
     return folder / "weights.safetensors"
 
 
-def _identity(options: Options, settings: Settings, data: RankingData) -> dict[str, Any]:
+def _identity(options: Options, settings: Settings, data: LabelledRows) -> dict[str, Any]:
     """What must be the same for a result to be of this run."""
     return {
         "model": options.model, "scale": options.scale, "settings": asdict(settings),
-        "data": data.source, "rows": len(data.labels),
+        "data": data.source, "rows": len(data.labels), "features": [asdict(feature) for feature in data.schema],
     }  # fmt: skip
 
 
@@ -194,7 +196,7 @@ def _metrics(found: dict[str, Any]) -> Metrics:
     return Metrics(found["auc"], found["log_loss"], Calibration(shape["error"], shape["ratio"], bins))
 
 
-def _record(options: Options, data: RankingData, results: Sequence[TrainResult]) -> dict[str, Any]:
+def _record(options: Options, data: LabelledRows, results: Sequence[TrainResult]) -> dict[str, Any]:
     measures = {
         "validation AUC": [r.validation.auc for r in results],
         "validation log loss": [r.validation.log_loss for r in results],
