@@ -149,10 +149,15 @@ def numbered(table: pa.Table, column: str) -> pa.Table:
     return table.set_column(table.schema.get_field_index(column), column, pa.array(range(len(table))))
 
 
-def scored(artifact: str, folder: Path, budget: int | None = None, **tables: pa.Table) -> Tensor:
+def scored(
+    artifact: str, folder: Path, budget: int | None = None, item_id: str | None = None, **tables: pa.Table
+) -> Tensor:
     """One output in float64, by a job, from files with groups of four rows."""
     for name, table in tables.items():
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=4)
     sides = {name: [str(folder / f"{name}.parquet")] for name in tables}
-    run(Options(artifact, str(folder / "scores"), budget=budget, **sides), console=Console(file=io.StringIO()))
+    run(
+        Options(artifact, str(folder / "scores"), budget=budget, item_id=item_id, **sides),
+        console=Console(file=io.StringIO()),
+    )
     return torch.tensor(pq.read_table(folder / "scores")["scores"].to_pylist(), dtype=torch.float64)

@@ -26,12 +26,16 @@ PRICE = torch.linspace(-1, 1, len(SIZES), dtype=DOUBLE)
 
 @pytest.fixture(scope="module")
 def hoisted() -> rankhoist.HoistedModel:
+    return made()
+
+
+def made(item: list[str] | None = None) -> rankhoist.HoistedModel:
     torch.manual_seed(0)
     tags, words = bags(SIZES, True), bags(SIZES, seed=3)
     price = PRICE.unsqueeze(1)
     example = tags.values[0], starts(tags.lengths), words.values[0], starts(words.lengths), price, tags.values[1]
     jagged = {"tags": "tag_offsets", "strengths": "tag_offsets", "words": "word_offsets"}
-    return rankhoist.hoist(Weighted().eval(), example, context=["tags"], jagged=jagged)
+    return rankhoist.hoist(Weighted().eval(), example, context=["tags"], item=item, jagged=jagged)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,22 @@ def test_tables_of_a_pipeline(hoisted: rankhoist.HoistedModel, artifact: str):
     assert_equal(torch.tensor(table["scores"].to_pylist()), want.float())
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_one_id_share_a_number_and_have_bags_of_their_own(layout: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("rankhoist.score.job.items_repeat", lambda *_: True)  # so little does not pay
+    tables, price = LAYOUTS[layout](), PRICE[[i % 3 for i in range(len(SIZES))]]
+    side = "requests" if layout == "nested" else "candidates"
+    ids, prices = pa.array([f"sku {i % 3}" for i in range(len(SIZES))]), pa.array([[x] for x in price.tolist()])
+    if layout == "nested":
+        ids, prices = (pa.ListArray.from_arrays(pa.array(OFFSETS, pa.int32()), x) for x in (ids, prices))
+    tables[side] = tables[side].drop_columns("price").append_column("sku", ids).append_column("price", prices)
+    of_items = made(["price"])
+    of_items.save(tmp_path / "items.rankhoist")
+    found = scored(str(tmp_path / "items.rankhoist"), tmp_path, item_id="sku", **tables)
+    want = of_items.score(of_items.prepare([CONTEXT]), [WORDS, price.unsqueeze(1)], OFFSETS)
+    assert_equal(found.float(), want.float())
+
+
 WRONG = {
     "null": (repeated, "words", 1, [3, None], r"row 1, column 'words': a null; expected lists, of any length"),
     "kind": (repeated, "words", 1, [0.5], r"column 'words': the column holds double"),
@@ -106,10 +126,10 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_value_is_named(case: str, artifact: str, tmp_path: Path):
-    made, column, row, value, said = WRONG[case]
-    table = numbered(made(), column) if row is None else changed(made(), column, row, value)
+    kind, column, row, value, said = WRONG[case]
+    table = numbered(kind(), column) if row is None else changed(kind(), column, row, value)
     with pytest.raises(ScoringError, match=said):
-        scored(artifact, tmp_path, **{"candidates" if made is repeated else "requests": table})
+        scored(artifact, tmp_path, **{"candidates" if kind is repeated else "requests": table})
 
 
 @pytest.mark.parametrize("tags", [[5], [7, 7, 7, 7], []])

@@ -20,6 +20,7 @@ and with files of both kinds requests stand in the same order in both.
 examples:
   rankhoist score ranker.rankhoist --candidates pairs.parquet --keep item_id --out scores
   rankhoist score ranker.rankhoist --requests users/ --candidates 'pairs/*.parquet' --workers 4 --out scores
+  rankhoist score ranker.rankhoist --candidates pairs.parquet --item-id sku --out scores  # an item's inputs on each row
   rankhoist score ranker.rankhoist --candidates pairs.parquet --catalogue items.parquet --item-id sku --out scores
   rankhoist score ranker.rankhoist --requests pages.parquet --request-id page --ray --workers 16 --out /shared/scores
 
@@ -43,7 +44,13 @@ def add(commands: Any) -> None:
         "--catalogue", metavar="FILE", nargs="+", default=[],
         help="items, one row each, which candidates name by their ids: Parquet files, or a folder of `catalogue`",
     )  # fmt: skip
-    parser.add_argument("--item-id", metavar="COLUMN", default="item_id", help="names items (default: %(default)s)")
+    parser.add_argument(
+        "--item-id", metavar="COLUMN",
+        help="names a candidate's item: in --catalogue (default: item_id), or one whose inputs all of its rows share",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check-items", action="store_true", help="without --catalogue: compare these inputs of all rows of an id"
+    )
     parser.add_argument(
         "--budget", metavar="N", type=count,
         help="candidates per call, of several requests (default: what the model was planned for, at least 1000)",
@@ -58,11 +65,13 @@ def add(commands: Any) -> None:
 def _score(args: argparse.Namespace) -> int:
     if not args.requests and not args.candidates:
         raise CommandError("no files: give --requests, --candidates or both")
+    if args.check_items and (args.catalogue or args.item_id is None):
+        raise CommandError("--check-items compares rows of one id: give --item-id, and no --catalogue")
     from rankhoist.score import Options, run  # of the extra `score`
 
     options = Options(
         args.artifact, args.out, args.requests, args.candidates, args.request_id, args.keep, args.budget,
-        args.part_rows, args.catalogue, args.item_id,
+        args.part_rows, args.catalogue, args.item_id, args.check_items,
     )  # fmt: skip
     ray = args.ray or args.ray_address is not None
     try:

@@ -102,8 +102,8 @@ def _scores(model: HoistedModel, block: Block, budget: int, large: int, stocked:
         try:
             made += _call(model, block, first, end, large * budget or high - low, stocked)
         except (IndexError, RuntimeError) as error:
-            if isinstance(error, IndexError) and block.ids is None:
-                raise explained(model, block, range(first, end), error) from error
+            if isinstance(error, IndexError) and (whole := block.whole()) is not None:
+                raise explained(model, whole, range(first, end), error) from error
             place = f"{block.where(low)} and the {high - low - 1} candidates after it"
             raise ScoringError(f"{place} cannot be scored: {error}") from error
     return [torch.cat(parts) for parts in zip(*made, strict=True)]

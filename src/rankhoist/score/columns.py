@@ -74,10 +74,27 @@ def item_features(model: HoistedModel) -> list[Feature]:
     Raises:
         InputError: no input is marked as the item's.
     """
-    made = _of_sides(model, ("item",), with_items=True)
-    if not made:
+    return _marked(_of_sides(model, ("item",), with_items=True))
+
+
+def shared_features(model: HoistedModel) -> tuple[list[Feature], list[Feature]]:
+    """The columns that a model needs of every row, and those of its items, where all of them stand on the rows.
+
+    A packed input of which some columns are the item's and others the pair's is in both.
+
+    Raises:
+        InputError: no input is marked as the item's.
+    """
+    sides = {s.name: {part.side for part in s.parts_with_store} for s in model.interface.inputs.values()}
+    every = features(model)
+    of_items = [f for f in every if not f.context and "item" in sides[f.input]]
+    return [f for f in every if f.context or "pair" in sides[f.input]], _marked(of_items)
+
+
+def _marked(items: list[Feature]) -> list[Feature]:
+    if not items:
         raise InputError("no input is marked as the item's: hoist the model with item=[...]")
-    return made
+    return items
 
 
 def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> list[Feature]:
@@ -239,15 +256,15 @@ def same_in_runs(rows: Rows, starts: npt.NDArray[np.int64]) -> int | None:
     """The first row whose value is not that of the row before, though no run starts there; None if there is none."""
     if len(rows) < 2:
         return None
-    changed = _other_bags(rows) if isinstance(rows, Jagged) else ~_same(rows[:-1], rows[1:]).numpy()
+    changed = _other_bags(rows) if isinstance(rows, Jagged) else ~alike(rows[:-1], rows[1:]).numpy()
     changed[starts[starts > 0] - 1] = False
     return int(np.argmax(changed)) + 1 if changed.any() else None
 
 
-def _same(before: Tensor, after: Tensor) -> Tensor:
+def alike(before: Tensor, after: Tensor) -> Tensor:
     """Which rows are the same; NaN is like NaN here."""
-    alike = (before == after) | (before != before) & (after != after)
-    return alike.reshape(len(alike), math.prod(alike.shape[1:])).all(1)
+    same = (before == after) | (before != before) & (after != after)
+    return same.reshape(len(same), math.prod(same.shape[1:])).all(1)
 
 
 def _other_bags(rows: Jagged) -> npt.NDArray[np.bool_]:
@@ -257,6 +274,6 @@ def _other_bags(rows: Jagged) -> npt.NDArray[np.bool_]:
     owner = torch.repeat_interleave(torch.arange(len(rows)), rows.lengths)
     places = torch.nonzero((owner > 0) & ~changed[owner]).flatten()  # of values with one in the same place before
     for column in rows.values:
-        other = ~_same(column[places], column[places - rows.lengths[owner[places]]])
+        other = ~alike(column[places], column[places - rows.lengths[owner[places]]])
         changed[owner[places[other]]] = True
     return changed[1:].numpy()

@@ -7,7 +7,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +152,16 @@ class Cursor:
             self._seek(start)
         for first in range(start, stop, size):
             yield joined(list(self._decoded(first, min(first + size, stop))))
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Piece:
+        """Some rows, at least one, ascending; what is between them is not copied."""
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        self._seek(start)
+        taken = []
+        for piece in self._decoded(start, stop):
+            low, high = np.searchsorted(rows, [piece.first, piece.first + piece.rows.num_rows])
+            taken.append(Piece(self._files, start, piece.rows.take(pa.array(rows[low:high] - piece.first))))
+        return replace(joined(taken), taken=rows - start)
 
     def _decoded(self, start: int, stop: int) -> Iterator[Piece]:
         """Rows as they come."""

@@ -1,4 +1,4 @@
-"""The column that names items: whole numbers or texts, one per row or one list per row."""
+"""The column that says which item a row is of: whole numbers or texts, one per row or one list per row."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check_ids(files: Files, column: str) -> None:
 
 def ids_of(
     piece: Piece, column: str, array: pa.Array = None, row_of: Callable[[int], Any] = lambda position: position
-) -> Ids:
-    """The ids of items, `[N]`: of a column, or of an array made of it, whose rows are found for errors.
+) -> pa.Array:
+    """The ids of items, `[N]`: a column, or an array made of it, whose rows are found for errors.
 
     Raises:
         ScoringError: one is null.
@@ -39,7 +39,12 @@ def ids_of(
     array = piece.column(column) if array is None else array
     if array.null_count:
         null = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
-        raise piece.wrong(int(row_of(null)), column, "a null")
-    values = array.to_numpy(zero_copy_only=False)
-    made: Ids = values.astype(np.int64 if pa.types.is_integer(array.type) else np.str_)
+        raise piece.wrong(int(row_of(null)), column, "a null; expected the id of an item")
+    return array
+
+
+def values_of(ids: pa.Array) -> Ids:
+    """Ids `[N]` as a store takes them."""
+    values = ids.to_numpy(zero_copy_only=False)
+    made: Ids = values.astype(np.int64 if pa.types.is_integer(ids.type) else np.str_)
     return made

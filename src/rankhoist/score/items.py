@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rankhoist.runtime import HoistedModel
 from rankhoist.score.columns import Rows, inputs, item_features
 from rankhoist.score.files import Cursor, Files, found
-from rankhoist.score.item_ids import Ids, check_ids, ids_of
+from rankhoist.score.item_ids import Ids, check_ids, ids_of, values_of
 
 BLOCK = 16_384  # items that are read at a time
 
@@ -39,4 +39,4 @@ class ItemFiles:
         """
         columns = [self._id, *(f.column for f in self._features)]
         for piece in Cursor(self._files, columns, BLOCK).read(0, self.count, BLOCK):
-            yield ids_of(piece, self._id), inputs(self._features, piece)
+            yield values_of(ids_of(piece, self._id)), inputs(self._features, piece)

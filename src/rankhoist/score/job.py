@@ -27,7 +27,7 @@ from rankhoist.runtime import HoistedModel, whole
 from rankhoist.runtime.catalogue.files import INDEX
 from rankhoist.runtime.mapped import version_of
 from rankhoist.score.calls import Output, budget_of, outputs_of
-from rankhoist.score.columns import features
+from rankhoist.score.columns import features, shared_features
 from rankhoist.score.files import Files, found
 from rankhoist.score.items import ItemFiles
 from rankhoist.score.layouts import Layout, Wanted, layout_of
@@ -54,7 +54,10 @@ class Options:
         budget: candidates per call, about; by default what the model was planned for.
         part_rows: candidates per part, about: what is scored again after a kill, at most, by each worker.
         catalogue: files of items, or a folder that `HoistedModel.catalogue` wrote; candidates then name their items.
-        item_id: the column with the ids of items.
+        item_id: the column that says which item a candidate is: of a catalogue, where there is one (by default
+            `item_id`); else rows of one id share the inputs that are marked as the item's, and these are computed once
+            where that pays. By default rows tell by all of their values whether they are one item.
+        check_items: compare these inputs of every row with those of the first of its id in a part, not only of some.
     """
 
     artifact: str
@@ -66,7 +69,13 @@ class Options:
     budget: int | None = None
     part_rows: int = PART_ROWS
     catalogue: Sequence[str] = ()
-    item_id: str = "item_id"
+    item_id: str | None = None
+    check_items: bool = False
+
+    @property
+    def catalogue_id(self) -> str:
+        """The column with the ids of a catalogue's items."""
+        return self.item_id or "item_id"
 
 
 @dataclass(frozen=True)
@@ -135,9 +144,16 @@ def opened(options: Options, model: Callable[[], HoistedModel]) -> Iterator[Job]
         yield _job(options, folder / JOB, model)
 
 
-def wanted(model: HoistedModel, options: Options) -> Wanted:
-    """The columns of a job."""
-    item_id = options.item_id if options.catalogue else None
+def wanted(model: HoistedModel, options: Options, shared: bool) -> Wanted:
+    """The columns of a job; `shared`: rows of one id share the item's inputs, where a column has ids.
+
+    Raises:
+        InputError: they would, and no input is marked as the item's.
+    """
+    if options.item_id is not None and shared and not options.catalogue:
+        of_rows, of_items = shared_features(model)
+        return Wanted(of_rows, options.request_id, options.keep, options.item_id, of_items)
+    item_id = options.catalogue_id if options.catalogue else None
     return Wanted(features(model, bool(options.catalogue)), options.request_id, options.keep, item_id)
 
 
@@ -149,7 +165,7 @@ def layout(job: Job, wanted: Wanted) -> Layout:
 def stock(job: Job, model: Callable[[], HoistedModel]) -> None:
     """Build the items' store of a job that has some, unless it is there."""
     if job.catalogue is not None and not (job.catalogue / INDEX).exists():
-        items = ItemFiles(job.options.catalogue, model(), job.options.item_id)
+        items = ItemFiles(job.options.catalogue, model(), job.options.catalogue_id)
         model().catalogue_in_pieces(items.pieces(), items.count, path=job.catalogue)
 
 
@@ -171,8 +187,10 @@ def _job(options: Options, path: Path, model: Callable[[], HoistedModel]) -> Job
         "inputs": [[_fingerprint(Path(p)) for p in side] for side in (requests, candidates)],
     }
     if options.catalogue:  # jobs that were begun before there were any are those without one
-        asked["options"]["item_id"] = options.item_id
+        asked["options"]["item_id"] = options.catalogue_id
         asked["inputs"].append([_fingerprint(p) for p in _items(options)])
+    elif options.item_id is not None:
+        asked["options"]["item_id"] = options.item_id
     asked = json.loads(json.dumps(asked))  # as it is read back
     if path.exists():
         made = _read(path)
@@ -203,7 +221,7 @@ def _planned(
     options: Options, model: HoistedModel, requests: list[str], candidates: list[str], asked: dict[str, Any]
 ) -> dict[str, Any]:
     """A new job: what the model returns, its budget, and the parts."""
-    columns, outputs = wanted(model, options), outputs_of(model)
+    columns, outputs = wanted(model, options, shared=True), outputs_of(model)
     names = [options.request_id, *options.keep, *(o.name for o in outputs)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -244,12 +262,13 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Say what has changed since the job was begun."""
     if before["artifact"] != now["artifact"]:
         raise ScoringError(f"{folder} holds scores of another model; {ADVICE}")
-    for name, value in now["options"].items():
-        if before["options"].get(name) != value:
-            flag = "--" + name.replace("_", "-")
-            raise ScoringError(f"{folder} was begun with {flag} {before['options'].get(name)}, not {value}; {ADVICE}")
     if len(before["inputs"]) != len(now["inputs"]):
         raise ScoringError(f"{folder} was begun with --catalogue, or without it; {ADVICE}")
+    for name in before["options"] | now["options"]:
+        old, new = (side["options"].get(name) for side in (before, now))
+        if old != new:
+            flag = "--" + name.replace("_", "-")
+            raise ScoringError(f"{folder} was begun with {flag} {old}, not {new}; {ADVICE}")
     for side, old, new in zip(("requests", "candidates", "items"), before["inputs"], now["inputs"], strict=False):
         if [f["path"] for f in old] != [f["path"] for f in new]:
             raise ScoringError(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 from rankhoist.errors import ScoringError
 from rankhoist.score.columns import Feature, Rows, inputs, is_list, offsets_of, same_in_runs
 from rankhoist.score.files import Cursor, Files, Piece, joined
-from rankhoist.score.item_ids import Ids, check_ids, ids_of
+from rankhoist.score.item_ids import check_ids, ids_of
 from rankhoist.score.parts import BATCH, Part, Run, ids_in_order, starts
 
 BLOCK = 16_384  # candidates that are read at a time, about
@@ -33,13 +34,15 @@ Ints = npt.NDArray[np.int64]
 class Wanted:
     """The columns of a job: the model's features, the column of request ids, and columns to copy to the scores.
 
-    `item_id` is the column that names items, where they stand in files of their own.
+    `item_id` is the column that says which item a row is of, where items stand in files of their own or rows of one
+    item share its inputs: these are `items` then, and are read of some candidates only.
     """
 
     features: Sequence[Feature]
     request_id: str
     keep: Sequence[str]
     item_id: str | None = None
+    items: Sequence[Feature] = ()
 
     def side(self, context: bool) -> list[Feature]:
         """The features of one side."""
@@ -65,9 +68,11 @@ class Block:
         context: `[R, ...]` by input.
         candidate: `[N, ...]` by input.
         offsets: the R + 1 boundaries of the requests' candidates.
-        ids: `[N]` of their items, where these stand in files of their own.
+        ids: `[N]` of their items, where a column says them.
         kept: `[N]` by column: the request's id and what is copied to the scores.
         where: says in which file and row a candidate is.
+        items: reads what `candidate` lacks, where rows of one item share it: the inputs `[K, ...]` of candidates at K
+            places, ascending.
     """
 
     context: dict[str, Rows]
@@ -75,7 +80,14 @@ class Block:
     offsets: Ints
     kept: dict[str, pa.Array]
     where: Callable[[int], str]
-    ids: Ids | None = None
+    ids: pa.Array | None = None
+    items: Callable[[Ints], dict[str, Rows]] | None = None
+
+    def whole(self) -> Block | None:
+        """With all inputs of its candidates; None where those of items stand in files of their own."""
+        if self.items is None:
+            return self if self.ids is None else None
+        return replace(self, candidate=self.candidate | self.items(np.arange(self.offsets[-1])), ids=None, items=None)
 
 
 class Layout(ABC):
@@ -109,12 +121,13 @@ class Nested(Layout):
 
     def __init__(self, files: Files, wanted: Wanted) -> None:
         self.wanted, self._files = wanted, files
-        _check(files, wanted, wanted.features)
+        _check(files, wanted, [*wanted.features, *wanted.items])
         kinds = {name: files.type_of(name, "which is to be kept") for name in wanted.keep}
         self._lists = [name for name, kind in kinds.items() if is_list(kind)]
         fields = {name: kind.value_type if is_list(kind) else kind for name, kind in kinds.items()}
         self.kept = pa.schema({wanted.request_id: _id_type(files, wanted)} | fields)
         self._cursor: Cursor | None = None
+        self._item_cursor = Cursor(files, [f.column for f in wanted.items], BATCH // 16)
 
     def runs(self) -> Iterator[Run]:
         shortest = self.wanted.of_candidates[0]
@@ -145,7 +158,21 @@ class Nested(Layout):
 
         context, own = inputs(sides[0], piece), self.wanted.item_id
         names = None if own is None else ids_of(piece, own, piece.column(own).flatten(), owner.__getitem__)
-        return Block(context, candidate, offsets, {name: kept(name) for name in self.kept.names}, where, names)
+        items = (lambda places: self._items(piece, offsets, owner, places)) if self.wanted.items else None
+        return Block(context, candidate, offsets, {name: kept(name) for name in self.kept.names}, where, names, items)
+
+    def _items(self, piece: Piece, offsets: Ints, owner: Ints, places: Ints) -> dict[str, Rows]:
+        """Inputs of the items of some candidates of a piece."""
+        rows, of = np.unique(owner[places], return_inverse=True)
+        taken = self._item_cursor.take(piece.first + rows)
+        begins = self._offsets(taken, [f.column for f in self.wanted.items])
+        odd = np.flatnonzero(np.diff(begins) != np.diff(offsets)[rows])
+        if len(odd):
+            found, expected = np.diff(begins)[odd[0]], np.diff(offsets)[rows[odd[0]]]
+            said = f"a list of {found}, where {self.wanted.item_id!r} has {expected}: one value per candidate each"
+            raise taken.wrong(int(odd[0]), self.wanted.items[0].column, said)
+        own = pa.array(places - offsets[rows][of] + begins[of])
+        return inputs(self.wanted.items, taken, lambda name: taken.column(name).flatten().take(own), of.__getitem__)
 
     def _offsets(self, piece: Piece, columns: Sequence[str]) -> Ints:
         """Boundaries of the requests' candidates, on which all columns agree."""
@@ -167,6 +194,7 @@ class PerCandidate(Layout):
     def __init__(self, files: Files, wanted: Wanted, columns: Sequence[str]) -> None:
         self.wanted, self._files = wanted, files
         self._cursor = Cursor(files, columns, BLOCK)
+        self._item_cursor = Cursor(files, [f.column for f in wanted.items], BLOCK)
 
     def blocks(self, part: Part) -> Iterator[Block]:
         pending: list[Piece] = []  # of a request that may go on
@@ -191,7 +219,13 @@ class PerCandidate(Layout):
         context, kept = self._context(piece, offsets)
         own = self.wanted.item_id
         names = None if own is None else ids_of(piece, own)
-        return Block(context, candidate, offsets, {name: kept[name] for name in self.kept.names}, piece.where, names)
+        items = partial(self._items, piece.first) if self.wanted.items else None
+        columns = {name: kept[name] for name in self.kept.names}
+        return Block(context, candidate, offsets, columns, piece.where, names, items)
+
+    def _items(self, first: int, places: Ints) -> dict[str, Rows]:
+        """Inputs of the items of some candidates, counted from a row."""
+        return inputs(self.wanted.items, self._item_cursor.take(first + places))
 
     @abstractmethod
     def _context(self, piece: Piece, offsets: Ints) -> tuple[dict[str, Rows], dict[str, pa.Array]]:
@@ -202,7 +236,7 @@ class Repeated(PerCandidate):
     """The context stands on every row."""
 
     def __init__(self, files: Files, wanted: Wanted) -> None:
-        _check(files, wanted, wanted.features)
+        _check(files, wanted, [*wanted.features, *wanted.items])
         fields = {name: files.type_of(name, "which is to be kept") for name in wanted.keep}
         self.kept = pa.schema({wanted.request_id: _id_type(files, wanted)} | fields)
         super().__init__(files, wanted, [*wanted.columns, *self.kept.names])
@@ -229,7 +263,7 @@ class Joined(PerCandidate):
     def __init__(self, requests: Files, candidates: Files, wanted: Wanted) -> None:
         self._requests = requests
         _check(requests, None, wanted.side(context=True))
-        _check(candidates, wanted, wanted.side(context=False))
+        _check(candidates, wanted, [*wanted.side(context=False), *wanted.items])
         own = {name for name in wanted.keep if name not in candidates.names}
         sides = {name: requests if name in own else candidates for name in wanted.keep}
         kinds = [_id_type(files, wanted) for files in (candidates, requests)]

@@ -60,6 +60,9 @@ def run(
             return load(options.artifact)
 
     with opened(options, model) as job:
+        console = console or Console(stderr=True)
+        if options.item_id is not None and not options.catalogue and not job.repeats:
+            console.print(f"rows of one {options.item_id} share nothing: by predicted time it does not pay here")
         left = [part for part in job.parts if not job.finished(part)]
         if left:
             stock(job, model)
@@ -74,7 +77,7 @@ def run(
         else:
             rows = in_process(job, left, threads, model)
         done = job.rows - sum(part.rows for part in left)
-        scored = watched(rows if left else (), done, job.rows, console or Console(stderr=True))
+        scored = watched(rows if left else (), done, job.rows, console)
         missing = [part.name for part in left if not job.finished(part)]
         if missing:
             raise ScoringError(f"{options.out} lacks {missing[0]}; is it the same folder on all machines?")

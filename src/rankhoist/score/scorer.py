@@ -15,6 +15,7 @@ from rankhoist.score.culprit import explained
 from rankhoist.score.files import Piece, Table
 from rankhoist.score.job import MARK, Job, layout, wanted, written
 from rankhoist.score.layouts import Block, Nested, Wanted
+from rankhoist.score.named import Named
 from rankhoist.score.parts import Part
 from rankhoist.score.stocked import Repeats, Stocked, of_catalogue
 
@@ -26,13 +27,14 @@ class Scorer:
         self._job = job
         self._model = model or load(job.options.artifact)
         self._store = None if job.catalogue is None else self._model.open_catalogue(job.catalogue)
-        self._layout = layout(job, wanted(self._model, job.options))
+        self._wanted = wanted(self._model, job.options, shared=job.repeats)
+        self._layout = layout(job, self._wanted)
         self._schema = _schema(self._layout.kept, job.outputs).with_metadata({MARK: job.number})
 
     def score(self, part: Part) -> Iterator[int]:
         """Score a part; gives the rows scored, block by block. Its file is there at the end."""
         blocks, job = [], self._job
-        repeats = Repeats(self._model) if job.repeats else None
+        repeats = self._repeats() if job.repeats else None
         for block in self._layout.blocks(part):
             if block.offsets[-1]:
                 stocked = self._stocked(block, repeats)
@@ -42,16 +44,23 @@ class Scorer:
         with written(self._job.path(part)) as file:
             pq.write_table(table, file)
 
+    def _repeats(self) -> Repeats:
+        """The items of a part, none of which is known yet."""
+        if self._wanted.items:
+            return Named(self._model, self._wanted, self._job.options.check_items)
+        return Repeats(self._model)
+
     def _stocked(self, block: Block, repeats: Repeats | None) -> Stocked | None:
         """The candidates of a block as items of a store, where they are."""
         if self._store is not None:
-            return of_catalogue(self._store, block, self._job.options.item_id)
+            return of_catalogue(self._store, block, self._job.options.catalogue_id)
         if repeats is None:
             return None
         try:
             return repeats.of(block)
         except IndexError as error:
-            raise explained(self._model, block, range(len(block.offsets) - 1), error) from error
+            whole = block.whole() or block
+            raise explained(self._model, whole, range(len(block.offsets) - 1), error) from error
 
 
 class TableScorer:

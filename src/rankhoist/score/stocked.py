@@ -1,8 +1,8 @@
 """Candidates that are items of a store: of files of items, or of items that come again in a part of a job.
 
 Where a model marks inputs as the item's, and rows of a file repeat items, what the model computes of an item alone is
-computed once in a part: rows are compared whole, byte for byte, so that no id is needed and no two items are mixed up.
-Arrow's hash tables do that.
+computed once in a part. A column may say which item a row is of: see `rankhoist.score.named`. Else rows are compared
+whole, byte for byte, so that no two items are mixed up. Arrow's hash tables do either.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel, Store
 from rankhoist.score.columns import Rows
+from rankhoist.score.item_ids import values_of
 from rankhoist.score.layouts import Block, Ints, Layout
 from rankhoist.score.parts import Part
 
 LOOK, LOOK_PER_BYTE = 1e-6, 1e-9  # seconds to find out whether an item came before, and for each of its bytes
+LOOK_UP = 2e-7  # the same by its id
 GAIN = 0.8  # of the predicted time without a store: what the one with it must stay under
 
 
@@ -37,23 +39,22 @@ class Stocked:
 
 
 def of_catalogue(store: Store, block: Block, column: str) -> Stocked:
-    """Candidates that name their items.
+    """Candidates that name their items, by a column.
 
     Raises:
         ScoringError: an item is not in the catalogue; says in which file and row.
     """
     assert block.ids is not None, "its layout has ids"
-    known = store.known(block.ids)
+    ids = values_of(block.ids)
+    known = store.known(ids)
     if not known.all():
         first = int(np.argmin(known))
-        raise ScoringError(
-            f"{block.where(first)}, column {column!r}: no item {block.ids[first].item()!r} in the catalogue"
-        )
-    return Stocked(store, store.rows_of(block.ids), block.candidate)
+        raise ScoringError(f"{block.where(first)}, column {column!r}: no item {ids[first].item()!r} in the catalogue")
+    return Stocked(store, store.rows_of(ids), block.candidate)
 
 
 class Repeats:
-    """The items of one part of a job, as they come."""
+    """The items of one part of a job, as they come: rows are of one if all that is the item's is the same."""
 
     def __init__(self, model: HoistedModel) -> None:
         self._sides, self._seen = sides_of(model), Seen()
@@ -61,13 +62,20 @@ class Repeats:
 
     def of(self, block: Block) -> Stocked:
         """The candidates of a block; the store then has what is new among their items."""
-        items, pairs = apart(block.candidate, self._sides)
-        before = self._seen.count
-        rows, new = self._seen.add(keys(items))
-        if len(new):
-            at = torch.from_numpy(new)
-            self._store.update({n: x[at] for n, x in items.items()}, np.arange(before, self._seen.count))
-        return Stocked(self._store, self._store.rows_of(rows), pairs)
+        numbers, new = self._seen.add(identities(block, self._sides))
+        self._read(block, numbers, new)
+        return Stocked(self._store, self._store.rows_of(numbers), of_side("pair", block.candidate, self._sides))
+
+    def _read(self, block: Block, numbers: Ints, new: Ints) -> None:
+        """Take new items into the store, from where they are in a block; `numbers` are those of all candidates."""
+        items, at = of_side("item", block.candidate, self._sides), torch.from_numpy(new)
+        self._add({n: x[at] for n, x in items.items()})
+
+    def _add(self, items: dict[str, Tensor]) -> None:
+        """The next items, the last that were seen."""
+        count = len(next(iter(items.values())))
+        if count:
+            self._store.update(items, np.arange(self._seen.count - count, self._seen.count))
 
 
 class Seen:
@@ -92,7 +100,8 @@ class Seen:
         numbers = places.fill_null(0).to_numpy().astype(np.int64)
         numbers[fresh] = self.count + np.arange(fresh.sum())
         self._keys = pa.concat_arrays([self._keys, own.filter(pa.array(fresh))])
-        first = np.unique(codes, return_index=True)[1]
+        first = np.empty(len(own), np.int64)
+        first[codes[::-1]] = np.arange(len(codes))[::-1]
         return numbers[codes], first[fresh]
 
 
@@ -108,10 +117,10 @@ def items_repeat(model: HoistedModel, layout: Layout, part: Part) -> bool:
     plain, stored = (ms / 1e3 / plan.workload.candidates for ms in (found.milliseconds_without, found.milliseconds))
     sides, seen, rows = sides_of(model), Seen(), 0
     for block in layout.blocks(part):
-        own = keys(apart(block.candidate, sides)[0])
+        own = identities(block, sides)
         seen.add(own)
         rows += len(own)
-        look = LOOK + own.type.byte_width * LOOK_PER_BYTE
+        look = LOOK_UP if block.items is not None else LOOK + own.type.byte_width * LOOK_PER_BYTE
         once = seen.count / max(rows, 1) * found.item.multiply_adds * per_product
         if rows and stored + look + once < GAIN * plain:
             return True
@@ -132,13 +141,14 @@ def sides_of(model: HoistedModel) -> Sides:
     return sides
 
 
-def apart(candidate: dict[str, Any], sides: Sides) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs of items, and those of pairs."""
-    items, pairs = (
-        {name: candidate[name] if own is None else candidate[name][:, own] for name, own in sides[side].items()}
-        for side in ("item", "pair")
-    )
-    return items, pairs
+def of_side(side: str, candidate: dict[str, Any], sides: Sides) -> dict[str, Any]:
+    """Of the candidates' inputs, those of items or of pairs."""
+    return {name: candidate[name] if own is None else candidate[name][:, own] for name, own in sides[side].items()}
+
+
+def identities(block: Block, sides: Sides) -> pa.Array:
+    """What tells items apart, `[N]`: their ids where a column says them, else all that is theirs."""
+    return block.ids if block.items is not None else keys(of_side("item", block.candidate, sides))
 
 
 def keys(items: dict[str, Tensor]) -> pa.Array:
