@@ -135,7 +135,8 @@ def _feature(name: str, side: Side, kind: Kind, column: parquet.Column, where: W
         if varying and side == "candidate":
             low, high = int(column.lengths.min()), int(column.lengths.max())
             raise DataError(
-                f"candidate column {name!r} holds lists of {low} to {high} ids: pad them with 0 to one length"
+                f"candidate column {name!r} holds lists of {low} to {high} ids: pad them with 0 to one length, or "
+                "name it context if it is the request's"
             )
         return Feature(name, side, kind, size, name, varying), _padded(column, 2 if varying else 1)
     if kind == "dense":
