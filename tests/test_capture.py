@@ -357,7 +357,7 @@ def test_public_names():
     assert set(rankhoist.__all__) <= set(dir(rankhoist))
 
 
-def test_a_submodule_named_like_an_attribute_of_graph_modules_is_refused_with_advice():
+def test_a_part_named_like_an_attribute_of_graph_modules_is_refused_with_advice():
     """See findings/export_submodules_named_like_graphs.sh; one floor down, the name does no harm."""
 
     class Model(nn.Module):
@@ -369,6 +369,14 @@ def test_a_submodule_named_like_an_attribute_of_graph_modules_is_refused_with_ad
             made: torch.Tensor = self.meta(torch.cat([user, item], 1))
             return made
 
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.meta = nn.Parameter(torch.ones(5))
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return torch.cat([user, item], 1) @ self.meta
+
     class Outside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -379,10 +387,11 @@ def test_a_submodule_named_like_an_attribute_of_graph_modules_is_refused_with_ad
             return made
 
     rows = (torch.randn(4, 3), torch.randn(4, 2))
-    with pytest.raises(
-        ExportError, match="a submodule named 'meta': rename it, or put the model inside another module"
-    ):
+    told = "a part named 'meta': rename it, or put the model inside another module"
+    with pytest.raises(ExportError, match=told):
         capture(Model().eval(), rows, ["user"])
+    with pytest.raises(ExportError, match=told):
+        capture(Scaled().eval(), rows, ["user"])
     assert capture(Outside().eval(), rows, ["user"]).inputs.keys() == {"user", "item"}
 
 

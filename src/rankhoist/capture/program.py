@@ -29,6 +29,7 @@ from rankhoist.capture.checks import (
 from rankhoist.capture.composites import taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
+from rankhoist.capture.empty import leave_out_empty
 from rankhoist.capture.export import export
 from rankhoist.capture.inputs import Constant, Context, InputSpec, common_rows, named_leaves, own_rows
 from rankhoist.capture.interface import Interface
@@ -181,6 +182,8 @@ def capture(
         functional = _functional(_exported(model, bound, training, call, varying), known)
     without_tokens(functional)
     fill(functional.graph)
+    if not training:  # a gradient of nothing is zeros, one that is missing is not
+        leave_out_empty(functional.graph)
     program = _program(functional, own_rows(leaves), (context, item), arguments, training, call)
     modules = {path: model.get_submodule(path) for path in opaque} if isinstance(model, nn.Module) else {}
     return replace(program, opaque=calls, modules=modules)
@@ -216,12 +219,12 @@ def _functional(exported: torch.export.ExportedProgram, known: Container[Any] | 
 
 
 def _taken_names(exported: torch.export.ExportedProgram) -> str:
-    """Advice, where a submodule is named like something that every graph module of torch has."""
+    """Advice, where a part of the model is named like something that every graph module of torch has."""
     taken = {*dir(fx.GraphModule({}, fx.Graph()))}
-    names = taken & {name.partition(".")[0] for name in exported.state_dict if "." in name}
+    names = taken & {name.partition(".")[0] for name in [*exported.state_dict, *exported.constants]}
     if not names:
         return ""
-    return f"; torch cannot export a submodule named {min(names)!r}: rename it, or put the model inside another module"
+    return f"; torch cannot export a part named {min(names)!r}: rename it, or put the model inside another module"
 
 
 def _load(path: Path, example: Any) -> tuple[nn.Module | torch.export.ExportedProgram, Any]:

@@ -25,6 +25,8 @@ def concatenate(draft: Draft, x: fx.Node) -> Made:
     parts = [x, *(like(draft, extent, axis) for _ in range(draft.number(1, 2)))]
     if draft.number(0, 5) == 5 and extent[0] == -1:
         parts.append(_filled(draft, extent))
+    if draft.number(0, 7) == 7 and not varies(extent[axis]):
+        parts.append(draft.call(aten.slice.Tensor, x, axis, 0, 0, 1))
     joined = draft.call(aten.cat.default, draft.shuffled(parts), axis - (len(extent) if draft.flag() else 0))
     if draft.number(0, 3) == 3:
         shuffled = draft.shuffled(range(draft.extent(joined)[axis]))

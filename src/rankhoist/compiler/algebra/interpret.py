@@ -21,6 +21,7 @@ from torch import fx
 
 from rankhoist.capture import InputSpec, Program
 from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
+from rankhoist.capture.empty import without_elements
 from rankhoist.capture.inputs import Part
 from rankhoist.capture.operators import captured_name, draws, overload
 from rankhoist.compiler.algebra import bag_tensors, grid, valuewise
@@ -40,7 +41,7 @@ from rankhoist.compiler.algebra.forms import (
 )
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat, forms_in, told_by_calls
+from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat, forms_in, sizes_have_rows, told_by_calls
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
@@ -241,8 +242,10 @@ class Interpreter:
     ) -> tuple[Value, Outcome]:
         outcome = Outcome()
         weights = all(isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands)
-        if weights and not _sizes_have_rows(node.meta["val"]) and not told_by_calls((args, kwargs)):
+        if weights and not sizes_have_rows(node.meta["val"]) and not told_by_calls((args, kwargs)):
             value = self.originals.run_at(Rate.WEIGHT, node, args, kwargs)  # part of the weights stage
+        elif without_elements(node):
+            value = grid.constant_form(self.b, 0, node.meta["val"].dtype, self.originals.promised(node).extents)
         else:
             value = self._by_law(node, args, kwargs, operands, outcome)
         for v in flat(value):
@@ -344,7 +347,3 @@ class Interpreter:
 def _scalar(meta: Any) -> bool:
     """Whether an operator makes no tensor: a size, or nothing (an assertion)."""
     return meta is None or isinstance(meta, torch.SymInt | torch.SymBool | torch.SymFloat | int | float)
-
-
-def _sizes_have_rows(meta: Any) -> bool:
-    return any(isinstance(s, torch.SymInt) for m in flat(meta) if isinstance(m, torch.Tensor) for s in m.shape)

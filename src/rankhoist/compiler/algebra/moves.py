@@ -69,7 +69,7 @@ def take_dim(builder: Builder, form: Form, dim: int, index: Positions) -> Form:
     segments, kept = [], []
     for k in range(len(form.dims[dim])):
         places = np.flatnonzero(owner[index] == k)
-        if len(places):
+        if len(places) or (k == 0 and not len(index)):  # of no position one segment is left, which is empty
             segments.append(_cheap_order(places, offset[index[places]]))
             kept.append(k)
     dims = (*form.dims[:dim], tuple(segments), *form.dims[dim + 1 :])

@@ -77,6 +77,11 @@ def told_by_calls(arguments: Any) -> bool:
     return any(isinstance(v, sympy.Expr) and not v.is_Integer for v in flat(arguments))
 
 
+def sizes_have_rows(meta: Any) -> bool:
+    """Whether a captured result has a size that only a call knows."""
+    return any(isinstance(s, torch.SymInt) for m in flat(meta) if isinstance(m, torch.Tensor) for s in m.shape)
+
+
 def forms_in(value: Any) -> list[Form]:
     """The forms among arguments; of bags of values their lengths, which are at the same rate."""
     found = []

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Program
 from rankhoist.capture.defaults import fill
+from rankhoist.capture.empty import without_elements
 from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import Box
 from rankhoist.compiler.demand.laws import Made, Take, is_tensor, part_of, sizes_of
@@ -58,6 +59,8 @@ def _narrowed_or_whole(program: Program) -> Program:
 
 
 def _narrowed(program: Program) -> Program:
+    if any(map(without_elements, program.graph.nodes)):  # what is left of these has no boxes
+        return program
     wanted = demands(program)
     if not any(_saves(node, wanted[node]) for node in program.graph.nodes):
         return program

@@ -31,7 +31,10 @@ def sum_(call: Call) -> Form:
 def mean(call: Call) -> Form:
     """`mean`: a sum with a scale."""
     value = call.form("self")
-    return _linear(call, 1.0 / math.prod(value.sizes[d] for d in value.dims_of(call.value("dim"))))
+    count = math.prod(value.sizes[d] for d in value.dims_of(call.value("dim")))
+    if count == 0:
+        raise Elsewhere(f"axis {call.value('dim')} of {value.axes} has no mean")
+    return _linear(call, 1.0 / count)
 
 
 def _linear(call: Call, scale: float) -> Form:

@@ -72,4 +72,5 @@ class Target:
             len(group) * self.seconds(group[0], self.profile, candidates, requests, over=written)
             for (_, written), group in alike.items()
         )
-        return sum(each, start=np.asarray(self.start(self.profile)))
+        calls = np.broadcast_shapes(np.shape(candidates), np.shape(requests))
+        return sum(each, start=np.full(calls, self.start(self.profile)))
