@@ -151,7 +151,7 @@ def test_what_is_no_tensor_is_a_constant(rest: tuple[Any, ...], tmp_path: Path):
 
 def test_another_constant_is_refused_also_where_the_example_left_it_out():
     hoisted = hoist(Tempered().eval(), (*EXAMPLE, 0.5), context=["user"])
-    for rest in ((0.7,), (0.5, 1.0), (0.5, None, False), (0.5, None, True, "product")):
+    for rest in ((0.7,), (0.5, 1.0), (0.5, None, False), (0.5, None, True, "product"), (0.5, ITEMS)):
         with pytest.raises(InputError, match="as a constant"):
             hoisted(USER, ITEMS, *rest)
     flagged = hoist(Tempered().eval(), (*EXAMPLE, 0.5, None, False), context=["user"])

@@ -99,11 +99,13 @@ class Interface:
         known = {c.name: c.value for c in self.constants}
         defaults = {p.name: p.default for p in self.arguments.parameters if isinstance(p.default, CONSTANTS)}
         passed = {name: leaves.get(name, defaults.get(name, value)) for name, value in known.items()}
-        others = {n: v for n, v in given.items() if n in defaults and n not in known and isinstance(v, CONSTANTS)}
+        left_out = defaults.keys() - known.keys() - {spec.name for spec in self.inputs.values()}
+        others = {n: v for n, v in given.items() if n in left_out and (isinstance(v, CONSTANTS) or n in leaves)}
         for name, value in (passed | others).items():
             fixed = known[name] if name in known else defaults[name]
             if type(value) is not type(fixed) or value != fixed:
+                shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
                 raise InputError(
-                    f"argument {name!r} is {value!r}; the model was hoisted for {fixed!r}, as a constant. Hoist it "
+                    f"argument {name!r} is {shown}; the model was hoisted for {fixed!r}, as a constant. Hoist it "
                     "once more for another value."
                 )
