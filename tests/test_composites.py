@@ -9,6 +9,7 @@ from helpers import Function, assert_equal, check_model, rates_of, reasons
 
 from rankhoist import hoist
 from rankhoist.compiler.graph.node import Rate
+from rankhoist.errors import UnsupportedModelError
 
 G = torch.Generator().manual_seed(0)
 CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))
@@ -27,7 +28,52 @@ def assigned(c, k):
     return x
 
 
+def at_places(c, k):
+    """Assigned by steps, lists (the last of two wins), negative places and constant masks."""
+    x = k.new_zeros(k.shape[0], 8)
+    x[:, ::2] = c
+    x[:, [1, 3, 5, -1]] = k
+    return x
+
+
+def overwritten(c, k):
+    x = both(c, k)
+    x[:, [1, 6, 1]] = torch.stack([c[:, 0], k[:, 0], k[:, 1]], 1)
+    x[:, torch.tensor([True] * 2 + [False] * 6)] = c[:, 2:3]
+    x[:, -5::3] = 2.0
+    x[:, 3:5].fill_(0.5)
+    x[:, 2].zero_()
+    x[x > 1] = -1.0
+    return x
+
+
+def hidden_by_ids(c, k, w):
+    """Tokens `[rows, 8, 5]`, of which some become one vector."""
+    tokens = both(c, k).unsqueeze(2) * w[:, 0]
+    tokens[both(c, k) > 0.5] = w[:, 1]
+    return tokens.sum(2)
+
+
+def diagonals(c, k):
+    x = torch.cat([c.unsqueeze(2) * c.unsqueeze(1), k.unsqueeze(2) * c.unsqueeze(1)], 1)  # [rows, 8, 4]
+    return torch.cat([x.diagonal(n, *axes) for n in (0, -2, 3, -5) for axes in ((1, 2), (2, 1), (-2, -1))], 1)
+
+
+def strided(c, k):
+    """Windows of 3, every second place of them, and one number many times."""
+    x = both(c, k)
+    rows = x.shape[0]
+    return x.as_strided((rows, 3, 2), (8, 2, 3)).flatten(1) + x.as_strided((rows, 6), (8, 0)) * x.as_strided(
+        (rows, 2, 3, 1), (8, 1, 2, 0)
+    ).reshape(rows, 6)
+
+
 COMPOSITES = {
+    "at places": lambda c, k, w: F.linear(at_places(c, k), w),
+    "overwritten": lambda c, k, w: F.linear(overwritten(c, k), w),
+    "hidden by ids": hidden_by_ids,
+    "diagonals": lambda c, k, w: diagonals(c, k),
+    "strided": lambda c, k, w: strided(c, k),
     "hstack": lambda c, k, w: F.linear(torch.hstack([c, k]), w),
     "column_stack": lambda c, k, w: F.linear(torch.column_stack([c, k]), w),
     "dstack": lambda c, k, w: torch.dstack([c, k]).sum(2),
@@ -54,7 +100,7 @@ def test_the_parts_are_followed(name):
     assert not [r for r in reasons(models["kept"]) if "no rule" in r]
 
 
-@pytest.mark.parametrize("name", ["hstack", "column_stack", "assigned"])
+@pytest.mark.parametrize("name", ["hstack", "column_stack", "assigned", "at places"])
 def test_what_is_put_together_costs_what_a_concatenation_does(name):
     models = check_model(Function(COMPOSITES[name], w=W).eval(), CONTEXT, CANDIDATE)
     alike = check_model(Function(lambda c, k, w: F.linear(both(c, k), w), w=W).eval(), CONTEXT, CANDIDATE)
@@ -62,16 +108,16 @@ def test_what_is_put_together_costs_what_a_concatenation_does(name):
         assert models[level].plan.cost.multiply_adds == alike[level].plan.cost.multiply_adds, level
 
 
-def every_other(c, k):
+def placed(c, k):
     x = k.clone()
-    x[:, ::2] = c[:, :2]
+    x[torch.arange(k.shape[0]), (k.sum(1) > 0).long()] = c[:, 0]
     return x
 
 
 WHOLE = {
     "instance_norm": (lambda c, k: F.instance_norm(torch.stack([c, k], 1)), "instance_norm"),
     "upsample": (lambda c, k: F.interpolate(torch.stack([c, k], 1), size=8), "upsample"),
-    "every other column": (every_other, "slice_scatter"),
+    "places that depend on the inputs": (placed, "index_put"),
 }
 
 
@@ -80,6 +126,18 @@ def test_what_is_better_left_whole_runs_as_it_is(name):
     call, operator = WHOLE[name]
     models = check_model(Function(call).eval(), CONTEXT, CANDIDATE)
     assert any(f"no rule for aten.{operator}" in r for r in reasons(models["full"]))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda x: x[:, 1:], lambda x: x.t().contiguous().t(), lambda x: x[:, :1].expand(-1, 4)]
+)
+def test_memory_is_not_read_where_it_lies_otherwise(read):
+    """A view by strides of what is itself a view, or is transposed, has other numbers where that is laid out anew."""
+    model = Function(lambda c, k: read(c * k).as_strided((k.shape[0], 2), (2, 1)))
+    with pytest.raises(
+        UnsupportedModelError, match=r"aten.as_strided.default in the model itself reads memory as it lies"
+    ):
+        hoist(model.eval(), (CONTEXT[:, :4], CANDIDATE[:3]), context=["context"])
 
 
 def test_fourier_transforms_along_a_history():

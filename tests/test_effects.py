@@ -56,6 +56,20 @@ def printing(c: Tensor, k: Tensor) -> Tensor:
     return c * k
 
 
+def test_an_operator_that_writes_to_what_it_is_given_is_named():
+    torch.library.define("styles::twice", "(Tensor(a!) x) -> ()")
+    torch.library.impl("styles::twice", "cpu")(lambda x: x.mul_(2))
+
+    def call(c: Tensor, k: Tensor) -> Tensor:
+        torch.ops.styles.twice(x := c + 1)
+        return x * k
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"styles.twice.default in the model itself writes to what it is given"
+    ):
+        rankhoist.hoist(Function(call).eval(), EXAMPLE, context=["context"])
+
+
 LEFT_OUT = {"number": (number, "is not asserted: u0 < 1000"), "printing": (printing, "prints nothing")}
 
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Function, check_model
+from helpers import Function, check_model, rates_of
 from torch import Tensor
 
+from rankhoist.compiler.graph.node import Rate
 from rules.cases import CANDIDATE, CONTEXT, HISTORY, ROWS, Equal, K, NearMiss, declines, equal_at_every_level, numbers
 
 randn = numbers(13)
+
+PLACES = torch.tensor([0, 2, 1, 1, 0, 2])
+
+
+def scattered(c: Tensor, k: Tensor) -> Tensor:
+    """Events of a history `[rows, 6, 4]` put into three groups, once per request; a part of the candidate as well."""
+    groups, own = c.new_zeros(c.shape[0], 3, 4), (c.sum(2).abs() * 7).long() % 3
+    places = own.unsqueeze(2).expand_as(c)
+    once = groups.scatter_add(1, places, c) + groups.scatter_reduce(1, places, c, "amax", include_self=False)
+    once = once + groups.index_add(1, PLACES, c) + groups.index_copy(-2, PLACES[:2], c[:, :2])
+    once = once + groups.index_fill(1, PLACES[:1], 3.0) + groups.scatter(1, places[:, :2], 2.0)
+    return (once * k.unsqueeze(1)).sum(2) + k[:, :3].scatter_add(1, own[:, :2], k[:, 2:])
+
 
 EQUAL: dict[str, Equal] = {
     "gru": (
@@ -23,10 +37,23 @@ EQUAL: dict[str, Equal] = {
         HISTORY,
         dict(wi=randn(9, 4), wh=randn(9, 3), b=randn(9)),
     ),
+    "scattered": (lambda c, k: scattered(c, k), HISTORY, {}),
     "distances": (lambda c, k: torch.cdist(c.view(-1, 3, 2), k.view(-1, 2, 2)).flatten(1), ROWS, {}),
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
+    "scattered_over_rows": (
+        lambda c, k: k.scatter_add(0, (k * 0).long(), c[:, :K]),
+        "scatter_add",
+        "works along the row axis",
+        {},
+    ),
+    "scattered_into_the_first_row": (
+        lambda c, k: k.scatter_add(1, torch.zeros(1, K, dtype=torch.int64), c[:, :K]),
+        "scatter_add",
+        "where they stand otherwise",
+        {},
+    ),
     "convolution_over_rows": (
         lambda c, k, w: k + F.conv1d(c[:, :4].t(), w, padding=1).t(),
         "conv1d",
@@ -44,6 +71,12 @@ def test_equal_at_every_level(name: str):
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_declines(name: str):
     declines(*NEAR_MISSES[name])
+
+
+def test_what_is_put_into_groups_of_a_request_is_put_once():
+    models = check_model(Function(scattered).eval(), *HISTORY)
+    for operator in ("scatter_reduce", "index_add", "index_copy", "index_fill"):
+        assert rates_of(models["full"], operator) <= {Rate.REQUEST, Rate.WEIGHT}, operator
 
 
 LEARNED = {

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import OutputKind
 
+from rankhoist.capture.composites import lies_in_order
 from rankhoist.capture.operators import draws, module_path, named_arguments, operator_name
 from rankhoist.errors import TrainingModeError, UnsupportedModelError
 
@@ -16,16 +17,38 @@ RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like",
           "normal", "uniform", "exponential", "poisson", "geometric", "log_normal", "cauchy", "random"}  # fmt: skip
 DROPOUT = {"dropout", "native_dropout", "scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu"}
 
+WRITING = {getattr(torch.ops.higher_order, f"auto_functionalized{version}") for version in ("", "_v2")}
+
 
 def check_eval_mode(model: nn.Module) -> None:
     """A wrapper around modules in eval mode may have forgotten its own flag; what it computes is checked in the
     graph.
+
+    Raises:
+        TrainingModeError: a module is in training mode.
     """
-    leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()))
-    training = [name or "(the model itself)" for name, module in leaves if module.training]
+    training = in_training_mode(model)
     if training:
         shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
         raise TrainingModeError(f"call model.eval() first: in training mode are {shown}")
+
+
+def in_training_mode(model: nn.Module) -> list[str]:
+    """Paths of the modules in training mode that compute by themselves."""
+    return [path or "(the model itself)" for path, module in _computing(model, "") if module.training]
+
+
+def _computing(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Modules without others inside, by path; none of an exported program's module, which has no mode: it refuses
+    `train` and `eval`, and what is inside of it holds weights and no more.
+    """
+    if isinstance(module, fx.GraphModule) and "train" in vars(module):
+        return
+    children = dict(module.named_children())
+    if not children:
+        yield path, module
+    for name, child in children.items():
+        yield from _computing(child, f"{path}.{name}".lstrip("."))
 
 
 def check_exported(exported: torch.export.ExportedProgram) -> None:
@@ -86,6 +109,11 @@ def check_operators(graph: fx.Graph, training: bool) -> None:
         UnsupportedModelError: one draws random numbers, or cannot be analysed; says in which module.
     """
     for node in graph.nodes:
+        if node.target in WRITING:
+            raise UnsupportedModelError(
+                f"{node.args[0]} in {_where(node)} writes to what it is given, and nothing else is known of it: let it "
+                "return what it makes, torch.library.custom_op(..., mutates_args=())"
+            )
         if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
             raise UnsupportedModelError(f"{_called(node)}: control flow operators cannot be hoisted")
         if not isinstance(node.target, torch._ops.OpOverload):
@@ -97,6 +125,11 @@ def check_operators(graph: fx.Graph, training: bool) -> None:
             raise UnsupportedModelError(
                 f"{_called(node)} draws random numbers in forward, so equal scores have no meaning. "
                 "Hoist the submodules before and after it."
+            )
+        if name.startswith("as_strided") and not lies_in_order(node.args[0].meta["val"]):
+            raise UnsupportedModelError(
+                f"{_called(node)} reads memory as it lies, of a tensor that is a view of another or is transposed: "
+                "in a hoisted model it lies otherwise. Call contiguous() before it, or index by positions."
             )
         if training and "embedding" in name and named_arguments(node).get("scale_grad_by_freq"):
             raise UnsupportedModelError(

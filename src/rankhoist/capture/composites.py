@@ -1,19 +1,21 @@
 """Operators that are made of others are taken apart where nothing is known of them as they are.
 
 `hstack` is a `cat`, `cosine_similarity` a few products and a division: PyTorch itself computes them so, and what is
-known of the parts holds. Assignment to a slice, `y[:, 1] = x`, is a concatenation around it.
+known of the parts holds. So are assignments to a part of a tensor, and views by strides.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container
+import math
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from rankhoist.capture.assignments import ASSIGNMENTS
 from rankhoist.capture.recurrent import of_any_length
 
 aten = torch.ops.aten
@@ -65,8 +67,8 @@ def _tokens(program: ExportedProgram) -> int:
 
 def _parts(op: Any) -> Callable[..., Any] | None:
     """What computes the operator by others."""
-    if op in ASSIGNMENTS:
-        return ASSIGNMENTS[op]
+    if op in ASSIGNMENTS or op in VIEWS:
+        return ASSIGNMENTS.get(op) or VIEWS[op]
     composite = isinstance(op, torch._ops.OpOverload) and op._can_decompose() and not op.name().startswith(KEPT)
     if not composite and op not in SIMPLE:
         return None
@@ -78,32 +80,49 @@ def _torchs() -> dict[Any, Callable[..., Any]]:
     return dict(torch.export.default_decompositions().materialize())
 
 
-def _slice_scatter(
-    x: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Any:
-    """`x` with `src` in place of the slice: what is before it, `src`, what is after it."""
-    dim = dim % x.dim()
-    if step != 1 or dim == 0:  # a slice of rows is no law of one row
+def _as_strided(x: Tensor, size: Sequence[Any], stride: Sequence[Any], storage_offset: int | None = None) -> Any:
+    """Windows of every row by itself, where rows lie one behind the other and no window leaves its row."""
+    length = math.prod(x.shape[1:])
+    steps = list(zip(size[1:], stride[1:], strict=True))
+    if (
+        not x.dim()
+        or not lies_in_order(x)
+        or storage_offset
+        or not all(isinstance(n, int) for n in (length, *size[1:]))
+    ):
         return NotImplemented
-    size = x.shape[dim]
-    first, last, _ = slice(start, end).indices(size)
-    last = max(first, last)
-    parts = [x.narrow(dim, 0, first), src, x.narrow(dim, last, size - last)]
-    return torch.cat([p for p in parts if p.shape[dim]] or [src], dim)
+    spans = [1 + sum((n - 1) * step for n, step in steps[i:]) for i in range(len(steps) + 1)]
+    if size[0] != x.shape[0] or stride[0] != length or spans[0] > length or 0 in size[1:]:
+        return NotImplemented
+    made = x.reshape(x.shape[0], length).narrow(1, 0, spans[0])
+    for (count, step), span in zip(steps, spans[1:], strict=True):
+        wide = (*made.shape[:-1], count, span)
+        if span == 1 and step:  # one position each
+            made = made[..., ::step].unsqueeze(-1)
+        else:
+            made = made.unfold(-1, span, step) if step else made.unsqueeze(-2).expand(wide)
+    return made.squeeze(-1)
 
 
-def _select_scatter(x: Tensor, src: Tensor, dim: int, index: int) -> Any:
-    """`x` with `src` in place of one entry of an axis."""
-    return _slice_scatter(x, src.unsqueeze(dim), dim, index, index + 1 or None)  # the slice of -1 has no end
+def lies_in_order(x: Tensor) -> bool:
+    """Whether its elements lie in memory as they are counted, from the beginning on."""
+    return x.is_contiguous() and not x.storage_offset()
 
 
-def _copy(x: Tensor, src: Tensor, non_blocking: bool = False) -> Any:
-    """`src` in the shape and dtype of `x`."""
-    return src.to(x.dtype).expand(x.shape).clone()
+def _diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """Every so many elements of two axes that are one."""
+    first, second = dim1 % x.dim(), dim2 % x.dim()
+    high, wide = x.shape[first], x.shape[second]
+    if not isinstance(high, int) or not isinstance(wide, int):
+        return NotImplemented
+    count = max(min(high + min(offset, 0), wide - max(offset, 0)), 0)
+    others = [axis for axis in range(x.dim()) if axis not in (first, second)]
+    flat = x.permute(*others, first, second).flatten(-2)
+    begin = offset if offset >= 0 else -offset * wide
+    return flat[..., begin :: wide + 1][..., :count] if count else flat[..., :0]
 
 
-ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
-    aten.slice_scatter.default: _slice_scatter,
-    aten.select_scatter.default: _select_scatter,
-    aten.copy.default: _copy,
+VIEWS: dict[Any, Callable[..., Any]] = {
+    aten.as_strided.default: _as_strided,
+    aten.diagonal.default: _diagonal,
 }

@@ -34,6 +34,20 @@ def recurrent(call: Call) -> Value:
     return call.rowwise()
 
 
+def scattered(call: Call) -> Value:
+    """`scatter`, `index_add`, ...: along an axis without rows, every row is put into its own."""
+    value, index = call.forms("self", "index")
+    value.dim(call.value("dim"))
+    counted = "index" in call.name  # places of an axis, the same for all rows
+    if counted and index.has_rows:
+        raise Decline(f"places {index.axes} differ from row to row")
+    operands = [value, *([] if counted else [index]), *call.forms("src", "source")]
+    places = {tuple(i for i, entry in enumerate(f.layout) if ROW in entry) for f in operands}
+    if len(places) > 1 or any(len(entry) > 1 for f in operands for entry in f.layout if ROW in entry):
+        raise Decline(f"puts rows of {operands[-1].axes} into {value.axes}, where they stand otherwise")
+    return call.rowwise()
+
+
 def kept(call: Call) -> Value:
     """A module that is kept as it is: whoever keeps it says that it computes every row by itself."""
     for value in call.forms("tensors"):
@@ -71,5 +85,6 @@ LAWS = law("one side alone", Level.REQUEST, {
     "select slice narrow flip roll cat concat concatenate constant_pad_nd pad": of_any_length,
     "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist conv1d conv2d conv3d convolution": batch_first,
     "gru lstm rnn_tanh rnn_relu": recurrent,
+    "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce": scattered,
     "rankhoist::opaque": kept,
 }, blocks=Level.LINEAR)  # fmt: skip
