@@ -59,6 +59,35 @@ def test_what_is_wrapped_is_hoisted_under_its_own_names(how: str):
     )
 
 
+def exported(model: nn.Module) -> nn.Module:
+    rows = torch.export.Dim("rows")
+    return torch.export.export(model, ROWS, dynamic_shapes=({0: rows}, {0: rows})).module()
+
+
+def compiled_inside(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    model.layers = torch.compile(model.layers, backend="eager")
+    model.item = torch.compile(model.item, backend="eager")  # which has no length
+    return model
+
+
+@pytest.mark.parametrize("how", [exported, compiled_inside])
+def test_what_is_exported_or_compiled_inside_is_hoisted_and_verified(how):
+    """The module of an exported program refuses `eval`, and a compiled one asks its model for its length."""
+    model = Ranker().eval()
+    outer = how(model)
+    hoisted = hoist(outer, ROWS, context=["user"])
+    assert_equal(hoisted(CONTEXT, CANDIDATES), model(CONTEXT.expand(9), CANDIDATES))
+    assert rankhoist.verify(hoisted, outer, candidates=(1, 7), requests=(1,)).passed
+
+
+def test_what_is_compiled_inside_and_in_training_mode_is_named():
+    model = compiled_inside(Ranker().eval())
+    model.layers.train()
+    with pytest.raises(TrainingModeError, match=r"in training mode are layers._orig_mod.0, "):
+        hoist(model, ROWS, context=["user"])
+
+
 @pytest.mark.parametrize("how", ["compiled", "data parallel", "averaged", "both"])
 def test_weights_of_a_wrapper_and_of_its_model_are_as_good(how: str):
     hoisted = hoist(wrapped(Ranker().eval(), how), ROWS, context=["user"])
@@ -115,6 +144,20 @@ def test_one_tensor_given_twice_is_two_inputs():
     model = Ranker().eval()
     hoisted = hoist(model, (ROWS[0], ROWS[0]), context=["user"])
     assert_equal(hoisted(CONTEXT, CANDIDATES), model(CONTEXT.expand(9), CANDIDATES))
+
+
+def test_features_by_keyword():
+    class Features(Ranker):
+        def forward(self, scale: float = 1.0, **features: torch.Tensor) -> torch.Tensor:
+            return super().forward(**features) * scale
+
+    model = Features().eval()
+    hoisted = hoist(model, {"item": ROWS[1], "user": ROWS[0]}, context=["user"])
+    expected = model(user=CONTEXT.expand(9), item=CANDIDATES)
+    assert_equal(hoisted(user=CONTEXT, item=CANDIDATES), expected)
+    assert "forward" not in vars(model)
+    with pytest.raises(InputError, match=r"input 'user.id' is given by keyword and has no name of a Python argument"):
+        hoist(model, {"user.id": ROWS[0], "item": ROWS[1]}, context=["user.id"])
 
 
 # -- arguments that are no tensors

@@ -21,6 +21,7 @@ from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.recurrent import of_any_length
+from rankhoist.capture.signature import by_name, naming
 from rankhoist.capture.taken import TakenAlong
 from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
@@ -52,10 +53,11 @@ def export(
     args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
     rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
     dynamic = pytree.tree_map(
-        lambda x: {0: rows, **own.get(id(x), {})} if isinstance(x, torch.Tensor) else None, dict(bound.arguments)
+        lambda x: {0: rows, **own.get(id(x), {})} if isinstance(x, torch.Tensor) else None, by_name(bound)
     )
     try:
-        return exported(model, model, args, kwargs, dynamic, leaves, bound, training)
+        with naming(model, bound):
+            return exported(model, model, args, kwargs, dynamic, leaves, bound, training)
     except ExportError as error:
         if not varying:
             raise

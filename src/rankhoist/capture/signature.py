@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from rankhoist.capture.inputs import Split
 from rankhoist.errors import InputError
@@ -64,6 +67,50 @@ class Arguments:
         if one and not args and kwargs and self.parameters[0].name not in kwargs:
             return (dict(kwargs),), {}
         return tuple(args), dict(kwargs)
+
+
+def by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Arguments with each of `**features` by its own name."""
+    kinds = {p.name: p.kind for p in bound.signature.parameters.values()}
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        found |= value if kinds[name] is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return found
+
+
+@contextlib.contextmanager
+def naming(model: nn.Module, bound: inspect.BoundArguments) -> Iterator[None]:
+    """A `forward(**features)` says which features it is called with: torch 2.13 counts their sizes twice otherwise.
+
+    Raises:
+        InputError: a feature has a name that no argument can have.
+    """
+    parameters = list(bound.signature.parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        yield
+        return
+    *others, _ = parameters
+    own = vars(model).get("forward")
+    given = bound.arguments.get(parameters[-1].name, {})
+
+    @functools.wraps(model.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return before(*args, **kwargs)
+
+    if odd := [name for name in given if not name.isidentifier()]:
+        raise InputError(
+            f"input {odd[0]!r} is given by keyword and has no name of a Python argument: let the model take a dict"
+        )
+    before = model.forward
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in given]
+    forward.__signature__ = inspect.Signature([*others, *named])  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
 
 
 def plain_tensors(arguments: Mapping[str, Any]) -> bool:

@@ -55,7 +55,7 @@ def verify_gradients(
         raise VerificationError(
             f"trials, candidates and requests are 1 or more, got {trials}, {candidates}, {requests}"
         )
-    ours, theirs = copy.deepcopy(grouped), copy.deepcopy(unwrapped(model or grouped.original))
+    ours, theirs = copy.deepcopy(grouped), copy.deepcopy(unwrapped(grouped.original if model is None else model))
     ours.train(grouped.training), theirs.train(grouped.training)
     for own, other in zip(grouped.original.modules(), ours.original.modules(), strict=True):
         other.training = own.training

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Interface, Program, onnx
+from rankhoist.capture.checks import in_training_mode
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
@@ -59,9 +60,7 @@ def as_module(model: Original) -> nn.Module:
         module: nn.Module = model.module()
         return module
     model = unwrapped(model)
-    training = [
-        name or "(the model itself)" for name, m in model.named_modules() if m.training and not any(m.children())
-    ]
+    training = in_training_mode(model)
     if training:
         raise VerificationError(f"call model.eval() first: in training mode are {', '.join(training[:5])}")
     return model
