@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from rankhoist.compiler.algebra import cuts, joins
+from rankhoist.compiler.algebra import cuts, joins, spans
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import Form, Positions, plain, row_layout
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.lengths import Sized
+from rankhoist.compiler.graph.lengths import Sized, order
 from rankhoist.compiler.graph.node import OFFSETS, Op, Rate
 
 
@@ -66,7 +66,7 @@ def over_both(
     q, count, made = evaluator.tidy(evaluator.settled(q)), k.sizes[-2], []
     for i, places in enumerate(q.dims[dim]):
         own = joins.segment(q, dim, i)
-        whole = _of_rows(own) and (not causal or min(places) >= count - 1)
+        whole = _of_rows(own) and (not causal or order(count - 1, spans.first(places)) <= 0)
         made.append(
             _called(evaluator, kernels.merged_attention, (own, *keys), count, scale) if whole else parts(own, places)
         )

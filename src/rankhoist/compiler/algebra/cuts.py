@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rankhoist.compiler.algebra import spans
 from rankhoist.compiler.algebra.forms import (
     Block,
     Factor,
@@ -17,6 +18,7 @@ from rankhoist.compiler.algebra.forms import (
     Label,
     Labels,
     Positions,
+    Span,
     cells,
     map_factors,
     rename,
@@ -120,6 +122,8 @@ def refine(builder: Builder, forms: Sequence[Form], dims: Sequence[int]) -> list
     first = segments[0]
     if all(len(s) == len(first) and all(same(x, y) for x, y in zip(s, first, strict=True)) for s in segments[1:]):
         return list(forms)
+    if any(isinstance(s, Span) for parts in segments for s in parts):
+        return spans.alike(builder, forms, dims)
     size = sum(len(s) for s in first)
     owner = np.empty((len(forms), size), dtype=np.int64)
     offset = np.empty((len(forms), size), dtype=np.int64)

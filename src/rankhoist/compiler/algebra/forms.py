@@ -41,10 +41,15 @@ Extent = tuple[Sized, bool]  # size of an original axis: (number, times the row 
 
 
 @dataclass(frozen=True)
-class Every:
-    """All positions of a dim whose length varies: it is in one segment, as nobody knows where to cut it."""
+class Span:
+    """So many positions of a dim whose length varies, from `first` on; the spans of a dim follow one another."""
 
-    count: Length
+    count: Sized
+    first: Sized = 0
+
+    @property
+    def end(self) -> Sized:
+        return self.first + self.count
 
     def _cut(self, *_: object) -> NoReturn:
         raise Decline(f"cuts an axis of length {self.count}, which varies")
@@ -52,7 +57,7 @@ class Every:
     __len__ = __iter__ = __getitem__ = __array__ = __add__ = __radd__ = _cut
 
 
-Positions = Any  # np.ndarray | Every
+Positions = Any  # np.ndarray | Span
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,17 +229,17 @@ class Form:
 
 def whole(size: Sized) -> tuple[Positions, ...]:
     """A dim of one segment."""
-    return (Every(size) if isinstance(size, Length) else np.arange(size),)
+    return (Span(size) if isinstance(size, Length) else np.arange(size),)
 
 
 def count(positions: Positions) -> Sized:
     """How many there are."""
-    return positions.count if isinstance(positions, Every) else len(positions)
+    return positions.count if isinstance(positions, Span) else len(positions)
 
 
 def same(x: Positions, y: Positions) -> bool:
     """Whether these are the same positions in the same order."""
-    return bool(x == y) if isinstance(x, Every) or isinstance(y, Every) else np.array_equal(x, y)
+    return bool(x == y) if isinstance(x, Span) or isinstance(y, Span) else np.array_equal(x, y)
 
 
 def plain(node: Node, dtype: torch.dtype, layout: tuple[tuple[int, ...], ...]) -> Form:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from rankhoist.compiler.algebra import spans
 from rankhoist.compiler.algebra.contract import arrange, settle
 from rankhoist.compiler.algebra.cuts import flatten_labels, refine, take, unify
 from rankhoist.compiler.algebra.forms import (
@@ -15,10 +17,11 @@ from rankhoist.compiler.algebra.forms import (
     Block,
     Cell,
     Decline,
-    Every,
     Factor,
     Form,
     Label,
+    Positions,
+    Span,
     cells,
     count,
     fresh,
@@ -46,22 +49,35 @@ def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form
     if len(form.dims[dim]) == 1:
         return form
     others = list(cells([*form.dims[:dim], *form.dims[dim + 1 :]]))
-    kinds: dict[object, list[int]] = {}
+    kinds: list[object] = []
     for k in range(len(form.dims[dim])):
         column = [form.blocks[replaced(cell, dim, k, 0)] for cell in others]
         joinable = all(block.settled and set(block.labels[dim]) <= set(block.factor.labels) for block in column)
-        kind = tuple((workload.stage(x.rate), _present(x, dim)) for x in column) if joinable else (k,)
-        kinds.setdefault(kind, []).append(k)
-    if len(kinds) == len(form.dims[dim]):
+        kinds.append(tuple((workload.stage(x.rate), _present(x, dim)) for x in column) if joinable else (k,))
+    groups = _groups(form.dims[dim], kinds)
+    if len(groups) == len(form.dims[dim]):
         return form
-    groups = list(kinds.values())
-    segments = tuple(np.concatenate([form.dims[dim][k] for k in group]) for group in groups)
+    segments = tuple(_together([form.dims[dim][k] for k in group]) for group in groups)
     dims = (*form.dims[:dim], segments, *form.dims[dim + 1 :])
     blocks = {}
     for cell in cells(dims):
         parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
         blocks[cell] = join_blocks(builder, parts, dim) if len(parts) > 1 else parts[0]
     return replace(form, dims=dims, blocks=blocks)
+
+
+def _groups(segments: Sequence[Positions], kinds: Sequence[object]) -> list[list[int]]:
+    """Segments of the same kind; spans only where they are neighbours."""
+    if isinstance(segments[0], Span):
+        return [list(g) for _, g in itertools.groupby(range(len(segments)), kinds.__getitem__)]
+    found: dict[object, list[int]] = {}
+    for k, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(k)
+    return list(found.values())
+
+
+def _together(segments: Sequence[Positions]) -> Positions:
+    return spans.joined(segments) if isinstance(segments[0], Span) else np.concatenate(segments)
 
 
 def _present(block: Block, dim: int) -> tuple[bool, ...]:
@@ -115,8 +131,10 @@ def materialise(builder: Builder, form: Form, workload: Workload) -> Node:
 
 def join_segments(builder: Builder, form: Form, dim: int) -> Form:
     """All segments of `dim` become one, in order of position where that costs nothing."""
-    order = sorted(range(len(form.dims[dim])), key=lambda k: int(form.dims[dim][k][0]))
-    positions = np.concatenate([form.dims[dim][k] for k in order])
+    order, segments = list(range(len(form.dims[dim]))), form.dims[dim]
+    if not isinstance(segments[0], Span):
+        order.sort(key=lambda k: int(segments[k][0]))
+    positions = _together([segments[k] for k in order])
     dims = (*form.dims[:dim], (positions,), *form.dims[dim + 1 :])
     blocks = {}
     for cell in cells(dims):
@@ -128,7 +146,7 @@ def join_segments(builder: Builder, form: Form, dim: int) -> Form:
 def in_position_order(builder: Builder, form: Form, dim: int) -> Form:
     """A dim of one segment with its positions ascending."""
     (positions,) = form.dims[dim]
-    if isinstance(positions, Every) or (positions == np.arange(len(positions))).all():
+    if isinstance(positions, Span) or (positions == np.arange(len(positions))).all():
         return form
     blocks = {cell: take(builder, block, dim, np.argsort(positions)) for cell, block in form.blocks.items()}
     return replace(form, dims=(*form.dims[:dim], whole(len(positions)), *form.dims[dim + 1 :]), blocks=blocks)
@@ -194,13 +212,15 @@ def side_by_side(builder: Builder, forms: Sequence[Form], dim: int) -> Form:
     for other in range(len(forms[0].dims)):
         if other != dim:
             forms = refine(builder, forms, [other] * len(forms))
-    segments: list[np.ndarray] = []
+    segments: list[Positions] = []
+    length = sum(f.sizes[dim] for f in forms)
     blocks: dict[Cell, Block] = {}
     offset = 0
     for f in forms:
         for cell, block in f.blocks.items():
             blocks[replaced(cell, dim, cell[dim] + len(segments))] = block
-        segments += [positions + offset for positions in f.dims[dim]]
+        moved = spans.of(f.dims[dim], offset) if varies([length]) else [p + offset for p in f.dims[dim]]
+        segments += moved
         offset += f.sizes[dim]
     return Form(
         (*forms[0].dims[:dim], tuple(segments), *forms[0].dims[dim + 1 :]), blocks, forms[0].layout, forms[0].dtype
@@ -211,6 +231,15 @@ def padded(builder: Builder, value: Form, axis: int, low: int, high: int, number
     """So many positions of one number before an axis and behind it."""
     sides = [_constant_like(builder, value, axis, size, number) for size in (low, high)]
     return along_axis(builder, [p for p in (sides[0], value, sides[1]) if p is not None], axis)
+
+
+def with_one_more(builder: Builder, value: Form, dim: int, number: float) -> tuple[Form, int]:
+    """A form to reduce along a dim, and that dim; where its length varies it may be 0, so it has one position more."""
+    if not varies([value.sizes[dim]]):
+        return value, dim
+    axis = value.axis(dim)
+    value = padded(builder, value, axis, 0, 1, number)
+    return value, value.dim(axis)
 
 
 def _constant_like(builder: Builder, value: Form, axis: int, size: int, number: float) -> Form | None:

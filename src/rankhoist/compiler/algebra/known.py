@@ -103,7 +103,8 @@ def _of_any_length(evaluator: Evaluator, node: Node) -> Known | None:
     filled = any(isinstance(a, float) and _infinities(a) for a in node.args) or any(k and k.infinities for k in given)
     if not filled or not node.dtype.is_floating_point:
         return None
-    unknown = torch.zeros([1] * (first_axis(node) + len(node.shape)), dtype=torch.bool)
+    shape = [1] * first_axis(node) + [1 if varies([size]) else size for size in node.shape]
+    unknown = torch.zeros((), dtype=torch.bool).expand(shape)
     return Known(unknown.to(node.dtype), unknown, ANY)
 
 

@@ -18,12 +18,12 @@ from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
     Block,
-    Every,
     Factor,
     Form,
     Label,
     Labels,
     Positions,
+    Span,
     Term,
     cells,
     one_block,
@@ -221,7 +221,7 @@ def _segments(
     """The positions of a dim by where the result is decided; `None` if that cuts nothing, or is not free."""
     columns: list[list[np.ndarray]] = [[] for _ in found.dims[dim]]
     segments_now = found.dims[dim]
-    if (dim,) not in found.layout or any(isinstance(s, Every) for s in segments_now):
+    if (dim,) not in found.layout or any(isinstance(s, Span) for s in segments_now):
         return None
     if len(segments_now) == sum(len(s) for s in segments_now):
         return None

@@ -59,8 +59,8 @@ def form_text(form: Any) -> str:
 
 def _positions(positions: np.ndarray) -> str:
     """`0:6` for neighbours, else one by one."""
-    if hasattr(positions, "count"):  # all of them, however many
-        return f"0:{positions.count}"
+    if hasattr(positions, "count"):  # however many
+        return f"{positions.first}:{positions.end}"
     first, last = int(positions[0]) if len(positions) else 0, int(positions[-1]) if len(positions) else -1
     if np.array_equal(positions, np.arange(first, last + 1)):
         return f"{first}:{last + 1}"

@@ -1,8 +1,8 @@
 """Which part of a tensor is read: a box, an interval along every axis.
 
 An axis may be several folded into one, as `[rows, 21, 8] -> [21 * rows, 8]`, of which one is cut: so an axis is a tuple
-of parts in order, whose sizes multiply to its own. Sizes are numbers or expressions in the row symbol; only a number
-is cut.
+of parts in order, whose sizes multiply to its own. Sizes and places are numbers or expressions in the rows and in
+lengths that vary; parts are told apart where the order of their places is the same for all of these.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cmp_to_key, reduce
 from typing import Any
 
 import sympy
 
-from rankhoist.compiler.graph.lengths import quotient
+from rankhoist.compiler.graph.decline import Decline
+from rankhoist.compiler.graph.lengths import order, quotient
 
 Size = Any  # int | sympy.Expr
 MOST = 8  # boxes of a tensor; of more, what is around all of them
 WASTE = 1.25  # two boxes are one where that holds at most so many times what they hold
+IN_ORDER = cmp_to_key(order)
 USUAL = 1000  # what a size that is no number is taken for, where volumes are compared
 
 
@@ -28,12 +30,12 @@ class Part:
     """Elements `first` to `end` of `size`; of all of them `end` is None."""
 
     size: Size
-    first: int = 0
-    end: int | None = None
+    first: Size = 0
+    end: Size | None = None
 
     @property
     def width(self) -> Size:
-        return self.size if self.end is None else self.end - self.first
+        return self.size if self.end is None else plain(self.end - self.first)
 
 
 Axis = tuple[Part, ...]
@@ -54,16 +56,20 @@ def all_of(box: Box) -> bool:
     return all(map(is_whole, box))
 
 
-def cut(size: Size, first: int, end: int) -> Axis:
+def plain(size: Size) -> Size:
+    """A number where an expression is one."""
+    return int(size) if isinstance(size, sympy.Integer) else size
+
+
+def cut(size: Size, first: Size, end: Size) -> Axis:
     """An interval of an axis that is no fold."""
     return (Part(size),) if (first, end) == (0, size) else (Part(size, first, end),)
 
 
-def interval(axis: Axis) -> tuple[int, int] | None:
-    """First and end of an axis that is cut as a whole, or not at all; None for a fold, or a size that is no number."""
+def interval(axis: Axis) -> tuple[Size, Size] | None:
+    """First and end of an axis that is cut as a whole, or not at all; None for a fold."""
     if is_whole(axis):
-        size = product([p.size for p in axis])
-        return (0, size) if isinstance(size, int) else None
+        return 0, product([p.size for p in axis])
     if len(axis) > 1 or axis[0].end is None:
         return None
     return axis[0].first, axis[0].end
@@ -85,8 +91,7 @@ def _usual(size: Size) -> int:
 
 def product(sizes: Sequence[Size]) -> Size:
     """Of sizes; a number where it is one."""
-    made = math.prod(sizes)
-    return int(made) if isinstance(made, sympy.Integer) else made
+    return plain(math.prod(sizes))
 
 
 def regrouped(box: Box, sizes: Sequence[Size]) -> Box | None:
@@ -130,7 +135,7 @@ def _apart(part: Part, outer: Size) -> tuple[Part, Part] | None:
         return None
     if part.end is None:
         return Part(outer), Part(inner)
-    if not isinstance(inner, int):
+    if not all(isinstance(n, int) for n in (inner, part.first, part.end)):
         return None
     (first, above), (end, over) = divmod(part.first, inner), divmod(part.end, inner)
     if not above and not over:
@@ -197,7 +202,11 @@ def _around(a: Axis, b: Axis, size: Size) -> Axis:
 def _over(a: Part, b: Part) -> Part:
     if a.end is None or b.end is None:
         return Part(a.size)
-    (made,) = cut(a.size, min(a.first, b.first), max(a.end, b.end))
+    try:
+        ends = min(a.first, b.first, key=IN_ORDER), max(a.end, b.end, key=IN_ORDER)
+    except Decline:
+        return Part(a.size)
+    (made,) = cut(a.size, *ends)
     return made
 
 
@@ -207,7 +216,7 @@ def apart(a: Box, b: Box) -> bool:
 
 
 def _disjoint(a: Part, b: Part) -> bool:
-    return a.end is not None and b.end is not None and (a.end <= b.first or b.end <= a.first)
+    return a.end is not None and b.end is not None and (not_above(a.end, b.first) or not_above(b.end, a.first))
 
 
 def covers(outer: Box, inner: Box) -> bool:
@@ -216,7 +225,7 @@ def covers(outer: Box, inner: Box) -> bool:
 
 
 def _has(a: Part, b: Part) -> bool:
-    return a.end is None or (b.end is not None and a.first <= b.first and b.end <= a.end)
+    return a.end is None or (b.end is not None and not_above(a.first, b.first) and not_above(b.end, a.end))
 
 
 def within(outer: Axis, inner: Axis) -> Axis:
@@ -229,8 +238,25 @@ def within(outer: Axis, inner: Axis) -> Axis:
 def _inside(outer: Part, inner: Part) -> Part:
     if outer.end is None or inner.end is None:
         return inner
-    (made,) = cut(outer.width, inner.first - outer.first, inner.end - outer.first)
+    (made,) = cut(outer.width, plain(inner.first - outer.first), plain(inner.end - outer.first))
     return made
+
+
+def not_above(a: Size, b: Size) -> bool:
+    """Whether `a <= b` is known."""
+    try:
+        return order(a, b) <= 0
+    except Decline:
+        return False
+
+
+def overlap(inner: tuple[Size, Size], start: Size, size: Size) -> tuple[Size, Size] | None:
+    """What an interval is of the `size` places from `start` on; None where that depends on lengths."""
+    first, end = (plain(place - start) for place in inner)
+    try:
+        return max(first, 0, key=IN_ORDER), min(end, size, key=IN_ORDER)
+    except Decline:
+        return None
 
 
 def _alike(a: Axis, b: Axis) -> bool:

@@ -35,7 +35,7 @@ class Take:
 class Made:
     """What computes a part: an operator, and arguments with `Take` or `Made` in place of tensors.
 
-    A size that rows are a factor of is an expression.
+    A size or place that depends on the rows or on a length is an expression.
     """
 
     target: Any
@@ -57,7 +57,7 @@ def part_of(node: fx.Node, box: Box) -> Take | Made | None:
 
 
 def sizes_of(node: fx.Node) -> list[Size]:
-    """Of a captured tensor: numbers, or expressions in the row symbol."""
+    """Of a captured tensor: numbers, or expressions in the rows and in lengths that vary."""
     exprs = (s.node.expr if isinstance(s, torch.SymInt) else s for s in node.meta["val"].shape)
     return [int(e) if isinstance(e, int | sympy.Integer) else e for e in exprs]
 
@@ -153,10 +153,11 @@ def select(node: fx.Node, box: Box) -> Made | None:
 
 def _place(x: fx.Node, box: Box, dim: int, index: Any) -> Made | None:
     size = sizes_of(x)[dim]
-    if not isinstance(size, int) or not isinstance(index, int):
+    if not isinstance(index, int):
         return None
+    first = index if index >= 0 else boxes.plain(size + index)
     axes = list(box)
-    axes.insert(dim, boxes.cut(size, index % size, index % size + 1))
+    axes.insert(dim, boxes.cut(size, first, first + 1))
     return Made(aten.select.int, (Take(x, tuple(axes)), dim, 0))
 
 
@@ -165,9 +166,13 @@ def slice_(node: fx.Node, box: Box) -> Take | None:
     x, dim, first, end, step = arguments(node)
     sizes = sizes_of(x)
     dim = dim % len(sizes)
-    if step != 1 or not isinstance(sizes[dim], int) or any(isinstance(i, fx.Node) for i in (first, end)):
+    if step != 1 or any(isinstance(i, fx.Node) for i in (first, end)):
         return None
-    return _moved(x, box, dim, slice(first, end).indices(sizes[dim])[0])
+    size = sizes[dim]
+    if isinstance(size, int):
+        return _moved(x, box, dim, slice(first, end).indices(size)[0])
+    begins = first if first is None or first >= 0 else boxes.plain(size + first)
+    return _moved(x, box, dim, begins or 0) if boxes.not_above(0, begins or 0) else None
 
 
 def _moved(x: fx.Node, box: Box, dim: int, by: int) -> Take | None:
@@ -176,7 +181,7 @@ def _moved(x: fx.Node, box: Box, dim: int, by: int) -> Take | None:
     if inner is None:
         return None
     axes = list(box)
-    axes[dim] = boxes.cut(size, inner[0] + by, inner[1] + by)
+    axes[dim] = boxes.cut(size, boxes.plain(inner[0] + by), boxes.plain(inner[1] + by))
     return Take(x, tuple(axes))
 
 
@@ -205,11 +210,13 @@ def cat(node: fx.Node, box: Box) -> Take | Made | None:
         axes = list(box)
         axes[dim] = (Part(size),)
         if inner is not None:
-            first, end = max(inner[0] - start, 0), min(inner[1] - start, size)
-            start += size
-            if first >= end:
+            overlap = boxes.overlap(inner, start, size)
+            if overlap is None:
+                return None
+            start = boxes.plain(start + size)
+            if boxes.not_above(overlap[1], overlap[0]):
                 continue
-            axes[dim] = boxes.cut(size, first, end)
+            axes[dim] = boxes.cut(size, *overlap)
         takes.append(Take(t, tuple(axes)))
     return takes[0] if len(takes) == 1 else Made(node.target, (takes, dim))
 
@@ -292,9 +299,10 @@ def attention(node: fx.Node, box: Box) -> Made | None:
     keys: Axis = (Part(sizes_of(k)[-2]),)
     if causal and not boxes.is_whole(queries):
         inner, count = boxes.interval(queries), sizes_of(k)[-2]
-        if inner is None or not isinstance(count, int) or inner[1] - inner[0] > 1:
+        seen = boxes.overlap((0, inner[1]), 0, count) if inner else None
+        if inner is None or seen is None or boxes.plain(inner[1] - inner[0]) != 1:
             return None
-        keys, causal = boxes.cut(count, 0, min(inner[1], count)), False
+        keys, causal = boxes.cut(count, *seen), False
     batches = [boxes.whole(sizes_of(t)[:-2]) if gqa else batch for t in (q, k, v)]
     width: Axis = (Part(sizes_of(q)[-1]),)
     ends = ((q, (queries, width)), (k, (keys, width)), (v, (keys, columns)))

@@ -214,7 +214,8 @@ class _Writer:
         x = self._shaped(x, [*before, *(p.size for p in axis), *after])
         for i, part in enumerate(axis, dim):
             if part.end is not None:
-                x = self._call(aten.slice.Tensor, (x, i, part.first, part.end, 1), name=f"{self.source.name}_of")
+                ends = self._made([part.first, part.end])
+                x = self._call(aten.slice.Tensor, (x, i, *ends, 1), name=f"{self.source.name}_of")
         return self._shaped(x, [*before, boxes.width(axis), *after])
 
     def _shaped(self, x: fx.Node, sizes: Sequence[Any]) -> fx.Node:
@@ -242,17 +243,22 @@ class _Writer:
     # -- sizes
 
     def _size(self, expr: sympy.Expr) -> Any:
-        """A number, or a multiple of a size that an input has."""
+        """A number, or sums and multiples of sizes that inputs have."""
         if expr.is_Integer:
             return int(expr)
         if expr not in self.sizes:
             number, rest = expr.as_coeff_Mul()
-            if number == 1:
-                self.sizes[rest] = self._read(rest)
+            more, others = expr.as_coeff_Add()
+            if number != 1:
+                self.sizes[expr] = self._computed(operator.mul, self._size(rest), int(number))
+            elif more:
+                self.sizes[expr] = self._computed(operator.add, self._size(others), int(more))
             else:
-                size = self._size(rest)
-                self.sizes[expr] = self._number(operator.mul, (size, int(number)), size.meta["val"] * int(number))
+                self.sizes[expr] = self._read(expr)
         return self.sizes[expr]
+
+    def _computed(self, op: Any, size: fx.Node, number: int) -> fx.Node:
+        return self._number(op, (size, number), op(size.meta["val"], number))
 
     def _read(self, expr: sympy.Expr) -> fx.Node:
         """The size of an input that has it."""

@@ -140,6 +140,18 @@ class Builder:
         self._taken[made.index, axis] = x, index
         return made
 
+    def part(self, x: Node, axis: int, first: Sized, count: Sized) -> Node:
+        """So many neighbours on one axis after the row axis, which varies."""
+        at, shape = axis + first_axis(x), [*x.shape[:axis], count, *x.shape[axis + 1 :]]
+        return self.call(aten.slice.Tensor, (x, at, first, first + count, 1), x.rate, shape, x.dtype, free=True)
+
+    def lower_triangle(self, length: Length) -> Node:
+        """True on the diagonal and below it, `[R, length, length]`, where the length is known."""
+        kwargs = {"dtype": torch.bool, "device": self.device}
+        shape = [length, length]
+        ones = self.call(aten.full.default, ([ROWS, *shape], True), Rate.REQUEST, shape, torch.bool, kwargs=kwargs)
+        return self.call(aten.tril.default, (ones,), Rate.REQUEST, shape, torch.bool)
+
     def spread(self, x: Node, rate: Rate) -> Node:
         """A request-rate node where candidates read it: one row broadcasts, several are gathered by owner."""
         if x.rate is not Rate.REQUEST or not rate.per_candidate:

@@ -137,6 +137,28 @@ def _expr(size: Any) -> Any:
     return size.expr if isinstance(size, Length) else size
 
 
+def order(a: Any, b: Any) -> int:
+    """-1 where `a <= b`, 1 where `a >= b`, 0 where they are the same, whatever the lengths are; else it declines.
+
+    Soundness: lengths are not negative, so a sum of products of lengths is not where none of its coefficients is.
+    """
+    if a == b:
+        return 0
+    if _not_negative(b - a):
+        return -1
+    if _not_negative(a - b):
+        return 1
+    raise Decline(f"whether {a} or {b} comes first depends on how long axes are")
+
+
+def _not_negative(size: Any) -> bool:
+    expr = sympy.sympify(size)
+    symbols = sorted(expr.free_symbols, key=str)
+    if not expr.is_polynomial(*symbols):
+        return False
+    return all(c >= 0 for c in sympy.Poly(expr, *symbols).coeffs()) if symbols else bool(expr >= 0)
+
+
 def quotient(expr: sympy.Expr, by: sympy.Expr) -> sympy.Expr | None:
     """The exact quotient, with whole coefficients; None where it does not divide for all lengths."""
     expr = sympy.sympify(expr)

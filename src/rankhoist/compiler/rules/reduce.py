@@ -10,6 +10,7 @@ from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
@@ -21,6 +22,7 @@ JOINS = {
     "prod": aten.mul.Tensor,
     "logsumexp": aten.logaddexp.default,
 }
+NEUTRAL = {"amax": -math.inf, "amin": math.inf}  # of these there is no value of no position
 
 
 def sum_(call: Call) -> Form:
@@ -54,8 +56,15 @@ def of_parts(call: Call) -> Form:
     cut = [d for d in dims if len(value.dims[d]) > 1]
     if len(cut) != 1 or not value.mixed or value.dtype != call.out.dtype:
         raise Elsewhere(f"axis {call.value('dim')} of {value.axes} is one block")
-    parts = (joins.segment(value, cut[0], k) for k in range(len(value.dims[cut[0]])))
-    made: list[Form] = [_along(call, part, dims) for part in parts]
+    parts = [joins.segment(value, cut[0], k) for k in range(len(value.dims[cut[0]]))]
+    made: list[Form]
+    if call.name in NEUTRAL and varies([value.sizes[cut[0]]]):
+        if not value.dtype.is_floating_point or len(dims) > 1:
+            raise Elsewhere(f"a part of axis {call.value('dim')} of {value.axes} may have no position")
+        pairs = (joins.with_one_more(call.builder, part, cut[0], NEUTRAL[call.name]) for part in parts)
+        made = [_along(call, part, [dim]) for part, dim in pairs]
+    else:
+        made = [_along(call, part, dims) for part in parts]
     return reduce(lambda x, y: call.each(JOINS[call.name], x, y), made)
 
 

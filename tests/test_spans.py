@@ -1,0 +1,150 @@
+"""Histories of any length joined to the candidate: what is the context's alone is still computed once per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import sympy
+import torch
+import torch.nn.functional as F
+from helpers import reasons
+from lengthy import ROWS, WIDTH, Reader, behind, check, encoder, rows_of
+from torch import Tensor, nn
+
+from rankhoist import Workload
+from rankhoist.capture import Program, capture
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.decline import Decline
+from rankhoist.compiler.graph.lengths import Length, order
+from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.rules import all_rules
+
+LENGTHS = (0, 1, 2, 17)
+Parts = Callable[[], dict[str, nn.Module]]
+
+
+def joined(h: Tensor, q: Tensor) -> Tensor:
+    return torch.cat([h, q[:, None]], 1)
+
+
+def one_map() -> dict[str, nn.Module]:
+    return {"map": nn.Linear(WIDTH, WIDTH)}
+
+
+def two_maps() -> dict[str, nn.Module]:
+    return {"maps": nn.Linear(WIDTH, 2 * WIDTH)}
+
+
+def one_layer() -> dict[str, nn.Module]:
+    return {"layer": encoder()}
+
+
+def mean(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module) -> Tensor:
+    return map(joined(h, q)).relu().mean(1)
+
+
+def largest(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module) -> Tensor:
+    x = map(joined(h, q)).relu()
+    return x.amax(1) + x.amin(1)
+
+
+def in_front(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module) -> Tensor:
+    x = map(torch.cat([q[:, None], h], 1)).relu()
+    return x[:, 0] * x[:, :1].sum(1)
+
+
+def without_the_last(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module) -> Tensor:
+    x = map(joined(h, q)).relu()
+    return x[:, :-1].sum(1) * x[:, -1]
+
+
+def places(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module, places: nn.Embedding) -> Tensor:
+    x = joined(h, q)
+    return map(x + places.weight[: x.shape[1]]).relu().mean(1)
+
+
+def between(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module) -> Tensor:
+    return map(torch.cat([h, q[:, None], h.flip(1)], 1)).relu().mean(1)
+
+
+def one_query(h: Tensor, q: Tensor, ids: Tensor, maps: nn.Module) -> Tensor:
+    key, value = maps(joined(h, q)).chunk(2, -1)
+    return F.scaled_dot_product_attention(q[:, None], key, value).squeeze(1)
+
+
+def written_out(h: Tensor, q: Tensor, ids: Tensor, maps: nn.Module) -> Tensor:
+    key, value = maps(joined(h, q)).chunk(2, -1)
+    return ((key @ key.transpose(1, 2) / 3).softmax(-1) @ value)[:, -1]
+
+
+def causal(h: Tensor, q: Tensor, ids: Tensor, maps: nn.Module) -> Tensor:
+    x = joined(h, q)
+    for _ in range(2):
+        key, value = maps(x).chunk(2, -1)
+        x = x + F.scaled_dot_product_attention(key, key, value, is_causal=True)
+    return x[:, -1] + x[:, 1:].sum(1)
+
+
+def padded(h: Tensor, q: Tensor, ids: Tensor, layer: nn.Module) -> Tensor:
+    hidden = torch.cat([ids == 0, torch.zeros(ids.shape[0], 1, dtype=torch.bool)], 1)
+    return layer(joined(h, q), src_key_padding_mask=hidden)[:, -1]
+
+
+CASES: dict[str, tuple[Callable[..., Tensor], Parts, float]] = {  # and the share of products left to candidates
+    "mean": (mean, one_map, 0.05),
+    "largest": (largest, one_map, 0.05),
+    "in_front": (in_front, one_map, 0.05),
+    "without_the_last": (without_the_last, one_map, 0.05),
+    "places": (places, lambda: one_map() | {"places": nn.Embedding(60, WIDTH)}, 0.15),
+    "between": (between, one_map, 0.05),
+    "one_query": (one_query, two_maps, 0.15),
+    "written_out": (written_out, two_maps, 0.05),
+    "causal": (causal, two_maps, 0.4),
+    "behind": (behind, one_layer, 0.1),
+    "padded": (padded, one_layer, 0.1),
+}
+
+
+def model(name: str) -> Reader:
+    torch.manual_seed(0)
+    read, parts, _ = CASES[name]
+    return Reader(read, **parts())
+
+
+def program(name: str) -> Program:
+    context, candidate = rows_of(9, ROWS)
+    return capture(model(name), context | candidate, list(context), all_rules(), dynamic={"history": 1})
+
+
+def products(program: Program, level: Level) -> int:
+    """Multiply-adds of a candidate."""
+    made = attempt(program, level, Workload(), frozenset())
+    return sum(n.work.multiply_adds for n in made.nodes if n.rate is Rate.PAIR)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_history_of_any_length_joined_to_the_candidate(name: str):
+    check(model(name), {"history": 1}, LENGTHS, levels=[Level.LINEAR, Level.FULL])
+    captured = program(name)
+    assert products(captured, Level.FULL) <= CASES[name][2] * products(captured, Level.EXPAND)
+
+
+def test_places_whose_order_depends_on_the_length_are_not_cut():
+    def both(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module) -> Tensor:
+        return map(joined(h, q) * torch.cat([q[:, None], h], 1)).relu().mean(1)
+
+    torch.manual_seed(0)
+    (made,) = check(Reader(both, **one_map()), {"history": 1}, LENGTHS, levels=[Level.FULL])
+    assert "whether 1 or s1 comes first depends on how long axes are" in reasons(made)
+
+
+def test_places_are_ordered_for_all_lengths_or_for_none():
+    s, t = sympy.symbols("s t", integer=True, positive=True)
+    length, other = Length(s, {s: 9}), Length(t, {t: 4})
+    assert order(length, length + 1) == -1 and order(2 * length, length) == 1 and order(0, length) == -1
+    assert order(length + other, other + length) == order(3, 3) == 0 and order(3, 4) == -1 and order(s + 1, s) == 1
+    for a, b in ((length, 1), (length, other), (2 * length, length + 1)):
+        with pytest.raises(Decline, match="depends on how long axes are"):
+            order(a, b)
