@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +88,43 @@ def causal(h: Tensor, q: Tensor, ids: Tensor, maps: nn.Module) -> Tensor:
     return x[:, -1] + x[:, 1:].sum(1)
 
 
+def masked(mask: Callable[[int], Tensor]) -> Callable[..., Tensor]:
+    """Two layers in which the mask hides later positions."""
+
+    def read(h: Tensor, q: Tensor, ids: Tensor, maps: nn.Module) -> Tensor:
+        x = joined(h, q)
+        for _ in range(2):
+            key, value = maps(x).chunk(2, -1)
+            x = x + F.scaled_dot_product_attention(key, key, value, attn_mask=mask(x.shape[1]))
+        return x[:, -1]
+
+    return read
+
+
+def not_above(length: int) -> Tensor:
+    return ~torch.ones(length, length, dtype=torch.bool).triu(1)
+
+
+def filled_where_zero(length: int) -> Tensor:
+    zeros, ones = torch.zeros(length, length, dtype=torch.float64), torch.ones(length, length)
+    return zeros.masked_fill(ones.tril() == 0, -math.inf)
+
+
+def of_places(length: int) -> Tensor:
+    places = torch.arange(length)
+    return places[:, None] >= places
+
+
+def from_one_on(length: int) -> Tensor:
+    places = torch.arange(1, length + 1)
+    return (places[None] - places[:, None] < 1) | torch.zeros(1, 1, dtype=torch.bool)
+
+
+def sees_one_more(length: int) -> Tensor:
+    """The last event sees the candidate."""
+    return torch.ones(length, length, dtype=torch.bool).tril(1)
+
+
 def padded(h: Tensor, q: Tensor, ids: Tensor, layer: nn.Module) -> Tensor:
     hidden = torch.cat([ids == 0, torch.zeros(ids.shape[0], 1, dtype=torch.bool)], 1)
     return layer(joined(h, q), src_key_padding_mask=hidden)[:, -1]
@@ -102,6 +140,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], Parts, float]] = {  # and the shar
     "one_query": (one_query, two_maps, 0.15),
     "written_out": (written_out, two_maps, 0.05),
     "causal": (causal, two_maps, 0.4),
+    "not_above": (masked(not_above), two_maps, 0.15),
+    "filled_where_zero": (masked(filled_where_zero), two_maps, 0.15),
+    "of_places": (masked(of_places), two_maps, 0.15),
+    "from_one_on": (masked(from_one_on), two_maps, 0.15),
     "behind": (behind, one_layer, 0.1),
     "padded": (padded, one_layer, 0.1),
 }
@@ -138,6 +180,12 @@ def test_places_whose_order_depends_on_the_length_are_not_cut():
     torch.manual_seed(0)
     (made,) = check(Reader(both, **one_map()), {"history": 1}, LENGTHS, levels=[Level.FULL])
     assert "whether 1 or s1 comes first depends on how long axes are" in reasons(made)
+
+
+def test_a_mask_that_lets_the_history_see_the_candidate_hides_nothing():
+    torch.manual_seed(0)
+    (made,) = check(Reader(masked(sees_one_more), **two_maps()), {"history": 1}, LENGTHS, levels=[Level.FULL])
+    assert "positions of the context attend to one that exists per candidate" in reasons(made)
 
 
 def test_places_are_ordered_for_all_lengths_or_for_none():

@@ -36,6 +36,7 @@ from rankhoist.compiler.graph.node import Node, Rate, aten, join
 
 ROW = -1
 ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # dtypes of which sums are reordered
+EXACT = (0, 1, math.inf, -math.inf)  # numbers that are the same in every dtype
 Cell = tuple[int, ...]
 Extent = tuple[Sized, bool]  # size of an original axis: (number, times the row count?)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
+from rankhoist.compiler.algebra.masks import number_of
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import Node, Rate, StageArgument, aten, first_axis
@@ -68,10 +69,12 @@ def known(evaluator: Evaluator, node: Node) -> Known | None:
 def _found(evaluator: Evaluator, node: Node) -> Known | None:
     if node.rate is Rate.WEIGHT and (value := evaluator.fixed_value(node)) is not None:
         return _all_of(value)
-    if isinstance(node.op, str) or not by_rows(node) or math.prod(node.sizes) > LARGEST:
+    if isinstance(node.op, str):
         return None
     if varies(node.shape) or any(varies(x.shape) for x in node.inputs):
         return _of_any_length(evaluator, node)
+    if not by_rows(node) or math.prod(node.sizes) > LARGEST:
+        return None
     if node.op not in MOVES and not _pointwise(node.op):
         return None
     found = {x.index: known(evaluator, x) for x in node.inputs}
@@ -98,12 +101,15 @@ def _nothing(node: Node) -> Known:
 
 
 def _of_any_length(evaluator: Evaluator, node: Node) -> Known | None:
-    """No element is looked at, but an infinity may be among them."""
+    """No element is looked at: either all are one number, or an infinity may be among them."""
+    shape = [1] * first_axis(node) + [1 if varies([size]) else size for size in node.shape]
+    number = number_of(evaluator.memo, node)
+    if number is not None:
+        return _all_of(torch.full(shape, number, dtype=node.dtype))
     given = [known(evaluator, x) for x in node.inputs]
     filled = any(isinstance(a, float) and _infinities(a) for a in node.args) or any(k and k.infinities for k in given)
     if not filled or not node.dtype.is_floating_point:
         return None
-    shape = [1] * first_axis(node) + [1 if varies([size]) else size for size in node.shape]
     unknown = torch.zeros((), dtype=torch.bool).expand(shape)
     return Known(unknown.to(node.dtype), unknown, ANY)
 

@@ -47,6 +47,7 @@ class Memo:
     totals: dict[int, sympy.Expr] = field(default_factory=dict)  # by node of lengths of bags: what they add up to
     pinned: set[str] = field(default_factory=set)
     known: dict[int, Any] = field(default_factory=dict)  # by node: what is known of its elements before any input is
+    ranges: dict[Any, Any] = field(default_factory=dict)  # by node and part of it: the lowest and the highest there
     kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice
     placeholders: dict[str, Value] = field(default_factory=dict)
     seconds: dict[Any, float] = field(default_factory=dict)  # predicted for nodes, at the search's workload

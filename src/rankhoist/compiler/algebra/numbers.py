@@ -17,6 +17,7 @@ import torch
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
+    EXACT,
     Block,
     Factor,
     Form,
@@ -32,8 +33,6 @@ from rankhoist.compiler.algebra.known import ANY, BOTH, EITHER, MASKING, NEITHER
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import aten, first_axis
-
-EXACT = (0, 1, math.inf, -math.inf)  # the same in every dtype
 
 
 def folded(

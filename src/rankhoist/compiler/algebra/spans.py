@@ -16,6 +16,7 @@ import torch
 
 from rankhoist.compiler.algebra.forms import (
     Block,
+    Cell,
     Decline,
     Factor,
     Form,
@@ -92,9 +93,12 @@ def _of_spans(builder: Builder, form: Form, dim: int, parts: Sequence[tuple[int,
     for cell, block in form.blocks.items():
         for new, (k, span) in enumerate(parts):
             if k == cell[dim]:
-                blocks[(*cell[:dim], new, *cell[dim + 1 :])] = _part(builder, block, dim, old[k], span)
+                where = (*cell[:dim], new, *cell[dim + 1 :])
+                blocks[where] = _part(builder, block, dim, old[k], span)
     spans = [Span(span.count, span.first + by) for _, span in parts]
-    segments = spans if varies([r.count for r in spans]) else [np.arange(r.first, r.end) for r in spans]
+    segments: list[Positions] = list(spans)
+    if not varies([s.count for s in spans]):
+        segments = [np.arange(s.first, s.end) for s in spans]
     return replace(form, dims=(*form.dims[:dim], tuple(segments), *form.dims[dim + 1 :]), blocks=blocks)
 
 
@@ -115,7 +119,7 @@ def _part(builder: Builder, block: Block, dim: int, of: Span, span: Span) -> Blo
 
 def triangle(builder: Builder, queries: Sequence[Span], keys: Sequence[Span]) -> Form:
     """True where a query comes after a key or with it, `[queries, keys]`, for spans of both."""
-    blocks = {}
+    blocks: dict[Cell, Block] = {}
     for i, q in enumerate(queries):
         for j, k in enumerate(keys):
             labels, node = (Label(q.count), Label(k.count)), _seen(builder, q, k)

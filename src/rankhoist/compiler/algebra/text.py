@@ -57,7 +57,7 @@ def form_text(form: Any) -> str:
     return "\n".join([f"{str(form.dtype).removeprefix('torch.')} {form.axes}", *lines])
 
 
-def _positions(positions: np.ndarray) -> str:
+def _positions(positions: Any) -> str:
     """`0:6` for neighbours, else one by one."""
     if hasattr(positions, "count"):  # however many
         return f"{positions.first}:{positions.end}"

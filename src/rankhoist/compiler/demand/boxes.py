@@ -16,7 +16,7 @@ from typing import Any
 import sympy
 
 from rankhoist.compiler.graph.decline import Decline
-from rankhoist.compiler.graph.lengths import order, quotient
+from rankhoist.compiler.graph.lengths import not_above, order, quotient
 
 Size = Any  # int | sympy.Expr
 MOST = 8  # boxes of a tensor; of more, what is around all of them
@@ -240,14 +240,6 @@ def _inside(outer: Part, inner: Part) -> Part:
         return inner
     (made,) = cut(outer.width, plain(inner.first - outer.first), plain(inner.end - outer.first))
     return made
-
-
-def not_above(a: Size, b: Size) -> bool:
-    """Whether `a <= b` is known."""
-    try:
-        return order(a, b) <= 0
-    except Decline:
-        return False
 
 
 def overlap(inner: tuple[Size, Size], start: Size, size: Size) -> tuple[Size, Size] | None:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from rankhoist.capture.operators import draws, named_arguments
 from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import Axis, Box, Part, Size
+from rankhoist.compiler.graph.lengths import not_above
 from rankhoist.compiler.rules.law import overloads
 
 aten = torch.ops.aten
@@ -172,7 +173,7 @@ def slice_(node: fx.Node, box: Box) -> Take | None:
     if isinstance(size, int):
         return _moved(x, box, dim, slice(first, end).indices(size)[0])
     begins = first if first is None or first >= 0 else boxes.plain(size + first)
-    return _moved(x, box, dim, begins or 0) if boxes.not_above(0, begins or 0) else None
+    return _moved(x, box, dim, begins or 0) if not_above(0, begins or 0) else None
 
 
 def _moved(x: fx.Node, box: Box, dim: int, by: int) -> Take | None:
@@ -214,7 +215,7 @@ def cat(node: fx.Node, box: Box) -> Take | Made | None:
             if overlap is None:
                 return None
             start = boxes.plain(start + size)
-            if boxes.not_above(overlap[1], overlap[0]):
+            if not_above(overlap[1], overlap[0]):
                 continue
             axes[dim] = boxes.cut(size, *overlap)
         takes.append(Take(t, tuple(axes)))

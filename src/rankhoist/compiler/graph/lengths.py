@@ -151,6 +151,14 @@ def order(a: Any, b: Any) -> int:
     raise Decline(f"whether {a} or {b} comes first depends on how long axes are")
 
 
+def not_above(a: Any, b: Any) -> bool:
+    """Whether `a <= b` is known whatever the lengths are."""
+    try:
+        return order(a, b) <= 0
+    except Decline:
+        return False
+
+
 def _not_negative(size: Any) -> bool:
     expr = sympy.sympify(size)
     symbols = sorted(expr.free_symbols, key=str)
