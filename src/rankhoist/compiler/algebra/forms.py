@@ -174,6 +174,10 @@ class Form:
     def sizes(self) -> tuple[Sized, ...]:
         return tuple(sum(count(s) for s in segments) for segments in self.dims)
 
+    def varies(self, dim: int) -> bool:
+        """Whether the length of a dim does."""
+        return isinstance(self.sizes[dim], Length)
+
     @property
     def extents(self) -> list[Extent]:
         """Sizes of the original axes."""

@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
+from rankhoist.compiler.algebra import spans
 from rankhoist.compiler.algebra.cuts import refine, unify
 from rankhoist.compiler.algebra.forms import (
     ROW,
@@ -20,6 +22,7 @@ from rankhoist.compiler.algebra.forms import (
     Form,
     Label,
     Positions,
+    Span,
     Term,
     axis_text,
     cells,
@@ -147,6 +150,19 @@ def map_blocks(aligned: Aligned, dtype: torch.dtype, build: Callable[[list[Block
 def tensor_form(builder: Builder, tensor: torch.Tensor) -> Form:
     """A tensor known now, without rows."""
     return plain(builder.constant(tensor), tensor.dtype, row_layout(tensor.dim(), rows=False))
+
+
+def lower_triangle(builder: Builder, scores: Form, places: Positions | None = None) -> Form:
+    """True where a query comes after a key or with it, along the last two axes of scores.
+
+    `places` are those of the queries among all, where scores are of some.
+    """
+    queries, keys = (scores.dims[entry[0]] for entry in scores.layout[-2:])
+    if any(isinstance(s, Span) for s in (*queries, *keys)):
+        return spans.triangle(builder, spans.of(queries if places is None else [places]), spans.of(keys))
+    rows = np.arange(sum(map(len, queries))) if places is None else np.asarray(places)
+    seen = rows[:, None] >= np.arange(sum(map(len, keys)))
+    return tensor_form(builder, torch.from_numpy(seen))
 
 
 def multiply(builder: Builder, forms: Sequence[Form], dtype: torch.dtype) -> Form:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rankhoist.compiler.algebra import spans
 from rankhoist.compiler.algebra.cuts import drop_axes, flatten_labels, split_at, take
 from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Form, Label, Labels, Positions, cells, whole
 from rankhoist.compiler.graph.build import Builder
@@ -78,6 +79,12 @@ def take_dim(builder: Builder, form: Form, dim: int, index: Positions) -> Form:
         old = replaced(cell, dim, kept[cell[dim]])
         blocks[cell] = take(builder, form.blocks[old], dim, offset[index[segments[cell[dim]]]])
     return replace(form, dims=dims, blocks=blocks)
+
+
+def sliced(builder: Builder, form: Form, dim: int, start: Sized, end: Sized | None) -> Form:
+    """Places `start` to `end` of a dim that varies, counted as slices count; to its end where that is None."""
+    size = form.sizes[dim]
+    return spans.taken(builder, form, dim, spans.place(start, size), size if end is None else spans.place(end, size))
 
 
 def _cheap_order(places: Positions, offsets: Positions) -> Positions:

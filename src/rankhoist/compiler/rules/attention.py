@@ -13,16 +13,16 @@ only in part.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial, reduce
 
 import torch
 
-from rankhoist.compiler.algebra import grid, joins, moves, spans
+from rankhoist.compiler.algebra import grid, joins, moves
 from rankhoist.compiler.algebra.call import Call
-from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form, Positions
+from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
@@ -110,7 +110,7 @@ def attention(call: Call) -> Form:
     return _by_parts(call, call.form("query"))
 
 
-def _by_parts(call: Call, q: Form, places: Positions | None = None) -> Form:
+def _by_parts(call: Call, q: Form, places: Sequence[int] | None = None) -> Form:
     """Blocks of scores, each normalised by itself; `places` are those of the queries among all."""
     scores, mask = _scores(call, q, places)
     if mask is None:
@@ -133,7 +133,7 @@ def attention_of_filled(call: Call) -> Form:
     return _values(call, softmax_of(call, scores, scores.dim(-1), of_none=True), _sees(call, scores))
 
 
-def _scores(call: Call, q: Form, places: Positions | None = None) -> tuple[Form, Form | None]:
+def _scores(call: Call, q: Form, places: Sequence[int] | None = None) -> tuple[Form, Form | None]:
     """`q k^T scale`, and the mask to add, which may hide all keys from a query."""
     k, v = call.forms("key", "value")
     operands = (q, k, v)
@@ -146,7 +146,7 @@ def _scores(call: Call, q: Form, places: Positions | None = None) -> tuple[Form,
     scores = call.contract((call.tidy(q), call.tidy(k)), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
     scaled = grid.total(call.builder, [scores], q.dtype, (scale,))
     if call.value("is_causal"):  # every query sees the first key
-        return call.plus(scaled, _added(call, _causal(call, scores, places), q.dtype)), None
+        return call.plus(scaled, _added(call, grid.lower_triangle(call.builder, scores, places), q.dtype)), None
     if call.value("attn_mask") is None:
         return scaled, None
     return scaled, _added(call, call.form("attn_mask"), q.dtype)
@@ -177,17 +177,6 @@ def _softmax_of_scores(call: Call, scores: Form) -> Form:
         return softmax_of(call, whole, last)
     made: Form = call.along(scores, [last], lambda x, axes: call.run(aten.softmax.int, x, axes[0]))
     return made
-
-
-def _causal(call: Call, scores: Form, places: Positions | None = None) -> Form:
-    """True where a query comes after a key or with it, `[queries, keys]`."""
-    ordered = moves.ordered(scores)
-    if varies(ordered.sizes[-2:]):
-        queries, keys = (ordered.dims[e[0]] for e in ordered.layout[-2:])
-        return spans.triangle(call.builder, spans.of(queries if places is None else [places]), spans.of(keys))
-    i, j = (ordered.sizes[e[0]] for e in ordered.layout[-2:])
-    seen = torch.ones(i if places is None else max(places) + 1, j, dtype=torch.bool).tril()
-    return grid.tensor_form(call.builder, seen if places is None else seen[torch.as_tensor(places)])
 
 
 def _added(call: Call, mask: Form, dtype: torch.dtype) -> Form:

@@ -10,7 +10,6 @@ from rankhoist.compiler.algebra import grid, joins, moves, stacked
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.rules.law import law
 
 # -- joining
@@ -24,7 +23,7 @@ def concatenate(call: Call) -> Form:
     axis = forms[0].place(call.value("dim"))
     if ROW in forms[0].layout[axis]:
         return stacked.under_each_other(call.builder, forms, axis)
-    if varies([f.extents[axis][0] for f in forms]) and len({f.rate.per_candidate for f in forms}) == 1:
+    if any(f.varies(f.dim(axis)) for f in forms) and len({f.rate.per_candidate for f in forms}) == 1:
         raise Decline(f"joins {', '.join(f.axes for f in forms)}, of one rate, along an axis that varies")
     return joins.along_axis(call.builder, forms, axis)
 
@@ -46,7 +45,7 @@ def pad(call: Call) -> Form:
     for k in range(0, len(amounts), 2):
         axis = len(value.layout) - 1 - k // 2
         dim = value.dim(axis)
-        if varies([value.sizes[dim]]) and not value.mixed:
+        if value.varies(dim) and not value.mixed:
             raise Decline(f"pads axis {axis} of {value.axes}, which varies")
         low, high = amounts[k : k + 2]
         if low < 0 or high < 0:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rankhoist.compiler.algebra import moves, spans, stacked
+from rankhoist.compiler.algebra import moves, stacked
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.rules.law import law
 
 
@@ -19,9 +18,9 @@ def select(call: Call) -> Form:
     """One position of an axis."""
     value = call.form()
     dim = value.dim(call.number("dim"))
-    if len(value.dims[dim]) > 1 and varies([value.sizes[dim]]):
-        first = spans.place(call.number("index"), value.sizes[dim])
-        return moves.drop_dim(call.builder, spans.taken(call.builder, value, dim, first, first + 1), dim)
+    if len(value.dims[dim]) > 1 and value.varies(dim):
+        place = call.number("index")
+        return moves.drop_dim(call.builder, moves.sliced(call.builder, value, dim, place, place + 1 or None), dim)
     index = call.number("index") % value.sizes[dim]
     return moves.drop_dim(call.builder, moves.take_dim(call.builder, value, dim, np.asarray([index])), dim)
 
@@ -35,20 +34,12 @@ def slice_axis(call: Call) -> Form:
     dim = value.dim(axis)
     if _all_of(value.sizes[dim], *(call.value(k) for k in ("start", "end", "step"))):
         return value
-    if len(value.dims[dim]) > 1 and varies([value.sizes[dim]]):
-        return _slice_spans(call, value, dim)
+    if len(value.dims[dim]) > 1 and value.varies(dim) and call.value("step") in (None, 1):
+        start, end = (call.value(k) for k in ("start", "end"))
+        to_end = isinstance(end, int) and end >= stacked.END
+        return moves.sliced(call.builder, value, dim, start or 0, None if to_end else end)
     bounds = [None if call.value(k) is None else call.number(k) for k in ("start", "end", "step")]
     return moves.take_dim(call.builder, value, dim, np.arange(value.sizes[dim])[slice(*bounds)])
-
-
-def _slice_spans(call: Call, value: Form, dim: int) -> Form:
-    """The same of an axis that varies, where it is known which part of it the places are in."""
-    if call.value("step") not in (None, 1):
-        raise Decline(f"takes every so many of {value.sizes[dim]} positions")
-    size = value.sizes[dim]
-    start, end = (call.value(k) for k in ("start", "end"))
-    far = end is None or (isinstance(end, int) and end >= stacked.END)
-    return spans.taken(call.builder, value, dim, spans.place(start or 0, size), size if far else spans.place(end, size))
 
 
 def _all_of(size: Any, start: Any, end: Any, step: Any) -> bool:

@@ -10,7 +10,6 @@ from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
@@ -58,7 +57,7 @@ def of_parts(call: Call) -> Form:
         raise Elsewhere(f"axis {call.value('dim')} of {value.axes} is one block")
     parts = [joins.segment(value, cut[0], k) for k in range(len(value.dims[cut[0]]))]
     made: list[Form]
-    if call.name in NEUTRAL and varies([value.sizes[cut[0]]]):
+    if call.name in NEUTRAL and value.varies(cut[0]):
         if not value.dtype.is_floating_point or len(dims) > 1:
             raise Elsewhere(f"a part of axis {call.value('dim')} of {value.axes} may have no position")
         pairs = (joins.with_one_more(call.builder, part, cut[0], NEUTRAL[call.name]) for part in parts)
