@@ -13,9 +13,13 @@ from helpers import reasons
 from lengthy import ROWS, WIDTH, Reader, behind, check, encoder, rows_of
 from torch import Tensor, nn
 
+import rankhoist
 from rankhoist import Workload
 from rankhoist.capture import Program, capture
+from rankhoist.compiler.algebra import spans
+from rankhoist.compiler.algebra.forms import Factor, Form, Label, one_block, row_layout, whole
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.decline import Decline
 from rankhoist.compiler.graph.lengths import Length, order
 from rankhoist.compiler.graph.node import Rate
@@ -173,6 +177,14 @@ def test_a_history_of_any_length_joined_to_the_candidate(name: str):
     assert products(captured, Level.FULL) <= CASES[name][2] * products(captured, Level.EXPAND)
 
 
+@pytest.mark.parametrize("name", ["largest", "causal", "behind"])
+def test_gradients_of_a_history_joined_to_the_candidate(name: str):
+    context, candidate = rows_of(9, ROWS)
+    plain = model(name)
+    trained = rankhoist.grouped(plain, context | candidate, context=["history"], dynamic={"history": {1: (1, 60)}})
+    assert rankhoist.verify_gradients(trained, plain, trials=1).passed
+
+
 def test_places_whose_order_depends_on_the_length_are_not_cut():
     def both(h: Tensor, q: Tensor, ids: Tensor, map: nn.Module) -> Tensor:
         return map(joined(h, q) * torch.cat([q[:, None], h], 1)).relu().mean(1)
@@ -196,3 +208,15 @@ def test_places_are_ordered_for_all_lengths_or_for_none():
     for a, b in ((length, 1), (length, other), (2 * length, length + 1)):
         with pytest.raises(Decline, match="depends on how long axes are"):
             order(a, b)
+
+
+def test_an_axis_is_cut_wherever_it_stands_in_a_factor():
+    s = sympy.Symbol("s", integer=True, positive=True)
+    length, builder = Length(s, {s: 9}), Builder()
+    builder.leaf("input", "history", Rate.REQUEST, (length,), torch.float64)
+    matrix = builder.leaf("input", "matrix", Rate.REQUEST, (length + 1, length + 1), torch.float64)
+    label = Label(length + 1)
+    diagonal = one_block(Factor(matrix, (label, label)), ((label,),))
+    form = Form((whole(length + 1),), {(0,): diagonal}, row_layout(1), torch.float64)
+    (block,) = spans.taken(builder, form, 0, length, length + 1).blocks.values()
+    assert block.factor.node.shape == (1, 1) and set(block.factor.labels) == set(block.labels[0])

@@ -110,9 +110,11 @@ def _part(builder: Builder, block: Block, dim: int, of: Span, span: Span) -> Blo
     (label,), new = block.labels[dim], Label(span.count)
 
     def build(f: Factor) -> Factor:
-        at = f.labels.index(label)
-        node = builder.part(f.node, at, span.first - of.first, span.count)
-        return Factor(node, (*f.labels[:at], new, *f.labels[at + 1 :]))
+        node = f.node
+        for axis, own in enumerate(f.labels):
+            if own is label:
+                node = builder.part(node, axis, span.first - of.first, span.count)
+        return Factor(node, tuple(new if own is label else own for own in f.labels))
 
     return with_labels(map_factors(block, {label: None}, build), dim, (new,))
 
