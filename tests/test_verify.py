@@ -8,33 +8,24 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from verifying import ITEM, USER, Ranker, failed, seeded
+from verifying import ITEM, USER, Ranker, broken, failed, off_by_a_millionth, seeded
 
 from rankhoist import HoistedModel, Workload, hoist
 from rankhoist.capture import Program, capture
-from rankhoist.capture.operators import module_path
-from rankhoist.compiler.algebra import grid
-from rankhoist.compiler.algebra.call import Call, Law, Rule
-from rankhoist.compiler.algebra.interpret import Interpreter
+from rankhoist.compiler.algebra.call import Call, Rule
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan, make_plan
-from rankhoist.compiler.plan.search import total_cost
-from rankhoist.compiler.rules import all_rules
-from rankhoist.compiler.targets import CPU
 from rankhoist.errors import ArtifactError, VerificationError
 from rankhoist.verify import Certificate, Check, verify
 from rankhoist.verify.batches import Batch, draw, whole_rows
 from rankhoist.verify.measure import tolerance
-
-LINEAR = torch.ops.aten.linear.default
 
 
 class Packed(nn.Module):
@@ -53,31 +44,12 @@ def packed_rows() -> Tensor:
     return torch.cat([ids, torch.linspace(-1, 1, 16).view(8, 2)], 1)
 
 
-def broken(program: Program, rule: Callable[..., Any], module: str) -> HoistedModel:
-    """`program` hoisted with `rule(right, call)` for the linear layers of one module."""
-
-    def wrong(law: Law) -> Law:
-        right = law.rule
-        return replace(law, rule=lambda c: rule(right, c) if module_path(c._node) == module else right(c))
-
-    laws = all_rules() | {LINEAR: tuple(map(wrong, all_rules()[LINEAR]))}
-    interpreter = Interpreter(program, Level.LINEAR, Workload(), laws)
-    nodes = interpreter.run()
-    cost, level = total_cost(nodes, Workload(), {}, CPU), Level.LINEAR
-    return HoistedModel(program, Plan(level, level, Workload(), cost, interpreter, nodes, frozenset(), CPU))
-
-
 def linear_plan(program: Program) -> Plan:
     return make_plan(program, Level.LINEAR, Workload())
 
 
 def without_bias(right: Rule, call: Call) -> Value:
     return right(Call(call._originals, call._node, call._args[:2], {}))
-
-
-def off_by_a_millionth(right: Rule, call: Call) -> Value:
-    value = right(call)
-    return grid.total(call.builder, [value], value.dtype, [1 + 1e-6])
 
 
 @pytest.fixture(scope="module")

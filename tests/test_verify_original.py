@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from verifying import ITEM, USER, Ranker, failed, seeded
+from verifying import ITEM, USER, Ranker, broken, failed, off_by_a_millionth, seeded
 
 from rankhoist import HoistedModel, hoist
+from rankhoist.capture import capture
+from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import VerificationError
 from rankhoist.verify import verify
 
@@ -94,6 +96,42 @@ def test_a_model_that_rounds_inside_is_replaced_by_its_graph():
     certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
     assert certificate and certificate.truth == "captured graph in float64"
     assert "it rounds to a shorter dtype inside" in certificate.note
+
+
+class Mixed(nn.Module):
+    """Products in a shorter dtype, by autocast or by hand; the sum is in float32."""
+
+    def __init__(self, shorter: torch.dtype, by_hand: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.top, self.shorter, self.by_hand = nn.Linear(5, 8), nn.Linear(8, 1), shorter, by_hand
+
+    def forward(self, dense: Tensor, item: Tensor) -> Tensor:
+        x = torch.cat([dense, item], 1)
+        with torch.autocast("cpu", self.shorter, enabled=not self.by_hand):
+            x = self.hidden(x)
+        return self.top((x.to(self.shorter) if self.by_hand else x).relu().to(dense))
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("shorter", [torch.bfloat16, torch.float16])
+def test_a_shorter_dtype_inside_stays_and_is_no_rounding_in_float64(shorter: torch.dtype, by_hand: bool):
+    model = Mixed(shorter, by_hand).eval()
+    hoisted = hoist(model, (USER[1], ITEM), context=["dense"])
+    exact = Mixed(torch.float64, True).double()(USER[1][:1].double().expand(6, 2), ITEM.double())
+    certificate = verify(hoisted, model)
+    assert certificate, certificate
+    error = {check.name: check.error for check in certificate.checks}
+    assert error["float64"] < 1e-14 and error["float32"] > torch.finfo(shorter).eps / 16  # which is far from float32's
+    assert (hoisted(USER[1][:1], ITEM) - exact).abs().max() > 1e-5
+    double = hoisted.double()(USER[1][:1].double(), ITEM.double())
+    torch.testing.assert_close(double, exact, rtol=0, atol=1e-14)
+
+
+def test_a_shorter_dtype_inside_excuses_no_wrong_rule():
+    model = Mixed(torch.bfloat16, False).eval()
+    program = capture(model, (USER[1], ITEM), ["dense"], all_rules())
+    assert failed(verify(broken(program, off_by_a_millionth, "top"), model)) == ["float64"]
 
 
 def test_tensors_of_the_default_dtype_follow_to_float64():

@@ -8,14 +8,30 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Interface
 from rankhoist.compiler.emit import Catalogue, Stage, Stages, Variant
 
+SHORTER = (torch.float16, torch.bfloat16, torch.float32)  # than float64
+
 
 def moved(captured: Interface, dtype: torch.dtype, device: torch.device) -> dict[Any, Any]:
-    """What a model's graphs name, and what they are to name; a model that was on `cuda:0` may name `cuda` as well."""
-    return {captured.dtype: dtype, torch.device(captured.device.type): device, captured.device: device}
+    """What a model's graphs name, and what they are to name; a model that was on `cuda:0` may name `cuda` as well.
+
+    A model that moves to float64 rounds nowhere: the casts that autocast left in its graph are lifted as its own are.
+    """
+    places = {torch.device(captured.device.type): device, captured.device: device}
+    lifted = dict.fromkeys(SHORTER, dtype) if dtype == torch.float64 != captured.dtype else {}
+    return {**lifted, captured.dtype: dtype, **places}
+
+
+def dtypes(stages: Stages) -> set[torch.dtype]:
+    """The floating dtypes that the graphs name, such as those that autocast casts to."""
+    plans = [*stages.variants, *(stages.catalogue.variants if stages.catalogue else ())]
+    graphs = [stages.weights, *(stage for v in plans for stage in (v.request, v.candidate))]
+    named = pytree.tree_leaves([(n.args, n.kwargs) for stage in graphs for n in stage.module.graph.nodes])
+    return {x for x in named if isinstance(x, torch.dtype) and x.is_floating_point}
 
 
 def retargeted(stages: Stages, names: Mapping[Any, Any]) -> Stages:

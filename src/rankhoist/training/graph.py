@@ -16,6 +16,7 @@ from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.placed import placed
+from rankhoist.runtime.retarget import moved
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,16 @@ class Graph:
         probe = next((t for m, n in self.places.values() if (t := getattr(m, n)).is_floating_point()), None)
         if probe is None or (probe.dtype, probe.device) == (self.inputs.dtype, self.inputs.device):
             return self
-        captured, dtype, device = self.blueprint.interface.dtype, probe.dtype, probe.device
+        dtype, device = probe.dtype, probe.device
+        names = moved(self.blueprint.interface, dtype, device)
 
-        def moved(t: Tensor) -> Tensor:
-            return t.to(device, dtype if t.dtype == captured else t.dtype)
+        def here(t: Tensor) -> Tensor:
+            return t.to(device, names.get(t.dtype, t.dtype))
 
         return Graph(
             self.blueprint, placed(self.blueprint, dtype, device, "eager"),
             Inputs(self.blueprint.interface, dtype, device), self.places,
-            {n: moved(t) for n, t in self.others.items()}, {n: moved(t) for n, t in self.snapshots.items()}, {},
+            {n: here(t) for n, t in self.others.items()}, {n: here(t) for n, t in self.snapshots.items()}, {},
         )  # fmt: skip
 
     def run(

@@ -1,7 +1,8 @@
 """The checks of a certificate, each over all batches:
 
 * `float64`: the hoisted model in float64 against the truth, 1e-10. This is the algebra.
-* the model's own dtype: its error against the truth, at most twice the original's own. This is the rounding.
+* the model's own dtype: its error against the truth, at most twice the original's own. This is the rounding, of the
+  shortest dtype that the graphs name, such as one of autocast's.
 * `prepare`: one prepared state scored twice, with other candidates the second time, against two plain calls; either may
   be off by what the check before allows.
 * `store`: with a store of items, scores by it against the truth, at most four times off by what the original is; more
@@ -45,6 +46,7 @@ from rankhoist.verify.original import (
     in_float64,
     run_hoisted,
     run_original,
+    shortest_dtype,
 )
 from rankhoist.verify.stored import Stocked, run_with_store, stocked
 
@@ -153,7 +155,7 @@ def _run(
     hoisted: HoistedModel, module: nn.Module, batches: Sequence[Batch], probe: Batch
 ) -> tuple[Truth, list[Check], bool]:
     """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
-    interface, dtype = hoisted.interface, hoisted.dtype
+    interface, shortest = hoisted.interface, shortest_dtype(hoisted)
     double, unused = cache(lambda: in_float64(hoisted)), _unused(hoisted)
     small = [batch for batch in batches if batch.candidates <= PROBE] or batches[:1]
     extra = [(plan, batch) for plan in unused for batch in small]
@@ -166,13 +168,13 @@ def _run(
         doubles = _calls(double, whole, extra)
     calls = _calls(lambda: hoisted, whole, extra)
     checks = [exact("float64", Comparison(batches, doubles, truths), FLOAT64_TOLERANCE)]
-    if dtype != torch.float64:
-        checks.append(rounded(_name(dtype), Comparison(batches, calls, truths), own, dtype))
+    if hoisted.dtype != torch.float64:
+        checks.append(rounded(_name(hoisted.dtype), Comparison(batches, calls, truths), own, shortest))
     checks.append(_prepared(hoisted, whole, calls[: len(whole)], 2 * checks[-1].tolerance))
     if hoisted.blueprint.modules:
         checks.append(rows_apart(double(), batches))
     if truth.name == GRAPH:
-        checks.append(exact("capture", Comparison(batches, own, truths), capture_tolerance(dtype)))
+        checks.append(exact("capture", Comparison(batches, own, truths), capture_tolerance(shortest)))
     return truth, checks, row_independent
 
 
@@ -253,7 +255,7 @@ def _prepared(hoisted: HoistedModel, batches: Sequence[Batch], calls: Sequence[R
 
 def _with_store(hoisted: HoistedModel, module: nn.Module, truth: Truth, given: Sequence[Stocked]) -> Check:
     """Scores by a store, against the truth."""
-    batches, dtype = [x.batch for x in given], hoisted.dtype
+    batches = [x.batch for x in given]
     own = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
     with float64_by_default():
         truths = _results(truth.name, truth.run, batches)
@@ -263,10 +265,10 @@ def _with_store(hoisted: HoistedModel, module: nn.Module, truth: Truth, given: S
 
     calls = [scored(x) for x in given]
     comparison = Comparison(batches, calls, truths)
-    if dtype == torch.float64:
+    if hoisted.dtype == torch.float64:
         found = exact("store", comparison, FLOAT64_TOLERANCE)
     else:
-        found = rounded("store", comparison, own, dtype)
+        found = rounded("store", comparison, own, shortest_dtype(hoisted))
     kept = given[0].store.dtype
     shorter = 0.0 if kept is None else 8 * precision(kept)
     return replace(found, tolerance=max(2 * found.tolerance, shorter))

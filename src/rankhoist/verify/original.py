@@ -23,6 +23,7 @@ from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.planned import OnePlan
+from rankhoist.runtime.retarget import dtypes
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 
@@ -109,6 +110,11 @@ def run_hoisted(hoisted: HoistedModel | OnePlan, batch: Batch) -> Outputs:
     return outputs(hoisted(*args, request_offsets=list(batch.offsets), **kwargs))
 
 
+def shortest_dtype(hoisted: HoistedModel) -> torch.dtype:
+    """The floating dtype with the fewest digits that it computes in: its own, or what its graphs cast to."""
+    return max({hoisted.dtype, *dtypes(hoisted.stages)}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def in_float64(hoisted: HoistedModel) -> HoistedModel:
     """The same graphs and weights in float64; tensors outside the state dict as captured, not as rounded since then."""
     program, blueprint = hoisted.program, hoisted.blueprint
@@ -160,7 +166,7 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Trut
         rounding = distance(expected, graph.run(probe))
     except Exception:  # the fallback is not needed: the model works
         return model
-    if FLOAT64_TOLERANCE < rounding <= capture_tolerance(hoisted.dtype):
+    if FLOAT64_TOLERANCE < rounding <= capture_tolerance(shortest_dtype(hoisted)):
         return replace(graph, note=f"the model in float64 is {rounding:.1e} away: it rounds to a shorter dtype inside")
     return model
 
