@@ -95,4 +95,16 @@ def beside(draft: Draft, x: fx.Node) -> Made:
 
 READ = [mean, end, placed, causal, attended, attended, behind, beside]
 
-STEPS = [Step(6, one_of(READ), floats(of_any_length))]
+
+def behind_and_read(draft: Draft, x: fx.Node) -> Made:
+    """A history and one more position read together, in some models after a layer."""
+    joined = behind(draft, x)
+    if draft.flag():
+        joined = causal(draft, draft.call(aten.linear.default, joined, draft.random(3, draft.extent(x)[2], scale=0.6)))
+    return draft.pick([mean, end, end, placed, causal, attended])(draft, joined)
+
+
+STEPS = [
+    Step(6, one_of(READ), floats(of_any_length)),
+    Step(4, behind_and_read, floats(of_any_length)),
+]
