@@ -137,7 +137,7 @@ def log_of(path: Path, jagged: tuple[str, ...] = ("tags", "words")) -> Impressio
 
 def test_batches_of_a_log_have_the_gradients_of_rows(tmp_path: Path):
     log = log_of(written(tmp_path))
-    context, candidate, impressions = log[2]
+    context, candidate, impressions = log[0]  # requests stand as they first come
     assert (context["tags"].values[0].tolist(), context["tags"].lengths.tolist()) == (TAGS[7], [3])
     assert candidate["words"].lengths.tolist() == [1, 0, 1] and impressions == 3
     model = Normed()
@@ -155,7 +155,9 @@ def test_batches_of_a_log_have_the_gradients_of_rows(tmp_path: Path):
 
 def test_bags_of_a_log_are_checked(tmp_path: Path):
     for tags in ([[1, 2, 2], [], [1, 2], [4], [], [1, 2, 2]], [[1, 2, 2], [], [1, 9, 2], [4], [], [1, 2, 2]]):
-        with pytest.raises(InputError, match="context column 'tags' is not the same in all rows of request 7"):
+        with pytest.raises(
+            InputError, match="context column 'tags' is not the same in all rows of a request: rows 0 and 2"
+        ):
             log_of(written(tmp_path, tags=pa.array(tags, pa.list_(pa.int64()))))
     path = written(tmp_path)
     with pytest.raises(InputError, match="'words' holds lists of 0 to 3 values: name it in jagged"):

@@ -26,6 +26,7 @@ ALSO_WITHOUT = set(
 outer addr softmax _softmax cdist max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d
 avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold opaque select slice
 narrow flip roll cat concat concatenate constant_pad_nd pad
+scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce
 """.split()
 )
 

@@ -85,25 +85,34 @@ def demands(program: Program) -> Demands:
     for node in reversed(program.graph.nodes):
         if is_tensor(node):
             if node.op == "call_function" and wanted[node]:
-                wanted[node] = _told(node, wanted)
+                wanted[node] = _told(program, node, wanted)
         elif node.target is not SIZE and (wanted[node] or node.op == "output" or not _several(node)):
             _all_operands(node, wanted)
     return wanted
 
 
-def _told(node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> list[Box]:
+def _told(program: Program, node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> list[Box]:
     """The boxes of a result that are computed; its operands are told."""
     sizes = sizes_of(node)
     every = boxes.whole(sizes)
     asked = boxes.merged(wanted[node], sizes)
-    ways = [part_of(node, box) for box in asked]
+    ways = [_way(program, node, box) for box in asked]
     if any(way is None for way in ways):
-        asked, ways = [every], [part_of(node, every)]
+        asked, ways = [every], [_way(program, node, every)]
     if ways == [None]:
         _all_operands(node, wanted)
     for take in _takes(ways):
         wanted[take.node].append(take.box)
     return asked
+
+
+def _way(program: Program, node: fx.Node, box: Box) -> Take | Made | None:
+    """How a part is made of parts of operands; None too where rows were cut, which others know how to."""
+    way = part_of(node, box)
+    cut = (p for take in _takes(way) for axis in take.box for p in axis if p.end is not None)
+    return (
+        None if any(p.size.free_symbols - program.lengths.keys() for p in cut if not isinstance(p.size, int)) else way
+    )
 
 
 def _all_operands(node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> None:
@@ -178,7 +187,7 @@ class _Writer:
 
     def _piece(self, node: fx.Node, box: Box) -> fx.Node:
         """A box of a result; what is computed as a whole of whole operands is as it was."""
-        way = part_of(node, box)
+        way = _way(self.program, node, box)
         if way is None or (boxes.all_of(box) and node.target is not PICK and all(map(self._is_whole, _takes(way)))):
             return self.graph.node_copy(node, self._whole)
         return self._made(way)  # type: ignore[no-any-return]
