@@ -202,6 +202,22 @@ def test_another_constant_is_refused_also_where_the_example_left_it_out():
         flagged(USER, ITEMS, 0.5)
 
 
+def test_what_the_model_was_not_hoisted_with_is_refused():
+    class Weighted(nn.Module):
+        def forward(self, **features):
+            score = (features["user"] * features["item"]).sum(1)
+            return score * features["weight"] if "weight" in features else score
+
+    hoisted = hoist(Weighted().eval(), dict(zip(("user", "item"), EXAMPLE, strict=True)), context=["user"])
+    state, weight = hoisted.prepare({"user": USER}), torch.ones(5)
+    with pytest.raises(InputError, match=r"^not inputs: weight; the inputs are user, item$"):
+        hoisted(user=USER, item=ITEMS, weight=weight)
+    with pytest.raises(InputError, match=r"^not candidate inputs: weight; the candidate inputs are item$"):
+        hoisted.score(state, {"item": ITEMS, "weight": weight})
+    with pytest.raises(InputError, match=r"^not context inputs: item; the context inputs are user$"):
+        hoisted.prepare({"user": USER, "item": ITEMS})
+
+
 def test_an_example_of_constants_alone_is_refused():
     with pytest.raises(InputError, match="holds no tensor"):
         hoist(Tempered().eval(), (1.0, 2.0, 0.5), context=["user"])

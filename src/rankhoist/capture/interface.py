@@ -83,7 +83,7 @@ class Interface:
         missing = [name for name in known if name not in leaves]
         if missing:
             raise InputError(f"missing inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
-        self._check_constants(given, leaves)
+        self.check_others(given, leaves, known, "inputs")
         return {name: leaves[name] for name in known}
 
     def result(self, leaves: Sequence[Any]) -> Any:
@@ -94,14 +94,23 @@ class Interface:
     def _one_tensor(self) -> bool:
         return self.out_spec.is_leaf()
 
-    def _check_constants(self, given: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-        """What is no tensor must be as it was, whether it is given or left to its default."""
+    def check_others(
+        self, given: Mapping[str, Any], leaves: Mapping[str, Any], names: Sequence[str], what: str
+    ) -> None:
+        """Beside inputs of these `names` there are constants alone: another would be ignored, as the model need not.
+
+        What is no tensor must be as it was, whether it is given or left to its default.
+
+        Raises:
+            InputError: a constant is another, or a leaf is no input.
+        """
         known = {c.name: c.value for c in self.constants}
         defaults = {p.name: p.default for p in self.arguments.parameters if isinstance(p.default, CONSTANTS)}
         passed = {name: leaves.get(name, defaults.get(name, value)) for name, value in known.items()}
         left_out = defaults.keys() - known.keys() - {spec.name for spec in self.inputs.values()}
         others = {n: v for n, v in given.items() if n in left_out and (isinstance(v, CONSTANTS) or n in leaves)}
-        for name, value in (passed | others).items():
+        constants = passed | others
+        for name, value in constants.items():
             fixed = known[name] if name in known else defaults[name]
             if type(value) is not type(fixed) or value != fixed:
                 shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
@@ -109,3 +118,6 @@ class Interface:
                     f"argument {name!r} is {shown}; the model was hoisted for {fixed!r}, as a constant. Hoist it "
                     "once more for another value."
                 )
+        unknown = [name for name in leaves if name not in names and name not in constants]
+        if unknown:
+            raise InputError(f"not {what}: {', '.join(unknown)}; the {what} are {', '.join(names) or 'none'}")

@@ -127,7 +127,7 @@ class Inputs:
         """One side's inputs by name, of a mapping or of a sequence in order.
 
         Raises:
-            InputError: one is missing, or there is another number of them.
+            InputError: one is missing, there is another number of them, or one of a name that the side has not.
         """
         names = list(self.expected[side])
         if self.interface.jagged:
@@ -137,12 +137,14 @@ class Inputs:
             if len(values) != len(names):
                 raise InputError(f"expected {len(names)} {side} inputs ({', '.join(names)}), got {len(values)}")
             return dict(zip(names, values, strict=True))
-        if all(isinstance(inputs.get(n), Tensor) for n in names):  # no containers, which take a while to open
-            return {n: inputs[n] for n in names}
+        if len(inputs) == len(names) and all(isinstance(inputs.get(n), Tensor) for n in names):
+            return {n: inputs[n] for n in names}  # no containers, which take a while to open
         leaves = named_leaves({"inputs": dict(inputs)})
         missing = [n for n in names if n not in leaves]
         if missing:
             raise InputError(f"missing {side} inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
+        if len(leaves) > len(names):
+            self.interface.check_others(leaves, leaves, names, f"{side} inputs")
         return {n: leaves[n] for n in names}
 
     def _bags_of_side(self, names: Sequence[str], inputs: Any) -> Any:
