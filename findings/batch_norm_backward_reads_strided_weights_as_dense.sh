@@ -5,9 +5,8 @@
 # every second element of it: scale is pairs[0::2], shift pairs[1::2]. The scores are right, and so is the gradient of
 # the pairs. That of the rows is not, in training as in eval mode: it is what a norm with the scale pairs[:channels]
 # has, the numbers that lie side by side in memory. No warning, and all layers below learn from it. `.contiguous()`
-# behind the slice makes it right. A running variance with strides makes both gradients wrong in eval mode, and what is
-# read instead of it changes from run to run. Seen, in float64: the largest difference to the same norm of dense
-# vectors, and of the rows' gradient to central differences of the loss:
+# behind the slice makes it right. Seen, in float64: the largest difference to the same norm of dense vectors, and of
+# the rows' gradient to central differences of the loss:
 #
 #     torch 2.13.0+cpu
 #     training, dense scale: scores 0, gradient of the pairs 0, of the rows 0, to differences 5e-11
@@ -16,7 +15,6 @@
 #     eval, dense scale: scores 0, gradient of the pairs 0, of the rows 0, to differences 4e-11
 #     eval, sliced scale: scores 4e-16, gradient of the pairs 0, of the rows 0.7, to differences 0.7
 #       that of the scale side by side in memory: 0
-#     eval, sliced variance, 100 runs: scores 4e-16, gradients wrong at least once: True
 #     as found
 #
 # Installs torch in a temporary folder. Exits 0 while it behaves so, 1 when it does not any more.
@@ -34,11 +32,11 @@ import sys
 import torch
 from torch.nn.functional import batch_norm
 
-ROWS, CHANNELS, STEP, RUNS = 7, 3, 1e-5, 100
+ROWS, CHANNELS, STEP = 7, 3, 1e-5
 torch.manual_seed(0)
 rows, wanted = (torch.randn(ROWS, CHANNELS, dtype=torch.float64) for _ in range(2))
 pairs, mean = torch.randn(2 * CHANNELS, dtype=torch.float64), torch.randn(CHANNELS, dtype=torch.float64)
-variances = 1 + torch.rand(2 * CHANNELS, dtype=torch.float64)
+variance = 1 + torch.rand(CHANNELS, dtype=torch.float64)
 
 
 def sliced(vector):
@@ -53,9 +51,8 @@ def side_by_side(vector):
     return vector[:CHANNELS]
 
 
-def norm(x, own, scale, variance, training):
-    running = (mean.clone(), variance(variances).clone()) if training else (mean, variance(variances))
-    return batch_norm(x, *running, scale(own), own[1::2].contiguous(), training)
+def norm(x, own, scale, training):
+    return batch_norm(x, mean.clone(), variance.clone(), scale(own), own[1::2].contiguous(), training)
 
 
 def found(*how):
@@ -83,9 +80,9 @@ def apart(x, y):
 print(f"torch {torch.__version__}")
 same = True
 for training in (True, False):
-    right = found(dense, dense, training)
+    right = found(dense, training)
     for scale in (dense, sliced):
-        made, numeric = found(scale, dense, training), by_differences(scale, dense, training)
+        made, numeric = found(scale, training), by_differences(scale, training)
         scores, of_rows, of_pairs = map(apart, made, right)
         print(
             f"{'training' if training else 'eval'}, {scale.__name__} scale: scores {scores:.1g}, gradient of the pairs "
@@ -93,15 +90,9 @@ for training in (True, False):
         )
         same &= max(scores, of_pairs) < 1e-12 and apart(right[1], numeric) < 1e-7
         same &= of_rows > 0.1 if scale is sliced else of_rows == 0
-    in_memory = apart(found(sliced, dense, training)[1], found(side_by_side, dense, training)[1])
+    in_memory = apart(found(sliced, training)[1], found(side_by_side, training)[1])
     print(f"  that of the scale side by side in memory: {in_memory:.1g}")
     same &= in_memory < 1e-12
-right = found(dense, dense, False)
-runs = [list(map(apart, found(dense, sliced, False), right)) for _ in range(RUNS)]
-scores = max(run[0] for run in runs)
-wrong = any(not max(gradients) < 0.1 for _, *gradients in runs)  # or no number
-print(f"eval, sliced variance, {RUNS} runs: scores {scores:.1g}, gradients wrong at least once: {wrong}")
-same &= scores < 1e-12 and wrong
 print("as found" if same else "it behaves differently now")
 sys.exit(not same)
 PYTHON
