@@ -124,14 +124,14 @@ class Inputs:
         return context, candidate
 
     def of_side(self, side: str, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
-        """One side's inputs by name, of a mapping or of a sequence in order.
+        """One side's inputs by name, of a mapping, which may be of all sides, or of a sequence in order.
 
         Raises:
-            InputError: one is missing, there is another number of them, or one of a name that the side has not.
+            InputError: one is missing, there is another number of them, or one of a name that the model has not.
         """
         names = list(self.expected[side])
         if self.interface.jagged:
-            inputs = self._bags_of_side(names, inputs)
+            inputs = self._bags_of_side(inputs)
         if not isinstance(inputs, Mapping):
             values = [inputs] if isinstance(inputs, Tensor | Jagged) else list(inputs)
             if len(values) != len(names):
@@ -143,11 +143,12 @@ class Inputs:
         missing = [n for n in names if n not in leaves]
         if missing:
             raise InputError(f"missing {side} inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
-        if len(leaves) > len(names):
-            self.interface.check_others(leaves, leaves, names, f"{side} inputs")
+        own = {n: x for n, x in leaves.items() if n in names or n not in self._specs}
+        if len(own) > len(names):
+            self.interface.check_others(own, own, names, f"{side} inputs")
         return {n: leaves[n] for n in names}
 
-    def _bags_of_side(self, names: Sequence[str], inputs: Any) -> Any:
+    def _bags_of_side(self, inputs: Any) -> Any:
         """One side's inputs without containers, and with values and lengths that stand apart as jagged inputs."""
         if is_container(inputs):
             inputs = {"": inputs}
@@ -157,7 +158,7 @@ class Inputs:
         for name, value in inputs.items():
             inside = opened(value)
             if isinstance(inside, dict) and is_container(value):
-                apart |= {key if key in names else f"{name}.{key}": bags for key, bags in inside.items()}
+                apart |= {key if key in self._specs else f"{name}.{key}": bags for key, bags in inside.items()}
             else:
                 apart[name] = inside
         return packed(named_leaves({"inputs": apart}), self.interface.packs)
