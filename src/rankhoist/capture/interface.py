@@ -118,6 +118,6 @@ class Interface:
                     f"argument {name!r} is {shown}; the model was hoisted for {fixed!r}, as a constant. Hoist it "
                     "once more for another value."
                 )
-        unknown = [name for name in leaves if name not in names and name not in constants]
+        unknown = [n for n, x in leaves.items() if x is not None and n not in names and n not in constants]
         if unknown:
             raise InputError(f"not {what}: {', '.join(unknown)}; the {what} are {', '.join(names) or 'none'}")
