@@ -123,13 +123,14 @@ class Served:
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def call(
-        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
-    ) -> Answer:
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None,
+        patience: float = 60,
+    ) -> Answer:  # fmt: skip
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         url = f"http://127.0.0.1:{self.port}{path}"
         request = urllib.request.Request(url, data, headers or {}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=patience) as answer:
                 return Answer(answer.status, dict(answer.headers), answer.read())
         except urllib.error.HTTPError as error:
             return Answer(error.code, dict(error.headers), error.read())
