@@ -54,6 +54,7 @@ class Feature:
     size        numbers in the vocabulary, the padding or unknown 0 included (id, ids); columns (dense)
     vocabulary  features of the same vocabulary number the same things; "" for dense
     varying     lists may have any length: here they are padded to one
+    width       columns of its vector in a cross network, where the source says; 0: by the size of its vocabulary
     """
 
     name: str
@@ -62,6 +63,7 @@ class Feature:
     size: int
     vocabulary: str = ""
     varying: bool = False
+    width: int = 0
 
 
 def schema(log: InteractionLog) -> tuple[Feature, ...]:
@@ -69,19 +71,19 @@ def schema(log: InteractionLog) -> tuple[Feature, ...]:
     catalogue = log.catalogue
     items, genres = catalogue.size, len(catalogue.genre_names)
     return (
-        Feature("user_id", "context", "id", len(log.user_names), "user"),
-        Feature("history", "context", "ids", items, "item"),
-        Feature("liked", "context", "ids", items, "item"),
-        Feature("disliked", "context", "ids", items, "item"),
-        Feature("favourite_genres", "context", "ids", genres, "genre"),
+        Feature("user_id", "context", "id", len(log.user_names), "user", width=64),
+        Feature("history", "context", "ids", items, "item", width=64),
+        Feature("liked", "context", "ids", items, "item", width=64),
+        Feature("disliked", "context", "ids", items, "item", width=64),
+        Feature("favourite_genres", "context", "ids", genres, "genre", width=48),
         Feature("genre_taste", "context", "dense", 2 * (genres - 1)),
         Feature("user_stats", "context", "dense", len(USER_STATS)),
-        Feature("hour", "context", "id", 24, "hour"),
-        Feature("weekday", "context", "id", 7, "weekday"),
+        Feature("hour", "context", "id", 24, "hour", width=32),
+        Feature("weekday", "context", "id", 7, "weekday", width=32),
         *_categories("context", (*log.of_users, *log.of_events)),
-        Feature("movie_id", "candidate", "id", items, "item"),
-        Feature("genres", "candidate", "ids", genres, "genre"),
-        Feature("year", "candidate", "id", int(_year_numbers(catalogue.years).max()) + 1, "year"),
+        Feature("movie_id", "candidate", "id", items, "item", width=64),
+        Feature("genres", "candidate", "ids", genres, "genre", width=48),
+        Feature("year", "candidate", "id", int(_year_numbers(catalogue.years).max()) + 1, "year", width=16),
         Feature("item_stats", "candidate", "dense", len(ITEM_STATS)),
         *_categories("candidate", catalogue.attributes),
     )
@@ -186,7 +188,7 @@ class FeatureBuilder:
 
 
 def _categories(side: Side, attributes: Sequence[Attribute]) -> list[Feature]:
-    return [Feature(attribute.name, side, "id", attribute.size, attribute.name) for attribute in attributes]
+    return [Feature(attribute.name, side, "id", attribute.size, attribute.name, width=16) for attribute in attributes]
 
 
 def _numbers(attributes: Sequence[Attribute], rows: IntArray) -> dict[str, Tensor]:

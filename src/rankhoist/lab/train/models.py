@@ -17,9 +17,8 @@ from rankhoist.lab.data import Feature, LabelledRows
 from rankhoist.nn import DLRM, MLP, RDCN, DCNv2, DeepFM, FeatureEmbedding, Field, RankAwareAttention
 from rankhoist.nn.embedding import concatenate
 
-CROSS_WIDTHS = {"user": 64, "item": 64, "genre": 48, "hour": 32, "weekday": 32, "year": 16, "": 24}
-OTHER_WIDTH = 16  # of vocabularies that only some data sets have
 CROSS_LAYERS = 3
+DENSE_WIDTH = 24  # of what numbers are mapped to for cross networks
 COMMON_WIDTH = 40  # where all fields have one
 HEADS = 4
 HIDDEN = (256, 128)
@@ -160,7 +159,12 @@ MODELS: dict[str, Callable[[LabelledRows, float, Sequence[int]], nn.Module]] = {
 
 def _cross_fields(data: LabelledRows, scale: float) -> tuple[list[Field], list[Field]]:
     """Context and candidate fields, as wide as what they number is varied."""
-    return _fields(data, lambda feature: round(scale * CROSS_WIDTHS.get(feature.vocabulary, OTHER_WIDTH)))
+    return _fields(data, lambda feature: round(scale * _cross_width(feature)))
+
+
+def _cross_width(feature: Feature) -> int:
+    """What the data set says; else `6 size^(1/4)` (Deep & Cross Network, arXiv 1708.05123, section 4.1)."""
+    return DENSE_WIDTH if feature.kind == "dense" else feature.width or round(6 * feature.size**0.25)
 
 
 def _common_fields(data: LabelledRows, scale: float) -> tuple[list[Field], list[Field]]:
