@@ -128,6 +128,15 @@ def test_a_shorter_dtype_inside_stays_and_is_no_rounding_in_float64(shorter: tor
     torch.testing.assert_close(double, exact, rtol=0, atol=1e-14)
 
 
+def test_float32_parts_of_a_float64_model_are_lifted():
+    model, given = seeded(Casting), (USER[1].double(), ITEM.double())
+    certificate = verify(hoist(model, given, context=["dense"]), model)
+    assert certificate, certificate
+    assert [check.name for check in certificate.checks] == ["float64", "float32", "prepare", "capture"]
+    program = capture(model, given, ["dense"], all_rules())
+    assert "float64" in failed(verify(broken(program, off_by_a_millionth, "top"), model))
+
+
 def test_a_shorter_dtype_inside_excuses_no_wrong_rule():
     model = Mixed(torch.bfloat16, False).eval()
     program = capture(model, (USER[1], ITEM), ["dense"], all_rules())

@@ -168,8 +168,9 @@ def _run(
         doubles = _calls(double, whole, extra)
     calls = _calls(lambda: hoisted, whole, extra)
     checks = [exact("float64", Comparison(batches, doubles, truths), FLOAT64_TOLERANCE)]
-    if hoisted.dtype != torch.float64:
-        checks.append(rounded(_name(hoisted.dtype), Comparison(batches, calls, truths), own, shortest))
+    if shortest != torch.float64:
+        own_dtype = _name(shortest if hoisted.dtype == torch.float64 else hoisted.dtype)
+        checks.append(rounded(own_dtype, Comparison(batches, calls, truths), own, shortest))
     checks.append(_prepared(hoisted, whole, calls[: len(whole)], 2 * checks[-1].tolerance))
     if hoisted.blueprint.modules:
         checks.append(rows_apart(double(), batches))
@@ -265,7 +266,7 @@ def _with_store(hoisted: HoistedModel, module: nn.Module, truth: Truth, given: S
 
     calls = [scored(x) for x in given]
     comparison = Comparison(batches, calls, truths)
-    if hoisted.dtype == torch.float64:
+    if shortest_dtype(hoisted) == torch.float64:
         found = exact("store", comparison, FLOAT64_TOLERANCE)
     else:
         found = rounded("store", comparison, own, shortest_dtype(hoisted))

@@ -23,7 +23,7 @@ from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.planned import OnePlan
-from rankhoist.runtime.retarget import dtypes
+from rankhoist.runtime.retarget import SHORTER, dtypes, retargeted
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 
@@ -119,16 +119,26 @@ def in_float64(hoisted: HoistedModel) -> HoistedModel:
     """The same graphs and weights in float64; tensors outside the state dict as captured, not as rounded since then."""
     program, blueprint = hoisted.program, hoisted.blueprint
     if program is None:
-        return copy.deepcopy(hoisted).to(torch.float64)
+        return _lifted(copy.deepcopy(hoisted))
     original = {name: weight.tensor for name, weight in program.weights.items()}
     captured = HoistedModel.of(blueprint, original, blueprint.stages.constants, program.dtype, program.device)
     return _with_weights_of(hoisted, captured)
 
 
 def _with_weights_of(hoisted: HoistedModel, other: HoistedModel) -> HoistedModel:
-    double = other.to(device=hoisted.device, dtype=torch.float64)
+    double = _lifted(other.to(hoisted.device))
     double.update_weights(hoisted.state_dict())
     return double
+
+
+def _lifted(hoisted: HoistedModel) -> HoistedModel:
+    """In float64 throughout; a model that was float64 before is not moved, so its shorter parts are lifted here."""
+    blueprint, moved = hoisted.blueprint, hoisted.to(torch.float64)
+    if blueprint.interface.dtype != torch.float64:
+        return moved
+    blueprint = replace(blueprint, stages=retargeted(blueprint.stages, dict.fromkeys(SHORTER, torch.float64)))
+    weights = moved._weights
+    return HoistedModel.of(blueprint, weights.original, weights.constants, torch.float64, moved.device)
 
 
 @contextmanager
