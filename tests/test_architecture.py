@@ -3,6 +3,7 @@
 1. Rooms import in one direction only; `ROOMS` is that direction.
 2. No modules import each other in a circle, wherever in a file the import stands.
 3. A file is short, or its first lines say why it is one idea.
+4. Importing the package imports nothing heavy that only some calls need.
 
 The checks are functions of (path, source text), so that the last tests can show each of them failing.
 """
@@ -10,6 +11,8 @@ The checks are functions of (path, source text), so that the last tests can show
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -201,6 +204,14 @@ def test_a_report_is_read_and_drawn_without_the_planner():
     report = [path for path in FILES if path.startswith("rankhoist/report/") and "/make/" not in path]
     named = [(path, name) for path in report for _, name in imports(path, FILES[path])]
     assert [(path, name) for path, name in named if "compiler.plan" in name or "report.make" in name] == []
+
+
+def test_loading_a_file_imports_no_compiler_of_torch():
+    """`rankhoist --help`, a worker of the server and a scoring job wait for each import, and need none of these."""
+    heavy = "torch._dynamo networkx triton onnx onnxruntime pyarrow matplotlib"
+    asked = f"import sys, rankhoist.cli; print([m for m in {heavy.split()} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_files_are_short():

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from rankhoist.capture.inputs import CONSTANTS
 from rankhoist.errors import CaptureError, ExportError
@@ -163,6 +162,8 @@ def _observed(
     model: nn.Module, bound: inspect.BoundArguments, modules: Mapping[str, nn.Module]
 ) -> dict[str, OpaqueCall]:
     """Every call of the modules, in one run of the model over `ROWS` rows."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, for it imports Triton where that is installed
+
     calls: dict[str, OpaqueCall] = {}
     counters: dict[str, FlopCounterMode] = {}
     hooks = []

@@ -22,6 +22,7 @@ from rankhoist.training.steps import tuned_steps
 
 Mode = tuple[bool, ...]  # the training flag of every module
 Build = Callable[[nn.Module], Blueprint]
+CountsOf = Callable[["Offsets | None", int, int], Counts]
 
 
 class GroupedModel(nn.Module):
@@ -40,6 +41,8 @@ class GroupedModel(nn.Module):
         super().__init__()
         self.training = model.training
         vars(self).update(original=model, build=build)  # no submodule: its parts are this module's
+        # Numbers in tensors are for Python. Said here, for to say it imports the compiler, which takes seconds.
+        self._counts: CountsOf = torch.compiler.disable(_counts)
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self._graphs: dict[Mode, Graphs] = {}
@@ -65,7 +68,7 @@ class GroupedModel(nn.Module):
         inputs = graphs.main.inputs
         requests, rows = inputs.rows("context", context), inputs.rows("candidate", candidate)
         context, candidate = inputs.stage_inputs(context), inputs.stage_inputs(candidate)
-        counts = _counts(request_offsets, requests, rows)
+        counts = self._counts(request_offsets, requests, rows)
         return graphs.at(rows, requests).run(context, candidate, requests, rows, counts)
 
     @property
@@ -143,6 +146,5 @@ class GroupedModel(nn.Module):
         return made
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator] # numbers in tensors are for Python
 def _counts(offsets: Offsets | None, requests: int, rows: int) -> Counts:
     return counts_of(blocks_of(offsets, requests, rows), rows)

@@ -17,8 +17,6 @@ import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import networkx
-
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
@@ -103,6 +101,8 @@ def _cheapest(
     gathered: Mapping[int, float], price: float,
 ) -> frozenset[int]:  # fmt: skip
     """The pairs' side of a minimum cut, of seconds to compute every value or to gather it."""
+    import networkx  # here, for it takes half a second that few need
+
     graph = networkx.DiGraph()
     for n in items:
         leaf = isinstance(n.op, str)
