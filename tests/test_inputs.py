@@ -87,6 +87,10 @@ def test_the_one_input_of_a_side_needs_no_list():
     [
         ({"user": 0}, "missing context inputs: hour, X; got user"),
         ({}, "missing context inputs: user, hour, X; got none"),
+        (
+            {"user": [0, 1], "hour": 0, "X": 0},
+            "input 'user' is a container (user.0 and 1 more), expected a tensor with rows on axis 0",
+        ),
         ([0, 0], "expected 3 context inputs (user, hour, X), got 2"),
         (context(2) | {"age": 0, "item": 0}, "not context inputs: age; the context inputs are user, hour, X"),
     ],

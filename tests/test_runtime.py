@@ -158,6 +158,7 @@ def test_state_is_reusable_and_equals_a_call(model, hoisted):
         assert_equal(hoisted.score(state, {"item": item[part]}), expected)
         assert_equal(hoisted.score(state, [item[part]]), expected)
     assert state.requests == 1 and state.bytes > 0
+    assert repr(state) == f"RequestState(requests=1, plan={state.plan}, {state.bytes:,} bytes)"  # and no numbers
 
 
 def test_shuffled_candidates_shuffle_scores(hoisted):

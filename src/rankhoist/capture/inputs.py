@@ -173,6 +173,18 @@ def _key(key: Any) -> str:
     return str(key)
 
 
+def missing_inputs(names: Sequence[str], leaves: Mapping[str, Any], what: str = "inputs") -> InputError:
+    """What to raise where inputs of these names are not among the leaves of a call."""
+    for name in names:
+        parts = [leaf for leaf in leaves if leaf.startswith(f"{name}.")]
+        if parts:
+            more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+            return InputError(
+                f"input {name!r} is a container ({parts[0]}{more}), expected a tensor with rows on axis 0"
+            )
+    return InputError(f"missing {what}: {', '.join(names)}; got {', '.join(leaves) or 'none'}")
+
+
 def common_rows(leaves: Mapping[str, Any]) -> int:
     """The row count that all example tensors share; explains what is wrong otherwise."""
     leaves = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, CONSTANTS)}

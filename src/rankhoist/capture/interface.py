@@ -11,7 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.bags import call
-from rankhoist.capture.inputs import CONSTANTS, Constant, InputSpec, named_leaves
+from rankhoist.capture.inputs import CONSTANTS, Constant, InputSpec, missing_inputs, named_leaves
 from rankhoist.capture.packs import Pack, apart, joined, opened, packed
 from rankhoist.capture.signature import Arguments, plain_tensors
 from rankhoist.errors import InputError
@@ -82,7 +82,7 @@ class Interface:
         known = [spec.name for spec in self.inputs.values()]
         missing = [name for name in known if name not in leaves]
         if missing:
-            raise InputError(f"missing inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
+            raise missing_inputs(missing, leaves)
         self.check_others(given, leaves, known, "inputs")
         return {name: leaves[name] for name in known}
 

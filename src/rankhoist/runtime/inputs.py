@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.capture import Interface, Split, Varying
-from rankhoist.capture.inputs import named_leaves
+from rankhoist.capture.inputs import missing_inputs, named_leaves
 from rankhoist.capture.jagged import Jagged, flat
 from rankhoist.capture.packs import is_container, opened, packed
 from rankhoist.errors import BackendError, InputError
@@ -142,7 +142,7 @@ class Inputs:
         leaves = named_leaves({"inputs": dict(inputs)})
         missing = [n for n in names if n not in leaves]
         if missing:
-            raise InputError(f"missing {side} inputs: {', '.join(missing)}; got {', '.join(leaves) or 'none'}")
+            raise missing_inputs(missing, leaves, f"{side} inputs")
         own = {n: x for n, x in leaves.items() if n in names or n not in self._specs}
         if len(own) > len(names):
             self.interface.check_others(own, own, names, f"{side} inputs")

@@ -45,6 +45,9 @@ class RequestState:
     grown: Grown | None = None
     chunk: int = 0
 
+    def __repr__(self) -> str:
+        return f"RequestState(requests={self.requests}, plan={self.plan}, {self.bytes:,} bytes)"
+
     @property
     def rows(self) -> int:
         """Of its tensors."""
