@@ -18,6 +18,7 @@ import rankhoist
 from rankhoist import cli
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.rules import all_rules
+from rankhoist.report.text import short
 from rankhoist.verify import Certificate
 
 SOURCE = """
@@ -122,6 +123,32 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- hoist
 
 
+def test_what_hoist_says_fits_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    given = ["some_models:ranker", *CONTEXT, "--time", "--out", "ranker.rankhoist"]
+    assert cli.main(["hoist", *given]) == 0
+    said = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said, "a column is cut"
+    assert re.search(
+        "^Predicted to be faster than the original from .* on. Plans by candidates: from 1 level ", said, re.M
+    )
+    assert said.endswith(
+        "saved ranker.rankhoist; next: rankhoist report ranker.rankhoist, rankhoist serve ranker.rankhoist\n"
+    )
+
+
+def test_serve_without_its_extra_says_what_to_install(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "rankhoist.serve.config", None)
+    assert cli.main(["serve", "ranker.rankhoist", "--workers", "4"]) == 2
+    assert "pip install 'rankhoist[serve]'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    assert "Its options are shown where the extra is installed" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["show", "ranker.rankhoist", "--workers", "4"])
+    assert "unrecognized arguments: --workers 4" in capsys.readouterr().err
+
+
 def test_a_jagged_model_from_hoist_to_its_file(capsys: pytest.CaptureFixture):
     named = ["--jagged", "clicks=offsets:starts", "--jagged", "tags=lengths:counts"]
     given = ["some_models:bags", "--context", "clicks", *named]
@@ -158,8 +185,8 @@ def test_hoist_shows_every_level_and_verifies(capsys, folder: Path):
     assert costs["expand"] == 500 * (7 * 8 + 8)
     assert costs["linear"] == 500 * (4 * 8 + 8) + 3 * 8
     for name in names:
-        (line,) = (line for line in out.splitlines() if re.match(rf"│ {name} ", line))
-        assert f"{costs[name]:,}" in line and f"{costs['expand'] / costs[name]:.2f}x" in line
+        (line,) = (line for line in out.splitlines() if re.match(rf"│ {name}\b", line))
+        assert f" {short(costs[name])} " in line and f"{costs['expand'] / costs[name]:.2f}x" in line
     assert "PASSED" in out
     assert data["certificate"]["passed"] is True and 500 in data["certificate"]["candidates"]
 
@@ -274,7 +301,7 @@ def test_context_arguments():
 
 def test_a_hoisted_model_is_saved_and_shown(capsys):
     assert cli.main(["hoist", "some_models:ranker", *CONTEXT, "--out", "ranker.rankhoist"]) == 0
-    certificate = capsys.readouterr().out.partition("PASSED")[2]
+    certificate = capsys.readouterr().out.partition("PASSED")[2].partition("saved ranker")[0]
     assert cli.main(["show", "ranker.rankhoist", "--json", "x.json"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^user_taste +context +\[rows, 2\] +float32$", out, re.M) and "plan 0" in out

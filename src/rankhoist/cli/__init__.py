@@ -50,8 +50,11 @@ COMMANDS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Carry out one command; returns the exit code."""
-    args = parser().parse_args(argv)
+    commands = parser()
+    args, unknown = commands.parse_known_args(argv)
     try:
+        if unknown and not hasattr(args, "without_extra"):  # its options are unknown, and it says so itself
+            commands.error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = args.command(args)
     except RankhoistError as error:
         print(f"rankhoist: {error}", file=sys.stderr)

@@ -15,7 +15,8 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import PlanSummary, make_plan
 from rankhoist.compiler.targets.known import NAMES
 from rankhoist.compiler.targets.timing import interleaved
-from rankhoist.report.text import ratio
+from rankhoist.report.tables import plan_lines
+from rankhoist.report.text import ratio, short
 from rankhoist.runtime import HoistedModel
 from rankhoist.verify.batches import draw
 from rankhoist.verify.original import run_hoisted
@@ -54,7 +55,7 @@ def _hoist(args: argparse.Namespace) -> int:
     plans = _plans(hoisted, args.level, frozenset(args.without))
     measured = _timed(args, hoisted, plans) if args.time else {}
     Console().print(_level_table(plans, measured))
-    print(f"break-even points by prediction:\n{hoisted.plans}")
+    print("\n".join(plan_lines(hoisted.report())))
     certificate = None if args.no_verify else certificate_of(args, hoisted, model)
     if certificate is not None:
         print(certificate)
@@ -64,6 +65,7 @@ def _hoist(args: argparse.Namespace) -> int:
         return FAILED
     if args.out is not None:
         hoisted.save(args.out, certificate, example=args.example)
+        print(f"saved {args.out}; next: rankhoist report {args.out}, rankhoist serve {args.out}")
     return DONE
 
 
@@ -90,25 +92,28 @@ def _timed(args: argparse.Namespace, hoisted: HoistedModel, plans: dict[str, Pla
 
 def _level_table(plans: dict[str, PlanSummary], measured: dict[str, float]) -> Table:
     workload = next(iter(plans.values())).workload
-    calls = f"N = {workload.candidates:,} candidates, R = {workload.requests:,} requests"
-    table = Table("level", "same as", title=f"work of a call with {calls}", caption="ratio: expand / level")
-    for column in ("multiply-adds", "ratio", "elements written", "ratio"):
+    calls = f"N = {workload.candidates:,} candidates, R = {workload.requests:,} request{'s' * (workload.requests > 1)}"
+    table = Table("level", title=f"work of a call, {calls}", caption="ratio: how many times less than the plain model")
+    for column in (
+        "mul-adds",
+        "ratio",
+        "written",
+        "ratio",
+        "predicted ms",
+        *(["measured ms"] if measured else []),
+    ):
         table.add_column(column, justify="right")
-    table.add_column("predicted ms", justify="right")
-    if measured:
-        table.add_column("measured ms", justify="right")
     expand = plans["expand"].cost
     for level, plan in plans.items():
         cost, chosen = plan.cost, plan.level.name.lower()
         seconds = [cost.seconds, *([measured[level]] if measured else [])]
         table.add_row(
-            level,
-            "" if chosen == level else chosen,
-            f"{cost.multiply_adds:,}",
+            level if chosen == level else f"{level}: as {chosen}",
+            short(cost.multiply_adds, "0"),
             ratio(expand.multiply_adds, cost.multiply_adds),
-            f"{cost.elements:,}",
+            short(cost.elements, "0"),
             ratio(expand.elements, cost.elements),
-            *(f"{s * 1e3:.3f}" for s in seconds),
+            *(f"{s * 1e3:.3g}" for s in seconds),
         )
     return table
 

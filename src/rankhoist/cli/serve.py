@@ -47,7 +47,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     try:
         from rankhoist.serve.config import Settings
     except ModuleNotFoundError:
-        return  # the command says so when it is used
+        parser.set_defaults(without_extra=True)  # the command says so when it is used
+        parser.epilog = (
+            f"{parser.epilog}\n\nIts options are shown where the extra is installed: pip install 'rankhoist[serve]'"
+        )
+        return
     for name, field in Settings.model_fields.items():
         if name in ("models", "catalogues"):
             continue

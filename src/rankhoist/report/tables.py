@@ -23,7 +23,7 @@ def to_text(report: Record) -> str:
     return "\n".join(
         [
             title,
-            *_plan_lines(report),
+            *plan_lines(report),
             *(
                 f"{path} is kept as it is (opaque): verify tests that its rows are independent"
                 for path in report.opaque
@@ -43,7 +43,8 @@ def to_text(report: Record) -> str:
     )
 
 
-def _plan_lines(report: Record) -> list[str]:
+def plan_lines(report: Record) -> list[str]:
+    """From how many candidates on it is faster than the original, and by which plans."""
     if report.curves is None:
         return []
     plans = (f"from {s.first:,} level {s.level}" for s in report.curves.spans)
@@ -101,7 +102,7 @@ def _item_lines(report: Record) -> list[str]:
 
 def _law_lines(report: Record) -> list[str]:
     """A line for each law, and one for each of the reasons why it was not applied."""
-    lines = ["laws:"] if report.laws else []
+    lines = ["laws, how many operators each moved, and what others lacked:"] if report.laws else []
     for law in report.laws:
         guarded = ", for calls where it holds; another plan scores the others" if law.conditional else ""
         lines.append(f"  {law.name} (level {law.level}): {spelled(len(law.applied), 'operator')}{guarded}")
