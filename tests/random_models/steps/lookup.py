@@ -7,7 +7,7 @@ from torch import fx
 
 from random_models.draft import Draft, UnstableError, aten
 from random_models.inputs import embedded
-from random_models.operands import floats, whole_numbers
+from random_models.operands import floats, sequence, whole_numbers
 from random_models.rows import VOCABULARY
 from random_models.steps.table import Made, Step
 
@@ -63,7 +63,34 @@ def own_row(draft: Draft, x: fx.Node) -> Made:
     return draft.call(aten.index.Tensor, x, [rows, ids])
 
 
+def read(draft: Draft, x: fx.Node) -> Made:
+    """Tokens at places that ids choose, the same for all columns or others for each; then a layer of what is read."""
+    _, length, width = draft.extent(x)
+    ids = draft.value(lambda e: len(e) in (1, 2) and e[0] == -1 and min((*e[1:], 1)) > 0, floating=False)
+    _check_ids(draft, ids)
+    ids = draft.call(aten.remainder.Scalar, ids, length)
+    if len(draft.extent(ids)) == 1:
+        ids = draft.call(aten.unsqueeze.default, ids, 1)
+    ids = draft.call(aten.unsqueeze.default, ids, 2)
+    if draft.flag():
+        ids = draft.call(aten.remainder.Scalar, draft.call(aten.add.Tensor, ids, columns(draft, width)), length)
+    else:
+        ids = draft.call(aten.expand.default, ids, [-1, -1, draft.number(1, width)])
+    made = draft.call(aten.gather.default, x, 1, ids)
+    yield made
+    if draft.flag():
+        wide = draft.number(1, 4)
+        weight = draft.random(wide, draft.extent(made)[2], scale=0.6)
+        made = draft.call(aten.linear.default, made, weight, draft.random(wide))
+        yield draft.call(aten.tanh.default, made) if draft.flag() else made
+
+
+def columns(draft: Draft, width: int) -> fx.Node:
+    return draft.weight(torch.arange(width))
+
+
 STEPS = [
+    Step(2, read, floats(sequence)),
     Step(1, embed, whole_numbers(lambda e: len(e) < 3)),
     Step(1, pairs_by_index, floats(lambda e: len(e) == 3 and e[0] == -1 and e[1] > 1)),
     Step(1, own_row, floats(lambda e: len(e) == 2 and e[0] == -1 and e[1] > 0)),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rankhoist.compiler.algebra import joins
+from rankhoist.compiler.algebra import joins, reads
 from rankhoist.compiler.algebra.contract import arrange
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
@@ -42,6 +42,10 @@ def by_blocks(
             `dims`: a form, or several in a list, in which these axes are gone or have other sizes.
         of_numbers: it leaves 1 of each of `dims`, and of a block that is one number, this number, as `amax` does.
     """
+    before = reads.along(evaluator, value, dims)
+    if before is not None:
+        made = by_blocks(evaluator, before[0], dims, rule, of_numbers)
+        return [before[1](f) for f in made] if isinstance(made, list) else before[1](made)
     value = _whole_along(evaluator, evaluator.settled(evaluator.tidy(value)), dims)
     several, results = False, list[dict[Cell, Block]]()
     shapes, dtypes = list[Sizes](), []
@@ -70,13 +74,18 @@ def by_blocks(
 def of_elements(evaluator: Evaluator, value: Form, rule: Callable[[Form], Form]) -> Form:
     """Every element by itself: the result has the axes of the value, then those that `rule` adds."""
     blocks, extra, dtype = {}, tuple[int, ...](), value.dtype
-    for cell, block in value.blocks.items():
-        f = evaluator.settle(block).factor
+
+    def build(given: Sequence[Block]) -> Block:
+        nonlocal extra, dtype
+        f = evaluator.settle(given[0]).factor
         made = evaluator.node(rule(_of_node(f.node)))
         extra, dtype = made.shape[len(f.labels) :], made.dtype
         new = tuple(Label(n) for n in extra)
-        labels = (*block.labels, *((x,) for x in new))
-        blocks[cell + (0,) * len(extra)] = one_block(Factor(made, (*f.labels, *new)), labels)
+        return one_block(Factor(made, (*f.labels, *new)), (*given[0].labels, *((x,) for x in new)))
+
+    for cell, block in value.blocks.items():
+        made = reads.through(evaluator, [block], build)
+        blocks[cell + (0,) * len(extra)] = made
     depth = len(value.dims)
     layout = (*value.layout, *((depth + i,) for i in range(len(extra))))
     return Form((*value.dims, *(whole(n) for n in extra)), blocks, layout, dtype)

@@ -17,7 +17,7 @@ from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.lengths import Sized, usual
-from rankhoist.compiler.graph.node import OFFSETS, Node, Rate, aten, first_axis, join
+from rankhoist.compiler.graph.node import OFFSETS, OWNER, Node, Rate, aten, first_axis, join
 
 # -- settle: a block becomes one tensor
 
@@ -59,9 +59,10 @@ def split(term: Term, visible: Collection[Label], workload: Workload) -> tuple[l
     """The coefficient of a term, and its per-candidate factors.
 
     What is kept of items is a coefficient, where something else is computed for each candidate and a store may hold
-    what the coefficient is then.
+    what the coefficient is then. A choice of places is one where there are candidates' values: it is no value itself.
     """
     every = [f for f in term.factors if f.node.rate.per_candidate]
+    every = [f for f in every if f.place is None] or every
     moving = [f for f in every if not workload.before(f.node.rate)]
     if moving and len(moving) < len(every):
         left = set(visible).union(*(f.labels for f in moving))
@@ -87,6 +88,8 @@ def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Wor
 
 def small_product(term: Term, visible: Collection[Label], workload: Workload) -> bool:
     """Whether the per-candidate factors multiply to something smaller than the block itself."""
+    if all(f.place for f in split(term, visible, workload)[1]):
+        return False
     fixed, moving = ({x for f in factors for x in f.labels} for factors in split(term, visible, workload))
     left = [x for x in moving if x in visible or x in fixed]
     return bool(fixed) and 2 * _size(left) <= _size(list(visible))
@@ -130,7 +133,7 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     labels = {x for t in coefficients for f in t.factors for x in f.labels if x in keep} | set(moving.labels)
     joint = sum(cheapest(t.factors, keep, workload).cost for t in coefficients)
     rate = join((moving.node.rate, *(f.node.rate for t in coefficients for f in t.factors)))
-    size = usual(math.prod(x.size for x in labels))
+    size = usual(math.prod(x.size for x in labels if x is not moving.place))
     joint += workload.of_size(rate, size) * size
     if joint > sum(cheapest(t.factors, visible, workload).cost for t in terms):
         return terms
@@ -227,7 +230,10 @@ def sum_out(b: Builder, f: Factor, keep: Collection[Label]) -> Factor:
 
 
 def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor:
-    """`sum over labels not kept of x * y`, by one elementwise or matrix product."""
+    """`sum over labels not kept of x * y`, by one elementwise or matrix product, or by a read."""
+    for chosen, value in ((x, y), (y, x)):
+        if chosen.place in value.labels and chosen.place not in keep:
+            return _read(b, chosen, value, keep)
     if (y.node.rate, len(y.labels)) > (x.node.rate, len(x.labels)):
         x, y = y, x
     x = sum_out(b, x, set(keep) | set(y.labels))
@@ -244,6 +250,27 @@ def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor
     if not batch and (y.node.rate is Rate.WEIGHT or (y.node.rate is Rate.REQUEST and x.node.rate.per_candidate)):
         return _linear(b, x, y, outer, inner, width)
     return _matmul(b, x, y, batch, outer, inner, width)
+
+
+def _read(b: Builder, chosen: Factor, value: Factor, keep: Collection[Label]) -> Factor:
+    """`sum_t chosen[n, batch, outer, t] value[batch, t, width]` is what the value has at the places chosen."""
+    place, own = chosen.labels[-1], chosen.labels[:-1]
+    value = sum_out(b, value, {*keep, *chosen.labels})
+    batch, outer = ([x for x in own if (x in value.labels) is shared] for shared in (True, False))
+    width = [x for x in value.labels if x not in chosen.labels]
+    at = arrange(b, Factor(chosen.node.args[0], own), [*batch, *outer])
+    at = b.reshape(at, [_size(batch), _size(outer)])
+    table = b.reshape(arrange(b, value, [*batch, place, *width]), [_size(batch), place.size, _size(width)])
+    shape = [_size(batch), _size(outer), _size(width)]
+    if table.rate.per_candidate:
+        at = b.reshape(at, [*shape[:2], 1])
+        at = b.call(aten.expand.default, (at, [-1, *shape]), at.rate, shape, at.dtype, free=True)
+        made = b.call(aten.gather.default, (table, 2, at), join((table.rate, at.rate)), shape, table.dtype)
+    else:
+        args = (b.rowwise(table, Rate.REQUEST), at, OWNER)
+        made = b.call(kernels.request_rows, args, Rate.PAIR, shape, table.dtype)
+    labels = (*batch, *outer, *width)
+    return sum_out(b, Factor(b.reshape(made, [x.size for x in labels]), labels), keep)
 
 
 def _size(labels: Sequence[Label]) -> Sized:

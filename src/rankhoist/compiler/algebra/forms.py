@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from rankhoist.compiler.algebra.text import form_text
+from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.decline import Decline as Decline
 from rankhoist.compiler.graph.decline import Elsewhere as Elsewhere
 from rankhoist.compiler.graph.lengths import Length, Sized
@@ -77,6 +78,11 @@ class Factor:
 
     node: Node
     labels: Labels
+
+    @property
+    def place(self) -> Label | None:
+        """The axis that it chooses from, where it is `kernels.places`: 1 at one place of it, else 0."""
+        return self.labels[-1] if self.node.op is kernels.places else None
 
     @property
     def number(self) -> float | None:
@@ -194,6 +200,11 @@ class Form:
     def mixed(self) -> bool:
         """Some blocks exist per request, others per candidate."""
         return len({b.rate.per_candidate for b in self.blocks.values()}) > 1
+
+    @property
+    def read(self) -> bool:
+        """Whether some of it is what is read at places that a candidate chooses."""
+        return any(f.place for b in self.blocks.values() for t in b.terms for f in t.factors)
 
     @property
     def terms(self) -> int:

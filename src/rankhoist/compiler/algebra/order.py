@@ -20,6 +20,7 @@ from rankhoist.compiler.graph.node import Rate, join
 
 EXACT = 8  # of so many factors all orders are tried: 3 ** 8 / 2 products
 KINDS = 100_000  # orders that are remembered
+NEVER = 1 << 100  # the cost of what is not done, in units
 
 Labels = int  # a set of labels: bit i stands for label i
 Tree = int | tuple["Tree", "Tree"]  # a factor by its place, or the product of two trees
@@ -32,23 +33,28 @@ class Kind:
     Attributes:
         rates, labels: of every factor.
         sizes: of every label.
+        places: of every factor, the label that it chooses from, if it is a choice of places.
         visible: labels of the result; the others are summed.
     """
 
     rates: tuple[Rate, ...]
     labels: tuple[Labels, ...]
     sizes: tuple[int, ...]
+    places: tuple[Labels, ...]
     visible: Labels
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the factors, multiplied: at which rate, which labels are left, at what cost in units, and how."""
+    """Some of the factors, multiplied: at which rate, which labels are left, at what cost in units, and how; `place` is
+    the label that one factor chooses from.
+    """
 
     rate: Rate
     labels: Labels
     cost: int
     tree: Tree
+    place: Labels = 0
 
 
 def cheapest(factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> Part:
@@ -58,7 +64,8 @@ def cheapest(factors: Sequence[Factor], visible: Collection[Label], workload: Wo
         numbers.setdefault(label, len(numbers))
     own = tuple(_union(1 << numbers[x] for x in f.labels) for f in factors)
     seen = _union(1 << number for x, number in numbers.items() if x in visible)
-    kind = Kind(tuple(f.node.rate for f in factors), own, usually([x.size for x in numbers]), seen)
+    places = tuple(0 if f.place is None else 1 << numbers[f.place] for f in factors)
+    kind = Kind(tuple(f.node.rate for f in factors), own, usually([x.size for x in numbers]), places, seen)
     return _ordered(kind, workload)
 
 
@@ -70,9 +77,9 @@ def searched() -> int:
 @lru_cache(KINDS)
 def _ordered(kind: Kind, workload: Workload) -> Part:
     parts = []
-    for i, (rate, labels) in enumerate(zip(kind.rates, kind.labels, strict=True)):
+    for i, (rate, labels, place) in enumerate(zip(kind.rates, kind.labels, kind.places, strict=True)):
         others = _union(x for k, x in enumerate(kind.labels) if k != i)
-        parts.append(Part(rate, labels & (kind.visible | others), 0, i))
+        parts.append(Part(rate, labels if place else labels & (kind.visible | others), 0, i, place))
     costs = _Costs(kind, workload)
     while len(parts) > EXACT:
         parts = _joined(parts, costs)
@@ -93,8 +100,14 @@ class _Costs:
         return self._known[labels]
 
     def of(self, left: Part, right: Part, rate: Rate, labels: Labels) -> int:
-        """Of both sides, and of multiply-adds and written elements of their product, which sums all but `labels`."""
-        union = left.labels | right.labels
+        """Of both sides, and of multiply-adds and written elements of their product, which sums all but `labels`.
+
+        A product with a choice of places is a read, of what all other factors with that label have come to.
+        """
+        union, place = left.labels | right.labels, left.place | right.place
+        if place and (labels & place or not left.labels & right.labels & place):
+            return NEVER
+        union &= ~place
         units = self.size(labels) + (self.size(union) if union != labels else 0)
         read = 0
         if not self.workload.before(rate):
@@ -107,7 +120,7 @@ class _Costs:
     def elements(self, part: Part) -> int:
         """Elements that whoever needs the part reads."""
         rows = self.workload.candidates if part.rate.per_candidate else max(self.workload.of(part.rate), 1)
-        return rows * self.size(part.labels)
+        return rows * self.size(part.labels & ~part.place)
 
 
 def _exact(parts: Sequence[Part], costs: _Costs) -> Part:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra import grid, reads
 from rankhoist.compiler.algebra.contract import arrange, small_product
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ARITHMETIC, Block, Elsewhere, Factor, Form, Labels, one_block
@@ -105,8 +105,12 @@ def cast(evaluator: Evaluator, value: Form, dtype: torch.dtype) -> Form:
         return value
     value = evaluator.tidy(value)
     blocks = {}
+
+    def build(given: Sequence[Block]) -> Block:
+        return one_block(_cast_factor(evaluator, evaluator.settle(given[0]).factor, dtype), given[0].labels)
+
     for cell, block in value.blocks.items():
-        blocks[cell] = one_block(_cast_factor(evaluator, evaluator.settle(block).factor, dtype), block.labels)
+        blocks[cell] = reads.through(evaluator, [block], build)
     return Form(value.dims, blocks, value.layout, dtype)
 
 
@@ -114,10 +118,21 @@ def _apply(
     evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: list[Block],
     forms: list[Form], places: list[int], dtype: torch.dtype,
 ) -> Block:  # fmt: skip
-    """The operator on one cell's blocks, evaluated."""
+    """The operator on one cell's blocks, evaluated; on what these are read from, where that is less."""
     known = folded(evaluator, op, args, kwargs, blocks, places, [f.dtype for f in forms], dtype)
     if known is not None:
         return known
+
+    def build(given: Sequence[Block]) -> Block:
+        return _evaluated(evaluator, op, args, kwargs, given, forms, places, dtype)
+
+    return reads.through(evaluator, blocks, build)
+
+
+def _evaluated(
+    evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: Sequence[Block],
+    forms: list[Form], places: list[int], dtype: torch.dtype,
+) -> Block:  # fmt: skip
     factors = [evaluator.settle(block).factor for block in blocks]
     labels = _all_labels(blocks[0], factors)
     if not labels and len({f.dtype for f in forms}) > 1:

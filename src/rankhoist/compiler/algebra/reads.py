@@ -1,46 +1,157 @@
 """Reading what a request has at places that a candidate chooses: nothing of the request is repeated for candidates.
 
-Law: `(x repeated for every row)[n, i_n] = x[r(n), i_n]`, r(n) the request of row n.
+Law: `(x repeated for every row)[n, i_n] = x[r(n), i_n]`, r(n) the request of row n. That is a sum over places t with
+one factor that is 1 at the place chosen and 0 elsewhere,
+
+    x[i_n] = sum_t p[n, t] x_t,   p[n, t] = 1 where t = i_n,
+
+which is kept unevaluated. So a map of what is read is a map of x first, where that is cheaper (see `order`), and
+
+    f(x[i], y[i], c) = f(x, y, c)[i]   for f that treats every place alike, since sum_t p[n, t] = 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rankhoist.compiler.algebra import moves
+from rankhoist.compiler.algebra import cuts, moves
 from rankhoist.compiler.algebra.evaluator import Evaluator
-from rankhoist.compiler.algebra.forms import Form, plain, row_layout
-from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.node import OWNER, Rate
+from rankhoist.compiler.algebra.forms import Block, Factor, Form, Label, Labels, Term, rename, row_layout, whole
+from rankhoist.compiler.graph.lengths import usual
 
 
 def of_request(evaluator: Evaluator, value: Form, index: Form, dim: int) -> Form:
-    """`value.gather(dim, index)`, both with the rows first and then the same dims.
+    """`value.gather(dim, index)`, both with the rows first and then the same dims, unevaluated.
 
     Along dims that the index does not depend on, all of the value is read at once.
     """
     b, count = evaluator.b, len(value.dims)
     index = evaluator.settled(evaluator.tidy(index))
     together = [d for d in range(count) if d != dim and _constant_along(index, d)]
-    each = [d for d in range(count) if d != dim and d not in together]
     for d in range(count):
         if d != dim:
             value = moves.take_dim(b, value, d, np.arange(index.sizes[d]))
         if d in together:
             index = moves.take_dim(b, index, d, np.zeros(1, dtype=np.int64))
-    order, sizes = [*each, dim, *together], value.sizes
-    lead, tail = ([sizes[d] for d in dims] for dims in (each, together))
-    width, places = math.prod(tail), index.sizes[dim]
-    x = b.reshape(b.permute(evaluator.node(value), order), [math.prod(lead), sizes[dim], width])
-    at = b.reshape(b.permute(evaluator.node(index), order), [math.prod(lead), places])
-    shape = [math.prod(lead), places, width]
-    made = b.call(kernels.request_rows, (x, at, OWNER), Rate.PAIR, shape, value.dtype)
-    made = b.permute(b.reshape(made, [*lead, places, *tail]), [order.index(d) for d in range(count)])
-    return plain(made, value.dtype, row_layout(count))
+    at = evaluator.node(index)
+    places = [d for d in range(count) if d not in together]
+    at = b.reshape(at, [at.shape[d] for d in places])
+    own = [Label(at.shape[places.index(d)] if d == dim else n) for d, n in enumerate(value.sizes)]
+    place = Label(value.sizes[dim])
+    chosen = Factor(b.places(at, place.size, value.dtype), (*(own[d] for d in places), place))
+    read = Factor(evaluator.node(value), tuple(place if d == dim else x for d, x in enumerate(own)))
+    block = Block(tuple((x,) for x in own), (Term((chosen, read)),))
+    return Form(tuple(whole(x.size) for x in own), {(0,) * count: block}, row_layout(count), value.dtype)
 
 
 def _constant_along(index: Form, dim: int) -> bool:
     labels = ((block.labels[dim], block.factor.labels) for block in index.blocks.values())
     return index.sizes[dim] > 0 and not any(x in there for own, there in labels for x in own)
+
+
+# -- what is done to what is read
+
+
+def through(evaluator: Evaluator, blocks: Sequence[Block], build: Callable[[Sequence[Block]], Block]) -> Block:
+    """What `build` makes of blocks with the same labels: of what they are read from, where that is less, then read.
+
+    There it is given blocks with one dim more, the places.
+    """
+    found = _before(evaluator, blocks)
+    if found is None:
+        return build(blocks)
+    chosen, inner = found
+    made = build([Block((*block.labels, (chosen.labels[-1],)), block.terms) for block in inner])
+    return _read(evaluator, made, chosen, tuple(own for own in made.labels if own != (chosen.labels[-1],)))
+
+
+def along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> tuple[Form, Callable[[Form], Form]] | None:
+    """What a form is read from, where that is less, its places where those are that are read; and what reads a result.
+
+    None where no other dim holds what is read: an operator along `dims` would not treat all places alike.
+    """
+    found = _before(evaluator, list(value.blocks.values())) if len(value.blocks) == 1 else None
+    if found is None:
+        return None
+    (block,), (chosen, (inner,)) = value.blocks.values(), found
+    used = {x for t in inner.terms for f in t.factors for x in f.labels}
+    read = [d for d, own in enumerate(block.labels) if own and set(own) <= {*chosen.labels} - used]
+    if not read or any(x in chosen.labels for d in dims for x in block.labels[d]):
+        return None
+    at, place = read[0], chosen.labels[-1]
+    segments = (*value.dims[:at], whole(place.size), *value.dims[at + 1 :])
+    given = {(0,) * len(segments): Block(_replaced(block.labels, at, (place,)), inner.terms)}
+
+    def again(made: Form) -> Form:
+        left = [d for d in range(len(segments)) if len(made.dims) == len(segments) or d not in dims]
+        ((cell, result),) = made.blocks.items()
+        own = Block(block.labels, (Term((chosen,)),))
+        for d in range(len(segments)):
+            own = cuts.flatten_labels(evaluator.b, own, d)
+        names = {own.labels[d][0]: result.labels[i][0] for i, d in enumerate(left)}
+        (flat,) = own.terms[0].factors
+        k = left.index(at)
+        labels = tuple(x if x in own.labels[at] else names.get(x, x) for x in flat.labels[:-1])
+        renamed = Factor(flat.node, (*labels, names[own.labels[at][0]]))
+        block_again = _read(evaluator, result, renamed, _replaced(result.labels, k, own.labels[at]))
+        return Form((*made.dims[:k], value.dims[at], *made.dims[k + 1 :]), {cell: block_again}, made.layout, made.dtype)
+
+    return Form(segments, given, value.layout, value.dtype), again
+
+
+def _replaced(labels: tuple[Labels, ...], dim: int, own: Labels) -> tuple[Labels, ...]:
+    return (*labels[:dim], own, *labels[dim + 1 :])
+
+
+def _before(evaluator: Evaluator, blocks: Sequence[Block]) -> tuple[Factor, list[Block]] | None:
+    """Which places all blocks are read at, if at all, and what they are read from.
+
+    None where something else is the candidate's, or where there is less to compute of what is read.
+    """
+    chosen: Factor | None = None
+    seen, inner = set(blocks[0].visible), []
+    for block in blocks:
+        terms = []
+        for term in block.terms:
+            late = [f for f in term.factors if f.node.rate.per_candidate]
+            if late:
+                chosen = chosen or late[0]
+                if len(late) > 1 or len(term.factors) == 1 or not _same_places(late[0], chosen):
+                    return None
+                if not seen.issuperset(chosen.labels[:-1]):  # a sum of reads at several places
+                    return None
+                rest = Term(tuple(f for f in term.factors if f is not late[0]), term.scale)
+                (term,) = rename(Block((), (rest,)), {late[0].labels[-1]: chosen.labels[-1]}).terms
+            terms.append(term)
+        inner.append(Block(block.labels, tuple(terms)))
+    return (chosen, inner) if chosen is not None and _less(evaluator, chosen, inner) else None
+
+
+def _same_places(x: Factor, y: Factor) -> bool:
+    if x.place is None or y.place is None or x.place.size != y.place.size:
+        return False
+    return x.labels[:-1] == y.labels[:-1] and x.node.args[0] is y.node.args[0]
+
+
+def _less(evaluator: Evaluator, chosen: Factor, inner: Sequence[Block]) -> bool:
+    """Whether all requests have no more elements at all places than all candidates at theirs."""
+    seen = {*inner[0].visible, chosen.labels[-1]}
+    before = {x for block in inner for t in block.terms for f in t.factors for x in f.labels} & seen
+    after = (before | {*chosen.labels}) - {chosen.labels[-1]}
+    sizes = [usual(math.prod(x.size for x in labels)) for labels in (before, after)]
+    return bool(evaluator.workload.requests * sizes[0] <= evaluator.workload.candidates * sizes[1])
+
+
+def _read(evaluator: Evaluator, made: Block, chosen: Factor, labels: tuple[Labels, ...]) -> Block:
+    """What was made of all places, read."""
+    index, place = chosen.node.args[0], chosen.labels[-1]
+    terms = []
+    for term in made.terms:
+        if any(place in f.labels for f in term.factors):
+            node = evaluator.b.places(index, place.size, term.factors[0].node.dtype)
+            term = Term((Factor(node, chosen.labels), *term.factors), term.scale)
+        terms.append(term)
+    return Block(labels, tuple(terms))

@@ -96,10 +96,19 @@ class Builder:
             return type(value)(self._measured(v, rate) for v in value)
         return {k: self._measured(v, rate) for k, v in value.items()} if isinstance(value, dict) else value
 
+    def places(self, index: Node, size: Sized, dtype: torch.dtype) -> Node:
+        """Behind the axes of an index, one with 1 at the place that it says; its views are of views of the index."""
+        return self.call(kernels.places, (index, size, dtype), index.rate, [*index.shape, size], dtype)
+
+    def _of_index(self, x: Node, change: Callable[[Node], Node]) -> Node:
+        return self.places(change(x.args[0]), x.shape[-1], x.dtype)
+
     def permute(self, x: Node, order: Sequence[int]) -> Node:
         """Reorder the axes after the row axis."""
         if list(order) == list(range(len(order))):
             return x
+        if x.op is kernels.places and order[-1] == len(order) - 1:
+            return self._of_index(x, lambda index: self.permute(index, order[:-1]))
         skip = first_axis(x)
         axes = [0] * skip + [o + skip for o in order]
         return self.call(aten.permute.default, (x, axes), x.rate, [x.shape[o] for o in order], x.dtype, free=True)
@@ -108,6 +117,8 @@ class Builder:
         """Reshape the axes after the row axis."""
         if tuple(shape) == x.shape:
             return x
+        if x.op is kernels.places and tuple(shape[-1:]) == x.shape[-1:]:
+            return self._of_index(x, lambda index: self.reshape(index, shape[:-1]))
         inner = x.args[0] if x.op is aten.reshape.default else None
         if inner is not None and inner.rows_first and first_axis(inner) == first_axis(x):
             return self.reshape(x.args[0], shape)
@@ -125,6 +136,8 @@ class Builder:
             raise Decline(f"takes positions of an axis of length {size}, which varies")
         if len(index) == size and (index == np.arange(size)).all():
             return x
+        if x.op is kernels.places and axis < len(x.shape) - 1:
+            return self._of_index(x, lambda y: self.take(y, axis, index))
         source, inner = self._taken.get((x.index, axis), (None, index))
         if source is not None:
             return self.take(source, axis, inner[index])
@@ -142,6 +155,8 @@ class Builder:
 
     def part(self, x: Node, axis: int, first: Sized, count: Sized) -> Node:
         """So many neighbours on one axis after the row axis, which varies."""
+        if x.op is kernels.places and axis < len(x.shape) - 1:
+            return self._of_index(x, lambda index: self.part(index, axis, first, count))
         at, shape = axis + first_axis(x), [*x.shape[:axis], count, *x.shape[axis + 1 :]]
         return self.call(aten.slice.Tensor, (x, at, first, first + count, 1), x.rate, shape, x.dtype, free=True)
 

@@ -164,14 +164,19 @@ def read_tables(table: Tensor, ids: Tensor, starts: Tensor, sizes: Tensor) -> Te
 
     An id that its own table lacks is an error: compiled code and other devices are given one that no table has.
     """
-    if torch.compiler.is_compiling() or ids.device.type != "cpu":
-        inside = (ids >= 0) & (ids < sizes)
-        return F.embedding(torch.where(inside, ids + starts, table.shape[0]), table)
-    if ids.shape[0]:
-        low, high = torch.aminmax(ids, dim=0)
+    return _rows_of(table, ids, starts, sizes, "an id is outside of its embedding table")
+
+
+def _rows_of(rows: Tensor, index: Tensor, starts: Tensor, sizes: Tensor | int, problem: str) -> Tensor:
+    """Rows of tables that lie one below the other; `starts` and `sizes` say of every index where its table does."""
+    if torch.compiler.is_compiling() or index.device.type != "cpu":
+        inside = (index >= 0) & (index < sizes)
+        return F.embedding(torch.where(inside, index + starts, rows.shape[0]), rows)
+    if index.shape[0]:
+        low, high = torch.aminmax(index, dim=0)
         if bool((low < 0).any()) or bool((high >= sizes).any()):
-            raise IndexError("an id is outside of its embedding table")
-    return F.embedding(ids + starts, table)
+            raise IndexError(problem)
+    return F.embedding(index + starts, rows)
 
 
 def request_rows(x: Tensor, index: Tensor, owner: Tensor | None) -> Tensor:
@@ -179,10 +184,18 @@ def request_rows(x: Tensor, index: Tensor, owner: Tensor | None) -> Tensor:
 
     An index that is out of range is an error, as in what this stands for.
     """
-    if owner is None and x.shape[1] == 1:
+    _, tables, size, _ = x.shape
+    if owner is None and tables == 1:
         return F.embedding(index, x[0, 0])
-    table = torch.arange(x.shape[1], device=x.device)[:, None]
-    return x[0][table, index] if owner is None else x[owner[:, None, None], table, index]
+    starts = torch.arange(tables, device=x.device)[:, None] * size
+    if owner is not None:
+        starts = starts + owner[:, None, None] * (tables * size)
+    return _rows_of(x.flatten(0, 2), index, starts, size, "an index is outside of what it reads")
+
+
+def places(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """1 at the place that is read, else 0: `[..., K]` -> `[..., K, size]`. A product with it is a read instead."""
+    return F.one_hot(index, size).to(dtype)
 
 
 def request_matmul(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:

@@ -211,6 +211,7 @@ KERNELS: dict[Op, Operator] = {
     kernels.number: PLAIN,
     kernels.read_tables: Operator(Timed.GATHER),
     kernels.gathered: Operator(Timed.KEPT, fresh=True),
+    kernels.places: PLAIN,
     kernels.request_rows: Operator(Timed.GATHER, trained=trained.request_rows),
     kernels.linear_from: Operator(Timed.PRODUCT, dense=True, trained=trained.linear_from),
     kernels.linear_onto: Operator(Timed.PRODUCT, dense=True, over=kernels.linear_onto_, forgets=True),

@@ -71,7 +71,7 @@ def norm_of_blocks(call: Call) -> Value:
     x, count = _normalised(call)
     x = call.tidy(x)
     last = x.layout[len(x.layout) - count :]
-    if not x.mixed or not x.arithmetic or any(len(x.dims[d]) > 1 for e in last for d in e):
+    if not (x.mixed or x.read) or not x.arithmetic or any(len(x.dims[d]) > 1 for e in last for d in e):
         raise Elsewhere(f"a normalised axis of {x.axes} is cut, or all of it is known at one rate")
     if any(len(e) != 1 for e in last):
         raise Elsewhere(f"a normalised axis of {x.axes} is folded")
