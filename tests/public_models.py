@@ -291,7 +291,7 @@ def deepctr_cases(s: Scale) -> Iterator[Case]:
 
 
 def deepctr_dien(s: Scale) -> Case:
-    """Its recurrent layers run over packed sequences, which do not export."""
+    """Its recurrent layers run over packed sequences of those rows alone that have any, which does not export."""
     return _deepctr("DIEN", PURCHASES, s, history=["item", "kind"], gru_type="AUGRU", dtype=torch.float32)
 
 
@@ -446,7 +446,7 @@ def rechub_mind(s: Scale) -> Case:
 
 
 def rechub_narm(s: Scale) -> Case:
-    """Its recurrent layer runs over packed sequences, which do not export."""
+    """Its recurrent layer runs over packed sequences."""
     from torch_rechub.models.matching import NARM
 
     inputs = [Field("hist_item", True, 31, 6), Field("item", False, 31)]

@@ -110,7 +110,7 @@ def test_each_is_called_once_per_row_of_its_side(hoisted):
 
 def test_without_it_the_refusal_names_the_module_that_helps(model):
     context, candidate = rows(4)
-    with pytest.raises(ExportError, match=r"in module 'interests.*opaque=\['interests'\]\) helps"):
+    with pytest.raises(ExportError, match=r"in module 'trimmed.*opaque=\['trimmed'\]\) helps"):
         rankhoist.hoist(model, (*context, *candidate), context=["history", "length"])
 
 

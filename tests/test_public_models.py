@@ -102,7 +102,6 @@ def test_a_batch_of_one_fails_in_the_original_only(case: Case):
 
 REFUSED = {
     "deepctr.DIEN": (deepctr_dien, ExportError, r"refuses the model in module 'interest_extractor"),
-    "rechub.NARM": (rechub_narm, ExportError, r"refuses the model in module 'gru' \(GRU\)"),
     "rechub.MIND": (rechub_mind, UnsupportedModelError, r"in capsule draws random numbers"),
 }
 
@@ -115,3 +114,20 @@ def test_refused_by_the_module_that_is_in_the_way(name: str):
     assert outputs(model(*case.original_inputs(case.rows(4))))
     with pytest.raises(error, match=message):
         case.captured(model)
+
+
+def test_a_recurrent_layer_over_packed_sequences():
+    """NARM cuts its history to the longest of a call, and then fails where none is full: another row is."""
+    case = rechub_narm(TEST)
+    model = case.model()
+    rows = case.rows(40, seed=1)
+    lengths = (rows["hist_item"] != 0).sum(1)
+    full, own = rows["hist_item"][lengths.argmax()], rows["hist_item"][lengths.argmin()]
+    assert lengths.max() == rows["hist_item"].shape[1] > lengths.min()
+    hoisted = HoistedModel(
+        case.captured(model), search.attempt(case.captured(model), Level.REQUEST, Workload(), frozenset())
+    )
+    items = rows["item"][:CANDIDATES]
+    both = {"hist_item": torch.stack([own] * CANDIDATES + [full]), "item": rows["item"][: CANDIDATES + 1]}
+    made = hoisted(*case.hoisted_inputs({"hist_item": own[None]}, {"item": items}))
+    assert_equal(made, model(*case.original_inputs(both))[:CANDIDATES])

@@ -20,7 +20,6 @@ from rankhoist.capture import onnx
 from rankhoist.capture.bags import MODEL, BagNames, JaggedCall, jagged_call
 from rankhoist.capture.checks import (
     check_eval_mode,
-    check_exported,
     check_operators,
     check_outputs,
     check_states,
@@ -30,16 +29,17 @@ from rankhoist.capture.composites import taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.empty import leave_out_empty
-from rankhoist.capture.export import export
 from rankhoist.capture.inputs import Constant, Context, InputSpec, common_rows, named_leaves, own_rows
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.opaque import OpaqueCall, kept
 from rankhoist.capture.packs import Pack
 from rankhoist.capture.recurrent import of_any_length
+from rankhoist.capture.scripts import signature_of
 from rankhoist.capture.signature import Arguments
+from rankhoist.capture.stand_ins import exported
 from rankhoist.capture.users import jagged_users, plain_users
-from rankhoist.capture.varying import Axes, Dynamic, asked
-from rankhoist.capture.wrappers import check_packed, converted, signature_of, unwrapped
+from rankhoist.capture.varying import Dynamic, asked
+from rankhoist.capture.wrappers import check_packed, unwrapped
 from rankhoist.errors import (
     CaptureError,
     CarriedDataWarning,
@@ -179,7 +179,11 @@ def capture(
         arguments = _exported_arguments(model)
         leaves = named_leaves(arguments(*model.example_inputs)) if model.example_inputs else {}
     with kept(model, bound, opaque) as calls:
-        functional = _functional(_exported(model, bound, training, call, varying), known)
+        if isinstance(model, nn.Module) and bound is not None:
+            made = exported(model, bound, training, call, varying)
+        else:
+            made = model  # type: ignore[assignment]
+        functional = _functional(made, known)
     without_tokens(functional)
     fill(functional.graph)
     if not training:  # a gradient of nothing is zeros, one that is missing is not
@@ -187,22 +191,6 @@ def capture(
     program = _program(functional, own_rows(leaves), (context, item), arguments, training, call)
     modules = {path: model.get_submodule(path) for path in opaque} if isinstance(model, nn.Module) else {}
     return replace(program, opaque=calls, modules=modules)
-
-
-def _exported(
-    model: nn.Module | torch.export.ExportedProgram, bound: inspect.BoundArguments | None, training: bool,
-    jagged: JaggedCall | None, varying: Axes,
-) -> torch.export.ExportedProgram:  # fmt: skip
-    if not isinstance(model, nn.Module) or bound is None:
-        return model  # type: ignore[return-value]
-    if jagged is not None:
-        exported = jagged.export(model, bound, training)
-    else:
-        plain = converted(model, bound) if isinstance(model, torch.jit.ScriptModule) else (model, bound)
-        exported = export(*plain, training, varying)
-    if training:
-        check_exported(exported)
-    return exported
 
 
 def _functional(exported: torch.export.ExportedProgram, known: Container[Any] | None) -> torch.export.ExportedProgram:

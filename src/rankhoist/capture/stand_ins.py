@@ -1,0 +1,82 @@
+"""A module exported with others in place of parts that do not export; then it is held beside what it was."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture.bags import JaggedCall
+from rankhoist.capture.checks import check_exported
+from rankhoist.capture.export import export
+from rankhoist.capture.packed import packed_as_padded
+from rankhoist.capture.scripts import converted, scripts_converted
+from rankhoist.capture.varying import Axes
+from rankhoist.errors import UnsupportedModelError
+
+ALONE = 8  # rows of the example that are computed each by itself
+
+
+def exported(
+    model: nn.Module, bound: inspect.BoundArguments, training: bool, jagged: JaggedCall | None, varying: Axes
+) -> torch.export.ExportedProgram:
+    """The module's graph, of one symbolic number of rows.
+
+    Raises:
+        CaptureError: see `capture`.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        model = converted(model, bound.args)
+        bound = inspect.signature(model.forward).bind(*bound.args)
+    with scripts_converted(model, bound) as scripts, packed_as_padded() as met:
+        program = (
+            jagged.export(model, bound, training) if jagged is not None else export(model, bound, training, varying)
+        )
+        others = scripts or met.sequences
+    if training:
+        check_exported(program)
+    elif others and jagged is None:
+        check_alike(model, bound, program)
+    return program
+
+
+def check_alike(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> None:
+    """Hold a program beside its model, on all rows of the example and, where it takes them, on single ones.
+
+    Raises:
+        UnsupportedModelError: they differ.
+    """
+    leaves = [x for x in pytree.tree_leaves((bound.args, bound.kwargs)) if isinstance(x, Tensor)]
+    count, run = len(leaves[0]), program.module()
+    for rows in [list(range(count)) * 2, *([i, i] for i in range(min(count, ALONE)))]:
+        args, kwargs = _at(rows, (bound.args, bound.kwargs))
+        with torch.no_grad():
+            made = pytree.tree_leaves(run(*args, **kwargs))
+            try:
+                truth = pytree.tree_leaves(model(*args, **kwargs))
+            except Exception:  # whatever it is, it is the model's own failure
+                continue
+        if not all(_alike(x, y) for x, y in zip(made, truth, strict=True)):
+            raise UnsupportedModelError(
+                "the model's packed sequences or scripts were taken for modules of PyTorch's operators, and on rows "
+                f"{sorted({*rows})[:ALONE]} of the example scores differ: a score depends on the other rows of a call, "
+                "as on the longest of their sequences. Pad to one length (total_length=)"
+            )
+
+
+def _at(rows: list[int], given: Any) -> Any:
+    """These rows of a call's tensors."""
+    return pytree.tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, given)
+
+
+def _alike(made: Any, truth: Any) -> bool:
+    if not isinstance(truth, Tensor) or not truth.is_floating_point():
+        return bool(torch.equal(made, truth)) if isinstance(truth, Tensor) else made == truth
+    if made.shape != truth.shape:
+        return False
+    scale = max(float(truth.double().abs().nan_to_num(0, 0, 0).max()) if truth.numel() else 0.0, 1e-6)
+    tolerance = torch.finfo(truth.dtype).eps ** 0.5 * scale
+    return torch.allclose(made.double(), truth.double(), 0, tolerance, equal_nan=True)
