@@ -57,12 +57,13 @@ class Movable(Scoring, nn.Module):
         return made
 
     def to_backend(self, backend: str) -> Self:
-        """Run the stages with `eager` (PyTorch, operator by operator), `inductor` (torch.compile), `onnx` (ONNX
-        Runtime), or on a GPU `graphs` (the first, recorded as CUDA graphs) or `inductor-graphs` (the second); returns
-        itself. What `tune` chose to run them with is given up, its plans are not.
+        """Run the stages with `eager` (PyTorch, operator by operator), `inductor` (torch.compile), on a CPU `onnx`
+        (ONNX Runtime) or `openvino`, or on a GPU `graphs` (the first, recorded as CUDA graphs) or `inductor-graphs`
+        (the second); returns itself. What `tune` chose to run them with is given up, its plans are not.
 
         Stages compile at the first call that uses their plan, for tens of seconds (`warm_up` pays it before), and not
-        again when the numbers of candidates and requests vary, nor, but for `onnx`, after `update_weights`.
+        again when the numbers of candidates and requests vary, nor after `update_weights`, but for `onnx` and
+        `openvino`.
 
         Raises:
             BackendError: no such backend; later, at a stage's first call: it does not compile, or no compiler is found.

@@ -30,8 +30,9 @@ from rankhoist.runtime.planned import OnePlan, Planned, Tunable
 
 CANDIDATES, SECONDS = (100, 1000), 60.0
 
-FIRST = 0.3  # of the time, for all plans by the first backend
-COMPILING = 0.5  # of the time: then no other stage is compiled
+FIRST = 0.2  # of the time, for all plans by the first backend
+COMPILING = 0.6  # of the time: then no other stage is compiled
+LAST = 0.2  # of the time at least, for the fastest side by side, however long compilers took
 HOPELESS = 4.0  # times the fastest in a few calls: not timed any further
 FEW = 3
 NEARLY = 1.1  # times the fastest plan by the first backend: what other backends are tried with
@@ -71,7 +72,8 @@ def tuned(
     for i, own in enumerate(calls):
         told(f"{own}: the fastest side by side")
         own.admitted(own.in_chunks() if cut else [])
-        own.race(own.finalists(), max(seconds - (time.perf_counter() - start), 0.0) / (len(calls) - i))
+        left = max(seconds - (time.perf_counter() - start), LAST * seconds * (1 - i / len(calls)))
+        own.race(own.finalists(), left / (len(calls) - i))
     winners = {(own.requests, own.candidates): own.winner() for own in calls}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine, dtype = name_of(model._inputs.device), dtype_name(model._inputs.dtype)

@@ -237,9 +237,9 @@ def stack(node: fx.Node, box: Box) -> Made | None:
 
 
 def along(node: fx.Node, box: Box) -> Made | None:
-    """`f` along the axes that `dim` says, the others by themselves."""
+    """`f` along the axes that `dim` says, the others by themselves; without it, over all."""
     x, *others = arguments(node)
-    dims, sizes = named_arguments(node)["dim"], sizes_of(x)
+    dims, sizes = named_arguments(node).get("dim"), sizes_of(x)
     if dims is None or dims == []:
         return None
     dims = {d % len(sizes) for d in (dims if isinstance(dims, list | tuple) else [dims])}

@@ -1,5 +1,6 @@
 """Backends: what runs a stage. `eager` calls PyTorch operator by operator, `inductor` compiles with torch.compile,
-`onnx` is ONNX Runtime (see `sessions`). What the first two run may be recorded: `graphs`, `inductor-graphs`.
+`onnx` and `openvino` are these runtimes (see `sessions`). What the first two run may be recorded: `graphs`,
+`inductor-graphs`.
 
 A backend turns a stage into a function with the arguments of `Stage.run`. The compiled one keeps the row counts
 symbolic and is compiled on made-up rows, before the first call is answered: what it is called with decides nothing, so
@@ -27,7 +28,7 @@ from torch import Tensor
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.emit.lookups import check_counts
 from rankhoist.compiler.emit.traceable import traceable
-from rankhoist.compiler.targets import onnx
+from rankhoist.compiler.targets import differs, onnx, openvino
 from rankhoist.compiler.targets.sessions import InSessions
 from rankhoist.errors import BackendError
 
@@ -138,7 +139,8 @@ def _explained(error: Exception, stage: str) -> BackendError:
 
 
 BACKENDS: dict[str, Callable[[Stage, Collection[int] | None], Run]] = {
-    "eager": _eager, "inductor": Compiled, "onnx": InSessions, "graphs": _eager, "inductor-graphs": Compiled,
+    "eager": _eager, "inductor": Compiled, "onnx": functools.partial(InSessions, onnx.session),
+    "openvino": functools.partial(InSessions, openvino.session), "graphs": _eager, "inductor-graphs": Compiled,
 }  # fmt: skip
 RECORDED = ("graphs", "inductor-graphs")  # what they run is recorded, and replayed as one: see `recorder`
 
@@ -146,8 +148,10 @@ RECORDED = ("graphs", "inductor-graphs")  # what they run is recorded, and repla
 def installed(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends that this machine has for a device and a dtype, `eager` first, then those that start sooner."""
     found = ["eager"]
-    if device.type == "cpu" and dtype in (torch.float32, torch.float64) and onnx.present():
+    if device.type == "cpu" and dtype in (torch.float32, torch.float64) and onnx.installed():
         found.append("onnx")
+    if device.type == "cpu" and dtype in differs.DTYPES and openvino.installed():
+        found.append("openvino")
     if device.type == "cuda":
         found.append("graphs")
     if device.type != "cpu" or _compiles():

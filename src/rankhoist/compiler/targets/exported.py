@@ -63,6 +63,11 @@ class Exported:
 Write = Callable[[Exported, Path], None]  # a stage, and the path to write it to
 Call = Callable[[list[Tensor]], Sequence[Tensor]]  # what runs a stage: its inputs in order -> its outputs
 Load = Callable[[Path], Call]
+Runtime = Callable[[Exported, int], Call]  # a stage, and the threads inside one operator -> what runs it
+
+
+class DeclinedError(BackendError):
+    """Why a stage, or a call of one, is left to PyTorch's own operators."""
 
 
 def blocks_of_rows(offsets: Tensor, owner: Tensor) -> dict[str, Tensor]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from rankhoist.compiler.targets.exported import Call, Exported, Load, Write
-from rankhoist.errors import BackendError
+from rankhoist.compiler.targets.extras import need, present
 
 SUFFIX = ".onnx"
 INSIDE = 2**30  # bytes of weights that stay inside the model; ONNX files end at 2 GiB
 
 
-def present() -> bool:
-    """Whether the extra is installed."""
-    return not _missing("onnx", "onnxscript", "onnxruntime")
+def installed() -> bool:
+    """Whether the extra is."""
+    return present("onnx", "onnxscript", "onnxruntime")
 
 
 def writer() -> Write:
@@ -29,7 +29,7 @@ def writer() -> Write:
     Raises:
         BackendError: the extra is not installed.
     """
-    _need("onnx", "onnxscript")
+    need("onnx", "onnx", "onnxscript")
     return _write
 
 
@@ -39,7 +39,7 @@ def loader(providers: Sequence[str], threads: int) -> Load:
     Raises:
         BackendError: the extra is not installed.
     """
-    _need("onnxruntime")
+    need("onnx", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -58,6 +58,14 @@ def loader(providers: Sequence[str], threads: int) -> Load:
     return load
 
 
+def session(stage: Exported, threads: int) -> Call:
+    """What runs a stage, which is written and loaded: see `loader`."""
+    with TemporaryDirectory(prefix="rankhoist-") as folder:
+        path = Path(folder) / f"{stage.name}{SUFFIX}"
+        writer()(stage, path)
+        return loader((), threads)(path)
+
+
 def _write(stage: Exported, path: Path) -> None:
     weights = sum(t.numel() * t.element_size() for t in stage.program.state_dict.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
@@ -67,13 +75,3 @@ def _write(stage: Exported, path: Path) -> None:
             stage.program, f=str(path), input_names=stage.inputs, output_names=stage.outputs, dynamo=True,
             external_data=weights > INSIDE, verbose=False, dynamic_shapes=stage.names,
         )  # fmt: skip
-
-
-def _need(*modules: str) -> None:
-    missing = _missing(*modules)
-    if missing:
-        raise BackendError(f"{', '.join(missing)} is not installed: pip install 'rankhoist[onnx]'")
-
-
-def _missing(*modules: str) -> list[str]:
-    return [m for m in modules if importlib.util.find_spec(m) is None]

@@ -1,15 +1,14 @@
-"""A stage in ONNX Runtime: exported at its first call, with the weights of that call inside.
+"""A stage in another runtime: exported at its first call, with the weights of that call inside.
 
-New weights are a new export, at the first call that brings them. What ONNX Runtime does not take of a call, one without
-rows, runs eagerly.
+New weights are a new export, at the first call that brings them. A call without rows, which runtimes differ about, and
+what the runtime declines, a stage or a call, run eagerly; of a stage it is said once.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.emit.lookups import check_counts
-from rankhoist.compiler.targets import onnx
 from rankhoist.compiler.targets.exported import (
     BOUNDS,
     OWNER,
@@ -25,27 +23,30 @@ from rankhoist.compiler.targets.exported import (
     ROWS,
     SLOTS,
     Call,
+    DeclinedError,
     Exported,
     Moving,
+    Runtime,
     blocks_of_rows,
     export,
     refused,
 )
+from rankhoist.errors import BackendError, HoistingWarning
 
 
 class Session(NamedTuple):
-    """A stage that was exported: what runs it, its description, and the weights inside of it."""
+    """A stage that was exported: what runs it (None: it is declined), its description, the weights inside of it."""
 
-    call: Call
+    call: Call | None
     stage: Exported
     weights: list[Tensor]
 
 
 class InSessions:
-    """A stage through ONNX Runtime; `state` are the nodes with a row per request, `None` for a request stage."""
+    """A stage through a runtime; `state` are the nodes with a row per request, `None` for a request stage."""
 
-    def __init__(self, stage: Stage, state: Collection[int] | None) -> None:
-        self.stage, self.eager, self.is_request = stage, stage.run, state is None
+    def __init__(self, runtime: Runtime, stage: Stage, state: Collection[int] | None) -> None:
+        self.runtime, self.stage, self.eager, self.is_request = runtime, stage, stage.run, state is None
         self.of_state = [state is not None and i in state for i in stage.nodes]
         self.moves = [*self.of_state, *[True] * len(stage.leaves)]
         self.trivial = not stage.leaves or not any(n.op == "call_function" for n in stage.module.graph.nodes)
@@ -61,11 +62,16 @@ class InSessions:
         session = self._made.get(several)
         if session is None or any(a is not b for a, b in zip(session.weights, weights, strict=True)):
             session = self._session(several, given, weights)
+        if session.call is None:
+            return self.eager(rows, owner, offsets, *given)
         named = dict(zip((n for n in session.stage.inputs if n not in (OWNER, SLOTS)), moving, strict=True))
         if OWNER in session.stage.inputs or SLOTS in session.stage.inputs:
             assert owner is not None and offsets is not None, "several requests have both"
             named |= blocks_of_rows(offsets, owner)
-        made = list(session.call([named[name] for name in session.stage.inputs]))
+        try:
+            made = list(session.call([named[name] for name in session.stage.inputs]))
+        except DeclinedError:
+            return self.eager(rows, owner, offsets, *given)
         if session.stage.guards:
             check_counts(session.stage.guards, made.pop())
         for at in sorted(session.stage.constants):
@@ -81,17 +87,18 @@ class InSessions:
             return made
 
     def _exported(self, several: bool, given: Sequence[Tensor], weights: list[Tensor]) -> Session:
-        write, name = onnx.writer(), "request" if self.is_request else "candidate"
+        name = "request" if self.is_request else "candidate"
         with torch.no_grad():
             stage = export(name, self.stage, several, self._arguments(several, given), "output")
-        with TemporaryDirectory(prefix="rankhoist-") as folder:
-            path = Path(folder) / f"{name}{onnx.SUFFIX}"
-            try:
-                write(stage, path)
-                call = onnx.loader((), torch.get_num_threads())(path)
-            except Exception as error:
-                raise refused(f"the {name} stage", error) from error
-        return Session(call, stage, weights)
+        try:
+            return Session(self.runtime(stage, torch.get_num_threads()), stage, weights)
+        except DeclinedError as why:
+            warnings.warn(f"the {name} stage runs by PyTorch's own operators: {why}", HoistingWarning, stacklevel=2)
+            return Session(None, stage, weights)
+        except BackendError:
+            raise
+        except Exception as error:
+            raise refused(f"the {name} stage", error) from error
 
     def _arguments(self, several: bool, given: Sequence[Tensor]) -> list[Moving | Tensor]:
         """Weights as they are; of what moves, rows of this call repeated to the sizes to export with."""
