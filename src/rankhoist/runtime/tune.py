@@ -83,9 +83,11 @@ def tuned(
 
 
 def _to_compile(model: Tunable, calls: Sequence[_Calls]) -> list[Way]:
-    """By every backend what is nearly the fastest, what is so for most sizes first, the original last."""
+    """By every backend what is nearly the fastest: what is so for most sizes, then the original, then the rest."""
     best = [plan for own in calls for plan in own.best_plans()]
-    plans = sorted({*best}, key=lambda p: (p == model.plans.original, -best.count(p)))
+    original = model.plans.original
+    first, *rest = sorted({*best}, key=lambda p: (p == original, -best.count(p)))
+    plans = [first, *sorted(rest, key=lambda p: p != original)]
     others = [backend for backend in backends_of(model) if backend != calls[0].first]
     return [Way(plan, backend) for backend in others for plan in plans]
 
