@@ -16,6 +16,20 @@ CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n 
 W = torch.randn(5, 8, generator=G, dtype=torch.float64)
 
 
+def test_a_program_without_parts_is_not_traced_again(monkeypatch: pytest.MonkeyPatch):
+    """Each time costs as much as the export; sizes, which stand in every graph of any number of rows, are no parts."""
+    traced = []
+    whole = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda self, table: traced.append(table) or whole(self, table),
+    )
+    model = Function(lambda c, k: both(c, k).reshape(k.shape[0], 2, 4).sum(1)).eval()
+    hoist(model, (CONTEXT, CONTEXT), context=["context"])
+    assert traced == [{}], "made functional, and no more"
+
+
 def both(c, k):
     return torch.cat([c, k], 1)
 

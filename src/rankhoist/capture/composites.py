@@ -24,21 +24,22 @@ SIMPLE = {  # these have a kernel of their own, and parts that take about as lon
     aten.glu.default, aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.tril.default,
     aten.triu.default, aten.diag_embed.default,
 }  # fmt: skip
-KEPT = (  # the parts of one are a batch norm in training mode, which is refused; those of the other take longer
-    "aten::instance_norm",
-    "aten::upsample",
+KEPT = (
+    "aten::instance_norm",  # its parts are a batch norm in training mode, which is refused
+    "aten::upsample",  # its parts take longer
+    "aten::sym_",  # sizes are numbers, and PyTorch's parts of one are the same operator
 )
 
 
 def taken_apart(program: ExportedProgram, known: Container[Any]) -> ExportedProgram:
     """The program with every operator in its parts that has any and is not `known`."""
+    tried: dict[Any, Callable[..., Any]] = {}
     for _ in range(DEPTH):
         unknown = {n.target for n in program.graph.nodes if n.op == "call_function" and n.target not in known}
         table = {op: parts for op in unknown if (parts := _parts(op)) is not None}
-        taken = _taken(program, table)
-        if taken is None:
+        if table.keys() <= tried.keys():  # what is still there has no parts that fit in
             break
-        program = taken
+        program, tried = _taken(program, table) or program, table
     return program
 
 
