@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import OutputKind
+from torch.nn.parameter import is_lazy
 
 from rankhoist.capture.composites import lies_in_order
 from rankhoist.capture.operators import draws, module_path, named_arguments, operator_name
@@ -31,6 +32,26 @@ def check_eval_mode(model: nn.Module) -> None:
     if training:
         shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
         raise TrainingModeError(f"call model.eval() first: in training mode are {shown}")
+
+
+def check_weights(model: nn.Module) -> None:
+    """That every weight has values.
+
+    Raises:
+        UnsupportedModelError: one is a lazy module's that has not been called yet, or is on the meta device.
+    """
+    for kind, own in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in own:
+            if is_lazy(tensor):
+                raise UnsupportedModelError(
+                    f"{kind} {name!r} has no shape yet: its module is lazy. Call the model once on the example, or "
+                    "load its state dict"
+                )
+            if tensor.is_meta:
+                raise UnsupportedModelError(
+                    f"{kind} {name!r} is on the meta device and has no values: load the state dict with "
+                    "load_state_dict(..., assign=True)"
+                )
 
 
 def in_training_mode(model: nn.Module) -> list[str]:

@@ -7,8 +7,11 @@ import importlib
 import inspect
 import logging
 import threading
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,6 +30,7 @@ from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
 
 MAX_ROWS = 2**24
+OWN = str(Path(__file__).parents[1])
 TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo")  # before they refuse
 
 
@@ -52,9 +56,7 @@ def export(
 
     args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
     rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
-    dynamic = pytree.tree_map(
-        lambda x: {0: rows, **own.get(id(x), {})} if isinstance(x, torch.Tensor) else None, by_name(bound)
-    )
+    dynamic = _sizes(by_name(bound), lambda x: {0: rows, **own.get(id(x), {})} if isinstance(x, torch.Tensor) else None)
     try:
         with naming(model, bound):
             return exported(model, model, args, kwargs, dynamic, leaves, bound, training)
@@ -65,6 +67,16 @@ def export(
         if fewer is None:
             raise ExportError(told(varying, error)) from error.__cause__
         return export(model, bound, training, fewer)
+
+
+def _sizes(value: Any, of: Callable[[Any], Any]) -> Any:
+    """What `of` says of every leaf, in the containers that torch.export takes: a list for a dataclass."""
+
+    def own(x: Any) -> Any:
+        node = pytree.SUPPORTED_NODES.get(type(x)) if is_dataclass(x) else None
+        return of(x) if node is None else [_sizes(part, of) for part in node.flatten_fn(x)[0]]
+
+    return pytree.tree_map(own, value, is_leaf=is_dataclass)
 
 
 def exported(
@@ -187,7 +199,22 @@ def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Ex
         cause = f"{type(error).__name__}"
     return (
         f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}\n"
-        f"{said[:1500]}"
+        f"{said[:1500]}{_register(said)}{_line(error)}"
+    )
+
+
+def _register(said: str) -> str:
+    """Advice, where a type is unknown to torch."""
+    known = "is not a known type" in said or "register a pytree" in said
+    return "\nRegister a dataclass: torch.export.register_dataclass(...), before the model is hoisted." if known else ""
+
+
+def _line(error: BaseException) -> str:
+    """The innermost line that is not torch's own."""
+    torchs = str(Path(torch.__file__).parent)
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torchs, OWN))]
+    return (
+        f"\nIt is line {lines[-1].lineno} of {lines[-1].filename}: {lines[-1].line}" if lines and lines[-1].line else ""
     )
 
 
@@ -216,11 +243,11 @@ def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:
     found = ("", type(model).__name__)
     current: BaseException | None = error
     while current is not None:
-        traceback = current.__traceback__
-        while traceback is not None:
-            owner = traceback.tb_frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and id(owner) in paths and traceback.tb_frame.f_code.co_name == "forward":
+        frames = current.__traceback__
+        while frames is not None:
+            owner = frames.tb_frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in paths and frames.tb_frame.f_code.co_name == "forward":
                 found = (paths[id(owner)], type(owner).__name__)
-            traceback = traceback.tb_next
+            frames = frames.tb_next
         current = current.__cause__ or current.__context__
     return found

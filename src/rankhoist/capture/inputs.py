@@ -7,7 +7,7 @@ from __future__ import annotations
 import collections
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -192,7 +192,9 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
         raise InputError("the example holds no tensor at all; pass a tuple of tensors, or a dict of keyword inputs")
     for name, leaf in leaves.items():
         if not isinstance(leaf, torch.Tensor | Jagged):
-            raise InputError(f"input {name!r} is {type(leaf).__name__}, expected a tensor with rows on axis 0")
+            kind = type(leaf).__name__
+            own = f". Register its type: torch.export.register_dataclass({kind})" if is_dataclass(leaf) else ""
+            raise InputError(f"input {name!r} is {kind}, expected a tensor with rows on axis 0{own}")
         if isinstance(leaf, torch.Tensor) and leaf.is_nested:
             raise InputError(
                 f"input {name!r} is a nested tensor, which torch.export does not take apart: give the model its values "

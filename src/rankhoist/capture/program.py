@@ -23,6 +23,7 @@ from rankhoist.capture.checks import (
     check_operators,
     check_outputs,
     check_states,
+    check_weights,
     mutated,
 )
 from rankhoist.capture.composites import taken_apart
@@ -160,9 +161,12 @@ def capture(
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         check_packed(model)
+        check_weights(model)
         if not training:
             check_eval_mode(model)
         arguments = signature_of(model)
+        if model._forward_pre_hooks_with_kwargs or model._forward_hooks_with_kwargs:
+            arguments = arguments.given_as(isinstance(example, Mapping))
         bound = _example_call(arguments, example)
         call = jagged_call(bound, jagged or {})
         leaves = named_leaves(bound.arguments) if call is None else call.leaves

@@ -44,6 +44,12 @@ class Arguments:
             inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names])
         )
 
+    def given_as(self, by_name: bool) -> Arguments:
+        """The same, all by name or all by position: of a model with hooks that see how its arguments are given."""
+        kind = inspect.Parameter.KEYWORD_ONLY if by_name else inspect.Parameter.POSITIONAL_ONLY
+        plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return Arguments(inspect.Signature([p.replace(kind=kind) if p.kind is plain else p for p in self.parameters]))
+
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if self._names is not None and not kwargs and len(args) == len(self._names):
             return dict(zip(self._names, args, strict=True))
