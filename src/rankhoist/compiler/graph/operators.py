@@ -190,10 +190,17 @@ ROWS: list[tuple[str, Operator]] = [
     ("gru lstm rnn_tanh rnn_relu", STEPS),
     ("gru_cell rnn_tanh_cell rnn_relu_cell", Operator(Timed.ORIGINAL, products.cell)),
     ("lstm_cell", Operator(Timed.ORIGINAL, products.cell_of_two_states)),
+    # -- matrices
+    ("linalg_inv linalg_inv_ex inverse", Operator(Timed.ORIGINAL, products.inverse)),
+    ("linalg_cholesky linalg_cholesky_ex cholesky", Operator(Timed.ORIGINAL, products.cholesky)),
+    ("linalg_solve", Operator(Timed.ORIGINAL, products.solve)),
+    ("_linalg_solve_ex", Operator(Timed.ORIGINAL, products.solve, checked=True)),
+    ("linalg_solve_triangular", Operator(Timed.ORIGINAL, products.inverse)),
+    ("cholesky_solve", Operator(Timed.ORIGINAL, products.solve_by_factor)),
     # -- private ones that models hold, and nothing more is known of
     ("_adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _conj _conj_physical _convolution", CHECKED),
     ("_embedding_bag_forward_only _euclidean_dist _fft_c2c _fft_c2r _fft_r2c _fused_rms_norm _int_mm", CHECKED),
-    ("_linalg_det _linalg_eigh _linalg_slogdet _linalg_solve_ex _linalg_svd _logcumsumexp", CHECKED),
+    ("_linalg_det _linalg_eigh _linalg_slogdet _linalg_svd _logcumsumexp", CHECKED),
     ("_masked_softmax _native_batch_norm_legit_no_training", CHECKED),
     ("_native_multi_head_attention _pdist_forward _prelu_kernel _safe_softmax", CHECKED),
     ("_scaled_dot_product_attention_math _scaled_dot_product_efficient_attention", CHECKED),

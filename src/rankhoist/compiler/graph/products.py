@@ -79,6 +79,26 @@ def bilinear(node: fx.Node, operands: Shapes, written: int) -> int:
     return written * operands[0][-1] * operands[1][-1]
 
 
+def inverse(node: fx.Node, operands: Shapes, written: int) -> int:
+    """As many as a product of two such matrices."""
+    return written * operands[0][-1]
+
+
+def cholesky(node: fx.Node, operands: Shapes, written: int) -> int:
+    """Each element below the diagonal sums over those before it, of both of its rows."""
+    return -(-written * operands[0][-1] // 6)
+
+
+def solve(node: fx.Node, operands: Shapes, written: int) -> int:
+    """The matrices are eliminated, and then substituted forth and back for every right side."""
+    return -(-math.prod(operands[0]) * operands[0][-1] // 3) + written * operands[0][-1]
+
+
+def solve_by_factor(node: fx.Node, operands: Shapes, written: int) -> int:
+    """The factor is substituted forth and back."""
+    return written * operands[1][-1]
+
+
 def einsum_axes(equation: str, depths: Sequence[int]) -> tuple[list[list[str]], list[str]]:
     """Names of the axes of the operands, which have `depths` of them, and of the result.
 
