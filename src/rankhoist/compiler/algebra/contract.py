@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from functools import reduce
 
 from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
+from rankhoist.compiler.algebra.gathers import as_products
 from rankhoist.compiler.algebra.order import Tree, cheapest
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph import kernels
@@ -164,6 +165,7 @@ def evaluate(b: Builder, term: Term, visible: Collection[Label], workload: Workl
     early = term.scale != 1.0 and not factors[cheap].node.rate.per_candidate and len(factors) > 1
     if early:
         factors[cheap] = scaled(b, factors[cheap], term.scale)
+    factors = as_products(b, factors, visible, workload)
     tree = cheapest(factors, visible, workload).tree
     result = sum_out(b, _carry_out(b, tree, factors, visible), visible)
     return result if early else scaled(b, result, term.scale)

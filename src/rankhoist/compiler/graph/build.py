@@ -153,6 +153,10 @@ class Builder:
         self._taken[made.index, axis] = x, index
         return made
 
+    def taken_from(self, x: Node, axis: int) -> tuple[Node, np.ndarray]:
+        """What a node was taken from along an axis after the row axis, and which elements; of others, no element."""
+        return self._taken.get((x.index, axis), (x, np.arange(0)))
+
     def part(self, x: Node, axis: int, first: Sized, count: Sized) -> Node:
         """So many neighbours on one axis after the row axis, which varies."""
         if x.op is kernels.places and axis < len(x.shape) - 1:
