@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from functools import reduce
 
+from rankhoist.compiler.algebra import places
 from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
 from rankhoist.compiler.algebra.gathers import as_products
 from rankhoist.compiler.algebra.order import Tree, cheapest
@@ -24,10 +25,18 @@ from rankhoist.compiler.graph.node import OFFSETS, OWNER, Node, Rate, aten, firs
 
 
 def settle(b: Builder, block: Block, workload: Workload) -> Block:
-    """Evaluate a block into one factor; labels that it does not depend on stay absent."""
+    """Evaluate a block into one factor; labels that it does not depend on stay absent.
+
+    What is added to a read is added before it, where that is less.
+    """
     if block.settled:
         return block
     visible = set(block.visible)
+    found = places.before(workload, [block]) if len(block.terms) > 1 else None
+    if found is not None:
+        chosen, (inner,) = found
+        made = settle(b, Block((*inner.labels, chosen.labels[-1:]), inner.terms), workload)
+        return settle(b, places.read(b, made, chosen, block.labels), workload)
     parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible, workload)]
     return Block(block.labels, (Term((_total(b, parts, workload),)),))
 

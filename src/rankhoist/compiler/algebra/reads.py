@@ -12,15 +12,13 @@ which is kept unevaluated. So a map of what is read is a map of x first, where t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rankhoist.compiler.algebra import cuts, moves
+from rankhoist.compiler.algebra import cuts, moves, places
 from rankhoist.compiler.algebra.evaluator import Evaluator
-from rankhoist.compiler.algebra.forms import Block, Factor, Form, Label, Labels, Term, rename, row_layout, whole
-from rankhoist.compiler.graph.lengths import usual
+from rankhoist.compiler.algebra.forms import Block, Factor, Form, Label, Labels, Term, row_layout, whole
 
 
 def of_request(evaluator: Evaluator, value: Form, index: Form, dim: int) -> Form:
@@ -37,11 +35,11 @@ def of_request(evaluator: Evaluator, value: Form, index: Form, dim: int) -> Form
         if d in together:
             index = moves.take_dim(b, index, d, np.zeros(1, dtype=np.int64))
     at = evaluator.node(index)
-    places = [d for d in range(count) if d not in together]
-    at = b.reshape(at, [at.shape[d] for d in places])
-    own = [Label(at.shape[places.index(d)] if d == dim else n) for d, n in enumerate(value.sizes)]
+    apart = [d for d in range(count) if d not in together]
+    at = b.reshape(at, [at.shape[d] for d in apart])
+    own = [Label(at.shape[apart.index(d)] if d == dim else n) for d, n in enumerate(value.sizes)]
     place = Label(value.sizes[dim])
-    chosen = Factor(b.places(at, place.size, value.dtype), (*(own[d] for d in places), place))
+    chosen = Factor(b.places(at, place.size, value.dtype), (*(own[d] for d in apart), place))
     read = Factor(evaluator.node(value), tuple(place if d == dim else x for d, x in enumerate(own)))
     block = Block(tuple((x,) for x in own), (Term((chosen, read)),))
     return Form(tuple(whole(x.size) for x in own), {(0,) * count: block}, row_layout(count), value.dtype)
@@ -60,12 +58,12 @@ def through(evaluator: Evaluator, blocks: Sequence[Block], build: Callable[[Sequ
 
     There it is given blocks with one dim more, the places.
     """
-    found = _before(evaluator, blocks)
+    found = places.before(evaluator.workload, blocks)
     if found is None:
         return build(blocks)
     chosen, inner = found
     made = build([Block((*block.labels, (chosen.labels[-1],)), block.terms) for block in inner])
-    return _read(evaluator, made, chosen, tuple(own for own in made.labels if own != (chosen.labels[-1],)))
+    return places.read(evaluator.b, made, chosen, tuple(own for own in made.labels if own != (chosen.labels[-1],)))
 
 
 def along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> tuple[Form, Callable[[Form], Form]] | None:
@@ -73,7 +71,7 @@ def along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> tuple[Form,
 
     None where no other dim holds what is read: an operator along `dims` would not treat all places alike.
     """
-    found = _before(evaluator, list(value.blocks.values())) if len(value.blocks) == 1 else None
+    found = places.before(evaluator.workload, list(value.blocks.values())) if len(value.blocks) == 1 else None
     if found is None:
         return None
     (block,), (chosen, (inner,)) = value.blocks.values(), found
@@ -96,7 +94,7 @@ def along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> tuple[Form,
         k = left.index(at)
         labels = tuple(x if x in own.labels[at] else names.get(x, x) for x in flat.labels[:-1])
         renamed = Factor(flat.node, (*labels, names[own.labels[at][0]]))
-        block_again = _read(evaluator, result, renamed, _replaced(result.labels, k, own.labels[at]))
+        block_again = places.read(evaluator.b, result, renamed, _replaced(result.labels, k, own.labels[at]))
         return Form((*made.dims[:k], value.dims[at], *made.dims[k + 1 :]), {cell: block_again}, made.layout, made.dtype)
 
     return Form(segments, given, value.layout, value.dtype), again
@@ -104,54 +102,3 @@ def along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> tuple[Form,
 
 def _replaced(labels: tuple[Labels, ...], dim: int, own: Labels) -> tuple[Labels, ...]:
     return (*labels[:dim], own, *labels[dim + 1 :])
-
-
-def _before(evaluator: Evaluator, blocks: Sequence[Block]) -> tuple[Factor, list[Block]] | None:
-    """Which places all blocks are read at, if at all, and what they are read from.
-
-    None where something else is the candidate's, or where there is less to compute of what is read.
-    """
-    chosen: Factor | None = None
-    seen, inner = set(blocks[0].visible), []
-    for block in blocks:
-        terms = []
-        for term in block.terms:
-            late = [f for f in term.factors if f.node.rate.per_candidate]
-            if late:
-                chosen = chosen or late[0]
-                if len(late) > 1 or len(term.factors) == 1 or not _same_places(late[0], chosen):
-                    return None
-                if not seen.issuperset(chosen.labels[:-1]):  # a sum of reads at several places
-                    return None
-                rest = Term(tuple(f for f in term.factors if f is not late[0]), term.scale)
-                (term,) = rename(Block((), (rest,)), {late[0].labels[-1]: chosen.labels[-1]}).terms
-            terms.append(term)
-        inner.append(Block(block.labels, tuple(terms)))
-    return (chosen, inner) if chosen is not None and _less(evaluator, chosen, inner) else None
-
-
-def _same_places(x: Factor, y: Factor) -> bool:
-    if x.place is None or y.place is None or x.place.size != y.place.size:
-        return False
-    return x.labels[:-1] == y.labels[:-1] and x.node.args[0] is y.node.args[0]
-
-
-def _less(evaluator: Evaluator, chosen: Factor, inner: Sequence[Block]) -> bool:
-    """Whether all requests have no more elements at all places than all candidates at theirs."""
-    seen = {*inner[0].visible, chosen.labels[-1]}
-    before = {x for block in inner for t in block.terms for f in t.factors for x in f.labels} & seen
-    after = (before | {*chosen.labels}) - {chosen.labels[-1]}
-    sizes = [usual(math.prod(x.size for x in labels)) for labels in (before, after)]
-    return bool(evaluator.workload.requests * sizes[0] <= evaluator.workload.candidates * sizes[1])
-
-
-def _read(evaluator: Evaluator, made: Block, chosen: Factor, labels: tuple[Labels, ...]) -> Block:
-    """What was made of all places, read."""
-    index, place = chosen.node.args[0], chosen.labels[-1]
-    terms = []
-    for term in made.terms:
-        if any(place in f.labels for f in term.factors):
-            node = evaluator.b.places(index, place.size, term.factors[0].node.dtype)
-            term = Term((Factor(node, chosen.labels), *term.factors), term.scale)
-        terms.append(term)
-    return Block(labels, tuple(terms))
