@@ -129,6 +129,28 @@ def sees_one_more(length: int) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool).tril(1)
 
 
+def hidden(fill: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Two layers whose scores are filled where the key is later than the query, or padding."""
+
+    def read(h: Tensor, q: Tensor, ids: Tensor, maps: nn.Module) -> Tensor:
+        x = joined(h, q)
+        padding = torch.cat([ids == 0, torch.zeros(ids.shape[0], 1, dtype=torch.bool)], 1)[:, None]
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        for _ in range(2):
+            key, value = maps(x).chunk(2, -1)
+            x = x + fill(key @ key.transpose(1, 2) / 3, later, padding).softmax(-1) @ value
+        return x[:, -1]
+
+    return read
+
+
+def added(low: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A mask of numbers, one for what is later and one for padding."""
+    return lambda x, later, padding: (
+        x + torch.full(later.shape, low, dtype=x.dtype).triu(1) + (1 - (~padding).to(x)) * low
+    )
+
+
 def padded(h: Tensor, q: Tensor, ids: Tensor, layer: nn.Module) -> Tensor:
     hidden = torch.cat([ids == 0, torch.zeros(ids.shape[0], 1, dtype=torch.bool)], 1)
     return layer(joined(h, q), src_key_padding_mask=hidden)[:, -1]
@@ -150,6 +172,13 @@ CASES: dict[str, tuple[Callable[..., Tensor], Parts, float]] = {  # and the shar
     "from_one_on": (masked(from_one_on), two_maps, 0.15),
     "behind": (behind, one_layer, 0.1),
     "padded": (padded, one_layer, 0.1),
+    "later_or_padding": (hidden(lambda x, m, p: x.masked_fill(m | p, -math.inf)), two_maps, 0.2),
+    "neither": (hidden(lambda x, m, p: x.masked_fill(~(~m & ~p), -math.inf)), two_maps, 0.2),
+    "finite": (hidden(lambda x, m, p: x.masked_fill(m | p, -1e9)), two_maps, 0.2),
+    "where": (hidden(lambda x, m, p: torch.where(m | p, torch.finfo(x.dtype).min, x)), two_maps, 0.2),
+    "added": (hidden(added(-1e9)), two_maps, 0.2),
+    "one_number": (hidden(lambda x, m, p: x + added(-1e9)(x * 0, m, p).clamp(min=-1e9)), two_maps, 0.2),
+    "filled_mask": (hidden(lambda x, m, p: x + (-1e9 * m.to(x)).masked_fill(p, -1e9)), two_maps, 0.2),
 }
 
 
@@ -198,6 +227,13 @@ def test_a_mask_that_lets_the_history_see_the_candidate_hides_nothing():
     torch.manual_seed(0)
     (made,) = check(Reader(masked(sees_one_more), **two_maps()), {"history": 1}, LENGTHS, levels=[Level.FULL])
     assert "positions of the context attend to one that exists per candidate" in reasons(made)
+
+
+def test_a_finite_fill_that_hides_nothing():
+    torch.manual_seed(0)
+    for fill in (lambda x, m, p: x.masked_fill(m | p, -100.0), lambda x, m, p: x.masked_fill(m, 1e9), added(-100.0)):
+        (made,) = check(Reader(hidden(fill), **two_maps()), {"history": 1}, LENGTHS, levels=[Level.FULL])
+        assert made.plans.otherwise is None
 
 
 def test_places_are_ordered_for_all_lengths_or_for_none():

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.known import LARGEST, MASKING, MOVES, by_rows, known, moved
+from rankhoist.compiler.algebra.masks import number_of
 from rankhoist.compiler.graph.lengths import varies
-from rankhoist.compiler.graph.node import Node, aten, first_axis, live_nodes
+from rankhoist.compiler.graph.node import Node, aten, first_axis
 
 BETWEEN = MASKING | {  # their extremes are where their operands' are
     aten.rsub, aten.neg, aten.maximum, aten.minimum, aten.clamp, aten.clamp_max, aten.clamp_min, aten._to_copy,
@@ -35,7 +36,7 @@ class Ends:
 
 def largest(evaluator: Evaluator, node: Node) -> float:
     """The largest that an element of a node may be; infinity or no number where nothing is known of one."""
-    if any(varies(n.shape) for n in live_nodes([node])) or math.prod(node.sizes) > LARGEST:
+    if math.prod(size for size in node.shape if not varies([size])) > LARGEST:
         return math.inf
     return float(_ends(evaluator, node).largest.double().amax())
 
@@ -44,6 +45,8 @@ def _ends(evaluator: Evaluator, node: Node) -> Ends:
     found = known(evaluator, node)
     if found is not None and bool(found.sure.all()):
         return Ends(found.values, found.values)
+    if varies(node.shape) or any(varies(x.shape) for x in node.inputs):
+        return _of_any_length(evaluator, node)
     shape = [1] * first_axis(node) + list(node.shape)
     if by_rows(node) and node.op in MOVES:
         return _moved(evaluator, node)
@@ -59,6 +62,24 @@ def _unknown(node: Node) -> tuple[float, float]:
         return (-math.inf, math.inf) if node.op == "input" else (0.0, 0.0)
     whole = torch.iinfo(node.dtype)
     return whole.min, whole.max
+
+
+def _of_any_length(evaluator: Evaluator, node: Node) -> Ends:
+    """The same ends for all elements."""
+    shape = [1] * first_axis(node) + [1 if varies([size]) else size for size in node.shape]
+    number = number_of(evaluator.memo, node)
+    if number is not None:
+        found = number, number
+    elif node.op in MOVES:
+        first = node.args[0]
+        ends = [_ends(evaluator, x) for x in (first if isinstance(first, list | tuple) else [first])]
+        found = min(e.least.amin().item() for e in ends), max(e.largest.amax().item() for e in ends)
+    elif isinstance(node.op, torch._ops.OpOverload) and node.op.overloadpacket in BETWEEN:
+        corners = _of_corners(evaluator, node)
+        found = corners.least.amin().item(), corners.largest.amax().item()
+    else:
+        found = _unknown(node)
+    return Ends(*(torch.tensor(end, dtype=node.dtype).expand(shape) for end in found))
 
 
 def _moved(evaluator: Evaluator, node: Node) -> Ends:

@@ -14,7 +14,7 @@ from functools import partial, reduce
 
 import torch
 
-from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra import grid, joins
 from rankhoist.compiler.algebra.along import by_blocks
 from rankhoist.compiler.algebra.bounds import largest
 from rankhoist.compiler.algebra.forms import Block, Cell, Decline, Elsewhere, Factor, Form, count, one_block, whole
@@ -81,7 +81,8 @@ def _alone(form: Form, cell: Cell) -> Form:
 
 
 def _highest(originals: OriginalOperators, part: Form, dim: int) -> Form:
-    """The largest along a dim, which keeps its axis."""
+    """The largest along a dim, which keeps its axis; of nothing, -inf."""
+    part, dim = joins.with_one_more(originals.b, part, dim, -math.inf)
 
     def amax(x: Form, axes: list[int]) -> Value:
         return originals.operate(aten.amax.default, [x, axes, True], {})

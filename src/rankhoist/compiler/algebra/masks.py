@@ -145,12 +145,14 @@ def _decided(yes: bool, no: bool) -> Range | None:
 
 
 def _chosen(memo: Memo, node: Node, region: Region) -> Range | None:
+    """What the condition says, and either where both are the same."""
     condition, yes, no = node.args if node.op in WHERE else (node.args[1], node.args[2], node.args[0])
     which = _within(memo, condition, _own(condition, region))
-    if which is None or which[0] != which[1]:
-        return None
-    taken = yes if which[0] else no
-    return _within(memo, taken, _own(taken, region))
+    if which is not None and which[0] == which[1]:
+        taken = yes if which[0] else no
+        return _within(memo, taken, _own(taken, region))
+    either = _within(memo, yes, _own(yes, region))
+    return either if either == _within(memo, no, _own(no, region)) else None
 
 
 def _computed(memo: Memo, node: Node, region: Region) -> Range | None:
@@ -188,8 +190,8 @@ COMPARES: dict[Any, Callable[[Any, Any], bool]] = {
     for kind in ("Tensor", "Scalar")
 }
 ABSORBS: dict[Any, bool] = {
-    aten.logical_and.default: False, aten.bitwise_and.Tensor: False, aten.mul.Tensor: False,
-    aten.logical_or.default: True, aten.bitwise_or.Tensor: True,
+    aten.logical_and.default: False, aten.bitwise_and.Tensor: False, aten.__and__.Tensor: False,
+    aten.mul.Tensor: False, aten.logical_or.default: True, aten.bitwise_or.Tensor: True, aten.__or__.Tensor: True,
 }  # fmt: skip
 RULES: dict[Any, Callable[[Memo, Node, Region], Range | None]] = {
     aten.full.default: _filled,
