@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from rankhoist.capture.composites import lies_in_order
 from rankhoist.capture.operators import draws, module_path, named_arguments, operator_name
@@ -34,12 +35,13 @@ def check_eval_mode(model: nn.Module) -> None:
         raise TrainingModeError(f"call model.eval() first: in training mode are {shown}")
 
 
-def check_weights(model: nn.Module) -> None:
-    """That every weight has values.
+def check_weights(model: nn.Module, example: Any) -> None:
+    """That every weight has values where the example has some.
 
     Raises:
         UnsupportedModelError: one is a lazy module's that has not been called yet, or is on the meta device.
     """
+    valued = not any(isinstance(x, Tensor) and x.is_meta for x in pytree.tree_leaves(example))
     for kind, own in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in own:
             if is_lazy(tensor):
@@ -47,7 +49,7 @@ def check_weights(model: nn.Module) -> None:
                     f"{kind} {name!r} has no shape yet: its module is lazy. Call the model once on the example, or "
                     "load its state dict"
                 )
-            if tensor.is_meta:
+            if tensor.is_meta and valued:
                 raise UnsupportedModelError(
                     f"{kind} {name!r} is on the meta device and has no values: load the state dict with "
                     "load_state_dict(..., assign=True)"

@@ -16,7 +16,7 @@ PyTorch refuses a row of length 0. Here it has the state that it began with.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -29,9 +29,8 @@ from torch.nn.utils.rnn import PackedSequence
 from rankhoist.errors import UnsupportedModelError
 
 SHUT = 1e4  # of what a gate is the sigmoid of: 0 or 1, also in half precision
-LAYERS: dict[str, Any] = {
-    "LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu,
-}  # fmt: skip
+OPERATORS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+Operator = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass
@@ -51,8 +50,10 @@ def packed_as_padded() -> Iterator[Met]:
         for own, other in ((rnn.pack_padded_sequence, _pack), (rnn.pad_packed_sequence, _pad)):
             stack.callback(setattr, own, "__code__", own.__code__)
             own.__code__ = other.__code__
-        for kind in (nn.LSTM, nn.GRU, nn.RNN):
-            stack.enter_context(mock.patch.object(kind, "forward", _forward(kind.forward)))
+        for name in OPERATORS:
+            stack.enter_context(mock.patch.object(torch._VF, name, _of_both(getattr(torch._VF, name))))
+        # What calls these compares a state's rows with the first batch size as an int: a symbolic one stays what it is.
+        stack.enter_context(mock.patch.object(torch.nn.modules.rnn, "int", lambda size: size, create=True))
         _MET.sequences = False
         yield _MET
 
@@ -66,31 +67,38 @@ def _pack(input: Tensor, lengths: Any, batch_first: bool = False, enforce_sorted
 def _pad(sequence: Any, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None) -> Any:
     from rankhoist.capture.packed import Steps
 
-    return Steps.of(sequence).padded(batch_first, padding_value, total_length)
+    return Steps.of(sequence.data, sequence.batch_sizes).padded(batch_first, padding_value, total_length)
 
 
-def _forward(forward: Any) -> Any:
-    def of_both(self: nn.RNNBase, input: Any, hx: Any = None) -> Any:
-        return Steps.of(input).through(self, hx) if isinstance(input, PackedSequence) else forward(self, input, hx)
+def _of_both(operator: Operator) -> Operator:
+    """An operator over padded steps, and over packed ones: `data, batch_sizes, states, weights, ...`."""
 
-    return of_both
+    def call(x: Tensor, sizes: Any, *rest: Any) -> tuple[Tensor, ...]:
+        return Steps.of(x, sizes).through(operator, *rest) if isinstance(sizes, Order) else operator(x, sizes, *rest)
+
+    return call
 
 
 class Order:
-    """In place of the sizes and orders of a packed sequence, which belong to all rows together: nobody may read it."""
+    """In place of the batch sizes of a packed sequence, which belong to all rows together: nobody may read another than
+    the first, which is the number of rows.
+    """
 
     device = torch.device("cpu")
 
     def __init__(self, given: Tensor, places: Any) -> None:
         self.given, self.places = given, places
 
+    def __getitem__(self, at: Any) -> Any:
+        return self.given.shape[0] if type(at) is int and at == 0 else self._refuse()
+
     def _refuse(self, *_: Any) -> Any:
         raise UnsupportedModelError(
-            "the model reads batch_sizes, sorted_indices or unsorted_indices of a packed sequence, where rows meet. "
-            "Let nn.GRU, nn.LSTM or nn.RNN run over it, or a loop over padded steps with a mask"
+            "the model reads batch_sizes of a packed sequence, where rows meet. Let a recurrent layer of PyTorch run "
+            "over it, or a loop over padded steps with a mask"
         )
 
-    __getattr__ = __getitem__ = __iter__ = __len__ = __int__ = __index__ = _refuse
+    __getattr__ = __iter__ = __len__ = __int__ = __index__ = _refuse
 
 
 @dataclass(frozen=True)
@@ -116,18 +124,17 @@ class Steps:
         return Steps(x, lengths.to(x.device, torch.int64), lengths.to(torch.int64)).as_packed()
 
     @staticmethod
-    def of(sequence: PackedSequence) -> Steps:
+    def of(data: Tensor, order: Any) -> Steps:
         """Those of a sequence that `packed` made, its `data` as they are or computed position by position."""
-        order = sequence.batch_sizes
         if not isinstance(order, Order):
             raise UnsupportedModelError("a packed sequence is made by other means than pack_padded_sequence")
-        x = sequence.data.reshape(order.given.shape[0], order.places, *sequence.data.shape[1:])
+        x = data.reshape(order.given.shape[0], order.places, *data.shape[1:])
         return Steps(x, order.given.to(x.device), order.given)
 
     def as_packed(self) -> PackedSequence:
         """A sequence with all positions, row by row."""
         order = Order(self.given, self.x.shape[1])
-        return PackedSequence(self.x.reshape(-1, *self.x.shape[2:]), order, order, order)  # type: ignore[arg-type]
+        return PackedSequence(self.flat, order, None, None)  # type: ignore[arg-type]
 
     def padded(self, batch_first: bool, value: float, total: int | None) -> tuple[Tensor, Tensor]:
         """As `pad_packed_sequence`, with all positions."""
@@ -137,38 +144,46 @@ class Steps:
             x = torch.cat([x, x.new_full((x.shape[0], short, *x.shape[2:]), value)], 1) if short > 0 else x[:, :total]
         return x if batch_first else x.transpose(0, 1), self.given
 
-    def through(self, layer: nn.RNNBase, hx: Any) -> tuple[PackedSequence, Any]:
-        """As a recurrent layer: what comes of every step, and the states after the last of each row."""
-        directions = 2 if layer.bidirectional else 1
-        given = [hx] if isinstance(hx, Tensor) else list(hx or ())
+    @property
+    def flat(self) -> Tensor:
+        """`[rows * T, *]`."""
+        return self.x.reshape(-1, *self.x.shape[2:])
+
+    def through(
+        self, operator: Operator, states: Any, weights: list[Tensor], biases: bool, layers: int, dropout: float,
+        training: bool, both: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """As a recurrent operator: what comes of every step, and the states after the last of each row."""
+        given = [states] if isinstance(states, Tensor) else list(states)
+        directions = 2 if both else 1
+        count = len(weights) // (layers * directions)  # of weights of a layer in one direction
         steps, last = self, []
-        for i in range(layer.num_layers):
+        for i in range(layers):
             made = []
             for k in range(directions):
-                weights = [getattr(layer, name) for name in _names(layer, directions * i + k)]
-                first = [s[directions * i + k] for s in given] or _zeros(layer, steps.x)
-                y, *after = steps.one_direction(layer, weights, first, backward=k == 1)
+                at = directions * i + k
+                own, first = weights[count * at : count * (at + 1)], [s[at] for s in given]
+                y, *after = steps.one_direction(operator, own, first, biases, backward=k == 1)
                 made.append(y)
                 last.append(after)
             y = torch.cat(made, -1)
-            if layer.training and i + 1 < layer.num_layers:
-                y = nn.functional.dropout(y, layer.dropout)
+            if training and i + 1 < layers:
+                y = nn.functional.dropout(y, dropout)
             steps = Steps(y, self.lengths, self.given)
-        states = [torch.stack(own) for own in zip(*last, strict=True)]
-        return steps.as_packed(), tuple(states) if len(states) > 1 else states[0]
+        return steps.flat, *(torch.stack(own) for own in zip(*last, strict=True))
 
     def one_direction(
-        self, layer: nn.RNNBase, weights: list[Tensor], first: list[Tensor], backward: bool
+        self, operator: Operator, weights: list[Tensor], first: list[Tensor], biases: bool, backward: bool
     ) -> list[Tensor]:
         """What comes of every step, `[rows, T, H]`, and the states after the last, `[rows, H]` each."""
         x = self.turned(self.x) if backward else self.x
-        if layer.mode == "LSTM":
+        if len(first) == 2:  # a cell beside the state
             x = torch.cat([x.masked_fill(~self.valid.unsqueeze(2), 0), (~self.valid).unsqueeze(2).to(x.dtype)], 2)
-            shut = weights[0].new_tensor([-SHUT, SHUT, 0, 0]).repeat_interleave(layer.hidden_size)  # i, f, g, o
-            weights = [torch.cat([weights[0], shut.unsqueeze(1)], 1), *weights[1:]]
+            gates = weights[0].new_tensor([-SHUT, SHUT, 0, 0]).repeat_interleave(first[1].shape[-1])  # i, f, g, o
+            weights = [torch.cat([weights[0], gates.unsqueeze(1)], 1), *weights[1:]]
         states: Any = [s.unsqueeze(0) for s in first]
         states = states if len(states) > 1 else states[0]
-        y, _, *cell = LAYERS[layer.mode](x, states, weights, layer.bias, 1, 0.0, False, False, True)
+        y, _, *cell = operator(x, states, weights, biases, 1, 0.0, False, False, True)
         reached = torch.cat([first[0].unsqueeze(1), y], 1)
         own = self.lengths.view(-1, 1, 1).expand(-1, 1, y.shape[2])
         return [self.turned(y) if backward else y, reached.gather(1, own).squeeze(1), *(c.squeeze(0) for c in cell)]
@@ -182,15 +197,3 @@ class Steps:
     @staticmethod
     def _along(places: Tensor, x: Tensor) -> Tensor:
         return places.view(*places.shape, *[1] * (x.dim() - 2))
-
-
-def _names(layer: nn.RNNBase, number: int) -> list[str]:
-    """Of the weights of one layer in one direction."""
-    names = layer._flat_weights_names
-    size = len(names) // (layer.num_layers * (2 if layer.bidirectional else 1))
-    return names[number * size : (number + 1) * size]
-
-
-def _zeros(layer: nn.RNNBase, x: Tensor) -> list[Tensor]:
-    sizes = [layer.proj_size or layer.hidden_size, layer.hidden_size]
-    return [x.new_zeros(x.shape[0], size) for size in sizes[: 2 if layer.mode == "LSTM" else 1]]

@@ -161,7 +161,7 @@ def capture(
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         check_packed(model)
-        check_weights(model)
+        check_weights(model, example)
         if not training:
             check_eval_mode(model)
         arguments = signature_of(model)
