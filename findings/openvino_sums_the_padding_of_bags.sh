@@ -21,7 +21,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --disable-pip-version-check --quiet torch==2.13.0 numpy==2.3.5 openvino==2026.4.1
+"$folder/venv/bin/pip" install --disable-pip-version-check --quiet torch==2.13.0 numpy==2.3.5 openvino==2026.4.1 packaging==25.0
 
 cd "$folder"
 "$folder/venv/bin/python" - <<'PYTHON' 2> /dev/null
