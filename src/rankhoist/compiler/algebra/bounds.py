@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.known import LARGEST, MASKING, MOVES, by_rows, known, moved
-from rankhoist.compiler.algebra.masks import number_of
 from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import Node, aten, first_axis
 
@@ -67,10 +66,7 @@ def _unknown(node: Node) -> tuple[float, float]:
 def _of_any_length(evaluator: Evaluator, node: Node) -> Ends:
     """The same ends for all elements."""
     shape = [1] * first_axis(node) + [1 if varies([size]) else size for size in node.shape]
-    number = number_of(evaluator.memo, node)
-    if number is not None:
-        found = number, number
-    elif node.op in MOVES:
+    if node.op in MOVES:
         first = node.args[0]
         ends = [_ends(evaluator, x) for x in (first if isinstance(first, list | tuple) else [first])]
         found = min(e.least.amin().item() for e in ends), max(e.largest.amax().item() for e in ends)

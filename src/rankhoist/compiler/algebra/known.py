@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.algebra.evaluator import Evaluator
-from rankhoist.compiler.algebra.masks import number_of
+from rankhoist.compiler.algebra.masks import BOTH, EITHER, number_of
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import Node, Rate, StageArgument, aten, first_axis
 
-BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
-EITHER = {aten.bitwise_or, aten.logical_or, aten.__or__}
 MASKING = {aten.where, aten.masked_fill, aten.mul, aten.add, aten.sub, *BOTH, *EITHER}
 MOVES = {  # as graphs have them: every value stays what it is
     aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.select.int, aten.expand.default,

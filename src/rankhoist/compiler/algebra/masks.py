@@ -189,10 +189,15 @@ COMPARES: dict[Any, Callable[[Any, Any], bool]] = {
     for name in ("ge", "gt", "le", "lt", "eq", "ne")
     for kind in ("Tensor", "Scalar")
 }
+BOTH = {aten.bitwise_and, aten.logical_and, aten.__and__}
+EITHER = {aten.bitwise_or, aten.logical_or, aten.__or__}
 ABSORBS: dict[Any, bool] = {
-    aten.logical_and.default: False, aten.bitwise_and.Tensor: False, aten.__and__.Tensor: False,
-    aten.mul.Tensor: False, aten.logical_or.default: True, aten.bitwise_or.Tensor: True, aten.__or__.Tensor: True,
-}  # fmt: skip
+    getattr(op, kind): absorbing
+    for ops, absorbing in ((BOTH | {aten.mul}, False), (EITHER, True))
+    for op in ops
+    for kind in ("Tensor", "default")
+    if kind in op.overloads()
+}
 RULES: dict[Any, Callable[[Memo, Node, Region], Range | None]] = {
     aten.full.default: _filled,
     **dict.fromkeys(COUNTS, _counted),

@@ -29,7 +29,8 @@ from rankhoist.compiler.algebra.forms import (
     cells,
     one_block,
 )
-from rankhoist.compiler.algebra.known import ANY, BOTH, EITHER, MASKING, NEITHER, Known, Signs, known, result
+from rankhoist.compiler.algebra.known import ANY, MASKING, NEITHER, Known, Signs, known, result
+from rankhoist.compiler.algebra.masks import BOTH, EITHER
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import aten, first_axis
