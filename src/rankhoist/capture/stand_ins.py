@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.alike import alike
 from rankhoist.capture.bags import JaggedCall
 from rankhoist.capture.checks import check_exported
 from rankhoist.capture.export import export
@@ -75,8 +76,4 @@ def _at(rows: list[int], given: Any) -> Any:
 def _alike(made: Any, truth: Any) -> bool:
     if not isinstance(truth, Tensor) or not truth.is_floating_point():
         return bool(torch.equal(made, truth)) if isinstance(truth, Tensor) else made == truth
-    if made.shape != truth.shape:
-        return False
-    scale = max(float(truth.double().abs().nan_to_num(0, 0, 0).max()) if truth.numel() else 0.0, 1e-6)
-    tolerance = torch.finfo(truth.dtype).eps ** 0.5 * scale
-    return torch.allclose(made.double(), truth.double(), 0, tolerance, equal_nan=True)
+    return alike(made, truth, torch.finfo(truth.dtype).eps ** 0.5)

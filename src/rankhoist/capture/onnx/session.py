@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.alike import alike
 from rankhoist.errors import CaptureError, ExtraError
 from rankhoist.mistakes import first_line
 
@@ -58,8 +59,7 @@ def check_alike(model: nn.Module, path: Path, example: Mapping[str, Tensor]) -> 
     """
     own, truth = pytree.tree_leaves(model(example)), pytree.tree_leaves(Session(path)(example))
     for x, y in zip(own, truth, strict=True):
-        scale = max(float(y.double().abs().nan_to_num(0, 0, 0).max()) if y.numel() else 0.0, 1e-6)
-        if x.shape != y.shape or not torch.allclose(x.double(), y.double(), 0, ALIKE * scale, equal_nan=True):
+        if not alike(x, y, ALIKE):
             raise CaptureError(
                 f"{path} was read, but scores differ from ONNX Runtime's on the example; please report it with the file"
             )
