@@ -226,10 +226,11 @@ def test_no_run_replaces_the_results_of_another(tiny, tmp_path, monkeypatch):
         [],
         ["--threads", "2", "--dtype", "bfloat16"],
         ["--backend", "inductor", "--device", "cuda:0"],
+        ["--backend", "openvino"],
         [],
     ):
         assert cli.main(["bench", "--no-plots", "--out", str(tmp_path), *more]) == cli.DONE
-    ends = {"", "-2", "-3", "-2-threads-bfloat16", "-inductor-cuda0"}
+    ends = {"", "-2", "-3", "-2-threads-bfloat16", "-inductor-cuda0", "-openvino"}
     assert {p.stem.split("-bench-quick")[1] for p in tmp_path.glob("*.json")} == ends
     assert len(list(tmp_path.glob("*.md"))) == len(ends)
 

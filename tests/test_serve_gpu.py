@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import typing
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from rankhoist_client.refusal import RequestError
 from test_serve_parts import checked
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.errors import ServeError
 from rankhoist.serve import loading
 from rankhoist.serve.compute import Compute, Job
-from rankhoist.serve.config import Settings
+from rankhoist.serve.config import Settings, settings_of
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.states import States
 
@@ -83,3 +85,13 @@ def test_a_device_that_is_not_there(tmp_path):
     assert loading.placed(hoisted, Settings()) is hoisted
     with pytest.raises(ValueError, match="device"):
         Settings(device="tpu")
+
+
+def test_a_backend_is_chosen(monkeypatch):
+    """By a flag, the environment or a file; by default it is what the model was tuned for."""
+    monkeypatch.setenv("RANKHOIST_BACKEND", "openvino")
+    assert loading.placed(serving.hoisted_ranker(), Settings()).backend == "openvino"
+    assert loading.placed(serving.hoisted_ranker(), Settings(backend="eager")).backend == "eager"
+    assert set(typing.get_args(typing.get_args(Settings.model_fields["backend"].annotation)[0])) == {*BACKENDS}
+    with pytest.raises(ServeError, match=r"backend: Input should be 'eager', .*'openvino'"):
+        settings_of({"backend": "tensorrt"})

@@ -189,6 +189,40 @@ def test_a_file_of_another_machine_says_so(tuned_file, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("backend", "needs"),
+    [("openvino", r"rankhoist\[openvino\]"), ("onnx", r"rankhoist\[onnx\]"), ("inductor", "C\\+\\+")],
+)
+def test_a_file_of_a_backend_that_is_not_here(hoisted, tmp_path, monkeypatch, backend, needs):
+    """What it was to score is scored as was predicted; it stays in a file that is saved again."""
+    before = hoisted.plans.ranges
+    ranges = before.measured({(1, 20): Way(3, backend, 8), (1, 500): Way(1, "eager")})
+    hoisted.blueprint = replace(hoisted.blueprint, plans=replace(hoisted.plans, ranges=ranges, predicted=before))
+    hoisted.save(tmp_path / "tuned.rankhoist")
+    monkeypatch.setattr(backends, "here", lambda name, device: name != backend)
+    monkeypatch.setattr(plan_ranges, "here", backends.here)
+    with pytest.warns(HoistingWarning, match=f"tuned for backend '{backend}', which is not here .*{needs}") as told:
+        loaded = load(tmp_path / "tuned.rankhoist")
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inputs = ranker_inputs(1, 20)
+        assert_equal(loaded(*inputs), of_the_original(*inputs, [0, 20]))
+    assert loaded.plans.ranges.at(20, 1).way == before.at(20, 1).way and loaded.plans.ranges.at(500, 1).plan == 1
+    assert loaded.plans.fits(loaded.prepare(ranker_inputs(1, 1)[:2], candidates=20).plan, 20, 1)
+    loaded.save(tmp_path / "again.rankhoist")
+    monkeypatch.setattr(plan_ranges, "here", lambda *_: True)
+    assert load(tmp_path / "again.rankhoist").plans.ranges == ranges
+
+
+def test_ranges_without_a_backend():
+    predicted = Ranges((1, 4), ((Range(0, 1), Range(50, 0)), (Range(0, 0),)))
+    found = predicted.measured({(1, 20): Way(2, "onnx"), (1, 40): Way(3), (8, 30): Way(0, "onnx", 64)})
+    left = found.without(["onnx"], predicted)
+    assert left.row(1) == (Range(0, 1), Range(29, 3), Range(121, 0)) and left.row(8) == (Range(0, 0),)
+    assert found.without(["openvino"], predicted) == found
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda data: data["ranges"][0]["candidates"][0].append("shell"), "a range that is scored by 'shell'"),

@@ -25,7 +25,9 @@ def add(commands: Any) -> None:
         "--seconds", metavar="S", type=float, default=3.0, help="timing per cell (default: %(default)s)"
     )
     parser.add_argument("--threads", metavar="T", type=count, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--backend", choices=["eager", "inductor"], default="eager", help="what runs the levels")
+    parser.add_argument(
+        "--backend", choices=["eager", "inductor", "onnx", "openvino"], default="eager", help="what runs the levels"
+    )
     parser.add_argument("--ragged", action="store_true", help="several requests per call, too (as in --all)")
     parser.add_argument("--compile", action="store_true", help="time torch.compile and ONNX Runtime, too (as in --all)")
     parser.add_argument(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankhoist.capture import Program
@@ -42,6 +43,7 @@ class HoistedModel(Appending, nn.Module):
     """
 
     certificate: dict[str, Any] | None = None
+    _usable: tuple[Plans[PlanSummary], torch.device, Plans[PlanSummary]] | None = None  # its plans, as they run here
 
     def __init__(self, program: Program, plans: Plans[Plan] | Plan, with_store: Plans[Plan] | None = None) -> None:
         blueprint = Blueprint.of(program, plans if isinstance(plans, Plans) else single(plans), with_store)
@@ -58,8 +60,15 @@ class HoistedModel(Appending, nn.Module):
 
     @property
     def plans(self) -> Plans[PlanSummary]:
-        """Its plans, and how many candidates and requests each is used for."""
-        return self.blueprint.plans
+        """Its plans, and how many candidates and requests each is used for.
+
+        What `tune` gave to a backend that is not here is scored as was predicted; a file that is saved keeps it.
+        """
+        own, device = self.blueprint.plans, self.device
+        known = self._usable
+        if known is None or known[0] is not own or known[1] != device:
+            known = self._usable = own, device, own.without(own.absent(device))
+        return known[2]
 
     @property
     def plan(self) -> PlanSummary:

@@ -21,7 +21,8 @@ def load(path: str | os.PathLike[str], *, opaque: Mapping[str, nn.Module] | None
     """The hoisted model in a file, on the CPU.
 
     It scores, is verified, moved, copied and given new weights like the one that was saved; its `program` is None. One
-    that another machine tuned says so, by a `HoistingWarning`.
+    that another machine tuned says so, by a `HoistingWarning`, and so does one that was tuned for a backend that is not
+    here: what that one was to score is scored as was predicted.
 
     Args:
         opaque: of a model that was hoisted with `opaque=[...]`, the modules of these paths: a file holds their weights,
@@ -40,9 +41,20 @@ def read(file: container.Container, opaque: Mapping[str, nn.Module] | None = Non
     tensors = tensor_file.from_bytes(file.read("weights.safetensors"), entry(model, "tensors", dict))
     example = tensor_file.from_bytes(file.read("example.safetensors"), entry(model, "example", dict))
     hoisted = of(model, stages, tensors, example, opaque=opaque)
-    if told := tuned_elsewhere(hoisted.blueprint.report().tuning):
-        warnings.warn(printable(told), HoistingWarning, stacklevel=3)
+    told = [tuned_elsewhere(hoisted.blueprint.report().tuning)]
+    told += [_without(backend) for backend in hoisted.blueprint.plans.absent(hoisted.device)]
+    for words in filter(None, told):
+        warnings.warn(printable(words), HoistingWarning, stacklevel=3)
     return hoisted
+
+
+def _without(backend: str) -> str:
+    """What to say where a backend is absent that the file was tuned for."""
+    needs = "it needs a C++ compiler" if backend.startswith("inductor") else f"pip install 'rankhoist[{backend}]'"
+    return (
+        f"it was tuned for backend {backend!r}, which is not here ({needs}): such calls are scored by the plans that "
+        "were predicted to be the fastest. Or run `rankhoist tune` here"
+    )
 
 
 def of(

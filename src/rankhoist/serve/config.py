@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     device: str = Field(
         default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where models are served: cpu, cuda, cuda:1"
     )
+    backend: Literal["eager", "inductor", "onnx", "openvino", "graphs", "inductor-graphs"] | None = Field(
+        default=None, description="what runs the models; by default what each was tuned for, else eager"
+    )
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of each worker")
     max_body_bytes: int = Field(default=2**25, ge=1, description="of a request; larger ones: 413")
     body_seconds: float = Field(default=30.0, gt=0, description="that a request's body may take to come; longer: 408")

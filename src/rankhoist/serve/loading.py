@@ -57,19 +57,20 @@ def ready(
 
 
 def placed(hoisted: HoistedModel, settings: Settings) -> HoistedModel:
-    """A model where it is to be served.
+    """A model where it is to be served, by the backend that is to run it.
 
     Raises:
         ServeError: there is no such device, or it cannot be used for catalogues.
+        BackendError: the backend does not take the model.
     """
-    if settings.device == "cpu":
-        return hoisted
-    if settings.catalogues:
-        raise ServeError(f"catalogues are served on the CPU, not on {settings.device!r}")
-    try:
-        return hoisted.to(torch.device(settings.device))
-    except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA, no driver, no such number
-        raise ServeError(f"device {settings.device!r} cannot be used: {first_line(error)}") from error
+    if settings.device != "cpu":
+        if settings.catalogues:
+            raise ServeError(f"catalogues are served on the CPU, not on {settings.device!r}")
+        try:
+            hoisted = hoisted.to(torch.device(settings.device))
+        except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA, no driver, no such number
+            raise ServeError(f"device {settings.device!r} cannot be used: {first_line(error)}") from error
+    return hoisted if settings.backend is None else hoisted.to_backend(settings.backend)
 
 
 def mapped(unpacked: Unpacked, settings: Settings) -> ServedModel:

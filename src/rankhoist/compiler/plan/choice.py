@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -94,6 +94,17 @@ class Ranges:
     def on(self, backend: str) -> Ranges:
         """The same plans, all run by one backend, on all rows."""
         rows = (_merged(replace(x, backend=backend, chunk=0) for x in r) for r in self.candidates)
+        return replace(self, candidates=tuple(rows))
+
+    def without(self, backends: Collection[str], otherwise: Ranges) -> Ranges:
+        """These, but what is to be run by one of `backends` is scored as `otherwise` says."""
+        rows = []
+        for requests, row in zip(self.requests, self.candidates, strict=True):
+            own: list[Range] = []
+            for r, end in zip(row, [*(r.first for r in row[1:]), math.inf], strict=True):
+                there = _from(otherwise.row(requests), r.first) if r.backend in backends else [r]
+                own += [replace(x, first=max(x.first, r.first)) for x in there if x.first < end]
+            rows.append(_merged(own))
         return replace(self, candidates=tuple(rows))
 
 

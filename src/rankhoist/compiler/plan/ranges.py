@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra.memo import Memo
@@ -21,6 +22,7 @@ from rankhoist.compiler.plan.safe import as_it_is
 from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, attempt, choice, explained, search, settled
 from rankhoist.compiler.rules import CONDITIONAL
 from rankhoist.compiler.targets import ALIKE, CPU, Target, this_machine
+from rankhoist.compiler.targets.backends import here
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -64,6 +66,16 @@ class Plans(Generic[P]):
         made_for = self.main.workload
         expected = made_for.candidates * requests // made_for.requests if candidates is None else candidates
         return self.ranges.at(expected, requests)
+
+    def absent(self, device: torch.device) -> list[str]:
+        """The backends that score some calls, and that this machine lacks."""
+        named = {r.backend for row in self.ranges.candidates for r in row}
+        return sorted(backend for backend in named if not here(backend, device))
+
+    def without(self, backends: Collection[str]) -> Plans[P]:
+        """The same, but what one of `backends` won is scored as was predicted."""
+        otherwise = self.predicted or self.ranges.on("")
+        return replace(self, ranges=self.ranges.without(backends, otherwise)) if backends else self
 
     def for_all(self, plan: int) -> int:
         """The plan for calls for which the condition of a plan does not hold."""

@@ -147,18 +147,17 @@ RECORDED = ("graphs", "inductor-graphs")  # what they run is recorded, and repla
 
 def installed(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends that this machine has for a device and a dtype, `eager` first, then those that start sooner."""
-    found = ["eager"]
-    if device.type == "cpu" and dtype in (torch.float32, torch.float64) and onnx.installed():
-        found.append("onnx")
-    if device.type == "cpu" and dtype in differs.DTYPES and openvino.installed():
-        found.append("openvino")
-    if device.type == "cuda":
-        found.append("graphs")
-    if device.type != "cpu" or _compiles():
-        found.append("inductor")
-    if device.type == "cuda":
-        found.append("inductor-graphs")
-    return found
+    takes = {"onnx": (torch.float32, torch.float64), "openvino": differs.DTYPES}  # on a CPU
+    on_cpu = [name for name, dtypes in takes.items() if dtype in dtypes]
+    found = {"cpu": [*on_cpu, "inductor"], "cuda": ["graphs", "inductor", "inductor-graphs"]}
+    return ["eager", *(name for name in found.get(device.type, ["inductor"]) if here(name, device))]
+
+
+def here(backend: str, device: torch.device) -> bool:
+    """Whether this machine has what a backend needs: the packages of its extra, or a compiler."""
+    if backend.startswith("inductor"):
+        return device.type != "cpu" or _compiles()
+    return {"onnx": onnx.installed, "openvino": openvino.installed}.get(backend, lambda: True)()
 
 
 @functools.cache
