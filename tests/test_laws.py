@@ -154,7 +154,7 @@ def test_the_report_says_why_a_law_was_not_applied(program):
 
 def test_an_unknown_name_is_told_the_names(program):
     with pytest.raises(
-        CaptureError, match=r"unknown law 'softmax'; laws are bags of values, lookup of blocks, .*softmax over blocks"
+        CaptureError, match=r"unknown law 'softmax'; laws are bags of values, rows in .*softmax over blocks"
     ):
         hoist_program(program[1], without=["softmax"])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import assert_equal, hoisted_at, repeated
+from helpers import assert_equal, hoisted_at, rates_of, repeated
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -15,6 +15,7 @@ import rankhoist
 from rankhoist.capture import capture
 from rankhoist.capture.packed import packed_as_padded
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
 from rankhoist.errors import ExportError, UnsupportedModelError
 
 IDS, WIDTH, LENGTH = 30, 4, 6
@@ -97,7 +98,9 @@ def between(layer: nn.Module, x: Tensor, length: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("read", [summed, steps_first, sorted_before, between])
 def test_steps_are_read(read):
-    hoisted_and_equal(Reader(read, nn.GRU(WIDTH, WIDTH, batch_first=read is not steps_first)))
+    """Also where the model's author sorts the rows and puts them back."""
+    made = hoisted_and_equal(Reader(read, nn.GRU(WIDTH, WIDTH, batch_first=read is not steps_first)))
+    assert rates_of(made, "gru") == {Rate.REQUEST}
 
 
 def test_steps_of_both_directions():

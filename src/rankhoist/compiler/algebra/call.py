@@ -12,12 +12,12 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
-from rankhoist.compiler.algebra import along, attends, bag_tensors, fills, grid, pointwise, reads, training
+from rankhoist.compiler.algebra import along, attends, bag_tensors, fills, grid, permuted, pointwise, reads, training
 from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Decline, Form
 from rankhoist.compiler.algebra.original import OriginalOperators
-from rankhoist.compiler.algebra.values import Promise, TensorValue, Value, as_form, flat, integer
+from rankhoist.compiler.algebra.values import Permutation, Promise, TensorValue, Value, as_form, flat, integer
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Op
@@ -34,6 +34,7 @@ class Law:
         level: the lowest level that allows it.
         blocks: the lowest level that allows it for blocks of different rates, None for none: where it does not, every
             operand is one tensor.
+        orders: its rule is told of rows in another order; all others are given these as tensors.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Law:
     level: Level
     blocks: Level | None
     rule: Rule
+    orders: bool = False
 
     def applied(self, call: Call) -> Value:
         """What its rule makes; one tensor is the first result, where the operator makes others that nobody reads."""
@@ -229,6 +231,10 @@ class Call:
     def bags(self, lengths: Form) -> list[Key]:
         """Those of every key, of lengths with rows last; declines where these are not."""
         return bag_tensors.keys(self._originals, lengths)
+
+    def order(self, of: Permutation | None = None, back: bool = False) -> Permutation:
+        """The order of rows that this operator makes: `of` or what undoes it, else a new one. See `permuted`."""
+        return permuted.order(self._originals, self._node, self._args, self._kwargs, of, back)
 
     # -- this operator
 

@@ -17,8 +17,9 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
-from rankhoist.compiler.algebra.forms import Decline, Extent
-from rankhoist.compiler.algebra.values import Promise
+from rankhoist.compiler.algebra.bags import Bounds, OfBags, Ragged
+from rankhoist.compiler.algebra.forms import Decline, Extent, Form
+from rankhoist.compiler.algebra.values import InOrder, Opaque, Promise, RowNumber, Value
 from rankhoist.compiler.graph.lengths import Length, Sized
 from rankhoist.compiler.graph.node import Op, Work
 from rankhoist.compiler.graph.work import original_work
@@ -132,3 +133,16 @@ def _thawed(value: Any, lengths: Mapping[sympy.Symbol, int]) -> Any:
         sizes = [(n.when(lengths) if isinstance(n, Length) else n, rows) for n, rows in content.extents]
         return torch.empty([n * ROWS if rows else n for n, rows in sizes], dtype=content.dtype, device="meta")
     return content
+
+
+def operand(value: Value) -> Any:
+    """An argument as inference takes it."""
+    if isinstance(value, Form):
+        return Operand(tuple(value.extents), value.dtype)
+    if isinstance(value, Ragged):  # as many as there are rows, for example
+        return Operand(((1, True), *((n, False) for n in value.parts[0].form.sizes)), value.dtype)
+    if isinstance(value, Bounds) and not (value.first and value.last):
+        return Operand(tuple(value.lengths.extents), value.dtype)
+    if isinstance(value, Opaque | RowNumber | OfBags | InOrder):
+        raise Decline("an operand's axes do not follow the rows")
+    return [operand(v) for v in value] if isinstance(value, list | tuple) else value

@@ -24,7 +24,7 @@ from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
 from rankhoist.capture.empty import without_elements
 from rankhoist.capture.inputs import Part
 from rankhoist.capture.operators import captured_name, draws, overload
-from rankhoist.compiler.algebra import bag_tensors, grid, valuewise
+from rankhoist.compiler.algebra import bag_tensors, grid, permuted, valuewise
 from rankhoist.compiler.algebra.bags import OfBags
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import (
@@ -41,7 +41,7 @@ from rankhoist.compiler.algebra.forms import (
 )
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import Opaque, TensorValue, Value, flat, forms_in, sizes_have_rows, told_by_calls
+from rankhoist.compiler.algebra.values import TensorValue, Value, flat, rates_in, sizes_have_rows, told_by_calls
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
@@ -177,10 +177,8 @@ class Interpreter:
         """An assertion of a tensor is one of the outputs; one of sizes has been shown to hold, unless data decides."""
         operand, *words = self._map(node.args) or [None]
         if node.target in ASSERTIONS:
-            rate = Rate.PAIR if isinstance(operand, Opaque) else operand.rate
-            self.assertions.append(
-                (self.originals.present(operand, rate), *(words or ["an assertion of the model failed"]))
-            )
+            said = words or ["an assertion of the model failed"]
+            self.assertions.append((self.originals.present(operand, operand.rate), *said))
         elif node.target in LEFT_OUT:
             self.outcomes[node.name] = Outcome(reason=LEFT_OUT[node.target])
         elif isinstance(operand, sympy.Basic) and operand.free_symbols - self._sizes():
@@ -247,23 +245,16 @@ class Interpreter:
         elif without_elements(node):
             value = grid.constant_form(self.b, 0, node.meta["val"].dtype, self.originals.promised(node).extents)
         else:
-            value = self._by_law(node, args, kwargs, operands, outcome)
-        for v in flat(value):
-            if isinstance(v, Form):
-                outcome.rates |= {block.rate for block in v.blocks.values()}
-            elif isinstance(v, Opaque):
-                outcome.rates.add(Rate.PAIR)
-            else:
-                outcome.rates |= {f.rate for f in forms_in(v)}
+            value, outcome = permuted.by_law(self._by_law, node, args, kwargs)
+        outcome.rates |= rates_in(value)
         return value, outcome
 
-    def _by_law(
-        self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], operands: list[TensorValue], outcome: Outcome
-    ) -> Value:
+    def _by_law(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> tuple[Value, Outcome]:
         """What the first law that applies makes of an operator; else the operator itself over all rows."""
+        outcome, operands = Outcome(), [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
         if self.program.dropout == "rows" and draws(node):
             outcome.reason = "draws for every row"
-            return self.originals.fallback(node, args, kwargs)
+            return self.originals.fallback(node, args, kwargs), outcome
         numbers = all(isinstance(v, Form | OfBags) and not v.dtype.is_floating_point for v in operands)
         tried: list[Decline] = []
         for law in self._laws(node):
@@ -280,14 +271,14 @@ class Interpreter:
                     raise
                 problem = told(f"rule {law.rule.__name__}", error)  # the original operator is right all the same
                 outcome.reason = outcome.declined[law.name] = problem
-                return self.originals.fallback(node, args, kwargs)
+                return self.originals.fallback(node, args, kwargs), outcome
             else:
                 outcome.law, outcome.rule = law.name, law.rule.__name__
                 outcome.conditions = self.originals.conditions
                 outcome.reason = self.originals.remark or None
-                return value
+                return value, outcome
         outcome.reason = self._reason(node, numbers, tried)
-        return self.originals.fallback(node, args, kwargs)
+        return self.originals.fallback(node, args, kwargs), outcome
 
     def _laws(self, node: fx.Node) -> Sequence[Law]:
         """Those of its operator; of one that is not of ATen, by name."""
@@ -295,6 +286,8 @@ class Interpreter:
 
     def _applied(self, law: Law, node: fx.Node, args: list[Value], kwargs: dict[str, Value], apart: bool) -> Value:
         """The result, as the level allows it; operands are one tensor each where blocks may not stay `apart`."""
+        if not law.orders:
+            args, kwargs = permuted.as_tensors(args), permuted.as_tensors(kwargs)
         call = Call(self.originals, node, args if apart else self._whole(args), kwargs, partial(self._kept, node))
         try:
             value = law.applied(call)

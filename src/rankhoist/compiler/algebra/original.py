@@ -19,11 +19,20 @@ from torch import fx
 
 from rankhoist.capture.operators import draws, overload
 from rankhoist.compiler.algebra import bag_tensors
-from rankhoist.compiler.algebra.bags import Bounds, OfBags, Ragged, Totals
+from rankhoist.compiler.algebra.bags import Bounds, Ragged, Totals
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
-from rankhoist.compiler.algebra.infer import Operand, inferred
-from rankhoist.compiler.algebra.values import Opaque, Promise, RowNumber, TensorValue, Value, forms_in, without_rows
+from rankhoist.compiler.algebra.infer import inferred, operand
+from rankhoist.compiler.algebra.values import (
+    InOrder,
+    Opaque,
+    Promise,
+    RowNumber,
+    TensorValue,
+    Value,
+    forms_in,
+    without_rows,
+)
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.lengths import Sized, quotient, sized, varies
 from rankhoist.compiler.graph.node import ROWS, Node, Op, Rate, Size, Work, aten, join
@@ -67,7 +76,7 @@ class OriginalOperators(Evaluator):
         """Any operator at a rate: by default the lowest of its operands, where the caller has proved that rows do not
         meet.
         """
-        promised, work = inferred(op, [_operand(a) for a in args], {k: _operand(v) for k, v in kwargs.items()})
+        promised, work = inferred(op, [operand(a) for a in args], {k: operand(v) for k, v in kwargs.items()})
         operands = forms_in((args, kwargs))
         rate = _lowest(operands) if rate is None else rate
         shown, named = [self.present(a, rate) for a in args], {k: self.present(v, rate) for k, v in kwargs.items()}
@@ -78,7 +87,7 @@ class OriginalOperators(Evaluator):
 
     def dtype_of(self, op: Op, args: Sequence[Value]) -> torch.dtype:
         """Of the one result of any operator."""
-        promised, _ = inferred(op, [_operand(a) for a in args], {})
+        promised, _ = inferred(op, [operand(a) for a in args], {})
         assert isinstance(promised, Promise)
         return promised.dtype
 
@@ -124,6 +133,8 @@ class OriginalOperators(Evaluator):
         """A tensor with the original axes, for the original operator, with as many rows as `rate` has."""
         if isinstance(value, Opaque):
             return value.node
+        if isinstance(value, InOrder):
+            return self.present(value.form, rate)
         if isinstance(value, RowNumber):
             end = Size(self.program.rows * value.step)
             kwargs = {"dtype": value.dtype, "device": self.program.device}
@@ -309,19 +320,6 @@ def _lowest(operands: Sequence[Form], of_inputs: bool = False) -> Rate:
     if rate is Rate.WEIGHT and (of_inputs or any(v.has_rows for v in operands)):
         return Rate.REQUEST  # weights repeated for every row: the operator expects an axis of rows
     return rate
-
-
-def _operand(value: Value) -> Any:
-    """An argument as inference takes it."""
-    if isinstance(value, Form):
-        return Operand(tuple(value.extents), value.dtype)
-    if isinstance(value, Ragged):  # as many as there are rows, for example
-        return Operand(((1, True), *((n, False) for n in value.parts[0].form.sizes)), value.dtype)
-    if isinstance(value, Bounds) and not (value.first and value.last):
-        return Operand(tuple(value.lengths.extents), value.dtype)
-    if isinstance(value, Opaque | RowNumber | OfBags):
-        raise Decline("an operand's axes do not follow the rows")
-    return [_operand(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _rows_first(promised: Promise, rate: Rate) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -11,7 +13,7 @@ import torch
 from rankhoist.compiler.algebra.bags import OfBags, lengths_of
 from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Extent, Form, shape_text
 from rankhoist.compiler.algebra.moves import ordered
-from rankhoist.compiler.graph.node import Node
+from rankhoist.compiler.graph.node import Node, Rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +22,7 @@ class Opaque:
 
     node: Node
     dtype: torch.dtype
+    rate = Rate.PAIR
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,53 @@ class RowNumber:
     dtype: torch.dtype
     step: int = 1
     behind: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """An order of all N rows that data decides, whole numbers [N]: row i of `x[p]` is row p_i of x.
+
+    Of two with the same `order`, one undoes the other if exactly one goes `back`. `made` is it as a tensor, and `take`
+    reads rows of a form at places.
+    """
+
+    dtype: torch.dtype
+    order: object
+    back: bool
+    made: Callable[[], Form]
+    take: Callable[[Form, Form], Form]
+    rate = Rate.PAIR
+
+    def of(self, value: Form) -> Permuted:
+        """The rows of a form in this order."""
+        return Permuted(value, self)
+
+    def undoes(self, other: Permutation) -> bool:
+        """Whether `x[other][self]` is x."""
+        return self.order is other.order and self.back is not other.back
+
+    @cached_property
+    def form(self) -> Form:
+        """As a tensor over all rows, which is computed if anybody reads it."""
+        return self.made()
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted:
+    """The rows of `value`, which are on one of its axes, in the order `by`."""
+
+    value: Form
+    by: Permutation
+    rate = Rate.PAIR
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    @cached_property
+    def form(self) -> Form:
+        """As a tensor over all rows, which is computed if anybody reads it."""
+        return self.by.take(self.value, self.by.form)
 
 
 @dataclass(frozen=True)
@@ -59,7 +109,8 @@ class Promise:
         return shape_text(self.shape or ())
 
 
-TensorValue = Form | Opaque | RowNumber | OfBags
+InOrder = Permutation | Permuted
+TensorValue = Form | Opaque | RowNumber | OfBags | InOrder
 Value = Any  # TensorValue | list[Value] | sympy.Expr | int | float | bool | None | dtype | device
 
 
@@ -90,6 +141,19 @@ def forms_in(value: Any) -> list[Form]:
             found.append(v)
         elif isinstance(v, OfBags):
             found += lengths_of(v)
+        elif isinstance(v, InOrder):
+            found.append(v.form)
+    return found
+
+
+def rates_in(value: Any) -> set[Rate]:
+    """How often what is in a value is computed, rows in another order as they are without it."""
+    found = set[Rate]()
+    for v in (v.value if isinstance(v, Permuted) else v for v in flat(value)):
+        if isinstance(v, Form):
+            found |= {block.rate for block in v.blocks.values()}
+        else:
+            found |= {v.rate} if isinstance(v, Opaque | Permutation) else {f.rate for f in forms_in(v)}
     return found
 
 
@@ -103,8 +167,8 @@ def without_rows(arguments: Any, promised: Any) -> bool:
 
 def as_form(value: Value) -> Form:
     """A tensor as a form with its dims in the order of its axes."""
-    if isinstance(value, Form):
-        return ordered(value)
+    if isinstance(value, Form | InOrder):
+        return ordered(value if isinstance(value, Form) else value.form)
     if isinstance(value, Opaque):
         raise Decline("the operand is a tensor whose axes do not follow the rows")
     if isinstance(value, RowNumber):

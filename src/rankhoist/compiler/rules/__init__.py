@@ -18,6 +18,7 @@ from rankhoist.compiler.rules import (
     matrices,
     norm,
     parts,
+    permuted,
     pointwise,
     recurrent,
     reduce,
@@ -32,6 +33,7 @@ from rankhoist.errors import CaptureError
 
 FAMILIES = {
     "bags": bags.LAWS,
+    "permuted": permuted.LAWS,
     "lookup": lookup.LAWS,
     "reshape": reshape.LAWS,
     "parts": parts.LAWS,
