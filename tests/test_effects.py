@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import operator
 from pathlib import Path
@@ -13,10 +14,10 @@ from helpers import LEVELS, Function, assert_equal, check_model
 from torch import Tensor
 
 import rankhoist
-from rankhoist.capture import capture
+from rankhoist.capture import capture, stated
 from rankhoist.compiler.plan import search
 from rankhoist.compiler.rules import all_rules
-from rankhoist.errors import HoistingWarning, UnsupportedModelError
+from rankhoist.errors import ExportError, HoistingWarning, UnsupportedModelError
 from rankhoist.hoist import hoist_program
 
 G = torch.Generator().manual_seed(2)
@@ -54,6 +55,75 @@ def number(c: Tensor, k: Tensor) -> Tensor:
 def printing(c: Tensor, k: Tensor) -> Tensor:
     torch.ops.aten._print("")
     return c * k
+
+
+def checked(c: Tensor, k: Tensor) -> Tensor:
+    """With checks in Python, one of them of several lines."""
+    if c.isnan().any():
+        raise ValueError("the context has holes")
+    assert (
+        k.abs() < 9  # of all candidates
+    ).all(), "a candidate is out of range"
+    assert -8 <= k.min() <= 8 and (c < 8).all()
+    if not ((k > -6).all() and (k < 6).all()):
+        raise ValueError(f"candidates {k.shape}")
+    return (c * k).sum(1)
+
+
+def test_checks_in_python_are_assertions():
+    """Which hold where the model's do, and raise where it raises."""
+    hoisted = rankhoist.hoist(Function(checked).eval(), EXAMPLE, context=["context"], level="request")
+    c, k = CONTEXT[:1].clamp(-1, 1), CANDIDATE.clamp(-1, 1)
+    assert_equal(hoisted(c, k), checked(c, k))
+    bad = {
+        "the context has holes": (c * float("nan"), k),
+        "a candidate is out of range": (c, k + 10),
+        r"assert -8 <= k.min\(\) <= 8 and": (c + 9, k),
+        r"refused if not \(\(k > -6\).all\(\) and \(k < 6\).all\(\)\)": (c, k + 6.5),
+    }
+    for words, given in bad.items():
+        with pytest.raises((ValueError, AssertionError)):
+            checked(*given)
+        with pytest.raises(RuntimeError, match=words):
+            hoisted(*given)
+
+
+def leads_on(c: Tensor, k: Tensor) -> Tensor:
+    if (c > 0).all():
+        return c * k
+    return c + k
+
+
+def is_caught(c: Tensor, k: Tensor) -> Tensor:
+    try:
+        if (c > 0).all():
+            raise ValueError("positive")
+    except ValueError:
+        return c * k
+    return c + k
+
+
+def is_asked_before(c: Tensor, k: Tensor) -> Tensor:
+    assert sorted([c.min(), k.min()])[0] < 9
+    return c * k
+
+
+@pytest.mark.parametrize("call", [leads_on, is_caught, is_asked_before])
+def test_what_is_no_check_is_refused(call):
+    with pytest.raises(ExportError, match=r"depends on the values of tensors.*\n.*\nIt is line"):
+        capture(Function(call).eval(), EXAMPLE, ["context"])
+
+
+@pytest.mark.parametrize(
+    ("test", "wanted"),
+    [
+        ("x", True), ("not x", False), ("x and y", True), ("x and not y", None), ("x or y", None),
+        ("not (x or y)", False), ("not (x and y)", None), ("0 < x < 1", True), ("not 0 < x < 1", None),
+        ("x if y else z", None), ("not (x or not y)", None), ("all(x for x in y)", None), ("f(x and y)", None),
+    ],
+)  # fmt: skip
+def test_what_an_assertion_wants_to_hear(test, wanted):
+    assert stated._wanted(ast.parse(test, mode="eval").body, True) is wanted
 
 
 def test_an_operator_that_writes_to_what_it_is_given_is_named():

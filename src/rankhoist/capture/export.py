@@ -25,6 +25,7 @@ from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.signature import by_name, naming
+from rankhoist.capture.stated import Stated
 from rankhoist.capture.taken import TakenAlong
 from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
@@ -122,8 +123,8 @@ def _no_own_gradients() -> Any:
 
 @contextlib.contextmanager
 def _symbolic() -> Iterator[None]:
-    """With functions of torch that would fix the number of rows in other words."""
-    with EvenParts(), TakenAlong():
+    """With functions of torch that would fix the number of rows in other words, and checks of data as assertions."""
+    with EvenParts(), TakenAlong(), Stated():
         yield
 
 
