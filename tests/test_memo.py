@@ -107,3 +107,14 @@ def test_what_is_taken_twice_is_copied_once():
     assert b.take(every_other, 0, np.array([3, 0, 1])) is b.take(x, 0, np.array([7, 1, 3]))
     assert b.take(some, 1, np.array([2, 0])).args[0] is some
     assert b.take(b.take(some, 0, np.array([2, 0])), 0, np.array([1, 0])) is b.take(x, 0, np.array([5, 7]))
+
+
+def test_zeros_of_both_signs_are_told_apart():
+    def signed(c, k):
+        return [torch.copysign(k, torch.full_like(k, zero)) + 1 / torch.full_like(c, zero) for zero in (0.0, -0.0)]
+
+    program = captured(signed)
+    for level in (Level.EXPAND, Level.FULL):
+        made = hoisted_at(program, level)(CONTEXT, CANDIDATE, request_offsets=OFFSETS)
+        for got, want in zip(made, original(signed), strict=True):
+            assert torch.equal(got, want), level

@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 
 from rankhoist.compiler.algebra.values import TensorValue, Value
-from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.build import Builder, told_apart
 from rankhoist.compiler.graph.node import Node, Rate
 
 
@@ -62,4 +62,4 @@ def identity(value: Any) -> Any:
         return tuple(identity(v) for v in value)
     if isinstance(value, dict):
         return tuple((k, identity(v)) for k, v in value.items())
-    return type(value), value
+    return type(value), told_apart(value)

@@ -269,4 +269,9 @@ def _key(value: Any) -> Any:
         return tuple(_key(v) for v in value)
     if isinstance(value, dict):
         return tuple((k, _key(v)) for k, v in sorted(value.items()))
-    return (type(value).__name__, value if not isinstance(value, float) or value == value else "nan")
+    return (type(value).__name__, told_apart(value))
+
+
+def told_apart(value: Any) -> Any:
+    """A value that only its like is equal to: 0.0 is not -0.0, and a NaN is itself."""
+    return repr(value) if isinstance(value, float | complex) else value
