@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,8 +140,21 @@ def test_what_is_wrong_is_said(inputs, changed, message):
         inputs.rows("context", context(2, **changed))
 
 
-def test_integers_of_another_width_are_fine(inputs):
-    assert inputs.rows("context", context(2, user=torch.arange(2, dtype=torch.int32))) == 2
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_integers_of_another_width_become_the_example_s(inputs, dtype):
+    given = context(2, user=torch.arange(2, dtype=dtype))
+    assert inputs.rows("context", given) == 2
+    assert given["user"].dtype == torch.int64 and given["user"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint64])
+def test_a_number_that_does_not_fit_the_example_s_dtype_is_refused(dtype):
+    spec = InputSpec("item", (), torch.int8, "candidate")
+    narrow = Inputs(replace(interface(), inputs={"item": spec}), torch.float32, CPU)
+    given = {"item": torch.tensor([1, 127], dtype=dtype)}
+    assert narrow.rows("candidate", given) == 2 and given["item"].dtype == torch.int8
+    with pytest.raises(InputError, match=r"^candidate input 'item' has numbers that do not fit torch\.int8, which"):
+        narrow.rows("candidate", {"item": torch.tensor([1, 128], dtype=dtype)})
 
 
 def test_a_model_that_moved_takes_its_new_dtype():

@@ -409,3 +409,25 @@ def test_plan_counts_what_the_counter_counts(model, program):
         with FlopCounterMode(display=False) as counter:
             hoisted(user, dense, item)
         assert counter.get_total_flops() == 2 * hoisted.plan.cost.multiply_adds, level
+
+
+class Hashed(nn.Module):
+    """Ids are multiplied: in 32 bits they would overflow, and the cast is none where the example has 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(97, 4)
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return self.table((item.long() * 1_000_003 + user.long() * 7919) % 97).sum(1)
+
+
+def test_whole_numbers_of_another_width_are_hashed_alike(tmp_path):
+    model, item = Hashed().eval(), torch.randint(10**6, (9,))
+    hoisted = hoist(model, (item[:4], item[:4]), context=["user"], item=["item"])
+    user = torch.tensor([900_001])
+    want = model(user.expand(9), item)
+    assert_equal(hoisted(user.int(), item.int()), want)
+    assert_equal(hoisted.score(hoisted.prepare([user.int()]), [item.int()]), want)
+    store = hoisted.catalogue({"item": item.int()})
+    assert_equal(hoisted.score(hoisted.prepare([user.int()], store=store), store=store, rows=range(9)), want)

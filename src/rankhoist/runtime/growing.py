@@ -16,7 +16,8 @@ from rankhoist.errors import AppendError, InputError
 from rankhoist.runtime.catalogue import CatalogueScoring, Store
 from rankhoist.runtime.halves import Halves
 from rankhoist.runtime.ids import check
-from rankhoist.runtime.inputs import explain, one_length
+from rankhoist.runtime.inputs import one_length
+from rankhoist.runtime.rows import in_own_width
 from rankhoist.runtime.scoring import Grown, RequestState
 from rankhoist.runtime.weights import filled
 
@@ -61,7 +62,7 @@ class Appending(Halves, CatalogueScoring):
                 for n, names in self._inputs.lengths.items()
                 if n in lengths
             }
-            return self._state(RequestState(requests, {}, weights, chosen.plan), kept, sizes)
+            return self._state(RequestState(requests, {}, weights, chosen.plan), kept, sizes).apart(context)
 
     def append(self, state: RequestState, events: Mapping[str, Any]) -> RequestState:
         """A state whose history is longer by `events`, equal to `prepare` of that history; `state` stays as it is.
@@ -83,12 +84,13 @@ class Appending(Halves, CatalogueScoring):
         named = [name for own in lengths.values() for name, _ in own]
         if not found or not {*events} <= {*named}:
             raise InputError(f"append takes events of {', '.join(named)}; got {', '.join(events) or 'none'}")
+        given = dict(events)
         with torch.no_grad():
             for length in found:
-                state = self._appended(state, length, events)
-        return state
+                state = self._appended(state, length, given)
+            return state.apart(given)
 
-    def _appended(self, state: RequestState, length: str, events: Mapping[str, Any]) -> RequestState:
+    def _appended(self, state: RequestState, length: str, events: dict[str, Any]) -> RequestState:
         own, grown = self._inputs.lengths[length], state.grown
         name, axis = own[0]
         if grown is None or length not in grown.lengths:
@@ -104,7 +106,7 @@ class Appending(Halves, CatalogueScoring):
         kept = self._guarded(step.run, given, {name: events[name] for name, _ in own})
         return self._state(state, kept, {**grown.lengths, length: size})
 
-    def _new(self, state: RequestState, length: str, events: Mapping[str, Any]) -> int:
+    def _new(self, state: RequestState, length: str, events: dict[str, Any]) -> int:
         """How many positions the events have, which are checked."""
         own, found = self._inputs.lengths[length], {}
         for name, axis in own:
@@ -112,7 +114,7 @@ class Appending(Halves, CatalogueScoring):
                 raise InputError(f"missing events of {name!r}, which has the length of {', '.join(n for n, _ in own)}")
             row, event = self._inputs.events[length, name], events[name]
             if not isinstance(event, Tensor) or not row.fits(event.shape[1:]) or event.dtype != row.dtype:
-                explain(name, event, "context", row, "requests")
+                events[name] = in_own_width(name, event, "context", row, "requests")
             if len(event) != state.requests:
                 raise InputError(f"events of {name!r} have {len(event)} rows, and the state {state.requests} requests")
             found[f"axis {axis.axis} of {name!r}"] = event.shape[axis.axis]

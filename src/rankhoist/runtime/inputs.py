@@ -15,32 +15,10 @@ from rankhoist.capture.inputs import missing_inputs, named_leaves
 from rankhoist.capture.jagged import Jagged, flat
 from rankhoist.capture.packs import is_container, opened, packed
 from rankhoist.errors import BackendError, InputError
+from rankhoist.runtime.rows import Row, bags_of, in_own_width
 
 VALUES = 13  # in bags to export with: not as many as there are rows
 LENGTH = 17  # the same of axes that vary
-
-
-class Row(NamedTuple):
-    """What one row of an input is; of a jagged one, what one value of each column is. Axes that vary are named."""
-
-    dtype: torch.dtype
-    shape: torch.Size
-    bags: tuple[Row, ...] = ()
-    varying: tuple[Varying, ...] = ()
-
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a row may have this shape."""
-        if not self.varying or len(shape) != len(self.shape):
-            return tuple(shape) == self.shape
-        free = {v.axis - 1: v for v in self.varying}
-        sizes = zip(shape, self.shape, strict=True)
-        return all(free[i].holds(n) if i in free else n == own for i, (n, own) in enumerate(sizes))
-
-    @property
-    def axes(self) -> list[str]:
-        """Sizes to read: `[10, 2..200]`."""
-        free = {v.axis - 1: v for v in self.varying}
-        return [free[i].text if i in free else str(n) for i, n in enumerate(self.shape)]
 
 
 class Given(NamedTuple):
@@ -163,8 +141,9 @@ class Inputs:
                 apart[name] = inside
         return packed(named_leaves({"inputs": apart}), self.interface.packs)
 
-    def rows(self, side: str, inputs: Mapping[str, Any]) -> int:
-        """The row count of one side; without inputs that is one request, and no candidate.
+    def rows(self, side: str, inputs: dict[str, Any]) -> int:
+        """The row count of one side; without inputs that is one request, and no candidate. Whole numbers of another
+        width become those that the graph was captured with: what it makes of them would overflow elsewhere.
 
         Raises:
             InputError: an input has the wrong kind, dtype or shape, or two have different row counts.
@@ -174,9 +153,10 @@ class Inputs:
             row = self.expected[side][name]
             given: Sequence[int] = tensor.shape if isinstance(tensor, Tensor) else ()
             if row.bags:
-                given = _checked(name, tensor, side, row).shape
+                inputs[name] = bags = bags_of(name, tensor, side, row)
+                given = bags.shape
             elif not given or not (given[1:] == row.shape or row.fits(given[1:])) or tensor.dtype != row.dtype:
-                explain(name, tensor, side, row)
+                inputs[name] = in_own_width(name, tensor, side, row)
             same = same and rows in (-1, given[0])
             rows = given[0]
         if not same:
@@ -299,25 +279,6 @@ def _each(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else [value]
 
 
-def _checked(name: str, given: Any, side: str, row: Row) -> Jagged:
-    """A jagged input that has the columns it should.
-
-    Raises:
-        InputError: it has not; integers of another width are fine.
-    """
-    if not isinstance(given, Jagged):
-        raise InputError(
-            f"{side} input {name!r} is {type(given).__name__}, expected bags of values: rankhoist.Jagged(values, "
-            "lengths=...)"
-        )
-    if len(given.values) != len(row.bags):
-        raise InputError(f"{side} input {name!r} has {len(given.values)} columns, expected {len(row.bags)}")
-    for values, expected in zip(given.values, row.bags, strict=True):
-        if values.shape[1:] != expected.shape or values.dtype != expected.dtype:
-            explain(name, values, side, expected, "values")
-    return given
-
-
 def one_length(sizes: Mapping[str, int], what: str) -> int:
     """The length that axes have, by where each is.
 
@@ -328,15 +289,3 @@ def one_length(sizes: Mapping[str, int], what: str) -> int:
         listing = ", ".join(f"{where}: {size}" for where, size in sizes.items())
         raise InputError(f"the {what} have different lengths ({listing}), which have to be one")
     return next(iter(sizes.values()))
-
-
-def explain(name: str, tensor: Any, side: str, row: Row, first: str = "rows") -> None:
-    """Raise what is wrong with an input; integers of another width are fine."""
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{side} input {name!r} is {type(tensor).__name__}, expected a tensor")
-    if tensor.dim() == 0 or not row.fits(tensor.shape[1:]):
-        expected = ", ".join([first, *row.axes])
-        raise InputError(f"{side} input {name!r} has shape {list(tensor.shape)}, expected [{expected}]")
-    floating = row.dtype.is_floating_point or tensor.is_floating_point()
-    if floating or torch.bool in (row.dtype, tensor.dtype):
-        raise InputError(f"{side} input {name!r} has dtype {tensor.dtype}, expected {row.dtype}")

@@ -45,7 +45,7 @@ class Runner(Scoring):
         if not requests:  # stages run on one row at least
             made = self._run("request", self._one("context"), checked=False)
         else:
-            made = self._run("request", self._exact("context", context))
+            made = self._run("request", context)
         return RequestState(requests, {i: t.contiguous() for i, t in enumerate(made)}, INSIDE)
 
     def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
@@ -54,7 +54,7 @@ class Runner(Scoring):
         tensors = dict(zip(outputs, state.tensors.values(), strict=True))
         if not rows:
             return self._result(self._of_no_rows(tensors))
-        given = tensors | self._exact("candidate", candidate)
+        given = tensors | candidate
         if blocks is None:
             return self._result(self._run("candidate", given))
         if "several" not in self._stages:
@@ -70,11 +70,6 @@ class Runner(Scoring):
     def _one(self, side: str) -> dict[str, Tensor]:
         """One row that is made up."""
         return self._inputs.stage_inputs(self.made_up(side, 1))
-
-    def _exact(self, side: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Integers of another width, which a call may have, in that of the stages."""
-        known = self._inputs.tensors[side]
-        return {name: t.to(known[name].row.dtype if name in known else torch.int64) for name, t in inputs.items()}
 
     def _run(self, name: str, given: Mapping[str, Tensor], checked: bool = True) -> Sequence[Tensor]:
         stage = self._stages[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,23 @@ class RequestState:
         held = (*self.tensors.values(), *(self.context or {}).values(), *kept)
         return sum(t.numel() * t.element_size() for t in held)
 
+    def apart(self, given: Mapping[str, Tensor]) -> RequestState:
+        """The same in memory of its own: what it was computed from is its caller's, who may write to it."""
+        memory = {t.untyped_storage().data_ptr() for t in given.values()}
+        copies: dict[int, Tensor] = {}
+
+        def own(t: Any) -> Any:
+            if not isinstance(t, Tensor) or t.untyped_storage().data_ptr() not in memory:
+                return t
+            if id(t) not in copies:
+                copies[id(t)] = t.clone()
+            return copies[id(t)]
+
+        tensors = {node: own(t) for node, t in self.tensors.items()}
+        context = self.context and {name: own(t) for name, t in self.context.items()}
+        grown = self.grown and replace(self.grown, kept=tuple(own(t) for t in self.grown.kept))
+        return replace(self, tensors=tensors, context=context, grown=grown)
+
 
 class Scoring(ABC):
     """Called whole, as `model(*args, request_offsets=None, **kwargs)`, or in its two halves: `prepare` and `score`.
@@ -113,8 +130,9 @@ class Scoring(ABC):
         """
         context = self._inputs.of_side("context", context_inputs)
         requests = self._inputs.rows("context", context)
+        given = self._inputs.stage_inputs(context)
         with torch.no_grad():
-            return self._prepare(self._inputs.stage_inputs(context), requests, candidates)
+            return self._prepare(given, requests, candidates).apart(given)
 
     def score(
         self,

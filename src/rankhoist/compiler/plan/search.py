@@ -27,6 +27,7 @@ from rankhoist.compiler.demand import narrowed
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, live_nodes
 from rankhoist.compiler.lower.lean import lean
+from rankhoist.compiler.lower.own import owned
 from rankhoist.compiler.plan.cut import cut, penalty, stored
 from rankhoist.compiler.plan.watch import watch
 from rankhoist.compiler.rules import all_rules, rules_without
@@ -255,6 +256,7 @@ def attempt(
     if workload.stored:
         outputs = cut(interpreter.b, outputs, workload, target, interpreter.memo.cuts)
     outputs = lean(interpreter.b, outputs, target.limits, reordered=level is Level.FULL)
+    outputs[:count] = owned(interpreter.b, outputs[:count], program.outputs)
     cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
     if workload.stored:
         cost = replace(cost, seconds=cost.seconds + penalty(outputs, workload))

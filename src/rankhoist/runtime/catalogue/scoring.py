@@ -131,8 +131,9 @@ class CatalogueScoring(Scoring):
         store.check(self._of_items())
         context = self._inputs.of_side("context", context_inputs)
         requests = self._inputs.rows("context", context)
+        given = self._inputs.stage_inputs(context)
         with torch.no_grad():
-            return self._prepare_with(store, self._inputs.stage_inputs(context), requests, candidates)
+            return self._prepare_with(store, given, requests, candidates).apart(given)
 
     def score(
         self,
