@@ -32,10 +32,13 @@ KEPT = (
 
 
 def taken_apart(program: ExportedProgram, known: Container[Any]) -> ExportedProgram:
-    """The program with every operator in its parts that has any and is not `known`."""
+    """The program with every operator in its parts that has any and is not `known`; assignments to a part of a tensor
+    always are, as far as they can be.
+    """
     tried: dict[Any, Callable[..., Any]] = {}
     for _ in range(DEPTH):
-        unknown = {n.target for n in program.graph.nodes if n.op == "call_function" and n.target not in known}
+        called = {n.target for n in program.graph.nodes if n.op == "call_function"}
+        unknown = {op for op in called if op in ASSIGNMENTS or op not in known}
         table = {op: parts for op in unknown if (parts := _parts(op)) is not None}
         if table.keys() <= tried.keys():  # what is still there has no parts that fit in
             break

@@ -61,7 +61,7 @@ def put_back(call: Call) -> Value:
         or not isinstance(source, values.RowNumber)
         or call.value("accumulate")
     ):
-        raise Elsewhere("puts no row numbers where an order of rows says")
+        raise Elsewhere("puts elements at places that depend on the inputs")
     if source.step != 1 or source.behind or call.out.extents != [(1, True)] or call.out.dtype not in NUMBERS:
         raise Decline(f"makes {call.out.axes} of row numbers in an order")
     return call.order(places, back=True)
