@@ -9,7 +9,7 @@ from helpers import Function, assert_equal, check_model, rates_of, reasons
 
 from rankhoist import hoist
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.errors import UnsupportedModelError
+from rankhoist.errors import ExportError, UnsupportedModelError
 
 G = torch.Generator().manual_seed(0)
 CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))
@@ -103,6 +103,10 @@ COMPOSITES = {
     "glu": lambda c, k, w: F.glu(both(c, k), 1),
     "differences": lambda c, k, w: F.mse_loss(c, k, reduction="none") + F.l1_loss(c, k, reduction="none"),
     "triangles": lambda c, k, w: torch.tril(c[:, :, None] * k[:, None]) + torch.triu(c[:, :, None] + k[:, None], 1),
+    "combinations": lambda c, k, w: (
+        both(c, k)[:, torch.combinations(torch.arange(8))].prod(2)
+        + both(c, k)[:, torch.combinations(torch.arange(7), 2, with_replacement=True)].prod(2)
+    ),
     "diag_embed": lambda c, k, w: torch.diag_embed(c) @ k.unsqueeze(2),
     "quantile": lambda c, k, w: torch.quantile(both(c, k), 0.5, dim=1),
 }
@@ -151,6 +155,13 @@ def test_memory_is_not_read_where_it_lies_otherwise(read):
     with pytest.raises(
         UnsupportedModelError, match=r"aten.as_strided.default in the model itself reads memory as it lies"
     ):
+        hoist(model.eval(), (CONTEXT[:, :4], CANDIDATE[:3]), context=["context"])
+
+
+def test_what_torch_cannot_trace_is_an_error_of_its_export():
+    """Its strict way makes a weight of what the other one refuses."""
+    model = Function(lambda c, k: torch.vmap(lambda x: x.sum(-1), 1, 1)(torch.stack([c, k], 1)).sum(1))
+    with pytest.raises(ExportError, match="fake tensor in the exported program constant"):
         hoist(model.eval(), (CONTEXT[:, :4], CANDIDATE[:3]), context=["context"])
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "ContextError",
     "DeadlineError",
     "ExportError",
+    "ExportWarning",
     "ExtraError",
     "HoistingWarning",
     "InputError",
@@ -99,6 +100,10 @@ class UnusedInputWarning(UserWarning):
 
 class CarriedDataWarning(UserWarning):
     """A `.pt2` archive holds more data behind its example inputs than their rows."""
+
+
+class ExportWarning(UserWarning):
+    """An exported form does not take all that the hoisted model takes."""
 
 
 class HoistingWarning(UserWarning):

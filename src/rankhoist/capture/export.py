@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.combined import Combined
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
@@ -124,7 +125,7 @@ def _no_own_gradients() -> Any:
 @contextlib.contextmanager
 def _symbolic() -> Iterator[None]:
     """With functions of torch that would fix the number of rows in other words, and checks of data as assertions."""
-    with EvenParts(), TakenAlong(), Stated():
+    with EvenParts(), TakenAlong(), Combined(), Stated():
         yield
 
 
@@ -186,7 +187,8 @@ def _reads_values(error: Exception) -> bool:
 
 def _fixes_rows(error: Exception) -> bool:
     said = ("specialized", "Constraints violated", "constant")
-    return not _reads_values(error) and any(words in str(error) for words in said)
+    untraced = "fake tensor in the exported program constant" in str(error)  # of which strict would make a weight
+    return not (_reads_values(error) or untraced) and any(words in str(error) for words in said)
 
 
 def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Exception) -> str:

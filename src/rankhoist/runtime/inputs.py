@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from rankhoist.capture import Interface, Split, Varying
 from rankhoist.capture.inputs import missing_inputs, named_leaves
 from rankhoist.capture.jagged import Jagged, flat
 from rankhoist.capture.packs import is_container, opened, packed
-from rankhoist.errors import BackendError, InputError
+from rankhoist.errors import BackendError, ExportWarning, InputError
 from rankhoist.runtime.rows import Row, bags_of, in_own_width
 
 VALUES = 13  # in bags to export with: not as many as there are rows
@@ -229,9 +230,12 @@ class Inputs:
     @property
     def exported(self) -> Inputs:
         """The same for exported stages, where axes that vary have one position at least: of none, a runtime's own mean
-        is 0 and no NaN, and not every operator takes it.
+        is 0 and no NaN, and not every operator takes it. If the model takes none, a `ExportWarning` says so.
         """
         own = self.interface.inputs
+        if empty := [n for n, s in own.items() if any(v.low == 0 for v in s.varying)]:
+            told = f"exported, it takes one position and more of {', '.join(empty)}; the hoisted model takes none, too"
+            warnings.warn(told, ExportWarning, stacklevel=3)
         specs = {n: replace(s, varying=tuple(replace(v, low=max(v.low, 1)) for v in s.varying)) for n, s in own.items()}
         return Inputs(replace(self.interface, inputs=specs), self.dtype, self.device)
 
