@@ -105,3 +105,21 @@ def test_a_state_for_a_store_is_the_caller_s():
     state = hoisted.prepare({"history": given}, store=store)
     given.zero_()
     assert_equal(hoisted.score(state, store=store, rows=range(6)), hoisted(history, item))
+
+
+class Writes(nn.Module):
+    """Writes to its inputs, and returns one of them."""
+
+    def forward(self, context, candidate):
+        candidate[:, 1:].add_(context[:, 1:])
+        return candidate, candidate.mul_(2).sum(1), context.neg_()
+
+
+def test_inputs_that_the_model_writes_to_stay_as_they_are():
+    c, k = torch.randn(2, 3), torch.randn(5, 3)
+    hoisted = rankhoist.hoist(Writes().eval(), (k.clone(), k.clone()), context=["context"])
+    given = c.clone(), k.clone()
+    want = Writes()(repeated(c, [0, 2, 5]), k.clone())
+    for _ in range(2):
+        assert_equal(hoisted(*given, request_offsets=[0, 2, 5]), want)
+        assert torch.equal(given[0], c) and torch.equal(given[1], k)

@@ -34,6 +34,7 @@ from rankhoist.capture.inputs import Constant, Context, InputSpec, common_rows, 
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.opaque import OpaqueCall, kept
 from rankhoist.capture.packs import Pack
+from rankhoist.capture.reached import by_their_names
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.scripts import signature_of
 from rankhoist.capture.signature import Arguments
@@ -189,6 +190,7 @@ def capture(
             made = model  # type: ignore[assignment]
         functional = _functional(made, known)
     without_tokens(functional)
+    by_their_names(functional)
     fill(functional.graph)
     if not training:  # a gradient of nothing is zeros, one that is missing is not
         leave_out_empty(functional.graph)
@@ -303,11 +305,10 @@ def _program(
     call = exported.module_call_graph[0].signature
     if call is None:
         raise CaptureError("the exported program has no call signature")
-    kinds = {
-        s.arg.name: s for s in signature.output_specs if s.kind is OutputKind.USER_OUTPUT and hasattr(s.arg, "name")
-    }
     last = next(node for node in graph.nodes if node.op == "output")
-    outputs = [o for o in last.args[0] if not isinstance(o, fx.Node) or o.name in kinds]
+    kinds = [s.kind for s in signature.output_specs if s.kind is not OutputKind.TOKEN]
+    returned = zip(last.args[0], kinds, strict=True)  # what is written to inputs is returned as well
+    outputs = [o for o, kind in returned if kind is OutputKind.USER_OUTPUT]
     renewed = {o.name: o for o in last.args[0] if isinstance(o, fx.Node)}
     outputs += [renewed[made] for made in written.values()]
     buffers = {w.name: placeholder for placeholder, w in weights.items()}
