@@ -196,6 +196,8 @@ def test_one_request_has_no_blocks():
     ("offsets", "requests", "message"),
     [
         (None, 2, "the context has 2 rows; pass request_offsets with 3 boundaries"),
+        ([0, 2.5, 5], 2, "request_offsets are torch.float32, expected whole numbers"),
+        ("abc", 2, "request_offsets are no numbers: new(): invalid data type 'str'"),
         (None, 0, "the context has 0 rows; pass request_offsets with 1 boundaries"),
         ([0, 5], 2, "request_offsets has shape [2], expected [3] for 2 requests"),
         ([0, 4], 1, "request_offsets must rise from 0 to 5 (the candidate rows), got [0, 4]"),

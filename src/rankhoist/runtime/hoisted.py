@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rankhoist.capture import Program
 from rankhoist.compiler.plan import Plan, Plans, PlanSummary, single
 from rankhoist.compiler.targets.cuda_graphs import wait_for
+from rankhoist.errors import WeightsError
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_model
@@ -125,11 +126,24 @@ class HoistedModel(Appending, nn.Module):
             replays.close()
         self.certificate = None
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         """The original model's weights under their original names; of one from a file, without buffers that no call
         reads.
         """
-        return {name: self._weights.original[p] for name, p in self.interface.state.items()}
+        destination.update({prefix + name: self._weights.original[p] for name, p in self.interface.state.items()})
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """As `update_weights`, of the weights that are there; torch tells what is missing, as of any module."""
+        own, names = {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}, self.interface.state
+        missing_keys.extend(prefix + n for n in names if n not in own)
+        unexpected_keys.extend(prefix + n for n in own if n not in names)
+        try:
+            self.update_weights({n: own.get(n, self._weights.original[p]) for n, p in names.items()})
+        except WeightsError as error:
+            error_msgs.append(str(error))
 
     def warm_up(self, candidates: Sequence[int] = (), requests: Sequence[int] = (1,)) -> HoistedModel:
         """Compile what calls with these numbers of requests need, and of candidates in all: any, unless some are given.

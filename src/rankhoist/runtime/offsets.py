@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def blocks_of(offsets: Offsets | None, requests: int, rows: int) -> Blocks | Non
         if requests != 1:
             raise InputError(f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries")
         return None
-    bounds = torch.as_tensor(offsets, dtype=torch.int64, device="cpu")
+    bounds = _whole_numbers(offsets)
     if bounds.shape != (requests + 1,):
         raise InputError(
             f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests"
@@ -91,3 +92,18 @@ def blocks_of(offsets: Offsets | None, requests: int, rows: int) -> Blocks | Non
     if requests == 1:
         return None
     return Blocks(bounds, rows)
+
+
+def _whole_numbers(offsets: Any) -> Tensor:
+    """On the CPU, int64.
+
+    Raises:
+        InputError: there are others.
+    """
+    try:
+        given = torch.as_tensor(offsets, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"request_offsets are no numbers: {error}") from None
+    if given.numel() and (given.is_floating_point() or given.is_complex()):
+        raise InputError(f"request_offsets are {given.dtype}, expected whole numbers")
+    return given.to(torch.int64)
