@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Function, assert_equal, check_model, rates_of, reasons
 
 from rankhoist import hoist
+from rankhoist.capture.composites import few_prepared
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.errors import ExportError, UnsupportedModelError
 
@@ -28,6 +31,24 @@ def test_a_program_without_parts_is_not_traced_again(monkeypatch: pytest.MonkeyP
     model = Function(lambda c, k: both(c, k).reshape(k.shape[0], 2, 4).sum(1)).eval()
     hoist(model, (CONTEXT, CONTEXT), context=["context"])
     assert traced == [{}], "made functional, and no more"
+
+
+def parts_of_many(c, k):
+    """Composites that stay whole, those that torch takes apart itself, and one that a control flow hides."""
+    x = torch.matmul(torch.hstack([c, k]).unflatten(1, (2, 4)).flatten(1), W.T.contiguous()).square_()
+    x = torch.cond(k.sum() > 0, lambda x: F.cosine_similarity(x, -x).unsqueeze(1) + x, lambda x: x - 1, (x,))
+    first, _ = x.chunk(2, 1)
+    return F.pairwise_distance(first, -first) + torch.inner(x, W.T[0][:5]) + x.narrow(1, 0, 2).std(1)
+
+
+def test_what_has_to_stay_whole_does():
+    """Torch is made to prepare fewer composites than it would: the program is the same."""
+    example = CONTEXT, CONTEXT.clone()
+    program = torch.export.export(Function(parts_of_many).eval(), example)
+    whole = program.run_decompositions({})
+    with few_prepared(program):
+        assert str(program.run_decompositions({})) == str(whole)
+    assert {"aten.hstack.default", "aten.cosine_similarity.default"} <= set(re.findall(r"aten\.\w+\.\w+", str(whole)))
 
 
 def both(c, k):

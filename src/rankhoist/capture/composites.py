@@ -6,19 +6,22 @@ known of the parts holds. So are assignments to a part of a tensor, and views by
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
-from torch.export import ExportedProgram
+from torch import Tensor, fx
+from torch.export import ExportedProgram, exported_program
 
 from rankhoist.capture.assignments import ASSIGNMENTS
 from rankhoist.capture.recurrent import of_any_length
 
 aten = torch.ops.aten
+PREPARED, STAYS_WHOLE = "_collect_all_valid_cia_ops", "_is_preservable_cia_op"  # in torch: which ones, and whether one
 DEPTH = 4  # of operators made of operators made of ...
 SIMPLE = {  # these have a kernel of their own, and parts that take about as long
     aten.glu.default, aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.tril.default,
@@ -29,6 +32,21 @@ KEPT = (
     "aten::upsample",  # its parts take longer
     "aten::sym_",  # sizes are numbers, and PyTorch's parts of one are the same operator
 )
+
+
+@contextlib.contextmanager
+def few_prepared(program: ExportedProgram) -> Iterator[None]:
+    """While torch makes a program functional: it prepares all of its composite operators to stay whole, some 500 of
+    them and each time, which takes longer than the program does. Those that the program has are enough.
+    """
+    graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
+    own = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    stays_whole = getattr(exported_program, STAYS_WHOLE, None)
+    if stays_whole is None or not hasattr(exported_program, PREPARED):  # a torch that does it in another way
+        yield
+        return
+    with mock.patch.object(exported_program, PREPARED, lambda: {op for op in own if stays_whole(op)}):
+        yield
 
 
 def taken_apart(program: ExportedProgram, known: Container[Any]) -> ExportedProgram:

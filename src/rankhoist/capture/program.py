@@ -26,7 +26,7 @@ from rankhoist.capture.checks import (
     check_weights,
     mutated,
 )
-from rankhoist.capture.composites import taken_apart
+from rankhoist.capture.composites import few_prepared, taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.empty import leave_out_empty
@@ -204,7 +204,7 @@ def _functional(exported: torch.export.ExportedProgram, known: Container[Any] | 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-            with of_any_length():
+            with of_any_length(), few_prepared(exported):
                 functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional if known is None else taken_apart(functional, known)
     except Exception as error:
