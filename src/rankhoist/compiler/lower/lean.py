@@ -41,6 +41,7 @@ FROM_A_ROW = {kernels.linear_from, kernels.request_linear_from}
 
 def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bool = False) -> list[Any]:
     """`outputs` by fewer operators, where larger ones gain something; with chains of products in another order."""
+    readers = None
     for make in (
         *([_reordered] if reordered else []),
         *([_short] if limits.short else []),
@@ -50,10 +51,13 @@ def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bo
         _joined,
         _stacked,
         _gathered,
-        _ended,
+        *([_ended] if limits.ends else []),
         *([_aligned] if limits.aligned > 1 else []),
     ):
-        outputs = _rebuilt(builder, outputs, limits, make)
+        readers = readers or _Readers(outputs, limits)
+        made = _rebuilt(builder, outputs, readers, make)
+        if any(new is not old for new, old in zip(made, outputs, strict=True)):
+            outputs, readers = made, None
     return list(outputs)
 
 
@@ -82,9 +86,8 @@ class _Readers:
         return self.count[node.index] == 1
 
 
-def _rebuilt(builder: Builder, outputs: Sequence[Any], limits: Limits, make: Make) -> list[Any]:
+def _rebuilt(builder: Builder, outputs: Sequence[Any], readers: _Readers, make: Make) -> list[Any]:
     """Every node anew over its rewritten operands, operands first; `make` may give another node for it."""
-    readers = _Readers(outputs, limits)
     done: dict[int, Node] = {}
 
     def value(node: Node) -> Node:
@@ -340,7 +343,7 @@ def _gathered(builder: Builder, node: Node, readers: _Readers, value: Callable[[
 
 def _ended(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """A function of a product that starts from a request's row, by the kernel that makes it."""
-    name = activations.NAMES.get(node.op) if readers.limits.ends else None
+    name = activations.NAMES.get(node.op)
     if name is None or len(node.args) > 1 or node.kwargs:
         return None
     inner = node.args[0]

@@ -189,14 +189,10 @@ def with_original(
 
 def _predicted(pool: Sequence[Plan], target: Target) -> Any:
     """Seconds by requests, plan and candidates."""
-    given = [(p.per_call, p.results) for p in pool]
-    counts = np.asarray(CANDIDATES, float)
-    return np.stack(
-        [
-            np.stack([target.predicted(*g, counts, np.full_like(counts, requests)) for g in given])
-            for requests in REQUESTS
-        ]
-    )
+    requests, candidates = (x.ravel() for x in np.meshgrid(REQUESTS, np.asarray(CANDIDATES, float), indexing="ij"))
+    known: dict[Any, Any] = {}
+    times = [target.predicted(p.per_call, p.results, candidates, requests, known) for p in pool]
+    return np.stack(times).reshape(len(pool), len(REQUESTS), len(CANDIDATES)).swapaxes(0, 1)
 
 
 def _spare(times: Any, used: Sequence[int]) -> list[int]:

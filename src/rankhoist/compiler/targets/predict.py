@@ -6,6 +6,7 @@ CALLS beside version 1 of the profile, PASSES beside version 2, NEAR and ARRANGI
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,10 +73,10 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
     runs = profile.row * _runs(node) * np.asarray(rows, float)
     if timed in (Timed.FUNCTION, Timed.SOFTMAX):
         return profile.call + profile.functions(bytes_of(node, rows), over) + runs
-    read = max([bytes_of(a, rows) for a in node.args if isinstance(a, Node)], key=np.max, default=0.0)
+    read: Any = functools.reduce(np.maximum, (bytes_of(a, rows) for a in node.args if isinstance(a, Node)), 0.0)
     if node.work.elements == 0 and np.max(read) == 0:
         return profile.view
-    return profile.call + profile.streams(np.maximum(bytes_of(node, rows), np.asarray(read) / 2), over) + runs
+    return profile.call + profile.streams(np.maximum(bytes_of(node, rows), read / 2), over) + runs
 
 
 def _runs(node: Node) -> int:

@@ -59,18 +59,22 @@ class Target:
     doubt: float = 1.0
     tried: tuple[Limits, ...] = ()
 
-    def predicted(self, nodes: Sequence[Node], outputs: Sequence[Any], candidates: Any, requests: Any) -> Any:
+    def predicted(
+        self, nodes: Sequence[Node], outputs: Sequence[Any], candidates: Any, requests: Any,
+        known: dict[Any, Any] | None = None,
+    ) -> Any:  # fmt: skip
         """Seconds of one call, request and candidate stage; arrays of candidates and requests give an array.
 
-        `nodes` is all that `outputs` need.
+        `nodes` is all that `outputs` need; `known` remembers the seconds of nodes that are alike, for these calls.
         """
         alike: dict[Any, list[Node]] = {}
+        known = {} if known is None else known
         over = self.over(nodes, outputs)
         for n in nodes:
             alike.setdefault((self.kind(n), n.index in over), []).append(n)
-        each = (
-            len(group) * self.seconds(group[0], self.profile, candidates, requests, over=written)
-            for (_, written), group in alike.items()
-        )
+        for (kind, written), (one, *_) in alike.items():
+            if (kind, written) not in known:
+                known[kind, written] = self.seconds(one, self.profile, candidates, requests, over=written)
         calls = np.broadcast_shapes(np.shape(candidates), np.shape(requests))
+        each = (len(group) * known[key] for key, group in alike.items())
         return sum(each, start=np.full(calls, self.start(self.profile)))
