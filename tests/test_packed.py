@@ -107,6 +107,21 @@ def test_steps_of_both_directions():
     hoisted_and_equal(Reader(summed, nn.LSTM(WIDTH, 2, 2, batch_first=True, bidirectional=True)))
 
 
+@pytest.mark.parametrize(("read", "kind", "width"), [(last, nn.LSTM, 2), (between, nn.GRU, WIDTH)])
+def test_histories_of_any_length(read, kind, width):
+    """Those of several requests have one length in a call, and each row as many events as it says."""
+    model = Reader(read, kind(WIDTH, width, batch_first=True)).double().eval()
+    context, item = rows(LENGTH)
+    program = capture(model, (*context, item), ["history", "length"], dynamic={"history": {1: (1, 50)}})
+    made = hoisted_at(program, Level.REQUEST)
+    assert not [n for n in made.plan.nodes if n.rate.per_candidate and n.work.multiply_adds], "once per request"
+    for length in (1, 4, 20):
+        history, item = torch.randint(IDS, (3, length)), rows(OFFSETS[-1])[1]
+        context = history, torch.tensor([length, 1, 1 + length // 2])
+        want = model(*(repeated(x, OFFSETS) for x in context), item)
+        assert_equal(made(*context, item, request_offsets=OFFSETS), want, f"length {length}")
+
+
 def test_padding_is_never_read():
     """It may be infinite, as what a division by a length of nothing leaves."""
 

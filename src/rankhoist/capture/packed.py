@@ -74,7 +74,10 @@ def _of_both(operator: Operator) -> Operator:
     """An operator over padded steps, and over packed ones: `data, batch_sizes, states, weights, ...`."""
 
     def call(x: Tensor, sizes: Any, *rest: Any) -> tuple[Tensor, ...]:
-        return Steps.of(x, sizes).through(operator, *rest) if isinstance(sizes, Order) else operator(x, sizes, *rest)
+        if not isinstance(sizes, Order):
+            return operator(x, sizes, *rest)
+        y, *states = Steps.of(x, sizes).through(operator, *rest)
+        return sizes.flat(y), *states
 
     return call
 
@@ -88,6 +91,18 @@ class Order:
 
     def __init__(self, given: Tensor, places: Any) -> None:
         self.given, self.places = given, places
+        self._made: list[tuple[Tensor, Tensor]] = []
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Steps `[rows, T, *]` as a packed sequence has them, `[rows * T, *]`."""
+        made = x.reshape(-1, *x.shape[2:])
+        self._made.append((made, x))
+        return made
+
+    def steps(self, data: Tensor) -> Tensor:
+        """What they were: reshaped back, they might be of one T alone, so that is for what somebody else has made."""
+        x = next((x for made, x in self._made if made is data), None)
+        return data.reshape(self.given.shape[0], self.places, *data.shape[1:]) if x is None else x
 
     def __getitem__(self, at: Any) -> Any:
         return self.given.shape[0] if type(at) is int and at == 0 else self._refuse()
@@ -128,13 +143,13 @@ class Steps:
         """Those of a sequence that `packed` made, its `data` as they are or computed position by position."""
         if not isinstance(order, Order):
             raise UnsupportedModelError("a packed sequence is made by other means than pack_padded_sequence")
-        x = data.reshape(order.given.shape[0], order.places, *data.shape[1:])
+        x = order.steps(data)
         return Steps(x, order.given.to(x.device), order.given)
 
     def as_packed(self) -> PackedSequence:
         """A sequence with all positions, row by row."""
         order = Order(self.given, self.x.shape[1])
-        return PackedSequence(self.flat, order, None, None)  # type: ignore[arg-type]
+        return PackedSequence(order.flat(self.x), order, None, None)  # type: ignore[arg-type]
 
     def padded(self, batch_first: bool, value: float, total: int | None) -> tuple[Tensor, Tensor]:
         """As `pad_packed_sequence`, with all positions."""
@@ -144,16 +159,11 @@ class Steps:
             x = torch.cat([x, x.new_full((x.shape[0], short, *x.shape[2:]), value)], 1) if short > 0 else x[:, :total]
         return x if batch_first else x.transpose(0, 1), self.given
 
-    @property
-    def flat(self) -> Tensor:
-        """`[rows * T, *]`."""
-        return self.x.reshape(-1, *self.x.shape[2:])
-
     def through(
         self, operator: Operator, states: Any, weights: list[Tensor], biases: bool, layers: int, dropout: float,
         training: bool, both: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """As a recurrent operator: what comes of every step, and the states after the last of each row."""
+        """As a recurrent operator: what comes of every step, not flat, and the states after the last of each row."""
         given = [states] if isinstance(states, Tensor) else list(states)
         directions = 2 if both else 1
         count = len(weights) // (layers * directions)  # of weights of a layer in one direction
@@ -170,7 +180,7 @@ class Steps:
             if training and i + 1 < layers:
                 y = nn.functional.dropout(y, dropout)
             steps = Steps(y, self.lengths, self.given)
-        return steps.flat, *(torch.stack(own) for own in zip(*last, strict=True))
+        return steps.x, *(torch.stack(own) for own in zip(*last, strict=True))
 
     def one_direction(
         self, operator: Operator, weights: list[Tensor], first: list[Tensor], biases: bool, backward: bool
