@@ -17,7 +17,6 @@ from rankhoist.compiler.graph.operators import row
 from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.targets import CPU, Target, this_machine
-from rankhoist.compiler.targets.backends import backend_of
 from rankhoist.compiler.targets.profile import BUILT_IN, Profile
 from rankhoist.hoist import hoist_program
 
@@ -41,7 +40,7 @@ def seconds(node: Node, table: Launches, candidates: Any, requests: Any, *, over
 
 
 MADE_UP = Target(
-    name="made-up-bfloat16", device="made-up", dtype=torch.bfloat16, backends=(),
+    name="made-up-bfloat16", device="made-up", dtype=torch.bfloat16,
     limits=Limits(wide=10_000, small=2**20, tables=2, copied=2**30),
     profile=Launches(1e-5), start=lambda table: 5 * table.seconds, kind=launched, seconds=seconds,
 )  # fmt: skip
@@ -89,4 +88,3 @@ def test_without_a_target_plans_are_made_for_this_machine(program, here):
 
 def test_what_the_cpu_names_is_known():
     assert (CPU.name, CPU.device, CPU.dtype) == ("cpu-float32", "cpu", torch.float32)
-    assert all(map(backend_of, CPU.backends)) and "eager" in CPU.backends

@@ -52,8 +52,8 @@ def hoist(
             machine's memory for a million items).
         workload: the number of candidates and requests per call that the plan is made for (default 1000 and 1).
         level: what may be hoisted: `expand`, `lookup`, `request`, `linear`, `first` or `full`.
-        backend: what runs the stages: `eager` or `inductor`, which compiles them at their first call; see
-            `HoistedModel.to_backend`.
+        backend: what runs the stages: `eager`, or what compiles them at their first call, as `inductor` does; see
+            `HoistedModel.to_backend` for all.
         without: names of laws that are switched off, to see what they bring; the report names all.
         targets: where the model may go, beside where it is now (device and dtype): `cpu-float32`, `cpu-bfloat16`,
             `cuda-float32`, `cuda-bfloat16`. It has plans for all of them, and on a GPU for calls that are recorded as

@@ -11,7 +11,6 @@ import torch
 
 from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.targets import predict
-from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.compiler.targets.profile import BUILT_IN, BUILT_IN_BFLOAT16, Profile, load_profile
 from rankhoist.compiler.targets.target import Target
 
@@ -19,7 +18,6 @@ CPU = Target(
     name="cpu-float32",
     device="cpu",
     dtype=torch.float32,
-    backends=tuple(BACKENDS),
     limits=Limits(wide=256, small=2**16, tables=3, copied=2**26, short=True),
     profile=Profile.load(BUILT_IN),
     start=predict.start,
@@ -28,10 +26,7 @@ CPU = Target(
 )
 
 
-CPU_BFLOAT16 = replace(
-    CPU, name="cpu-bfloat16", dtype=torch.bfloat16, backends=("eager", "inductor"),
-    profile=Profile.load(BUILT_IN_BFLOAT16),
-)  # fmt: skip
+CPU_BFLOAT16 = replace(CPU, name="cpu-bfloat16", dtype=torch.bfloat16, profile=Profile.load(BUILT_IN_BFLOAT16))
 
 
 def this_machine(dtype: torch.dtype = torch.float32) -> Target:

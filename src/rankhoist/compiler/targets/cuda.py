@@ -28,7 +28,6 @@ def cuda(profile: Accelerator, recorded: bool = False) -> Target:
         name=f"cuda-{profile.dtype}" + ("-graphs" if recorded else ""),
         device="cuda",
         dtype=DTYPES[profile.dtype],
-        backends=("graphs", "eager", "inductor") if recorded else ("eager", "inductor"),
         limits=limits,
         profile=profile,
         start=launched.start_recorded if recorded else launched.start_called,

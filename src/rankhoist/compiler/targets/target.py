@@ -34,7 +34,6 @@ class Target:
     Attributes:
         name: such as `cpu-float32`.
         device, dtype: where the stages run, and what their tensors are of.
-        backends: what may run them, by name.
         limits: from which size on one larger operator gains nothing over several.
         profile: what was measured there; the functions below read it.
         start: (profile) -> seconds of a call before its first operator.
@@ -49,7 +48,6 @@ class Target:
     name: str
     device: str
     dtype: torch.dtype
-    backends: tuple[str, ...]
     limits: Limits
     profile: Measured
     start: Callable[[Any], float]
