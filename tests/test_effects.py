@@ -114,6 +114,12 @@ def test_what_is_no_check_is_refused(call):
         capture(Function(call).eval(), EXAMPLE, ["context"])
 
 
+def test_a_cut_to_the_longest_of_a_call_is_told_what_to_do():
+    model = Function(lambda c, k: c[:, : int((c > 0).sum(1).max())].sum(1) * k.sum(1)).eval()
+    with pytest.raises(ExportError, match=r"cuts sequences to the longest of a call, leave that out[\s\S]*It is line"):
+        capture(model, EXAMPLE, ["context"])
+
+
 @pytest.mark.parametrize(
     ("test", "wanted"),
     [

@@ -202,7 +202,7 @@ def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Ex
         cause = f"{type(error).__name__}"
     return (
         f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}\n"
-        f"{said[:1500]}{_register(said)}{_line(error)}"
+        f"{said[:1500]}{_register(said)}{_cut(said)}{_line(error)}"
     )
 
 
@@ -210,6 +210,16 @@ def _register(said: str) -> str:
     """Advice, where a type is unknown to torch."""
     known = "is not a known type" in said or "register a pytree" in said
     return "\nRegister a dataclass: torch.export.register_dataclass(...), before the model is hoisted." if known else ""
+
+
+def _cut(said: str) -> str:
+    """Advice, where a tensor is made a Python number, as the length of the longest sequence of a call is."""
+    return (
+        "\nA tensor is made a Python number. If it cuts sequences to the longest of a call, leave that out: what is "
+        "behind them is hidden by a mask anyway, or the score would depend on the other rows of a call"
+        if "Could not extract specialized integer" in said
+        else ""
+    )
 
 
 def _line(error: BaseException) -> str:
