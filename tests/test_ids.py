@@ -152,3 +152,34 @@ def test_rounding_down_makes_another_id():
     with pytest.raises(VocabularyError, match="computes id -1 from input 'X', expected 0 to 4"):
         hoisted(torch.tensor([[-0.5, -0.5]]), torch.rand(2, 1))
     assert hoisted(torch.tensor([[-0.5, 0.5]]), torch.rand(2, 1)).shape == (2, 1)
+
+
+class OfItems(nn.Module):
+    """Ids of a request, an item and a pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items, self.places = nn.Embedding(5, 2), nn.Embedding(7, 2), nn.Embedding(3, 2)
+
+    def forward(self, user: Tensor, item: Tensor, place: Tensor) -> Tensor:
+        return (self.users(user) * self.items(item) * self.places(place)).sum(1)
+
+
+def test_with_a_store_an_id_outside_of_its_table_is_named():
+    model, few = OfItems().eval(), torch.arange(3)
+    hoisted = rankhoist.hoist(model, (few, few, few), context=["user"], item=["item"])
+    store = hoisted.catalogue({"item": torch.arange(7)})
+    state = hoisted.prepare({"user": torch.tensor([4])}, store=store)
+    for message, call in {
+        "input 'user' has id 5 in row 0, expected 0 to 4": lambda: hoisted.prepare([torch.tensor([5])], store=store),
+        "input 'item' has id -1 in row 1, expected 0 to 6": lambda: hoisted.catalogue([torch.tensor([1, -1])]),
+        "input 'item' has id 7 in row 0, expected 0 to 6": lambda: store.update([torch.tensor([7])], [1]),
+        "input 'place' has id 3 in row 1, expected 0 to 2": lambda: hoisted.score(
+            state, store=store, rows=[0, 1], pair_inputs=[torch.tensor([2, 3])]
+        ),
+    }.items():
+        with pytest.raises(VocabularyError, match=f"^{message}$"):
+            call()
+    scores = hoisted.score(state, store=store, rows=torch.tensor([6, 1], dtype=torch.uint8), pair_inputs=[few[:2]])
+    assert torch.allclose(scores, model(torch.tensor([4, 4]), torch.tensor([6, 1]), few[:2]))
+    assert hoisted.score(state, store=store, rows=[], pair_inputs=[few[:0]]).shape == (0,)

@@ -15,7 +15,6 @@ from rankhoist.compiler.plan import Range
 from rankhoist.errors import AppendError, InputError
 from rankhoist.runtime.catalogue import CatalogueScoring, Store
 from rankhoist.runtime.halves import Halves
-from rankhoist.runtime.ids import check
 from rankhoist.runtime.inputs import one_length
 from rankhoist.runtime.rows import in_own_width
 from rankhoist.runtime.scoring import Grown, RequestState
@@ -56,7 +55,7 @@ class Appending(Halves, CatalogueScoring):
         with torch.no_grad():
             made, weights = self._growing(chosen.plan, lengths), self._weights
             arguments = filled(weights.arguments[chosen.plan][0], {}, context)
-            kept = self._guarded(made.prepare, (requests, None, None, *arguments), context)
+            kept = self._guard.watched(made.prepare, (requests, None, None, *arguments), "context", context)
             sizes = {
                 n: context[names[0][0]].shape[names[0][1].axis]
                 for n, names in self._inputs.lengths.items()
@@ -103,7 +102,7 @@ class Appending(Halves, CatalogueScoring):
             )
         step = self._growing(state.plan, tuple(grown.lengths)).steps[length]
         given = step.filled(state.requests, state.weights.arguments[state.plan][0], grown.kept, events)
-        kept = self._guarded(step.run, given, {name: events[name] for name, _ in own})
+        kept = self._guard.watched(step.run, given, "context", {name: events[name] for name, _ in own})
         return self._state(state, kept, {**grown.lengths, length: size})
 
     def _new(self, state: RequestState, length: str, events: dict[str, Any]) -> int:
@@ -124,15 +123,6 @@ class Appending(Halves, CatalogueScoring):
         nodes = self.stages.variants[state.plan].state
         tensors = dict(zip(nodes, kept, strict=False))
         return replace(state, tensors=tensors, grown=Grown(tuple(kept), lengths))
-
-    def _guarded(self, run: Any, given: Sequence[Any], inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
-        """What a graph returns; where it fails of an id outside of its table, that is said."""
-        try:
-            made: tuple[Any, ...] = run(*given)
-            return made
-        except (IndexError, RuntimeError):
-            check({n: b for n, b in self._guard.bounds["context"].items() if n in inputs}, inputs)
-            raise
 
     # -- which graphs
 

@@ -169,6 +169,21 @@ class Guard:
         except (IndexError, RuntimeError) as error:
             raise self._explained(error, plan, stage, given, side, inputs) from None
 
+    def watched(
+        self, run: Callable[..., tuple[Any, ...]], given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
+    ) -> tuple[Any, ...]:
+        """The same of a graph that belongs to no plan without a store: of it, inputs alone are looked into.
+
+        Raises:
+            VocabularyError: one has an id outside of a table.
+        """
+        try:
+            return run(*given)
+        except (IndexError, RuntimeError):
+            if self._inputs.device.type == "cpu":
+                check({name: own for name, own in self.bounds[side].items() if name in inputs}, inputs)
+            raise
+
     def _explained(
         self, error: Exception, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
     ) -> Exception:

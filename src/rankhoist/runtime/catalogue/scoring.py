@@ -21,6 +21,7 @@ from rankhoist.runtime.catalogue.build import Piece, build
 from rankhoist.runtime.catalogue.index import Ids
 from rankhoist.runtime.catalogue.stage import ItemStage, blocks
 from rankhoist.runtime.catalogue.store import Given, Store, ids_of, opened
+from rankhoist.runtime.ids import Guard
 from rankhoist.runtime.offsets import Blocks, Offsets, blocks_of
 from rankhoist.runtime.scoring import RequestState, Scoring
 from rankhoist.runtime.weights import Weights, filled
@@ -33,6 +34,7 @@ class CatalogueScoring(Scoring):
 
     blueprint: Blueprint
     stages: Stages
+    _guard: Guard
 
     # -- the store
 
@@ -58,6 +60,7 @@ class CatalogueScoring(Scoring):
         Raises:
             InputError: no input is marked as the item's; one is missing or has the wrong dtype, shape or row count; an
                 id is there twice.
+            VocabularyError: an input has an id outside of the table that it indexes.
             ArtifactError: the folder cannot be written.
         """
         stage = self._item_stage()
@@ -98,7 +101,7 @@ class CatalogueScoring(Scoring):
         return opened(self._item_stage(), path, write)
 
     def _item_stage(self) -> ItemStage:
-        return ItemStage(self._of_items(), self.weights, self._inputs)
+        return ItemStage(self._of_items(), self.weights, self._inputs, self._guard)
 
     def _of_items(self) -> Catalogue:
         if self.stages.catalogue is None:
@@ -226,7 +229,8 @@ class CatalogueScoring(Scoring):
         number = plans.at(candidates, requests).plan
         variant = self._of_items().variants[number]
         arguments = filled(store.weights.with_store[number][0], {}, context)
-        made = variant.request.run(requests, None, None, *arguments) if variant.state else ()
+        given = requests, None, None, *arguments
+        made = self._guard.watched(variant.request.run, given, "context", context) if variant.state else ()
         state = dict(zip(variant.state, made, strict=True))
         return RequestState(requests, state, store.weights, number, with_store=True)
 
@@ -240,8 +244,8 @@ class CatalogueScoring(Scoring):
     ) -> Any:
         offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
         arguments = filled(state.weights.with_store[state.plan][1], {**state.tensors, **kept}, pairs)
-        made = self._of_items().variants[state.plan].candidate.run(rows, owner, offsets, *arguments)
-        return self.interface.result(made)
+        stage = self._of_items().variants[state.plan].candidate
+        return self.interface.result(self._guard.watched(stage.run, (rows, owner, offsets, *arguments), "pair", pairs))
 
 
 def _repeated(row: Tensor | Jagged, count: int) -> Tensor | Jagged:

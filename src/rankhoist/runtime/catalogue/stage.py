@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.emit import Catalogue
+from rankhoist.runtime.ids import Guard
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.weights import Weights
 
@@ -26,11 +27,13 @@ class ItemStage:
         catalogue: the graphs.
         weights: the version that it computes with.
         inputs: what items are given as, in which dtype and on which device.
+        guard: says which id is outside of its table.
     """
 
     catalogue: Catalogue
     weights: Weights
     inputs: Inputs
+    guard: Guard
 
     def checked(self, items: Mapping[str, Any] | Sequence[Any]) -> tuple[dict[str, Tensor], int]:
         """The inputs of M items by name, `[M, ...]`, and M.
@@ -46,8 +49,7 @@ class ItemStage:
         rows = {name: x[start:end].to(self.inputs.device) for name, x in items.items()}
         arguments = [rows[a] if isinstance(a, str) else a for a in self.weights.item]
         with torch.no_grad():
-            made: Sequence[Tensor] = self.catalogue.item.run(end - start, None, None, *arguments)
-        return made
+            return self.guard.watched(self.catalogue.item.run, (end - start, None, None, *arguments), "item", items)
 
     @cached_property
     def version(self) -> str:

@@ -124,13 +124,14 @@ class Store:
         if (rows is None) == (ids is None):
             raise InputError("name the candidates' items by rows= or by ids=, one of them")
         with self._lock.reading():
-            found = self.rows_of(ids) if ids is not None else self._checked(torch.as_tensor(rows))
+            found = self.rows_of(ids) if ids is not None else self._checked(_numbers(rows))
             device = self._stage.inputs.device
-            return self._layout.read(self._tables, found.to(torch.int64), plan, device), len(found)
+            return self._layout.read(self._tables, found, plan, device), len(found)
 
     def _checked(self, rows: Tensor) -> Tensor:
         if rows.dim() != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
             raise InputError(f"rows are whole numbers [N], got {rows.dtype} of shape {list(rows.shape)}")
+        rows = rows.to(torch.int64)  # of 8 bits, they would be a mask
         if len(rows):
             low, high = torch.aminmax(rows)
             if int(low) < 0 or int(high) >= self._used:
@@ -249,6 +250,11 @@ def ids_of(ids: Given, count: int) -> Ids:
     if len(found) != count:
         raise InputError(f"there are {len(found)} ids for {count} items")
     return found
+
+
+def _numbers(rows: Any) -> Tensor:
+    given = torch.as_tensor(rows)
+    return given if given.numel() else given.to(torch.int64)  # of none, torch makes floating numbers
 
 
 def _check_kind(ids: Ids, index: Index) -> None:
