@@ -101,7 +101,7 @@ def _rebuilt(builder: Builder, outputs: Sequence[Any], readers: _Readers, make: 
     return [value(o) if isinstance(o, Node) else o for o in outputs]
 
 
-# -- chains of products
+# -- rewrites with a file of their own
 
 
 def _reordered(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
@@ -109,15 +109,9 @@ def _reordered(builder: Builder, node: Node, readers: _Readers, value: Callable[
     return from_the_end(builder, node, readers.once, value)
 
 
-# -- axes of few elements
-
-
 def _short(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """Across such an axis rather than along it."""
     return by_elements(builder, node, readers.once, value) or across_rows(builder, node, value)
-
-
-# -- layouts
 
 
 def _arranged(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
@@ -130,12 +124,14 @@ def _aligned(builder: Builder, node: Node, readers: _Readers, value: Callable[[N
     return aligned_product(builder, node, readers.limits.aligned, value)
 
 
-# -- outer products
-
-
 def _outer(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
     """A number of each row times a wide row, as a product."""
     return outer_product(builder, node, value) if node.shape[-1:] >= (readers.limits.outer,) else None
+
+
+def _gathered(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
+    """One gather for several tables."""
+    return one_gather(builder, node, readers.limits, readers.once, value)
 
 
 # -- sums
@@ -328,14 +324,6 @@ def _stacked(builder: Builder, node: Node, readers: _Readers, value: Callable[[N
     cut = (made, 1, start, start + heights[at], 1)
     part = builder.call(aten.slice.Tensor, cut, made.rate, [heights[at], width], node.dtype, free=True)
     return builder.reshape(part, node.shape)
-
-
-# -- lookups
-
-
-def _gathered(builder: Builder, node: Node, readers: _Readers, value: Callable[[Node], Node]) -> Node | None:
-    """One gather for several tables."""
-    return one_gather(builder, node, readers.limits, readers.once, value)
 
 
 # -- what a kernel ends with
