@@ -112,6 +112,57 @@ def test_stays_a_gather(name: str):
     assert gathered(models["kept"]) >= (3 if name == "no_place_twice" else 6) * 4
 
 
+# -- maps of what is gathered
+
+CHOSEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "joined": lambda x, i, j, w, m: torch.cat([x[:, i], x[:, j]], 2) @ w,
+    "by_matrix": lambda x, i, j, w, m: x[:, i] @ m,
+    "selected": lambda x, i, j, w, m: torch.einsum("bpd,de->bpe", x.index_select(1, j), m) * x[:, i],
+    "by_candidate": lambda x, i, j, w, m: torch.einsum("bpd,bd->bp", x[:, i], x[:, 0]),
+    "no_place_twice": lambda x, i, j, w, m: x[:, [3, 1, 6, 0]] @ m,
+    "a_matrix_per_pair": lambda x, i, j, w, m: torch.einsum("bpd,pde->bpe", x[:, i], torch.ones(49, 1, 1) * m),
+}
+
+
+def mapped(name: str) -> HoistedModel:
+    """Four fields of the context, three of the candidate, and each is a function of both sides, so nothing of it is
+    the request's; all pairs of them.
+    """
+    torch.manual_seed(0)
+    pairs = torch.cartesian_prod(torch.arange(7), torch.arange(7)).T
+    weights = dict(i=pairs[0], j=pairs[1], w=torch.randn(10, 1).double(), m=torch.randn(5, 5).double())
+
+    def forward(c: Tensor, k: Tensor, **given: Tensor) -> Tensor:
+        both = torch.cat([c, k], 1)
+        return CHOSEN[name](torch.tanh(both + both.sum(1, keepdim=True)), **given).tanh().sum(1)
+
+    model = Function(forward, **weights).eval()
+    context, candidate = (torch.randn(11, n, 5, dtype=torch.float64) for n in (4, 3))
+    hoisted = kept(capture(model, (context, candidate), ["context"]))
+    assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(11, -1, -1), candidate))
+    expected = model(repeated(context[:3], OFFSETS), candidate)
+    assert_equal(hoisted(context[:3], candidate, request_offsets=OFFSETS), expected)
+    return hoisted
+
+
+@pytest.mark.parametrize(
+    "name, multiply_adds",
+    # a map per field, not per pair; below, a place is read once, and every place by a matrix of its own
+    {"joined": 7 * 10, "by_matrix": 7 * 25, "selected": 7 * 25, "by_candidate": 7 * 5,
+     "no_place_twice": 4 * 25, "a_matrix_per_pair": 49 * 25}.items(),
+)  # fmt: skip
+def test_maps_fields_and_not_their_pairs(name: str, multiply_adds: int):
+    own = [n.work.multiply_adds for n in mapped(name).plan.nodes if n.rate.per_candidate]
+    assert sum(own) == multiply_adds
+
+
+def test_gathers_side_by_side_are_one():
+    """The seven fields are joined, and not the 49 that are read of them."""
+    nodes = [n for n in mapped("by_matrix").plan.nodes if n.rate.per_candidate]
+    assert [n.shape for n in nodes if n.op is torch.ops.aten.cat.default] == [(7, 5)]
+    assert len([n for n in nodes if n.op is torch.ops.aten.index_select.default]) == 1
+
+
 def test_moves_to_another_dtype():
     torch.manual_seed(0)
     model = Pairs((6, 3), 4, weighed).eval()

@@ -142,7 +142,10 @@ def check_operators(graph: fx.Graph, training: bool) -> None:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         if _in_training_mode(node) and not training:
-            raise TrainingModeError(f"{_called(node)} runs in training mode; call model.eval() first")
+            raise TrainingModeError(
+                f"{_called(node)} runs in training mode: call model.eval() first, and where it is a function that does "
+                "not ask the module (F.dropout(x, p) drops by default), give it training=self.training"
+            )
         name = operator_name(node).rstrip("_")
         if name in RANDOM or (draws(node) and name not in DROPOUT):
             raise UnsupportedModelError(

@@ -13,7 +13,7 @@ from functools import reduce
 
 from rankhoist.compiler.algebra import places
 from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
-from rankhoist.compiler.algebra.gathers import as_products
+from rankhoist.compiler.algebra.gathers import as_products, before_gather
 from rankhoist.compiler.algebra.order import Tree, cheapest
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph import kernels
@@ -245,6 +245,9 @@ def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor
     for chosen, value in ((x, y), (y, x)):
         if chosen.place in value.labels and chosen.place not in keep:
             return _read(b, chosen, value, keep)
+    found = before_gather(b, x, y, keep, product)
+    if found is not None:
+        return found
     if (y.node.rate, len(y.labels)) > (x.node.rate, len(x.labels)):
         x, y = y, x
     x = sum_out(b, x, set(keep) | set(y.labels))

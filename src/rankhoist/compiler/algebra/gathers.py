@@ -3,16 +3,18 @@
 Law: `sum_p a_p z[i_p] = sum_j (sum_p a_p S_pj) z_j`, `S_pj` being 1 where `i_p = j` and 0 elsewhere: a gather is a
 product with a constant. So pairs of fields that are chosen by index lists, multiplied and summed, cost a product per
 field of the candidate and not one per pair: what meets its fields is added up field by field once per request.
+
+Law: `sum_e w_he z[i_p]_e = (sum_e w_he z_e)[i_p]`. So what is done to every pair's one side is done to every field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 
-from rankhoist.compiler.algebra.forms import Factor, Label
+from rankhoist.compiler.algebra.forms import Factor, Label, Labels
 from rankhoist.compiler.algebra.order import cheapest
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph.build import Builder
@@ -52,3 +54,37 @@ def _spelled_out(b: Builder, factor: Factor, label: Label) -> list[Factor]:
     matrix = b.call(aten._to_copy.default, (chosen,), chosen.rate, shape, dtype, kwargs=kwargs)
     labels = (*factor.labels[:axis], field, *factor.labels[axis + 1 :])
     return [Factor(matrix, (label, field)), Factor(b.take(source, axis, places), labels)]
+
+
+def before_gather(
+    b: Builder, x: Factor, y: Factor, keep: Collection[Label], product: Callable[..., Factor]
+) -> Factor | None:
+    """A product that sums, of what was gathered from per candidate, at every place that is read; and then the gather.
+
+    The gather is along a label that the other factor lacks, and repeats places; None where there is no such. As many
+    elements are gathered as the product would have written.
+    """
+    summed = any(label in y.labels and label not in keep for label in x.labels)
+    for factor, other in ((x, y), (y, x)) if summed else ():
+        for axis, label in enumerate(factor.labels):
+            if not factor.node.rate.per_candidate or label not in keep or label in other.labels:
+                continue
+            source, index = b.taken_from(factor.node, axis)
+            places, at = np.unique(index, return_inverse=True) if len(index) else (index, index)
+            if len(places) < len(index):
+                field = Label(len(places))
+                few = Factor(b.take(source, axis, places), _renamed(factor.labels, label, field))
+                made = product(b, few, other, {*keep, field})
+                return Factor(b.take(made.node, made.labels.index(field), at), _renamed(made.labels, field, label))
+    return None
+
+
+def repeats(b: Builder, factor: Factor, apart: Collection[Label]) -> bool:
+    """Whether a candidate's values are gathered, some of them more than once, along a label that is not `apart`."""
+    others = [axis for axis, label in enumerate(factor.labels) if label not in apart]
+    indices = [b.taken_from(factor.node, axis)[1] for axis in others] if factor.node.rate.per_candidate else []
+    return any(len(index) and len(np.unique(index)) < len(index) for index in indices)
+
+
+def _renamed(labels: Labels, old: Label, new: Label) -> Labels:
+    return tuple(new if label is old else label for label in labels)

@@ -28,6 +28,7 @@ from rankhoist.compiler.algebra.forms import (
     one_block,
     whole,
 )
+from rankhoist.compiler.algebra.gathers import repeats
 from rankhoist.compiler.algebra.grid import constant_form
 from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.workload import Workload
@@ -45,6 +46,7 @@ def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form
     """Join the segments of `dim` that are computed equally often into one: at most one of each stage remains.
 
     Position lists of the joined segments are kept, so an interleaved layout is sorted out here, once, at compile time.
+    What is gathered along another dim stays by itself: what follows may be done before the gather.
     """
     if len(form.dims[dim]) == 1:
         return form
@@ -52,7 +54,12 @@ def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form
     kinds: list[object] = []
     for k in range(len(form.dims[dim])):
         column = [form.blocks[replaced(cell, dim, k, 0)] for cell in others]
-        joinable = all(block.settled and set(block.labels[dim]) <= set(block.factor.labels) for block in column)
+        joinable = all(
+            block.settled
+            and set(block.labels[dim]) <= set(block.factor.labels)
+            and not repeats(builder, block.factor, block.labels[dim])
+            for block in column
+        )
         kinds.append(tuple((workload.stage(x.rate), _present(x, dim)) for x in column) if joinable else (k,))
     groups = _groups(form.dims[dim], kinds)
     if len(groups) == len(form.dims[dim]):

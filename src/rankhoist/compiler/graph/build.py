@@ -191,6 +191,9 @@ class Builder:
         parts = self._rejoined(parts, axis)
         if len(parts) == 1:
             return parts[0]
+        found = self._gathered_at_once(parts, axis)
+        if found is not None:
+            return found
         rate = join(p.rate for p in parts)
         rows = [self.rowwise(p, rate) for p in parts]
         shape = list(rows[0].shape)
@@ -209,6 +212,20 @@ class Builder:
                     continue
             joined.append(part)
         return joined
+
+    def _gathered_at_once(self, parts: Sequence[Node], axis: int) -> Node | None:
+        """`[A[i]; B[j]] = [A; B][i; |A| + j]`, where places are read twice: so few elements are joined, not so many."""
+        taken = [self.taken_from(p, axis) for p in parts]
+        if any(not len(index) or p.rate is not parts[0].rate for p, (_, index) in zip(parts, taken, strict=True)):
+            return None
+        sources = {source.index: source for source, _ in taken}
+        read = {k: np.unique(np.concatenate([i for s, i in taken if s.index == k])) for k in sources}
+        starts = dict(zip(read, np.cumsum([0, *map(len, read.values())]), strict=False))
+        if sum(map(len, read.values())) == sum(len(index) for _, index in taken):
+            return None
+        few = self.cat([self.take(sources[k], axis, places) for k, places in read.items()], axis)
+        at = [starts[source.index] + np.searchsorted(read[source.index], index) for source, index in taken]
+        return self.take(few, axis, np.concatenate(at))
 
     def pointwise(self, op: Op, args: Sequence[Any], dtype: torch.dtype, kwargs: dict[str, Any] | None = None) -> Node:
         """An elementwise operator on aligned nodes (equal numbers of axes, sizes equal or 1) and numbers."""
