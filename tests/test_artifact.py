@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -51,6 +52,17 @@ def path(tmp_path: Path) -> Path:
 
 
 # -- what is loaded is what was saved
+
+
+def test_a_model_is_pickled_as_its_file(hoisted: HoistedModel):
+    """For workers of another process; a shallow copy is no file, and shares its weights."""
+    sent = pickle.loads(pickle.dumps(hoisted))
+    assert sent.program is None and sent.backend == "eager"
+    assert_scores_alike(sent, hoisted, ranker_inputs)
+    moved = pickle.loads(pickle.dumps(copy.deepcopy(hoisted).double().to_backend("inductor")))
+    assert (moved.backend, moved.dtype) == ("inductor", torch.float64)
+    shared = copy.copy(hoisted)
+    assert shared.program is hoisted.program and shared._weights is hoisted._weights
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -33,6 +35,15 @@ def load(path: str | os.PathLike[str], *, opaque: Mapping[str, nn.Module] | None
     """
     with container.opened(path) as file:
         return read(file, opaque)
+
+
+def from_bytes(data: bytes, opaque: Mapping[str, nn.Module], device: torch.device, backend: str) -> HoistedModel:
+    """Of what a pickled model is, on the device and with the backend that it had."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        path.write_bytes(data)
+        hoisted = load(path, opaque=opaque).to(device)
+    return hoisted if hoisted.backend == backend else hoisted.to_backend(backend)
 
 
 def read(file: container.Container, opaque: Mapping[str, nn.Module] | None = None) -> HoistedModel:
