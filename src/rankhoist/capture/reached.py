@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind
+from torch.multiprocessing.reductions import StorageWeakRef
 
 NAMED = (InputKind.PARAMETER, InputKind.BUFFER)
 
@@ -31,4 +32,5 @@ def by_their_names(exported: torch.export.ExportedProgram) -> None:
 
 
 def _memory(tensor: Tensor) -> Any:
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+    storage = StorageWeakRef(tensor.untyped_storage())  # on the meta device, every address is zero
+    return storage, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from rankhoist.capture import Interface
 from rankhoist.runtime.inputs import Inputs
@@ -62,11 +63,11 @@ class RequestState:
 
     def apart(self, given: Mapping[str, Tensor]) -> RequestState:
         """The same in memory of its own: what it was computed from is its caller's, who may write to it."""
-        memory = {t.untyped_storage().data_ptr() for t in given.values()}
+        memory = {StorageWeakRef(t.untyped_storage()) for t in given.values()}
         copies: dict[int, Tensor] = {}
 
         def own(t: Any) -> Any:
-            if not isinstance(t, Tensor) or t.untyped_storage().data_ptr() not in memory:
+            if not isinstance(t, Tensor) or StorageWeakRef(t.untyped_storage()) not in memory:
                 return t
             if id(t) not in copies:
                 copies[id(t)] = t.clone()
