@@ -48,8 +48,8 @@ def test_named_files_and_functions_exist(name: str):
 
 def test_named_cases_exist():
     equal = {*test_padding.IDIOMS, *test_fills.FILLED, *test_added_fills.ADDED, *test_scans.SCANS}
-    equal = equal.union(test_windows.WINDOWS, test_demand.NARROWED, test_reads_mapped.MAPS, test_gathers.SUMS)
-    equal = equal.union(*(t.EQUAL for t in TESTS))
+    equal = equal.union(test_windows.WINDOWS, test_demand.NARROWED, test_reads_mapped.MAPS)
+    equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, *(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
     declining = declining.union(
         test_scans.WHOLE,
@@ -57,6 +57,7 @@ def test_named_cases_exist():
         test_demand.WHOLE,
         test_reads_mapped.NEAR_MISSES,
         test_gathers.NEAR_MISSES,
+        test_gathers.PAIR_BY_PAIR,
         *(t.NEAR_MISSES for t in TESTS),
     )
     assert items("Tests") and items("Declines")

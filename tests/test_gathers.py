@@ -114,11 +114,14 @@ def test_stays_a_gather(name: str):
 
 # -- maps of what is gathered
 
-CHOSEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+Chosen = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+MAPPED: dict[str, Chosen] = {
     "joined": lambda x, i, j, w, m: torch.cat([x[:, i], x[:, j]], 2) @ w,
     "by_matrix": lambda x, i, j, w, m: x[:, i] @ m,
     "selected": lambda x, i, j, w, m: torch.einsum("bpd,de->bpe", x.index_select(1, j), m) * x[:, i],
     "by_candidate": lambda x, i, j, w, m: torch.einsum("bpd,bd->bp", x[:, i], x[:, 0]),
+}
+PAIR_BY_PAIR: dict[str, Chosen] = {
     "no_place_twice": lambda x, i, j, w, m: x[:, [3, 1, 6, 0]] @ m,
     "a_matrix_per_pair": lambda x, i, j, w, m: torch.einsum("bpd,pde->bpe", x[:, i], torch.ones(49, 1, 1) * m),
 }
@@ -134,7 +137,7 @@ def mapped(name: str) -> HoistedModel:
 
     def forward(c: Tensor, k: Tensor, **given: Tensor) -> Tensor:
         both = torch.cat([c, k], 1)
-        return CHOSEN[name](torch.tanh(both + both.sum(1, keepdim=True)), **given).tanh().sum(1)
+        return (MAPPED | PAIR_BY_PAIR)[name](torch.tanh(both + both.sum(1, keepdim=True)), **given).tanh().sum(1)
 
     model = Function(forward, **weights).eval()
     context, candidate = (torch.randn(11, n, 5, dtype=torch.float64) for n in (4, 3))
