@@ -19,7 +19,9 @@ from rankhoist.compiler.rules import FAMILIES
 aten = torch.ops.aten
 
 # Families whose operators look up, move, map or add up elements, and cost what they write.
-WITHOUT_PRODUCTS = {"bags", "lookup", "reshape", "parts", "joining", "scans", "pointwise", "reduce", "norm", "training"}
+WITHOUT_PRODUCTS = {
+    "bags", "lookup", "permuted", "reshape", "parts", "joining", "scans", "pointwise", "reduce", "norm", "training",
+}  # fmt: skip
 # Operators of other families that do no more. An outer product adds nothing up, and distances are sums of differences.
 # Of decompositions nobody says how many steps they take.
 ALSO_WITHOUT = set(
