@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from helpers import LEVELS, assert_equal, hoisted_at, kept, reasons
+from helpers import LEVELS, assert_equal, at_every_level, kept, reasons
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Jagged
@@ -67,7 +67,7 @@ def check(
 ) -> list[HoistedModel]:  # fmt: skip
     """Equal to `call` over whole rows at all levels: one request, and three ragged ones of which one is empty."""
     program = capture(model, example, context, all_rules(), jagged=jagged)
-    made = [hoisted_at(program, level) for level in levels]
+    made = [*at_every_level(program, levels).values()]
     compared = [*made, kept(program)]
     context_rows, candidate_rows = sides
     count = len(next(iter(candidate_rows.values())))

@@ -12,9 +12,11 @@ from torch.utils import _pytree as pytree
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.compiler.plan.search import attempt, make_plan
+from rankhoist.compiler.plan.search import attempt, choice, explained, make_plan, search, settled
 from rankhoist.compiler.rules import all_rules
+from rankhoist.compiler.targets import this_machine
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2}
 LEVELS = list(Level)
@@ -68,6 +70,16 @@ def hoisted_at(program: Program, level: Level, workload: Workload | None = None)
     return HoistedModel(program, make_plan(program, level, workload or Workload()))
 
 
+def at_every_level(program: Program, levels: Sequence[Level] = LEVELS) -> dict[Level, HoistedModel]:
+    """The same at several levels, by one search: it makes the plans of the lower levels as well."""
+    found, made = search(program, max(levels), Workload(), this_machine()), {}
+    for level in levels:
+        own = [plan for plan in found if plan.level <= level]
+        plan = explained(level, settled(program, choice(level, own), Builder(program.device)), own[-1])
+        made[level] = HoistedModel(program, plan)
+    return made
+
+
 def kept(program: Program) -> HoistedModel:
     """Level `full` with every form kept, whatever it costs: the plan that exercises the algebra most."""
     return HoistedModel(program, attempt(program, Level.FULL, Workload(), frozenset()))
@@ -78,7 +90,7 @@ def check_model(model: nn.Module, context: Tensor, candidate: Tensor) -> dict[st
     rows = max(len(candidate), 2)
     example = (context[torch.arange(rows) % len(context)], candidate)
     program = capture(model, example, ["context"], all_rules())
-    models = {level.name.lower(): hoisted_at(program, level) for level in LEVELS} | {"kept": kept(program)}
+    models = {level.name.lower(): made for level, made in at_every_level(program).items()} | {"kept": kept(program)}
     offsets = [0, 3, 3, len(candidate)]
     for name, hoisted in models.items():
         for count in (1, 2, len(candidate)):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LEVELS, Function, assert_equal, repeated
+from helpers import LEVELS, Function, assert_equal, at_every_level, repeated
 from torch import Tensor
 
 from rankhoist.capture import capture
@@ -291,8 +291,8 @@ def test_one_line(name: str):
             return
     assert name not in REFUSED, f"{name} is not refused any more"
     one, three = repeated(CONTEXT[:1], [0, N]), repeated(CONTEXT, OFFSETS)
-    for level in LEVELS:
-        hoisted = hoist_program(program, level=level.name.lower())
+    models = at_every_level(program, LEVELS[:-1]) | {LEVELS[-1]: hoist_program(program)}
+    for level, hoisted in models.items():
         assert_equal(hoisted(CONTEXT[:1], CANDIDATE), model(one, CANDIDATE), f"{name}, {level.name}, one request")
         found = hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS)
         assert_equal(found, model(three, CANDIDATE), f"{name}, {level.name}, three requests")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import LEVELS, assert_equal, hoisted_at
+from helpers import assert_equal, at_every_level
 
 from rankhoist import Workload
 from rankhoist.bench.blocks import MixedTokens, UserAttention
@@ -38,8 +38,7 @@ def test_scenarios_are_equal_at_every_level(case: Scenario):
     rows = {name: x[[0, 0, 0, 1, 1]] for name, x in context.items()}
     with torch.inference_mode():
         expected = model(*case.arguments(rows, candidate))
-        for level in LEVELS:
-            hoisted = hoisted_at(program, level, Workload(1000))
+        for level, hoisted in at_every_level(program).items():
             actual = hoisted(*case.arguments(context, candidate), request_offsets=offsets)
             assert error(actual, expected) < 1e-4, level
 
@@ -59,8 +58,7 @@ def test_blocks_are_equal_at_every_level(case: Scenario):
     context, candidate = case.sides(3, 9, seed=1, dtype=torch.float64)
     owner = torch.tensor([0, 0, 0, 0, 2, 2, 2, 2, 2])
     with torch.inference_mode():
-        for level in LEVELS:
-            hoisted = hoisted_at(program, level, Workload(1000))
+        for level, hoisted in at_every_level(program).items():
             for rows, offsets in ((owner, [0, 4, 4, 9]), (torch.zeros(9, dtype=torch.int64), None)):
                 given = {name: x if offsets else x[:1] for name, x in context.items()}
                 expected = model(*case.arguments({name: x[rows] for name, x in context.items()}, candidate))

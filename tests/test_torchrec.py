@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from helpers import LEVELS, assert_equal, hoisted_at, rates_of
+from helpers import assert_equal, at_every_level, rates_of
 from torch import Tensor, nn
 
 import rankhoist
@@ -135,7 +135,7 @@ def whole_rows(user: KeyedJaggedTensor, item: KeyedJaggedTensor, owner: Tensor) 
 
 def check(model: nn.Module, program: Program, weighted: bool = False) -> list[rankhoist.HoistedModel]:
     """Equal at every level: one request, three ragged ones, one of them without candidates."""
-    made = [hoisted_at(program, level) for level in LEVELS]
+    made = [*at_every_level(program).values()]
     item = container(ITEM, 9, 2, weighted)
     for offsets in ([0, 9], [0, 4, 4, 9]):
         requests = len(offsets) - 1
@@ -186,8 +186,7 @@ def test_a_container_that_the_model_makes():
     model = Inside().eval().double()
     program = capture(model, tuple(torch.randint(IDS, (4,)) for _ in range(3)), ["a", "b"], all_rules())
     a, b, c = torch.randint(IDS, (1,)), torch.randint(IDS, (1,)), torch.randint(IDS, (7,))
-    for level in LEVELS:
-        hoisted = hoisted_at(program, level)
+    for hoisted in at_every_level(program).values():
         assert_equal(hoisted(a, b, c), model(a.expand(7), b.expand(7), c).detach(), hoisted.level)
     assert {Rate.REQUEST, Rate.ITEM} <= rates_of(hoisted, "embedding_bag")
 
