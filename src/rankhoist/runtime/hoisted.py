@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -213,14 +212,6 @@ class HoistedModel(Appending, nn.Module):
             rows = made_up_example(model, model.vocabulary.below)
             blueprint = replace(blueprint, interface=replace(self.interface, example=rows, made_up=True))
         artifact.save(path, blueprint, self._weights, self.dtype, proof)
-
-    def __reduce__(self) -> Any:
-        """Pickled as the file that `save` writes, for another process: there it is what `load` gives, where it was."""
-        from rankhoist.runtime.loading import from_bytes
-
-        with TemporaryDirectory() as folder:
-            self.save(path := Path(folder) / "model", example=True)
-            return from_bytes, (path.read_bytes(), dict(self.blueprint.modules), self.device, self.backend)
 
     def __copy__(self) -> HoistedModel:
         """The same weights and graphs, as of any module."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -37,13 +38,22 @@ def load(path: str | os.PathLike[str], *, opaque: Mapping[str, nn.Module] | None
         return read(file, opaque)
 
 
-def from_bytes(data: bytes, opaque: Mapping[str, nn.Module], device: torch.device, backend: str) -> HoistedModel:
-    """Of what a pickled model is, on the device and with the backend that it had."""
+def _pickled(model: HoistedModel) -> Any:
+    """For another process, as the file that `save` writes: there it is what `load` gives, where and as it was run."""
+    with TemporaryDirectory() as folder:
+        model.save(path := Path(folder) / "model", example=True)
+        return _unpickled, (path.read_bytes(), dict(model.blueprint.modules), model.device, model.backend)
+
+
+def _unpickled(data: bytes, opaque: Mapping[str, nn.Module], device: torch.device, backend: str) -> HoistedModel:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         path.write_bytes(data)
         hoisted = load(path, opaque=opaque).to(device)
     return hoisted if hoisted.backend == backend else hoisted.to_backend(backend)
+
+
+copyreg.pickle(HoistedModel, _pickled)
 
 
 def read(file: container.Container, opaque: Mapping[str, nn.Module] | None = None) -> HoistedModel:
