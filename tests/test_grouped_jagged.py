@@ -64,12 +64,12 @@ def test_a_model_of_bags_stays_in_its_mode_and_its_statistics_are_of_rows():
     step = group(Normed(), "full")
     assert step.norm.training and not step.drop.training
     assert certified(step)
-    assert step.tune(seconds=0.1).report().tuning is not None
-    assert certified(step)
     tags, words = bags((2, 5, 3)), bags(SIZES, seed=1)
     given = {"tags": tags, "words": words, "price": torch.randn(9, 1, dtype=DOUBLE)}
     step(**given, request_offsets=OFFSETS).sum().backward()
     assert step.user.weight.grad.is_sparse and step.user.weight.grad._nnz() == 10  # values in the bags of requests
+    assert step.tune(seconds=0.1).report().tuning is not None
+    assert certified(step)  # whichever plan was the fastest
 
 
 def test_ids_with_weights_have_gradients():
