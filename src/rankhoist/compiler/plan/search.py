@@ -219,10 +219,11 @@ def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
     """Predicted seconds by captured operator, over all plans."""
     found: collections.Counter[str] = collections.Counter()
     for plan in plans:
-        over = plan.target.over(plan.nodes, plan.results)
-        for n in plan.nodes:
+        calls = plan.workload.candidates, plan.workload.requests
+        nodes, alike = plan.nodes, plan.target.timed(plan.nodes, plan.results, *calls, memo.seconds)
+        for n, key in zip(nodes, alike, strict=True):
             if not plan.workload.before(n.rate):
-                found[n.source] += memo.seconds[plan.target.kind(n), n.index in over]  # type: ignore[assignment]
+                found[n.source] += float(memo.seconds[key])  # type: ignore[assignment]
     return found
 
 
@@ -281,16 +282,10 @@ def affordable(
 def total_cost(outputs: Sequence[Any], workload: Workload, known: dict[Any, float], target: Target) -> Cost:
     """Work of everything that `outputs` need; `known` remembers the seconds of nodes that are alike."""
     nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
-    over = target.over(nodes, outputs)
-    nodes = [n for n in nodes if not workload.before(n.rate)]
-    taken = target.start(target.profile)
-    for n in nodes:
-        alike = (target.kind(n), n.index in over)
-        if alike not in known:
-            each = target.seconds(n, target.profile, workload.candidates, workload.requests, over=alike[1])
-            known[alike] = float(each)
-        taken += known[alike]
-    return counted(nodes, workload, taken)
+    alike = target.timed(nodes, outputs, workload.candidates, workload.requests, known)
+    own = [(n, key) for n, key in zip(nodes, alike, strict=True) if not workload.before(n.rate)]
+    taken = sum((float(known[key]) for _, key in own), start=target.start(target.profile))
+    return counted([n for n, _ in own], workload, taken)
 
 
 def counted(nodes: Iterable[Node], workload: Workload, seconds: float) -> Cost:

@@ -1,10 +1,11 @@
-"""A target: device, dtype, and what runs the stages. A plan is made for one; another has another best plan.
+"""A target: device and dtype, and what is known of them. A plan is made for one; another has another best plan.
 
 A new target is a file here: a table of its own, the functions that read it, and a `Target` of them (see `cpu.py`).
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,14 +66,19 @@ class Target:
 
         `nodes` is all that `outputs` need; `known` remembers the seconds of nodes that are alike, for these calls.
         """
-        alike: dict[Any, list[Node]] = {}
         known = {} if known is None else known
-        over = self.over(nodes, outputs)
-        for n in nodes:
-            alike.setdefault((self.kind(n), n.index in over), []).append(n)
-        for (kind, written), (one, *_) in alike.items():
-            if (kind, written) not in known:
-                known[kind, written] = self.seconds(one, self.profile, candidates, requests, over=written)
+        alike = collections.Counter(self.timed(nodes, outputs, candidates, requests, known))
         calls = np.broadcast_shapes(np.shape(candidates), np.shape(requests))
-        each = (len(group) * known[key] for key, group in alike.items())
+        each = (count * known[key] for key, count in alike.items())
         return sum(each, start=np.full(calls, self.start(self.profile)))
+
+    def timed(
+        self, nodes: Sequence[Node], outputs: Sequence[Any], candidates: Any, requests: Any, known: dict[Any, Any]
+    ) -> list[tuple[Hashable, bool]]:
+        """Of each node, what its seconds in these calls are `known` by, once this has returned."""
+        over = self.over(nodes, outputs)
+        alike = [(self.kind(n), n.index in over) for n in nodes]
+        for key, n in zip(alike, nodes, strict=True):
+            if key not in known:
+                known[key] = self.seconds(n, self.profile, candidates, requests, over=key[1])
+        return alike
