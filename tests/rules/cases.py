@@ -1,4 +1,4 @@
-"""What the tests of all families share: inputs, how they are put together, and the two checks of a case.
+"""What the tests of all families share: inputs, how they are put together, and the two tests of their cases.
 
 A family's file holds two tables. `EQUAL` has functions of (context, candidate, *weights), the inputs that they are
 given, and the weights; `NEAR_MISSES` has functions of `ROWS` that are one condition away from a law, the operator that
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from helpers import Function, assert_equal, check_model, hoisted_at, kept, rates_of, reasons, repeated
 from torch import Tensor
@@ -66,32 +67,47 @@ def behind(c: Tensor, k: Tensor) -> Tensor:
     return torch.cat([c, k[:, None]], 1)
 
 
-# -- the checks
+# -- the two tests of a family
 
 
-def equal_at_every_level(call: Call, inputs: Inputs, weights: Mapping[str, Tensor]) -> None:
-    """In float64, for one row, many, several requests and none; no level does more than the one below it."""
-    models = check_model(Function(call, **weights).eval(), *inputs)
-    costs = {k: m.plan.cost.multiply_adds for k, m in models.items() if k not in ("full", "kept")}
-    order = list(costs.values())
-    assert order == sorted(order, reverse=True), f"multiply-adds rise with the level: {costs}"
+def equal_at_every_level(cases: Mapping[str, Equal]) -> Callable[[str], None]:
+    """A test: in float64, for one row, many, several requests and none; no level does more than the one below it."""
+
+    @pytest.mark.parametrize("name", cases)
+    def test(name: str) -> None:
+        call, inputs, weights = cases[name]
+        models = check_model(Function(call, **weights).eval(), *inputs)
+        costs = {k: m.plan.cost.multiply_adds for k, m in models.items() if k not in ("full", "kept")}
+        order = list(costs.values())
+        assert order == sorted(order, reverse=True), f"multiply-adds rise with the level: {costs}"
+
+    return test
 
 
-def declines(call: Call, operator: str, reason: str | tuple[str, ...], weights: Mapping[str, Tensor]) -> None:
-    """The operator runs over all rows, is equal, and says why; where levels have different laws, one of the reasons."""
-    model = Function(call, **weights).eval()
-    program = capture(model, (CONTEXT[torch.arange(8) % 3], CANDIDATE[torch.arange(8) % N]), ["context"])
-    named = {n.name for n in program.graph.nodes if str(n.target).startswith(f"aten.{operator}.")}
-    told = (reason,) if isinstance(reason, str) else reason
-    expected = model(repeated(CONTEXT, OFFSETS), CANDIDATE)
-    for hoisted in (hoisted_at(program, Level.REQUEST), kept(program), hoisted_at(program, Level.FULL)):
-        assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), expected)
-        why = hoisted.plan.reasons
-        declined = [name for name in named if any(text in why.get(name, "") for text in told)]
-        assert declined, why
-        outcomes = hoisted.plan.interpreter.outcomes
-        assert [name for name in declined if Rate.REQUEST in outcomes[name].rates] == []
-        assert not [r for r in reasons(hoisted) if "please report" in r], "a rule broke"
+def declines(cases: Mapping[str, NearMiss]) -> Callable[[str], None]:
+    """A test: the operator runs over all rows, is equal, and says why, by one of the reasons where laws differ."""
+
+    @pytest.mark.parametrize("name", cases)
+    def test(name: str) -> None:
+        call, operator, reason, weights = cases[name]
+        model = Function(call, **weights).eval()
+        program = capture(model, (CONTEXT[torch.arange(8) % 3], CANDIDATE[torch.arange(8) % N]), ["context"])
+        named = {n.name for n in program.graph.nodes if str(n.target).startswith(f"aten.{operator}.")}
+        told = (reason,) if isinstance(reason, str) else reason
+        expected = model(repeated(CONTEXT, OFFSETS), CANDIDATE)
+        for hoisted in (hoisted_at(program, Level.REQUEST), kept(program), hoisted_at(program, Level.FULL)):
+            assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), expected)
+            why = hoisted.plan.reasons
+            declined = [name for name in named if any(text in why.get(name, "") for text in told)]
+            assert declined, why
+            outcomes = hoisted.plan.interpreter.outcomes
+            assert [name for name in declined if Rate.REQUEST in outcomes[name].rates] == []
+            assert not [r for r in reasons(hoisted) if "please report" in r], "a rule broke"
+
+    return test
+
+
+# -- how often
 
 
 def rates(call: Call, operator: str, level: Level, inputs: Inputs, **weights: Tensor) -> set[Rate]:

@@ -154,14 +154,8 @@ NEAR_MISSES: dict[str, NearMiss] = {
 }
 
 
-@pytest.mark.parametrize("name", EQUAL)
-def test_equal_at_every_level(name: str):
-    equal_at_every_level(*EQUAL[name])
-
-
-@pytest.mark.parametrize("name", NEAR_MISSES)
-def test_declines(name: str):
-    declines(*NEAR_MISSES[name])
+test_equal_at_every_level = equal_at_every_level(EQUAL)
+test_declines = declines(NEAR_MISSES)
 
 
 def check_one_operator(call: Callable[..., Tensor], op: Callable[..., Tensor], expected: bool) -> None:

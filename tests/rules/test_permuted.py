@@ -116,14 +116,8 @@ NEAR_MISSES: dict[str, NearMiss] = {
 }
 
 
-@pytest.mark.parametrize("name", EQUAL)
-def test_equal_at_every_level(name):
-    equal_at_every_level(*EQUAL[name])
-
-
-@pytest.mark.parametrize("name", NEAR_MISSES)
-def test_declines(name):
-    declines(*NEAR_MISSES[name])
+test_equal_at_every_level = equal_at_every_level(EQUAL)
+test_declines = declines(NEAR_MISSES)
 
 
 UNDONE = {name: EQUAL[name][0] for name in ("sorted_again", "by_a_candidate", "assigned", "own_places")}

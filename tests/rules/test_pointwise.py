@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Function, check_model
@@ -82,14 +81,8 @@ NEAR_MISSES: dict[str, NearMiss] = {
 }
 
 
-@pytest.mark.parametrize("name", EQUAL)
-def test_equal_at_every_level(name: str):
-    equal_at_every_level(*EQUAL[name])
-
-
-@pytest.mark.parametrize("name", NEAR_MISSES)
-def test_declines(name: str):
-    declines(*NEAR_MISSES[name])
+test_equal_at_every_level = equal_at_every_level(EQUAL)
+test_declines = declines(NEAR_MISSES)
 
 
 def test_a_sum_that_gains_an_axis_is_not_written_over_its_operand():

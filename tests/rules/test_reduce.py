@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Function, hoisted_at
@@ -62,9 +61,8 @@ NEAR_MISSES: dict[str, NearMiss] = {
 }
 
 
-@pytest.mark.parametrize("name", EQUAL)
-def test_equal_at_every_level(name: str):
-    equal_at_every_level(*EQUAL[name])
+test_equal_at_every_level = equal_at_every_level(EQUAL)
+test_declines = declines(NEAR_MISSES)
 
 
 def test_the_largest_of_a_history_is_found_once():
@@ -74,8 +72,3 @@ def test_the_largest_of_a_history_is_found_once():
     program = capture(Function(call).eval(), (randn(4, 60), randn(4, 1)), ["context"], all_rules())
     elements = {level: hoisted_at(program, level).plan.cost.elements for level in (Level.REQUEST, Level.LINEAR)}
     assert elements[Level.REQUEST] > 20 * elements[Level.LINEAR]
-
-
-@pytest.mark.parametrize("name", NEAR_MISSES)
-def test_declines(name: str):
-    declines(*NEAR_MISSES[name])
