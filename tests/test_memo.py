@@ -39,8 +39,9 @@ def original(call, **weights) -> torch.Tensor:
 
 def interpreted(
     program: Program, memo: Memo, level: Level = Level.FULL, evaluated: frozenset[str] = frozenset()
-) -> None:
-    attempt(program, level, Workload(), evaluated, memo)
+) -> set[str]:
+    """The operators for which there was a choice."""
+    return attempt(program, level, Workload(), evaluated, memo).interpreter.choices
 
 
 def operators(program: Program) -> list[str]:
@@ -59,12 +60,11 @@ def test_what_the_author_repeats_is_computed_once():
 def test_a_choice_that_changes_nothing_is_computed_once():
     """Only operators with a form to keep have two results, and every repetition of one is known to have the choice."""
     program, memo = captured(pairs, w=W), Memo(Builder())
-    interpreted(program, memo)
+    choices = interpreted(program, memo)
     before = len(memo.results)
-    kept = set(memo.kept_forms)
-    interpreted(program, memo, evaluated=frozenset(operators(program)) - kept)
+    assert interpreted(program, memo, evaluated=frozenset(operators(program)) - choices) == choices
     assert len(memo.results) == before
-    assert kept == memo.kept_forms
+    assert len(memo.lowered) == 1
 
 
 def test_repetitions_are_chosen_for_one_by_one():
@@ -78,8 +78,7 @@ def test_repetitions_are_chosen_for_one_by_one():
     products = [n for n in operators(program) if n.startswith("mul")]
     assert len(products) == 2
     for evaluated in (frozenset(), frozenset(products[:1]), frozenset(products)):
-        interpreted(program, memo, evaluated=evaluated)
-        assert memo.kept_forms >= set(products)
+        assert interpreted(program, memo, evaluated=evaluated) >= set(products)
         hoisted = HoistedModel(program, attempt(program, Level.FULL, Workload(), evaluated))
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), original(twice, w=W), str(evaluated))
 

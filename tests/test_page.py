@@ -90,7 +90,7 @@ def test_pushed_and_materialised_are_what_the_plan_chose(hoisted: HoistedModel, 
     choices = {v.name: v.choice for v in report.graph.vertices if v.choice}
     for name, choice in choices.items():
         assert choice == ("materialised" if name in plan.evaluated else "pushed")
-    assert {*choices} == plan.interpreter.memo.kept_forms != set()
+    assert {*choices} == plan.interpreter.choices != set()
 
 
 def test_curves_are_the_costs_of_the_plans(hoisted: HoistedModel, report: Report):

@@ -78,7 +78,7 @@ class Interpreter:
         self.values: dict[fx.Node, Value] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.assertions: list[tuple[Node, str]] = []
-        self.chose = False  # whether the current operator's result depends on `keep`
+        self.choices: set[str] = set()  # captured operators whose results depend on `keep`
 
     # -- the walk
 
@@ -153,16 +153,15 @@ class Interpreter:
         what = node if "unbacked_bindings" in node.meta or draws(node) else node.target
         key = (self.level, what, identity(args), identity(kwargs))
         choice = (*key, self.keep(node))
-        self.chose = choice in self.memo.results
+        if choice in self.memo.results:
+            self.choices.add(node.name)
         known = self.memo.results.get(choice) or self.memo.results.get(key)
         if known is None:
             self.originals.remark, self.originals.conditions = "", []
             operands = [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
             # The operands are kept alive with the result: their ids stay theirs.
             known = *self._apply(node, args, kwargs, operands), operands
-            self.memo.results[choice if self.chose else key] = known
-        if self.chose:
-            self.memo.kept_forms.add(node.name)
+            self.memo.results[choice if node.name in self.choices else key] = known
         self.outcomes[self.b.source] = known[1].after(self.outcomes.get(self.b.source))
         return known[0]
 
@@ -333,7 +332,7 @@ class Interpreter:
 
     def _kept(self, node: fx.Node) -> bool:
         """Whether its forms stay unevaluated, which what is made of it depends on from now on."""
-        self.chose = True
+        self.choices.add(node.name)
         return self.keep(node)
 
 

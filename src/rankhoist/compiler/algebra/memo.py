@@ -48,10 +48,10 @@ class Memo:
     pinned: set[str] = field(default_factory=set)
     known: dict[int, Any] = field(default_factory=dict)  # by node: what is known of its elements before any input is
     ranges: dict[Any, Any] = field(default_factory=dict)  # by node and part of it: the lowest and the highest there
-    kept_forms: set[str] = field(default_factory=set)  # operators for which keeping or evaluating is a choice
     placeholders: dict[str, Value] = field(default_factory=dict)
     seconds: dict[Any, float] = field(default_factory=dict)  # predicted for nodes, at the search's workload
     cuts: dict[Any, frozenset[int]] = field(default_factory=dict)  # by what pairs read of items: what each computes
+    lowered: dict[Any, Any] = field(default_factory=dict)  # by level and results: what is run for them, and its cost
 
 
 def identity(value: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import fx
 
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra.interpret import Interpreter, OverBudget
-from rankhoist.compiler.algebra.memo import Memo
+from rankhoist.compiler.algebra.memo import Memo, identity
 from rankhoist.compiler.algebra.text import graph_text
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.demand import narrowed
@@ -195,6 +195,8 @@ def _improved(
 
     def climb(current: Plan, moves: Iterable[frozenset[str]]) -> Plan:
         for names in moves:
+            if names.isdisjoint(current.interpreter.choices):
+                continue  # it would be the same plan
             if time.thread_time() < deadline:
                 watch().told(
                     f"plan {next(trials)}; the best so far takes {current.cost.seconds * 1e3:.3g} ms by prediction"
@@ -203,7 +205,8 @@ def _improved(
         return current
 
     shares = _shares(starts, memo)
-    groups = _like_operators(program, memo.kept_forms)
+    choices = frozenset[str]().union(*(plan.interpreter.choices for plan in [*starts, *others]))
+    groups = _like_operators(program, choices)
     groups.sort(key=lambda group: -sum(shares[name] for name in group))  # what decides most goes first
     found = best([climb(start, groups) for start in [*others, *starts]])
     singles = [frozenset({name}) for group in groups if len(group) > 1 for name in sorted(group)]
@@ -227,7 +230,7 @@ def _shares(plans: Sequence[Plan], memo: Memo) -> collections.Counter[str]:
     return found
 
 
-def _like_operators(program: Program, names: set[str]) -> list[frozenset[str]]:
+def _like_operators(program: Program, names: Collection[str]) -> list[frozenset[str]]:
     """Operators to choose for together: the same operator with results of the same sizes, in graph order."""
     groups: dict[Any, list[str]] = {}
     for node in program.graph.nodes:
@@ -251,21 +254,32 @@ def attempt(
     target = target or this_machine()
     laws = rules_without(without) if without else all_rules()
     interpreter = Interpreter(program, level, workload, laws, lambda n: n.name not in evaluated, memo)
-    outputs = interpreter.run(seconds)
-    count, conditions = len(outputs), [interpreter.condition(late) for late in (False, True)]
-    outputs = [*outputs, *conditions]
+    results = interpreter.run(seconds)
+    conditions = [interpreter.condition(late) for late in (False, True)]
+    known, key = interpreter.memo.lowered, (level, identity(results), identity(conditions))
+    if key not in known:
+        known[key] = _lowered(interpreter, results, conditions, target)
+    outputs, conditions, cost = known[key]
+    reasons = {n: o.reason for n, o in interpreter.outcomes.items() if o.reason}
+    return Plan(
+        level, level, workload, cost, interpreter, outputs, evaluated, target, reasons, False, without, *conditions
+    )  # fmt: skip
+
+
+def _lowered(
+    interpreter: Interpreter, results: Sequence[Any], conditions: Sequence[Any], target: Target
+) -> tuple[list[Any], list[Any], Cost]:  # fmt: skip
+    """Results and conditions as they are run, and what that costs."""
+    b, workload, count = interpreter.b, interpreter.workload, len(results)
+    outputs = [*results, *conditions]
     if workload.stored:
-        outputs = cut(interpreter.b, outputs, workload, target, interpreter.memo.cuts)
-    outputs = lean(interpreter.b, outputs, target.limits, reordered=level is Level.FULL)
-    outputs[:count] = owned(interpreter.b, outputs[:count], program.outputs)
+        outputs = cut(b, outputs, workload, target, interpreter.memo.cuts)
+    outputs = lean(b, outputs, target.limits, reordered=interpreter.level is Level.FULL)
+    outputs[:count] = owned(b, outputs[:count], interpreter.program.outputs)
     cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
     if workload.stored:
         cost = replace(cost, seconds=cost.seconds + penalty(outputs, workload))
-    reasons = {n: o.reason for n, o in interpreter.outcomes.items() if o.reason}
-    return Plan(
-        level, level, workload, cost, interpreter, outputs[:count], evaluated, target, reasons, False, without,
-        *outputs[count:],
-    )  # fmt: skip
+    return outputs[:count], outputs[count:], cost
 
 
 def affordable(

@@ -64,7 +64,7 @@ def _operator(plan: Plan, node: fx.Node, numbers: dict[fx.Node, int]) -> Vertex:
 
 
 def _choice(plan: Plan, name: str) -> str:
-    if plan.level is not Level.FULL or name not in plan.interpreter.memo.kept_forms:
+    if plan.level is not Level.FULL or name not in plan.interpreter.choices:
         return ""
     return "materialised" if name in plan.evaluated else "pushed"
 
