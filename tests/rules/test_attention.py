@@ -45,6 +45,20 @@ def heads(*tensors: Tensor) -> list[Tensor]:
     return [torch.stack([x[:, :, ::2], x[:, :, -((x.shape[2] + 1) // 2) :]], 1) for x in tensors]
 
 
+def shared(c: Tensor, k: Tensor, **how: bool) -> Tensor:
+    """Attention of four heads of queries to two of a history and of a target behind it."""
+    x = torch.cat([c, k[:, None]], 1)
+    q, kv = x.unflatten(2, (4, 1)).transpose(1, 2), x.unflatten(2, (2, 2)).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, kv[..., :1], kv, enable_gqa=True, **how).sum((1, 2))
+
+
+def repeated_heads(c: Tensor, k: Tensor) -> Tensor:
+    """The same by hand, under a causal mask."""
+    x = torch.cat([c, k[:, None]], 1)
+    q, kv = x.unflatten(2, (4, 1)).transpose(1, 2), x.unflatten(2, (2, 2)).transpose(1, 2).repeat_interleave(2, 1)
+    return F.scaled_dot_product_attention(q, kv[..., :1], kv, is_causal=True).sum((1, 2))
+
+
 EQUAL: dict[str, Equal] = {
     "softmax": (lambda c, k: both(c, k).softmax(-1), ROWS, {}),
     "softmax_halves": (lambda c, k: torch.stack([c[:, :4], k], 1).softmax(-1), ROWS, {}),
@@ -113,6 +127,13 @@ EQUAL: dict[str, Equal] = {
         HISTORY,
         {},
     ),
+    "shared_heads": (shared, HISTORY, {}),
+    "causal_shared_heads": (lambda c, k: shared(c, k, is_causal=True), HISTORY, {}),
+    "heads_are_rows": (
+        lambda c, k: F.scaled_dot_product_attention(k[:, None], c[:, None, :4], k[:, None], enable_gqa=True)[:, 0],
+        ROWS,
+        {},
+    ),
     "stacked_attention": (
         lambda c, k: torch.mul(*F.scaled_dot_product_attention(*[torch.cat([c, k]).view(-1, 2, 2)] * 3).chunk(2)),
         PAIR,
@@ -156,6 +177,14 @@ NEAR_MISSES: dict[str, NearMiss] = {
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)
 test_declines = declines(NEAR_MISSES)
+
+
+def test_heads_that_are_shared_cost_what_repeated_ones_do():
+    by_hand, own = (
+        hoisted_at(capture(Function(call).eval(), (HISTORY[0], HISTORY[1][:3]), ["context"], all_rules()), Level.FULL)
+        for call in (repeated_heads, lambda c, k: shared(c, k, is_causal=True))
+    )
+    assert own.plan.cost.multiply_adds == by_hand.plan.cost.multiply_adds
 
 
 def check_one_operator(call: Callable[..., Tensor], op: Callable[..., Tensor], expected: bool) -> None:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from functools import partial, reduce
 
+import numpy as np
 import torch
 
 from rankhoist.compiler.algebra import grid, joins, moves
@@ -101,8 +102,8 @@ def _amax(call: Call, part: Form, dim: int) -> Form:
 
 def attention(call: Call) -> Form:
     """`softmax(q k^T scale + mask) v` by its parts, where they are known at different rates."""
-    if not any(call.value(name) for name in ("dropout_p", "enable_gqa")) and call.value("attn_mask") is None:
-        q, k, v = call.forms("query", "key", "value")
+    if not call.value("dropout_p") and call.value("attn_mask") is None:
+        q, k, v = call.form("query"), _of_heads(call, "key"), _of_heads(call, "value")
         parts = partial(_by_parts, call)
         whole: Form | None = call.attended(q, k, v, call.value("scale"), bool(call.value("is_causal")), parts)
         if whole is not None:
@@ -135,12 +136,12 @@ def attention_of_filled(call: Call) -> Form:
 
 def _scores(call: Call, q: Form, places: Sequence[int] | None = None) -> tuple[Form, Form | None]:
     """`q k^T scale`, and the mask to add, which may hide all keys from a query."""
-    k, v = call.forms("key", "value")
+    k, v = _of_heads(call, "key"), _of_heads(call, "value")
     operands = (q, k, v)
     if not any(o.mixed for o in operands) and len({o.rate.per_candidate for o in operands}) == 1:
         raise Elsewhere("queries, keys and values are known at one rate")
-    if call.value("dropout_p") or call.value("enable_gqa") or len(q.layout) != len(k.layout):
-        raise Elsewhere("drops weights out, or shares heads")
+    if call.value("dropout_p") or len(q.layout) != len(k.layout):
+        raise Elsewhere("drops weights out, or repeats operands along an axis")
     batch = _batch(q)
     scale = call.value("scale") if call.value("scale") is not None else q.sizes[q.dim(-1)] ** -0.5
     scores = call.contract((call.tidy(q), call.tidy(k)), ([*batch, "i", "d"], [*batch, "j", "d"]), [*batch, "i", "j"])
@@ -152,13 +153,22 @@ def _scores(call: Call, q: Form, places: Sequence[int] | None = None) -> tuple[F
     return scaled, _added(call, call.form("attn_mask"), q.dtype)
 
 
+def _of_heads(call: Call, name: str) -> Form:
+    """Keys or values with as many heads as queries: where heads are shared, each is there for several, in turn."""
+    value, q = call.form(name), call.form("query")
+    if not call.value("enable_gqa"):
+        return value
+    dim, heads = value.dim(-3), q.sizes[q.dim(-3)]
+    return moves.take_dim(call.builder, value, dim, np.arange(heads) * value.sizes[dim] // heads)
+
+
 def _batch(q: Form) -> list[str]:
     return [f"b{i}" for i in range(len(q.layout) - 2)]
 
 
 def _values(call: Call, weights: Form, sees: Form | None) -> Form:
     """The mean of the values by these weights; attention to nothing is zero, not 0 / 0."""
-    v = call.form("value")
+    v = _of_heads(call, "value")
     batch, weights = _batch(v), call.tidy(weights, like_terms=True)
     result = call.contract((weights, call.tidy(v)), ([*batch, "i", "j"], [*batch, "j", "e"]), [*batch, "i", "e"])
     return result if sees is None else _where(call, sees, result, 0.0)
