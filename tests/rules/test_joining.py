@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from helpers import Function, check_model, reasons
 
 from rules.cases import PAIR, ROWS, C, Equal, K, NearMiss, declines, equal_at_every_level, numbers
 
@@ -20,6 +22,20 @@ EQUAL: dict[str, Equal] = {
             torch.cat([torch.cat([c, k]), k]).sigmoid().view(3, -1, K).prod(0)
             + torch.cat([torch.cat([c, k]), k]).narrow(0, c.shape[0], c.shape[0])
         ),
+        PAIR,
+        {},
+    ),
+    "stacked_with_numbers": (
+        lambda c, k: (
+            torch.cat([x := torch.cat([c, k]), torch.where(x > 0, x, torch.full_like(x, -3.0) * 2)], 1)
+            .view(2, -1, 2 * K)
+            .prod(0)
+        ),
+        PAIR,
+        {},
+    ),
+    "numbers_beside_stacked": (
+        lambda c, k: torch.cat([torch.ones_like(x := torch.cat([c, k])) * 2, x], 1).view(2, -1, 2 * K).prod(0),
         PAIR,
         {},
     ),
@@ -44,3 +60,9 @@ NEAR_MISSES: dict[str, NearMiss] = {
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)
 test_declines = declines(NEAR_MISSES)
+
+
+@pytest.mark.parametrize("name", ["stacked_with_numbers", "numbers_beside_stacked"])
+def test_numbers_take_the_order_of_rows_and_parts(name: str):
+    call, inputs, _ = EQUAL[name]
+    assert not [r for r in reasons(check_model(Function(call).eval(), *inputs)["full"]) if "fold rows" in r]

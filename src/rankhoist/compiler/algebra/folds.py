@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rankhoist.compiler.algebra import moves
-from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, axis_text, shape_text
+from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Extent, Form, Label, axis_text, shape_text, whole
 from rankhoist.compiler.graph.build import Builder
 
 
@@ -107,6 +107,42 @@ def _resize(builder: Builder, value: Form, dim: int, count: int, sizes: list[int
     if not sizes:
         return moves.drop_dim(builder, value, dim)
     return moves.split_dim(builder, value, dim, sizes) if len(sizes) > 1 else value
+
+
+def alike(builder: Builder, forms: Sequence[Form]) -> list[Form]:
+    """With rows folded as in the others (axes from the right) where a form is one weight for all that is folded."""
+    forms = list(forms)
+    for axis in {i - len(f.layout) for f in forms for i, e in enumerate(f.layout) if ROW in e and len(e) > 1}:
+        having = [i for i, f in enumerate(forms) if -axis <= len(f.layout) and ROW in f.layout[axis]]
+        patterns = {i: tuple(d if d == ROW else forms[i].sizes[d] for d in forms[i].layout[axis]) for i in having}
+        goal = patterns[min(having, key=lambda i: _same_along(forms[i], axis))]
+        for i, pattern in patterns.items():
+            if sorted(pattern) != sorted(goal) or pattern == goal or not _same_along(forms[i], axis):
+                continue
+            forms[i] = _folded(builder, forms[i], axis % len(forms[i].layout), goal)
+    return forms
+
+
+def _same_along(form: Form, axis: int) -> bool:
+    """Whether no row and no place of what rows are folded with on an axis has another value."""
+    dims = [d for d in form.layout[axis] if d != ROW]
+    parts = ((label, block) for block in form.blocks.values() for d in dims for label in block.labels[d])
+    return form.of_weights and not any(
+        label in f.labels for label, block in parts for t in block.terms for f in t.factors
+    )
+
+
+def _folded(builder: Builder, form: Form, axis: int, pattern: Sequence[int]) -> Form:
+    """One weight along rows folded as `pattern` says."""
+    for dim in sorted((d for d in form.layout[axis] if d != ROW), reverse=True):
+        form = moves.drop_dim(builder, form, dim)
+    entry: list[int] = []
+    for size in pattern:
+        entry.append(ROW if size == ROW else len(form.dims))
+        if size != ROW:
+            blocks = {(*c, 0): Block((*b.labels, (Label(size),)), b.terms) for c, b in form.blocks.items()}
+            form = replace(form, dims=(*form.dims, whole(size)), blocks=blocks)
+    return replace(form, layout=(*form.layout[:axis], tuple(entry), *form.layout[axis + 1 :]))
 
 
 def take_points(builder: Builder, value: Form, axes: list[int], constants: list[torch.Tensor]) -> Form:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rankhoist.compiler.algebra import spans
+from rankhoist.compiler.algebra import folds, spans
 from rankhoist.compiler.algebra.cuts import refine, unify
 from rankhoist.compiler.algebra.forms import (
     ROW,
@@ -51,6 +51,7 @@ class Aligned:
 
 def align(builder: Builder, forms: Sequence[Form]) -> Aligned:
     """Broadcast by PyTorch's rules (axes from the right), cut all operands alike, and share labels."""
+    forms = folds.alike(builder, forms)
     layout, places = _broadcast(forms)
     count = len({d for entry in layout for d in entry} - {ROW})
     placed = [_place(builder, f, place, count) for f, place in zip(forms, places, strict=True)]

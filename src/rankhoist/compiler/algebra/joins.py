@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankhoist.compiler.algebra import spans
+from rankhoist.compiler.algebra import folds, spans
 from rankhoist.compiler.algebra.contract import arrange, settle
 from rankhoist.compiler.algebra.cuts import flatten_labels, refine, take, unify
 from rankhoist.compiler.algebra.forms import (
@@ -210,6 +210,7 @@ def along_axis(builder: Builder, forms: Sequence[Form], axis: int) -> Form:
 
 def side_by_side(builder: Builder, forms: Sequence[Form], dim: int) -> Form:
     """Ordered forms along one dim, all others alike: their segments follow one another."""
+    forms = [ordered(f) for f in folds.alike(builder, forms)]
     shapes = [
         tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms
     ]
