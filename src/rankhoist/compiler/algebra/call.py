@@ -17,7 +17,7 @@ from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Decline, Form
 from rankhoist.compiler.algebra.original import OriginalOperators
-from rankhoist.compiler.algebra.values import Permutation, Promise, TensorValue, Value, as_form, flat, integer
+from rankhoist.compiler.algebra.values import Permutation, Promise, Value, as_form, integer, tensors_in
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Op
@@ -101,7 +101,7 @@ class Call:
     def forms(self, *names: str) -> tuple[Form, ...]:
         """All tensors among the arguments of these names (by default of all), lists taken apart."""
         given = [self._arguments[name] for name in names or self._arguments if name in self._arguments]
-        return tuple(as_form(v) for v in flat(given) if isinstance(v, TensorValue))
+        return tuple(as_form(v) for v in tensors_in(given))
 
     def number(self, *names: str) -> Any:
         """A whole number that is known now, or a list of such."""

@@ -41,7 +41,7 @@ from rankhoist.compiler.algebra.forms import (
 )
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import TensorValue, Value, flat, rates_in, sizes_have_rows, told_by_calls
+from rankhoist.compiler.algebra.values import TensorValue, Value, rates_in, sizes_have_rows, tensors_in, told_by_calls
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
@@ -158,9 +158,8 @@ class Interpreter:
         known = self.memo.results.get(choice) or self.memo.results.get(key)
         if known is None:
             self.originals.remark, self.originals.conditions = "", []
-            operands = [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
             # The operands are kept alive with the result: their ids stay theirs.
-            known = *self._apply(node, args, kwargs, operands), operands
+            known = *self._apply(node, args, kwargs), tensors_in((args, kwargs))
             self.memo.results[choice if node.name in self.choices else key] = known
         self.outcomes[self.b.source] = known[1].after(self.outcomes.get(self.b.source))
         return known[0]
@@ -234,10 +233,8 @@ class Interpreter:
 
     # -- one operator
 
-    def _apply(
-        self, node: fx.Node, args: list[Value], kwargs: dict[str, Value], operands: list[TensorValue]
-    ) -> tuple[Value, Outcome]:
-        outcome = Outcome()
+    def _apply(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> tuple[Value, Outcome]:
+        outcome, operands = Outcome(), tensors_in((args, kwargs))
         weights = all(isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in operands)
         if weights and not sizes_have_rows(node.meta["val"]) and not told_by_calls((args, kwargs)):
             value = self.originals.run_at(Rate.WEIGHT, node, args, kwargs)  # part of the weights stage
@@ -250,7 +247,7 @@ class Interpreter:
 
     def _by_law(self, node: fx.Node, args: list[Value], kwargs: dict[str, Value]) -> tuple[Value, Outcome]:
         """What the first law that applies makes of an operator; else the operator itself over all rows."""
-        outcome, operands = Outcome(), [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
+        outcome, operands = Outcome(), tensors_in((args, kwargs))
         if self.program.dropout == "rows" and draws(node):
             outcome.reason = "draws for every row"
             return self.originals.fallback(node, args, kwargs), outcome

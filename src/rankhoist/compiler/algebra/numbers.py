@@ -8,7 +8,8 @@ computed once per request. Joined with a mask that is known later, a constant is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,29 +37,49 @@ from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import aten, first_axis
 
 
-def folded(
-    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: Sequence[Block],
-    places: Sequence[int], dtypes: Sequence[torch.dtype], dtype: torch.dtype,
-) -> Block | None:  # fmt: skip
-    """The elementwise operator on one cell where a number decides what it gives; `None` where none does.
+@dataclass(frozen=True)
+class Elementwise:
+    """An elementwise operator on forms.
 
     Args:
-        blocks: of the operands at `places` of `args`, which have `dtypes`; `dtype` is the result's.
+        args: with `forms` at `places`.
+        dtype: of the result.
     """
-    packet = op.overloadpacket
-    numbers: list[Any] = list(args)
-    for place, block in zip(places, blocks, strict=True):
-        number = _number(evaluator, block, packet in MASKING)
-        numbers[place] = block if number is None else number
-    decisive = [b for b, place in zip(blocks, places, strict=True) if not isinstance(numbers[place], Block)]
-    found = _found(op, numbers, kwargs, dict(zip(places, dtypes, strict=True)), dtype) if decisive else None
-    if found is None and packet in MASKING:
-        decided = _decided(evaluator, op, args, kwargs, blocks, places)
+
+    op: Any
+    args: Sequence[Value]
+    kwargs: Mapping[str, Value]
+    places: Sequence[int]
+    forms: Sequence[Form]
+    dtype: torch.dtype
+
+    @property
+    def packet(self) -> Any:
+        """The operator without its overload."""
+        return self.op.overloadpacket
+
+    def arguments(self, shown: Iterable[Any]) -> list[Any]:
+        """With something else in the places of the forms."""
+        arguments = list(self.args)
+        for place, own in zip(self.places, shown, strict=True):
+            arguments[place] = own
+        return arguments
+
+
+def folded(evaluator: Evaluator, operation: Elementwise, blocks: Sequence[Block]) -> Block | None:
+    """An operator on one cell, whose blocks are given, where a number decides what it gives; `None` where none does."""
+    masking, dtype = operation.packet in MASKING, operation.dtype
+    own = [(block, _number(evaluator, block, masking)) for block in blocks]
+    numbers = operation.arguments(block if number is None else number for block, number in own)
+    decisive = [block for block, number in own if number is not None]
+    found = _found(operation, numbers) if decisive else None
+    if found is None and masking:
+        decided = _decided(evaluator, operation, blocks)
         number = None if decided is None else decided.number()
         found = None if number is None else _written(number, numbers, dtype)
         decisive = [b for b in blocks if b.settled and known(evaluator, b.factor.node) is not None]
     if isinstance(found, Block):
-        kept = dtypes[next(i for i, block in enumerate(blocks) if block is found)]
+        kept = next(form.dtype for form, block in zip(operation.forms, blocks, strict=True) if block is found)
         made = found if kept == dtype else None
     elif found is None or not (dtype.is_floating_point or float(found).is_integer()):
         made = None
@@ -72,16 +93,14 @@ def folded(
 # -- one number in a block
 
 
-def _found(
-    op: Any, numbers: Sequence[Any], kwargs: Mapping[str, Value], dtypes: dict[int, torch.dtype], dtype: Any
-) -> Any:
+def _found(operation: Elementwise, numbers: Sequence[Any]) -> Any:
     """What the operator gives where some operands are numbers: a number, or one of the operands; or None."""
-    chosen = _chosen(op.overloadpacket, numbers)
+    chosen = _chosen(operation.packet, numbers)
     if chosen is not None:
         return chosen
     if any(isinstance(x, Block) for x in numbers):
-        return _law(op.overloadpacket, numbers, kwargs, dtype)
-    return _all_numbers(op, numbers, kwargs, dtypes)
+        return _law(operation, numbers)
+    return _all_numbers(operation, numbers)
 
 
 def _written(number: Any, numbers: Sequence[Any], dtype: torch.dtype) -> Any:
@@ -101,8 +120,9 @@ def _chosen(packet: Any, known: Sequence[Any]) -> Any:
     return None
 
 
-def _law(packet: Any, known: Sequence[Any], kwargs: Mapping[str, Value], dtype: torch.dtype) -> Any:
+def _law(operation: Elementwise, known: Sequence[Any]) -> Any:
     """What one number beside another operand says of the result: that it is this operand, or 0; or None."""
+    packet, kwargs, dtype = operation.packet, operation.kwargs, operation.dtype
     if len(known) != 2 or kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
         return None
     x, y = known
@@ -127,14 +147,13 @@ def _of_either_side(packet: Any, number: Any, other: Any, dtype: torch.dtype) ->
     return other if neutral else None
 
 
-def _all_numbers(
-    op: Any, known: Sequence[Any], kwargs: Mapping[str, Value], dtypes: dict[int, torch.dtype]
-) -> float | None:
+def _all_numbers(operation: Elementwise, known: Sequence[Any]) -> float | None:
     """The operator on numbers alone, where the result has no digits to lose in another dtype."""
-    if any(not isinstance(x, bool | int | float) for x in known) or not dtypes:
+    if any(not isinstance(x, bool | int | float) for x in known) or not operation.forms:
         return None
-    given = [torch.tensor(x, dtype=dtypes[i]) if i in dtypes else x for i, x in enumerate(known)]
-    result = op(*given, **kwargs).item()
+    own = zip(operation.places, operation.forms, strict=True)
+    given = operation.arguments(torch.tensor(known[place], dtype=form.dtype) for place, form in own)
+    result = operation.op(*given, **operation.kwargs).item()
     return result if result in EXACT or result in known else None
 
 
@@ -150,17 +169,12 @@ def _number(evaluator: Evaluator, block: Block, masking: bool) -> Any:
 # -- what a cell's blocks decide
 
 
-def _decided(
-    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: Sequence[Block],
-    places: Sequence[int],
-) -> Known | None:  # fmt: skip
+def _decided(evaluator: Evaluator, operation: Elementwise, blocks: Sequence[Block]) -> Known | None:
     """What is known of the operator's result on one cell, along the blocks' labels."""
-    if varies(args):
+    if varies(operation.args):
         return None
-    shown = list(args)
-    for place, block in zip(places, blocks, strict=True):
-        shown[place] = _shown(evaluator, block, blocks[0].visible)
-    return result(op, shown, kwargs)
+    shown = operation.arguments(_shown(evaluator, block, blocks[0].visible) for block in blocks)
+    return result(operation.op, shown, operation.kwargs)
 
 
 def _shown(evaluator: Evaluator, block: Block, labels: Labels) -> Known:
@@ -192,21 +206,19 @@ def _infinities(evaluator: Evaluator, block: Block) -> Signs:
 # -- cuts
 
 
-def aligned(
-    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], forms: Sequence[Form],
-    places: Sequence[int],
-) -> grid.Aligned:  # fmt: skip
+def aligned(evaluator: Evaluator, operation: Elementwise) -> grid.Aligned:
     """Operands cut alike, and further where a constant decides over what exists per candidate.
 
     Law: positions of a dim may be cut anywhere. It costs nothing along a dim that no per-candidate block extends along.
     """
+    forms = operation.forms
     found = grid.align(evaluator.b, forms)
     rates = {f.rate.per_candidate for f in forms}
-    if op.overloadpacket not in MASKING or len(rates) == 1:
+    if operation.packet not in MASKING or len(rates) == 1:
         return found
     guides: list[Form] = []
     for dim in range(len(found.dims)):
-        segments = _segments(evaluator, op, args, kwargs, found, places, dim)
+        segments = _segments(evaluator, operation, found, dim)
         if segments is not None:
             guides.append(_guide(evaluator, found.layout, dim, segments))
             found = grid.align(evaluator.b, [*forms, *guides])
@@ -215,9 +227,8 @@ def aligned(
 
 
 def _segments(
-    evaluator: Evaluator, op: Any, args: Sequence[Value], kwargs: Mapping[str, Value], found: grid.Aligned,
-    places: Sequence[int], dim: int,
-) -> tuple[Positions, ...] | None:  # fmt: skip
+    evaluator: Evaluator, operation: Elementwise, found: grid.Aligned, dim: int
+) -> tuple[Positions, ...] | None:
     """The positions of a dim by where the result is decided; `None` if that cuts nothing, or is not free."""
     columns: list[list[np.ndarray]] = [[] for _ in found.dims[dim]]
     segments_now = found.dims[dim]
@@ -231,7 +242,7 @@ def _segments(
         if any(x in f.labels for b in moving for t in b.terms for f in t.factors for x in labels):
             return None
         if moving:
-            decided = _decided(evaluator, op, args, kwargs, blocks[: len(places)], places)
+            decided = _decided(evaluator, operation, blocks[: len(operation.forms)])
             columns[cell[dim]].append(_where_sure(decided, blocks[0].visible, labels))
     segments: list[Positions] = []
     for positions, own in zip(found.dims[dim], columns, strict=True):

@@ -26,6 +26,7 @@ from rankhoist.compiler.algebra.values import (
     Value,
     as_form,
     flat,
+    tensors_in,
 )
 from rankhoist.compiler.graph.node import Rate, aten
 
@@ -60,7 +61,7 @@ def as_tensors(value: Any) -> Any:
 
 def by_law(law: ByLaw, node: fx.Node, args: Any, kwargs: Any) -> tuple[Value, Outcome]:
     """What a law makes of an operator; of rows in one order, what it makes of them as they are, in that order."""
-    operands = [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
+    operands = tensors_in((args, kwargs))
     orders = [v.by for v in operands if isinstance(v, Permuted)]
     if orders and not draws(node) and all(_follows(v, orders[0]) for v in operands):
         value, outcome = law(node, *(_replaced(own, Permuted, lambda v: v.value) for own in (args, kwargs)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from rankhoist.compiler.algebra import grid, reads
 from rankhoist.compiler.algebra.contract import arrange, small_product
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ARITHMETIC, Block, Elsewhere, Factor, Form, Labels, one_block
-from rankhoist.compiler.algebra.numbers import aligned, folded
+from rankhoist.compiler.algebra.numbers import Elementwise, aligned, folded
 from rankhoist.compiler.algebra.values import Value, as_form
 from rankhoist.compiler.graph.lengths import Length
 from rankhoist.compiler.graph.node import Op, aten
@@ -27,12 +27,13 @@ def elementwise(
     if op is aten.detach.default and not evaluator.program.training:
         return as_form(args[0])
     places = [i for i, a in enumerate(args) if not isinstance(a, NUMBERS | None | list | torch.dtype)]
-    forms = [evaluator.tidy(as_form(args[i])) for i in places]
+    operation = _on(evaluator, op, args, kwargs, places, dtype)
 
     def build(blocks: list[Block]) -> Block:
-        return _apply(evaluator, op, args, kwargs, blocks, forms, places, dtype)
+        known = folded(evaluator, operation, blocks)
+        return known if known is not None else _evaluated(evaluator, operation, blocks)
 
-    return grid.map_blocks(aligned(evaluator, op, args, kwargs, forms, places), dtype, build)
+    return grid.map_blocks(aligned(evaluator, operation), dtype, build)
 
 
 def arithmetic(
@@ -41,35 +42,35 @@ def arithmetic(
 ) -> Form:  # fmt: skip
     """The same where `build` says what becomes of a cell's unevaluated blocks: used where that can save work."""
     places = [i for i, a in enumerate(args[:2]) if not isinstance(a, int | float)]
-    forms = [evaluator.tidy(as_form(args[i])) for i in places]
-    if dtype not in ARITHMETIC or any(f.dtype != dtype for f in forms):
-        raise Elsewhere(f"is no arithmetic of {dtype} alone: {', '.join(str(f.dtype) for f in forms)}")
+    operation = _on(evaluator, op, args, kwargs, places, dtype)
+    if dtype not in ARITHMETIC or any(f.dtype != dtype for f in operation.forms):
+        raise Elsewhere(f"is no arithmetic of {dtype} alone: {', '.join(str(f.dtype) for f in operation.forms)}")
 
-    def number_block(place: int, like: Block) -> Block:
-        return one_block(Factor(evaluator.b.number(args[place], dtype), ()), like.labels)
+    def as_block(x: Any, like: Block) -> Block:
+        return x if isinstance(x, Block) else one_block(Factor(evaluator.b.number(x, dtype), ()), like.labels)
 
     def choose(own: list[Block]) -> Block:
-        known = folded(evaluator, op, args, kwargs, own, places, [dtype] * len(own), dtype)
+        known = folded(evaluator, operation, own)
         if known is not None:
             return known
-        given = [own[places.index(i)] if i in places else number_block(i, own[0]) for i in range(len(args[:2]))]
-        lazy = build(given) if any(block.rate.per_candidate for block in own) else None
-        if lazy is None or not grid.worth_keeping(lazy, evaluator.workload):
-            return _apply(evaluator, op, args, kwargs, own, forms, places, dtype)
-        return lazy
+        moving = any(block.rate.per_candidate for block in own)
+        lazy = build([as_block(x, own[0]) for x in operation.arguments(own)[:2]]) if moving else None
+        return lazy if lazy is not None and grid.worth_keeping(lazy, evaluator.workload) else evaluated(own)
 
-    return grid.map_blocks(aligned(evaluator, op, args, kwargs, forms, places), dtype, choose)
+    evaluated = partial(_evaluated, evaluator, operation)
+
+    return grid.map_blocks(aligned(evaluator, operation), dtype, choose)
 
 
 def plus(evaluator: Evaluator, x: Form, y: Form) -> Form:
     """`x + y` of one dtype inside a rule, unevaluated but where a number decides it."""
+    operation = Elementwise(aten.add.Tensor, [x, y], {}, (0, 1), [x, y], x.dtype)
 
     def build(blocks: list[Block]) -> Block:
-        known = folded(evaluator, aten.add.Tensor, [x, y], {}, blocks, (0, 1), (x.dtype, y.dtype), x.dtype)
+        known = folded(evaluator, operation, blocks)
         return known if known is not None else grid.add_blocks(blocks, (1.0, 1.0))
 
-    operands = aligned(evaluator, aten.add.Tensor, [x, y], {}, [x, y], (0, 1))
-    return grid.map_blocks(operands, x.dtype, build)
+    return grid.map_blocks(aligned(evaluator, operation), x.dtype, build)
 
 
 def product(evaluator: Evaluator, blocks: list[Block]) -> Block | None:
@@ -114,34 +115,29 @@ def cast(evaluator: Evaluator, value: Form, dtype: torch.dtype) -> Form:
     return Form(value.dims, blocks, value.layout, dtype)
 
 
-def _apply(
-    evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: list[Block],
-    forms: list[Form], places: list[int], dtype: torch.dtype,
-) -> Block:  # fmt: skip
-    """The operator on one cell's blocks, evaluated; on what these are read from, where that is less."""
-    known = folded(evaluator, op, args, kwargs, blocks, places, [f.dtype for f in forms], dtype)
-    if known is not None:
-        return known
-
-    def build(given: Sequence[Block]) -> Block:
-        return _evaluated(evaluator, op, args, kwargs, given, forms, places, dtype)
-
-    return reads.through(evaluator, blocks, build)
+def _on(
+    evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], places: Sequence[int],
+    dtype: torch.dtype,
+) -> Elementwise:  # fmt: skip
+    """An operator on the tensors at places of its arguments."""
+    return Elementwise(op, args, kwargs, places, [evaluator.tidy(as_form(args[i])) for i in places], dtype)
 
 
-def _evaluated(
-    evaluator: Evaluator, op: Op, args: Sequence[Value], kwargs: Mapping[str, Value], blocks: Sequence[Block],
-    forms: list[Form], places: list[int], dtype: torch.dtype,
-) -> Block:  # fmt: skip
-    factors = [evaluator.settle(block).factor for block in blocks]
+def _evaluated(evaluator: Evaluator, operation: Elementwise, blocks: Sequence[Block]) -> Block:
+    """The operator on one cell's blocks; on what these are read from, where that is less."""
+    return reads.through(evaluator, blocks, partial(_called, evaluator, operation))
+
+
+def _called(evaluator: Evaluator, operation: Elementwise, blocks: Sequence[Block]) -> Block:
+    forms, factors = operation.forms, [evaluator.settle(block).factor for block in blocks]
     labels = _all_labels(blocks[0], factors)
     if not labels and len({f.dtype for f in forms}) > 1:
         factors = _promoted(evaluator, factors, forms)
-    shown = list(args)
-    for place, factor, own in zip(places, factors, forms, strict=True):
-        # A 0-dim tensor must stay one: it takes no part in type promotion.
-        shown[place] = factor.node if not own.layout else arrange(evaluator.b, factor, labels)
-    return one_block(Factor(evaluator.b.pointwise(op, shown, dtype, _plain(kwargs)), labels), blocks[0].labels)
+    # A 0-dim tensor must stay one: it takes no part in type promotion.
+    own = zip(factors, forms, strict=True)
+    shown = operation.arguments(arrange(evaluator.b, x, labels) if f.layout else x.node for x, f in own)
+    made = evaluator.b.pointwise(operation.op, shown, operation.dtype, _plain(operation.kwargs))
+    return one_block(Factor(made, labels), blocks[0].labels)
 
 
 def _promoted(evaluator: Evaluator, factors: Sequence[Factor], forms: Sequence[Form]) -> list[Factor]:

@@ -123,6 +123,11 @@ def flat(value: Any) -> list[Any]:
     return [value]
 
 
+def tensors_in(value: Any) -> list[TensorValue]:
+    """The tensors among arguments, in order."""
+    return [v for v in flat(value) if isinstance(v, TensorValue)]
+
+
 def told_by_calls(arguments: Any) -> bool:
     """Whether an argument is a number that only a call knows, as that of its rows."""
     return any(isinstance(v, sympy.Expr) and not v.is_Integer for v in flat(arguments))
@@ -159,9 +164,8 @@ def rates_in(value: Any) -> set[Rate]:
 
 def without_rows(arguments: Any, promised: Any) -> bool:
     """Whether no tensor has rows: neither arguments nor what is promised, of which no size depends on data."""
-    tensors = [v for v in flat(arguments) if isinstance(v, TensorValue)]
     made = [p for p in flat(promised) if p is not None]
-    free = all(isinstance(v, Form) and not v.has_rows for v in tensors)
+    free = all(isinstance(v, Form) and not v.has_rows for v in tensors_in(arguments))
     return free and all(p.shape is not None and not any(rows for _, rows in p.shape) for p in made)
 
 

@@ -13,13 +13,13 @@ from rankhoist.compiler.algebra.bags import Ragged, Values
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form, plain, row_layout
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import TensorValue, Value, flat
+from rankhoist.compiler.algebra.values import Value, flat, tensors_in
 from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument
 
 
 def alike(args: Sequence[Value], kwargs: dict[str, Value]) -> int:
     """How many parts the operands have if all are values of the same bags, or weights; else 0."""
-    tensors = [v for v in flat((args, kwargs)) if isinstance(v, TensorValue)]
+    tensors = tensors_in((args, kwargs))
     ragged = [v for v in tensors if isinstance(v, Ragged)]
     others = [v for v in tensors if not isinstance(v, Ragged)]
     if not ragged or not all(isinstance(v, Form) and v.rate is Rate.WEIGHT and not v.has_rows for v in others):
