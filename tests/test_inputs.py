@@ -112,12 +112,12 @@ def test_a_packed_input_comes_in_two_parts(inputs):
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_rows_are_counted(inputs, rows):
-    assert inputs.rows("context", context(rows)) == rows
-    assert inputs.rows("candidate", candidate(rows)) == rows
+    assert inputs.accept("context", context(rows)) == rows
+    assert inputs.accept("candidate", candidate(rows)) == rows
 
 
 def test_without_inputs_there_is_one_request_and_no_candidate(inputs):
-    assert (inputs.rows("context", {}), inputs.rows("candidate", {})) == (1, 0)
+    assert (inputs.accept("context", {}), inputs.accept("candidate", {})) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_without_inputs_there_is_one_request_and_no_candidate(inputs):
 )
 def test_what_is_wrong_is_said(inputs, changed, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        inputs.rows("context", context(2, **changed))
+        inputs.accept("context", context(2, **changed))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
 def test_integers_of_another_width_become_the_example_s(inputs, dtype):
     given = context(2, user=torch.arange(2, dtype=dtype))
-    assert inputs.rows("context", given) == 2
+    assert inputs.accept("context", given) == 2
     assert given["user"].dtype == torch.int64 and given["user"].tolist() == [0, 1]
 
 
@@ -152,16 +152,16 @@ def test_a_number_that_does_not_fit_the_example_s_dtype_is_refused(dtype):
     spec = InputSpec("item", (), torch.int8, "candidate")
     narrow = Inputs(replace(interface(), inputs={"item": spec}), torch.float32, CPU)
     given = {"item": torch.tensor([1, 127], dtype=dtype)}
-    assert narrow.rows("candidate", given) == 2 and given["item"].dtype == torch.int8
+    assert narrow.accept("candidate", given) == 2 and given["item"].dtype == torch.int8
     with pytest.raises(InputError, match=r"^candidate input 'item' has numbers that do not fit torch\.int8, which"):
-        narrow.rows("candidate", {"item": torch.tensor([1, 128], dtype=dtype)})
+        narrow.accept("candidate", {"item": torch.tensor([1, 128], dtype=dtype)})
 
 
 def test_a_model_that_moved_takes_its_new_dtype():
     moved = Inputs(interface(), torch.float64, CPU)
-    assert moved.rows("context", context(2, hour=torch.ones(2, 3).double(), X=torch.ones(2, 2).double())) == 2
+    assert moved.accept("context", context(2, hour=torch.ones(2, 3).double(), X=torch.ones(2, 2).double())) == 2
     with pytest.raises(InputError, match=r"'hour' has dtype torch\.float32, expected torch\.float64"):
-        moved.rows("context", context(2))
+        moved.accept("context", context(2))
 
 
 # -- made-up rows
@@ -170,7 +170,7 @@ def test_a_model_that_moved_takes_its_new_dtype():
 def test_made_up_rows_are_zeros_or_the_example_s(inputs):
     for side in ("context", "candidate"):
         made = inputs.made_up(side, 5)
-        assert inputs.rows(side, made) == 5 and not any(t.any() for t in made.values())
+        assert inputs.accept(side, made) == 5 and not any(t.any() for t in made.values())
     example = {spec.name: torch.arange(3 * torch.Size(spec.shape).numel()).reshape(3, *spec.shape) for spec in SPECS}
     known = Inputs(interface(example), torch.float64, CPU)
     assert known.made_up("context", 4)["X"].tolist() == [[1, 3], [5, 7], [9, 11], [1, 3]]

@@ -117,7 +117,7 @@ class Certificate:
     @property
     def passed(self) -> bool:
         """Every check passed."""
-        return all(check.passed for check in self.checks)
+        return not self.failures
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -128,18 +128,38 @@ class Certificate:
         return self.passed
 
     def __str__(self) -> str:
-        rows = "do not depend on each other" if self.row_independent else "depend on each other"
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [
-            f"{'PASSED' if self.passed else 'FAILED'}: level {self.level}, {self.dtype} on {self.device}",
-            *(f"  {check}" for check in self.checks),
-            f"  truth: {self.truth}{f' ({self.note})' if self.note else ''}; rows {rows}",
-            *(f"  conditional: {law}; told of every call, and checked without it" for law in self.conditional),
-            *(f"  opaque: {path}; that its rows are independent is tested, not proved" for path in self.opaque),
-            f"  N = {_listing(self.candidates)}; R = {_listing(self.requests)}; trials {self.trials}, seed {self.seed}",
-            f"  {versions}; {self.date}",
+            *(str(check) for check in self.checks),
+            f"truth: {self._truth}; rows {self._rows}",
+            *self._told,
+            f"N = {_listing(self.candidates)}; R = {_listing(self.requests)}; trials {self.trials}, seed {self.seed}",
+            self._made_by,
         ]
-        return "\n".join(lines)
+        return "\n  ".join([f"{self._verdict}: level {self.level}, {self.dtype} on {self.device}", *lines])
+
+    # -- in words
+
+    @property
+    def _verdict(self) -> str:
+        return "PASSED" if self.passed else "FAILED"
+
+    @property
+    def _truth(self) -> str:
+        return f"{self.truth} ({self.note})" if self.note else self.truth
+
+    @property
+    def _rows(self) -> str:
+        return "do not depend on each other" if self.row_independent else "depend on each other"
+
+    @property
+    def _told(self) -> list[str]:
+        """What holds for some calls only, or is not proved."""
+        conditional = [f"conditional: {x}; told of every call, and checked without it" for x in self.conditional]
+        return conditional + [f"opaque: {x}; that its rows are independent is tested, not proved" for x in self.opaque]
+
+    @property
+    def _made_by(self) -> str:
+        return f"{', '.join(f'{name} {version}' for name, version in self.versions.items())}; {self.date}"
 
     def _repr_html_(self) -> str:
         """In a notebook: what was compared, as a table."""
@@ -177,23 +197,19 @@ class Certificate:
 
 def shown(found: Certificate) -> list[markup.Element]:
     """What was compared, and how close it came, as part of a page."""
-    verdict = "PASSED" if found.passed else "FAILED"
+    verdict = found._verdict
     rows: list[list[markup.Element | str]] = [
         [c.name, "passed" if c.passed else f"FAILED {c.problem or ''}", f"{c.error:.1e}", f"{c.tolerance:.1e}"]
         for c in found.checks
     ]
-    independent = "do not depend on each other" if found.row_independent else "depend on each other"
     sizes = (", ".join(f"{n:,}" for n in given) for given in (found.candidates, found.requests))
-    note = f" ({found.note})" if found.note else ""
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
-    told = [f"conditional: {law}; told of every call, and checked without it" for law in found.conditional]
     return [
         tag("p", tag("b", verdict, class_=f"verdict {verdict.lower()}"),
-            f" level {found.level}, {found.dtype} on {found.device}; the truth is the {found.truth}{note}."),
+            f" level {found.level}, {found.dtype} on {found.device}; the truth is the {found._truth}."),
         markup.table(["check", "result", "largest error", "allowed"], rows, words=2),
-        tag("p", "N = {}; R = {}".format(*sizes), f"; trials {found.trials}, seed {found.seed}; rows {independent}."),
-        *(tag("p", line) for line in told),
-        tag("p", f"{versions}; {found.date}", class_="soft"),
+        tag("p", "N = {}; R = {}".format(*sizes), f"; trials {found.trials}, seed {found.seed}; rows {found._rows}."),
+        *(tag("p", line) for line in found._told),
+        tag("p", found._made_by, class_="soft"),
     ]  # fmt: skip
 
 

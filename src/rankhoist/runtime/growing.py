@@ -47,7 +47,7 @@ class Appending(Halves, CatalogueScoring):
         if store is not None:
             raise InputError("a state for a store of items does not grow: prepare it without one")
         context = self._inputs.of_side("context", context_inputs)
-        requests = self._inputs.rows("context", context)
+        requests = self._inputs.accept("context", context)
         lengths = self._lengths(growing)
         chosen = self.plans.at(candidates, requests)
         if self.stages.variants[chosen.plan].conditional:  # what holds for a history need not for a longer one

@@ -142,9 +142,11 @@ class Inputs:
                 apart[name] = inside
         return packed(named_leaves({"inputs": apart}), self.interface.packs)
 
-    def rows(self, side: str, inputs: dict[str, Any]) -> int:
-        """The row count of one side; without inputs that is one request, and no candidate. Whole numbers of another
-        width become those that the graph was captured with: what it makes of them would overflow elsewhere.
+    def accept(self, side: str, inputs: dict[str, Any]) -> int:
+        """Check the inputs of one side, and count their rows; without inputs that is one request, and no candidate.
+
+        Whole numbers of another width are replaced by those that the graph was captured with: what it makes of them
+        would overflow elsewhere.
 
         Raises:
             InputError: an input has the wrong kind, dtype or shape, or two have different row counts.

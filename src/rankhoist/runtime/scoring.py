@@ -112,7 +112,7 @@ class Scoring(ABC):
             VocabularyError: an id is outside of the table that it indexes.
         """
         context, candidate = self._inputs.of_call(args, kwargs)
-        requests, rows = self._inputs.rows("context", context), self._inputs.rows("candidate", candidate)
+        requests, rows = self._inputs.accept("context", context), self._inputs.accept("candidate", candidate)
         blocks = blocks_of(request_offsets, requests, rows)
         context, candidate = self._inputs.stage_inputs(context), self._inputs.stage_inputs(candidate)
         if not torch.is_grad_enabled():  # entering and leaving no_grad is a good part of a call with few candidates
@@ -130,7 +130,7 @@ class Scoring(ABC):
             InputError: see `forward`.
         """
         context = self._inputs.of_side("context", context_inputs)
-        requests = self._inputs.rows("context", context)
+        requests = self._inputs.accept("context", context)
         given = self._inputs.stage_inputs(context)
         with torch.no_grad():
             return self._prepare(given, requests, candidates).apart(given)
@@ -147,7 +147,7 @@ class Scoring(ABC):
             InputError: see `forward`.
         """
         candidate = self._inputs.of_side("candidate", candidate_inputs)
-        rows = self._inputs.rows("candidate", candidate)
+        rows = self._inputs.accept("candidate", candidate)
         blocks = blocks_of(request_offsets, state.requests, rows)
         with torch.no_grad():
             return self._score(state, self._inputs.stage_inputs(candidate), rows, blocks)

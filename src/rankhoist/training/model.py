@@ -66,7 +66,7 @@ class GroupedModel(nn.Module):
     ) -> Any:
         """The same of the inputs of each side by name."""
         inputs = graphs.main.inputs
-        requests, rows = inputs.rows("context", context), inputs.rows("candidate", candidate)
+        requests, rows = inputs.accept("context", context), inputs.accept("candidate", candidate)
         context, candidate = inputs.stage_inputs(context), inputs.stage_inputs(candidate)
         counts = self._counts(request_offsets, requests, rows)
         return graphs.at(rows, requests).run(context, candidate, requests, rows, counts)

@@ -133,7 +133,7 @@ class CatalogueScoring(Scoring):
             return super().prepare(context_inputs, candidates)
         store.check(self._of_items())
         context = self._inputs.of_side("context", context_inputs)
-        requests = self._inputs.rows("context", context)
+        requests = self._inputs.accept("context", context)
         given = self._inputs.stage_inputs(context)
         with torch.no_grad():
             return self._prepare_with(store, given, requests, candidates).apart(given)
@@ -214,7 +214,7 @@ class CatalogueScoring(Scoring):
 
     def _pairs(self, given: Mapping[str, Any] | Sequence[Any], rows: int) -> dict[str, Any]:
         pairs = self._inputs.of_side("pair", given)
-        found = self._inputs.rows("pair", pairs) if pairs else rows
+        found = self._inputs.accept("pair", pairs) if pairs else rows
         if found != rows:
             raise InputError(f"there are {found} rows of pair inputs for {rows} items")
         return pairs

@@ -42,7 +42,7 @@ class ItemStage:
             InputError: one is missing or has the wrong kind, dtype, shape or row count.
         """
         given = self.inputs.of_side("item", items)
-        return given, self.inputs.rows("item", given)
+        return given, self.inputs.accept("item", given)
 
     def __call__(self, items: Mapping[str, Tensor], start: int, end: int) -> Sequence[Tensor]:
         """What is kept of the items from `start` to `end`, one tensor `[end - start, ...]` per kept node."""
