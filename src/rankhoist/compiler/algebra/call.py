@@ -16,8 +16,9 @@ from rankhoist.compiler.algebra import along, attends, bag_tensors, fills, grid,
 from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Decline, Form
+from rankhoist.compiler.algebra.orders import Permutation
 from rankhoist.compiler.algebra.original import OriginalOperators
-from rankhoist.compiler.algebra.values import Permutation, Promise, Value, as_form, integer, tensors_in
+from rankhoist.compiler.algebra.values import Promise, Value, as_form, integer, tensors_in
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Op
@@ -94,8 +95,10 @@ class Call:
         """An argument, by the first of these names of the ATen schema that the operator has; None if it has none."""
         return next((self._arguments[name] for name in names if name in self._arguments), None)
 
-    def form(self, *names: str) -> Form:
-        """An operand as a form with its dims in the order of its axes: by name, or the first of all."""
+    def form(self, *names: str, of: Value = None) -> Form:
+        """An operand as a form with its dims in the order of its axes: by name, the first of all, or one in a list."""
+        if of is not None:
+            return as_form(of)
         return as_form(self.value(*names) if names else next(iter(self._arguments.values())))
 
     def forms(self, *names: str) -> tuple[Form, ...]:

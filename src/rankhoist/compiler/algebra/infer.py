@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 from rankhoist.compiler.algebra.bags import Bounds, OfBags, Ragged
 from rankhoist.compiler.algebra.forms import Decline, Extent, Form
-from rankhoist.compiler.algebra.values import InOrder, Opaque, Promise, RowNumber, Value
+from rankhoist.compiler.algebra.orders import InOrder, RowNumber
+from rankhoist.compiler.algebra.values import Opaque, Promise, Value
 from rankhoist.compiler.graph.lengths import Length, Sized
 from rankhoist.compiler.graph.node import Op, Work
 from rankhoist.compiler.graph.work import original_work

@@ -23,16 +23,8 @@ from rankhoist.compiler.algebra.bags import Bounds, Ragged, Totals
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.infer import inferred, operand
-from rankhoist.compiler.algebra.values import (
-    InOrder,
-    Opaque,
-    Promise,
-    RowNumber,
-    TensorValue,
-    Value,
-    forms_in,
-    without_rows,
-)
+from rankhoist.compiler.algebra.orders import InOrder, RowNumber
+from rankhoist.compiler.algebra.values import Opaque, Promise, TensorValue, Value, forms_in, without_rows
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.lengths import Sized, quotient, sized, varies
 from rankhoist.compiler.graph.node import ROWS, Node, Op, Rate, Size, Work, aten, join

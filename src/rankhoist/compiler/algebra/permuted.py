@@ -16,18 +16,9 @@ from torch import fx
 from rankhoist.capture.operators import draws
 from rankhoist.compiler.algebra.forms import Form, plain
 from rankhoist.compiler.algebra.memo import Outcome
+from rankhoist.compiler.algebra.orders import InOrder, Permutation, Permuted, RowNumber
 from rankhoist.compiler.algebra.original import OriginalOperators
-from rankhoist.compiler.algebra.values import (
-    InOrder,
-    Permutation,
-    Permuted,
-    RowNumber,
-    TensorValue,
-    Value,
-    as_form,
-    flat,
-    tensors_in,
-)
+from rankhoist.compiler.algebra.values import TensorValue, Value, as_form, flat, tensors_in
 from rankhoist.compiler.graph.node import Rate, aten
 
 ByLaw = Callable[[fx.Node, Any, Any], tuple[Value, Outcome]]

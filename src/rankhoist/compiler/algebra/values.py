@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import sympy
@@ -13,6 +11,7 @@ import torch
 from rankhoist.compiler.algebra.bags import OfBags, lengths_of
 from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Extent, Form, shape_text
 from rankhoist.compiler.algebra.moves import ordered
+from rankhoist.compiler.algebra.orders import InOrder, Permutation, Permuted, RowNumber
 from rankhoist.compiler.graph.node import Node, Rate
 
 
@@ -23,65 +22,6 @@ class Opaque:
     node: Node
     dtype: torch.dtype
     rate = Rate.PAIR
-
-
-@dataclass(frozen=True, eq=False)
-class RowNumber:
-    """`arange(0, step * rows, step)`: row i holds `step * i`. It marks "my own row" in an index.
-
-    `behind` axes of size 1 follow the rows: `arange(rows)[:, None]`.
-    """
-
-    dtype: torch.dtype
-    step: int = 1
-    behind: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Permutation:
-    """An order of all N rows that data decides, whole numbers [N]: row i of `x[p]` is row p_i of x.
-
-    Of two with the same `order`, one undoes the other if exactly one goes `back`. `made` is it as a tensor, and `take`
-    reads rows of a form at places.
-    """
-
-    dtype: torch.dtype
-    order: object
-    back: bool
-    made: Callable[[], Form]
-    take: Callable[[Form, Form], Form]
-    rate = Rate.PAIR
-
-    def of(self, value: Form) -> Permuted:
-        """The rows of a form in this order."""
-        return Permuted(value, self)
-
-    def undoes(self, other: Permutation) -> bool:
-        """Whether `x[other][self]` is x."""
-        return self.order is other.order and self.back is not other.back
-
-    @cached_property
-    def form(self) -> Form:
-        """As a tensor over all rows, which is computed if anybody reads it."""
-        return self.made()
-
-
-@dataclass(frozen=True, eq=False)
-class Permuted:
-    """The rows of `value`, which are on one of its axes, in the order `by`."""
-
-    value: Form
-    by: Permutation
-    rate = Rate.PAIR
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.value.dtype
-
-    @cached_property
-    def form(self) -> Form:
-        """As a tensor over all rows, which is computed if anybody reads it."""
-        return self.by.take(self.value, self.by.form)
 
 
 @dataclass(frozen=True)
@@ -109,7 +49,6 @@ class Promise:
         return shape_text(self.shape or ())
 
 
-InOrder = Permutation | Permuted
 TensorValue = Form | Opaque | RowNumber | OfBags | InOrder
 Value = Any  # TensorValue | list[Value] | sympy.Expr | int | float | bool | None | dtype | device
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import sympy
 import torch
 
-from rankhoist.compiler.algebra import bags, folds, grid, moves, values
+from rankhoist.compiler.algebra import bags, folds, grid, moves, orders
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
@@ -61,7 +61,7 @@ def _step(call: Call, offsets: Value) -> sympy.Expr | int | None:
     if isinstance(offsets, bags.Bounds) and offsets.first:
         totals = [key.total for key in call.bags(offsets.lengths)]
         return totals[0] / call.rows if len(totals) == 1 and totals[0] is not None else None
-    return offsets.step if isinstance(offsets, values.RowNumber) else None
+    return offsets.step if isinstance(offsets, orders.RowNumber) else None
 
 
 def table_index(call: Call) -> Form:
@@ -86,7 +86,7 @@ def constant_index(call: Call) -> Form:
     if any(k is None for k in constants):
         if len(chosen) > 1:
             raise Decline(f"axes {axes} of {value.axes} are indexed by tensors that depend on the inputs")
-        values.as_form(chosen[0][1])
+        call.form(of=chosen[0][1])
         problem = f"axis {axes[0]} of {value.axes} is indexed by a tensor that depends on the inputs"
         raise Elsewhere(problem) if value.of_weights and not axes[0] else Decline(problem)
     return folds.take_points(call.builder, value, axes, [k for k in constants if k is not None])
@@ -103,7 +103,7 @@ def _one_axis(call: Call) -> tuple[int, Form]:
     (axis, index), *others = _chosen(call)
     if others:
         raise Elsewhere("several axes are indexed")
-    return axis, values.as_form(index)
+    return axis, call.form(of=index)
 
 
 def masked_select(call: Call) -> Form:
@@ -142,9 +142,9 @@ def own_rows(call: Call) -> Form:
     """`x[arange(rows)[:, None], i]`, x `[rows, T, ...]` of the request and i `[rows, K]` of the candidate."""
     value, chosen = call.form(), _chosen(call)
     own = chosen[0][1]
-    if [axis for axis, _ in chosen] != [0, 1] or not isinstance(own, values.RowNumber) or own.step != 1:
+    if [axis for axis, _ in chosen] != [0, 1] or not isinstance(own, orders.RowNumber) or own.step != 1:
         raise Elsewhere("no index is the row number")
-    index = values.as_form(chosen[1][1])
+    index = call.form(of=chosen[1][1])
     _read_by_candidates(value, index)
     if own.behind != 1 or len(index.layout) != 2 or index.dtype == torch.bool:
         raise Elsewhere(f"axis 1 of {value.axes} is indexed by {index.axes}")
@@ -163,10 +163,10 @@ def _read_by_candidates(value: Form, index: Form) -> None:
         raise Elsewhere(f"rows of {value.axes} and {index.axes} are not on axis 0")
 
 
-def own_number(call: Call) -> values.RowNumber:
+def own_number(call: Call) -> orders.RowNumber:
     """`arange(rows)[:, None]`: axes of size 1 behind the rows."""
     own = call.value("self")
-    if not isinstance(own, values.RowNumber):
+    if not isinstance(own, orders.RowNumber):
         raise Elsewhere("no operand is the row number")
     first, *others = call.out.extents
     if first != (1, True) or any(extent != (1, False) for extent in others):
@@ -181,14 +181,14 @@ def own_row(call: Call) -> Value:
     """`x[arange(rows)[:, None], i]` reads the own row of x: a constant moves positions, ids run at the rate of both."""
     value, chosen = call.form(), _chosen(call)
     axes = [axis for axis, _ in chosen]
-    if not any(isinstance(i, values.RowNumber) for _, i in chosen):
+    if not any(isinstance(i, orders.RowNumber) for _, i in chosen):
         raise Elsewhere("no index is the row number")
     first = chosen[0][1]
-    if not isinstance(first, values.RowNumber) or first.step != 1 or value.layout[axes[0]] != (ROW,):
+    if not isinstance(first, orders.RowNumber) or first.step != 1 or value.layout[axes[0]] != (ROW,):
         raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
     if len(chosen) == 1 and not first.behind:
         return value
-    others = [values.as_form(i) for _, i in chosen[1:]]
+    others = [call.form(of=i) for _, i in chosen[1:]]
     shown = ", ".join(i.axes for i in others)
     if axes != list(range(axes[0], axes[0] + len(axes))) or any(i.dtype == torch.bool for i in others):
         raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not one behind the other by numbers")
@@ -219,14 +219,14 @@ def gather(call: Call) -> Value:
     return call.rowwise(self=value, index=index)
 
 
-def row_number(call: Call) -> values.RowNumber:
+def row_number(call: Call) -> orders.RowNumber:
     """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` where the own row begins among rows of length L."""
     start = call.value("start")
     if not any(rows for _, rows in call.out.extents):
         raise Elsewhere("counts no rows")
     if start not in (0, None) or call.out.extents != [(1, True)]:
         raise Decline(f"counts over the rows: {call.out.axes} numbers from {start or 0}")
-    return values.RowNumber(call.out.dtype, call.number("step") if call.value("step") else 1)
+    return orders.RowNumber(call.out.dtype, call.number("step") if call.value("step") else 1)
 
 
 LAWS = [

@@ -1,0 +1,74 @@
+"""Orders of rows: tensors that say which row, and rows that are in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from rankhoist.compiler.algebra.forms import Form
+from rankhoist.compiler.graph.node import Rate
+
+
+@dataclass(frozen=True, eq=False)
+class RowNumber:
+    """`arange(0, step * rows, step)`: row i holds `step * i`. It marks "my own row" in an index.
+
+    `behind` axes of size 1 follow the rows: `arange(rows)[:, None]`.
+    """
+
+    dtype: torch.dtype
+    step: int = 1
+    behind: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """An order of all N rows that data decides, whole numbers [N]: row i of `x[p]` is row p_i of x.
+
+    Of two with the same `order`, one undoes the other if exactly one goes `back`. `made` is it as a tensor, and `take`
+    reads rows of a form at places.
+    """
+
+    dtype: torch.dtype
+    order: object
+    back: bool
+    made: Callable[[], Form]
+    take: Callable[[Form, Form], Form]
+    rate = Rate.PAIR
+
+    def of(self, value: Form) -> Permuted:
+        """The rows of a form in this order."""
+        return Permuted(value, self)
+
+    def undoes(self, other: Permutation) -> bool:
+        """Whether `x[other][self]` is x."""
+        return self.order is other.order and self.back is not other.back
+
+    @cached_property
+    def form(self) -> Form:
+        """As a tensor over all rows, which is computed if anybody reads it."""
+        return self.made()
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted:
+    """The rows of `value`, which are on one of its axes, in the order `by`."""
+
+    value: Form
+    by: Permutation
+    rate = Rate.PAIR
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    @cached_property
+    def form(self) -> Form:
+        """As a tensor over all rows, which is computed if anybody reads it."""
+        return self.by.take(self.value, self.by.form)
+
+
+InOrder = Permutation | Permuted
