@@ -9,19 +9,17 @@ the rows x nor what is read of the result are copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, aten, first_axis
+from rankhoist.compiler.lower.rewriter import Rewriter
 
 MOST = 1.1  # times as many rows or columns as there are: of a narrow weight, padding would be most of the work
 
-Value = Callable[[Node], Node]
 
-
-def aligned_product(builder: Builder, node: Node, to: int, value: Value) -> Node | None:
-    """The same by a weight whose sizes are multiples of `to`; None where they are, or the node is no such product."""
+def aligned_product(rewriter: Rewriter, node: Node) -> Node | None:
+    """The same by a weight whose sizes are multiples of a number; None where they are, or it is no such product."""
+    builder, value, to = rewriter.builder, rewriter.value, rewriter.limits.aligned
     if node.op not in (aten.linear.default, kernels.linear_from) or not node.rows_first or node.rate is Rate.WEIGHT:
         return None
     x, weight, *rest = node.args

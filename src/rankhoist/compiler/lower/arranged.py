@@ -7,34 +7,31 @@ neither are their gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, aten, first_axis
+from rankhoist.compiler.lower.rewriter import Rewriter
 
 ELEMENTS = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor}
 SMALLER = 2  # times: each operand, than the result
 
-Value = Callable[[Node], Node]
 
-
-def arranged_before(builder: Builder, node: Node, once: Callable[[Node], bool], value: Value) -> Node | None:
+def arranged_before(rewriter: Rewriter, node: Node) -> Node | None:
     """The same of arranged operands; None where one of them is as large as the result."""
     if node.op is not aten.permute.default or not node.rows_first or node.rate is Rate.WEIGHT:
         return None
     x, axes = node.args
     if x.op not in ELEMENTS or list(axes[:1]) != [0]:
         return None
-    return _arranged(builder, x, [axis - first_axis(x) for axis in axes[1:]], once, value)
+    return _arranged(rewriter, x, [axis - first_axis(x) for axis in axes[1:]])
 
 
-def _arranged(
-    builder: Builder, x: Node, order: Sequence[int], once: Callable[[Node], bool], value: Value
-) -> Node | None:  # fmt: skip
-    if x.op not in ELEMENTS or x.kwargs or not once(x) or not x.rows_first:
+def _arranged(rewriter: Rewriter, x: Node, order: Sequence[int]) -> Node | None:
+    if x.op not in ELEMENTS or x.kwargs or not rewriter.once(x) or not x.rows_first:
         return None
     operands = []
     for operand in x.args:
@@ -45,11 +42,11 @@ def _arranged(
         if not own.rows_first or len(own.shape) != len(x.shape):
             return None
         small = SMALLER * math.prod(own.sizes) <= math.prod(x.sizes)
-        made = _copied(builder, value(own), order) if small else _arranged(builder, operand, order, once, value)
+        made = _copied(rewriter.builder, rewriter.value(own), order) if small else _arranged(rewriter, operand, order)
         if made is None:
             return None
         operands.append(made)
-    return builder.pointwise(x.op, operands, x.dtype)
+    return rewriter.builder.pointwise(x.op, operands, x.dtype)
 
 
 def _copied(builder: Builder, x: Node, order: Sequence[int]) -> Node:

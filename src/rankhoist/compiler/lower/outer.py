@@ -7,16 +7,18 @@ operator are first written, each as large as the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OFFSETS, Node, Rate, aten
+from rankhoist.compiler.lower.rewriter import Rewriter
 
 
-def outer_product(builder: Builder, node: Node, value: Callable[[Node], Node]) -> Node | None:
-    """The product; None where the node is none."""
+def outer_product(rewriter: Rewriter, node: Node) -> Node | None:
+    """The product; None where the node is none, or has few columns."""
+    builder, value = rewriter.builder, rewriter.value
+    if node.shape[-1:] < (rewriter.limits.outer,):
+        return None
     if node.op is not aten.mul.Tensor or node.rate is Rate.WEIGHT or node.kwargs:
         return None
     if not all(_is_factor(x, node) for x in node.args):

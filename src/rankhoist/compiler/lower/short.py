@@ -9,7 +9,6 @@ holds is taken across the rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -17,20 +16,24 @@ from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.lengths import varies
 from rankhoist.compiler.graph.node import Node, aten, first_axis
+from rankhoist.compiler.lower.rewriter import Rewriter
 
 PRODUCTS = 8  # that are added up one by one at most: each is a call
 WIDE = 32  # elements that each of them has in a row at least
 REGISTER = 64  # bytes
 
-Value = Callable[[Node], Node]
+
+def across(rewriter: Rewriter, node: Node) -> Node | None:
+    """Across such an axis rather than along it; None where the node is along none."""
+    return by_elements(rewriter, node) or across_rows(rewriter, node)
 
 
-def by_elements(builder: Builder, node: Node, once: Callable[[Node], bool], value: Value) -> Node | None:
+def by_elements(rewriter: Rewriter, node: Node) -> Node | None:
     """A candidate's sum of few products, product by product; None where the node is none."""
     if node.op is not aten.sum.dim_IntList or len(node.args) != 2 or not node.rate.per_candidate:
         return None
     whole, axes = node.args
-    if whole.op is not aten.mul.Tensor or not once(whole) or not whole.rows_first or len(axes) != 1:
+    if whole.op is not aten.mul.Tensor or not rewriter.once(whole) or not whole.rows_first or len(axes) != 1:
         return None
     factors, axis = whole.args, axes[0] - first_axis(whole)
     plain = all(isinstance(x, Node) and x.dtype == node.dtype for x in factors)
@@ -38,7 +41,7 @@ def by_elements(builder: Builder, node: Node, once: Callable[[Node], bool], valu
         return None
     if not 1 < whole.shape[axis] <= PRODUCTS or math.prod(whole.shape[axis + 1 :]) < WIDE:
         return None
-    operands = [value(x) for x in factors]
+    builder, operands = rewriter.builder, [rewriter.value(x) for x in factors]
     total = None
     for i in range(whole.shape[axis]):
         parts = [_element(builder, x, axis, i) for x in operands]
@@ -47,7 +50,7 @@ def by_elements(builder: Builder, node: Node, once: Callable[[Node], bool], valu
     return total
 
 
-def across_rows(builder: Builder, node: Node, value: Value) -> Node | None:
+def across_rows(rewriter: Rewriter, node: Node) -> Node | None:
     """A candidate's softmax over few elements; None where the node is none."""
     if node.op is not aten.softmax.int or node.kwargs or not node.rate.per_candidate or not node.rows_first:
         return None
@@ -57,7 +60,7 @@ def across_rows(builder: Builder, node: Node, value: Value) -> Node | None:
         return None
     if x.shape[-1] * x.dtype.itemsize >= REGISTER:
         return None
-    return builder.call(kernels.softmax_of_few, (value(x),), node.rate, node.shape, node.dtype)
+    return rewriter.builder.call(kernels.softmax_of_few, (rewriter.value(x),), node.rate, node.shape, node.dtype)
 
 
 def _element(builder: Builder, x: Node, axis: int, i: int) -> Node:

@@ -9,31 +9,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, Rate, aten
-from rankhoist.compiler.lower.limits import Limits
+from rankhoist.compiler.lower.rewriter import Rewriter
 
 
-def one_gather(
-    builder: Builder, node: Node, limits: Limits, once: Callable[[Node], bool], value: Callable[[Node], Node]
-) -> Node | None:
+def one_gather(rewriter: Rewriter, node: Node) -> Node | None:
     """A concatenation of looked-up rows, of which nobody reads the parts."""
     if node.op is not aten.cat.default or node.rate is Rate.WEIGHT or node.args[1] != 1 or not node.rows_first:
         return None
-    parts: list[Node] = []
-    for _, run in itertools.groupby(node.args[0], key=lambda p: _kind(p, once)):
+    builder, limits, parts = rewriter.builder, rewriter.limits, list[Node]()
+    for _, run in itertools.groupby(node.args[0], key=lambda p: _kind(rewriter, p)):
         group = list(run)
         lookups = [_lookup(p) for p in group]
         tables = [x.args[0] for x in lookups if x is not None]
         if len(tables) == len(group) >= limits.tables and sum(_bytes(t) for t in tables) <= limits.copied:
-            parts.append(_gather(builder, group, [x for x in lookups if x is not None], value))
+            parts.append(_gather(rewriter, group, [x for x in lookups if x is not None]))
         else:
-            parts += [value(p) for p in group]
+            parts += [rewriter.value(p) for p in group]
     if len(parts) == len(node.args[0]):
         return None
     return builder.reshape(parts[0], node.shape) if len(parts) == 1 else builder.cat(parts, 0)
@@ -48,10 +45,12 @@ def _lookup(part: Node) -> Node | None:
     return source if math.prod(part.shape) == math.prod(source.shape) else None
 
 
-def _kind(part: Node, once: Callable[[Node], bool]) -> object:
+def _kind(rewriter: Rewriter, part: Node) -> object:
     """Lookups that can be one: rows of the same width and dtype, by ids of the same dtype and rate."""
     source = _lookup(part)
-    if source is None or not once(part) or not once(source) or source.rate.per_candidate != part.rate.per_candidate:
+    if source is None or not all(map(rewriter.once, (part, source))):
+        return object()
+    if source.rate.per_candidate != part.rate.per_candidate:
         return object()
     table, ids = source.args[:2]
     return part.shape, source.shape, table.dtype, ids.dtype, ids.rate
@@ -61,7 +60,8 @@ def _bytes(table: Node) -> int:
     return math.prod(table.sizes) * table.dtype.itemsize
 
 
-def _gather(builder: Builder, group: Sequence[Node], lookups: Sequence[Node], value: Callable[[Node], Node]) -> Node:
+def _gather(rewriter: Rewriter, group: Sequence[Node], lookups: Sequence[Node]) -> Node:
+    builder, value = rewriter.builder, rewriter.value
     tables = [value(x.args[0]) for x in lookups]
     ids = [value(x.args[1]) for x in lookups]
     starts = torch.tensor([0, *itertools.accumulate(t.shape[0] for t in tables[:-1])], dtype=ids[0].dtype)
