@@ -114,7 +114,7 @@ def _apart(builder: Builder, lengths: Form) -> list[Form]:
     dims = [d for e in value.layout for d in e if d != ROW]
     if not dims:
         return [value]
-    merged = replace(moves.merge_dims(builder, value, 0, len(dims)), layout=((0,), (ROW,)))
+    merged = replace(moves.merge_dims(value, 0, len(dims)), layout=((0,), (ROW,)))
     taken = (moves.take_dim(builder, merged, 0, np.asarray([i])) for i in range(merged.sizes[0]))
     return [moves.drop_dim(builder, one, 0) for one in taken]
 

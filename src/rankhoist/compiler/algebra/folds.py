@@ -75,7 +75,7 @@ def _regroup(
     number.
     """
     if ROW not in own:
-        merged = moves.merge_dims(builder, value, dim, len(own))
+        merged = moves.merge_dims(value, dim, len(own))
         if not axes:
             return moves.drop_dim(builder, merged, dim), [], 0
         split = moves.split_dim(builder, merged, dim, [n for n, _ in axes]) if len(axes) > 1 else merged
@@ -103,7 +103,7 @@ def _resize(builder: Builder, value: Form, dim: int, count: int, sizes: list[int
     """`count` dims from `dim` on become dims of the given sizes."""
     if count == 0 and not sizes:
         return value
-    value = moves.merge_dims(builder, value, dim, count)
+    value = moves.merge_dims(value, dim, count)
     if not sizes:
         return moves.drop_dim(builder, value, dim)
     return moves.split_dim(builder, value, dim, sizes) if len(sizes) > 1 else value
@@ -161,21 +161,20 @@ def take_points(builder: Builder, value: Form, axes: list[int], constants: list[
     ]
     flat = np.ravel_multi_index(wrapped, sizes)
     first = value.layout[: axes[0]]
-    merged = moves.merge_dims(builder, replace(value, layout=_merged_layout(value, axes, dims[0])), dims[0], len(dims))
+    merged = moves.merge_dims(replace(value, layout=_merged_layout(value, axes)), dims[0], len(dims))
     taken = moves.take_dim(builder, merged, dims[0], flat)
     shape = list(points[0].shape)
     if len(shape) == 1:
         return taken
     if not shape:
         return moves.drop_dim(builder, taken, dims[0])
-    split = moves.split_dim(
-        builder, replace(taken, layout=tuple((d,) for e in taken.layout for d in e)), dims[0], shape
-    )
-    rest = [e for e in taken.layout[len(first) + 1 :]]
+    apart = replace(taken, layout=tuple((d,) for e in taken.layout for d in e))
+    split = moves.split_dim(builder, apart, dims[0], shape)
+    rest = taken.layout[len(first) + 1 :]
     shifted = [tuple(d + len(shape) - 1 if d > dims[0] else d for d in e) for e in rest]
     return replace(split, layout=(*first, *((dims[0] + i,) for i in range(len(shape))), *shifted))
 
 
-def _merged_layout(value: Form, axes: list[int], dim: int) -> tuple[tuple[int, ...], ...]:
+def _merged_layout(value: Form, axes: list[int]) -> tuple[tuple[int, ...], ...]:
     together = tuple(d for axis in axes for d in value.layout[axis])
     return (*value.layout[: axes[0]], together, *value.layout[axes[-1] + 1 :])

@@ -64,9 +64,7 @@ def take_dim(builder: Builder, form: Form, dim: int, index: Positions) -> Form:
     size = form.sizes[dim]
     if len(index) == size and (index == np.arange(size)).all():
         return form
-    owner, offset = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-    for k, positions in enumerate(form.dims[dim]):
-        owner[positions], offset[positions] = k, np.arange(len(positions))
+    owner, offset = _owners(form, dim)
     segments, kept = [], []
     for k in range(len(form.dims[dim])):
         places = np.flatnonzero(owner[index] == k)
@@ -87,6 +85,14 @@ def sliced(builder: Builder, form: Form, dim: int, start: Sized, end: Sized | No
     return spans.taken(builder, form, dim, spans.place(start, size), size if end is None else spans.place(end, size))
 
 
+def _owners(form: Form, dim: int) -> tuple[Positions, Positions]:
+    """Of every position of a dim, the segment that holds it, and where in it."""
+    owner, offset = np.empty(form.sizes[dim], dtype=np.int64), np.empty(form.sizes[dim], dtype=np.int64)
+    for k, positions in enumerate(form.dims[dim]):
+        owner[positions], offset[positions] = k, np.arange(len(positions))
+    return owner, offset
+
+
 def _cheap_order(places: Positions, offsets: Positions) -> Positions:
     """List a segment's positions in the order in which the block already has them: then a permutation gathers
     nothing.
@@ -94,7 +100,7 @@ def _cheap_order(places: Positions, offsets: Positions) -> Positions:
     return places[np.argsort(offsets, kind="stable")]
 
 
-def merge_dims(builder: Builder, form: Form, first: int, count: int) -> Form:
+def merge_dims(form: Form, first: int, count: int) -> Form:
     """Dims `first .. first + count - 1` become one, row-major."""
     if count == 1:
         return form
@@ -129,9 +135,7 @@ def split_dim(builder: Builder, form: Form, dim: int, sizes: Sequence[Sized]) ->
     coordinates: list[Any] = [np.unravel_index(positions, sizes) for positions in form.dims[dim]]
     classes = [_classes([c[a] for c in coordinates], sizes[a]) for a in range(count)]
     dims = (*form.dims[:dim], *classes, *form.dims[dim + 1 :])
-    owner, offset = np.empty(math.prod(sizes), dtype=np.int64), np.empty(math.prod(sizes), dtype=np.int64)
-    for k, positions in enumerate(form.dims[dim]):
-        owner[positions], offset[positions] = k, np.arange(len(positions))
+    owner, offset = _owners(form, dim)
     blocks = {}
     for cell in cells(dims):
         chosen = [classes[a][cell[dim + a]] for a in range(count)]
@@ -149,12 +153,9 @@ def _split_whole(builder: Builder, form: Form, dim: int, sizes: Sequence[Sized])
     """The same of a dim in one segment."""
     if len(form.dims[dim]) > 1:
         raise Decline(f"a reshape of {form.sizes[dim]} to {list(sizes)} cuts through a block")
-    new = [segment for size in sizes for segment in whole(size)]
-    dims = (*form.dims[:dim], *((segment,) for segment in new), *form.dims[dim + 1 :])
+    dims = (*form.dims[:dim], *map(whole, sizes), *form.dims[dim + 1 :])
     blocks = {
-        replaced(cell, dim, 0)[: dim + 1] + (0,) * (len(sizes) - 1) + cell[dim + 1 :]: _distribute(
-            builder, block, dim, sizes
-        )
+        (*cell[:dim], *(0 for _ in sizes), *cell[dim + 1 :]): _distribute(builder, block, dim, sizes)
         for cell, block in form.blocks.items()
     }
     return Form(dims, blocks, _split_layout(form, dim, len(sizes)), form.dtype)

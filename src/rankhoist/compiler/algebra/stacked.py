@@ -19,12 +19,12 @@ from rankhoist.compiler.algebra.forms import ROW, Decline, Form
 from rankhoist.compiler.graph.build import Builder
 
 
-def in_parts(builder: Builder, value: Form, axis: int) -> Form:
+def in_parts(value: Form, axis: int) -> Form:
     """The same with one dim outside of the rows on their axis, its parts: `[rows, D]` is one part of rows."""
     value = moves.ordered(value)
     entry = value.layout[axis]
     first, count = sum(d != ROW for e in value.layout[:axis] for d in e), entry.index(ROW)
-    merged = moves.merge_dims(builder, value, first, count)
+    merged = moves.merge_dims(value, first, count)
     if count:
         return merged
     return replace(merged, layout=tuple((first, *e) if i == axis else e for i, e in enumerate(merged.layout)))
@@ -35,13 +35,13 @@ def under_each_other(builder: Builder, forms: Sequence[Form], axis: int) -> Form
     for f in forms:
         if f.layout[axis][-1:] != (ROW,):
             raise Decline(f"puts {f.axes} under rows: another axis is folded inside of its rows, or it has none")
-    forms = [in_parts(builder, f, axis) for f in forms]
+    forms = [in_parts(f, axis) for f in forms]
     return joins.side_by_side(builder, forms, forms[0].layout[axis][0])
 
 
 def parts(builder: Builder, value: Form, axis: int, first: int, last: int) -> Form:
     """Parts `first` to `last - 1`; one part by itself is rows again."""
-    whole = in_parts(builder, value, axis)
+    whole = in_parts(value, axis)
     dim = whole.layout[axis][0]
     if not 0 <= first < last <= whole.sizes[dim]:
         raise Decline(f"takes no rows of {value.axes}")

@@ -119,7 +119,7 @@ def masked_select(call: Call) -> Form:
     if shown.dim() == len(inner) + 1 and shown.shape[0] == 1:
         shown = shown[0]
     points = torch.broadcast_to(shown, inner).reshape(-1).nonzero().reshape(-1)
-    merged = moves.merge_dims(call.builder, value, 0, len(inner))
+    merged = moves.merge_dims(value, 0, len(inner))
     taken = moves.take_dim(call.builder, replace(merged, layout=((ROW,), (0,))), 0, points.numpy())
     call.has_rows_of(len(points))
     return replace(taken, layout=((ROW, 0),))
