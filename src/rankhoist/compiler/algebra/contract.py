@@ -24,7 +24,7 @@ from rankhoist.compiler.graph.node import OFFSETS, OWNER, Node, Rate, aten, firs
 # -- settle: a block becomes one tensor
 
 
-def settle(b: Builder, block: Block, workload: Workload) -> Block:
+def settle(builder: Builder, block: Block, workload: Workload) -> Block:
     """Evaluate a block into one factor; labels that it does not depend on stay absent.
 
     What is added to a read is added before it, where that is less.
@@ -35,34 +35,36 @@ def settle(b: Builder, block: Block, workload: Workload) -> Block:
     found = places.before(workload, [block]) if len(block.terms) > 1 else None
     if found is not None:
         chosen, (inner,) = found
-        made = settle(b, Block((*inner.labels, chosen.labels[-1:]), inner.terms), workload)
-        return settle(b, places.read(b, made, chosen, block.labels), workload)
-    parts = [evaluate_group(b, group, visible, workload) for group in group_terms(block.terms, visible, workload)]
-    return Block(block.labels, (Term((_total(b, parts, workload),)),))
+        made = settle(builder, Block((*inner.labels, chosen.labels[-1:]), inner.terms), workload)
+        return settle(builder, places.read(builder, made, chosen, block.labels), workload)
+    parts = [evaluate_group(builder, group, visible, workload) for group in group_terms(block.terms, visible, workload)]
+    return Block(block.labels, (Term((_total(builder, parts, workload),)),))
 
 
-def _total(b: Builder, parts: list[Factor], workload: Workload) -> Factor:
+def _total(builder: Builder, parts: list[Factor], workload: Workload) -> Factor:
     """The sum, what is known first before the rest.
 
     What depends on items alone is added up by itself where it is stored: one tensor is read in place of several.
     """
     items = [f for f in parts if f.node.rate is Rate.ITEM]
     if workload.stored and len(items) > 1:
-        parts = [*(f for f in parts if f not in items), reduce(lambda x, y: add(b, x, y), items)]
-    return reduce(lambda x, y: add(b, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
+        parts = [*(f for f in parts if f not in items), reduce(lambda x, y: add(builder, x, y), items)]
+    return reduce(lambda x, y: add(builder, x, y), sorted(parts, key=lambda f: (f.node.rate, len(f.labels))))
 
 
-def simplify(b: Builder, block: Block, workload: Workload) -> Block:
+def simplify(builder: Builder, block: Block, workload: Workload) -> Block:
     """A block to keep: one evaluated fixed term; in all others one per-candidate factor, like terms added up."""
     if block.settled:
         return block
     visible = set(block.visible)
     fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
     if fixed:
-        fixed = settle(b, Block(block.labels, fixed), workload).terms
-    terms = [one_moving(b, t, visible, workload) for t in block.terms if t.rate.per_candidate]
+        fixed = settle(builder, Block(block.labels, fixed), workload).terms
+    terms = [one_moving(builder, t, visible, workload) for t in block.terms if t.rate.per_candidate]
     groups = group_terms(terms, visible, workload, by_coefficient=True)
-    return Block(block.labels, (*fixed, *(t for group in groups for t in fold_group(b, group, visible, workload))))
+    return Block(
+        block.labels, (*fixed, *(t for group in groups for t in fold_group(builder, group, visible, workload)))
+    )
 
 
 def split(term: Term, visible: Collection[Label], workload: Workload) -> tuple[list[Factor], list[Factor]]:
@@ -83,7 +85,7 @@ def split(term: Term, visible: Collection[Label], workload: Workload) -> tuple[l
     return [f for f in term.factors if f not in moving], moving
 
 
-def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Term:
+def one_moving(builder: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Term:
     """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of the per-candidate factors is small; else
     evaluated.
     """
@@ -91,9 +93,9 @@ def one_moving(b: Builder, term: Term, visible: Collection[Label], workload: Wor
     if len(moving) < 2:
         return term
     if not small_product(term, visible, workload):
-        return Term((evaluate(b, term, visible, workload),))
+        return Term((evaluate(builder, term, visible, workload),))
     keep = set(visible) | {x for f in fixed for x in f.labels}
-    return Term((*fixed, evaluate(b, Term(tuple(moving)), keep, workload)), term.scale)
+    return Term((*fixed, evaluate(builder, Term(tuple(moving)), keep, workload)), term.scale)
 
 
 def small_product(term: Term, visible: Collection[Label], workload: Workload) -> bool:
@@ -126,13 +128,13 @@ def group_terms(
     return list(groups.values())
 
 
-def evaluate_group(b: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> Factor:
+def evaluate_group(builder: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> Factor:
     """The sum of a group: coefficients first where that is cheaper, one product per term otherwise."""
-    folded = fold_group(b, terms, visible, workload)
-    return reduce(lambda x, y: add(b, x, y), [evaluate(b, t, visible, workload) for t in folded])
+    folded = fold_group(builder, terms, visible, workload)
+    return reduce(lambda x, y: add(builder, x, y), [evaluate(builder, t, visible, workload) for t in folded])
 
 
-def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> list[Term]:
+def fold_group(builder: Builder, terms: list[Term], visible: Collection[Label], workload: Workload) -> list[Term]:
     """`C_1 z + C_2 z = (C_1 + C_2) z`, where adding the coefficients is cheaper than multiplying each."""
     if len(terms) == 1:
         return terms
@@ -147,7 +149,7 @@ def fold_group(b: Builder, terms: list[Term], visible: Collection[Label], worklo
     joint += workload.of_size(rate, size) * size
     if joint > sum(cheapest(t.factors, visible, workload).cost for t in terms):
         return terms
-    total = _total(b, [evaluate(b, t, keep, workload) for t in coefficients], workload)
+    total = _total(builder, [evaluate(builder, t, keep, workload) for t in coefficients], workload)
     return [Term((total, moving))]
 
 
@@ -167,33 +169,33 @@ def _same_private_labels(terms: list[Term], visible: Collection[Label], workload
     return result
 
 
-def evaluate(b: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Factor:
+def evaluate(builder: Builder, term: Term, visible: Collection[Label], workload: Workload) -> Factor:
     """One term, in its cheapest order."""
     factors = list(term.factors)
     cheap = min(range(len(factors)), key=lambda i: (factors[i].node.rate, math.prod(factors[i].node.shape)))
     early = term.scale != 1.0 and not factors[cheap].node.rate.per_candidate and len(factors) > 1
     if early:
-        factors[cheap] = scaled(b, factors[cheap], term.scale)
-    factors = as_products(b, factors, visible, workload)
+        factors[cheap] = scaled(builder, factors[cheap], term.scale)
+    factors = as_products(builder, factors, visible, workload)
     tree = cheapest(factors, visible, workload).tree
-    result = sum_out(b, _carry_out(b, tree, factors, visible), visible)
-    return result if early else scaled(b, result, term.scale)
+    result = sum_out(builder, _carry_out(builder, tree, factors, visible), visible)
+    return result if early else scaled(builder, result, term.scale)
 
 
-def scaled(b: Builder, f: Factor, scale: float) -> Factor:
+def scaled(builder: Builder, f: Factor, scale: float) -> Factor:
     """A number times a factor."""
     if scale == 1.0:
         return f
-    return Factor(b.pointwise(aten.mul.Tensor, (f.node, scale), f.node.dtype), f.labels)
+    return Factor(builder.pointwise(aten.mul.Tensor, (f.node, scale), f.node.dtype), f.labels)
 
 
-def _carry_out(b: Builder, tree: Tree, factors: Sequence[Factor], visible: Collection[Label]) -> Factor:
+def _carry_out(builder: Builder, tree: Tree, factors: Sequence[Factor], visible: Collection[Label]) -> Factor:
     if isinstance(tree, int):
         return factors[tree]
     inside = set(_leaves(tree))
     outside = {x for i, f in enumerate(factors) if i not in inside for x in f.labels}
-    left, right = (_carry_out(b, side, factors, visible) for side in tree)
-    return product(b, left, right, set(visible) | outside)
+    left, right = (_carry_out(builder, side, factors, visible) for side in tree)
+    return product(builder, left, right, set(visible) | outside)
 
 
 def _leaves(tree: Tree) -> list[int]:
@@ -205,17 +207,17 @@ def _leaves(tree: Tree) -> list[int]:
 # -- operators
 
 
-def arrange(b: Builder, f: Factor, labels: Sequence[Label]) -> Node:
+def arrange(builder: Builder, f: Factor, labels: Sequence[Label]) -> Node:
     """The factor with its axes in the order of `labels`, of size 1 where it lacks one."""
     own = [x for x in labels if x in f.labels]
-    node = b.permute(f.node, [f.labels.index(x) for x in own])
-    return b.reshape(node, [x.size if x in f.labels else 1 for x in labels])
+    node = builder.permute(f.node, [f.labels.index(x) for x in own])
+    return builder.reshape(node, [x.size if x in f.labels else 1 for x in labels])
 
 
-def add(b: Builder, x: Factor, y: Factor) -> Factor:
+def add(builder: Builder, x: Factor, y: Factor) -> Factor:
     """Sum of two factors; either may lack labels of the other."""
     labels = _union(x, y)
-    node = b.pointwise(aten.add.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype)
+    node = builder.pointwise(aten.add.Tensor, (arrange(builder, x, labels), arrange(builder, y, labels)), x.node.dtype)
     return Factor(node, labels)
 
 
@@ -226,7 +228,7 @@ def _union(x: Factor, y: Factor) -> Labels:
     return (*missing, *high.labels) if len(low.labels) > len(high.labels) else (*high.labels, *missing)
 
 
-def sum_out(b: Builder, f: Factor, keep: Collection[Label]) -> Factor:
+def sum_out(builder: Builder, f: Factor, keep: Collection[Label]) -> Factor:
     """Sum over the labels that are not kept."""
     gone = [i for i, x in enumerate(f.labels) if x not in keep]
     if not gone:
@@ -234,81 +236,92 @@ def sum_out(b: Builder, f: Factor, keep: Collection[Label]) -> Factor:
     shape = [x.size for x in f.labels if x in keep]
     left = tuple(x for x in f.labels if x in keep)
     if all(f.labels[i].size == 1 for i in gone):
-        return Factor(b.reshape(f.node, shape), left)
+        return Factor(builder.reshape(f.node, shape), left)
     axes = [i + first_axis(f.node) for i in gone]
-    node = b.call(aten.sum.dim_IntList, (f.node, axes), f.node.rate, shape, f.node.dtype)
+    node = builder.call(aten.sum.dim_IntList, (f.node, axes), f.node.rate, shape, f.node.dtype)
     return Factor(node, left)
 
 
-def product(b: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor:
+def product(builder: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor:
     """`sum over labels not kept of x * y`, by one elementwise or matrix product, or by a read."""
     for chosen, value in ((x, y), (y, x)):
         if chosen.place in value.labels and chosen.place not in keep:
-            return _read(b, chosen, value, keep)
-    found = before_gather(b, x, y, keep, product)
+            return _read(builder, chosen, value, keep)
+    found = before_gather(builder, x, y, keep, product)
     if found is not None:
         return found
     if (y.node.rate, len(y.labels)) > (x.node.rate, len(x.labels)):
         x, y = y, x
-    x = sum_out(b, x, set(keep) | set(y.labels))
-    y = sum_out(b, y, set(keep) | set(x.labels))
+    x = sum_out(builder, x, set(keep) | set(y.labels))
+    y = sum_out(builder, y, set(keep) | set(x.labels))
     inner = [label for label in x.labels if label in y.labels and label not in keep]
     if not inner:
         labels = _union(x, y)
         return Factor(
-            b.pointwise(aten.mul.Tensor, (arrange(b, x, labels), arrange(b, y, labels)), x.node.dtype), labels
+            builder.pointwise(
+                aten.mul.Tensor, (arrange(builder, x, labels), arrange(builder, y, labels)), x.node.dtype
+            ),
+            labels,
         )
     batch = [label for label in x.labels if label in y.labels and label in keep]
     outer = [label for label in x.labels if label not in y.labels]
     width = [label for label in y.labels if label not in x.labels]
     if not batch and (y.node.rate is Rate.WEIGHT or (y.node.rate is Rate.REQUEST and x.node.rate.per_candidate)):
-        return _linear(b, x, y, outer, inner, width)
-    return _matmul(b, x, y, batch, outer, inner, width)
+        return _linear(builder, x, y, outer, inner, width)
+    return _matmul(builder, x, y, batch, outer, inner, width)
 
 
-def _read(b: Builder, chosen: Factor, value: Factor, keep: Collection[Label]) -> Factor:
+def _read(builder: Builder, chosen: Factor, value: Factor, keep: Collection[Label]) -> Factor:
     """`sum_t chosen[n, batch, outer, t] value[batch, t, width]` is what the value has at the places chosen."""
     place, own = chosen.labels[-1], chosen.labels[:-1]
-    value = sum_out(b, value, {*keep, *chosen.labels})
+    value = sum_out(builder, value, {*keep, *chosen.labels})
     batch, outer = ([x for x in own if (x in value.labels) is shared] for shared in (True, False))
     width = [x for x in value.labels if x not in chosen.labels]
-    at = arrange(b, Factor(chosen.node.args[0], own), [*batch, *outer])
-    at = b.reshape(at, [_size(batch), _size(outer)])
-    table = b.reshape(arrange(b, value, [*batch, place, *width]), [_size(batch), place.size, _size(width)])
+    at = arrange(builder, Factor(chosen.node.args[0], own), [*batch, *outer])
+    at = builder.reshape(at, [_size(batch), _size(outer)])
+    table = builder.reshape(arrange(builder, value, [*batch, place, *width]), [_size(batch), place.size, _size(width)])
     shape = [_size(batch), _size(outer), _size(width)]
     if table.rate.per_candidate:
-        at = b.reshape(at, [*shape[:2], 1])
-        at = b.call(aten.expand.default, (at, [-1, *shape]), at.rate, shape, at.dtype, free=True)
-        made = b.call(aten.gather.default, (table, 2, at), join((table.rate, at.rate)), shape, table.dtype)
+        at = builder.reshape(at, [*shape[:2], 1])
+        at = builder.call(aten.expand.default, (at, [-1, *shape]), at.rate, shape, at.dtype, free=True)
+        made = builder.call(aten.gather.default, (table, 2, at), join((table.rate, at.rate)), shape, table.dtype)
     else:
-        args = (b.rowwise(table, Rate.REQUEST), at, OWNER)
-        made = b.call(kernels.request_rows, args, Rate.PAIR, shape, table.dtype)
+        args = (builder.rowwise(table, Rate.REQUEST), at, OWNER)
+        made = builder.call(kernels.request_rows, args, Rate.PAIR, shape, table.dtype)
     labels = (*batch, *outer, *width)
-    return sum_out(b, Factor(b.reshape(made, [x.size for x in labels]), labels), keep)
+    return sum_out(builder, Factor(builder.reshape(made, [x.size for x in labels]), labels), keep)
 
 
 def _size(labels: Sequence[Label]) -> Sized:
     return math.prod(label.size for label in labels)
 
 
-def _linear(b: Builder, x: Factor, y: Factor, outer: list[Label], inner: list[Label], width: list[Label]) -> Factor:
+def _linear(
+    builder: Builder, x: Factor, y: Factor, outer: list[Label], inner: list[Label], width: list[Label]
+) -> Factor:
     """Rows times one matrix, of the model or of their request: `[rows, outer, inner]` -> `[rows, outer, width]`."""
-    left = b.reshape(arrange(b, x, [*outer, *inner]), [*(o.size for o in outer), _size(inner)])
+    left = builder.reshape(arrange(builder, x, [*outer, *inner]), [*(o.size for o in outer), _size(inner)])
     shape = [*(o.size for o in outer), _size(width)]
     madds = _size(outer) * _size(inner) * _size(width)
     if y.node.rate is Rate.WEIGHT:
-        weight = b.reshape(arrange(b, y, [*width, *inner]), [_size(width), _size(inner)])
-        node = b.call(aten.linear.default, (left, weight), x.node.rate, shape, x.node.dtype, multiply_adds=madds)
+        weight = builder.reshape(arrange(builder, y, [*width, *inner]), [_size(width), _size(inner)])
+        node = builder.call(aten.linear.default, (left, weight), x.node.rate, shape, x.node.dtype, multiply_adds=madds)
     else:
-        matrix = b.reshape(arrange(b, y, [*inner, *width]), [_size(inner), _size(width)])
+        matrix = builder.reshape(arrange(builder, y, [*inner, *width]), [_size(inner), _size(width)])
         args = (left, matrix, OFFSETS)
-        node = b.call(kernels.request_linear, args, Rate.PAIR, shape, x.node.dtype, multiply_adds=madds)
+        node = builder.call(kernels.request_linear, args, Rate.PAIR, shape, x.node.dtype, multiply_adds=madds)
     labels = (*outer, *width)
-    return Factor(b.reshape(node, [label.size for label in labels]), labels)
+    return Factor(builder.reshape(node, [label.size for label in labels]), labels)
 
 
 def _matmul(
-    b: Builder, x: Factor, y: Factor, batch: list[Label], outer: list[Label], inner: list[Label], width: list[Label]
+    builder: Builder,
+    x: Factor,
+    y: Factor,
+    batch: list[Label],
+    outer: list[Label],
+    inner: list[Label],
+    width: list[Label],
 ) -> Factor:
     """`[rows, batch, outer, inner] x [rows, batch, inner, width] -> [rows, batch, outer, width]`.
 
@@ -316,16 +329,18 @@ def _matmul(
     """
     if not width and y.node.rate.stage == x.node.rate.stage and x.labels == (*batch, *inner, *outer):
         x, y, outer, width = y, x, width, outer
-    left = b.reshape(arrange(b, x, [*batch, *outer, *inner]), [_size(batch), _size(outer), _size(inner)])
-    right = b.reshape(arrange(b, y, [*batch, *inner, *width]), [_size(batch), _size(inner), _size(width)])
+    left = builder.reshape(arrange(builder, x, [*batch, *outer, *inner]), [_size(batch), _size(outer), _size(inner)])
+    right = builder.reshape(arrange(builder, y, [*batch, *inner, *width]), [_size(batch), _size(inner), _size(width)])
     shape = [_size(batch), _size(outer), _size(width)]
     rate = join((x.node.rate, y.node.rate))
     work = _size(batch) * _size(outer) * _size(inner) * _size(width)
     if y.node.rate is Rate.REQUEST and x.node.rate.per_candidate:
-        node = b.call(kernels.request_matmul, (left, right, OFFSETS), rate, shape, x.node.dtype, multiply_adds=work)
+        node = builder.call(
+            kernels.request_matmul, (left, right, OFFSETS), rate, shape, x.node.dtype, multiply_adds=work
+        )
     elif y.node.rate is Rate.WEIGHT and x.node.rate is not Rate.WEIGHT:
-        node = b.call(kernels.batched_matmul, (left, right), rate, shape, x.node.dtype, multiply_adds=work)
+        node = builder.call(kernels.batched_matmul, (left, right), rate, shape, x.node.dtype, multiply_adds=work)
     else:
-        node = b.call(aten.matmul.default, (left, right), rate, shape, x.node.dtype, multiply_adds=work)
+        node = builder.call(aten.matmul.default, (left, right), rate, shape, x.node.dtype, multiply_adds=work)
     labels = (*batch, *outer, *width)
-    return Factor(b.reshape(node, [label.size for label in labels]), labels)
+    return Factor(builder.reshape(node, [label.size for label in labels]), labels)

@@ -21,7 +21,9 @@ from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import aten
 
 
-def as_products(b: Builder, factors: Sequence[Factor], visible: Collection[Label], workload: Workload) -> list[Factor]:
+def as_products(
+    builder: Builder, factors: Sequence[Factor], visible: Collection[Label], workload: Workload
+) -> list[Factor]:
     """The same product, where that is cheaper with what was gathered per candidate in the place of a gather of it.
 
     The gather has to be along a label that is summed, and to repeat places: else the product has no fewer entries.
@@ -29,7 +31,9 @@ def as_products(b: Builder, factors: Sequence[Factor], visible: Collection[Label
     best = list(factors)
     for factor in factors:
         for label in factor.labels:
-            spelled = _spelled_out(b, factor, label) if factor.node.rate.per_candidate and label not in visible else []
+            spelled = (
+                _spelled_out(builder, factor, label) if factor.node.rate.per_candidate and label not in visible else []
+            )
             if spelled:
                 other = [f for f in best if f is not factor] + spelled
                 if len(other) > len(best) and _cost(other, visible, workload) < _cost(best, visible, workload):
@@ -41,23 +45,23 @@ def _cost(factors: Sequence[Factor], visible: Collection[Label], workload: Workl
     return cheapest(factors, visible, workload).cost
 
 
-def _spelled_out(b: Builder, factor: Factor, label: Label) -> list[Factor]:
+def _spelled_out(builder: Builder, factor: Factor, label: Label) -> list[Factor]:
     """`S` and what was gathered from, at every place that is read; nothing where no place is read twice."""
     axis = factor.labels.index(label)
-    source, index = b.taken_from(factor.node, axis)
+    source, index = builder.taken_from(factor.node, axis)
     places, at = np.unique(index, return_inverse=True)
     if len(places) == len(index):
         return []
     field = Label(len(places))
-    chosen = b.constant(torch.from_numpy(at[:, None] == np.arange(len(places))))
+    chosen = builder.constant(torch.from_numpy(at[:, None] == np.arange(len(places))))
     kwargs, shape, dtype = {"dtype": factor.node.dtype}, chosen.shape, factor.node.dtype
-    matrix = b.call(aten._to_copy.default, (chosen,), chosen.rate, shape, dtype, kwargs=kwargs)
+    matrix = builder.call(aten._to_copy.default, (chosen,), chosen.rate, shape, dtype, kwargs=kwargs)
     labels = (*factor.labels[:axis], field, *factor.labels[axis + 1 :])
-    return [Factor(matrix, (label, field)), Factor(b.take(source, axis, places), labels)]
+    return [Factor(matrix, (label, field)), Factor(builder.take(source, axis, places), labels)]
 
 
 def before_gather(
-    b: Builder, x: Factor, y: Factor, keep: Collection[Label], product: Callable[..., Factor]
+    builder: Builder, x: Factor, y: Factor, keep: Collection[Label], product: Callable[..., Factor]
 ) -> Factor | None:
     """A product that sums, of what was gathered from per candidate, at every place that is read; and then the gather.
 
@@ -69,20 +73,22 @@ def before_gather(
         for axis, label in enumerate(factor.labels):
             if not factor.node.rate.per_candidate or label not in keep or label in other.labels:
                 continue
-            source, index = b.taken_from(factor.node, axis)
+            source, index = builder.taken_from(factor.node, axis)
             places, at = np.unique(index, return_inverse=True) if len(index) else (index, index)
             if len(places) < len(index):
                 field = Label(len(places))
-                few = Factor(b.take(source, axis, places), _renamed(factor.labels, label, field))
-                made = product(b, few, other, {*keep, field})
-                return Factor(b.take(made.node, made.labels.index(field), at), _renamed(made.labels, field, label))
+                few = Factor(builder.take(source, axis, places), _renamed(factor.labels, label, field))
+                made = product(builder, few, other, {*keep, field})
+                return Factor(
+                    builder.take(made.node, made.labels.index(field), at), _renamed(made.labels, field, label)
+                )
     return None
 
 
-def repeats(b: Builder, factor: Factor, apart: Collection[Label]) -> bool:
+def repeats(builder: Builder, factor: Factor, apart: Collection[Label]) -> bool:
     """Whether a candidate's values are gathered, some of them more than once, along a label that is not `apart`."""
     others = [axis for axis, label in enumerate(factor.labels) if label not in apart]
-    indices = [b.taken_from(factor.node, axis)[1] for axis in others] if factor.node.rate.per_candidate else []
+    indices = [builder.taken_from(factor.node, axis)[1] for axis in others] if factor.node.rate.per_candidate else []
     return any(len(index) and len(np.unique(index)) < len(index) for index in indices)
 
 

@@ -53,13 +53,13 @@ def _less(workload: Workload, chosen: Factor, inner: Sequence[Block]) -> bool:
     return bool(workload.requests * sizes[0] <= workload.candidates * sizes[1])
 
 
-def read(b: Builder, made: Block, chosen: Factor, labels: tuple[Labels, ...]) -> Block:
+def read(builder: Builder, made: Block, chosen: Factor, labels: tuple[Labels, ...]) -> Block:
     """What was made of all places, read."""
     index, place = chosen.node.args[0], chosen.labels[-1]
     terms = []
     for term in made.terms:
         if any(place in f.labels for f in term.factors):
-            node = b.places(index, place.size, term.factors[0].node.dtype)
+            node = builder.places(index, place.size, term.factors[0].node.dtype)
             term = Term((Factor(node, chosen.labels), *term.factors), term.scale)
         terms.append(term)
     return Block(labels, tuple(terms))

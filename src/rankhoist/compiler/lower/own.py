@@ -23,14 +23,14 @@ SILENT = {"getitem", "einsum", "dropout", "feature_dropout", "alpha_dropout", "f
           "broadcast_tensors"}  # fmt: skip
 
 
-def owned(b: Builder, outputs: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
+def owned(builder: Builder, outputs: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
     """`outputs`, each in memory that no other has; those that the model returns twice (`captured`) stay one."""
     made: dict[Any, Any] = {}
     taken: set[int] = set()
     for output, name in zip(outputs, captured, strict=True):
         if isinstance(output, Node) and name not in made:
             memory = list(_memory(output))
-            made[name] = output if _new(memory, taken) else _copied(b, output)
+            made[name] = output if _new(memory, taken) else _copied(builder, output)
             taken.update(x.index for x in memory)
     return [made[name] if isinstance(output, Node) else output for output, name in zip(outputs, captured, strict=True)]
 
@@ -39,8 +39,8 @@ def _new(memory: Sequence[Node], taken: set[int]) -> bool:
     return not any(_given(x) or x.index in taken for x in memory)
 
 
-def _copied(b: Builder, x: Node) -> Node:
-    return b.call(aten.clone.default, (x,), Rate.PAIR, x.shape, x.dtype, rows_first=x.rows_first)
+def _copied(builder: Builder, x: Node) -> Node:
+    return builder.call(aten.clone.default, (x,), Rate.PAIR, x.shape, x.dtype, rows_first=x.rows_first)
 
 
 def _memory(node: Node) -> Iterator[Node]:

@@ -116,9 +116,9 @@ def make_plans(
     of `others`, where the model may go. They are made in `builder`, if yet other plans share their weights stage.
     `near`: see `search`.
     """
-    b = builder or Builder(program.device)
+    builder = builder or Builder(program.device)
     targets = [target or this_machine(), *others]
-    found = {t.name: _of_target(program, level, workload, t, without, b, near) for t in targets}
+    found = {t.name: _of_target(program, level, workload, t, without, builder, near) for t in targets}
     plans: list[Plan] = []
     ranges = {name: own.numbered([_placed(plan, plans) for plan in made]) for name, (made, own) in found.items()}
     name = targets[0].name
@@ -126,13 +126,13 @@ def make_plans(
     if any(plan.conditional for plan in plans):
         unconditional = choice(level, search(program, level, workload, targets[0], without | CONDITIONAL))
         if unconditional.cost.seconds <= ALIKE * plans[0].cost.seconds:
-            return make_plans(program, level, workload, target, without | CONDITIONAL, others, b, near)
-        otherwise = _placed(settled(program, unconditional, b), plans)
+            return make_plans(program, level, workload, target, without | CONDITIONAL, others, builder, near)
+        otherwise = _placed(settled(program, unconditional, builder), plans)
     return with_original(plans, ranges.pop(name), name, ranges, otherwise)
 
 
 def _of_target(
-    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str], b: Builder,
+    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str], builder: Builder,
     near: Collection[frozenset[str]],
 ) -> tuple[list[Plan], Ranges]:  # fmt: skip
     """The plans for one target, the one for the workload first, and where each is used."""
@@ -140,7 +140,7 @@ def _of_target(
     found = search(program, level, workload, target, without, near)
     main = choice(level, found)
     if level is not Level.FULL:
-        return [explained(level, settled(program, main, b), found[-1])], EVERYWHERE
+        return [explained(level, settled(program, main, builder), found[-1])], EVERYWHERE
     pool = [main, *(p for p in found if p is not main)]
     for count, evaluated in (*((n, found[-1].evaluated) for n in ELSEWHERE), (max(ELSEWHERE), frozenset())):
         if time.thread_time() < deadline and not _near(count, workload):
@@ -155,10 +155,10 @@ def _of_target(
     used = _used(chosen)
     as_they_are = [i for i, plan in enumerate(pool) if plan.level is Level.EXPAND]  # the original is kept anyhow
     spare = [] if workload.stored else _spare(times, [*used, *as_they_are])[:SPARE]
-    plans = [settled(program, pool[i], b) for i in [*used, *spare]]
+    plans = [settled(program, pool[i], builder) for i in [*used, *spare]]
     for limits in target.tried if not workload.stored else ():
         padded = replace(target, limits=limits)
-        plans.append(attempt(program, main.level, workload, main.evaluated, Memo(b), padded, without))
+        plans.append(attempt(program, main.level, workload, main.evaluated, Memo(builder), padded, without))
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
     return [explained(level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
 

@@ -134,9 +134,9 @@ def best(plans: Iterable[Plan]) -> Plan:
     return min(fast, key=lambda p: (p.cost.multiply_adds, p.cost.seconds, p.level))
 
 
-def settled(program: Program, plan: Plan, b: Builder) -> Plan:
+def settled(program: Program, plan: Plan, builder: Builder) -> Plan:
     """The plan once more, without what the search left in its builder."""
-    again = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(b), plan.target, plan.without)
+    again = attempt(program, plan.level, plan.workload, plan.evaluated, Memo(builder), plan.target, plan.without)
     return replace(again, cost=plan.cost)
 
 
