@@ -18,9 +18,9 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
-def in_one_line(error: BaseException) -> str:
-    """Its kind and what it says first."""
-    line = first_line(error)[:200]
+def in_one_line(error: BaseException, most: int = 200) -> str:
+    """Its kind and what it says first, so many characters at most."""
+    line = first_line(error)[:most]
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 

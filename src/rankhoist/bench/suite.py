@@ -19,6 +19,7 @@ from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.hoist import hoist_program
+from rankhoist.mistakes import in_one_line
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.alike import NOTHING, error, tolerance
 
@@ -173,7 +174,7 @@ class Subject:
             try:
                 calls["onnx"] = eager(self._session(), self.case, context, candidate, offsets, copied=True)
             except Exception as problem:  # not exported, or an operator without a counterpart
-                skipped["onnx"] = _short(problem)
+                skipped["onnx"] = in_one_line(problem, 90)
         if "vmap" not in skipped:
             calls["vmap"] = vmapped(self.model, self.case, context, candidate)
         given = self.case.arguments(context, candidate)
@@ -189,7 +190,7 @@ class Subject:
                 try:
                     calls[f"{name} graph"] = graphed(calls[name])
                 except Exception as problem:  # such as a call that waits for the device, which no graph may hold
-                    skipped[f"{name} graph"] = _short(problem)
+                    skipped[f"{name} graph"] = in_one_line(problem, 90)
         return calls, skipped
 
     def _why_not(self, cell: Cell) -> dict[str, str]:
@@ -260,11 +261,6 @@ def _first_calls(calls: dict[str, Call], skipped: dict[str, str]) -> tuple[dict[
             errors[name] = error(calls[name](), truth)
         except Exception as problem:  # a baseline is left out; a level that raises is not equal
             errors |= {name: NOTHING} if name in LEVELS else {}
-            skipped[name] = _short(problem)
+            skipped[name] = in_one_line(problem, 90)
         seconds[name] = time.perf_counter() - start
     return errors, seconds
-
-
-def _short(problem: Exception) -> str:
-    """Its kind and the first line."""
-    return f"{type(problem).__name__}: {next(iter(str(problem).strip().splitlines()), '')[:90]}"

@@ -20,7 +20,7 @@ from torch import Tensor
 from rankhoist.compiler.emit import Variant
 from rankhoist.compiler.targets.recorder import Recorder
 from rankhoist.errors import HoistingWarning
-from rankhoist.mistakes import first_line
+from rankhoist.mistakes import first_line, in_one_line
 from rankhoist.runtime.buckets import Bucket
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, even
@@ -229,8 +229,7 @@ class Replays:
     def _refuse(self, what: Any, error: Exception) -> None:
         """Say once why calls are not replayed."""
         if not self._refused:
-            told = first_line(error)[:300]
-            why = told if isinstance(error, RecordingError) else f"{type(error).__name__}: {told}"
+            why = first_line(error) if isinstance(error, RecordingError) else in_one_line(error)
             warnings.warn(f"calls run as they are, not as recorded graphs. {why}", HoistingWarning, stacklevel=2)
         self._refused.add(what)
 

@@ -21,6 +21,7 @@ from rankhoist.compiler.targets.backends import installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.errors import InputError, VerificationError
+from rankhoist.mistakes import in_one_line
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime.ids import EAGER, GRAPHS
 from rankhoist.runtime.mixing import mixes_rows
@@ -160,7 +161,7 @@ class _Calls:
                 apart = self.model._apart(self._checked(key), self._truth)
                 self._first[key] = min(self._seconds(key) for _ in range(FEW))
             except Exception as problem:  # whatever a compiler refuses, or an operator in it
-                self.leave_out(key, f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')[:120]}")
+                self.leave_out(key, in_one_line(problem, 120))
                 continue
             if not apart <= self.model._tolerance:
                 self.leave_out(key, f"differs by {apart:.0e} of the scale")

@@ -63,11 +63,11 @@ class Repeats:
     def of(self, block: Block) -> Stocked:
         """The candidates of a block; the store then has what is new among their items."""
         numbers, new = self._seen.add(identities(block, self._sides))
-        self._read(block, new)
+        self._read(block, numbers, new)
         return Stocked(self._store, self._store.rows_of(numbers), of_side("pair", block.candidate, self._sides))
 
-    def _read(self, block: Block, new: Ints) -> None:
-        """Take new items into the store, from where they are in a block."""
+    def _read(self, block: Block, numbers: Ints, new: Ints) -> None:
+        """Take new items into the store, from where they are in a block; `numbers` are those of all candidates."""
         items, at = of_side("item", block.candidate, self._sides), torch.from_numpy(new)
         self._add({n: x[at] for n, x in items.items()})
 

@@ -21,6 +21,7 @@ from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.errors import VerificationError
+from rankhoist.mistakes import in_one_line
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.retarget import SHORTER, dtypes, retargeted
@@ -165,7 +166,7 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Trut
     try:
         expected = model.run(probe)
     except Exception as error:  # whatever the model raises when it meets float64
-        note = f"the model in float64 raises {type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        note = f"the model in float64 raises {in_one_line(error)}"
         if program is None:
             raise VerificationError(f"{note}; {NO_GRAPH}: verify it before it is saved") from error
         return replace(_graph_in_float64(hoisted, program), note=note)

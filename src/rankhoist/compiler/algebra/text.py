@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument
+from rankhoist.compiler.graph.operators import name_of
 
 LETTERS = {Rate.WEIGHT: "w", Rate.REQUEST: "c", Rate.ITEM: "k", Rate.PAIR: "p"}
 AXES, SUMMED = "ijlmnoqrstuv", "abdefgh"
@@ -86,9 +87,8 @@ def graph_text(nodes: Iterable[Node]) -> str:
     """A line for each node: `%7 item [8, 4] = linear(%5, %6)`."""
     lines = []
     for n in nodes:
-        name = n.op if isinstance(n.op, str) else getattr(n.op, "__name__", str(n.op)).partition(".")[0]
         given = [_argument(a) for a in n.args] + [f"{k}={_argument(v)}" for k, v in n.kwargs.items()]
-        lines.append(f"%{n.index} {n.rate.name.lower()} {list(n.shape)} = {name}({', '.join(given)})")
+        lines.append(f"%{n.index} {n.rate.name.lower()} {list(n.shape)} = {name_of(n.op)}({', '.join(given)})")
     return "\n".join(lines)
 
 

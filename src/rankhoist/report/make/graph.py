@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,7 +30,7 @@ def make_graph(plan: Plan) -> Graph:
         elif node.op == "call_function" and captured_name(node) in outcomes and node.meta["val"] is not None:
             made = _operator(plan, node, numbers)
         else:
-            if _picks(node) and node.args[0] in numbers:  # one of several results
+            if node.target is operator.getitem and node.args[0] in numbers:  # one of several results
                 numbers[node] = numbers[node.args[0]]
             continue
         numbers[node] = len(vertices)
@@ -67,10 +68,6 @@ def _choice(plan: Plan, name: str) -> str:
     if plan.level is not Level.FULL or name not in plan.interpreter.choices:
         return ""
     return "materialised" if name in plan.evaluated else "pushed"
-
-
-def _picks(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") == "getitem"
 
 
 def _reads(nodes: Iterable[fx.Node], numbers: dict[fx.Node, int]) -> tuple[int, ...]:
