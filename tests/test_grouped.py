@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -210,11 +211,26 @@ def without_gradient(x: Tensor) -> Tensor:
         return x * 2
 
 
+def inferred(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        share = x.sum(1, keepdim=True)
+    return x * share.clone()
+
+
+def hooked(x: Tensor) -> Tensor:
+    x = x * 2
+    x.register_hook(lambda g: -g)
+    return x
+
+
 REFUSED = {
     "synchronised": (nn.SyncBatchNorm(4), {}, UnsupportedModelError, r"module 'middle' \(SyncBatchNorm\)"),
     "random": (nn.RReLU(), {}, UnsupportedModelError, "rrelu.* in middle draws random numbers"),
     "no gradient": (without_gradient, {}, UnsupportedModelError, "gradients are switched on or off"),
     "own gradient": (Reversed.apply, {}, ExportError, "autograd.Function computes its own gradient"),
+    "inferred": (inferred, {}, ExportError, "inference_mode leaves gradients out"),
+    "inferred by a decorator": (torch.inference_mode()(hooked), {}, ExportError, "inference_mode leaves gradients out"),
+    "hooked": (hooked, {}, ExportError, "register_hook is told a gradient"),
     "by frequency": (nn.Identity(), {"scale_grad_by_freq": True}, UnsupportedModelError, "in table scales gradients"),
     "renormed": (nn.Identity(), {"max_norm": 1.0}, UnsupportedModelError, "writes to its parameter 'table.weight'"),
 }
@@ -253,6 +269,9 @@ def test_inputs_are_checked(ranker):
     users, items = rows(9)
     with pytest.raises(InputError, match="request_offsets"):
         ranker(users[:3], items)
+    for count in (0, 1):  # of which no batch norm has a variance
+        with pytest.raises(InputError, match=f"has {count} values per channel in a batch of {count} candidates"):
+            ranker.train()(users[:1], items[:count])
 
 
 # -- what others do with a module
@@ -269,6 +288,67 @@ def test_copies_averages_and_other_dtypes(ranker):
     assert got.dtype == torch.float32
     assert torch.allclose(got.double(), expected, atol=1e-4)
     assert ranker.top.weight.dtype == torch.float64
+
+
+class Twice(nn.Module):
+    """Two layers of one weight, a setting, and a temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layers = nn.Embedding(10, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.layers[1].weight, self.steps, self.temperature = self.layers[0].weight, 0, 1.0
+        self.act = nn.LeakyReLU(0.1)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        who, what = self.layers[0](self.table(user[:, 0])), self.layers[1](item)
+        return self.act(who * what / self.temperature).sum(1)
+
+
+def test_what_the_graph_was_made_of_may_change():
+    torch.manual_seed(0)
+    model = Twice().double()
+    step = group(model)
+
+    def apart() -> None:
+        model.layers[1].weight = nn.Parameter(2 * model.layers[0].weight.detach())
+
+    def replaced() -> None:
+        model.layers[1] = nn.Linear(4, 4).double()
+
+    def setting() -> None:
+        model.act.negative_slope = 0.7
+
+    def temperature() -> None:
+        model.temperature = 3.0
+
+    for change in (apart, replaced, setting, temperature):
+        before = step.graphs
+        model.steps += 1
+        assert step.graphs is before, "nothing that a graph is made of has changed"
+        change()
+        assert step.graphs is not before, change
+        certificate = verify_gradients(step)
+        assert certificate.passed, f"{change}: {certificate}"
+    model.act.negative_slope = 0.2
+    other = copy.deepcopy(step)
+    assert verify_gradients(other).passed, "a copy takes along what still holds"
+
+
+def test_autocast_is_of_the_call():
+    users, items = rows(9)[0], rows(9)[1].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        step = grouped(Twice(), (users, items), context=["user"], workload=SMALL)
+        assert step(users[:3], items, request_offsets=OFFSETS).dtype == torch.bfloat16
+    assert step(users[:3], items, request_offsets=OFFSETS).dtype == torch.float32
+
+
+def test_pickled(ranker):
+    users, items = rows(9)
+    other = pickle.loads(pickle.dumps(ranker.eval()))
+    assert other.original is not ranker.original
+    got, expected = (step(users[:3], items, request_offsets=OFFSETS) for step in (other, ranker))
+    assert torch.allclose(got, expected)
+    assert verify_gradients(other)
 
 
 def test_compiled(ranker):

@@ -6,12 +6,14 @@ import contextlib
 import importlib
 import inspect
 import logging
+import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -33,6 +35,7 @@ from rankhoist.errors import ExportError, UnsupportedModelError
 
 MAX_ROWS = 2**24
 OWN = str(Path(__file__).parents[1])
+DECORATED = torch.utils._contextlib.__file__  # where a decorator enters a mode
 TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo")  # before they refuse
 
 
@@ -111,15 +114,32 @@ def exported(
     raise ExportError(_why_not_exported(model, bound, errors[0]) + _constants(leaves)) from errors[0]
 
 
-def _no_own_gradients() -> Any:
-    """A graph of operators shows no gradient that a `torch.autograd.Function` of the model's author computes."""
+@contextlib.contextmanager
+def _no_own_gradients() -> Iterator[None]:
+    """A graph of operators shows no gradient that the model's author computes, changes or leaves out in Python."""
 
-    def refuse(setup: Any) -> None:
-        raise UnsupportedModelError(
-            "a torch.autograd.Function computes its own gradient, which the captured graph does not show"
-        )
+    def refuse(what: str) -> Any:
+        raise UnsupportedModelError(f"{what}, which the captured graph does not show")
 
-    return mock.patch("torch.autograd.function._is_setup_context_defined", refuse)  # which each of them asks first
+    def function(setup: Any) -> Any:
+        refuse("a torch.autograd.Function computes its own gradient")
+
+    def hook(x: torch.Tensor, call: Any) -> Any:
+        refuse("Tensor.register_hook is told a gradient, and may change it")
+
+    def enter(mode: Any) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename == DECORATED:
+            frame = frame.f_back
+        if frame is None or not frame.f_globals.get("__name__", "").startswith("torch."):  # the exporter uses it itself
+            refuse("torch.inference_mode leaves gradients out (Tensor.detach is seen)")
+        return entered(mode)
+
+    entered = torch.inference_mode.__enter__
+    asked = mock.patch("torch.autograd.function._is_setup_context_defined", function)  # which each of them asks first
+    told = mock.patch.object(torch.Tensor, "register_hook", hook)
+    with asked, told, mock.patch.object(torch.inference_mode, "__enter__", enter):
+        yield
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture import Context, Dynamic, capture
 from rankhoist.capture.bags import BagNames
 from rankhoist.capture.wrappers import unwrapped
-from rankhoist.compiler.algebra.workload import Workload, parse_level
+from rankhoist.compiler.algebra.workload import Level, Workload, parse_level
 from rankhoist.compiler.plan import make_plan, single
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
@@ -63,22 +63,44 @@ def grouped(
     if dropout not in DROPOUT:
         raise CaptureError(f"unknown dropout {dropout!r}; it is drawn per one of {', '.join(DROPOUT)}")
     _check_statistics(model)
-    asked, given = parse_level(level), workload or USUAL
-
-    first = _floating(model)
-
-    def build(model: nn.Module) -> Blueprint:
-        now = _floating(model)  # the model may have moved since
-        moved = pytree.tree_map_only(
-            Tensor, lambda t: t.to(now.device, now.dtype if t.dtype == first.dtype else t.dtype), example
-        )
-        captured = capture(model, moved, context, all_rules(), training=True, item=item, jagged=jagged, dynamic=dynamic)
-        program = replace(captured, dropout=dropout)
-        return Blueprint.of(program, single(make_plan(program, asked, given, training(this_machine()))))
-
+    build = Build(
+        example, dict(context=context, item=item, jagged=jagged, dynamic=dynamic), parse_level(level),
+        workload or USUAL, dropout, _floating(model).dtype,
+    )  # fmt: skip
     made = GroupedModel(unwrapped(model), build)
     made.graph  # noqa: B018 - what cannot be captured is refused now
     return made
+
+
+@dataclass(frozen=True)
+class Build:
+    """How a mode of a model becomes a graph, as its author asked for it. A pickled model takes it along.
+
+    Attributes:
+        inputs: what is said of them.
+        dtype: of the example's floating numbers.
+    """
+
+    example: Any
+    inputs: dict[str, Any]
+    level: Level
+    workload: Workload
+    dropout: str
+    dtype: torch.dtype
+
+    def __call__(self, model: nn.Module) -> Blueprint:
+        """Of the mode that the model is in, in its dtype and on its device.
+
+        Autocast is whoever's who calls the graph: it is off here, for a graph would keep its casts.
+        """
+        now = _floating(model)  # the model may have moved since
+        moved = pytree.tree_map_only(
+            Tensor, lambda t: t.to(now.device, now.dtype if t.dtype == self.dtype else t.dtype), self.example
+        )
+        with torch.autocast(now.device.type, enabled=False):
+            captured = capture(model, moved, known=all_rules(), training=True, **self.inputs)
+        program = replace(captured, dropout=self.dropout)
+        return Blueprint.of(program, single(make_plan(program, self.level, self.workload, training(this_machine()))))
 
 
 def _check_statistics(model: nn.Module) -> None:

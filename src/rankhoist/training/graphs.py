@@ -10,6 +10,7 @@ from torch import nn
 from rankhoist.compiler.plan import Plans, PlanSummary
 from rankhoist.report import Report
 from rankhoist.report.tuning import Tuning
+from rankhoist.training.captured import Captured
 from rankhoist.training.graph import Graph
 
 
@@ -22,12 +23,13 @@ class Graphs:
 
     graphs: tuple[Graph, ...]
     plans: Plans[PlanSummary]
+    captured: Captured
     tuning: Tuning | None = None
 
     @staticmethod
-    def of(graph: Graph) -> Graphs:
+    def of(graph: Graph, captured: Captured) -> Graphs:
         """One alone."""
-        return Graphs((graph,), graph.blueprint.plans)
+        return Graphs((graph,), graph.blueprint.plans, captured)
 
     @property
     def main(self) -> Graph:
@@ -44,7 +46,8 @@ class Graphs:
 
     def copied(self, model: nn.Module) -> Graphs:
         """The same over a copy of the model."""
-        return self._each(lambda graph: Graph.of(model, graph.blueprint, graph.snapshots))
+        made = self._each(lambda graph: Graph.of(model, graph.blueprint, graph.snapshots))
+        return replace(made, captured=Captured.of(model))
 
     def report(self) -> Report:
         """That of the plan for the workload, with what was measured."""

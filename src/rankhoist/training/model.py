@@ -16,6 +16,7 @@ from rankhoist.report import Report
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.offsets import Offsets, blocks_of
 from rankhoist.runtime.tune import SECONDS
+from rankhoist.training.captured import Captured
 from rankhoist.training.graph import Graph, counts_of
 from rankhoist.training.graphs import Graphs
 from rankhoist.training.steps import tuned_steps
@@ -34,15 +35,19 @@ class GroupedModel(nn.Module):
     remember, to rounding.
 
     Optimisers, checkpoints and wrappers see the model's own: `parameters()`, `state_dict()` and `train()` are those of
-    the model. Each pattern of training flags has a graph of its own, made at its first call, and is tuned by itself.
+    the model. Each pattern of training flags has a graph of its own, made at its first call, and is tuned by itself; it
+    is made anew at the next call where a module has been replaced, a setting such as the share of a dropout has
+    changed, or weights that were one are no longer.
     """
 
     def __init__(self, model: nn.Module, build: Build) -> None:
         super().__init__()
         self.training = model.training
-        vars(self).update(original=model, build=build)  # no submodule: its parts are this module's
-        # Numbers in tensors are for Python. Said here, for to say it imports the compiler, which takes seconds.
+        # What follows is for Python, under `torch.compile` too: numbers in tensors, and how a model is captured. Said
+        # here, for to say it imports the compiler, which takes seconds.
         self._counts: CountsOf = torch.compiler.disable(_counts)
+        vars(self).update(original=model, build=torch.compiler.disable(build))  # no submodule: its parts are this one's
+        self._asked = build
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self._graphs: dict[Mode, Graphs] = {}
@@ -74,11 +79,13 @@ class GroupedModel(nn.Module):
     @property
     def graphs(self) -> Graphs:
         """Those of the mode in which every module is now, in the model's dtype and on its device."""
-        mode = self._mode
-        if mode not in self._graphs:
-            self._graphs[mode] = Graphs.of(Graph.of(self.original, self.build(self.original)))
-        self._graphs[mode] = self._graphs[mode].here()
-        return self._graphs[mode]
+        modules = tuple(self.original.modules())
+        mode = tuple([m.training for m in modules])
+        found = self._graphs.get(mode)
+        if found is None or not found.captured.holds(modules):
+            found = Graphs.of(Graph.of(self.original, self.build(self.original)), Captured.of(self.original))
+        self._graphs[mode] = made = found.here()
+        return made
 
     @property
     def _mode(self) -> Mode:
@@ -130,7 +137,9 @@ class GroupedModel(nn.Module):
         return self.graphs.report()
 
     def forget(self) -> None:
-        """Capture the model anew at the next call: something in it has changed that is no weight and no mode."""
+        """Capture the model anew at the next call: forward reads something that has changed, and that no call looks at
+        (a whole number or a tensor that is a plain attribute).
+        """
         self._graphs.clear()
 
     def train(self, mode: bool = True) -> GroupedModel:
@@ -139,10 +148,16 @@ class GroupedModel(nn.Module):
         self.training = mode
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The model and how it was asked for: graphs are made anew where it is loaded."""
+        return GroupedModel, (self.original, self._asked)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> GroupedModel:
         """A copy of the model, grouped; graphs, which nobody changes, are shared."""
-        made = GroupedModel(copy.deepcopy(self.original, memo), self.build)
-        made._graphs = {mode: graphs.copied(made.original) for mode, graphs in self._graphs.items()}
+        made = GroupedModel(copy.deepcopy(self.original, memo), self._asked)
+        modules = tuple(self.original.modules())
+        good = {mode: graphs for mode, graphs in self._graphs.items() if graphs.captured.holds(modules)}
+        made._graphs = {mode: graphs.copied(made.original) for mode, graphs in good.items()}
         return made
 
 

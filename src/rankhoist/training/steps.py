@@ -60,7 +60,7 @@ def tuned_steps(
         assert program is not None
         plans = make_plans(program, main.asked, main.workload, training(this_machine()))
         every = tuple(Graph.of(model, Blueprint.of(program, single(plan))).here() for plan in plans.plans)
-        graphs = Graphs(every, replace(plans, predicted=EVERYWHERE))
+        graphs = Graphs(every, replace(plans, predicted=EVERYWHERE), graphs.captured)
     with _kept(graphs.main):
         ranges, tuning = tuned(Steps(model, graphs), candidates, requests, seconds, told)
     return replace(graphs, plans=replace(graphs.plans, ranges=ranges), tuning=tuning)

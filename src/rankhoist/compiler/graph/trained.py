@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rankhoist.compiler.graph import kernels, padded
 from rankhoist.compiler.graph.node import aten
+from rankhoist.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ def norm_by_counts(
     x: Tensor, counts: Counts, weight: Tensor | None, bias: Tensor | None, eps: float, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.norm_by_counts`."""
+    _check_several([sum(counts.numbers), *x.shape[1:]])
     return kernels.norm_by_counts(x, torch.tensor([0, *counts.numbers]).cumsum(0), weight, bias, eps, axis)
 
 
@@ -199,12 +201,28 @@ def batch_norm(x: Tensor, *given: Any) -> Any:
 
 def batch_norm_of_batch(x: Tensor, *given: Any) -> Any:
     """The same, by the statistics of the batch."""
+    _check_several(x.shape)
     return aten._native_batch_norm_legit.no_stats(x, *_in_rows(given))
 
 
 def batch_norm_of_batch_and_running(x: Tensor, *given: Any) -> Any:
     """The same, which returns new running statistics, too."""
+    _check_several(x.shape)
     return aten._native_batch_norm_legit_functional.default(x, *_in_rows(given))
+
+
+def _check_several(shape: Sequence[int]) -> None:
+    """As layers of torch do, which a graph of operators leaves out.
+
+    Raises:
+        InputError: a channel has no two values, so that they have no variance.
+    """
+    values = math.prod([shape[0], *shape[2:]])
+    if values < 2:
+        raise InputError(
+            f"a batch norm in training mode has {values} values per channel in a batch of {shape[0]} candidates, and "
+            "takes the variance of two or more: leave such a batch out"
+        )
 
 
 def _in_rows(given: Sequence[Any]) -> list[Any]:
