@@ -109,6 +109,7 @@ COMPOSITES = {
     "hidden by ids": hidden_by_ids,
     "diagonals": lambda c, k, w: diagonals(c, k),
     "strided": lambda c, k, w: strided(c, k),
+    "instance_norm": lambda c, k, w: F.instance_norm(torch.stack([c, k], 1), weight=w[0, :2], bias=w[1, :2]).sum(1),
     "hstack": lambda c, k, w: F.linear(torch.hstack([c, k]), w),
     "column_stack": lambda c, k, w: F.linear(torch.column_stack([c, k]), w),
     "dstack": lambda c, k, w: torch.dstack([c, k]).sum(2),
@@ -154,8 +155,6 @@ def placed(c, k):
 
 
 WHOLE = {
-    "instance_norm": (lambda c, k: F.instance_norm(torch.stack([c, k], 1)), "no rule for aten.instance_norm"),
-    "upsample": (lambda c, k: F.interpolate(torch.stack([c, k], 1), size=8), "no rule for aten.upsample"),
     "places that depend on the inputs": (placed, "puts elements at places that depend on the inputs"),
 }
 
@@ -199,3 +198,19 @@ def test_fourier_transforms_along_a_history():
     expected = model(CONTEXT[[0, 0, 0, 2, 2, 2, 2]], CANDIDATE)
     assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, 7]), expected)
     assert Rate.REQUEST in rates_of(hoisted, "fft_irfft") and Rate.PAIR in rates_of(hoisted, "fft_rfft")
+
+
+def test_fourier_transforms_along_several_axes():
+    """They are parts of others in PyTorch; those of a history are the request's."""
+
+    def call(c, k):
+        image = c.view(-1, 2, 2)
+        once = torch.fft.irfft2(torch.fft.rfft2(image) * torch.fft.fft2(image).conj(), s=(2, 2)).flatten(1)
+        beside = torch.fft.fftn(torch.cat([image, k.view(-1, 2, 2)], 1).unflatten(2, (2, 1)), dim=(3, 2)).abs()
+        return once * k + beside.flatten(2).sum(2)
+
+    hoisted = hoist(Function(call).eval(), (CONTEXT[[0, 1, 2, 0]], CANDIDATE[:4]), context=["context"])
+    expected = call(CONTEXT[[0, 0, 0, 2, 2, 2, 2]], CANDIDATE)
+    assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, 7]), expected)
+    once = rates_of(hoisted, "fft_rfft2") | rates_of(hoisted, "fft_fft2") | rates_of(hoisted, "fft_irfft2")
+    assert once == {Rate.REQUEST} and rates_of(hoisted, "fft_fftn") == {Rate.REQUEST, Rate.ITEM}

@@ -27,7 +27,9 @@ WITHOUT_PRODUCTS = {
 ALSO_WITHOUT = set(
     """
 outer addr softmax _softmax cdist max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d
-avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold opaque select slice
+avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold im2col col2im
+pixel_shuffle pixel_unshuffle grid_sampler_2d grid_sampler_3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d opaque select slice
 narrow flip roll cat concat concatenate constant_pad_nd pad
 scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce
 linalg_pinv linalg_matrix_exp linalg_matrix_power matrix_power cholesky_inverse linalg_qr linalg_lu_factor

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from helpers import Function, check_model
+from helpers import Function, check_model, rates_of
 
+from rankhoist.compiler.graph.node import Rate
 from rules.cases import (
     IDS,
     PAIR,
@@ -23,6 +24,24 @@ from rules.cases import (
 )
 
 randn = numbers(5)
+
+
+def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Pairs of positions as complex numbers, turned by angles: `[rows, 4] -> [rows, 2]`, as rotary positions are."""
+    return torch.view_as_complex(x.reshape(-1, 2, 2)) * torch.polar(torch.ones_like(angles), angles)
+
+
+def special(x: torch.Tensor) -> torch.Tensor:
+    """Functions that few models know."""
+    some = (
+        torch.special.i0e(x)
+        + torch.special.erfcx(x.abs())
+        + torch.special.entr(x.abs())
+        + torch.polygamma(1, x.abs() + 1)
+    )
+    some = some + torch.special.bessel_j0(x) + torch.special.gammainc(x.abs() + 1, x.abs()) + torch.special.i1(x)
+    return some + torch.special.zeta(x.abs() + 2, 1 + x.abs()) + torch.ldexp(x, x) + torch.gcd(x.long(), (2 * x).long())
+
 
 EQUAL: dict[str, Equal] = {
     "relu_of_cat": (lambda c, k: torch.relu(interleaved(c, k)) * 2 + 1, ROWS, {}),
@@ -53,6 +72,19 @@ EQUAL: dict[str, Equal] = {
         ROWS,
         {},
     ),
+    "complex_parts": (
+        lambda c, k, w: torch.view_as_real(turned(c[:, :4], w) * turned(k, w).conj() + turned(both(c, k)[:, 2:6], w)),
+        ROWS,
+        dict(w=randn(2)),
+    ),
+    "polar_and_back": (
+        lambda c, k: (lambda z: z.angle() + z.abs() + z.real)(
+            torch.polar(both(c, k)[:, 2:8].abs(), both(c, k)[:, 4:]) + torch.complex(c, c.sin())
+        ),
+        ROWS,
+        {},
+    ),
+    "special_functions": (lambda c, k: special(both(c, k)) + special(c[:, :1]) * k[:, :1], ROWS, {}),
     "bits": (lambda c, k: (torch.stack([c[:, :4] * k, k], -1).long().int().view(torch.int64)).sum(1), ROWS, {}),
     "prelu": (lambda c, k, w: F.prelu(interleaved(c, k), w), ROWS, dict(w=randn(C + K))),
     "constants": (
@@ -83,6 +115,18 @@ NEAR_MISSES: dict[str, NearMiss] = {
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)
 test_declines = declines(NEAR_MISSES)
+
+
+def test_complex_numbers_of_a_request_are_computed_once():
+    def call(c: torch.Tensor, k: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        z = turned(c[:, :4], w)
+        z = (z * z.conj() + torch.complex(c[:, :2], c[:, 2:4])) * torch.polar(c[:, :2].abs(), c[:, 4:])
+        return torch.view_as_real(z).flatten(1) * z.angle().sum(1, keepdim=True) * k
+
+    full = check_model(Function(call, w=randn(2)).eval(), *ROWS)["full"]
+    assert rates_of(full, "mul") == {Rate.REQUEST, Rate.PAIR}, "the last product alone is a pair's"
+    for operator in ("view_as_complex", "view_as_real", "_conj", "complex", "angle", "polar"):
+        assert rates_of(full, operator) <= {Rate.REQUEST, Rate.WEIGHT}, operator
 
 
 def test_a_sum_that_gains_an_axis_is_not_written_over_its_operand():

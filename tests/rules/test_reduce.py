@@ -57,6 +57,13 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "over the rows: axis 0 of [rows, 10]",
         {},
     ),
+    "fourier_over_rows": (
+        lambda c, k: torch.ops.aten._fft_c2c(torch.complex(k, c[:, :4]), [1, 0], 0, True).abs(),
+        "_fft_c2c",
+        "over the rows: axis 0 of [rows, 4]",
+        {},
+    ),
+    "fourier_along_all_axes": (lambda c, k: torch.fft.fftn(k + c[:, :4]).abs(), "fft_fftn", "transforms all axes", {}),
     "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0 of [rows, 6]", {}),
 }
 

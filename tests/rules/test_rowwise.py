@@ -26,7 +26,19 @@ def scattered(c: Tensor, k: Tensor) -> Tensor:
     return (once * k.unsqueeze(1)).sum(2) + k[:, :3].scatter_add(1, own[:, :2], k[:, 2:])
 
 
+def resampled(c: Tensor, k: Tensor) -> Tensor:
+    """A history `[rows, 6, 4]` as a signal and as an image, longer, shorter, in patches and at points that it says."""
+    image = c.view(-1, 4, 2, 3)
+    long = F.interpolate(c, scale_factor=2.0, mode="linear")[..., :4] + F.interpolate(c, size=4)
+    large = F.interpolate(image, size=(3, 2), mode="bilinear") + F.interpolate(image, size=(3, 2), mode="bicubic")
+    patches = F.fold(F.unfold(image, 2), (2, 3), 2)
+    patches = patches + F.pixel_shuffle(image, 2).sum((1, 2, 3)).view(-1, 1, 1, 1)
+    points = F.grid_sample(image, c[:, :4].view(-1, 2, 4, 2).tanh(), align_corners=False)
+    return (long.sum(1) + large.sum((2, 3)) + patches.sum((2, 3)) + points.sum((2, 3))) * k
+
+
 EQUAL: dict[str, Equal] = {
+    "resampled": (lambda c, k: resampled(c, k), HISTORY, {}),
     "gru": (
         lambda c, k, wi, wh, b: (
             torch.gru(
@@ -42,6 +54,12 @@ EQUAL: dict[str, Equal] = {
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
+    "patches_over_rows": (
+        lambda c, k: F.unfold((c[:, :4] * k).view(-1, 2, 2), (1, 2)),
+        "im2col",
+        "a window over [rows, 2, 2], without a batch axis",
+        {},
+    ),
     "scattered_over_rows": (
         lambda c, k: k.scatter_add(0, (k * 0).long(), c[:, :K]),
         "scatter_add",
@@ -57,7 +75,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "convolution_over_rows": (
         lambda c, k, w: k + F.conv1d(c[:, :4].t(), w, padding=1).t(),
         "conv1d",
-        "a convolution of [4, rows], without a batch axis",
+        "a window over [4, rows], without a batch axis",
         dict(w=randn(4, 4, 3)),
     ),
 }
@@ -71,6 +89,13 @@ def test_what_is_put_into_groups_of_a_request_is_put_once():
     models = check_model(Function(scattered).eval(), *HISTORY)
     for operator in ("scatter_reduce", "index_add", "index_copy", "index_fill"):
         assert rates_of(models["full"], operator) <= {Rate.REQUEST, Rate.WEIGHT}, operator
+
+
+def test_a_history_is_resampled_once():
+    full = check_model(Function(resampled).eval(), *HISTORY)["full"]
+    scaled = ("upsample_linear1d", "upsample_nearest1d", "upsample_bilinear2d", "upsample_bicubic2d")
+    for operator in (*scaled, "im2col", "col2im", "pixel_shuffle", "grid_sampler_2d"):
+        assert rates_of(full, operator) <= {Rate.REQUEST}, operator
 
 
 LEARNED = {

@@ -27,11 +27,7 @@ SIMPLE = {  # these have a kernel of their own, and parts that take about as lon
     aten.glu.default, aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.tril.default,
     aten.triu.default, aten.diag_embed.default,
 }  # fmt: skip
-KEPT = (
-    "aten::instance_norm",  # its parts are a batch norm in training mode, which is refused
-    "aten::upsample",  # its parts take longer
-    "aten::sym_",  # sizes are numbers, and PyTorch's parts of one are the same operator
-)
+SIZES = "aten::sym_"  # they are numbers, and PyTorch's parts of one are the same operator
 
 
 @contextlib.contextmanager
@@ -89,9 +85,9 @@ def _tokens(program: ExportedProgram) -> int:
 
 def _parts(op: Any) -> Callable[..., Any] | None:
     """What computes the operator by others."""
-    if op in ASSIGNMENTS or op in VIEWS:
-        return ASSIGNMENTS.get(op) or VIEWS[op]
-    composite = isinstance(op, torch._ops.OpOverload) and op._can_decompose() and not op.name().startswith(KEPT)
+    if op in OWN:
+        return OWN[op]
+    composite = isinstance(op, torch._ops.OpOverload) and op._can_decompose() and not op.name().startswith(SIZES)
     if not composite and op not in SIMPLE:
         return None
     return _torchs().get(op)
@@ -144,7 +140,23 @@ def _diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     return flat[..., begin :: wide + 1][..., :count] if count else flat[..., :0]
 
 
-VIEWS: dict[Any, Callable[..., Any]] = {
+def _instance_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    use_input_stats: bool, momentum: float, eps: float, cudnn_enabled: bool = False,
+) -> Any:  # fmt: skip
+    """Every channel of every row is normed by itself; torch's own parts are a batch norm in training mode."""
+    size = math.prod(x.shape[2:])
+    if running_mean is not None or not use_input_stats or not isinstance(size, int):
+        return NotImplemented
+    own = [-1, *[1] * (x.dim() - 2)]
+    normed = torch.layer_norm(x.flatten(2), [size], eps=eps).view(x.shape)
+    scaled = normed if weight is None else normed * weight.reshape(own)
+    return scaled if bias is None else scaled + bias.reshape(own)
+
+
+OWN: dict[Any, Callable[..., Any]] = {
+    **ASSIGNMENTS,
     aten.as_strided.default: _as_strided,
     aten.diagonal.default: _diagonal,
+    aten.instance_norm.default: _instance_norm,
 }

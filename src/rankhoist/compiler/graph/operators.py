@@ -134,7 +134,8 @@ ROWS: list[tuple[str, Operator]] = [
     ("_unsafe_view", replace(VIEW, reshapes=True, checked=True)),
     ("ravel", Operator(reshapes=True)),
     ("transpose t numpy_T diagonal slice split split_with_sizes unsafe_split chunk unbind narrow expand_as", VIEW),
-    ("alias detach unfold", VIEW),
+    ("alias detach unfold view_as_real view_as_complex", VIEW),
+    ("_conj", replace(VIEW, checked=True)),
     # -- elements by themselves
     ("relu", Operator(over=aten.relu_.default, forgets=True, recalls=True, spelled=torch.relu)),
     ("add", Operator(over=aten.add_.Tensor, commutes=True, forgets=True, spelled=torch.add, overload="Tensor")),
@@ -198,7 +199,7 @@ ROWS: list[tuple[str, Operator]] = [
     ("linalg_solve_triangular", Operator(Timed.ORIGINAL, products.inverse)),
     ("cholesky_solve", Operator(Timed.ORIGINAL, products.solve_by_factor)),
     # -- private ones that models hold, and nothing more is known of
-    ("_adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _conj _conj_physical _convolution", CHECKED),
+    ("_adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _conj_physical _convolution", CHECKED),
     ("_embedding_bag_forward_only _euclidean_dist _fft_c2c _fft_c2r _fft_r2c _fused_rms_norm _int_mm", CHECKED),
     ("_linalg_det _linalg_eigh _linalg_slogdet _linalg_svd _logcumsumexp", CHECKED),
     ("_masked_softmax _native_batch_norm_legit_no_training", CHECKED),

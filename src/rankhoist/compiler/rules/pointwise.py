@@ -9,6 +9,7 @@ from dataclasses import replace
 from rankhoist.compiler.algebra import grid
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Form
+from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
@@ -37,6 +38,30 @@ def identity(call: Call) -> Form:
 def cast(call: Call) -> Form:
     """A change of dtype, or nothing."""
     return call.cast(call.form(), call.out.dtype)
+
+
+def conjugate(call: Call) -> Form:
+    """The conjugate of every number, as new elements."""
+    return call.each(aten.conj_physical.default, call.form())
+
+
+def of_pairs(call: Call) -> Form:
+    """`[..., 2] -> [...]`: `x_0 + i x_1`, wherever in memory the two lie."""
+    value = call.form()
+    dims = value.dims_of(-1)
+    if len(dims) > 1:
+        raise Decline(f"pairs along several folded axes: the last of {value.axes}")
+
+    def joined(part: Form, axes: list[int]) -> Value:
+        return call.run(aten.complex.default, *(call.run(aten.select.int, part, axes[0], i) for i in (0, 1)))
+
+    joint: Form = call.along(value, dims, joined)
+    return joint
+
+
+def in_pairs(call: Call) -> Form:
+    """`[...] -> [..., 2]`: real and imaginary part of every number."""
+    return call.by_element(call.tidy(call.form()), lambda part: call.again(self=part))
 
 
 def fill(call: Call) -> Form:
@@ -89,17 +114,19 @@ def divide(call: Call) -> Form:
 
 
 UNARY = """
-abs acos acosh asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clip cos cosh deg2rad detach
-digamma elu erf erfc erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite
-isinf isnan isneginf isposinf leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
-positive rad2deg reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus
-softshrink special_expit sqrt square tan tanh tanhshrink threshold trunc
+abs acos acosh angle asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clip cos cosh deg2rad
+detach digamma elu erf erfc erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh i0
+isfinite isinf isnan isneginf isposinf leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish
+nan_to_num polygamma positive rad2deg reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc
+sinh softplus softshrink special_bessel_j0 special_bessel_j1 special_entr special_erfcx special_expit special_i0e
+special_i1 special_i1e special_log_ndtr special_ndtri sqrt square tan tanh tanhshrink threshold trunc
 """
 SEVERAL = """
 __and__ __lshift__ __or__ __rshift__ __xor__ add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or
-bitwise_right_shift bitwise_xor copysign div eq floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot
-le lerp less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum minimum
-mul multiply ne neg nextafter not_equal pow remainder rsub special_xlogy sub subtract true_divide where xlogy
+bitwise_right_shift bitwise_xor complex copysign div eq floor_divide fmax fmin fmod gcd ge greater greater_equal gt
+heaviside hypot igamma igammac lcm ldexp le lerp less less_equal logaddexp logaddexp2 logical_and logical_or
+logical_xor lt masked_fill maximum minimum mul multiply ne neg nextafter not_equal polar pow remainder rsub
+special_xlog1py special_xlogy special_zeta sub subtract true_divide where xlogy
 """
 
 
@@ -116,6 +143,10 @@ LAWS = [
         UNARY + SEVERAL + "max.other min.other": elementwise,
         "clone alias lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout": identity,
         "prelu _prelu_kernel": prelu,
+        "_conj _conj_physical conj_physical": conjugate,
+        "resolve_conj resolve_neg": identity,
+        "view_as_complex": of_pairs,
+        "view_as_real": in_pairs,
     }, blocks=Level.LINEAR),
     *law("constants and broadcasts", Level.REQUEST, {
         "full full_like new_full zeros zeros_like new_zeros ones ones_like new_ones": fill,

@@ -76,6 +76,17 @@ def along(call: Call) -> Value:
     return _along(call, value, dims)
 
 
+def transformed(call: Call) -> Value:
+    """A Fourier transform along several axes."""
+    value, axes = call.form("self"), call.value("dim")
+    if axes is None:
+        raise Decline(f"transforms all axes of {value.axes}, the rows among them")
+    dims = value.dims_of(axes)
+    if any(len(value.dims_of(axis)) != 1 for axis in axes):
+        raise Decline(f"transforms folded axes: axes {axes} of {value.axes}")
+    return _along(call, value, dims)
+
+
 def _along(call: Call, value: Form, dims: list[int]) -> Value:
     single = isinstance(call.value("dim"), int)
     return call.along(value, dims, lambda part, axes: call.again(self=part, dim=axes[0] if single else axes))
@@ -91,5 +102,7 @@ LAWS = [
         "var std var_mean std_mean linalg_vector_norm norm": along,
         "median nanmedian mode nansum count_nonzero": along,
         "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft": along,
+        "fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn": transformed,
+        "_fft_c2c _fft_r2c _fft_c2r": transformed,
     }, blocks=Level.LINEAR),
 ]  # fmt: skip

@@ -10,13 +10,17 @@ from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.law import law
 
+WITH_BATCH = {  # axes of what else is taken for one without a batch
+    "conv1d": 3, "conv2d": 4, "conv3d": 5, "im2col": 4, "col2im": 3, "pixel_shuffle": 4, "pixel_unshuffle": 4,
+}  # fmt: skip
+
 
 def batch_first(call: Call) -> Value:
     """Convolutions, cells and the like: axis 0 is the batch; weights have no rows."""
-    depth = {"conv1d": 3, "conv2d": 4, "conv3d": 5}.get(call.name)
+    depth = WITH_BATCH.get(call.name)
     operands = call.forms()
     if depth is not None and len(operands[0].layout) != depth:
-        raise Decline(f"a convolution of {operands[0].axes}, without a batch axis")
+        raise Decline(f"a window over {operands[0].axes}, without a batch axis")
     for value in operands:
         _check_rows(value, 0)
     return call.rowwise()
@@ -84,6 +88,9 @@ def _check_rows(value: Form, axis: int) -> None:
 LAWS = law("one side alone", Level.REQUEST, {
     "select slice narrow flip roll cat concat concatenate constant_pad_nd pad": of_any_length,
     "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist conv1d conv2d conv3d convolution": batch_first,
+    "im2col col2im pixel_shuffle pixel_unshuffle grid_sampler_2d grid_sampler_3d": batch_first,
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d": batch_first,
+    "upsample_trilinear3d upsample_bicubic2d": batch_first,
     "gru lstm rnn_tanh rnn_relu": recurrent,
     "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce": scattered,
     "rankhoist::opaque": kept,
