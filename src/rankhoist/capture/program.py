@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,38 +16,25 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import onnx
-from rankhoist.capture.bags import MODEL, BagNames, JaggedCall, jagged_call
-from rankhoist.capture.checks import (
-    check_eval_mode,
-    check_operators,
-    check_outputs,
-    check_states,
-    check_weights,
-    mutated,
-)
+from rankhoist.capture.bags import MODEL, BagNames
+from rankhoist.capture.checks import check_operators, check_outputs, check_states, mutated
 from rankhoist.capture.composites import few_prepared, taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.empty import leave_out_empty
-from rankhoist.capture.inputs import Constant, Context, InputSpec, common_rows, named_leaves, own_rows
+from rankhoist.capture.example import Example, of_exported, of_module
+from rankhoist.capture.inputs import Constant, Context, InputSpec, own_rows
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.opaque import OpaqueCall, kept
 from rankhoist.capture.packs import Pack
 from rankhoist.capture.reached import by_their_names
 from rankhoist.capture.recurrent import of_any_length
-from rankhoist.capture.scripts import signature_of
 from rankhoist.capture.signature import Arguments
 from rankhoist.capture.stand_ins import exported
 from rankhoist.capture.users import jagged_users, plain_users
-from rankhoist.capture.varying import Dynamic, asked
-from rankhoist.capture.wrappers import check_packed, unwrapped
-from rankhoist.errors import (
-    CaptureError,
-    CarriedDataWarning,
-    ExportError,
-    InputError,
-    UnsupportedModelError,
-)
+from rankhoist.capture.varying import Dynamic
+from rankhoist.capture.wrappers import unwrapped
+from rankhoist.errors import CaptureError, CarriedDataWarning, ExportError, InputError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -158,34 +144,17 @@ def capture(
     """
     if isinstance(model, str | os.PathLike):
         model, example = _load(Path(model), example)
-    bound, call, varying = None, None, {}
     if isinstance(model, nn.Module):
         model = unwrapped(model)
-        check_packed(model)
-        check_weights(model, example)
-        if not training:
-            check_eval_mode(model)
-        arguments = signature_of(model)
-        if model._forward_pre_hooks_with_kwargs or model._forward_hooks_with_kwargs:
-            arguments = arguments.given_as(isinstance(example, Mapping))
-        bound = _example_call(arguments, example)
-        call = jagged_call(bound, jagged or {})
-        leaves = named_leaves(bound.arguments) if call is None else call.leaves
-        common_rows(leaves)
-        varying = asked(dynamic or {}, leaves)
-        if varying and (call is not None or opaque):
-            raise InputError("a model with axes that vary has no jagged inputs and no opaque modules yet")
-        if call is not None and opaque:
-            raise InputError("a model of jagged inputs has no opaque modules yet")
+        call = of_module(model, example, training, bool(opaque), jagged or {}, dynamic or {})
     elif jagged or dynamic:
         said = "jagged inputs need" if jagged else "dynamic needs"
         raise InputError(f"{said} the module itself, not a program that is exported already: that has its own axes")
     else:
-        arguments = _exported_arguments(model)
-        leaves = named_leaves(arguments(*model.example_inputs)) if model.example_inputs else {}
-    with kept(model, bound, opaque) as calls:
-        if isinstance(model, nn.Module) and bound is not None:
-            made = exported(model, bound, training, call, varying)
+        call = of_exported(model)
+    with kept(model, call.bound, opaque) as calls:
+        if isinstance(model, nn.Module) and call.bound is not None:
+            made = exported(model, call.bound, training, call.jagged, call.varying)
         else:
             made = model  # type: ignore[assignment]
         functional = _functional(made, known)
@@ -194,7 +163,7 @@ def capture(
     fill(functional.graph)
     if not training:  # a gradient of nothing is zeros, one that is missing is not
         leave_out_empty(functional.graph)
-    program = _program(functional, own_rows(leaves), (context, item), arguments, training, call)
+    program = _program(functional, call, (context, item), training)
     modules = {path: model.get_submodule(path) for path in opaque} if isinstance(model, nn.Module) else {}
     return replace(program, opaque=calls, modules=modules)
 
@@ -257,33 +226,8 @@ def _behind(rows: list[torch.Tensor]) -> int:
     return sum(max(rest, 0) for rest in memory.values())
 
 
-def _example_call(arguments: Arguments, example: Any) -> inspect.BoundArguments:
-    if isinstance(example, Mapping):
-        return arguments.bind((), dict(example))
-    if isinstance(example, torch.Tensor):
-        return arguments.bind((example,), {})
-    if isinstance(example, tuple | list):
-        return arguments.bind(tuple(example), {})
-    raise InputError(
-        f"example is {type(example).__name__}; pass the tuple of positional inputs or a dict of keyword inputs"
-    )
-
-
-def _exported_arguments(exported: torch.export.ExportedProgram) -> Arguments:
-    """By the names that the program was exported with; an archive without names takes `args_0`, `args_1`, ..."""
-    call = exported.module_call_graph[0].signature
-    names = list(call.forward_arg_names or []) if call is not None else []
-    if not names and exported.example_inputs:
-        args, kwargs = exported.example_inputs
-        names = [*(f"args_{i}" for i in range(len(args))), *kwargs]
-    return Arguments.named(names)
-
-
-def _program(
-    exported: torch.export.ExportedProgram, example: dict[str, Any], sides: Any, arguments: Arguments,
-    training: bool, jagged: JaggedCall | None,
-) -> Program:  # fmt: skip
-    graph = exported.graph_module.graph
+def _program(exported: torch.export.ExportedProgram, given: Example, sides: Any, training: bool) -> Program:
+    graph, example, jagged = exported.graph_module.graph, own_rows(given.leaves), given.jagged
     signature = exported.graph_signature
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     prefix = "" if jagged is None else f"{MODEL}."
@@ -316,7 +260,7 @@ def _program(
     constants = {c.name for c in found.constants}
     in_spec, packs = (call.in_spec, ()) if jagged is None else (jagged.in_spec, jagged.packs)
     return Program(
-        graph, found.rows, found.inputs, weights, outputs, call.out_spec, in_spec, arguments,
+        graph, found.rows, found.inputs, weights, outputs, call.out_spec, in_spec, given.arguments,
         _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")),
         {n: x for n, x in example.items() if n not in constants}, found.constants, training,
         tuple(buffers[n] for n in written), packs=packs, bags=found.bags, lengths=found.lengths,
