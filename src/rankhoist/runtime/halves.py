@@ -18,10 +18,10 @@ from rankhoist.runtime.ids import EAGER, GRAPHS
 from rankhoist.runtime.mixing import mixes_rows
 from rankhoist.runtime.movable import Movable
 from rankhoist.runtime.moved import for_replays
-from rankhoist.runtime.offsets import LOOPS, Blocks
+from rankhoist.runtime.offsets import LOOPS
 from rankhoist.runtime.planned import OnePlan, Planned
 from rankhoist.runtime.replays import Counts, Replays
-from rankhoist.runtime.scoring import RequestState
+from rankhoist.runtime.scoring import Candidates, RequestState
 from rankhoist.runtime.weights import Weights, filled
 
 RECORDING = ("cuda",)  # where a warm-up records unless another backend is named
@@ -78,26 +78,21 @@ class Halves(Movable, Planned):
         if (replays := self._replays(chosen.backend)) is not None:
             replays.warm_up(chosen.plan, requests, candidates)
 
-    def _whole(
-        self, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int, blocks: Blocks | None
-    ) -> Any:
-        return self._whole_for(self.plans.at(rows, requests), context, candidate, requests, rows, blocks)
+    def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
+        return self._whole_for(self.plans.at(candidates.rows, requests), context, requests, candidates)
 
-    def _whole_for(
-        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
-        blocks: Blocks | None,
-    ) -> Any:  # fmt: skip
+    def _whole_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         if self.stages.variants[chosen.plan].conditional:
-            return self._score(self._prepare_for(chosen, context, requests), candidate, rows, blocks)
+            return self._score(self._prepare_for(chosen, context, requests), candidates)
         replays = self._replays(chosen.backend)
         if replays is not None:
             self._guard.check(chosen.backend or self.backend, "context", context)
-            self._guard.check(chosen.backend or self.backend, "candidate", candidate)
-            made = replays.whole(chosen.plan, context, candidate, requests, rows, blocks)
+            self._guard.check(chosen.backend or self.backend, "candidate", candidates.inputs)
+            made = replays.whole(chosen.plan, context, requests, candidates)
             if made is not None:
                 return self.interface.result(made)
         state = self._prepare_as_it_is(chosen, context, requests)
-        return self.interface.result(self._score_as_it_is(state, candidate, rows, blocks))
+        return self.interface.result(self._score_as_it_is(state, candidates))
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
         return self._prepare_for(self.plans.at(candidates, requests), context, requests)
@@ -132,31 +127,28 @@ class Halves(Movable, Planned):
         made = self._guard.run(number, variant.request, (requests, None, None, *arguments), "context", context)
         return replace(state, tensors=dict(zip(variant.state, made, strict=True)))
 
-    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
-        made = self._score_by(state, candidate, rows, blocks)
+    def _score(self, state: RequestState, candidates: Candidates) -> Any:
+        made = self._score_by(state, candidates)
         if state.context is not None:
             *made, holds = made
             if not bool(holds.all()):
                 chosen = Range(0, self.plans.for_all(state.plan), state.backend)
                 state = self._prepare_as_it_is(chosen, state.context, state.requests, state.weights)
-                made = self._score_as_it_is(state, candidate, rows, blocks)
+                made = self._score_as_it_is(state, candidates)
         return self.interface.result(made)
 
-    def _score_by(
-        self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None
-    ) -> Sequence[Any]:
+    def _score_by(self, state: RequestState, candidates: Candidates) -> Sequence[Any]:
         """What the candidate stage returns, whether the plan holds for the rows or not."""
         replays = self._replays(state.backend)
         if replays is not None and replays.weights is state.weights:
-            self._guard.check(state.backend or self.backend, "candidate", candidate)
-            made = replays.candidate(state, candidate, rows, blocks)
+            self._guard.check(state.backend or self.backend, "candidate", candidates.inputs)
+            made = replays.candidate(state, candidates)
             if made is not None:
                 return made
-        return self._score_as_it_is(state, candidate, rows, blocks)
+        return self._score_as_it_is(state, candidates)
 
-    def _score_as_it_is(
-        self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None
-    ) -> Sequence[Any]:
+    def _score_as_it_is(self, state: RequestState, candidates: Candidates) -> Sequence[Any]:
+        candidate, rows, blocks = candidates
         offsets, owner = (None, None) if blocks is None else blocks.over(state.rows).on(self.device)
         self._guard.check(state.backend or self.backend, "candidate", candidate)
         arguments = state.weights.arguments[state.plan][1]

@@ -10,8 +10,8 @@ from torch import Tensor
 from rankhoist.compiler.plan import Plans, PlanSummary, Range
 from rankhoist.runtime.alike import error, tolerance
 from rankhoist.runtime.inputs import Inputs
-from rankhoist.runtime.offsets import Blocks, Offsets
-from rankhoist.runtime.scoring import RequestState, Scoring
+from rankhoist.runtime.offsets import Offsets
+from rankhoist.runtime.scoring import Candidates, RequestState, Scoring
 
 
 class Tunable(ABC):
@@ -25,22 +25,16 @@ class Tunable(ABC):
         """Its plans, and how many candidates and requests each is used for."""
 
     @abstractmethod
-    def _whole_for(
-        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
-        blocks: Blocks | None,
-    ) -> Any:  # fmt: skip
+    def _whole_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         """Both stages of one plan, by one backend."""
 
     @abstractmethod
     def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
         """Record calls of this size, if the backend records any."""
 
-    def _checked_for(
-        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
-        blocks: Blocks | None,
-    ) -> Any:  # fmt: skip
+    def _checked_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         """What is compared with that of the original before a plan is timed: the results of a call."""
-        return self._whole_for(chosen, context, candidate, requests, rows, blocks)
+        return self._whole_for(chosen, context, requests, candidates)
 
     def _apart(self, checked: Any, truth: Any) -> float:
         """How far results are from those of the original, of their scale."""
@@ -70,13 +64,11 @@ class OnePlan(Scoring):
         """Scores of N candidates; see `forward`."""
         return self.forward(*args, request_offsets=request_offsets, **kwargs)
 
-    def _whole(
-        self, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int, blocks: Blocks | None
-    ) -> Any:
-        return self._model._whole_for(self._chosen, context, candidate, requests, rows, blocks)
+    def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
+        return self._model._whole_for(self._chosen, context, requests, candidates)
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
         return self._model._prepare_for(self._chosen, context, requests)
 
-    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
-        return self._model._score(state, candidate, rows, blocks)
+    def _score(self, state: RequestState, candidates: Candidates) -> Any:
+        return self._model._score(state, candidates)

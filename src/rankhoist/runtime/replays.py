@@ -25,7 +25,7 @@ from rankhoist.runtime.buckets import Bucket
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, even
 from rankhoist.runtime.recorded import CANDIDATE, REQUEST, WHOLE, Buffers, Key, Recorded, copies
-from rankhoist.runtime.scoring import RequestState
+from rankhoist.runtime.scoring import Candidates, RequestState
 from rankhoist.runtime.weights import Weights, filled
 
 COUNT = 64  # recordings of a model at most
@@ -79,11 +79,9 @@ class Replays:
 
     # -- what a model calls
 
-    def whole(
-        self, plan: int, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
-        blocks: Blocks | None,
-    ) -> list[Any] | None:  # fmt: skip
+    def whole(self, plan: int, context: dict[str, Tensor], requests: int, candidates: Candidates) -> list[Any] | None:
         """What the candidate stage returns for a call; None where it is not to be replayed."""
+        candidate, rows, blocks = candidates
         call = Bucket.needed(requests, rows, blocks, self._by_blocks[plan])
         with self.recorder.turn():
             entry = self._replayed(WHOLE, plan, call, {"context": context, "candidate": candidate}, blocks)
@@ -95,10 +93,9 @@ class Replays:
             entry = self._replayed(REQUEST, plan, Bucket(requests), {"context": context}, None)
             return None if entry is None else (copies(entry.recording.outputs), entry.key.bucket.requests)
 
-    def candidate(
-        self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None
-    ) -> list[Any] | None:
+    def candidate(self, state: RequestState, candidates: Candidates) -> list[Any] | None:
         """What the candidate stage returns for a state that was prepared; None where it is not to be replayed."""
+        candidate, rows, blocks = candidates
         call = Bucket.needed(state.rows, rows, blocks, self._by_blocks[state.plan])
         with self.recorder.turn():
             given: Buffers = {"state": state.tensors, "candidate": candidate}

@@ -17,8 +17,8 @@ from rankhoist.errors import InputError
 from rankhoist.runtime.ids import check
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.manifest import Manifest
-from rankhoist.runtime.offsets import Blocks, Offsets
-from rankhoist.runtime.scoring import RequestState, Scoring
+from rankhoist.runtime.offsets import Offsets
+from rankhoist.runtime.scoring import Candidates, RequestState, Scoring
 from rankhoist.runtime.weights import Weights
 
 INSIDE = Weights({}, {}, (), {}, [])  # the weights of exported stages are inside of them
@@ -48,7 +48,8 @@ class Runner(Scoring):
             made = self._run("request", context)
         return RequestState(requests, {i: t.contiguous() for i, t in enumerate(made)}, INSIDE)
 
-    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+    def _score(self, state: RequestState, candidates: Candidates) -> Any:
+        candidate, rows, blocks = candidates
         check(self._ids["candidate"], candidate)
         outputs = [name for name in self._stages["request"].outputs if name != OUTSIDE]
         tensors = dict(zip(outputs, state.tensors.values(), strict=True))

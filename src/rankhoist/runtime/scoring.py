@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,20 @@ from rankhoist.capture import Interface
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, Offsets, blocks_of
 from rankhoist.runtime.weights import Weights
+
+
+class Candidates(NamedTuple):
+    """The candidates of a call.
+
+    Attributes:
+        inputs: tensors `[N, ...]` as stages read them.
+        rows: N.
+        blocks: which of them are of which request; None where all are of one.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: int
+    blocks: Blocks | None
 
 
 @dataclass(frozen=True)
@@ -114,11 +128,11 @@ class Scoring(ABC):
         context, candidate = self._inputs.of_call(args, kwargs)
         requests, rows = self._inputs.accept("context", context), self._inputs.accept("candidate", candidate)
         blocks = blocks_of(request_offsets, requests, rows)
-        context, candidate = self._inputs.stage_inputs(context), self._inputs.stage_inputs(candidate)
+        context, candidates = self._inputs.stage_inputs(context), self._inputs.stage_inputs(candidate)
         if not torch.is_grad_enabled():  # entering and leaving no_grad is a good part of a call with few candidates
-            return self._whole(context, candidate, requests, rows, blocks)
+            return self._whole(context, requests, Candidates(candidates, rows, blocks))
         with torch.no_grad():
-            return self._whole(context, candidate, requests, rows, blocks)
+            return self._whole(context, requests, Candidates(candidates, rows, blocks))
 
     def prepare(self, context_inputs: Mapping[str, Any] | Sequence[Any], candidates: int | None = None) -> RequestState:
         """The context work of R requests: `{name: [R, ...]}` (or the context inputs in order) -> state.
@@ -150,7 +164,7 @@ class Scoring(ABC):
         rows = self._inputs.accept("candidate", candidate)
         blocks = blocks_of(request_offsets, state.requests, rows)
         with torch.no_grad():
-            return self._score(state, self._inputs.stage_inputs(candidate), rows, blocks)
+            return self._score(state, Candidates(self._inputs.stage_inputs(candidate), rows, blocks))
 
     def made_up(self, side: str, rows: int, lengths: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Rows of the `context` or of the `candidate` side: the example's, in turn; zeros where there is no example.
@@ -164,16 +178,14 @@ class Scoring(ABC):
         """Of every axis that varies, by `Varying.length`, another one than the example's, to see what it changes."""
         return self._inputs.other_lengths
 
-    def _whole(
-        self, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int, blocks: Blocks | None
-    ) -> Any:
+    def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         """Both stages, of inputs that are checked."""
-        return self._score(self._prepare(context, requests, rows), candidate, rows, blocks)
+        return self._score(self._prepare(context, requests, candidates.rows), candidates)
 
     @abstractmethod
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
         """The request stage, of inputs that are checked."""
 
     @abstractmethod
-    def _score(self, state: RequestState, candidate: dict[str, Tensor], rows: int, blocks: Blocks | None) -> Any:
+    def _score(self, state: RequestState, candidates: Candidates) -> Any:
         """The candidate stage, of inputs that are checked."""

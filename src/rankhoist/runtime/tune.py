@@ -28,6 +28,7 @@ from rankhoist.runtime.mixing import mixes_rows
 from rankhoist.runtime.offsets import LOOPS, blocks_of, even
 from rankhoist.runtime.plain import dtype_name
 from rankhoist.runtime.planned import OnePlan, Planned, Tunable
+from rankhoist.runtime.scoring import Candidates
 
 CANDIDATES, SECONDS = (100, 1000), 60.0
 
@@ -122,12 +123,13 @@ class _Calls:
 
     def __init__(self, model: Tunable, requests: int, candidates: int) -> None:
         self.model, self.requests, self.candidates, inputs = model, requests, candidates, model._inputs
-        self._context, self._candidate = (
+        context, candidate = (
             inputs.stage_inputs(inputs.made_up(side, count))
             for side, count in (("context", requests), ("candidate", candidates))
         )
         self._offsets = even(candidates, requests)
-        self._blocks = blocks_of(self._offsets, requests, candidates)
+        blocks = blocks_of(self._offsets, requests, candidates)
+        self._given = context, requests, Candidates(candidate, candidates, blocks)
         alone = inputs.device.type == "cpu" and torch.get_num_threads() == 1  # then others' work here is none
         self._clock = time.thread_time if alone else time.perf_counter
         self.first = GRAPHS if GRAPHS in backends_of(model) else EAGER
@@ -140,10 +142,6 @@ class _Calls:
 
     def __str__(self) -> str:
         return f"{self.candidates} candidates of {self.requests} request{'s' * (self.requests > 1)}"
-
-    @property
-    def _given(self) -> tuple[Any, ...]:
-        return self._context, self._candidate, self.requests, self.candidates, self._blocks
 
     def _call(self, key: Way) -> Any:
         with torch.no_grad():

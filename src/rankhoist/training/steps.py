@@ -26,8 +26,8 @@ from rankhoist.compiler.targets.training import training
 from rankhoist.errors import UnsupportedModelError
 from rankhoist.runtime.alike import error, tolerance
 from rankhoist.runtime.blueprint import Blueprint
-from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.planned import Tunable
+from rankhoist.runtime.scoring import Candidates
 from rankhoist.runtime.tune import tuned
 from rankhoist.training.graph import Graph, counts_of
 from rankhoist.training.graphs import Graphs
@@ -79,12 +79,8 @@ class Steps(Tunable):
         """One per graph."""
         return self._graphs.plans
 
-    def _whole_for(
-        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
-        blocks: Blocks | None,
-    ) -> Step:  # fmt: skip
-        graph = self._graphs.graphs[chosen.plan]
-        return _step(graph, self._learning, context, candidate, requests, rows, blocks)
+    def _whole_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Step:
+        return _step(self._graphs.graphs[chosen.plan], self._learning, context, requests, candidates)
 
     def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
         """Nothing is recorded; a plan with a mask per row is refused where one per request is asked for."""
@@ -93,16 +89,14 @@ class Steps(Tunable):
         if asked is not None and asked.dropout == "request" and _masks(own) != _masks(main):
             raise UnsupportedModelError("it draws a mask per row")
 
-    def _checked_for(
-        self, chosen: Range, context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int, rows: int,
-        blocks: Blocks | None,
-    ) -> Step:  # fmt: skip
+    def _checked_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Step:
         graph, own = self._exact.graphs[chosen.plan], self._inputs.dtype
-        context, candidate = (
-            {n: x.double() if x.dtype == own else x for n, x in side.items()} for side in (context, candidate)
+        context, exact = (
+            {n: x.double() if x.dtype == own else x for n, x in side.items()} for side in (context, candidates.inputs)
         )
+        candidates = candidates._replace(inputs=exact)
         with float64_by_default(), _kept(graph):
-            return _step(_without_masks(graph), self._exactly_learning, context, candidate, requests, rows, blocks)
+            return _step(_without_masks(graph), self._exactly_learning, context, requests, candidates)
 
     def _apart(self, checked: Step, truth: Step) -> float:
         gradients, expected = (
@@ -124,9 +118,9 @@ def random_sum(result: Any, seed: int) -> Tensor | None:
 
 
 def _step(
-    graph: Graph, learning: Sequence[Tensor], context: dict[str, Tensor], candidate: dict[str, Tensor], requests: int,
-    rows: int, blocks: Blocks | None,
-) -> Step:  # fmt: skip
+    graph: Graph, learning: Sequence[Tensor], context: dict[str, Tensor], requests: int, candidates: Candidates
+) -> Step:
+    candidate, rows, blocks = candidates
     with torch.enable_grad():
         scores = graph.run(context, candidate, requests, rows, counts_of(blocks, rows))
         total = random_sum(scores, rows)

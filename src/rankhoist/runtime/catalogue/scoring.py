@@ -22,8 +22,8 @@ from rankhoist.runtime.catalogue.index import Ids
 from rankhoist.runtime.catalogue.stage import ItemStage, blocks
 from rankhoist.runtime.catalogue.store import Given, Store, ids_of, opened
 from rankhoist.runtime.ids import Guard
-from rankhoist.runtime.offsets import Blocks, Offsets, blocks_of
-from rankhoist.runtime.scoring import RequestState, Scoring
+from rankhoist.runtime.offsets import Offsets, blocks_of
+from rankhoist.runtime.scoring import Candidates, RequestState, Scoring
 from rankhoist.runtime.weights import Weights, filled
 
 Progress = Callable[[list[Any]], Iterable[Any]]
@@ -179,7 +179,7 @@ class CatalogueScoring(Scoring):
             kept, count = store.read(state.plan, rows, ids)
             pairs = self._pairs(pair_inputs, count)
             blocks = blocks_of(request_offsets, state.requests, count)
-            return self._score_with(state, kept, self._inputs.stage_inputs(pairs), count, blocks)
+            return self._score_with(state, kept, Candidates(self._inputs.stage_inputs(pairs), count, blocks))
 
     def rank_all(
         self,
@@ -234,14 +234,8 @@ class CatalogueScoring(Scoring):
         state = dict(zip(variant.state, made, strict=True))
         return RequestState(requests, state, store.weights, number, with_store=True)
 
-    def _score_with(
-        self,
-        state: RequestState,
-        kept: Mapping[int, Tensor],
-        pairs: dict[str, Tensor],
-        rows: int,
-        blocks: Blocks | None,
-    ) -> Any:
+    def _score_with(self, state: RequestState, kept: Mapping[int, Tensor], candidates: Candidates) -> Any:
+        pairs, rows, blocks = candidates
         offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
         arguments = filled(state.weights.with_store[state.plan][1], {**state.tensors, **kept}, pairs)
         stage = self._of_items().variants[state.plan].candidate
