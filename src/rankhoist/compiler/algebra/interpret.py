@@ -41,7 +41,15 @@ from rankhoist.compiler.algebra.forms import (
 )
 from rankhoist.compiler.algebra.memo import Memo, Outcome, identity
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import TensorValue, Value, rates_in, sizes_have_rows, tensors_in, told_by_calls
+from rankhoist.compiler.algebra.values import (
+    TensorValue,
+    Value,
+    mapped,
+    rates_in,
+    sizes_have_rows,
+    tensors_in,
+    told_by_calls,
+)
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
@@ -141,14 +149,14 @@ class Interpreter:
 
     def _call(self, node: fx.Node) -> Value:
         if node.target is operator.getitem:  # of a result with several tensors
-            container, index = self._map(node.args)
+            container, index = self._given(node.args)
             return container[index]
         meta = node.meta.get("val")
         if not isinstance(node.target, torch._ops.OpOverload) or _scalar(meta):
             if node.target in NUMBERS:
                 self._number(node)
             return self._assert(node) if meta is None else self._size_value(meta)
-        args, kwargs = self._map(node.args), self._map(node.kwargs)
+        args, kwargs = self._given(node.args), self._given(node.kwargs)
         # Sizes that depend on data have names of their own in every operator, and every dropout has a mask of its own.
         what = node if "unbacked_bindings" in node.meta or draws(node) else node.target
         key = (self.level, what, identity(args), identity(kwargs))
@@ -166,14 +174,14 @@ class Interpreter:
 
     def _number(self, node: fx.Node) -> None:
         """A number that is read out of a tensor."""
-        (operand,), meta = self._map(node.args), node.meta["val"]
+        (operand,), meta = self._given(node.args), node.meta["val"]
         symbol = meta.node.expr if isinstance(meta, torch.SymInt | torch.SymFloat) else None
         if isinstance(symbol, sympy.Symbol):
             self.originals.number(symbol, operand)
 
     def _assert(self, node: fx.Node) -> None:
         """An assertion of a tensor is one of the outputs; one of sizes has been shown to hold, unless data decides."""
-        operand, *words = self._map(node.args) or [None]
+        operand, *words = self._given(node.args) or [None]
         if node.target in ASSERTIONS:
             said = words or ["an assertion of the model failed"]
             self.assertions.append((self.originals.present(operand, operand.rate), *said))
@@ -214,15 +222,9 @@ class Interpreter:
         value = self.values[output]
         return self.originals.present(value, Rate.PAIR) if isinstance(value, TensorValue) else value
 
-    def _map(self, value: Any) -> Any:
+    def _given(self, arguments: Any) -> Any:
         """Captured arguments with values in place of nodes."""
-        if isinstance(value, fx.Node):
-            return self.values[value]
-        if isinstance(value, list | tuple):
-            return [self._map(v) for v in value]
-        if isinstance(value, dict):
-            return {k: self._map(v) for k, v in value.items()}
-        return value
+        return mapped(arguments, fx.Node, self.values.__getitem__)
 
     def condition(self, per_candidate: bool) -> Node | None:
         """Whether all laws that were applied hold for a request, `[R]`, or a row, `[N]`; None where they always do."""
@@ -305,17 +307,15 @@ class Interpreter:
 
     def _whole(self, value: Any) -> Any:
         """One tensor each, where blocks are known at different rates."""
-        if isinstance(value, list | tuple):
-            return [self._whole(v) for v in value]
-        return self.originals.solid(value) if isinstance(value, Form) and value.mixed else value
+        return mapped(value, Form, lambda form: self.originals.solid(form) if form.mixed else form)
 
     def _finished(self, node: fx.Node, value: Value) -> Value:
         """A rule's result, unevaluated only at level `full`, where that can save work and is asked for."""
-        if isinstance(value, list | tuple):
-            return [self._finished(node, v) for v in value]
-        if not isinstance(value, Form):
-            return value
-        return replace(value, blocks={cell: self._finished_block(node, b) for cell, b in value.blocks.items()})
+
+        def finished(form: Form) -> Form:
+            return replace(form, blocks={cell: self._finished_block(node, b) for cell, b in form.blocks.items()})
+
+        return mapped(value, Form, finished)
 
     def _finished_block(self, node: fx.Node, block: Block) -> Block:
         if block.settled:

@@ -8,7 +8,7 @@ What has no law is given the rows in their order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -18,7 +18,7 @@ from rankhoist.compiler.algebra.forms import Form, plain
 from rankhoist.compiler.algebra.memo import Outcome
 from rankhoist.compiler.algebra.orders import InOrder, Permutation, Permuted, RowNumber
 from rankhoist.compiler.algebra.original import OriginalOperators
-from rankhoist.compiler.algebra.values import TensorValue, Value, as_form, flat, tensors_in
+from rankhoist.compiler.algebra.values import TensorValue, Value, as_form, flat, mapped, tensors_in
 from rankhoist.compiler.graph.node import Rate, aten
 
 ByLaw = Callable[[fx.Node, Any, Any], tuple[Value, Outcome]]
@@ -47,7 +47,7 @@ def order(
 
 def as_tensors(value: Any) -> Any:
     """Arguments with tensors in place of orders, and of rows in one."""
-    return _replaced(value, InOrder, lambda v: v.form)
+    return mapped(value, InOrder, lambda v: v.form)
 
 
 def by_law(law: ByLaw, node: fx.Node, args: Any, kwargs: Any) -> tuple[Value, Outcome]:
@@ -55,9 +55,9 @@ def by_law(law: ByLaw, node: fx.Node, args: Any, kwargs: Any) -> tuple[Value, Ou
     operands = tensors_in((args, kwargs))
     orders = [v.by for v in operands if isinstance(v, Permuted)]
     if orders and not draws(node) and all(_follows(v, orders[0]) for v in operands):
-        value, outcome = law(node, *(_replaced(own, Permuted, lambda v: v.value) for own in (args, kwargs)))
+        value, outcome = law(node, *(mapped(own, Permuted, lambda v: v.value) for own in (args, kwargs)))
         if outcome.law and all(v is None or isinstance(v, Form) for v in flat(value)):
-            return _replaced(value, Form, lambda v: orders[0].of(v) if v.has_rows else v), outcome
+            return mapped(value, Form, lambda v: orders[0].of(v) if v.has_rows else v), outcome
     return law(node, args, kwargs)
 
 
@@ -66,12 +66,3 @@ def _follows(value: TensorValue, by: Permutation) -> bool:
     if isinstance(value, Permuted):
         return value.by.order is by.order and value.by.back is by.back
     return isinstance(value, RowNumber) or (isinstance(value, Form) and (not value.has_rows or value.of_weights))
-
-
-def _replaced(value: Any, kind: Any, by: Callable[[Any], Any]) -> Any:
-    """Arguments with others in place of those of a kind."""
-    if isinstance(value, kind):
-        return by(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_replaced(v, kind, by) for v in value]
-    return {k: _replaced(v, kind, by) for k, v in value.items()} if isinstance(value, Mapping) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,15 @@ def flat(value: Any) -> list[Any]:
     if isinstance(value, list | tuple):
         return [x for v in value for x in flat(v)]
     return [value]
+
+
+def mapped(value: Any, kind: Any, by: Callable[[Any], Any]) -> Any:
+    """Arguments with something else in place of those of a kind, also in lists within lists and in dicts."""
+    if isinstance(value, kind):
+        return by(value)
+    if isinstance(value, list | tuple):
+        return [mapped(v, kind, by) for v in value]
+    return {k: mapped(v, kind, by) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def tensors_in(value: Any) -> list[TensorValue]:

@@ -13,7 +13,7 @@ from rankhoist.compiler.algebra.bags import Ragged, Values
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form, plain, row_layout
 from rankhoist.compiler.algebra.original import OriginalOperators, check
-from rankhoist.compiler.algebra.values import Value, flat, tensors_in
+from rankhoist.compiler.algebra.values import Value, flat, mapped, tensors_in
 from rankhoist.compiler.graph.node import Node, Rate, Size, StageArgument
 
 
@@ -46,11 +46,7 @@ def by_part(
 
 def _of_part(value: Any, i: int) -> Any:
     """An argument with the form of part `i` in place of values."""
-    if isinstance(value, Ragged):
-        return value.parts[i].form
-    if isinstance(value, list | tuple):
-        return [_of_part(v, i) for v in value]
-    return {k: _of_part(v, i) for k, v in value.items()} if isinstance(value, dict) else value
+    return mapped(value, Ragged, lambda ragged: ragged.parts[i].form)
 
 
 def _closed(as_rows: OriginalOperators, value: Value, part: Values, given: Sequence[Any]) -> Value:
