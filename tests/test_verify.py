@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -23,7 +22,7 @@ from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan, make_plan
 from rankhoist.errors import ArtifactError, VerificationError
-from rankhoist.verify import Certificate, Check, verify
+from rankhoist.verify import Certificate, Check, batches, verify
 from rankhoist.verify.batches import Batch, draw, whole_rows
 from rankhoist.verify.measure import tolerance
 
@@ -329,7 +328,7 @@ def test_verify_tries_every_empty_request(hoisted: HoistedModel, ranker: nn.Modu
         seen.append(draw(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(sys.modules["rankhoist.verify.checks"], "draw", record)
+    monkeypatch.setattr(batches, "draw", record)
     verify(hoisted, ranker)
     empty = {r for b in seen if b.requests == 3 for r in range(3) if b.offsets[r] == b.offsets[r + 1]}
     assert empty == {0, 1, 2}

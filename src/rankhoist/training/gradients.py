@@ -7,7 +7,6 @@ remember). Copies are compared: neither model is changed.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime.versions import versions
 from rankhoist.training.model import GroupedModel
 from rankhoist.training.steps import CANCELS, random_sum
-from rankhoist.verify.batches import Batch, arguments, draw, pool, whole_rows
+from rankhoist.verify.batches import Batch, arguments, draw_all, pool, whole_rows
 from rankhoist.verify.compare import Comparison, Result, exact
 from rankhoist.verify.measure import Outputs, difference, outputs, scale_of
 from rankhoist.verify.original import float64_by_default
@@ -49,12 +48,8 @@ def verify_gradients(
             batch norm divides a context column that is the same in all rows by nothing, and gradients are noise.
 
     Raises:
-        VerificationError: there are no inputs to draw from, or the original cannot be called.
+        VerificationError: there are no inputs to draw from, or no sizes, or the original cannot be called.
     """
-    if min([trials, *candidates, *requests], default=0) < 1:
-        raise VerificationError(
-            f"trials, candidates and requests are 1 or more, got {trials}, {candidates}, {requests}"
-        )
     ours, theirs = copy.deepcopy(grouped), copy.deepcopy(unwrapped(grouped.original if model is None else model))
     ours.train(grouped.training), theirs.train(grouped.training)
     for own, other in zip(grouped.original.modules(), ours.original.modules(), strict=True):
@@ -68,11 +63,8 @@ def verify_gradients(
         ours.double(), theirs.double()
         interface = ours.interface
         specs, rows = list(interface.inputs.values()), pool(interface, torch.float64, _device(theirs), inputs)
-        sizes = enumerate(itertools.product(requests, candidates, range(trials)))
-        batches = [
-            draw(specs, rows, n, r, empty=k % (r + 1), seed=seed + k).cast(interface, torch.float64)
-            for k, (r, n, _) in sizes
-        ]
+        drawn = draw_all(specs, rows, candidates, requests, trials, seed)
+        batches = [batch.cast(interface, torch.float64) for batch in drawn]
         expected = [_step(theirs, b, _on_rows(theirs, ours, b), seed, "the original") for b in batches]
         actual = [_attempt(ours, b, seed) for b in batches]
     return Certificate(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +116,22 @@ def pool(interface: Interface, dtype: torch.dtype, device: torch.device, inputs:
     dtypes = {s.name: dtype if s.dtype == interface.dtype else s.dtype for s in interface.inputs.values()}
     own = {n: dtype if isinstance(rows[n], Jagged) else d for n, d in dtypes.items()}  # columns keep theirs
     return {name: rows[name].detach().to(device, d) for name, d in own.items()}
+
+
+def draw_all(
+    inputs: Sequence[InputSpec], pool: Mapping[str, Any], candidates: Sequence[int], requests: Sequence[int],
+    trials: int, seed: int,
+) -> list[Batch]:  # fmt: skip
+    """So many batches per pair of sizes, of several requests mostly one without candidates.
+
+    Raises:
+        VerificationError: there are no sizes, or one is less than 1.
+    """
+    for name, numbers in (("trials", [trials]), ("candidates", candidates), ("requests", requests)):
+        if not numbers or min(numbers) < 1:
+            raise VerificationError(f"{name} must be 1 or more, got {list(numbers)}")
+    sizes = enumerate(itertools.product(requests, candidates, range(trials)))
+    return [draw(inputs, pool, n, r, empty=k % (r + 1), seed=seed + k) for k, (r, n, _) in sizes]
 
 
 def draw(

@@ -31,7 +31,7 @@ from rankhoist.runtime import HoistedModel, Store
 from rankhoist.runtime.catalogue.layout import precision
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.versions import versions
-from rankhoist.verify.batches import Batch, draw, pool
+from rankhoist.verify.batches import Batch, draw, draw_all, pool
 from rankhoist.verify.compare import Comparison, Result, exact, rounded
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 from rankhoist.verify.opaque import rows_apart
@@ -92,14 +92,10 @@ def verify(
     module, rows = as_module(model), pool(hoisted.interface, hoisted.dtype, hoisted.device, inputs)
     _check_device(hoisted, module)
     requests = requests if _has_context(hoisted) else (1,)
-    _check_sizes(trials, candidates, requests)
     if seed < 0:
         raise VerificationError(f"seed must be 0 or more, got {seed}")
     specs = list(hoisted.interface.inputs.values())
-    batches = [
-        draw(specs, rows, n, r, empty=k % (r + 1), seed=seed + k)
-        for k, (r, n, _) in enumerate(itertools.product(requests, candidates, range(trials)))
-    ]
+    batches = draw_all(specs, rows, candidates, requests, trials, seed)
     probe = draw(specs, rows, PROBE, 1, empty=0, seed=seed)
     with torch.no_grad():
         truth, checks, row_independent = _run(hoisted, module, batches, probe)
@@ -140,12 +136,6 @@ def _check_device(hoisted: HoistedModel, module: nn.Module) -> None:
 def _has_context(hoisted: HoistedModel) -> bool:
     """Without a context input nothing says how many requests there are, so there is one."""
     return any(spec.role != "candidate" for spec in hoisted.interface.inputs.values())
-
-
-def _check_sizes(trials: int, candidates: Sequence[int], requests: Sequence[int]) -> None:
-    for name, numbers in (("trials", [trials]), ("candidates", candidates), ("requests", requests)):
-        if not numbers or min(numbers) < 1:
-            raise VerificationError(f"{name} must be 1 or more, got {list(numbers)}")
 
 
 # -- what is run
