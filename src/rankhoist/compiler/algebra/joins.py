@@ -65,7 +65,7 @@ def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form
     if len(groups) == len(form.dims[dim]):
         return form
     segments = tuple(_together([form.dims[dim][k] for k in group]) for group in groups)
-    dims = (*form.dims[:dim], segments, *form.dims[dim + 1 :])
+    dims = replaced(form.dims, dim, segments)
     blocks = {}
     for cell in cells(dims):
         parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
@@ -110,7 +110,7 @@ def join_blocks(builder: Builder, parts: Sequence[Block], dim: int) -> Block:
         nodes.append(expand(builder, arrange(builder, p.factor, order), [x.size for x in order]))
     label = Label(sum(n.shape[at] for n in nodes))
     factor = Factor(builder.cat(nodes, at), (*others[:at], label, *others[at:]))
-    return one_block(factor, (*flat[0].labels[:dim], (label,), *flat[0].labels[dim + 1 :]))
+    return one_block(factor, replaced(flat[0].labels, dim, (label,)))
 
 
 def expand(builder: Builder, node: Node, shape: Sequence[Sized]) -> Node:
@@ -142,7 +142,7 @@ def join_segments(builder: Builder, form: Form, dim: int) -> Form:
     if not isinstance(segments[0], Span):
         order.sort(key=lambda k: int(segments[k][0]))
     positions = _together([segments[k] for k in order])
-    dims = (*form.dims[:dim], (positions,), *form.dims[dim + 1 :])
+    dims = replaced(form.dims, dim, (positions,))
     blocks = {}
     for cell in cells(dims):
         parts = [form.blocks[replaced(cell, dim, k)] for k in order]
@@ -156,7 +156,7 @@ def in_position_order(builder: Builder, form: Form, dim: int) -> Form:
     if isinstance(positions, Span) or (positions == np.arange(len(positions))).all():
         return form
     blocks = {cell: take(builder, block, dim, np.argsort(positions)) for cell, block in form.blocks.items()}
-    return replace(form, dims=(*form.dims[:dim], whole(len(positions)), *form.dims[dim + 1 :]), blocks=blocks)
+    return replace(form, dims=replaced(form.dims, dim, whole(len(positions))), blocks=blocks)
 
 
 def _all_in_order(builder: Builder, form: Form) -> Form:
@@ -177,8 +177,8 @@ def solid(builder: Builder, form: Form, workload: Workload) -> Form:
 
 def segment(form: Form, dim: int, k: int) -> Form:
     """Segment `k` of a dim as a form of its own, its positions numbered from 0."""
-    dims = (*form.dims[:dim], whole(count(form.dims[dim][k])), *form.dims[dim + 1 :])
-    blocks = {(*cell[:dim], 0, *cell[dim + 1 :]): block for cell, block in form.blocks.items() if cell[dim] == k}
+    dims = replaced(form.dims, dim, whole(count(form.dims[dim][k])))
+    blocks = {replaced(cell, dim, 0): block for cell, block in form.blocks.items() if cell[dim] == k}
     return replace(form, dims=dims, blocks=blocks)
 
 
@@ -193,7 +193,7 @@ def assemble(builder: Builder, form: Form, dim: int, parts: Sequence[Form]) -> F
     for other in range(len(own.dims)):
         if other != at:
             aligned = refine(builder, aligned, [other] * len(aligned))
-    dims = (*aligned[0].dims[:at], own.dims[at], *aligned[0].dims[at + 1 :])
+    dims = replaced(aligned[0].dims, at, own.dims[at])
     blocks = {}
     for k, part in enumerate(aligned):
         for cell, block in part.blocks.items():
@@ -230,9 +230,7 @@ def side_by_side(builder: Builder, forms: Sequence[Form], dim: int) -> Form:
         moved = spans.of(f.dims[dim], offset) if varies([length]) else [p + offset for p in f.dims[dim]]
         segments += moved
         offset += f.sizes[dim]
-    return Form(
-        (*forms[0].dims[:dim], tuple(segments), *forms[0].dims[dim + 1 :]), blocks, forms[0].layout, forms[0].dtype
-    )
+    return Form(replaced(forms[0].dims, dim, tuple(segments)), blocks, forms[0].layout, forms[0].dtype)
 
 
 def padded(builder: Builder, value: Form, axis: int, low: int, high: int, number: float) -> Form:

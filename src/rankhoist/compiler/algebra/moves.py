@@ -6,15 +6,17 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rankhoist.compiler.algebra import spans
 from rankhoist.compiler.algebra.cuts import drop_axes, flatten_labels, split_at, take
-from rankhoist.compiler.algebra.forms import ROW, Block, Cell, Decline, Form, Label, Labels, Positions, cells, whole
+from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Form, Label, Labels, Positions, cells, whole
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.lengths import Sized, varies
+
+T = TypeVar("T")
 
 
 def ordered(form: Form) -> Form:
@@ -71,7 +73,7 @@ def take_dim(builder: Builder, form: Form, dim: int, index: Positions) -> Form:
         if len(places) or (k == 0 and not len(index)):  # of no position one segment is left, which is empty
             segments.append(_cheap_order(places, offset[index[places]]))
             kept.append(k)
-    dims = (*form.dims[:dim], tuple(segments), *form.dims[dim + 1 :])
+    dims = replaced(form.dims, dim, tuple(segments))
     blocks = {}
     for cell in cells(dims):
         old = replaced(cell, dim, kept[cell[dim]])
@@ -211,9 +213,9 @@ def _cut_labels(labels: Labels, sizes: Sequence[Sized]) -> list[Labels] | None:
     return None if rest else parts
 
 
-def replaced(cell: Cell, dim: int, k: int, count: int = 1) -> Cell:
-    """The cell with `k` in place of `count` entries from `dim` on."""
-    return (*cell[:dim], k, *cell[dim + count :])
+def replaced(items: tuple[T, ...], dim: int, item: T, count: int = 1) -> tuple[T, ...]:
+    """A cell, or whatever has an item per dim, with another in place of `count` from `dim` on."""
+    return (*items[:dim], item, *items[dim + count :])
 
 
 def with_axes(form: Form, axes: Sequence[int]) -> Form:

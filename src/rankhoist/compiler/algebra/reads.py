@@ -18,7 +18,7 @@ import numpy as np
 
 from rankhoist.compiler.algebra import cuts, moves, places
 from rankhoist.compiler.algebra.evaluator import Evaluator
-from rankhoist.compiler.algebra.forms import Block, Factor, Form, Label, Labels, Term, row_layout, whole
+from rankhoist.compiler.algebra.forms import Block, Factor, Form, Label, Term, row_layout, whole
 
 
 def of_request(evaluator: Evaluator, value: Form, index: Form, dim: int) -> Form:
@@ -80,8 +80,8 @@ def along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> tuple[Form,
     if not read or any(x in chosen.labels for d in dims for x in block.labels[d]):
         return None
     at, place = read[0], chosen.labels[-1]
-    segments = (*value.dims[:at], whole(place.size), *value.dims[at + 1 :])
-    given = {(0,) * len(segments): Block(_replaced(block.labels, at, (place,)), inner.terms)}
+    segments = moves.replaced(value.dims, at, whole(place.size))
+    given = {(0,) * len(segments): Block(moves.replaced(block.labels, at, (place,)), inner.terms)}
 
     def again(made: Form) -> Form:
         left = [d for d in range(len(segments)) if len(made.dims) == len(segments) or d not in dims]
@@ -94,11 +94,7 @@ def along(evaluator: Evaluator, value: Form, dims: Sequence[int]) -> tuple[Form,
         k = left.index(at)
         labels = tuple(x if x in own.labels[at] else names.get(x, x) for x in flat.labels[:-1])
         renamed = Factor(flat.node, (*labels, names[own.labels[at][0]]))
-        block_again = places.read(evaluator.b, result, renamed, _replaced(result.labels, k, own.labels[at]))
-        return Form((*made.dims[:k], value.dims[at], *made.dims[k + 1 :]), {cell: block_again}, made.layout, made.dtype)
+        block_again = places.read(evaluator.b, result, renamed, moves.replaced(result.labels, k, own.labels[at]))
+        return Form(moves.replaced(made.dims, k, value.dims[at]), {cell: block_again}, made.layout, made.dtype)
 
     return Form(segments, given, value.layout, value.dtype), again
-
-
-def _replaced(labels: tuple[Labels, ...], dim: int, own: Labels) -> tuple[Labels, ...]:
-    return (*labels[:dim], own, *labels[dim + 1 :])
