@@ -22,7 +22,7 @@ from rankhoist.compiler.plan import make_plans, plans_with_store, single
 from rankhoist.compiler.plan.search import attempt, make_plan, search
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import ALIKE
-from rankhoist.errors import ArtifactError, ContextError, InputError
+from rankhoist.errors import ArtifactError, ContextError, InputError, VocabularyError
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import HoistedModel
 
@@ -412,6 +412,7 @@ def test_calls_that_make_no_sense(model, program, hoisted):
     refused("one of them", rows=[1], ids=[1])
     refused("rows of this store are 0 to 39, got 1 to 40", rows=[1, 40])
     refused("whole numbers", rows=[0.5])
+    refused("whole numbers", rows=["a"])
     refused("no items with these ids: 77", ids=[1, 77])
     refused("11 rows of pair inputs for 1 items", rows=[1])
     refused("missing pair inputs: packed", rows=call.rows, pair_inputs={"place": call.pairs["place"]})
@@ -420,7 +421,11 @@ def test_calls_that_make_no_sense(model, program, hoisted):
     with pytest.raises(InputError, match="pass the candidate inputs, or a store"):
         hoisted.score(state)
     with pytest.raises(InputError, match="of another model"):
-        hoist_program(program, level="expand").prepare(call.context, store=store)
+        (plain := hoist_program(program, level="expand")).prepare(call.context, store=store)
+    unknown = items_of(rows(2))
+    unknown["item"][1] = ITEMS
+    with pytest.raises(VocabularyError, match="input 'item' has id 40 in row 1, expected 0 to 39"):
+        plain.catalogue(unknown)  # whose store keeps the id, for calls to look up
     with pytest.raises(InputError, match="ids are given twice: 5"):
         hoisted.catalogue(items_of(rows(2)), ids=[5, 5])
     with pytest.raises(InputError, match="3 ids for 2 items"):

@@ -198,6 +198,10 @@ def test_a_call_is_checked(hoisted: rankhoist.HoistedModel):
         hoisted.prepare([Jagged(tags.values[0].double(), lengths=tags.lengths)])
     with pytest.raises(InputError, match="has 2 columns, expected 1"):
         hoisted.prepare([bags((7,), True)])
+    with pytest.raises(InputError, match=r"are tensors of one axis and more, got \[1, 0\]"):
+        Jagged(tags.values[0], lengths=[1, 0])
+    none = torch.zeros(0, dtype=torch.int64)
+    assert len(hoisted(tags.values[0], torch.tensor([0]), none, none, price[:0])) == 0
     with pytest.raises(InputError, match="different row counts"):
         hoisted.score(hoisted.prepare([tags]), [words, price[:3]])
 

@@ -105,6 +105,30 @@ def test_states_that_are_longer_than_their_histories(tmp_path: Path):
         assert_equal(form.score(form.prepare(context), candidate, OFFSETS), want, f"length {length}")
 
 
+class Twice(Reader):
+    """Two tasks one above the other, `[2, rows]`, and weights over the history read twice, `[rows, 2 T]`."""
+
+    def forward(self, history: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        h, q = self.table(history).repeat(1, 2, 1), self.table(item)
+        weights = (h * q[:, None]).sum(2).softmax(1)
+        return torch.stack([weights.amax(1), q.sum(1)]), weights
+
+
+def test_rows_on_another_axis_and_lengths_that_are_more(tmp_path: Path):
+    model = Twice(began)
+    context, candidate = rows_of(9, 7)
+    made = rankhoist.hoist(model, context | candidate, context=["history"], dynamic={"history": 1}, level="request")
+    form = exported(made, tmp_path)
+    owner = torch.repeat_interleave(torch.arange(3), torch.tensor(OFFSETS).diff())
+    for length, rows in ((2, 7), (40, 7), (3, 0)):
+        context, candidate = rows_of(length, 3)[0], {"item": rows_of(length, 7)[1]["item"][:rows]}
+        want = model(context["history"][owner[:rows]], candidate["item"])
+        got = form.score(form.prepare(context), candidate, OFFSETS if rows else [0, 0, 0, 0])
+        for ours, theirs in zip(got, want, strict=True):
+            assert ours.shape == theirs.shape
+            assert_equal(ours, theirs.detach(), f"length {length}")
+
+
 def test_what_is_not_exported_for_any_length_is_refused_by_name(tmp_path: Path):
     context, candidate = rows_of(9, 7)
     model, dynamic = reader("last_of_gru"), {"history": {1: (1, 60)}}

@@ -296,8 +296,8 @@ def folder(pairs, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 5}, "it has format 5, and this version reads 4: upgrade rankhoist, or export it again"),
-        ({"format": 2}, "it has format 2, and this version reads 4: export it again"),
+        ({"format": 6}, "it has format 6, and this version reads 5: upgrade rankhoist, or export it again"),
+        ({"format": 2}, "it has format 2, and this version reads 5: export it again"),
         ({"format": None}, "it has None where int is expected"),
         ({"inputs": []}, "it takes 2 tensors and lists 0 inputs"),
         ({"stages": {"request": {"file": 3}}}, "it has 3 where str is expected"),
@@ -328,7 +328,7 @@ def test_a_manifest_describes_the_call(folder):
         "file": "request.pt2",
         "inputs": ["user"],
         "outputs": ["state.0"],
-        "with_rows": [True],
+        "row_axes": [0],
         "guards": [],
     }
 

@@ -145,6 +145,28 @@ def test_bounds_of_the_model_are_found_or_said():
         capture(model, rows, ["history"], dynamic={"history": {1: (0, 99)}})
 
 
+@pytest.mark.parametrize("least", [1, 2])
+def test_what_is_done_otherwise_with_a_short_history_is_not_taken_for_it(least: int):
+    class Branches(nn.Module):
+        def forward(self, history: Tensor, item: Tensor) -> Tensor:
+            return history.sum(1) * item * (1 if history.shape[1] >= least else 3) + 1
+
+    class Same(Branches):
+        def forward(self, history: Tensor, item: Tensor) -> Tensor:
+            return super().forward(history, item) if history.shape[1] >= least else history.sum(1) * item + 1
+
+    rows = {"history": torch.randn(4, 3), "item": torch.randn(4)}
+    with_other = {"history": rows["history"] + 1, "item": rows["item"]}
+    hoisted = rankhoist.hoist(Branches().eval(), with_other, context=["history"], dynamic={"history": 1})
+    expected = 2 if least == 2 else 0  # of no position, both are 1
+    assert hoisted.interface.inputs["history"].varying[0].low == expected
+    if expected:
+        with pytest.raises(InputError, match=r"has shape \[1, 1\], expected \[rows, 2..\]"):
+            hoisted(torch.randn(1, 1), rows["item"])
+    same = rankhoist.hoist(Same().eval(), rows, context=["history"], dynamic={"history": 1})
+    assert same.interface.inputs["history"].varying[0].low == 0
+
+
 @pytest.mark.parametrize(("dynamic", "how", "error", "words"), [
     ({"past": 1}, {}, InputError, "dynamic names 'past', which is no tensor"),
     ({"history": 0}, {}, InputError, "axis 0 of input 'history' .* cannot vary"),

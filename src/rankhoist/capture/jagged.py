@@ -28,6 +28,9 @@ class Jagged:
     def __init__(self, *values: Tensor, lengths: Tensor | None = None, offsets: Tensor | None = None) -> None:
         if not values or (lengths is None) == (offsets is None):
             raise InputError("jagged values need lengths [rows] or offsets [rows], one of both")
+        for given in (*values, lengths if offsets is None else offsets):
+            if not isinstance(given, Tensor) or not given.dim():
+                raise InputError(f"jagged values, lengths and offsets are tensors of one axis and more, got {given!r}")
         total = len(values[0])
         if offsets is not None:
             lengths = _lengths(offsets, total)
@@ -128,6 +131,8 @@ def flat(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lengths(offsets: Tensor, total: int) -> Tensor:
     """The lengths between offsets `[rows]`; `[rows + 1]` where the last one is the end."""
+    if offsets.dim() == 1 and not len(offsets) and not total:
+        return offsets.to(torch.int64)  # no rows
     if offsets.dim() != 1 or offsets.is_floating_point() or not len(offsets) or int(offsets[0]) != 0:
         raise InputError(f"offsets {list(offsets.shape)} of {offsets.dtype} must be whole numbers that begin with 0")
     ends = torch.cat([offsets[1:], offsets.new_full((1,), total)])

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.alike import alike
+from rankhoist.capture.alike import leaves_alike
 from rankhoist.capture.bags import JaggedCall
 from rankhoist.capture.checks import check_exported
 from rankhoist.capture.export import export
 from rankhoist.capture.packed import packed_as_padded
 from rankhoist.capture.scripts import converted, scripts_converted
+from rankhoist.capture.shortest import shortest
 from rankhoist.capture.varying import Axes
 from rankhoist.errors import UnsupportedModelError
 
@@ -41,6 +42,8 @@ def exported(
         check_exported(program)
     elif others and jagged is None:
         check_alike(model, bound, program)
+    if varying and not training:
+        shortest(model, bound, program)
     return program
 
 
@@ -55,12 +58,12 @@ def check_alike(model: nn.Module, bound: inspect.BoundArguments, program: torch.
     for rows in [list(range(count)) * 2, *([i, i] for i in range(min(count, ALONE)))]:
         args, kwargs = _at(rows, (bound.args, bound.kwargs))
         with torch.no_grad():
-            made = pytree.tree_leaves(run(*args, **kwargs))
+            made = run(*args, **kwargs)
             try:
-                truth = pytree.tree_leaves(model(*args, **kwargs))
+                truth = model(*args, **kwargs)
             except Exception:  # whatever it is, it is the model's own failure
                 continue
-        if not all(_alike(x, y) for x, y in zip(made, truth, strict=True)):
+        if not leaves_alike(made, truth):
             raise UnsupportedModelError(
                 "the model's packed sequences or scripts were taken for modules of PyTorch's operators, and on rows "
                 f"{sorted({*rows})[:ALONE]} of the example scores differ: a score depends on the other rows of a call, "
@@ -71,9 +74,3 @@ def check_alike(model: nn.Module, bound: inspect.BoundArguments, program: torch.
 def _at(rows: list[int], given: Any) -> Any:
     """These rows of a call's tensors."""
     return pytree.tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, given)
-
-
-def _alike(made: Any, truth: Any) -> bool:
-    if not isinstance(truth, Tensor) or not truth.is_floating_point():
-        return bool(torch.equal(made, truth)) if isinstance(truth, Tensor) else made == truth
-    return alike(made, truth, torch.finfo(truth.dtype).eps ** 0.5)

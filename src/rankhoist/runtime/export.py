@@ -81,7 +81,7 @@ def write(
         except Exception as error:
             raise refused(path.name, error) from error
         guards = list(stage.guards)
-        files[stage.name] = StageFile(path.name, stage.inputs, stage.outputs, stage.with_rows, guards)
+        files[stage.name] = StageFile(path.name, stage.inputs, stage.outputs, stage.row_axes, guards)
         constants |= stage.constants
     Manifest(inputs.interface, inputs.dtype, files, constants, ids_of(known, inputs)).write(folder)
 

@@ -181,8 +181,16 @@ class Guard:
             return run(*given)
         except (IndexError, RuntimeError):
             if self._inputs.device.type == "cpu":
-                check({name: own for name, own in self.bounds[side].items() if name in inputs}, inputs)
+                self.check_all(side, inputs)
             raise
+
+    def check_all(self, side: str, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse ids that no stage may look up before they are kept.
+
+        Raises:
+            VocabularyError: there is one; says which.
+        """
+        check({name: own for name, own in self.bounds[side].items() if name in inputs}, inputs)
 
     def _explained(
         self, error: Exception, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]

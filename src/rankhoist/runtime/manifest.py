@@ -16,7 +16,7 @@ from rankhoist.runtime.ids import Bounds, Ids
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.plain import as_dtype, dtype_name, entries, entry
 
-FORMAT = 4
+FORMAT = 5
 NAME = "manifest.json"
 
 
@@ -24,14 +24,14 @@ NAME = "manifest.json"
 class StageFile:
     """A stage's file and what it takes and returns.
 
-    `with_rows` are the outputs whose axis 0 is the row of a call. `guards` say what is wrong where a number of the
-    output `ids.outside`, if there is one, is not zero.
+    `row_axes` say of each output which axis are the rows of a call (-1: none). `guards` say what is wrong where a
+    number of the output `ids.outside`, if there is one, is not zero.
     """
 
     file: str
     inputs: list[str]
     outputs: list[str]
-    with_rows: list[bool]
+    row_axes: list[int]
     guards: list[str]
 
 
@@ -81,7 +81,7 @@ class Manifest:
         stages = {
             name: StageFile(
                 entry(stage, "file", str), entries(stage, "inputs", str), entries(stage, "outputs", str),
-                entries(stage, "with_rows", bool), entries(stage, "guards", str),
+                entries(stage, "row_axes", int), entries(stage, "guards", str),
             )
             for name, stage in entry(data, "stages", dict).items()
         }  # fmt: skip

@@ -66,7 +66,8 @@ class Runner(Scoring):
         """Scores of one candidate that is made up, without its row."""
         one = {name: t[:1] for name, t in state.items()}
         made = self._run("candidate", one | self._one("candidate"), checked=False)
-        return [t[:0] if cut else t for t, cut in zip(made, self._stages["candidate"].with_rows, strict=True)]
+        axes = self._stages["candidate"].row_axes
+        return [t if axis < 0 else t.narrow(axis, 0, 0) for t, axis in zip(made, axes, strict=True)]
 
     def _one(self, side: str) -> dict[str, Tensor]:
         """One row that is made up."""

@@ -100,8 +100,8 @@ def _stages(hoisted: HoistedModel, exported: Path, name: str) -> tuple[_Stage, _
     of_context, of_state, of_items = map(_dims, (context, state, items), others)
     of_items = {own: [-1, *sizes[1:]] for own, sizes in of_items.items()}
     of_outputs = {
-        own: [-1 if rows else made.shape[0], *made.shape[1:]]
-        for own, rows, made in zip(candidate.outputs, candidate.with_rows, results, strict=True)
+        own: [-1 if i == axis else n for i, n in enumerate(made.shape)]
+        for own, axis, made in zip(candidate.outputs, candidate.row_axes, results, strict=True)
     }
     given = state | items
     return (

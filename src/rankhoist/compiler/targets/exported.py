@@ -6,7 +6,7 @@ Its weights are inside; what moves are the inputs it reads, the state, and for s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ class Exported:
 
     Attributes:
         inputs, outputs: their names, in order.
-        with_rows: for each output whether its axis 0 is the row of the call.
+        row_axes: for each output which axis are the rows of the call; -1 where none is.
         guards: what is wrong where `ids.outside`, one more output, is not zero.
         constants: the results that are no tensors, by position among all results.
-        axes: for each output its symbolic axes after axis 0, in those of the inputs.
+        axes: for each tensor of a state its symbolic axes after axis 0, in those of the inputs.
         names: for each input what its symbolic axes are called.
     """
 
@@ -53,7 +53,7 @@ class Exported:
     program: torch.export.ExportedProgram
     inputs: list[str]
     outputs: list[str]
-    with_rows: list[bool]
+    row_axes: list[int]
     constants: dict[int, Any]
     guards: tuple[str, ...] = ()
     axes: tuple[dict[int, Any], ...] = ()
@@ -102,13 +102,14 @@ def export(name: str, stage: Stage, several: bool, given: Sequence[Moving | Tens
         )
     except Exception as error:
         raise refused(name, error) from error
-    with_rows = list(map(_has_rows, _results(program)))
+    row_axes = _row_axes(program, moving)
     if spelled.guards:
-        with_rows.pop()  # of their count
-    outputs = [f"{result}.{i}" for i in range(len(with_rows))] + [OUTSIDE] * bool(spelled.guards)
-    axes = _axes(program, moving) if any(len(a.axes or ()) > 1 for a in given if isinstance(a, Moving)) else ()
+        row_axes.pop()  # of their count
+    outputs = [f"{result}.{i}" for i in range(len(row_axes))] + [OUTSIDE] * bool(spelled.guards)
+    varies = any(len(a.axes or ()) > 1 for a in given if isinstance(a, Moving))
+    axes = _axes(program, moving) if varies and result == "state" else ()
     names = tuple({i: dim.__name__ for i, dim in (a.axes or {}).items()} for a in moving)
-    return Exported(name, program, inputs, outputs, with_rows, constants, spelled.guards, axes, names)
+    return Exported(name, program, inputs, outputs, row_axes, constants, spelled.guards, axes, names)
 
 
 def _bind(module: fx.GraphModule, given: Sequence[Moving | Tensor]) -> dict[int, Any]:
@@ -149,10 +150,7 @@ def _axes(program: torch.export.ExportedProgram, moving: Sequence[Moving]) -> tu
     Raises:
         BackendError: one is more than a multiple of a size and a constant.
     """
-    own = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    dims: dict[Any, Any] = {}
-    for name, a in zip(program.graph_signature.user_inputs, moving, strict=True):
-        dims |= {own[name].shape[axis].node.expr: dim for axis, dim in (a.axes or {}).items()}
+    dims = dict(_symbols(program, moving))
     return tuple(
         {i: _of_dims(size.node.expr, dims) for i, size in enumerate(r.shape) if i and isinstance(size, torch.SymInt)}
         for r in _results(program)
@@ -170,8 +168,27 @@ def _of_dims(expr: sympy.Expr, dims: Mapping[Any, Any]) -> Any:
     return made + more if more > 0 else made - -more if more else made
 
 
-def _has_rows(result: Any) -> bool:
-    return isinstance(result, Tensor) and result.dim() > 0 and isinstance(result.shape[0], torch.SymInt)
+def _symbols(program: torch.export.ExportedProgram, moving: Sequence[Moving]) -> Iterator[tuple[sympy.Expr, Any]]:
+    """Sizes of inputs that are symbols, and what they are called."""
+    own = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for name, a in zip(program.graph_signature.user_inputs, moving, strict=True):
+        for axis, dim in (a.axes or {}).items():
+            yield own[name].shape[axis].node.expr, dim
+
+
+def _row_axes(program: torch.export.ExportedProgram, moving: Sequence[Moving]) -> list[int]:
+    """Of every result, the axis that the rows of the call make: of candidates where there are some."""
+    dims = dict(_symbols(program, moving))
+    kind = ROWS if ROWS in dims.values() else REQUESTS
+    rows = {expr for expr, dim in dims.items() if dim is kind}
+
+    def axis(result: Tensor) -> int:
+        made = (
+            i for i, n in enumerate(result.shape) if isinstance(n, torch.SymInt) and n.node.expr.free_symbols & rows
+        )
+        return next(made, -1)
+
+    return list(map(axis, _results(program)))
 
 
 def refused(what: str, error: Exception) -> BackendError:

@@ -40,9 +40,12 @@ class ItemStage:
 
         Raises:
             InputError: one is missing or has the wrong kind, dtype, shape or row count.
+            VocabularyError: an id is outside of its table. A store may keep the id, for calls to look up.
         """
         given = self.inputs.of_side("item", items)
-        return given, self.inputs.accept("item", given)
+        count = self.inputs.accept("item", given)
+        self.guard.check_all("item", given)
+        return given, count
 
     def __call__(self, items: Mapping[str, Tensor], start: int, end: int) -> Sequence[Tensor]:
         """What is kept of the items from `start` to `end`, one tensor `[end - start, ...]` per kept node."""

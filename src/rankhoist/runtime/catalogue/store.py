@@ -253,7 +253,10 @@ def ids_of(ids: Given, count: int) -> Ids:
 
 
 def _numbers(rows: Any) -> Tensor:
-    given = torch.as_tensor(rows)
+    try:
+        given = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"rows are whole numbers [N]: {error}") from None
     return given if given.numel() else given.to(torch.int64)  # of none, torch makes floating numbers
 
 
