@@ -88,6 +88,20 @@ def test_checks_in_python_are_assertions():
             hoisted(*given)
 
 
+def likely(c: Tensor, k: Tensor) -> Tensor:
+    """torch's distributions check what they are made of and asked about."""
+    normal = torch.distributions.Normal(c.sum(1), c.abs().sum(1) + 1)
+    return normal.log_prob(k.sum(1)) + normal.cdf(k.prod(1))
+
+
+def test_checks_of_distributions_are_saved(tmp_path: Path):
+    rankhoist.hoist(Function(likely).eval(), EXAMPLE, context=["context"]).save(tmp_path / "likely.rankhoist")
+    loaded = rankhoist.load(tmp_path / "likely.rankhoist")
+    assert_equal(loaded(CONTEXT[:1], CANDIDATE), likely(CONTEXT[:1].expand(7, -1), CANDIDATE))
+    with pytest.raises(RuntimeError, match="_is_all_true"):
+        loaded(CONTEXT[:1], CANDIDATE * float("nan"))
+
+
 def leads_on(c: Tensor, k: Tensor) -> Tensor:
     if (c > 0).all():
         return c * k

@@ -22,14 +22,13 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.combined import Combined
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
+from rankhoist.capture.other_words import OtherWords
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.signature import by_name, naming
 from rankhoist.capture.stated import Stated
-from rankhoist.capture.taken import TakenAlong
 from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
 
@@ -145,13 +144,14 @@ def _no_own_gradients() -> Iterator[None]:
 @contextlib.contextmanager
 def _symbolic() -> Iterator[None]:
     """With functions of torch that would fix the number of rows in other words, and checks of data as assertions."""
-    with EvenParts(), TakenAlong(), Combined(), Stated():
+    with EvenParts(), OtherWords(), Stated():
         yield
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says to its own developers (the graph so far, twice), and without its look into a mask.
+    """Without what torch says to its own developers (the graph so far, twice), without its look into a mask, and
+    without its one operator for a whole layer of an encoder, of which nothing is known.
 
     What a model's own library logs meanwhile, by `logging.warning`, is of the export, too: nobody asked for that way.
     Errors are raised all the same.
@@ -165,7 +165,8 @@ def _quiet() -> Iterator[None]:
         importlib.import_module("torch.export._trace"), "print", lambda *lines, file: None, create=True
     )
     hint = mock.patch.object(transformer, "_detect_is_causal_mask", lambda mask, causal=None, size=None: bool(causal))
-    with warnings.catch_warnings(), graph, hint, _nothing_logged():
+    whole = mock.patch.object(torch.backends.mha, "_is_fastpath_enabled", False)
+    with warnings.catch_warnings(), graph, hint, whole, _nothing_logged():
         warnings.simplefilter("ignore")
         for log in logs:
             log.setLevel(logging.CRITICAL)

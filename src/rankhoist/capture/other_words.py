@@ -1,0 +1,90 @@
+"""Functions of torch that do not export, or fix the number of rows, in other words that mean the same."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class OtherWords(TorchFunctionMode):
+    """While a model is exported."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return WORDS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> Tensor:
+    """`[n] -> [n choose r, r]`, at places that its length decides. torch finds them by a mask, a size of data."""
+    choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
+    if not r or not isinstance(input.shape[0], int):
+        return torch.combinations(input, r, with_replacement)
+    places = torch.tensor([*choose(range(input.shape[0]), r)], dtype=torch.int64, device=input.device)
+    return input[places.reshape(-1, r)]
+
+
+def _take_along_dim(
+    self: Tensor | None = None, indices: Tensor | None = None, dim: int | None = None, *, input: Tensor | None = None
+) -> Tensor:
+    """A `gather` of operands that are broadcast against each other: torch compares their sizes as numbers."""
+    x: Any = input if self is None else self
+    index: Any = indices
+    if dim is None or x.dim() != index.dim():
+        return torch.take_along_dim(x, index, dim)
+    own = dim % x.dim()
+    sizes = ([1 if d == own else n for d, n in enumerate(t.shape)] for t in (x, index))
+    common = list(torch.broadcast_shapes(*sizes))
+    shapes = ([*common[:own], t.shape[own], *common[own + 1 :]] for t in (x, index))
+    x, index = (t.expand(shape) for t, shape in zip((x, index), shapes, strict=True))
+    gathered: Tensor = x.gather(own, index)
+    return gathered
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary") -> Tensor:
+    """`[..., P, D], [..., R, D] -> [..., P, R]`. How many points there are decides how torch computes, so those that
+    are rows are batches of one.
+    """
+    if isinstance(x1.shape[-2], torch.SymInt) and isinstance(x2.shape[-2], int):
+        return torch.cdist(x1.unsqueeze(-2), x2.unsqueeze(-3), p, compute_mode).squeeze(-2)
+    if isinstance(x2.shape[-2], torch.SymInt) and isinstance(x1.shape[-2], int):
+        return torch.cdist(x1.unsqueeze(-3), x2.unsqueeze(-2), p, compute_mode).squeeze(-1).transpose(-1, -2)
+    return torch.cdist(x1, x2, p, compute_mode)
+
+
+def _fake_quantize(
+    input: Tensor, scale: float | Tensor, zero_point: float | Tensor, quant_min: int, quant_max: int
+) -> Tensor:
+    """`(clamp(round(x / s) + z, low, high) - z) s`; of 32 bits, whatever x is."""
+    return _rounded(input, scale, zero_point, quant_min, quant_max).float().to(input.dtype)
+
+
+def _fake_quantize_channels(
+    input: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int
+) -> Tensor:
+    """The same with a scale and a zero of every place of an axis, of as many bits as x."""
+    if zero_point.is_floating_point():  # it is added before the sum is rounded
+        return torch.fake_quantize_per_channel_affine(input, scale, zero_point, axis, quant_min, quant_max)
+    shape = [-1 if d == axis else 1 for d in range(input.dim())]
+    return _rounded(input, scale.reshape(shape), zero_point.reshape(shape), quant_min, quant_max).to(input.dtype)
+
+
+def _rounded(x: Tensor, scale: float | Tensor, zero_point: float | Tensor, low: int, high: int) -> Tensor:
+    """By 1 / s and s of 32 bits, as torch has them."""
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    size, zero = (torch.as_tensor(n, dtype=torch.float32, device=x.device) for n in (scale, zero_point))
+    inverse, size, zero = (n.to(x.dtype) for n in (size.reciprocal(), size, zero))
+    return (((x * inverse).round() + zero).clamp(low, high) - zero) * size
+
+
+WORDS: dict[Any, Callable[..., Tensor]] = {
+    torch.combinations: _combinations,
+    torch.take_along_dim: _take_along_dim,
+    Tensor.take_along_dim: _take_along_dim,
+    torch.cdist: _cdist,
+    torch.fake_quantize_per_tensor_affine: _fake_quantize,
+    torch.fake_quantize_per_channel_affine: _fake_quantize_channels,
+}
