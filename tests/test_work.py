@@ -22,11 +22,11 @@ aten = torch.ops.aten
 WITHOUT_PRODUCTS = {
     "bags", "lookup", "permuted", "reshape", "parts", "joining", "scans", "pointwise", "reduce", "norm", "training",
 }  # fmt: skip
-# Operators of other families that do no more. An outer product adds nothing up, and distances are sums of differences.
+# Operators of other families that do no more. An outer product adds nothing up.
 # Of decompositions nobody says how many steps they take.
 ALSO_WITHOUT = set(
     """
-outer addr softmax _softmax cdist max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d
+outer addr softmax _softmax max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d
 avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d unfold im2col col2im
 pixel_shuffle pixel_unshuffle grid_sampler_2d grid_sampler_3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
 upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d opaque select slice
@@ -59,6 +59,7 @@ PRODUCTS: list[tuple[Any, Sequence[Any], int | None]] = [
     (aten.mv.default, (randn(6, 3), randn(3)), 6 * 3),
     (aten.dot.default, (randn(6), randn(6)), 6),
     (aten.vdot.default, (randn(6), randn(6)), 6),
+    (aten.cdist.default, (randn(2, 6, 3), randn(2, 5, 3)), 2 * 6 * 5 * 3),
     (aten.addmm.default, (randn(5), randn(6, 3), randn(3, 5)), None),
     (aten.baddbmm.default, (randn(2, 6, 5), randn(2, 6, 3), randn(2, 3, 5)), None),
     (aten.einsum.default, ("b...d,...d->b...", [randn(6, 2, 3), randn(2, 3)]), None),

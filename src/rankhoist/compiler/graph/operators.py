@@ -188,6 +188,7 @@ ROWS: list[tuple[str, Operator]] = [
     ("scaled_dot_product_attention", Operator(
         Timed.ATTENTION, products.attention, spelled=F.scaled_dot_product_attention
     )),
+    ("cdist", PRODUCT),
     ("gru lstm rnn_tanh rnn_relu", STEPS),
     ("gru_cell rnn_tanh_cell rnn_relu_cell", Operator(Timed.ORIGINAL, products.cell)),
     ("lstm_cell", Operator(Timed.ORIGINAL, products.cell_of_two_states)),
@@ -201,7 +202,7 @@ ROWS: list[tuple[str, Operator]] = [
     # -- private ones that models hold, and nothing more is known of
     ("_adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _conj_physical _convolution", CHECKED),
     ("_embedding_bag_forward_only _euclidean_dist _fft_c2c _fft_c2r _fft_r2c _fused_rms_norm _int_mm", CHECKED),
-    ("_linalg_det _linalg_eigh _linalg_slogdet _linalg_svd _logcumsumexp", CHECKED),
+    ("_is_all_true _is_any_true _linalg_det _linalg_eigh _linalg_slogdet _linalg_svd _logcumsumexp", CHECKED),
     ("_masked_softmax _native_batch_norm_legit_no_training", CHECKED),
     ("_native_multi_head_attention _pdist_forward _prelu_kernel _safe_softmax", CHECKED),
     ("_scaled_dot_product_attention_math _scaled_dot_product_efficient_attention", CHECKED),

@@ -12,6 +12,7 @@ from rankhoist.compiler.algebra.call import Law
 from rankhoist.compiler.rules import (
     attention,
     bags,
+    distances,
     joining,
     linear,
     lookup,
@@ -43,6 +44,7 @@ FAMILIES = {
     "matrices": matrices.LAWS,
     "attention": attention.LAWS,
     "norm": norm.LAWS,
+    "distances": distances.LAWS,
     "training": training.LAWS,
     "scans": scans.LAWS,
     "windows": windows.LAWS,
