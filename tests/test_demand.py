@@ -50,9 +50,9 @@ def encoder(m: Model, x: Tensor) -> Tensor:
 
 def heads(m: Model, x: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
     """Attention as it is often written: one projection, chunks, heads."""
-    q, k, v = (t.view(-1, T, 2, D // 2).transpose(1, 2) for t in m.wide(x).chunk(3, dim=-1))
+    q, k, v = (t.view(-1, x.shape[1], 2, D // 2).transpose(1, 2) for t in m.wide(x).chunk(3, dim=-1))
     made = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return m.one(made.transpose(1, 2).reshape(-1, T, D))
+    return m.one(made.transpose(1, 2).reshape(-1, x.shape[1], D))
 
 
 def by_hand(m: Model, x: Tensor) -> Tensor:
@@ -79,6 +79,10 @@ NARROWED: dict[str, tuple[Callable[[Model, Tensor], Tensor], float]] = {
     "expanded": (lambda m, x: (m.one(x).unsqueeze(1).expand(-1, 4, -1, -1) + 1)[:, :, 0], 1 / 6),
     "embedding": (lambda m, x: m.one(m.table(x.abs().long().clamp(max=9)[..., 0]))[:, 1], 1 / 6),
     "softmax": (lambda m, x: m.one(x).softmax(-1)[:, 1], 1 / 6),
+    "one_key": (lambda m, x: (y := m.one(x[:, :1]), F.scaled_dot_product_attention(m.two(x), y, y))[1], 1 / 7),
+    "one_key_of_heads": (lambda m, x: heads(m, x[:, 2:3]), 1 / 2),
+    "one_key_with_weights": (lambda m, x: (m.one(x) @ m.two(x[:, :1]).mT).softmax(-1) @ x[:, :1] + m.one(x), 6 / 7),
+    "one_place": (lambda m, x: m.one(x[:, :1]).log_softmax(1) + m.two(x), 6 / 7),
     "encoder": (lambda m, x: encoder(m, x)[:, 0], 0.55),
     "two_encoders": (lambda m, x: encoder(m, encoder(m, x))[:, -1], 0.8),
     "heads": (lambda m, x: heads(m, x)[:, 3], 0.55),
@@ -95,6 +99,10 @@ WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "all_columns": lambda m, x: sum(m.wide(x).chunk(3, -1)),
     "mean_over_places": lambda m, x: m.one(x).mean(1),
     "softmax_over_places": lambda m, x: m.one(x).softmax(1)[:, 1],
+    "one_place_hidden": lambda m, x: (
+        m.one(x[:, :1]).masked_fill(x[:, :1] > 0, -torch.inf).softmax(1).nan_to_num() * m.two(x)
+    ),
+    "one_key_hidden": lambda m, x: F.scaled_dot_product_attention(m.one(x), *[m.two(x[:, :1])] * 2, x[..., :1] > 0),
     "sums_over_places": lambda m, x: m.one(x).cumsum(1)[:, -1],
     "norm_over_places": lambda m, x: m.over(m.one(x))[:, 0],
     "flattened": lambda m, x: m.flat(m.one(x).flatten(1)),

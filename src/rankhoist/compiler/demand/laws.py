@@ -6,45 +6,22 @@ computed as a whole.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
 import torch
-from torch import Tensor, fx
+from torch import fx
+from torch.utils import _pytree as pytree
 
-from rankhoist.capture.operators import draws, named_arguments
+from rankhoist.capture.operators import draws, named_arguments, operator_name
 from rankhoist.compiler.demand import boxes
-from rankhoist.compiler.demand.boxes import Axis, Box, Part, Size
+from rankhoist.compiler.demand.boxes import Axis, Box, Part
+from rankhoist.compiler.demand.made import Law, Made, Take, aligned, arguments, is_tensor, sizes_of
 from rankhoist.compiler.graph.lengths import not_above
 from rankhoist.compiler.rules.law import overloads
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Take:
-    """A part of an operand."""
-
-    node: fx.Node
-    box: Box
-
-
-@dataclass(frozen=True)
-class Made:
-    """What computes a part: an operator, and arguments with `Take` or `Made` in place of tensors.
-
-    A size or place that depends on the rows or on a length is an expression.
-    """
-
-    target: Any
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-Law = Callable[[fx.Node, Box], "Take | Made | None"]
 
 
 def part_of(node: fx.Node, box: Box) -> Take | Made | None:
@@ -55,21 +32,6 @@ def part_of(node: fx.Node, box: Box) -> Take | Made | None:
     if law is None or draws(node):
         return None
     return law(node, box)
-
-
-def sizes_of(node: fx.Node) -> list[Size]:
-    """Of a captured tensor: numbers, or expressions in the rows and in lengths that vary."""
-    exprs = (s.node.expr if isinstance(s, torch.SymInt) else s for s in node.meta["val"].shape)
-    return [int(e) if isinstance(e, int | sympy.Integer) else e for e in exprs]
-
-
-def arguments(node: fx.Node) -> list[Any]:
-    """By position; defaults too, but for a last None."""
-    return list(node.args)
-
-
-def is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
 
 
 # -- place by place
@@ -88,13 +50,6 @@ def _broadcast(value: Any, box: Box) -> Any:
     if isinstance(value, dict):
         return {k: _broadcast(v, box) for k, v in value.items()}
     return value
-
-
-def aligned(operand: fx.Node, axes: Sequence[Axis]) -> Box:
-    """The part of an operand that broadcasts to these axes, the last of them."""
-    sizes = sizes_of(operand)
-    own = list(axes[len(axes) - len(sizes) :])
-    return tuple((Part(1),) if s == 1 else axis for s, axis in zip(sizes, own, strict=True))
 
 
 # -- shape
@@ -290,10 +245,34 @@ def product(node: fx.Node, box: Box) -> Made | None:
     return Made(node.target, (*before, *takes), node.kwargs)
 
 
+def softmax(node: fx.Node, box: Box) -> Made | None:
+    """Of one place it is 1, whatever finite number is there, and its logarithm 0."""
+    x, dim = arguments(node)[:2]
+    if sizes_of(x)[dim] != 1 or not _finite(x):
+        return along(node, box)
+    value, shape = node.meta["val"], [boxes.width(a) for a in box]
+    number = 0.0 if "log" in operator_name(node) else 1.0
+    return Made(aten.full.default, (shape, number), dict(dtype=value.dtype, device=value.device))
+
+
+def _finite(node: fx.Node) -> bool:
+    """Whether nothing that it is made of writes an infinity, as masks do, or takes a logarithm."""
+    before, waiting = {node}, [node]
+    while waiting:
+        new = {*waiting.pop().all_input_nodes} - before
+        before, waiting = before | new, [*waiting, *new]
+    numbers = pytree.tree_leaves([(n.args, n.kwargs) for n in before])
+    logs = any(n.op == "call_function" and "log" in getattr(n.target, "__name__", "") for n in before)
+    return not logs and not any(isinstance(x, float) and math.isinf(x) for x in numbers)
+
+
 def attention(node: fx.Node, box: Box) -> Made | None:
-    """Each query by itself over all keys; of causal ones, over those before it."""
+    """Each query by itself over all keys; of causal ones, over those before it; over one key it is the key's value."""
     q, k, v, mask, dropout, causal = arguments(node)
     *batch, queries, columns = box
+    if sizes_of(k)[-2] == 1 and mask is None and not node.kwargs.get("enable_gqa"):
+        own = Take(v, aligned(v, (*batch, (Part(1),), columns)))
+        return Made(aten.expand.default, (own, [boxes.width(a) for a in box]))
     gqa = node.kwargs.get("enable_gqa")  # fewer heads of keys than of queries
     if gqa and not boxes.all_of(tuple(batch)):
         return None
@@ -335,7 +314,8 @@ _TABLE: dict[str, Law] = {
     "slice.Tensor": slice_,
     "cat": cat,
     "stack": stack,
-    "softmax.int _softmax log_softmax.int _log_softmax cumsum cumprod": along,
+    "softmax.int _softmax log_softmax.int _log_softmax": softmax,
+    "cumsum cumprod": along,
     "sum.dim_IntList mean.dim prod.dim_int amax amin logsumexp any.dim all.dim argmax argmin": along,
     "var.correction std.correction linalg_vector_norm norm.ScalarOpt_dim": along,
     "layer_norm rms_norm": norm,

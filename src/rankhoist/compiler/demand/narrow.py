@@ -28,7 +28,8 @@ from rankhoist.capture.defaults import fill
 from rankhoist.capture.empty import without_elements
 from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import Box
-from rankhoist.compiler.demand.laws import Made, Take, is_tensor, part_of, sizes_of
+from rankhoist.compiler.demand.laws import part_of
+from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of
 from rankhoist.compiler.graph.decline import Decline
 from rankhoist.compiler.graph.operators import row
 from rankhoist.errors import HoistingWarning
@@ -188,12 +189,15 @@ class _Writer:
     def _piece(self, node: fx.Node, box: Box) -> fx.Node:
         """A box of a result; what is computed as a whole of whole operands is as it was."""
         way = _way(self.program, node, box)
-        if way is None or (boxes.all_of(box) and node.target is not PICK and all(map(self._is_whole, _takes(way)))):
+        if way is None or (boxes.all_of(box) and node.target is not PICK and self._reads_all(node, way)):
             return self.graph.node_copy(node, self._whole)
         return self._made(way)  # type: ignore[no-any-return]
 
-    def _is_whole(self, take: Take) -> bool:
-        return any(boxes.all_of(box) for box, _ in self.pieces[take.node])
+    def _reads_all(self, node: fx.Node, way: Take | Made) -> bool:
+        """Whether all of all operands is there and read."""
+        taken = {take.node for take in _takes(way)}
+        whole = all(any(boxes.all_of(box) for box, _ in self.pieces[x]) for x in taken)
+        return whole and taken == {x for x in node.all_input_nodes if is_tensor(x)}
 
     def _made(self, way: Any) -> Any:
         """Arguments with nodes in place of what they are made of."""
@@ -241,7 +245,10 @@ class _Writer:
         made = self.graph.create_node("call_function", target, tuple(args), dict(kwargs or {}), named)
         given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (made.args, made.kwargs))
         try:
-            with detect_fake_mode(given) or contextlib.nullcontext(), enable_python_dispatcher():
+            with (
+                detect_fake_mode((given, self.source.meta["val"])) or contextlib.nullcontext(),
+                enable_python_dispatcher(),
+            ):
                 value = target(*given[0], **given[1])
         except RuntimeError as error:
             raise Decline(f"torch cannot tell the sizes of {target}") from error

@@ -1,0 +1,58 @@
+"""What a part of a result is made of: parts of operands, and what computes it of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from rankhoist.compiler.demand.boxes import Axis, Box, Part, Size
+
+
+@dataclass(frozen=True)
+class Take:
+    """A part of an operand."""
+
+    node: fx.Node
+    box: Box
+
+
+@dataclass(frozen=True)
+class Made:
+    """What computes a part: an operator, and arguments with `Take` or `Made` in place of tensors.
+
+    A size or place that depends on the rows or on a length is an expression.
+    """
+
+    target: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+Law = Callable[[fx.Node, Box], "Take | Made | None"]
+
+
+def sizes_of(node: fx.Node) -> list[Size]:
+    """Of a captured tensor: numbers, or expressions in the rows and in lengths that vary."""
+    exprs = (s.node.expr if isinstance(s, torch.SymInt) else s for s in node.meta["val"].shape)
+    return [int(e) if isinstance(e, int | sympy.Integer) else e for e in exprs]
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """By position; defaults too, but for a last None."""
+    return list(node.args)
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
+
+
+def aligned(operand: fx.Node, axes: Sequence[Axis]) -> Box:
+    """The part of an operand that broadcasts to these axes, the last of them."""
+    sizes = sizes_of(operand)
+    own = list(axes[len(axes) - len(sizes) :])
+    return tuple((Part(1),) if s == 1 else axis for s, axis in zip(sizes, own, strict=True))
