@@ -1,4 +1,4 @@
-"""Distances of points whose coordinates are of both sides."""
+"""Distances of points, or of coordinates of points, of both sides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import torch
 from helpers import Function, check_model
 from torch import Tensor
 
-from rules.cases import FIELDS, ROWS, C, Equal, K, NearMiss, both, declines, equal_at_every_level, fields, numbers
+from rules.cases import (
+    FIELDS,
+    HISTORY,
+    ROWS,
+    C,
+    Equal,
+    K,
+    NearMiss,
+    behind,
+    both,
+    declines,
+    equal_at_every_level,
+    fields,
+    numbers,
+)
 
 randn = numbers(23)
 
@@ -40,6 +54,17 @@ EQUAL: dict[str, Equal] = {
     "prototypes": (prototypes, ROWS, MANY),
     "point_by_point": (lambda c, k, w: torch.cdist(both(c, k)[None], w[None])[0], ROWS, MANY),
     "of_tokens": (of_tokens, FIELDS, {}),
+    "history_and_target": (
+        lambda c, k: (lambda x: torch.cdist(x, x + 1).softmax(2) @ x)(behind(c, k)).sum(1),
+        HISTORY,
+        {},
+    ),
+    "many_to_themselves": (
+        lambda c, k: torch.cdist(behind(c.repeat(1, 5, 1), k), behind(c.repeat(1, 5, 1), k)).sum(1),
+        HISTORY,
+        {},
+    ),
+    "target_to_itself": (lambda c, k: torch.cdist(behind(c, k), behind(c, k)).flatten(1), HISTORY, {}),
     "another_power": (lambda c, k, w: to(c, k, w, p=1.0), ROWS, MANY),
 }
 
@@ -64,3 +89,13 @@ def test_a_request_brings_its_part_of_the_squares(name: str, law: bool):
     assert sum(n.work.multiply_adds for n in own.plan.nodes if n.rate.per_candidate) == (
         30 * K + K if law else 30 * (C + K)
     )
+
+
+def test_distances_within_a_history_are_the_requests():
+    """Of 7 x 7 distances of 4 coordinates, as their author wrote it, a candidate has its own 13, by differences."""
+    call, inputs, weights = EQUAL["target_to_itself"]
+    models = check_model(Function(call, **weights).eval(), *inputs)
+    counts = {level: models[level].plan.cost.multiply_adds for level in ("expand", "request")}
+    assert counts == dict.fromkeys(counts, 1000 * 7 * 7 * 4)
+    own = [n for n in models["kept"].plan.nodes if n.rate.per_candidate and "square" in str(n.op)]
+    assert sum(n.work.elements for n in own) <= 13 * 4

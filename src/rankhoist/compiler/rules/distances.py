@@ -1,4 +1,4 @@
-"""Distances of points whose coordinates are known at different rates.
+"""Distances of points, or coordinates of points, that are known at different rates.
 
 Law: `|x - y|^2 = sum_b |x_b - y_b|^2` over blocks b of coordinates, and, where torch itself does so, of many points,
 `|x - y|^2 = |x|^2 - 2 x y + |y|^2`.
@@ -19,12 +19,15 @@ ALWAYS, NEVER = 1, 2  # as `compute_mode` has it
 
 
 def distances(call: Call) -> Value:
-    """`cdist` of power 2 along an axis that holds both context and candidate."""
+    """`cdist` of power 2 where an axis of points or of coordinates holds both context and candidate."""
     x, y = (call.tidy(call.form(name)) for name in ("x1", "x2"))
-    if call.value("p") != 2 or not x.arithmetic or not any(f.mixed and len(f.dims[f.dim(-1)]) > 1 for f in (x, y)):
-        raise Elsewhere(f"the coordinates of {x.axes} and {y.axes} are known at one rate, or meet by another power")
+    cut = [len(f.dims[f.dim(-1)]) > 1 for f in (x, y)]
+    if call.value("p") != 2 or not x.arithmetic or not (x.mixed or y.mixed):
+        raise Elsewhere(f"all of {x.axes} and all of {y.axes} is known at one rate, or meets by another power")
     mode, points = call.value("compute_mode"), (x.extents[-2], y.extents[-2])
     by_product = mode == ALWAYS or (mode != NEVER and any(rows or size > MANY for size, rows in points))
+    if by_product and not any(cut):  # a distance that is 0 would be rounded otherwise
+        raise Elsewhere(f"the coordinates of {x.axes} and {y.axes} are known at one rate, and torch multiplies them")
     x = moves.with_axes(x, [len(x.layout) - 1])
     y = moves.with_axes(y, [len(y.layout) - 2])
     if not by_product:
