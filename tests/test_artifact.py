@@ -162,12 +162,35 @@ def test_tensors_of_every_kind_survive():
         "a": base, "b": base, "c": base.t(), "d": base[1:3, ::2], "e": base[0], "empty": torch.empty(0, 3),
         "also_empty": torch.empty(3, 0), "number": torch.tensor(2.5), "parameter": nn.Parameter(base),
         "expanded": torch.tensor([1]).expand(5), "permuted": torch.randn(2, 3, 4).permute(2, 0, 1),
-        **{str(t): base.mul(3).to(t) for t in (torch.bool, torch.int8, torch.half)},
+        **{str(t): base.mul(3).to(t) for t in (torch.bool, torch.int8, torch.half, torch.cfloat, torch.cdouble)},
+        "conjugate": torch.randn(3, 2, dtype=torch.cdouble).t().conj(), "imaginary": torch.tensor(2j),
+        "negative": torch.randn(3, dtype=torch.cfloat).conj().imag, "no_complex": torch.empty(2, 0, dtype=torch.cfloat),
     }  # fmt: skip
     data, table = to_bytes(tensors)
     read = from_bytes(data, table)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     assert read["a"] is read["b"] is read["parameter"] and read["a"] is not read["c"]
+
+
+def test_pairs_that_are_no_complex_numbers_are_refused():
+    data, table = to_bytes({"x": torch.ones(3, 2, dtype=torch.float64), "y": torch.ones(2, 3)})
+    for name, dtype in (("x", "complex64"), ("y", "complex64")):
+        with pytest.raises(ArtifactError, match=f"tensor '{name}' has no pairs of torch.float32"):
+            from_bytes(data, {**table, name: table[name] | {"dtype": dtype}})
+
+
+def turned(c: Tensor, k: Tensor, by: Tensor) -> Tensor:
+    """Positions as turns of the complex plane."""
+    x = torch.view_as_complex(torch.stack([c, k], 1).unflatten(2, (2, 2))) * by
+    return torch.view_as_real(x).flatten(1).cumsum(1)
+
+
+def test_a_model_with_complex_numbers_is_saved(tmp_path):
+    model = Function(turned, by=torch.polar(torch.ones(2, 2).double(), torch.rand(2, 2).double())).eval()
+    c, k = torch.randn(1, 4).double(), torch.randn(7, 4).double()
+    hoist(model, (c.expand(7, -1), k), context=["context"]).save(tmp_path / "turned.rankhoist")
+    loaded = load(tmp_path / "turned.rankhoist")
+    torch.testing.assert_close(loaded(c, k), model(c.expand(7, -1), k))
 
 
 def test_a_loaded_model_is_verified(hoisted, path):

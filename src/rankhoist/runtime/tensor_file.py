@@ -4,7 +4,7 @@
 
 `stored` is the name that a tensor is stored under: tied weights are one tensor under several names, and are one again
 when they are read. `order` lists its axes as they lie in memory, slowest first: a transposed weight stays transposed,
-for products with it round differently otherwise.
+for products with it round differently otherwise. Complex numbers are stored as pairs of real ones, along one axis more.
 """
 
 from __future__ import annotations
@@ -36,10 +36,24 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> tuple[bytes, Table]:
         line = {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "order": order, "stored": same}
         table[name] = line
         if same == name:
-            own = tensor.detach().cpu().permute(order).contiguous()
+            own = _real(tensor.detach().cpu().permute(order)).contiguous()
             shares = any(own.data_ptr() == other.data_ptr() for other in stored.values())
             stored[name] = own.clone() if shares or not _whole(own) else own
     return safetensors.torch.save(stored), table
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """`[...]` of complex numbers as `[..., 2]`."""
+    return torch.view_as_real(tensor.resolve_conj().resolve_neg()) if tensor.is_complex() else tensor
+
+
+def _complex(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """`[..., 2]` as `[...]` where it is to be of complex numbers."""
+    if not dtype.is_complex:
+        return tensor
+    if tensor.dtype != dtype.to_real() or tensor.shape[-1:] != (2,):
+        raise ArtifactError(f"tensor {shown(name)} has no pairs of {dtype.to_real()}, as {dtype} is stored")
+    return torch.view_as_complex(tensor)
 
 
 def _whole(tensor: Tensor) -> bool:
@@ -73,7 +87,7 @@ def _named(stored: dict[str, Tensor], table: Any) -> dict[str, Tensor]:
 
 def _ordered(tensor: Tensor, line: Any, name: str) -> Tensor:
     """The axes where they were."""
-    order = counts(line, "order")
+    order, tensor = counts(line, "order"), _complex(tensor, as_dtype(entry(line, "dtype", str)), name)
     if sorted(order) != list(range(tensor.dim())):
         raise ArtifactError(f"tensor {shown(name)} has {tensor.dim()} axes in the order {list(order)}")
     return tensor.permute([order.index(axis) for axis in range(len(order))])
