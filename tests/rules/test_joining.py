@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import Function, check_model, reasons
+from torch import Tensor
 
-from rules.cases import PAIR, ROWS, C, Equal, K, NearMiss, declines, equal_at_every_level, numbers
+from rules.cases import FIELDS, PAIR, ROWS, C, Equal, K, NearMiss, declines, equal_at_every_level, fields, numbers
 
 randn = numbers(4)
 
+
+def one_part(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Tokens, folded with the rows by what packs tensors of any depth, here one."""
+    return F.linear(torch.cat([fields(c, k).reshape(-1, 5)]), w).view(-1, 7, 3)
+
+
+def padded(c: Tensor, k: Tensor) -> Tensor:
+    """Tokens with copies of others before and behind them, added up: `[rows, 15]`."""
+    x = fields(c, k).transpose(1, 2)
+    around = F.pad(x, (2, 3), mode="circular") + F.pad(x, (1, 4), mode="reflect")
+    return F.pad(around, (1, 2), mode="replicate").relu().sum(1)
+
+
 EQUAL: dict[str, Equal] = {
+    "one_part": (one_part, FIELDS, dict(w=randn(3, 5))),
+    "padded_by_copies": (padded, FIELDS, {}),
     "expand_repeat": (
         lambda c, k: (c.unsqueeze(1).expand(-1, 3, -1) + k[:, 0].view(-1, 1, 1)).sum(2) + k[:, :1].repeat(1, 3),
         ROWS,
@@ -43,6 +60,12 @@ EQUAL: dict[str, Equal] = {
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
+    "rows_padded_by_copies": (
+        lambda c, k: F.pad((c[:, :4] * k).t()[None], (0, 1), mode="replicate")[0, :, 1:].t(),
+        "pad",
+        "works along the row axis",
+        {},
+    ),
     "stacked_inside": (
         lambda c, k: torch.cat([c[:, :4].repeat_interleave(2, 0), k])[: c.shape[0]] + k,
         "cat",
@@ -66,3 +89,15 @@ test_declines = declines(NEAR_MISSES)
 def test_numbers_take_the_order_of_rows_and_parts(name: str):
     call, inputs, _ = EQUAL[name]
     assert not [r for r in reasons(check_model(Function(call).eval(), *inputs)["full"]) if "fold rows" in r]
+
+
+def test_one_part_and_copies_keep_what_is_computed_once():
+    w = randn(3, 5)
+    plain = check_model(Function(lambda c, k, w: F.linear(fields(c, k), w), w=w).eval(), *FIELDS)
+    packed = check_model(Function(one_part, w=w).eval(), *FIELDS)
+    around = Function(lambda c, k, w: F.linear(F.pad(fields(c, k), (0, 0, 2, 2), mode="circular"), w), w=w)
+    wrapped = check_model(around.eval(), *FIELDS)
+    for level in ("linear", "full"):
+        own = plain[level].plan.cost.multiply_adds
+        assert packed[level].plan.cost.multiply_adds == own, level
+        assert wrapped[level].plan.cost.multiply_adds < 1.01 * own, "copies of the context are the request's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -12,14 +13,19 @@ from rankhoist.compiler.algebra.forms import ROW, Decline, Form
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.rules.law import law
 
+Copies = Literal["reflect", "wrap", "edge"]
+COPIES: dict[str, Copies] = {"reflect": "reflect", "circular": "wrap", "replicate": "edge"}  # as NumPy names them
+
 # -- joining
 
 
 def concatenate(call: Call) -> Form:
-    """`cat`: the segments side by side."""
+    """`cat`: the segments side by side; one alone is all there is."""
     given = call.forms("tensors")
     depth = max(len(f.layout) for f in given)  # `[0]` may stand for nothing of any depth
     forms = [call.cast(f, call.out.dtype) for f in given if len(f.layout) == depth or f.sizes != (0,)]
+    if len(forms) == 1:
+        return forms[0]
     axis = forms[0].place(call.value("dim"))
     if ROW in forms[0].layout[axis]:
         return stacked.under_each_other(call.builder, forms, axis)
@@ -36,10 +42,10 @@ def stack(call: Call) -> Form:
 
 
 def pad(call: Call) -> Form:
-    """Constant padding: a constant block on either side."""
+    """A constant block on either side, or copies of positions that are there."""
     value, mode = call.form(), call.value("mode")
     if mode not in ("constant", None):
-        raise Decline(f"pads {value.axes} by {mode}")
+        return _padded_by_copies(call, value, COPIES[mode])
     number = call.value("value") if call.value("value") is not None else 0.0
     amounts = call.number("pad")
     for k in range(0, len(amounts), 2):
@@ -52,6 +58,19 @@ def pad(call: Call) -> Form:
             end = value.sizes[dim] + min(high, 0)
             value = moves.take_dim(call.builder, value, dim, np.arange(-min(low, 0), end))
         value = joins.padded(call.builder, value, axis, low, high, number)
+    return value
+
+
+def _padded_by_copies(call: Call, value: Form, mode: Copies) -> Form:
+    """`x[..., p]`, p being the places of an axis, padded in the same way."""
+    amounts = call.number("pad")
+    for k in range(0, len(amounts), 2):
+        axis = len(value.layout) - 1 - k // 2
+        dim = value.dim(axis)
+        if value.varies(dim) or min(amounts[k : k + 2]) < 0:
+            raise Decline(f"pads axis {axis} of {value.axes} by copies, which varies or is cut")
+        places = np.pad(np.arange(value.sizes[dim]), amounts[k : k + 2], mode=mode)
+        value = moves.take_dim(call.builder, value, dim, places)
     return value
 
 
