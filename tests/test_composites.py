@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +12,51 @@ import torch.nn.functional as F
 from helpers import Function, assert_equal, check_model, rates_of, reasons
 
 from rankhoist import hoist
-from rankhoist.capture.composites import few_prepared
+from rankhoist.capture.composites import few_prepared, is_functional
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.errors import ExportError, UnsupportedModelError
 
 G = torch.Generator().manual_seed(0)
 CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))
 W = torch.randn(5, 8, generator=G, dtype=torch.float64)
+INT8 = torch.int8
 
 
-def test_a_program_without_parts_is_not_traced_again(monkeypatch: pytest.MonkeyPatch):
-    """Each time costs as much as the export; sizes, which stand in every graph of any number of rows, are no parts."""
+FUNCTIONAL = {  # sizes, which stand in every graph of any number of rows, are no parts
+    "parts": lambda c, k: both(c, k).view(k.shape[0], 2, 4).sum(1),
+    "several_results": lambda c, k: c.sort(1)[0] + k,
+    "whole": lambda c, k: F.layer_norm(both(c, k), (8,)) @ W.t(),
+}
+OTHERS = {
+    "taken_apart_by_torch": lambda c, k: both(c, k).reshape(k.shape[0], 2, 4).sum(1),
+    "writes": lambda c, k: both(c, k).clone().relu_(),
+    "has_an_effect": lambda c, k: (torch._assert_async(k.isfinite().all()), c + k)[1],
+    "hidden": lambda c, k: torch.cond(k.sum() > 0, lambda x: x + 1, lambda x: x - 1, (c + k,)),
+    "of_another_library": lambda c, k: torch.ops.quantized_decomposed.quantize_per_tensor(
+        c.float(), 0.1, 0, -9, 9, INT8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_a_functional_program_is_what_torch_would_make_of_it(name: str):
+    program = torch.export.export(Function(FUNCTIONAL[name]).eval(), (CONTEXT, CONTEXT.clone()))
+    assert is_functional(program)
+    program.graph.eliminate_dead_code()
+    traced = program.run_decompositions({})
+    calls, again = ([(n.target, str(n.args), str(n.kwargs)) for n in x.graph.nodes] for x in (program, traced))
+    assert calls == again
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_are_not(name: str):
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    assert not is_functional(torch.export.export(Function(OTHERS[name]).eval(), (CONTEXT, CONTEXT.clone())))
+
+
+@pytest.mark.parametrize(("name", "tables"), [("parts", []), ("taken_apart_by_torch", [{}])])
+def test_a_program_is_not_traced_for_nothing(name: str, tables: list[Any], monkeypatch: pytest.MonkeyPatch):
+    """Each time costs as much as the export."""
     traced = []
     whole = torch.export.ExportedProgram.run_decompositions
     monkeypatch.setattr(
@@ -28,9 +64,8 @@ def test_a_program_without_parts_is_not_traced_again(monkeypatch: pytest.MonkeyP
         "run_decompositions",
         lambda self, table: traced.append(table) or whole(self, table),
     )
-    model = Function(lambda c, k: both(c, k).reshape(k.shape[0], 2, 4).sum(1)).eval()
-    hoist(model, (CONTEXT, CONTEXT), context=["context"])
-    assert traced == [{}], "made functional, and no more"
+    hoist(Function((FUNCTIONAL | OTHERS)[name]).eval(), (CONTEXT, CONTEXT), context=["context"])
+    assert traced == tables
 
 
 def parts_of_many(c, k):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -30,13 +31,40 @@ SIMPLE = {  # these have a kernel of their own, and parts that take about as lon
 SIZES = "aten::sym_"  # they are numbers, and PyTorch's parts of one are the same operator
 
 
+def is_functional(program: ExportedProgram) -> bool:
+    """Whether torch, to make a program functional, would trace it for nothing: it leaves all of its operators as they
+    are, for none writes to an operand, has no result but an effect, or is always taken apart.
+    """
+    stays_whole = getattr(exported_program, STAYS_WHOLE, None)  # of one made of others
+    if stays_whole is None:
+        return False
+    calls = [n for n in program.graph.nodes if n.op == "call_function"]
+    return all(_plain(n.target, stays_whole) if _is_operator(n) else _is_size(n) for n in calls)
+
+
+def _plain(op: torch._ops.OpOverload, stays_whole: Callable[[Any], bool]) -> bool:
+    composite = op._can_decompose() and op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    own, schema = op.namespace == "aten", op._schema
+    return own and not schema.is_mutable and bool(schema.returns) and (not composite or stays_whole(op))
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether it computes a size, or takes one result of an operator."""
+    sizes = torch.SymInt | torch.SymFloat | torch.SymBool | int | float
+    return node.target is operator.getitem or isinstance(node.meta.get("val"), sizes)
+
+
 @contextlib.contextmanager
 def few_prepared(program: ExportedProgram) -> Iterator[None]:
     """While torch makes a program functional: it prepares all of its composite operators to stay whole, some 500 of
     them and each time, which takes longer than the program does. Those that the program has are enough.
     """
     graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
-    own = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    own = {node.target for graph in graphs for node in graph.nodes if _is_operator(node)}
     stays_whole = getattr(exported_program, STAYS_WHOLE, None)
     if stays_whole is None or not hasattr(exported_program, PREPARED):  # a torch that does it in another way
         yield

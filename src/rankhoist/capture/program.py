@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture import onnx
 from rankhoist.capture.bags import MODEL, BagNames
 from rankhoist.capture.checks import check_operators, check_outputs, check_states, mutated
-from rankhoist.capture.composites import few_prepared, taken_apart
+from rankhoist.capture.composites import few_prepared, is_functional, taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.empty import leave_out_empty
@@ -157,7 +157,8 @@ def capture(
             made = exported(model, call.bound, training, call.jagged, call.varying)
         else:
             made = model  # type: ignore[assignment]
-        functional = _functional(made, known)
+        ours = made is not model and not training  # others may use theirs on
+        functional = _functional(made, known, ours)
     without_tokens(functional)
     by_their_names(functional)
     fill(functional.graph)
@@ -168,14 +169,19 @@ def capture(
     return replace(program, opaque=calls, modules=modules)
 
 
-def _functional(exported: torch.export.ExportedProgram, known: Container[Any] | None) -> torch.export.ExportedProgram:
+def _functional(
+    exported: torch.export.ExportedProgram, known: Container[Any] | None, ours: bool
+) -> torch.export.ExportedProgram:  # fmt: skip
     """Without operators that write in place; whole ones stay whole, but those made of others that are not `known`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-            with of_any_length(), few_prepared(exported):
-                functional: torch.export.ExportedProgram = exported.run_decompositions({})
-            return functional if known is None else taken_apart(functional, known)
+            if ours and is_functional(exported):
+                exported.graph.eliminate_dead_code()
+            else:
+                with of_any_length(), few_prepared(exported):
+                    exported = exported.run_decompositions({})
+            return exported if known is None else taken_apart(exported, known)
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).strip()[:1500]}{_taken_names(exported)}"
         raise ExportError(f"torch cannot make the exported model functional: {text}") from error
