@@ -272,7 +272,7 @@ ASSERTED = {
 CASES = MEET | MOVED | VIEWED | STACKED | LINEAR | POINTWISE | REDUCED | ASSERTED
 
 REFUSED = {  # by torch.export: what is left for the number of rows, and what it does not take at all
-    "diff_rows", "pool_rows", "kron", "pairwise_of_rows", "qr_of_rows", "covariance",
+    "diff_rows", "pool_rows", "kron", "qr_of_rows", "covariance",
     *(["quantile"] if torch.__version__ < "2.12" else []),
 }  # fmt: skip
 

@@ -8,28 +8,32 @@ from random_models.draft import Draft, aten
 from random_models.operands import floats
 from random_models.steps.table import Made, Step, one_of
 
-WITHOUT_RULE = [aten.special_i0e.default, aten.trapezoid.dx, aten.diff.default, aten.glu.default, aten.polar.default]
+WITHOUT_RULE = [aten.renorm.default, aten.trapezoid.dx, aten.diff.default, aten.glu.default, aten.narrow_copy.default]
 
 
 def diff(draft: Draft, x: fx.Node) -> Made:
-    return draft.call(aten.diff.default, x) if draft.extent(x)[-1] > 1 else polar(draft, x)
+    return draft.call(aten.diff.default, x) if draft.extent(x)[-1] > 1 else renorm(draft, x)
 
 
 def glu(draft: Draft, x: fx.Node) -> Made:
-    return draft.call(aten.glu.default, x, -1) if draft.extent(x)[-1] % 2 == 0 else polar(draft, x)
+    return draft.call(aten.glu.default, x, -1) if draft.extent(x)[-1] % 2 == 0 else renorm(draft, x)
 
 
-def polar(draft: Draft, x: fx.Node) -> Made:
-    turned = draft.call(aten.polar.default, draft.call(aten.abs.default, x), x)
-    return draft.call(aten.abs.default, turned)
+def renorm(draft: Draft, x: fx.Node) -> Made:
+    """Rows of a norm of at most 1."""
+    return draft.call(aten.renorm.default, x, 2.0, 0, 1.0)
+
+
+def copied(draft: Draft, x: fx.Node) -> Made:
+    return draft.call(aten.narrow_copy.default, x, -1, 0, draft.extent(x)[-1])
 
 
 NO_RULE = [
-    lambda draft, x: draft.call(aten.special_i0e.default, x),
+    renorm,
     lambda draft, x: draft.call(aten.trapezoid.dx, x, dx=0.5),
     diff,
     glu,
-    polar,
+    copied,
 ]
 
 STEPS = [
