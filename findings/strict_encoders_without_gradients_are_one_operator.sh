@@ -6,15 +6,15 @@
 # gradients are wanted, and where none are takes a path of its own: while the strict exporter reads the model that path is
 # followed, and the whole layer becomes aten._transformer_encoder_layer_fwd. It stays after run_decompositions(), where
 # one is told to expect core ATen operators alone, and torch.onnx.export fails to convert the program. The same model
-# exported strictly with gradients on, or not strictly, is 17 plain operators either way, and converts. A model whose
+# exported strictly with gradients on, or not strictly, is 17 kinds of plain operators either way, and converts. A model whose
 # weights are frozen by requires_grad_(False) is the one operator with gradients on, too. Seen, for one layer:
 #
 #     torch 2.13.0+cpu
-#     strict=False, gradients on: 17 operators, to ONNX: converts
-#     strict=False, under no_grad: 17 operators, to ONNX: converts
-#     strict=True, gradients on: 17 operators, to ONNX: converts
-#     strict=True, under no_grad: 1 operators, aten._transformer_encoder_layer_fwd, to ONNX: ConversionError
-#     strict=True, gradients on, weights frozen: 1 operators, aten._transformer_encoder_layer_fwd, to ONNX: ConversionError
+#     strict=False, gradients on: 17 kinds of operators, to ONNX: converts
+#     strict=False, under no_grad: 17 kinds of operators, to ONNX: converts
+#     strict=True, gradients on: 17 kinds of operators, to ONNX: converts
+#     strict=True, under no_grad: 1 kind of operator, aten._transformer_encoder_layer_fwd, to ONNX: ConversionError
+#     strict=True, gradients on, weights frozen: 1 kind of operator, aten._transformer_encoder_layer_fwd, to ONNX: ConversionError
 #     as found
 #
 # Installs torch, onnx and onnxscript in a temporary folder. Exits 0 while torch behaves so, 1 when it does not any more.
@@ -42,7 +42,7 @@ def exported(strict, gradients, frozen):
     rows = ({0: torch.export.Dim("rows")},)
     with torch.set_grad_enabled(gradients):
         program = torch.export.export(model, (torch.randn(3, 5, 16),), dynamic_shapes=rows, strict=strict)
-    return program, [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    return program, {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
 
 
 def converted(program):
@@ -57,10 +57,11 @@ def found(strict, gradients, frozen):
     program, operators = exported(strict, gradients, frozen)
     core = {str(n.target) for n in program.run_decompositions().graph.nodes}
     whole = [WHOLE] * (f"{WHOLE}.default" in operators and f"{WHOLE}.default" in core)
-    return ", ".join([f"{len(operators)} operators", *whole, f"to ONNX: {converted(program)}"])
+    kinds = "1 kind of operator" if len(operators) == 1 else f"{len(operators)} kinds of operators"
+    return ", ".join([kinds, *whole, f"to ONNX: {converted(program)}"])
 
 
-PLAIN, ONE = "17 operators, to ONNX: converts", f"1 operators, {WHOLE}, to ONNX: ConversionError"
+PLAIN, ONE = "17 kinds of operators, to ONNX: converts", f"1 kind of operator, {WHOLE}, to ONNX: ConversionError"
 EXPECTED = {
     (False, True, False): PLAIN,
     (False, False, False): PLAIN,
