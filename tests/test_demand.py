@@ -38,6 +38,7 @@ class Model(nn.Module):
         self.gru, self.table = nn.GRU(D, D, batch_first=True), nn.Embedding(10, D)
         self.tokens = nn.Linear(T, T)
         self.flat = nn.Linear(T * D, 4)
+        self.over_three, self.steps = nn.Conv1d(D, D, 3, padding=1), nn.Conv1d(D, D, 2, stride=2, dilation=2, groups=2)
         self.double().eval()
 
     def forward(self, user: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,10 @@ def heads(m: Model, x: Tensor, causal: bool = False, mask: Tensor | None = None)
     q, k, v = (t.view(-1, x.shape[1], 2, D // 2).transpose(1, 2) for t in m.wide(x).chunk(3, dim=-1))
     made = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return m.one(made.transpose(1, 2).reshape(-1, x.shape[1], D))
+
+
+def paired(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
 
 
 def by_hand(m: Model, x: Tensor) -> Tensor:
@@ -90,6 +95,11 @@ NARROWED: dict[str, tuple[Callable[[Model, Tensor], Tensor], float]] = {
     "masked_heads": (lambda m, x: heads(m, x, mask=torch.ones(T, T).tril().bool())[:, 3], 0.55),
     "by_hand": (lambda m, x: by_hand(m, x)[:, 2:4], 0.8),
     "transposed_tokens": (lambda m, x: m.tokens(m.one(x).transpose(1, 2)).transpose(1, 2)[:, 2], 1 / 6 + 0.6),
+    "rotated": (lambda m, x: torch.view_as_real(paired(m.one(x)) * paired(m.two(x)).conj())[:, 3], 1 / 6),
+    "windows": (lambda m, x: m.one(x).unfold(1, 2, 2)[:, 1], 1 / 3),
+    "convolved": (lambda m, x: m.over_three(m.one(x).mT)[..., 2:4], 2 / 3),
+    "convolved_ends": (lambda m, x: m.over_three(m.one(x).mT)[:, 1:3, -1] + m.over_three(m.two(x).mT)[:, :2, 0], 1 / 3),
+    "convolved_apart": (lambda m, x: m.steps(m.one(x).mT)[..., 1], 1 / 2),
     "unread": (lambda m, x: torch.stack([m.one(x), m.two(x)])[1], 1 / 2),
 }  # fmt: skip
 
@@ -110,6 +120,9 @@ WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "every_second": lambda m, x: m.one(x)[:, ::2],
     "place_by_data": lambda m, x: m.one(x).gather(1, x[:, :1, :1].abs().long().clamp(max=T - 1).expand(-1, -1, D)),
     "largest_place": lambda m, x: m.one(x).max(1).values,
+    "real_parts": lambda m, x: torch.view_as_real(paired(m.one(x)))[..., 0],
+    "inside_of_windows": lambda m, x: m.one(x).unfold(1, 2, 2)[..., 1],
+    "some_channels_of_groups": lambda m, x: m.steps(m.one(x).mT)[:, 1],
     "across_a_view": lambda m, x: m.one(x).view(-1, T * D)[:, 3:11],
     "an_input": lambda m, x: m.one(x[:, 1]),
 }

@@ -15,7 +15,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.operators import draws, named_arguments, operator_name
-from rankhoist.compiler.demand import boxes
+from rankhoist.compiler.demand import boxes, windows
 from rankhoist.compiler.demand.boxes import Axis, Box, Part
 from rankhoist.compiler.demand.made import Law, Made, Take, aligned, arguments, is_tensor, sizes_of
 from rankhoist.compiler.graph.lengths import not_above
@@ -188,6 +188,17 @@ def stack(node: fx.Node, box: Box) -> Made | None:
     return Made(node.target, ([Take(t, tuple(axes)) for t in tensors[slice(*inner)]], dim))
 
 
+def complex_of(node: fx.Node, box: Box) -> Made:
+    """`[..., 2] -> [...]`: a number of each pair."""
+    return Made(node.target, (Take(arguments(node)[0], (*box, (Part(2),))),))
+
+
+def pairs_of(node: fx.Node, box: Box) -> Made | None:
+    """`[...] -> [..., 2]`: both parts of a number."""
+    *axes, parts = box
+    return Made(node.target, (Take(arguments(node)[0], tuple(axes)),)) if boxes.is_whole(parts) else None
+
+
 # -- along one axis, others by themselves
 
 
@@ -312,6 +323,11 @@ _TABLE: dict[str, Law] = {
     "expand": expand,
     "select.int": select,
     "slice.Tensor": slice_,
+    "view_as_complex": complex_of,
+    "view_as_real": pairs_of,
+    "_conj resolve_conj complex polar": pointwise,
+    "unfold": windows.unfold,
+    "conv1d": windows.convolution,
     "cat": cat,
     "stack": stack,
     "softmax.int _softmax log_softmax.int _log_softmax": softmax,
