@@ -22,6 +22,7 @@ from rankhoist.errors import HoistingWarning
 from rankhoist.training import grouped
 
 T, D, ROWS = 6, 8, 1000
+G = torch.randn(1, 3, T, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 EXAMPLE = (torch.randn(5, 1).double(), torch.randn(5, T, D).double())
 
 
@@ -96,6 +97,9 @@ NARROWED: dict[str, tuple[Callable[[Model, Tensor], Tensor], float]] = {
     "by_hand": (lambda m, x: by_hand(m, x)[:, 2:4], 0.8),
     "transposed_tokens": (lambda m, x: m.tokens(m.one(x).transpose(1, 2)).transpose(1, 2)[:, 2], 1 / 6 + 0.6),
     "rotated": (lambda m, x: torch.view_as_real(paired(m.one(x)) * paired(m.two(x)).conj())[:, 3], 1 / 6),
+    "einsum": (lambda m, x: torch.einsum("...td,ed->...te", m.one(x), m.two.weight)[:, 4, :4], 1 / 8),
+    "einsum_of_three": (lambda m, x: torch.einsum("btd,bsd,de->bets", m.one(x), x, m.two.weight)[:, :, 3:4], 1 / 3),
+    "einsum_diagonal": (lambda m, x: torch.einsum("bttd,uet->bed", m.one(x)[:, None] * x[..., None, :], G)[:, 1:2], 1),
     "windows": (lambda m, x: m.one(x).unfold(1, 2, 2)[:, 1], 1 / 3),
     "convolved": (lambda m, x: m.over_three(m.one(x).mT)[..., 2:4], 2 / 3),
     "convolved_ends": (lambda m, x: m.over_three(m.one(x).mT)[:, 1:3, -1] + m.over_three(m.two(x).mT)[:, :2, 0], 1 / 3),

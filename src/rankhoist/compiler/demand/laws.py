@@ -15,7 +15,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.operators import draws, named_arguments, operator_name
-from rankhoist.compiler.demand import boxes, windows
+from rankhoist.compiler.demand import boxes, products, windows
 from rankhoist.compiler.demand.boxes import Axis, Box, Part
 from rankhoist.compiler.demand.made import Law, Made, Take, aligned, arguments, is_tensor, sizes_of
 from rankhoist.compiler.graph.lengths import not_above
@@ -229,33 +229,6 @@ def norm(node: fx.Node, box: Box) -> Made | None:
     return Made(node.target, (Take(x, box), shape, *weights), node.kwargs)
 
 
-# -- products
-
-
-def linear(node: fx.Node, box: Box) -> Made:
-    """`(x W^T)[i, j] = x[i] W[j]^T`."""
-    x, w, *bias = arguments(node)
-    *rows, columns = box
-    inner = (Part(sizes_of(x)[-1]),)
-    biases = [Take(b, (columns,)) if is_tensor(b) else b for b in bias]
-    return Made(node.target, (Take(x, (*rows, inner)), Take(w, (columns, inner)), *biases))
-
-
-def product(node: fx.Node, box: Box) -> Made | None:
-    """`(x y)[i, j] = x[i] y[:, j]`, batches alike; `baddbmm` and `addmm` have what is added first."""
-    added = node.target in (aten.addmm.default, aten.baddbmm.default)
-    x, y = arguments(node)[1:3] if added else arguments(node)[:2]
-    own, other = sizes_of(x), sizes_of(y)
-    if min(len(own), len(other)) < 2:
-        return None
-    *batch, row, column = box
-    inner = (Part(own[-1]),)
-    left, right = (aligned(t, (*batch, *rest)) for t, rest in ((x, (row, inner)), (y, (inner, column))))
-    takes = [Take(x, left), Take(y, right)]
-    before = [Take(arguments(node)[0], aligned(arguments(node)[0], box))] if added else []
-    return Made(node.target, (*before, *takes), node.kwargs)
-
-
 def softmax(node: fx.Node, box: Box) -> Made | None:
     """Of one place it is 1, whatever finite number is there, and its logarithm 0."""
     x, dim = arguments(node)[:2]
@@ -275,32 +248,6 @@ def _finite(node: fx.Node) -> bool:
     numbers = pytree.tree_leaves([(n.args, n.kwargs) for n in before])
     logs = any(n.op == "call_function" and "log" in getattr(n.target, "__name__", "") for n in before)
     return not logs and not any(isinstance(x, float) and math.isinf(x) for x in numbers)
-
-
-def attention(node: fx.Node, box: Box) -> Made | None:
-    """Each query by itself over all keys; of causal ones, over those before it; over one key it is the key's value."""
-    q, k, v, mask, dropout, causal = arguments(node)
-    *batch, queries, columns = box
-    if sizes_of(k)[-2] == 1 and mask is None and not node.kwargs.get("enable_gqa"):
-        own = Take(v, aligned(v, (*batch, (Part(1),), columns)))
-        return Made(aten.expand.default, (own, [boxes.width(a) for a in box]))
-    gqa = node.kwargs.get("enable_gqa")  # fewer heads of keys than of queries
-    if gqa and not boxes.all_of(tuple(batch)):
-        return None
-    keys: Axis = (Part(sizes_of(k)[-2]),)
-    if causal and not boxes.is_whole(queries):
-        inner, count = boxes.interval(queries), sizes_of(k)[-2]
-        seen = boxes.overlap((0, inner[1]), 0, count) if inner else None
-        if inner is None or seen is None or boxes.plain(inner[1] - inner[0]) != 1:
-            return None
-        keys, causal = boxes.cut(count, *seen), False
-    batches = [boxes.whole(sizes_of(t)[:-2]) if gqa else batch for t in (q, k, v)]
-    width: Axis = (Part(sizes_of(q)[-1]),)
-    ends = ((q, (queries, width)), (k, (keys, width)), (v, (keys, columns)))
-    takes = [Take(t, aligned(t, (*b, *end))) for b, (t, end) in zip(batches, ends, strict=True)]
-    if is_tensor(mask):
-        mask = Take(mask, aligned(mask, (*batch, queries, keys)))
-    return Made(node.target, (*takes, mask, dropout, causal), node.kwargs)
 
 
 def embedding(node: fx.Node, box: Box) -> Made | None:
@@ -335,9 +282,10 @@ _TABLE: dict[str, Law] = {
     "sum.dim_IntList mean.dim prod.dim_int amax amin logsumexp any.dim all.dim argmax argmin": along,
     "var.correction std.correction linalg_vector_norm norm.ScalarOpt_dim": along,
     "layer_norm rms_norm": norm,
-    "linear": linear,
-    "mm bmm matmul addmm baddbmm": product,
-    "scaled_dot_product_attention": attention,
+    "linear": products.linear,
+    "mm bmm matmul addmm baddbmm": products.product,
+    "einsum": products.einsum,
+    "scaled_dot_product_attention": products.attention,
     "embedding": embedding,
 }
 LAWS: dict[Any, Law] = {op: law for names, law in _TABLE.items() for op in overloads(names)}
