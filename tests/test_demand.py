@@ -99,6 +99,7 @@ NARROWED: dict[str, tuple[Callable[[Model, Tensor], Tensor], float]] = {
     "rotated": (lambda m, x: torch.view_as_real(paired(m.one(x)) * paired(m.two(x)).conj())[:, 3], 1 / 6),
     "einsum": (lambda m, x: torch.einsum("...td,ed->...te", m.one(x), m.two.weight)[:, 4, :4], 1 / 8),
     "einsum_of_three": (lambda m, x: torch.einsum("btd,bsd,de->bets", m.one(x), x, m.two.weight)[:, :, 3:4], 1 / 3),
+    "einsum_broadcast": (lambda m, x: torch.einsum("btd,btd->bt", m.one(x), x[:, :1])[:, 3], 1 / 5),
     "einsum_diagonal": (lambda m, x: torch.einsum("bttd,uet->bed", m.one(x)[:, None] * x[..., None, :], G)[:, 1:2], 1),
     "windows": (lambda m, x: m.one(x).unfold(1, 2, 2)[:, 1], 1 / 3),
     "convolved": (lambda m, x: m.over_three(m.one(x).mT)[..., 2:4], 2 / 3),
