@@ -28,6 +28,8 @@ def unfold(node: fx.Node, box: Box) -> Made | None:
 
 def convolution(node: fx.Node, box: Box) -> Made | None:
     """Of one axis: padded by as much as the windows reach beyond both ends."""
+    if len(box) != 3:  # one without a batch
+        return None
     x, w, bias, (step,), padding, (dilation,), groups = arguments(node)
     batch, channels, places = box
     size, (_, inner, width) = sizes_of(x)[2], sizes_of(w)
