@@ -102,7 +102,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "product_sums_over_rows": (
         lambda c, k: k @ torch.einsum("bi,bj->ij", c, k).mT[:, :2],
         "einsum",
-        "sums over the rows: b i, b j -> i j of [rows, 6], [rows, 4]",
+        "sums over the rows: b i, b j -> i j of [rows, ",
         {},
     ),
     "vecdot_over_rows": (
@@ -120,7 +120,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "einsum_ellipsis": (
         lambda c, k: k * torch.einsum("...i->i", c)[:4],
         "einsum",
-        "sums over the rows: ..1 i -> i of [rows, 6]",
+        "sums over the rows: ..1 i -> i of [rows, ",
         {},
     ),
     "einsum_diagonal": (
