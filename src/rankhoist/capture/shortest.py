@@ -7,9 +7,10 @@ else is in the example perhaps, nothing is known.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -24,13 +25,14 @@ Cut = Mapping[int, Mapping[int, int]]  # by the place of a tensor among all argu
 
 def shortest(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> None:
     """Raise the lowest length of every axis of a program that varies, to where it is its model."""
+    run = functools.cache(program.module)
     for symbol, places in _lengths(program).items():
         own = program.range_constraints[symbol]
         for length in (1, 0):
             cut: dict[int, dict[int, int]] = defaultdict(dict)
             for place, axis in places:
                 cut[place][axis] = length
-            if own.lower <= length and not _same(model, bound, program, cut):
+            if own.lower <= length and not _same(model, bound, run, cut):
                 program.range_constraints[symbol] = type(own)(length + 1, own.upper)
                 break
 
@@ -47,7 +49,7 @@ def _lengths(program: torch.export.ExportedProgram) -> dict[sympy.Symbol, list[t
     return found
 
 
-def _same(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram, cut: Cut) -> bool:
+def _same(model: nn.Module, bound: inspect.BoundArguments, run: Callable[[], nn.Module], cut: Cut) -> bool:
     """Whether both compute the same of an example that is cut, or the model computes nothing."""
     leaves, spec = pytree.tree_flatten((bound.args, bound.kwargs))
     args, kwargs = pytree.tree_unflatten(list(_cut(leaves, cut)), spec)
@@ -57,8 +59,8 @@ def _same(model: nn.Module, bound: inspect.BoundArguments, program: torch.export
         except Exception:  # whatever it is, it is the model's own failure
             return True
         try:
-            made = program.module()(*args, **kwargs)
-        except Exception:  # of a length that the program does not take
+            made = run()(*args, **kwargs)
+        except Exception:  # of a length that the program does not take, or torch cannot run it at all
             return False
     return leaves_alike(made, truth)
 
