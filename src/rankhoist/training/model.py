@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -80,16 +80,12 @@ class GroupedModel(nn.Module):
     def graphs(self) -> Graphs:
         """Those of the mode in which every module is now, in the model's dtype and on its device."""
         modules = tuple(self.original.modules())
-        mode = tuple([m.training for m in modules])
+        mode = _mode(modules)
         found = self._graphs.get(mode)
         if found is None or not found.captured.holds(modules):
             found = Graphs.of(Graph.of(self.original, self.build(self.original)), Captured.of(self.original))
         self._graphs[mode] = made = found.here()
         return made
-
-    @property
-    def _mode(self) -> Mode:
-        return tuple(m.training for m in self.original.modules())
 
     @property
     def graph(self) -> Graph:
@@ -119,7 +115,9 @@ class GroupedModel(nn.Module):
         """
         usual = self.plan.workload
         sizes = candidates or (usual.candidates,), requests or (usual.requests,)
-        self._graphs[self._mode] = tuned_steps(self.original, self.graphs, *sizes, seconds, progress)
+        self._graphs[_mode(self.original.modules())] = tuned_steps(
+            self.original, self.graphs, *sizes, seconds, progress
+        )
         return self
 
     @property
@@ -159,6 +157,10 @@ class GroupedModel(nn.Module):
         good = {mode: graphs for mode, graphs in self._graphs.items() if graphs.captured.holds(modules)}
         made._graphs = {mode: graphs.copied(made.original) for mode, graphs in good.items()}
         return made
+
+
+def _mode(modules: Iterable[nn.Module]) -> Mode:
+    return tuple([m.training for m in modules])
 
 
 def _counts(offsets: Offsets | None, requests: int, rows: int) -> Counts:
