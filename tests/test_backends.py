@@ -29,7 +29,7 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.emit.traceable import slots_of, traceable
 from rankhoist.compiler.graph.operators import anew
-from rankhoist.compiler.plan import Plans, Range, Ranges
+from rankhoist.compiler.plan import Plans, Range, Ranges, Way
 from rankhoist.compiler.targets.backends import Compiled
 from rankhoist.errors import BackendError, VocabularyError
 from rankhoist.runtime import load_onnx, load_package
@@ -270,7 +270,7 @@ def test_a_warm_up_compiles_every_plan(monkeypatch):
     case = CASES["crossed"]
     _, hoisted = case.make()
     one, two, three = (dataclasses.replace(hoisted.plan, level=level) for level in list(Level)[-3:])
-    ranges = Ranges((1, 8), ((Range(0, 1), Range(2, 0), Range(40, 1)), (Range(0, 2),)))
+    ranges = Ranges((1, 8), ((Range(0, Way(1)), Range(2, Way(0)), Range(40, Way(1))), (Range(0, Way(2)),)))
     hoisted = HoistedModel(hoisted.program, Plans((one, two, three), ranges)).to_backend("inductor")
     monkeypatch.setattr(torch, "compile", lambda module, fullgraph: module)
 

@@ -26,7 +26,7 @@ def copied(name: str) -> HoistedModel:
 
 def by(model: HoistedModel, plan: int, chunk: int) -> HoistedModel:
     """It, scoring all calls by one plan, on so many rows at a time."""
-    ranges = Ranges((1,), ((Range(0, plan, "", chunk),),))
+    ranges = Ranges((1,), ((Range(0, Way(plan, "", chunk)),),))
     model.blueprint = replace(model.blueprint, plans=replace(model.plans, ranges=ranges))
     return model
 
@@ -97,7 +97,7 @@ def test_tune_finds_it_and_a_file_keeps_it(fast_in_chunks, tmp_path):
     loaded = load(tmp_path / "tuned.rankhoist")
     assert loaded.plans.ranges == model.plans.ranges and loaded.report() == model.report()
     given = CASES["ranker"][1](1, 200)
-    assert loaded.prepare(given[:2], candidates=200).chunk == 64
+    assert loaded.prepare(given[:2], candidates=200).way.chunk == 64
     assert_equal(loaded(*given), made("ranker")[1](*given))
 
 

@@ -290,4 +290,4 @@ def test_only_tune_tries_padded_weights():
         plans = make_plans(program, Level.FULL, Workload(5000, 8), named(name))
         padded = [i for i, p in enumerate(plans.plans) if any(n.op is aten.constant_pad_nd.default for n in p.nodes)]
         assert bool(padded) is several
-        assert not {r.plan for row in plans.ranges.candidates for r in row} & {*padded}
+        assert not {way.plan for way in plans.ranges.ways} & {*padded}

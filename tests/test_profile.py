@@ -19,7 +19,7 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate, aten
-from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, make_plans
+from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, Way, make_plans
 from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets import calibrate as calibration
@@ -180,7 +180,8 @@ def test_outer_products_do_not_hide_what_pays(monkeypatch):
 
 
 def test_ranges_choose_by_requests_and_candidates():
-    ranges = Ranges((1, 8), ((Range(0, 1), Range(10, 0)), (Range(0, 1), Range(50, 0), Range(90, 2))))
+    one, eight = [(0, 1), (10, 0)], [(0, 1), (50, 0), (90, 2)]
+    ranges = Ranges((1, 8), tuple(tuple(Range(first, Way(plan)) for first, plan in row) for row in (one, eight)))
     assert [ranges.choose(n, 1) for n in (0, 1, 9, 10, 5000)] == [1, 1, 1, 0, 0]
     assert [ranges.choose(n, 9) for n in (49, 50, 90)] == [1, 0, 2]
     assert ranges.choose(49, 2) == 0 and ranges.choose(49, 7) == 1 and ranges.choose(0, 0) == 1
@@ -228,7 +229,7 @@ def test_a_level_below_full_is_one_plan_on_any_machine(cross):
     for level in Level:
         if level is not Level.FULL:
             plans = make_plans(own, level, Workload(2), CPU)
-            assert {r.plan for row in plans.ranges.candidates for r in row} == {0} and plans.main.asked is level
+            assert {way.plan for way in plans.ranges.ways} == {0} and plans.main.asked is level
             assert len(plans.plans) == 1 + (plans.original != 0), "and the original, which only tune may choose"
 
 

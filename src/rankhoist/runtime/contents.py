@@ -122,5 +122,5 @@ def _role(spec: InputSpec) -> str:
 
 def _runs(row: Sequence[Range]) -> str:
     """`0-2: plan 1, 3-365: plan 2 by inductor, from 366: plan 0`."""
-    runs = [f"{a.first}-{b.first - 1}: {a}" for a, b in itertools.pairwise(row)]
-    return ", ".join([*runs, f"from {row[-1].first}: {row[-1]}"])
+    runs = [f"{a.first}-{b.first - 1}: {a.way}" for a, b in itertools.pairwise(row)]
+    return ", ".join([*runs, f"from {row[-1].first}: {row[-1].way}"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankhoist.capture.varying import with_lengths
 from rankhoist.compiler.growing import Growing, RefusedError, make_growing, uniform_weights
-from rankhoist.compiler.plan import Range
+from rankhoist.compiler.plan import Way
 from rankhoist.errors import AppendError, InputError
 from rankhoist.runtime.catalogue import CatalogueScoring, Store
 from rankhoist.runtime.halves import Halves
@@ -49,19 +49,19 @@ class Appending(Halves, CatalogueScoring):
         context = self._inputs.of_side("context", context_inputs)
         requests = self._inputs.accept("context", context)
         lengths = self._lengths(growing)
-        chosen = self.plans.at(candidates, requests)
-        if self.stages.variants[chosen.plan].conditional:  # what holds for a history need not for a longer one
-            chosen = Range(0, self.plans.for_all(chosen.plan))
+        way = self.plans.at(candidates, requests)
+        if self.stages.variants[way.plan].conditional:  # what holds for a history need not for a longer one
+            way = Way(self.plans.for_all(way.plan))
         with torch.no_grad():
-            made, weights = self._growing(chosen.plan, lengths), self._weights
-            arguments = filled(weights.arguments[chosen.plan][0], {}, context)
+            made, weights = self._growing(way.plan, lengths), self._weights
+            arguments = filled(weights.arguments[way.plan][0], {}, context)
             kept = self._guard.watched(made.prepare, (requests, None, None, *arguments), "context", context)
             sizes = {
                 n: context[names[0][0]].shape[names[0][1].axis]
                 for n, names in self._inputs.lengths.items()
                 if n in lengths
             }
-            return self._state(RequestState(requests, {}, weights, chosen.plan), kept, sizes).apart(context)
+            return self._state(RequestState(requests, {}, weights, Way(way.plan)), kept, sizes).apart(context)
 
     def append(self, state: RequestState, events: Mapping[str, Any]) -> RequestState:
         """A state whose history is longer by `events`, equal to `prepare` of that history; `state` stays as it is.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.compiler.plan import Range
+from rankhoist.compiler.plan import Way
 from rankhoist.compiler.targets import target_of
 from rankhoist.compiler.targets.backends import RECORDED
 from rankhoist.compiler.targets.cuda_graphs import recorder_of, room_of
@@ -62,7 +62,7 @@ class Halves(Movable, Planned):
             return
         weights, before = self._weights, self.blueprint
         target = target_of(self.device, self.dtype, recorded=True)
-        if target is not None and not any(r.backend for row in self.plans.ranges.candidates for r in row):
+        if target is not None and not any(way.backend for way in self.plans.ranges.ways):
             self.blueprint = for_replays(before, target)
         self.backend, self._first_use = GRAPHS, False
         if self.blueprint.stages is before.stages:
@@ -74,57 +74,57 @@ class Halves(Movable, Planned):
             }
             self._place(weights.original, constants, self.dtype, self.device)
 
-    def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
-        if (replays := self._replays(chosen.backend)) is not None:
-            replays.warm_up(chosen.plan, requests, candidates)
+    def _warm_up_for(self, way: Way, requests: int, candidates: int) -> None:
+        if (replays := self._replays(way.backend)) is not None:
+            replays.warm_up(way.plan, requests, candidates)
 
     def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         return self._whole_for(self.plans.at(candidates.rows, requests), context, requests, candidates)
 
-    def _whole_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
-        if self.stages.variants[chosen.plan].conditional:
-            return self._score(self._prepare_for(chosen, context, requests), candidates)
-        replays = self._replays(chosen.backend)
+    def _whole_for(self, way: Way, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
+        if self.stages.variants[way.plan].conditional:
+            return self._score(self._prepare_for(way, context, requests), candidates)
+        replays = self._replays(way.backend)
         if replays is not None:
-            self._guard.check(chosen.backend or self.backend, "context", context)
-            self._guard.check(chosen.backend or self.backend, "candidate", candidates.inputs)
-            made = replays.whole(chosen.plan, context, requests, candidates)
+            self._guard.check(way.backend or self.backend, "context", context)
+            self._guard.check(way.backend or self.backend, "candidate", candidates.inputs)
+            made = replays.whole(way.plan, context, requests, candidates)
             if made is not None:
                 return self.interface.result(made)
-        state = self._prepare_as_it_is(chosen, context, requests)
+        state = self._prepare_as_it_is(way, context, requests)
         return self.interface.result(self._score_as_it_is(state, candidates))
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
         return self._prepare_for(self.plans.at(candidates, requests), context, requests)
 
-    def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
-        state, variant = self._prepare_by(chosen, context, requests), self.stages.variants[chosen.plan]
+    def _prepare_for(self, way: Way, context: dict[str, Tensor], requests: int) -> RequestState:
+        state, variant = self._prepare_by(way, context, requests), self.stages.variants[way.plan]
         if variant.condition is not None and not bool(state.tensors[variant.condition][:requests].all()):
-            return self._prepare_by(replace(chosen, plan=self.plans.for_all(chosen.plan)), context, requests)
+            return self._prepare_by(way._replace(plan=self.plans.for_all(way.plan)), context, requests)
         return replace(state, context=context) if variant.checks else state
 
-    def _prepare_by(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+    def _prepare_by(self, way: Way, context: dict[str, Tensor], requests: int) -> RequestState:
         """The same, whether the plan's condition holds or not."""
-        replays = self._replays(chosen.backend)
-        if replays is not None and replays.variants[chosen.plan].state:
-            self._guard.check(chosen.backend or self.backend, "context", context)
-            made = replays.request(chosen.plan, context, requests)
+        replays = self._replays(way.backend)
+        if replays is not None and replays.variants[way.plan].state:
+            self._guard.check(way.backend or self.backend, "context", context)
+            made = replays.request(way.plan, context, requests)
             if made is not None:
-                tensors = dict(zip(replays.variants[chosen.plan].state, made[0], strict=True))
-                return RequestState(requests, tensors, replays.weights, chosen.plan, chosen.backend, padded=made[1])
-        return self._prepare_as_it_is(chosen, context, requests)
+                tensors = dict(zip(replays.variants[way.plan].state, made[0], strict=True))
+                return RequestState(requests, tensors, replays.weights, way, padded=made[1])
+        return self._prepare_as_it_is(way, context, requests)
 
     def _prepare_as_it_is(
-        self, chosen: Range, context: Mapping[str, Tensor], requests: int, weights: Weights | None = None
+        self, way: Way, context: Mapping[str, Tensor], requests: int, weights: Weights | None = None
     ) -> RequestState:
-        weights, number = weights or self._weights, chosen.plan
-        variant = self._stages_by(chosen.backend).variants[number]
-        self._guard.check(chosen.backend or self.backend, "context", context)
-        arguments = filled(weights.arguments[number][0], {}, context)
-        state = RequestState(requests, {}, weights, number, chosen.backend, chunk=chosen.chunk)
+        weights = weights or self._weights
+        variant = self._stages_by(way.backend).variants[way.plan]
+        self._guard.check(way.backend or self.backend, "context", context)
+        arguments = filled(weights.arguments[way.plan][0], {}, context)
+        state = RequestState(requests, {}, weights, way)
         if not variant.state:
             return state
-        made = self._guard.run(number, variant.request, (requests, None, None, *arguments), "context", context)
+        made = self._guard.run(way.plan, variant.request, (requests, None, None, *arguments), "context", context)
         return replace(state, tensors=dict(zip(variant.state, made, strict=True)))
 
     def _score(self, state: RequestState, candidates: Candidates) -> Any:
@@ -132,16 +132,16 @@ class Halves(Movable, Planned):
         if state.context is not None:
             *made, holds = made
             if not bool(holds.all()):
-                chosen = Range(0, self.plans.for_all(state.plan), state.backend)
-                state = self._prepare_as_it_is(chosen, state.context, state.requests, state.weights)
+                way = Way(self.plans.for_all(state.plan), state.way.backend)
+                state = self._prepare_as_it_is(way, state.context, state.requests, state.weights)
                 made = self._score_as_it_is(state, candidates)
         return self.interface.result(made)
 
     def _score_by(self, state: RequestState, candidates: Candidates) -> Sequence[Any]:
         """What the candidate stage returns, whether the plan holds for the rows or not."""
-        replays = self._replays(state.backend)
+        replays = self._replays(state.way.backend)
         if replays is not None and replays.weights is state.weights:
-            self._guard.check(state.backend or self.backend, "candidate", candidates.inputs)
+            self._guard.check(state.way.backend or self.backend, "candidate", candidates.inputs)
             made = replays.candidate(state, candidates)
             if made is not None:
                 return made
@@ -150,10 +150,10 @@ class Halves(Movable, Planned):
     def _score_as_it_is(self, state: RequestState, candidates: Candidates) -> Sequence[Any]:
         candidate, rows, blocks = candidates
         offsets, owner = (None, None) if blocks is None else blocks.over(state.rows).on(self.device)
-        self._guard.check(state.backend or self.backend, "candidate", candidate)
+        self._guard.check(state.way.backend or self.backend, "candidate", candidate)
         arguments = state.weights.arguments[state.plan][1]
-        stage = self._stages_by(state.backend).variants[state.plan].candidate
+        stage = self._stages_by(state.way.backend).variants[state.plan].candidate
         given = rows, owner, offsets, *filled(arguments, state.tensors, candidate)
-        cut = 0 < state.chunk < rows and self.device.type in LOOPS
-        run = in_chunks(stage.run, state.chunk, [type(a) is str for a in arguments]) if cut else None
+        cut = 0 < state.way.chunk < rows and self.device.type in LOOPS
+        run = in_chunks(stage.run, state.way.chunk, [type(a) is str for a in arguments]) if cut else None
         return self._guard.run(state.plan, stage, given, "candidate", candidate, run)

@@ -9,7 +9,7 @@ import torch
 
 from rankhoist.capture import InputSpec, Interface, Jagged, OpaqueCall
 from rankhoist.compiler.algebra.workload import Level, Workload
-from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges
+from rankhoist.compiler.plan import Cost, Plans, PlanSummary, Range, Ranges, Way
 from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.errors import ArtifactError, InputError
@@ -146,14 +146,14 @@ def _as_ranges(data: Any, key: str, plans: int) -> Ranges:
     requests = tuple(entry(row, "requests", int) for row in rows)
     given = [[_as_range(item) for item in entries(row, "candidates", list)] for row in rows]
     rising = all(list(x) == sorted(set(x)) and x for x in (requests, *([r.first for r in row] for row in given)))
-    if not rising or not all(0 <= r.plan < plans for row in given for r in row):
+    if not rising or not all(0 <= r.way.plan < plans for row in given for r in row):
         raise ArtifactError("its ranges do not rise, or use a plan that there is not")
     return Ranges(requests, tuple(map(tuple, given)))
 
 
 def _range(r: Range) -> list[Any]:
-    chunk = [r.chunk] if r.chunk else []
-    return [r.first, r.plan, *([r.backend] if r.backend or chunk else []), *chunk]
+    first, (plan, backend, chunk) = r
+    return [first, plan, *([backend] if backend or chunk else []), *([chunk] if chunk else [])]
 
 
 def _as_range(data: Any) -> Range:
@@ -161,7 +161,7 @@ def _as_range(data: Any) -> Range:
     backend, chunk, *more = way + ["", 0][len(way) :]
     if more or as_kind(backend, str) not in ("", *BACKENDS) or as_kind(chunk, int) < 0:
         raise ArtifactError(f"it has a range that is scored by {shown(backend)} on {shown(chunk)} rows")
-    return Range(as_kind(first, int), as_kind(plan, int), backend, chunk)
+    return Range(as_kind(first, int), Way(as_kind(plan, int), backend, chunk))
 
 
 def with_example(description: Description, example: dict[str, torch.Tensor]) -> Interface:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rankhoist.compiler.plan import Plans, PlanSummary, Range
+from rankhoist.compiler.plan import Plans, PlanSummary, Way
 from rankhoist.runtime.alike import error, tolerance
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Offsets
@@ -25,16 +25,16 @@ class Tunable(ABC):
         """Its plans, and how many candidates and requests each is used for."""
 
     @abstractmethod
-    def _whole_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
+    def _whole_for(self, way: Way, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         """Both stages of one plan, by one backend."""
 
     @abstractmethod
-    def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
+    def _warm_up_for(self, way: Way, requests: int, candidates: int) -> None:
         """Record calls of this size, if the backend records any."""
 
-    def _checked_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
+    def _checked_for(self, way: Way, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         """What is compared with that of the original before a plan is timed: the results of a call."""
-        return self._whole_for(chosen, context, requests, candidates)
+        return self._whole_for(way, context, requests, candidates)
 
     def _apart(self, checked: Any, truth: Any) -> float:
         """How far results are from those of the original, of their scale."""
@@ -50,7 +50,7 @@ class Planned(Tunable, Scoring):
     """A model with several plans, one of which scores a call."""
 
     @abstractmethod
-    def _prepare_for(self, chosen: Range, context: dict[str, Tensor], requests: int) -> RequestState:
+    def _prepare_for(self, way: Way, context: dict[str, Tensor], requests: int) -> RequestState:
         """The request stage of one plan, by one backend; `_score` goes on with it."""
 
 
@@ -58,17 +58,17 @@ class OnePlan(Scoring):
     """A model that scores with one of its plans, by one backend."""
 
     def __init__(self, model: Planned, plan: int, backend: str = "") -> None:
-        self._model, self._inputs, self._chosen = model, model._inputs, Range(0, plan, backend)
+        self._model, self._inputs, self._way = model, model._inputs, Way(plan, backend)
 
     def __call__(self, *args: Any, request_offsets: Offsets | None = None, **kwargs: Any) -> Any:
         """Scores of N candidates; see `forward`."""
         return self.forward(*args, request_offsets=request_offsets, **kwargs)
 
     def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
-        return self._model._whole_for(self._chosen, context, requests, candidates)
+        return self._model._whole_for(self._way, context, requests, candidates)
 
     def _prepare(self, context: dict[str, Tensor], requests: int, candidates: int | None) -> RequestState:
-        return self._model._prepare_for(self._chosen, context, requests)
+        return self._model._prepare_for(self._way, context, requests)
 
     def _score(self, state: RequestState, candidates: Candidates) -> Any:
         return self._model._score(state, candidates)

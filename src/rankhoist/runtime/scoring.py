@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rankhoist.capture import Interface
+from rankhoist.compiler.plan import Way
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, Offsets, blocks_of
 from rankhoist.runtime.weights import Weights
@@ -43,8 +44,7 @@ class Grown:
 class RequestState:
     """The context work of `requests` requests, tied to the weights it was computed with; reusable and read-only.
 
-    `plan` is the number of the plan that it was computed for, and that scores it; `backend` runs it, or where that is
-    empty the model's own, on `chunk` rows at a time where that is not 0. `with_store` says whether it is a plan for a
+    `way` is how it was computed, and how candidates are scored with it. `with_store` says whether its plan is one for a
     store of items. `padded` is how many rows the tensors have where they are more than requests. `context` is what it
     was computed from, where candidates may tell that another plan has to score them. `grown` is there for `append`.
     """
@@ -52,16 +52,19 @@ class RequestState:
     requests: int
     tensors: dict[int, Tensor]
     weights: Weights
-    plan: int = 0
-    backend: str = ""
+    way: Way = Way(0)  # noqa: RUF009 - it never changes
     with_store: bool = False
     padded: int = 0
     context: Mapping[str, Tensor] | None = None
     grown: Grown | None = None
-    chunk: int = 0
 
     def __repr__(self) -> str:
         return f"RequestState(requests={self.requests}, plan={self.plan}, {self.bytes:,} bytes)"
+
+    @property
+    def plan(self) -> int:
+        """The number of its plan."""
+        return self.way.plan
 
     @property
     def rows(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rankhoist.compiler.plan import Range, Ranges, Way
+from rankhoist.compiler.plan import Ranges, Way
 from rankhoist.compiler.targets.backends import installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
@@ -66,7 +66,7 @@ def tuned(
         own.race(own.admitted([Way(i, own.first) for i in range(len(model.plans.plans))]), FIRST * seconds / len(calls))
     for key in _to_compile(model, calls):
         late = time.perf_counter() - start > COMPILING * seconds
-        told(f"plan {key.plan}{key.how}" + (": no time is left" if late else ""))
+        told(f"{key}" + (": no time is left" if late else ""))
         for own in calls:
             if key.plan in own.best_plans():
                 own.leave_out(key, "no time was left") if late else own.admitted([key])
@@ -145,17 +145,17 @@ class _Calls:
 
     def _call(self, key: Way) -> Any:
         with torch.no_grad():
-            return self.model._whole_for(Range(0, *key), *self._given)
+            return self.model._whole_for(key, *self._given)
 
     def _checked(self, key: Way) -> Any:
         with torch.no_grad():
-            return self.model._checked_for(Range(0, *key), *self._given)
+            return self.model._checked_for(key, *self._given)
 
     def admitted(self, keys: Sequence[Way]) -> list[Way]:
         """Those that score as the original does, and are not hopeless."""
         for key in keys:
             try:
-                self.model._warm_up_for(Range(0, *key), self.requests, self.candidates)
+                self.model._warm_up_for(key, self.requests, self.candidates)
                 apart = self.model._apart(self._checked(key), self._truth)
                 self._first[key] = min(self._seconds(key) for _ in range(FEW))
             except Exception as problem:  # whatever a compiler refuses, or an operator in it

@@ -152,7 +152,7 @@ def _plans(model: ServedModel) -> Element:
     rows = [
         [
             f"from {next(same)[0]}",
-            ", ".join(f"from {r.first}: {plans[r.plan].level.name.lower()} ({r})" for r in row),
+            ", ".join(f"from {first}: {plans[way.plan].level.name.lower()} ({way})" for first, way in row),
         ]
         for row, same in by_requests
     ]

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture.operators import draws, overload
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.plan import Plans, PlanSummary, Range, make_plans, single
+from rankhoist.compiler.plan import Plans, PlanSummary, Way, make_plans, single
 from rankhoist.compiler.plan.choice import EVERYWHERE
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import training
@@ -79,18 +79,18 @@ class Steps(Tunable):
         """One per graph."""
         return self._graphs.plans
 
-    def _whole_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Step:
-        return _step(self._graphs.graphs[chosen.plan], self._learning, context, requests, candidates)
+    def _whole_for(self, way: Way, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Step:
+        return _step(self._graphs.graphs[way.plan], self._learning, context, requests, candidates)
 
-    def _warm_up_for(self, chosen: Range, requests: int, candidates: int) -> None:
+    def _warm_up_for(self, way: Way, requests: int, candidates: int) -> None:
         """Nothing is recorded; a plan with a mask per row is refused where one per request is asked for."""
-        own, main = self._graphs.graphs[chosen.plan], self._graphs.main
+        own, main = self._graphs.graphs[way.plan], self._graphs.main
         asked = main.blueprint.program
         if asked is not None and asked.dropout == "request" and _masks(own) != _masks(main):
             raise UnsupportedModelError("it draws a mask per row")
 
-    def _checked_for(self, chosen: Range, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Step:
-        graph, own = self._exact.graphs[chosen.plan], self._inputs.dtype
+    def _checked_for(self, way: Way, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Step:
+        graph, own = self._exact.graphs[way.plan], self._inputs.dtype
         context, exact = (
             {n: x.double() if x.dtype == own else x for n, x in side.items()} for side in (context, candidates.inputs)
         )

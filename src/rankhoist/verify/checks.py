@@ -200,7 +200,7 @@ def _conditional(hoisted: HoistedModel) -> tuple[str, ...]:
 
 
 def _unused(hoisted: HoistedModel) -> list[int]:
-    used = {r.plan for row in hoisted.plans.ranges.candidates for r in row}
+    used = {way.plan for way in hoisted.plans.ranges.ways}
     return [plan for plan in range(len(hoisted.plans.plans)) if plan not in used]
 
 

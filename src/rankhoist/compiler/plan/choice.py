@@ -1,11 +1,11 @@
-"""Which plan scores a call, and what runs it there: a table over numbers of candidates and requests."""
+"""How a call is scored, by which plan and backend: a table over numbers of candidates and requests."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,39 +13,26 @@ REACH = 3.0  # times as many candidates as were measured, or as few, are scored 
 
 
 class Way(NamedTuple):
-    """A plan by its number, what runs it, and on how many rows at a time; see `Range`."""
-
-    plan: int
-    backend: str = ""
-    chunk: int = 0
-
-    @property
-    def how(self) -> str:
-        """What is said after the plan; nothing where the model's own backend runs it on all rows."""
-        chunks = f" in chunks of {self.chunk} rows" if self.chunk else ""
-        return chunks + (f" by {self.backend}" if self.backend else "")
-
-
-@dataclass(frozen=True)
-class Range:
-    """`first` candidates per call and more, up to the next range, are scored by plan number `plan`.
+    """How a call is scored: by plan number `plan`.
 
     `backend` runs it; where it is empty, the model's own does. `chunk` is how many rows its candidate stage takes at a
     time at most, 0 for all of them.
     """
 
-    first: int
     plan: int
     backend: str = ""
     chunk: int = 0
 
-    @property
-    def way(self) -> Way:
-        """What scores, whatever calls."""
-        return Way(self.plan, self.backend, self.chunk)
-
     def __str__(self) -> str:
-        return f"plan {self.plan}{self.way.how}"
+        chunks = f" in chunks of {self.chunk} rows" if self.chunk else ""
+        return f"plan {self.plan}{chunks}" + (f" by {self.backend}" if self.backend else "")
+
+
+class Range(NamedTuple):
+    """`first` candidates per call and more, up to the next range, are scored this way."""
+
+    first: int
+    way: Way
 
 
 @dataclass(frozen=True)
@@ -59,12 +46,15 @@ class Ranges:
         """The number of the plan for a call."""
         return self.at(candidates, requests).plan
 
-    def at(self, candidates: int, requests: int) -> Range:
-        """The range of a call."""
+    def at(self, candidates: int, requests: int) -> Way:
+        """How a call is scored."""
         row = self.row(requests)
-        if len(row) == 1:
-            return row[0]
-        return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0)]
+        return row[0 if len(row) == 1 else _place(row, candidates)].way
+
+    @property
+    def ways(self) -> set[Way]:
+        """How calls are scored, of all sizes."""
+        return {r.way for row in self.candidates for r in row}
 
     def row(self, requests: int) -> tuple[Range, ...]:
         """The ranges of candidates for the nearest number of requests."""
@@ -88,12 +78,15 @@ class Ranges:
 
     def numbered(self, numbers: Sequence[int]) -> Ranges:
         """The same with other numbers for the plans: `numbers[i]` for plan i."""
-        rows = (_merged(replace(x, plan=numbers[x.plan]) for x in r) for r in self.candidates)
-        return replace(self, candidates=tuple(rows))
+        return self._each(lambda way: way._replace(plan=numbers[way.plan]))
 
     def on(self, backend: str) -> Ranges:
         """The same plans, all run by one backend, on all rows."""
-        rows = (_merged(replace(x, backend=backend, chunk=0) for x in r) for r in self.candidates)
+        return self._each(lambda way: Way(way.plan, backend))
+
+    def _each(self, other: Callable[[Way], Way]) -> Ranges:
+        """The same with another way in place of each."""
+        rows = (_merged(Range(first, other(way)) for first, way in row) for row in self.candidates)
         return replace(self, candidates=tuple(rows))
 
     def without(self, backends: Collection[str], otherwise: Ranges) -> Ranges:
@@ -102,13 +95,13 @@ class Ranges:
         for requests, row in zip(self.requests, self.candidates, strict=True):
             own: list[Range] = []
             for r, end in zip(row, [*(r.first for r in row[1:]), math.inf], strict=True):
-                there = _from(otherwise.row(requests), r.first) if r.backend in backends else [r]
-                own += [replace(x, first=max(x.first, r.first)) for x in there if x.first < end]
+                there = _from(otherwise.row(requests), r.first) if r.way.backend in backends else [r]
+                own += [Range(max(x.first, r.first), x.way) for x in there if x.first < end]
             rows.append(_merged(own))
         return replace(self, candidates=tuple(rows))
 
 
-EVERYWHERE = Ranges((1,), ((Range(0, 0),),))
+EVERYWHERE = Ranges((1,), ((Range(0, Way(0)),),))
 
 
 def _row(predicted: tuple[Range, ...], won: Mapping[int, Way]) -> tuple[Range, ...]:
@@ -118,14 +111,19 @@ def _row(predicted: tuple[Range, ...], won: Mapping[int, Way]) -> tuple[Range, .
     first, end = math.ceil(counts[0] / REACH), math.floor(counts[-1] * REACH) + 1
     starts = [first if first > 1 else 0, *inner]
     before = [r for r in predicted if r.first < starts[0]]
-    after = [replace(r, first=max(r.first, end)) for r in _from(predicted, end)]
-    own = [Range(start, *won[n]) for start, n in zip(starts, counts, strict=True)]
+    after = [Range(max(r.first, end), r.way) for r in _from(predicted, end)]
+    own = [Range(start, won[n]) for start, n in zip(starts, counts, strict=True)]
     return _merged([*before, *own, *after])
 
 
 def _from(row: tuple[Range, ...], candidates: int) -> tuple[Range, ...]:
     """The range of so many candidates, and those behind it."""
-    return row[max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0) :]
+    return row[_place(row, candidates) :]
+
+
+def _place(row: tuple[Range, ...], candidates: int) -> int:
+    """Where in a row the range of so many candidates is."""
+    return max(bisect.bisect_right(row, candidates, key=lambda r: r.first) - 1, 0)
 
 
 def _merged(row: Iterable[Range]) -> tuple[Range, ...]:

@@ -16,7 +16,7 @@ from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node
-from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges
+from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges, Way
 from rankhoist.compiler.plan.cut import bytes_of
 from rankhoist.compiler.plan.safe import as_it_is
 from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, attempt, choice, explained, search, settled
@@ -61,7 +61,7 @@ class Plans(Generic[P]):
         """The plan for the workload asked for."""
         return self.plans[0]
 
-    def at(self, candidates: int | None, requests: int) -> Range:
+    def at(self, candidates: int | None, requests: int) -> Way:
         """What scores a call; None stands for as many candidates per request as it was made for."""
         made_for = self.main.workload
         expected = made_for.candidates * requests // made_for.requests if candidates is None else candidates
@@ -69,8 +69,7 @@ class Plans(Generic[P]):
 
     def absent(self, device: torch.device) -> list[str]:
         """The backends that score some calls, and that this machine lacks."""
-        named = {r.backend for row in self.ranges.candidates for r in row}
-        return sorted(backend for backend in named if not here(backend, device))
+        return sorted(backend for backend in {way.backend for way in self.ranges.ways} if not here(backend, device))
 
     def without(self, backends: Collection[str]) -> Plans[P]:
         """The same, but what one of `backends` won is scored as was predicted."""
@@ -93,13 +92,13 @@ class Plans(Generic[P]):
         counts = {r.way: min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
         usual = self.main.workload.candidates
         there = self.ranges.at(usual, requests)
-        return list((counts | {there.way: usual}).values())
+        return list((counts | {there: usual}).values())
 
     def __str__(self) -> str:
         """Break-even points: how many candidates are scored by the plan of which level."""
         lines = []
         for requests, row in zip(self.ranges.requests, self.ranges.candidates, strict=True):
-            names = [f"{r.first or 1}+: {self.plans[r.plan].level.name.lower()} ({r})" for r in row]
+            names = [f"{first or 1}+: {self.plans[way.plan].level.name.lower()} ({way})" for first, way in row]
             lines.append(f"{requests} request{'s' * (requests > 1)}, candidates " + ", ".join(names))
         if self.otherwise is not None:
             level = self.plans[self.otherwise].level.name.lower()
@@ -262,8 +261,8 @@ def _near(candidates: int, workload: Workload) -> bool:
 
 def _joined(row: Sequence[int]) -> tuple[Range, ...]:
     """Runs of equal numbers, each from the middle between the two counts where the number changes."""
-    ranges = [Range(0, row[0])]
+    ranges = [Range(0, Way(row[0]))]
     for (low, a), (high, b) in itertools.pairwise(zip(CANDIDATES, row, strict=True)):
         if a != b:
-            ranges.append(Range(round((low * high) ** 0.5 + 0.5), b))
+            ranges.append(Range(round((low * high) ** 0.5 + 0.5), Way(b)))
     return tuple(ranges)

@@ -40,6 +40,6 @@ def _spans(plans: Plans[Plan]) -> tuple[Span, ...]:
     """The row of ranges for the workload's number of requests."""
     requests = plans.main.workload.requests
     row = plans.ranges.row(requests)
-    starts = [(max(r.first, 1), r.plan) for r in row]
+    starts = [(max(first, 1), way.plan) for first, way in row]
     runs = (next(group) for _, group in itertools.groupby(starts, key=lambda s: s[1]))
     return tuple(Span(first, plan, plans.plans[plan].level.name.lower()) for first, plan in runs)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rankhoist.capture.jagged import Jagged
 from rankhoist.compiler.emit import Catalogue, Stages
+from rankhoist.compiler.plan import Way
 from rankhoist.errors import InputError
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.runtime.catalogue.best import best
@@ -232,7 +233,7 @@ class CatalogueScoring(Scoring):
         given = requests, None, None, *arguments
         made = self._guard.watched(variant.request.run, given, "context", context) if variant.state else ()
         state = dict(zip(variant.state, made, strict=True))
-        return RequestState(requests, state, store.weights, number, with_store=True)
+        return RequestState(requests, state, store.weights, Way(number), with_store=True)
 
     def _score_with(self, state: RequestState, kept: Mapping[int, Tensor], candidates: Candidates) -> Any:
         pairs, rows, blocks = candidates
