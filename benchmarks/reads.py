@@ -21,7 +21,9 @@ from benchmarks import dated
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan.search import Plan, attempt, best, make_plan, operators_of
+from rankhoist.compiler.plan import Plan, Task
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import best, make_plan, operators_of
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets.timing import interleaved
 
@@ -75,7 +77,7 @@ def measured(kind: str, candidates: int, events: int, seconds: float) -> dict[st
     model = Search(kind).eval()
     program = capture(model, (torch.randn(4, events, WIDTH), torch.randn(4, WIDTH)), ["history"], all_rules())
     workload, history, items = Workload(candidates), torch.randn(1, events, WIDTH), torch.randn(candidates, WIDTH)
-    plans = {"before": _before(program, workload), "after": make_plan(program, Level.FULL, workload)}
+    plans = {"before": _before(program, workload), "after": make_plan(Task(program, Level.FULL, workload))}
     calls: dict[str, Callable[[], Tensor]] = {"by hand": lambda: model.by_hand(history, items)}
     for name, plan in plans.items():
         calls[name] = _call(HoistedModel(program, plan), history, items)
@@ -97,10 +99,10 @@ def _before(program: Any, workload: Workload) -> Plan:
     """The best plan in which what is read is evaluated, whatever else is."""
     read = frozenset(n.name for n in program.graph.nodes if "gather" in str(n.target))
     plans = [
-        attempt(program, Level.FULL, workload, read),
-        attempt(program, Level.FULL, workload, operators_of(program)),
+        attempt(Task(program, Level.FULL, workload), read),
+        attempt(Task(program, Level.FULL, workload), operators_of(program)),
     ]
-    return best([*plans, *(attempt(program, level, workload, frozenset()) for level in (Level.REQUEST, Level.FIRST))])
+    return best([*plans, *(attempt(Task(program, level, workload)) for level in (Level.REQUEST, Level.FIRST))])
 
 
 def _call(hoisted: HoistedModel, history: Tensor, items: Tensor) -> Callable[[], Tensor]:

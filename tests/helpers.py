@@ -14,7 +14,9 @@ from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.compiler.plan.search import attempt, choice, explained, make_plan, search, settled
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt, settled
+from rankhoist.compiler.plan.search import choice, explained, make_plan, search
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
 
@@ -67,22 +69,22 @@ def repeated(context: Tensor, offsets: Sequence[int]) -> Tensor:
 
 def hoisted_at(program: Program, level: Level, workload: Workload | None = None) -> HoistedModel:
     """A captured program hoisted at one level."""
-    return HoistedModel(program, make_plan(program, level, workload or Workload()))
+    return HoistedModel(program, make_plan(Task(program, level, workload or Workload())))
 
 
 def at_every_level(program: Program, levels: Sequence[Level] = LEVELS) -> dict[Level, HoistedModel]:
     """The same at several levels, by one search: it makes the plans of the lower levels as well."""
-    found, made = search(program, max(levels), Workload(), this_machine()), {}
+    found, made = search(Task(program, max(levels), Workload(), this_machine())), {}
     for level in levels:
         own = [plan for plan in found if plan.level <= level]
-        plan = explained(level, settled(program, choice(level, own), Builder(program.device)), own[-1])
+        plan = explained(level, settled(choice(level, own), Builder(program.device)), own[-1])
         made[level] = HoistedModel(program, plan)
     return made
 
 
 def kept(program: Program) -> HoistedModel:
     """Level `full` with every form kept, whatever it costs: the plan that exercises the algebra most."""
-    return HoistedModel(program, attempt(program, Level.FULL, Workload(), frozenset()))
+    return HoistedModel(program, attempt(Task(program, Level.FULL, Workload())))
 
 
 def check_model(model: nn.Module, context: Tensor, candidate: Tensor) -> dict[str, HoistedModel]:

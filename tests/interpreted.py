@@ -20,7 +20,9 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import fused, kernels
 from rankhoist.compiler.graph.activations import NAMES, OVER
 from rankhoist.compiler.graph.padded import Padded
-from rankhoist.compiler.plan.search import attempt, operators_of
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import operators_of
 from rankhoist.compiler.targets import named
 from rankhoist.runtime import offsets as blocks
 
@@ -159,7 +161,7 @@ def a_model() -> None:
     context, candidate = torch.randn(3, 8), torch.randn(11, 9)
     program = capture(model, (torch.randn(5, 8), torch.randn(5, 9)), ["context"])
     target = named("cuda-bfloat16")
-    hoisted = HoistedModel(program, attempt(program, Level.FULL, Workload(1000, 8), frozenset(), target=target))
+    hoisted = HoistedModel(program, attempt(Task(program, Level.FULL, Workload(1000, 8), target)))
     used: list[str] = []
     for name in ("linear_from", "request_linear"):
         own = getattr(fused, name)
@@ -182,7 +184,7 @@ def a_sequence() -> None:
     model, bounds = Function(scores, w=torch.randn(8, 12)).eval(), [0, 4, 4, 11]
     context, candidate = torch.randn(3, 7, 8), torch.randn(11, 8)
     program = capture(model, (torch.randn(5, 7, 8), torch.randn(5, 8)), ["context"])
-    plan = attempt(program, Level.FULL, Workload(1000, 8), operators_of(program), target=named("cuda-bfloat16"))
+    plan = attempt(Task(program, Level.FULL, Workload(1000, 8), named("cuda-bfloat16")), operators_of(program))
     assert kernels.merged_attention in {n.op for n in plan.nodes}
     hoisted, expected = HoistedModel(program, plan), model(repeated(context, bounds), candidate)
     for ours in (lambda x: False, lambda x: True):

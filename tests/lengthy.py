@@ -14,7 +14,8 @@ import rankhoist
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 
 IDS, WIDTH, DOUBLE = 40, 6, torch.float64
@@ -155,7 +156,7 @@ def check(
     """Equal over whole rows at all levels (with every form kept) and lengths, for one request and for several."""
     context, candidate = sides(example, ROWS)
     program = capture(model, context | candidate, list(context), all_rules(), dynamic=dynamic)
-    made = [HoistedModel(program, attempt(program, level, Workload(), frozenset())) for level in levels]
+    made = [HoistedModel(program, attempt(Task(program, level, Workload()))) for level in levels]
     for length in lengths:
         for offsets in OFFSETS:
             owner = torch.repeat_interleave(torch.arange(len(offsets) - 1), torch.tensor(offsets).diff())

@@ -21,8 +21,8 @@ from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.node import Node, live_nodes
-from rankhoist.compiler.plan import ranges
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task, ranges
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.targets import calibrate_accelerator as calibration
 from rankhoist.compiler.targets import named, target_of
 from rankhoist.compiler.targets.accelerator import Accelerator, built_in
@@ -88,7 +88,7 @@ def test_the_table_gives_back_its_points():
 
 
 def test_a_call_is_its_launches_or_its_kernels():
-    plan = attempt(program("cross_low_rank"), Level.FULL, Workload(), frozenset())
+    plan = attempt(Task(program("cross_low_rank"), Level.FULL, Workload()))
     called, recorded = named("cuda-float32"), named("cuda-float32-graphs")
     few, many = (
         [float(t.predicted(plan.nodes, plan.outputs, n, 1)) for t in (called, recorded)] for n in (100, 200_000)

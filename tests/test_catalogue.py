@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.compiler.plan import make_plans, plans_with_store, single
-from rankhoist.compiler.plan.search import attempt, make_plan, search
+from rankhoist.compiler.plan import Task, make_plans, plans_with_store, single
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import make_plan, search
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import ALIKE
 from rankhoist.errors import ArtifactError, ContextError, InputError, VocabularyError
@@ -129,10 +131,10 @@ def test_scores_by_a_store_are_equal_at_every_level(model, program, level, reque
     if level is None:
         b = Builder()
         workloads = Workload(), Workload(item_bytes=10_000)
-        plans = [single(attempt(program, LEVELS[-1], w, frozenset(), Memo(b))) for w in workloads]
+        plans = [single(attempt(Task(program, LEVELS[-1], w), memo=Memo(b))) for w in workloads]
     else:
-        plan = make_plan(program, level, Workload())
-        plans = [single(plan), plans_with_store(program, single(plan), 10_000)]
+        plan = make_plan(Task(program, level, Workload()))
+        plans = [single(plan), plans_with_store(single(plan), 10_000)]
     hoisted = HoistedModel(program, *plans)
     call = Call(model, catalogue, requests)
     assert_equal(call.scored(hoisted, hoisted.catalogue(catalogue)), call.expected(catalogue))
@@ -146,7 +148,7 @@ def test_without_a_store_a_model_with_items_is_called_as_before(model, program, 
     given = {**whole, "user": call.context["user"], "packed": packed}
     assert_equal(hoisted(**given, request_offsets=OFFSETS), call.expected(catalogue))
     program = capture(model, example(), CONTEXT, all_rules())
-    plain = HoistedModel(program, make_plans(program, LEVELS[-1], Workload()))
+    plain = HoistedModel(program, make_plans(Task(program, LEVELS[-1], Workload())))
     assert plain.blueprint.with_store is None
     assert str(plain.plans) == str(hoisted.plans)
     assert [str(p) for p in plain.plans.plans] == [str(p) for p in hoisted.plans.plans]
@@ -432,7 +434,7 @@ def test_calls_that_make_no_sense(model, program, hoisted):
         hoisted.catalogue(items_of(rows(2)), ids=[1, 2, 3])
     with pytest.raises(InputError, match=r"item input 'text' has shape \[2, 7\]"):
         store.update({**items_of(rows(2)), "text": randn(2, 7)}, [1, 2])
-    plain = HoistedModel(program, make_plan(program, LEVELS[0], Workload()))
+    plain = HoistedModel(program, make_plan(Task(program, LEVELS[0], Workload())))
     with pytest.raises(InputError, match="no input is marked as the item's"):
         plain.catalogue(catalogue)
 
@@ -489,8 +491,8 @@ def test_what_no_store_holds_is_no_matrix_of_each_candidate():
     sides = (context[:1].expand(4, -1), items[:4], place[:4])
     hoisted = rankhoist.hoist(model, sides, context=["context"], item=["item"], item_bytes=600)
     plain, stored = hoisted.plan, hoisted.blueprint.with_store.main
-    program = plain.interpreter.program
-    alike = [attempt(program, Level.FULL, p.workload, plain.evaluated).cost.multiply_adds for p in (plain, stored)]
+    tasks = [replace(plan.task, level=Level.FULL) for plan in (plain, stored)]
+    alike = [attempt(task, plain.evaluated).cost.multiply_adds for task in tasks]
     assert alike[1] <= alike[0] and stored.cost.multiply_adds <= plain.cost.multiply_adds
     store = hoisted.catalogue([items])
     state = hoisted.prepare([context], store=store)
@@ -499,7 +501,7 @@ def test_what_no_store_holds_is_no_matrix_of_each_candidate():
 
 
 def test_a_search_begins_near_what_is_best_without_a_store(program):
-    plain = make_plan(program, Level.FULL, Workload())
+    plain = make_plan(Task(program, Level.FULL, Workload()))
     stored = Workload(item_bytes=4000)
-    found = search(program, Level.FULL, stored, plain.target, near=[plain.evaluated])[-1]
-    assert found.cost.seconds <= attempt(program, Level.FULL, stored, plain.evaluated).cost.seconds * ALIKE
+    found = search(Task(program, Level.FULL, stored, plain.target), near=[plain.evaluated])[-1]
+    assert found.cost.seconds <= attempt(Task(program, Level.FULL, stored), plain.evaluated).cost.seconds * ALIKE

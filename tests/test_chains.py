@@ -11,7 +11,8 @@ from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.lower import lean
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.nn import CrossNetV2
 
 C, K, N, OFFSETS = 40, 16, 11, [0, 4, 4, 11]
@@ -33,7 +34,7 @@ def request_work(out: int, level: Level = Level.FULL) -> int:
     torch.manual_seed(0)
     model = Crossed(out).double().eval()
     context, candidate = torch.randn(N, C, dtype=torch.float64), torch.randn(N, K, dtype=torch.float64)
-    plan = attempt(capture(model, (context, candidate), ["context"]), level, Workload(), frozenset())
+    plan = attempt(Task(capture(model, (context, candidate), ["context"]), level, Workload()))
     hoisted = HoistedModel(plan.interpreter.program, plan)
     assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(N, C), candidate))
     expected = model(repeated(context[:3], OFFSETS), candidate)

@@ -24,7 +24,8 @@ from rankhoist.bench.scenarios import DotPairs, NormLinear
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten, live_nodes
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.hoist import hoist_program
 from rankhoist.nn import RDCN, CrossNetV2
 
@@ -122,7 +123,7 @@ def test_dot_pairs_without_a_matrix_product(k, m, d):
     captured, form = program(products, (k, d), (m, d), pairs=pair_list(k + m)), closed_forms.dot_pairs(k, m, d)
 
     def multiplied(level: Level, n: int) -> int:
-        plan = attempt(captured, level, Workload(n), frozenset())
+        plan = attempt(Task(captured, level, Workload(n)))
         products = [x for x in live_nodes(plan.outputs) if x.op is aten.mul.Tensor]
         return sum(x.work.elements * plan.workload.of(x.rate) for x in products)
 

@@ -18,8 +18,10 @@ from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.compiler.plan import search
-from rankhoist.compiler.plan.search import attempt, make_plan
+from rankhoist.compiler.plan import Plan, Task, search
+from rankhoist.compiler.plan import attempt as attempts
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import make_plan
 from rankhoist.errors import HoistingWarning
 from rankhoist.hoist import hoist_program
 
@@ -102,7 +104,7 @@ def test_forms_that_grow_are_evaluated_within_bounded_work():
     """13 + 5 fields: without a limit, the third layer has sums of thousands of products of up to eight factors."""
     fields = Fields(13, 5, 16, depth=3)
     before = order.searched()
-    plan = attempt(fields.program, Level.FULL, Workload(), frozenset())
+    plan = attempt(Task(fields.program, Level.FULL, Workload()))
     assert order.searched() - before < 2000
     assert len(plan.interpreter.b.nodes) < 30_000
     fields.check(HoistedModel(fields.program, plan), "kept")
@@ -149,9 +151,9 @@ def test_an_attempt_that_is_given_up_leaves_the_memo_right(small: Fields):
     memo = Memo(Builder())
     for seconds in (10, 30, 50):
         with pytest.raises(OverBudget):
-            attempt(small.program, Level.FULL, Workload(), frozenset(), memo, seconds=seconds)
-    plan = attempt(small.program, Level.FULL, Workload(), frozenset(), memo)
-    fresh = attempt(small.program, Level.FULL, Workload(), frozenset())
+            attempt(Task(small.program, Level.FULL, Workload()), memo=memo, seconds=seconds)
+    plan = attempt(Task(small.program, Level.FULL, Workload()), memo=memo)
+    fresh = attempt(Task(small.program, Level.FULL, Workload()))
     assert (plan.cost, plan.reasons) == (fresh.cost, fresh.reasons)
     small.check(HoistedModel(small.program, plan))
 
@@ -169,30 +171,31 @@ def test_the_search_goes_on_without_dear_attempts(small: Fields, monkeypatch: py
 def test_a_dear_level_leaves_the_plans_of_the_lower_ones(small: Fields, monkeypatch: pytest.MonkeyPatch):
     usual = [p.cost for p in found(small.program)]
 
-    def affordable(program: Program, level: Level, *given: Any) -> Any:
-        return None if level is Level.FULL else attempt(program, level, *given)
+    def affordable(task: Task, *given: Any, **named: Any) -> Any:
+        return None if task.level is Level.FULL else attempt(task, *given, **named)
 
     monkeypatch.setattr(search, "affordable", affordable)
     assert [p.cost for p in found(small.program)] == usual[:-1]
     small.check(hoist_program(small.program))
 
 
-def found(program: Program) -> list[search.Plan]:
-    return search.search(program, Level.FULL, Workload(), search.this_machine())
+def found(program: Program) -> list[Plan]:
+    return search.search(Task(program, Level.FULL, Workload()))
 
 
 @pytest.mark.parametrize("level", [Level.REQUEST, Level.FIRST, Level.FULL])
 def test_a_plan_is_explained_by_what_the_search_has_seen(small: Fields, monkeypatch: pytest.MonkeyPatch, level: Level):
     """Only the plan itself is interpreted once more; its reasons are those of the level that was asked for."""
-    expected = attempt(small.program, level, Workload(), frozenset()).reasons
+    expected = attempt(Task(small.program, level, Workload())).reasons
     seen = []
 
-    def counted(program: Program, level: Level, workload: Workload, evaluated: Any, *given: Any) -> search.Plan:
-        seen.append((level, evaluated))
-        return attempt(program, level, workload, evaluated, *given)
+    def counted(task: Task, evaluated: frozenset[str] = frozenset(), *given: Any, **named: Any) -> Plan:
+        seen.append((task.level, evaluated))
+        return attempt(task, evaluated, *given, **named)
 
-    monkeypatch.setattr(search, "attempt", counted)
-    plan = make_plan(small.program, level, Workload())
+    for own in (search, attempts):
+        monkeypatch.setattr(own, "attempt", counted)
+    plan = make_plan(Task(small.program, level, Workload()))
     assert plan.level < Level.FULL
     assert plan.reasons == expected
     assert seen.count((level, frozenset())) == 1 + (plan.level is level)

@@ -16,7 +16,8 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.demand import boxes, laws, narrowed
 from rankhoist.compiler.demand.boxes import Part
 from rankhoist.compiler.graph.work import original_work
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import HoistingWarning
 from rankhoist.training import grouped
@@ -253,7 +254,7 @@ def test_the_report_counts_the_work_of_the_author(ranker, example, hoisted):
     assert program.wider is None
     assert report.total().before.multiply_adds * 1.01 > multiply_adds(program)
     assert {o.name for o in report.operators} - {"output"} <= {n.name for n in program.graph.nodes}
-    assert attempt(program, Level.FIRST, Workload(), frozenset()).interpreter.program is program
+    assert attempt(Task(program, Level.FIRST, Workload())).interpreter.program is program
     assert re.search("linear", str(report))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import rankhoist
 from rankhoist.capture import capture, stated
-from rankhoist.compiler.plan import search
+from rankhoist.compiler.plan import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import ExportError, HoistingWarning, UnsupportedModelError
 from rankhoist.hoist import hoist_program
@@ -197,7 +197,7 @@ def test_an_effect_that_is_no_assertion_is_refused():
 def test_a_pass_that_breaks_leaves_the_safe_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     model = Function(lambda c, k: (c @ c.mT).sum(1, keepdim=True) * k).eval()
     program = capture(model, EXAMPLE, ["context"], all_rules())
-    monkeypatch.setattr(search, "lean", operator.add)
+    monkeypatch.setattr(attempt, "lean", operator.add)
     with pytest.warns(HoistingWarning, match="hoisting failed .TypeError: .* please report it"):
         hoisted = hoist_program(program)
     rows = CONTEXT[:1].expand(7, 4)
@@ -217,7 +217,7 @@ def test_an_exception_that_passes_through_is_no_mistake_of_ours(monkeypatch: pyt
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         raise StopError
 
-    monkeypatch.setattr(search, "lean", interrupted)
+    monkeypatch.setattr(attempt, "lean", interrupted)
     with pytest.raises(StopError):
         rankhoist.hoist(Function(lambda c, k: c * k).eval(), EXAMPLE, context=["context"])
 

@@ -18,7 +18,8 @@ from rankhoist import HoistedModel, Workload, load
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import activations, fused, kernels
-from rankhoist.compiler.plan.search import Plan, attempt
+from rankhoist.compiler.plan import Plan, Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.targets.accelerator import built_in
 from rankhoist.compiler.targets.cuda import cuda
 
@@ -87,7 +88,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, own: Program, here: bool, dtype: st
     """For eight requests on a GPU, on a machine with Triton or without."""
     monkeypatch.setattr(fused, "available", lambda: here)
     target = cuda.__wrapped__(built_in(dtype), recorded=True)
-    return attempt(own, Level.FULL, Workload(8000, 8), frozenset(), target=target)
+    return attempt(Task(own, Level.FULL, Workload(8000, 8), target))
 
 
 def ends_of(plan: Plan) -> list[str]:

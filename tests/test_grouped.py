@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 from rankhoist import GroupedModel, Split, Workload, grouped, verify_gradients
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan import single
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task, single
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import training
@@ -88,7 +88,7 @@ def program() -> Program:
 
 @pytest.mark.parametrize("level", list(Level))
 def test_gradients_and_statistics_are_those_of_rows(level: Level, program):
-    plan = single(attempt(program, level, SMALL, frozenset(), target=training(this_machine())))
+    plan = single(attempt(Task(program, level, SMALL, training(this_machine()))))
     certificate = verify_gradients(GroupedModel(made(), lambda _: Blueprint.of(program, plan)))
     assert certificate.passed, certificate
     assert [c.name for c in certificate.checks] == ["scores", "gradients", "buffers"]

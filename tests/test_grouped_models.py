@@ -24,8 +24,8 @@ from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels, operators
 from rankhoist.compiler.graph.node import Node, live_nodes
 from rankhoist.compiler.graph.trained import Counts
-from rankhoist.compiler.plan import single
-from rankhoist.compiler.plan.search import Plan, attempt
+from rankhoist.compiler.plan import Plan, Task, single
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.training.graph import Graph
@@ -71,7 +71,7 @@ def assert_close(actual: Sequence[Tensor] | None, expected: Sequence[Tensor]) ->
 def plans(model: RandomModel) -> list[Plan]:
     """The graph as it is, with every form kept, to be trained."""
     program = replace(model.program, training=True)
-    return [attempt(program, level, BATCH, frozenset()) for level in (Level.LINEAR, Level.FULL)]
+    return [attempt(Task(program, level, BATCH)) for level in (Level.LINEAR, Level.FULL)]
 
 
 @examples(0.5, 60)
@@ -101,7 +101,7 @@ def test_gradients_of_what_a_candidate_picks_of_its_request():
     inputs = torch.randn(20, 5, 4, generator=g, dtype=torch.float64), torch.randint(5, (20, 2), generator=g)
     model = Function(picked, w=torch.randn(4, generator=g, dtype=torch.float64)).requires_grad_()
     program = capture(model, inputs, ["context"], all_rules(), training=True)
-    plan = attempt(program, Level.FULL, BATCH, frozenset())
+    plan = attempt(Task(program, Level.FULL, BATCH))
     assert kernels.request_rows in {n.op for n in live_nodes(o for o in plan.outputs if isinstance(o, Node))}
     certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))), inputs=inputs)
     assert certificate.passed, certificate
@@ -138,7 +138,7 @@ def test_gradients_where_histories_vary_in_length(name: str):
     model = reader(name).train().requires_grad_()
     context, candidate = rows_of(9, ROWS)
     program = capture(model, context | candidate, [*context], all_rules(), training=True, dynamic={"history": 1})
-    plan = attempt(program, Level.FULL, BATCH, frozenset())
+    plan = attempt(Task(program, Level.FULL, BATCH))
     certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))))
     assert certificate.passed, certificate
 
@@ -159,7 +159,7 @@ def test_gradients_where_a_query_sees_nothing(joined: bool, level: Level):
     inputs[0][::2, :, 0], inputs[1][::4, 0] = -1.0, -1.0
     model = Function(attended, w=torch.randn(4, 4, generator=g, dtype=torch.float64)).requires_grad_()
     program = capture(model, inputs, ["context"], all_rules(), training=True)
-    plan = attempt(program, level, BATCH, frozenset())
+    plan = attempt(Task(program, level, BATCH))
     certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(program, single(plan))), inputs=inputs)
     assert certificate.passed, certificate
 
@@ -186,7 +186,7 @@ def test_gradients_of_public_models(case: Case):
         elif isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0
     program = capture(model, case.original_inputs(case.rows(6)), case.context, all_rules(), training=True)
-    plan = attempt(program, Level.FULL, BATCH, frozenset())
+    plan = attempt(Task(program, Level.FULL, BATCH))
     step = GroupedModel(model, lambda _: Blueprint.of(program, single(plan)))
     certificate = verify_gradients(step, inputs=case.original_inputs(case.rows(20, seed=3)))
     assert certificate.passed, certificate

@@ -15,8 +15,8 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import gradients
 from rankhoist.compiler.graph.trained import Counts, broadcast, linear
-from rankhoist.compiler.plan import single
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task, single
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import OUTER, training
@@ -35,7 +35,7 @@ def operators(call: Callable[..., Tensor], level: Level = Level.FULL, **weights:
     inputs = randn(20, C), randn(20, K).flip(0)
     model = Function(call, **weights).requires_grad_()
     program = capture(model, inputs, ["context"], all_rules(), training=True)
-    plan = attempt(program, level, Workload(9, 3), frozenset(), target=training(this_machine()))
+    plan = attempt(Task(program, level, Workload(9, 3), training(this_machine())))
     step = GroupedModel(model, lambda _: Blueprint.of(program, single(plan)))
     certificate = verify_gradients(step, inputs=inputs, candidates=(9, 12), requests=(1, 3))
     assert certificate.passed, certificate

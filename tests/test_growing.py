@@ -20,7 +20,8 @@ import rankhoist
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import AppendError, InputError, VocabularyError
 from rankhoist.runtime.scoring import RequestState
@@ -32,7 +33,7 @@ def made(model: nn.Module, most: int = MOST) -> HoistedModel:
     """With one plan, in which what reads the history alone is the request's."""
     context, candidate = rows_of(9, ROWS)
     program = capture(model, context | candidate, ["history"], all_rules(), dynamic={"history": {1: (1, most)}})
-    return HoistedModel(program, attempt(program, Level.REQUEST, Workload(), frozenset()))
+    return HoistedModel(program, attempt(Task(program, Level.REQUEST, Workload())))
 
 
 def refusal(hoisted: HoistedModel, place: int) -> str:

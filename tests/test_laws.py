@@ -14,7 +14,8 @@ from helpers import Function, assert_equal
 
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level, Workload
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import FAMILIES, all_rules, law_names
 from rankhoist.compiler.rules.law import table
 from rankhoist.errors import CaptureError
@@ -132,7 +133,7 @@ def program():
 def test_a_law_is_switched_off_by_name(program):
     model, captured = program
     chosen: list[frozenset[str]] = [frozenset(), frozenset({"softmax over blocks"})]
-    plans = [attempt(captured, Level.FIRST, Workload(), frozenset(), without=off) for off in chosen]
+    plans = [attempt(Task(captured, Level.FIRST, Workload(), without=off)) for off in chosen]
     for plan in plans:
         assert_equal(HoistedModel(captured, plan)(CONTEXT, CANDIDATE), model(CONTEXT.expand(5, 6), CANDIDATE))
     on, off = ({law.name: law for law in make_report(plan).laws} for plan in plans)

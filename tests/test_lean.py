@@ -15,8 +15,9 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.ranges import make_plans
-from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets import CPU, Target, named
 from rankhoist.errors import VocabularyError
 
@@ -42,7 +43,7 @@ def emitted(
     model = model.double().eval()
     rows = torch.arange(len(candidate)) % len(context)
     program = capture(model, (context[rows], candidate), ["context"])
-    hoisted = HoistedModel(program, attempt(program, level, Workload(), frozenset(), target=target))
+    hoisted = HoistedModel(program, attempt(Task(program, level, Workload(), target)))
     assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(7, *context.shape[1:]), candidate))
     expected = model(repeated(context, OFFSETS), candidate)
     assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), expected)
@@ -166,7 +167,7 @@ def test_an_id_that_its_own_table_lacks_is_an_error(wrong):
     model = Tables([4, 4, 4]).double().eval()
     context, candidate = ids(5, 6, 7)
     program = capture(model, (context[:1].expand(7, -1), candidate), ["context"])
-    hoisted = HoistedModel(program, attempt(program, Level.REQUEST, Workload(), frozenset()))
+    hoisted = HoistedModel(program, attempt(Task(program, Level.REQUEST, Workload())))
     candidate[3, 0] = wrong
     with pytest.raises(IndexError):
         model(context[:1].expand(7, -1), candidate)
@@ -262,7 +263,7 @@ def padded_weights(out: int, function=torch.relu) -> list[list[int]]:
     model = Calls(call, a=(111, out), b=(out,)).double().eval()
     context, candidate = dense(16, 95)
     program = capture(model, (context[torch.arange(7) % 3], candidate), ["context"])
-    plan = attempt(program, Level.FULL, Workload(), frozenset(), target=target)
+    plan = attempt(Task(program, Level.FULL, Workload(), target))
     hoisted = HoistedModel(program, plan)
     hoisted.update_weights(model.state_dict())
     assert_equal(hoisted(context[:1], candidate), model(context[:1].expand(7, -1), candidate))
@@ -287,7 +288,7 @@ def test_only_tune_tries_padded_weights():
     model = Calls(lambda c, k, w: torch.relu(torch.cat([c, k], 1) @ w["a"]), a=(300, 101)).eval()
     program = capture(model, (torch.randn(7, 100), torch.randn(7, 200)), ["context"])
     for name, several in (("cuda-bfloat16-graphs", True), ("cuda-float32-graphs", False)):
-        plans = make_plans(program, Level.FULL, Workload(5000, 8), named(name))
+        plans = make_plans(Task(program, Level.FULL, Workload(5000, 8), named(name)))
         padded = [i for i, p in enumerate(plans.plans) if any(n.op is aten.constant_pad_nd.default for n in p.nodes)]
         assert bool(padded) is several
         assert not {way.plan for way in plans.ranges.ways} & {*padded}

@@ -14,7 +14,8 @@ from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 
 N = 7
 OFFSETS = [0, 3, 3, N]
@@ -41,7 +42,7 @@ def interpreted(
     program: Program, memo: Memo, level: Level = Level.FULL, evaluated: frozenset[str] = frozenset()
 ) -> set[str]:
     """The operators for which there was a choice."""
-    return attempt(program, level, Workload(), evaluated, memo).interpreter.choices
+    return attempt(Task(program, level, Workload()), evaluated, memo).interpreter.choices
 
 
 def operators(program: Program) -> list[str]:
@@ -79,7 +80,7 @@ def test_repetitions_are_chosen_for_one_by_one():
     assert len(products) == 2
     for evaluated in (frozenset(), frozenset(products[:1]), frozenset(products)):
         assert interpreted(program, memo, evaluated=evaluated) >= set(products)
-        hoisted = HoistedModel(program, attempt(program, Level.FULL, Workload(), evaluated))
+        hoisted = HoistedModel(program, attempt(Task(program, Level.FULL, Workload()), evaluated))
         assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), original(twice, w=W), str(evaluated))
 
 

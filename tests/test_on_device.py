@@ -35,8 +35,9 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.plan import search, single
-from rankhoist.compiler.plan.search import attempt, make_plan
+from rankhoist.compiler.plan import Task, search, single
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import make_plan
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import named
 from rankhoist.errors import BackendError, InputError
@@ -225,7 +226,7 @@ def test_random_models(seed: int):
     """Moved there, by a plan for there; recorded; planned where they are there already."""
     model = with_example(build(random.Random(seed).randint))
     expected = model.original(model.context, model.candidate, owners(OFFSETS))
-    plan = attempt(model.program, Level.FULL, Workload(), frozenset(), target=named("cuda-float32"))
+    plan = attempt(Task(model.program, Level.FULL, Workload(), named("cuda-float32")))
     with device() as gpu:
         hoisted = HoistedModel(model.program, plan).to("cuda")
         context, candidate = on(model.context), on(model.candidate)
@@ -240,8 +241,8 @@ def test_random_models(seed: int):
             for _ in range(2):
                 assert_close(off(hoisted(**call, request_offsets=OFFSETS)), expected, "recorded")
         program = moved(model)
-        again = make_plan(program, Level.FULL, Workload()) if seed % 5 == 0 else None
-        own = HoistedModel(program, again or attempt(program, Level.FULL, Workload(), frozenset()))
+        again = make_plan(Task(program, Level.FULL, Workload())) if seed % 5 == 0 else None
+        own = HoistedModel(program, again or attempt(Task(program, Level.FULL, Workload())))
         assert_close(off(own(**call, request_offsets=OFFSETS)), expected, "captured there")
         back = own.cpu()(**model.call(model.context, model.candidate), request_offsets=OFFSETS)
         assert_close(back, expected, "back")
@@ -267,7 +268,7 @@ def test_random_models_with_a_store(seed: int):
     items, pairs = shuffled(side(model, program, "item"), order), side(model, program, "pair")
     b = Builder()
     workloads = Workload(), Workload(item_bytes=10**6)
-    plans = [single(attempt(program, Level.FULL, w, frozenset(), Memo(b))) for w in workloads]
+    plans = [single(attempt(Task(program, Level.FULL, w), memo=Memo(b))) for w in workloads]
     rows = torch.tensor(order).argsort()
     with device() as gpu:
         hoisted = HoistedModel(program, *plans).to("cuda")
@@ -312,7 +313,7 @@ def test_constants_go_where_the_model_goes(gpu: Device, tmp_path: Any):
     program = capture(model, (history, item[:5], price[:5]), ["history"], all_rules())
     expected, given = model(repeated(history, BOUNDS), item, price), on((history, item, price))
     for level in (Level.EXPAND, Level.FULL):
-        hoisted = HoistedModel(program, attempt(program, level, Workload(), frozenset())).cuda()
+        hoisted = HoistedModel(program, attempt(Task(program, level, Workload()))).cuda()
         gpu.forget()
         got = hoisted(*given, request_offsets=BOUNDS)
         free(gpu)
@@ -334,7 +335,7 @@ def test_bags_and_histories_of_any_length(gpu: Device):
     example = (tags.values[0], starts(tags.lengths), words.values[0][:3], torch.tensor([0, 1, 3]), price[:3])
     named_bags = {"tags": "tag_offsets", "words": "word_offsets"}
     program = capture(model, example, ["tags"], all_rules(), jagged=named_bags)
-    hoisted = HoistedModel(program, make_plan(program, Level.FULL, Workload())).to("cuda")
+    hoisted = HoistedModel(program, make_plan(Task(program, Level.FULL, Workload()))).to("cuda")
     owner = owners(OFFSETS)
     whole = tags[owner]
     expected = model(whole.values[0], starts(whole.lengths), words.values[0], starts(words.lengths), price)
@@ -364,7 +365,7 @@ def test_stores_of_items(gpu: Device, tmp_path: Any):
     model = Ranker().double().eval()
     program, b = capture(model, example(), CONTEXT, all_rules(), item=ITEM), Builder()
     workloads = Workload(), Workload(item_bytes=10_000)
-    plans = [single(attempt(program, Level.FULL, w, frozenset(), Memo(b))) for w in workloads]
+    plans = [single(attempt(Task(program, Level.FULL, w), memo=Memo(b))) for w in workloads]
     hoisted = HoistedModel(program, *plans)
     catalogue = items_of(rows(ITEMS))
     call = Call(model, catalogue)

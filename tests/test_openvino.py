@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload, hoist
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.targets import differs, extras
 from rankhoist.compiler.targets.backends import installed
 from rankhoist.errors import BackendError, HoistingWarning
@@ -67,7 +68,7 @@ SEEDS = [seed for seed in range(9) if not drawn(seed).program.lengths and not dr
 def test_random_models(seed):
     """With every form kept, against PyTorch's own operators in the same dtype."""
     model = drawn(seed)
-    eager = HoistedModel(model.program, attempt(model.program, Level.FULL, Workload(), frozenset())).float()
+    eager = HoistedModel(model.program, attempt(Task(model.program, Level.FULL, Workload()))).float()
     hoisted = copy.deepcopy(eager).to_backend("openvino")
     context, candidate = ({n: in_float32(x) for n, x in side.items()} for side in (model.context, model.candidate))
     calls = [(model.call(head(context, 1), head(candidate, n)), {}) for n in (0, 1, 2, CANDIDATES)]

@@ -19,8 +19,9 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, Way, make_plans
-from rankhoist.compiler.plan.search import attempt
 from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets import calibrate as calibration
 from rankhoist.compiler.targets.predict import ARRANGING, _broadcast_runs, seconds
@@ -193,7 +194,7 @@ def cross():
 
 
 def test_the_plan_of_every_range_is_the_fastest_by_prediction(cross):
-    plans = make_plans(program(cross), Level.FULL, Workload(), CPU)
+    plans = make_plans(Task(program(cross), Level.FULL, Workload(), CPU))
     assert len(plans.plans) > 1, "one candidate is not worth what a thousand are"
     for requests in REQUESTS:
         for count in CANDIDATES:
@@ -228,19 +229,19 @@ def test_a_level_below_full_is_one_plan_on_any_machine(cross):
     own = program(cross)
     for level in Level:
         if level is not Level.FULL:
-            plans = make_plans(own, level, Workload(2), CPU)
+            plans = make_plans(Task(own, level, Workload(2), CPU))
             assert {way.plan for way in plans.ranges.ways} == {0} and plans.main.asked is level
             assert len(plans.plans) == 1 + (plans.original != 0), "and the original, which only tune may choose"
 
 
 def test_break_even_points_are_printed(cross):
-    text = str(make_plans(program(cross), Level.FULL, Workload(), CPU))
+    text = str(make_plans(Task(program(cross), Level.FULL, Workload(), CPU)))
     assert text.startswith("1 request, candidates 1+: ") and "full (plan 0)" in text
 
 
 def test_cells_that_are_alike_are_predicted_once():
     own = program(scenario("dot_pairs_27_4"))
-    plan = attempt(own, Level.FULL, Workload(), frozenset(), target=CPU)
+    plan = attempt(Task(own, Level.FULL, Workload(), CPU))
     assert plan.cost.seconds == pytest.approx(float(CPU.predicted(plan.nodes, plan.outputs, 1000, 1)))
 
 

@@ -17,7 +17,8 @@ from rankhoist.capture import Program
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.plan import search
+from rankhoist.compiler.plan import Task, search
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.errors import ExportError, UnsupportedModelError
 from rankhoist.hoist import hoist_program
 
@@ -52,7 +53,7 @@ def at_every_level(program: Program) -> Iterator[tuple[str, HoistedModel]]:
     """Every level as it is (a search may answer with a lower one), every form kept, and what the search finds."""
     memo = Memo(Builder(program.device))
     for level in Level:
-        plan = search.attempt(program, level, Workload(), frozenset(), memo)
+        plan = attempt(Task(program, level, Workload()), memo=memo)
         yield level.name.lower() if level < Level.FULL else "kept", HoistedModel(program, plan)
     yield "full", hoist_program(program)
 
@@ -124,9 +125,7 @@ def test_a_recurrent_layer_over_packed_sequences():
     lengths = (rows["hist_item"] != 0).sum(1)
     full, own = rows["hist_item"][lengths.argmax()], rows["hist_item"][lengths.argmin()]
     assert lengths.max() == rows["hist_item"].shape[1] > lengths.min()
-    hoisted = HoistedModel(
-        case.captured(model), search.attempt(case.captured(model), Level.REQUEST, Workload(), frozenset())
-    )
+    hoisted = HoistedModel(case.captured(model), attempt(Task(case.captured(model), Level.REQUEST, Workload())))
     items = rows["item"][:CANDIDATES]
     both = {"hist_item": torch.stack([own] * CANDIDATES + [full]), "item": rows["item"][: CANDIDATES + 1]}
     made = hoisted(*case.hoisted_inputs({"hist_item": own[None]}, {"item": items}))

@@ -20,8 +20,9 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import OFFSETS as OFFSETS_ARGUMENT
 from rankhoist.compiler.graph.node import OWNER, ROWS, Node, Rate, Size, StageArgument, join, live_nodes
-from rankhoist.compiler.plan import single
-from rankhoist.compiler.plan.search import Plan, attempt, make_plan
+from rankhoist.compiler.plan import Plan, Task, single
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import make_plan
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import ALIKE
 
@@ -69,10 +70,10 @@ def assert_close(actual: list[Any], expected: list[Any], hint: str) -> None:
 def plans(model: RandomModel) -> dict[str, Plan]:
     """Every level by itself, `full` as the search leaves it, and `full` with every form kept."""
     program, workload = model.program, Workload()
-    found = {x.name.lower(): attempt(program, x, workload, frozenset()) for x in Level if x is not Level.FULL}
+    found = {x.name.lower(): attempt(Task(program, x, workload)) for x in Level if x is not Level.FULL}
     return found | {
-        "full": make_plan(program, Level.FULL, workload),
-        "kept": attempt(program, Level.FULL, workload, frozenset()),
+        "full": make_plan(Task(program, Level.FULL, workload)),
+        "kept": attempt(Task(program, Level.FULL, workload)),
     }
 
 
@@ -108,7 +109,7 @@ def assert_equal_scores(
 @given(random_models(mixing=3))
 def test_rates_are_never_too_low(model):
     """Values per request depend on their own request alone, values per item on their own candidate alone."""
-    plan = attempt(model.program, Level.FULL, Workload(), frozenset())
+    plan = attempt(Task(model.program, Level.FULL, Workload()))
     nodes = live_nodes([o for o in plan.outputs if isinstance(o, Node)])
     for node in nodes:
         reads = [x for x in node.inputs if x.op is not SIZE]  # all requests of a call have histories of one length
@@ -208,7 +209,7 @@ def leaf(
 def test_no_level_costs_more_than_a_lower_one(model):
     """Multiply-adds below `full`, where predicted time decides (but for what is as fast)."""
     for count in (1, 100, 1000):
-        costs = {x: make_plan(model.program, x, Workload(count)).cost for x in Level}
+        costs = {x: make_plan(Task(model.program, x, Workload(count))).cost for x in Level}
         order = [costs[x].multiply_adds for x in Level if x is not Level.FULL]
         assert order == sorted(order, reverse=True), f"{count} candidates: {costs}"
         assert costs[Level.FULL].seconds <= ALIKE * min(c.seconds for c in costs.values()), f"{count}: {costs}"
@@ -218,7 +219,7 @@ def test_no_level_costs_more_than_a_lower_one(model):
 @given(random_models())
 def test_a_prepared_request_scores_several_times_and_in_any_order(model):
     """`prepare` once and `score` twice is two calls; shuffled candidates get shuffled results."""
-    hoisted = HoistedModel(model.program, attempt(model.program, Level.FULL, Workload(), frozenset()))
+    hoisted = HoistedModel(model.program, attempt(Task(model.program, Level.FULL, Workload())))
     context, candidate = head(model.context, 1), model.candidate
     first = hoisted(**model.call(context, candidate))
     state = hoisted.prepare(context)
@@ -271,7 +272,7 @@ def test_scores_by_a_store_of_items_are_equal(model):
     for level in Level:
         b = Builder()
         plain, stored = (
-            single(attempt(program, level, workload, frozenset(), Memo(b)))
+            single(attempt(Task(program, level, workload), memo=Memo(b)))
             for workload in (Workload(), Workload(item_bytes=10**6))
         )
         hoisted = HoistedModel(program, plain, stored)

@@ -10,6 +10,7 @@ from rankhoist import Workload
 from rankhoist.bench.scenarios import BilinearPairs, CrossLayers, Scenario, scenario
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.search import make_plan
 from rankhoist.compiler.targets import ALIKE
 from rankhoist.hoist import hoist_program
@@ -66,5 +67,5 @@ def test_a_plan_that_does_not_pay_is_not_chosen(candidates):
     program = captured(Scenario("wide", lambda: CrossLayers(96, 3, 32), (64,), (32,)))
     order = [multiply_adds(program, x, candidates) for x in ("expand", "lookup", "request", "linear", "first")]
     assert order == sorted(order, reverse=True)
-    seconds = [make_plan(program, x, Workload(candidates)).cost.seconds for x in Level]
+    seconds = [make_plan(Task(program, x, Workload(candidates))).cost.seconds for x in Level]
     assert seconds[-1] <= ALIKE * min(seconds)

@@ -15,8 +15,8 @@ from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.compiler.plan import single
-from rankhoist.compiler.plan.search import Plan, attempt
+from rankhoist.compiler.plan import Plan, Task, single
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.runtime import load_onnx
 from rankhoist.runtime.blueprint import Blueprint
@@ -122,14 +122,14 @@ def test_what_meets_others_is_mapped_after_it_is_read():
     reads = [read for read, _ in NEAR_MISSES.values()]
     check_model(model(*reads), HISTORY, TARGET)
     for name, (read, work) in NEAR_MISSES.items():
-        plan = attempt(program_of(read), Level.FULL, Workload(), frozenset())
+        plan = attempt(Task(program_of(read), Level.FULL, Workload()))
         assert left(plan) == T * D + work, name
 
 
 @pytest.mark.parametrize("candidates", [1, 7, 8, 1000])
 @pytest.mark.parametrize("requests", [1, 3])
 def test_what_is_read_is_mapped_where_it_is_less(candidates, requests):
-    plan = attempt(program_of(MAPS["two_layers"]), Level.FULL, Workload(candidates, requests), frozenset())
+    plan = attempt(Task(program_of(MAPS["two_layers"]), Level.FULL, Workload(candidates, requests)))
     early = requests * T <= candidates * K
     assert left(plan) == T * D + (0 if early else K * (D * 5 + 5 * 3))
     request = sum(n.work.multiply_adds for n in plan.nodes if n.rate is Rate.REQUEST)
@@ -155,7 +155,7 @@ def test_gradients_of_maps_before_a_read():
     mapped = Function(call, w=W.clone(), v=V.clone()).requires_grad_()
     inputs = HISTORY[torch.arange(20) // 7], randn(20, D)
     program = capture(mapped, inputs, ["context"], all_rules(), training=True)
-    plan = attempt(program, Level.FULL, Workload(40, 3), frozenset())
+    plan = attempt(Task(program, Level.FULL, Workload(40, 3)))
     assert left(plan) == T * D
     certificate = verify_gradients(GroupedModel(mapped, lambda _: Blueprint.of(program, single(plan))), inputs=inputs)
     assert certificate.passed, certificate

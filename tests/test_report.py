@@ -13,7 +13,9 @@ from rankhoist import HoistedModel, Workload
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import live_nodes
-from rankhoist.compiler.plan.search import attempt, make_plan
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import make_plan
 from rankhoist.report import Amount, Operator, Report
 from rankhoist.report.make import make_report
 from rankhoist.report.text import ratio, short, shorten, table
@@ -57,12 +59,12 @@ def program() -> Program:
 
 @pytest.fixture(scope="module", params=["linear", "full"])
 def report(program: Program, request: pytest.FixtureRequest) -> Report:
-    return make_report(make_plan(program, Level[request.param.upper()], CALL))
+    return make_report(make_plan(Task(program, Level[request.param.upper()], CALL)))
 
 
 @pytest.fixture(scope="module")
 def linear(program: Program) -> Report:
-    return make_report(make_plan(program, Level.LINEAR, CALL))
+    return make_report(make_plan(Task(program, Level.LINEAR, CALL)))
 
 
 def operator(report: Report, module: str, name: str) -> Operator:
@@ -78,11 +80,11 @@ MIXED = "the_mixed_tower_with_a_very_long_name"
 
 @pytest.mark.parametrize("level", list(Level))
 def test_all_of_the_plans_work_is_attributed(program: Program, level: Level):
-    plan = make_plan(program, level, CALL)
+    plan = make_plan(Task(program, level, CALL))
     total = make_report(plan).total()
     assert total.after.multiply_adds == plan.cost.multiply_adds > 0
     assert total.after.bytes == 4 * plan.cost.elements  # all that is written is float32
-    assert total.before.multiply_adds == attempt(program, Level.EXPAND, CALL, frozenset()).cost.multiply_adds
+    assert total.before.multiply_adds == attempt(Task(program, Level.EXPAND, CALL)).cost.multiply_adds
 
 
 def test_a_mixed_layer_is_split_by_columns(linear: Report):
@@ -120,7 +122,7 @@ def test_work_on_weights_alone_counts_nothing(linear: Report):
 
 
 def test_products_belong_to_the_layer_that_left_them_to_a_later_operator(program: Program):
-    kept = attempt(program, Level.FULL, CALL, frozenset())  # the layer keeps a form, which relu evaluates
+    kept = attempt(Task(program, Level.FULL, CALL))  # the layer keeps a form, which relu evaluates
     makers = {n.source for n in live_nodes(kept.outputs) if n.work.multiply_adds and n.rate.per_candidate}
     report = make_report(kept)
     assert operator(report, MIXED, "relu").name in makers
@@ -141,7 +143,7 @@ def test_other_products_belong_to_the_operator_that_makes_them():
             return (self.tower(item) * dense).sum(1)
 
     program = capture(Pair().eval(), (torch.randn(7, HIDDEN), torch.randn(7, ITEM)), ["dense"])
-    report = make_report(attempt(program, Level.FULL, CALL, frozenset()))
+    report = make_report(attempt(Task(program, Level.FULL, CALL)))
     layer, relu, *product = report.operators
     assert layer.candidate.multiply_adds == layer.before.multiply_adds == ITEM * HIDDEN
     assert sum(o.candidate.multiply_adds for o in product) == HIDDEN
@@ -156,7 +158,7 @@ def test_work_of_the_outputs_themselves_has_its_own_line():
             return torch.cat([dense, item], 1), item.sum(1)
 
     program = capture(Passing().eval(), (torch.randn(7, DENSE), torch.randn(7, ITEM)), ["dense"])
-    report = make_report(make_plan(program, Level.LINEAR, CALL))
+    report = make_report(make_plan(Task(program, Level.LINEAR, CALL)))
     line = report.operators[-1]
     assert (line.name, line.operator, line.candidate.bytes) == ("output", "", 4 * (DENSE + ITEM))
     assert line.reason == "every result has one row per candidate"
@@ -181,7 +183,7 @@ def test_the_lowest_level_that_moved_it(linear: Report, module: str, name: str, 
 
 
 def test_a_report_names_no_level_above_its_own(program: Program):
-    report = make_report(make_plan(program, Level.REQUEST, CALL))
+    report = make_report(make_plan(Task(program, Level.REQUEST, CALL)))
     assert {o.level for o in report.operators} == {None, "lookup", "request"}
     assert operator(report, f"{MIXED}.layer", "linear").level is None
 
@@ -196,13 +198,13 @@ def test_blocking_operators_are_sorted_and_have_reasons(report: Report):
 
 def test_a_rules_own_reason_is_shown(linear: Report, program: Program):
     softmax = operator(linear, "", "softmax")
-    told = make_plan(program, Level.LINEAR, CALL).reasons[softmax.name]
+    told = make_plan(Task(program, Level.LINEAR, CALL)).reasons[softmax.name]
     assert softmax.reason == told != ""
 
 
 def test_other_reasons(program: Program, linear: Report):
     assert operator(linear, MIXED, "relu").reason == "its result depends on context and candidate"
-    expand = make_report(make_plan(program, Level.EXPAND, CALL))
+    expand = make_report(make_plan(Task(program, Level.EXPAND, CALL)))
     assert operator(expand, "user_tower", "relu").reason == "level expand runs it on all rows"
 
 
@@ -210,7 +212,7 @@ def test_other_reasons(program: Program, linear: Report):
 
 
 def test_a_hoisted_model_has_a_report(program: Program, linear: Report):
-    assert HoistedModel(program, make_plan(program, Level.LINEAR, CALL)).report() == linear
+    assert HoistedModel(program, make_plan(Task(program, Level.LINEAR, CALL))).report() == linear
 
 
 def test_to_dict_is_json(report: Report):

@@ -14,7 +14,9 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.node import aten
-from rankhoist.compiler.plan.search import attempt, operators_of
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import operators_of
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import named
 
@@ -69,8 +71,8 @@ def test_blocks_are_equal_at_every_level(case: Scenario):
 def test_a_gpu_does_the_context_half_once(case: Scenario):
     """In the published sizes: tokens of the user are multiplied per request, keys and values are never repeated."""
     program = capture(case.model(), case.inputs(2, 2), case.context_names)
-    plan = attempt(program, Level.FULL, Workload(1024, 15), operators_of(program), target=named("cuda-bfloat16-graphs"))
-    original = attempt(program, Level.EXPAND, Workload(1024, 15), frozenset(), target=plan.target)
+    plan = attempt(Task(program, Level.FULL, Workload(1024, 15), named("cuda-bfloat16-graphs")), operators_of(program))
+    original = attempt(Task(program, Level.EXPAND, Workload(1024, 15), plan.target))
     rate = {n.op: n.rate for n in plan.nodes if n.work.multiply_adds}
     assert kernels.repeat_rows not in {n.op for n in plan.nodes} and aten.cat.default not in {n.op for n in plan.nodes}
     if case.name == "mixed_tokens":
@@ -84,7 +86,7 @@ def test_the_sizes_of_what_was_only_moved_are_known():
     """So that an operator without a law there is predicted as what it is."""
     case = Scenario("attention", lambda: UserAttention(2), {"keys": (9, 8), "values": (9, 8)}, {"queries": (3, 8)})
     program = capture(case.model(), case.inputs(2, 2), case.context_names, all_rules())
-    plan = attempt(program, Level.LOOKUP, Workload(1000), frozenset())
+    plan = attempt(Task(program, Level.LOOKUP, Workload(1000)))
     (attention,) = (n for n in plan.nodes if n.work.multiply_adds)
     assert [x.sizes for x in attention.args[:3]] == [(2, 3, 4), (2, 9, 4), (2, 9, 4)]
 

@@ -23,7 +23,8 @@ from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.decline import Decline
 from rankhoist.compiler.graph.lengths import Length, order
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 
 LENGTHS = (0, 1, 2, 17)
@@ -195,7 +196,7 @@ def program(name: str) -> Program:
 
 def products(program: Program, level: Level) -> int:
     """Multiply-adds of a candidate."""
-    made = attempt(program, level, Workload(), frozenset())
+    made = attempt(Task(program, level, Workload()))
     return sum(n.work.multiply_adds for n in made.nodes if n.rate is Rate.PAIR)
 
 

@@ -199,7 +199,7 @@ def test_a_file_of_a_backend_that_is_not_here(hoisted, tmp_path, monkeypatch, ba
     hoisted.blueprint = replace(hoisted.blueprint, plans=replace(hoisted.plans, ranges=ranges, predicted=before))
     hoisted.save(tmp_path / "tuned.rankhoist")
     monkeypatch.setattr(backends, "here", lambda name, device: name != backend)
-    monkeypatch.setattr(plan_ranges, "here", backends.here)
+    monkeypatch.setattr("rankhoist.compiler.plan.plans.here", backends.here)
     with pytest.warns(HoistingWarning, match=f"tuned for backend '{backend}', which is not here .*{needs}") as told:
         loaded = load(tmp_path / "tuned.rankhoist")
     assert len(told) == 1
@@ -210,7 +210,7 @@ def test_a_file_of_a_backend_that_is_not_here(hoisted, tmp_path, monkeypatch, ba
     assert loaded.plans.ranges.at(20, 1) == before.at(20, 1) and loaded.plans.ranges.at(500, 1).plan == 1
     assert loaded.plans.fits(loaded.prepare(ranker_inputs(1, 1)[:2], candidates=20).plan, 20, 1)
     loaded.save(tmp_path / "again.rankhoist")
-    monkeypatch.setattr(plan_ranges, "here", lambda *_: True)
+    monkeypatch.setattr("rankhoist.compiler.plan.plans.here", lambda *_: True)
     assert load(tmp_path / "again.rankhoist").plans.ranges == ranges
 
 

@@ -20,7 +20,7 @@ from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.call import Call, Rule
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan import Plan, make_plan
+from rankhoist.compiler.plan import Plan, Task, make_plan
 from rankhoist.errors import ArtifactError, VerificationError
 from rankhoist.verify import Certificate, Check, batches, verify
 from rankhoist.verify.batches import Batch, draw, whole_rows
@@ -44,7 +44,7 @@ def packed_rows() -> Tensor:
 
 
 def linear_plan(program: Program) -> Plan:
-    return make_plan(program, Level.LINEAR, Workload())
+    return make_plan(Task(program, Level.LINEAR, Workload()))
 
 
 def without_bias(right: Rule, call: Call) -> Value:

@@ -14,7 +14,7 @@ from torch import nn
 from rankhoist import hoist
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level, Workload
-from rankhoist.compiler.plan import make_plans, watched
+from rankhoist.compiler.plan import Task, make_plans, watched
 from rankhoist.compiler.plan.watch import watch
 from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import InputError
@@ -51,7 +51,7 @@ def test_a_search_tells_what_it_tries():
     heard: list[str] = []
     program = capture(Cross().eval(), (torch.randn(3, 16), torch.randn(3, 8)), ["context"], all_rules())
     with watched(None, heard.append):
-        make_plans(program, Level.FULL, Workload())
+        make_plans(Task(program, Level.FULL, Workload()))
     assert any("operators, level linear" in text for text in heard)
     assert any("plan 2; the best so far takes" in text for text in heard)
 

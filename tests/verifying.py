@@ -18,7 +18,7 @@ from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Plan
-from rankhoist.compiler.plan.search import total_cost
+from rankhoist.compiler.plan.attempt import total_cost
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import CPU
 from rankhoist.verify import Certificate

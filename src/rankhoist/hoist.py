@@ -12,7 +12,7 @@ from torch import nn
 
 from rankhoist.capture import BagNames, Context, Dynamic, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
-from rankhoist.compiler.plan import make_plans, plans_with_store, safe_plan, watched
+from rankhoist.compiler.plan import Task, make_plans, plans_with_store, safe_plan, watched
 from rankhoist.compiler.rules import all_rules, check_names
 from rankhoist.compiler.targets import Target, named, target_of, this_machine, with_replays
 from rankhoist.errors import HoistingWarning, InputError, RankhoistError
@@ -101,16 +101,16 @@ def hoist_program(
 
     `target` is what the plans are made for (default: where the program is, in its dtype), `targets` names others.
     """
-    asked, given, off = parse_level(level), workload or Workload(), frozenset(without)
-    check_names(off)
     target = target or target_of(program.device, program.dtype) or this_machine()
+    task = Task(program, parse_level(level), workload or Workload(), target, frozenset(without))
+    check_names(task.without)
     others = [t for t in with_replays([target, *map(named, targets)]) if t.name != target.name]
     if seconds is not None and not seconds > 0:
         raise InputError(f"the search for plans is given {seconds} seconds: give it more than 0, or None")
     try:
         with late_progress("hoisting") as shown, watched(seconds, shown):
-            plans = make_plans(program, asked, given, target, off, others)
-            with_store = plans_with_store(program, plans, item_bytes)
+            plans = make_plans(task, others)
+            with_store = plans_with_store(plans, item_bytes)
         return HoistedModel(program, plans, with_store)
     except Exception as error:
         if isinstance(error, RankhoistError) or not is_mistake(error):
@@ -119,4 +119,4 @@ def hoist_program(
         warnings.warn(
             f"{reason}. The model runs as it was, all of it once per candidate", HoistingWarning, stacklevel=2
         )
-        return HoistedModel(program, safe_plan(program, asked, given, target, reason))
+        return HoistedModel(program, safe_plan(task, reason))

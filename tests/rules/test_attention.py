@@ -14,7 +14,9 @@ from rankhoist import HoistedModel
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.plan.search import attempt, operators_of
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.search import operators_of
 from rankhoist.compiler.rules import all_rules
 from rules.cases import (
     FIELDS,
@@ -192,8 +194,8 @@ def check_one_operator(call: Callable[..., Tensor], op: Callable[..., Tensor], e
     context, candidate = randn(3, 6, 4), randn(N, 2, 4)
     model = Function(lambda c, k: call(k, c)).eval()
     program = capture(model, (context[[0] * N], candidate), ["context"], all_rules())
-    whole = attempt(program, Level.FULL, Workload(), operators_of(program))
-    parts = attempt(program, Level.FULL, Workload(), frozenset())
+    whole = attempt(Task(program, Level.FULL, Workload()), operators_of(program))
+    parts = attempt(Task(program, Level.FULL, Workload()))
     assert [op in {n.op for n in plan.nodes} for plan in (whole, parts)] == [expected, False]
     hoisted = HoistedModel(program, whole)
     for offsets in ([0, 3, 3, N], [0, 0, N, N]):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rankhoist import GroupedModel, Workload, grouped, verify_gradients
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan import single
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task, single
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.runtime.blueprint import Blueprint
 
@@ -45,7 +45,7 @@ def norm_of(tokens: bool, level: Level) -> tuple[set[str], set[str]]:
     example = (torch.randn(6, 8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64))
     model = Norms(tokens).double()
     captured = capture(model, example, ["context"], all_rules(), training=True)
-    plan = attempt(captured, level, Workload(9, 3), frozenset())
+    plan = attempt(Task(captured, level, Workload(9, 3)))
     certificate = verify_gradients(GroupedModel(model, lambda _: Blueprint.of(captured, single(plan))))
     assert certificate.passed, certificate
     return {o.law for o in plan.interpreter.outcomes.values()}, set(plan.reasons.values())
@@ -55,7 +55,7 @@ def dropout_of(dropout: str, level: Level) -> tuple[set[str], set[str]]:
     """Laws and reasons at a level; masks are of rows, or of requests, and none is another."""
     ones = torch.ones(40, 50)
     captured = replace(capture(Drops(), (ones, ones), ["user"], all_rules(), training=True), dropout=dropout)
-    plan = attempt(captured, level, Workload(40, 2), frozenset())
+    plan = attempt(Task(captured, level, Workload(40, 2)))
     step = GroupedModel(Drops(), lambda _: Blueprint.of(captured, single(plan)))
     torch.manual_seed(0)
     user, item, other = step(ones[:2], ones, request_offsets=[0, 20, 40])

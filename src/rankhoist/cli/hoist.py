@@ -12,7 +12,7 @@ from rich.table import Table
 from rankhoist.cli.arguments import DONE, FAILED, command, write_json
 from rankhoist.cli.models import LEVELS, certificate_of, hoisted_of, model_arguments
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan import PlanSummary, make_plan
+from rankhoist.compiler.plan import PlanSummary, Task, make_plan
 from rankhoist.compiler.targets.known import NAMES
 from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.report.tables import plan_lines
@@ -74,7 +74,7 @@ def _plans(hoisted: HoistedModel, level: str, without: frozenset[str]) -> dict[s
     lower = LEVELS[: LEVELS.index(level)]
     assert hoisted.program is not None, "captured a moment ago"
     program, workload = hoisted.program, hoisted.plan.workload
-    plans = {name: make_plan(program, Level[name.upper()], workload, without=without) for name in lower}
+    plans = {name: make_plan(Task(program, Level[name.upper()], workload, without=without)) for name in lower}
     return {**plans, level: hoisted.plan}
 
 

@@ -55,7 +55,7 @@ def _made_anew(blueprint: Blueprint, main: Plan, target: Target) -> Blueprint:
     if program is None or main.safe:
         return blueprint  # there is no other
     others = [t for t in with_replays([target]) if t.name != target.name]
-    made = make_plans(program, main.asked, main.workload, target, main.without, others)
+    made = make_plans(replace(main.task, level=main.asked, target=target), others)
     room = None if blueprint.with_store is None else blueprint.with_store.main.workload.item_bytes
-    with_store = plans_with_store(program, made, room)
+    with_store = plans_with_store(made, room)
     return replace(Blueprint.of(program, made, with_store), interface=blueprint.interface)

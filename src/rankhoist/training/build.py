@@ -13,7 +13,7 @@ from rankhoist.capture import Context, Dynamic, capture
 from rankhoist.capture.bags import BagNames
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level, Workload, parse_level
-from rankhoist.compiler.plan import make_plan, single
+from rankhoist.compiler.plan import Task, make_plan, single
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import training
@@ -100,7 +100,8 @@ class Build:
         with torch.autocast(now.device.type, enabled=False):
             captured = capture(model, moved, known=all_rules(), training=True, **self.inputs)
         program = replace(captured, dropout=self.dropout)
-        return Blueprint.of(program, single(make_plan(program, self.level, self.workload, training(this_machine()))))
+        task = Task(program, self.level, self.workload, training(this_machine()))
+        return Blueprint.of(program, single(make_plan(task)))
 
 
 def _check_statistics(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture.operators import draws, overload
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.graph import kernels
-from rankhoist.compiler.plan import Plans, PlanSummary, Way, make_plans, single
+from rankhoist.compiler.plan import Plans, PlanSummary, Task, Way, make_plans, single
 from rankhoist.compiler.plan.choice import EVERYWHERE
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import training
@@ -58,7 +58,7 @@ def tuned_steps(
     if graphs.tuning is None:
         program, main = graphs.main.blueprint.program, graphs.plans.main
         assert program is not None
-        plans = make_plans(program, main.asked, main.workload, training(this_machine()))
+        plans = make_plans(Task(program, main.asked, main.workload, training(this_machine())))
         every = tuple(Graph.of(model, Blueprint.of(program, single(plan))).here() for plan in plans.plans)
         graphs = Graphs(every, replace(plans, predicted=EVERYWHERE), graphs.captured)
     with _kept(graphs.main):

@@ -19,7 +19,8 @@ from rankhoist.capture import Interface, Program, onnx
 from rankhoist.capture.checks import in_training_mode
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.errors import VerificationError
 from rankhoist.mistakes import in_one_line
 from rankhoist.runtime import HoistedModel
@@ -189,6 +190,6 @@ def _model_in_float64(module: nn.Module, interface: Interface) -> Truth:
 
 def _graph_in_float64(hoisted: HoistedModel, program: Program) -> Truth:
     """The captured operators over all rows, nothing hoisted."""
-    plan = attempt(program, Level.EXPAND, hoisted.plan.workload, frozenset())
+    plan = attempt(Task(program, Level.EXPAND, hoisted.plan.workload))
     double = cache(lambda: _with_weights_of(hoisted, HoistedModel(program, plan)))
     return Truth(GRAPH, lambda batch: run_hoisted(double(), batch))

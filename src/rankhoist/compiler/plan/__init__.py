@@ -2,9 +2,12 @@
 
 from rankhoist.compiler.plan.choice import Range, Ranges, Way
 from rankhoist.compiler.plan.items import plans_with_store
-from rankhoist.compiler.plan.ranges import Plans, make_plans, single
+from rankhoist.compiler.plan.plan import Cost, Plan, PlanSummary
+from rankhoist.compiler.plan.plans import Plans, single
+from rankhoist.compiler.plan.ranges import make_plans
 from rankhoist.compiler.plan.safe import safe_plan
-from rankhoist.compiler.plan.search import Cost, Plan, PlanSummary, make_plan
+from rankhoist.compiler.plan.search import make_plan
+from rankhoist.compiler.plan.task import Task
 from rankhoist.compiler.plan.watch import watched
 
 __all__ = [
@@ -14,6 +17,7 @@ __all__ = [
     "Plans",
     "Range",
     "Ranges",
+    "Task",
     "Way",
     "make_plan",
     "make_plans",

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import torch
 
-from rankhoist.capture import Program
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node
+from rankhoist.compiler.plan.attempt import attempt, settled
 from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges, Way
 from rankhoist.compiler.plan.cut import bytes_of
+from rankhoist.compiler.plan.plan import Plan
+from rankhoist.compiler.plan.plans import Plans
 from rankhoist.compiler.plan.safe import as_it_is
-from rankhoist.compiler.plan.search import Plan, PlanSummary, affordable, attempt, choice, explained, search, settled
+from rankhoist.compiler.plan.search import affordable, choice, explained, search
+from rankhoist.compiler.plan.task import Task
 from rankhoist.compiler.rules import CONDITIONAL
-from rankhoist.compiler.targets import ALIKE, CPU, Target, this_machine
-from rankhoist.compiler.targets.backends import here
+from rankhoist.compiler.targets import ALIKE, Target
 
 CANDIDATES = sorted({round(10 ** (i / 8)) for i in range(41)})  # 1 .. 100 000
 REQUESTS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -30,136 +31,66 @@ ELSEWHERE = [100, 10_000]  # candidates for which the search's result is ordered
 SPARE, NEARLY = 2, 1.3  # plans that only `tune` tries: so many, and predicted to take at most so many times as long
 SECONDS = 8.0  # of this thread; no further plans are made after that
 
-P = TypeVar("P", bound=PlanSummary, covariant=True)
-
-
-@dataclass(frozen=True)
-class Plans(Generic[P]):
-    """Plans of one program over one builder, the first made for `workload`, and where each is used.
-
-    Some are used nowhere by prediction: `tune` tries them, too.
-
-    Attributes:
-        original: the number of the plan that is the original, operator by operator; None in an older file.
-        otherwise: the number of the plan for calls for which the condition of another does not hold; None where none
-            has a condition.
-        predicted: where each is used by prediction, if `ranges` were measured.
-        target: the name of what `ranges` are for.
-        elsewhere: where each is used on other targets, by name.
-    """
-
-    plans: tuple[P, ...]
-    ranges: Ranges
-    original: int | None = None
-    predicted: Ranges | None = None
-    target: str = CPU.name
-    elsewhere: Mapping[str, Ranges] = field(default_factory=dict)
-    otherwise: int | None = None
-
-    @property
-    def main(self) -> P:
-        """The plan for the workload asked for."""
-        return self.plans[0]
-
-    def at(self, candidates: int | None, requests: int) -> Way:
-        """What scores a call; None stands for as many candidates per request as it was made for."""
-        made_for = self.main.workload
-        expected = made_for.candidates * requests // made_for.requests if candidates is None else candidates
-        return self.ranges.at(expected, requests)
-
-    def absent(self, device: torch.device) -> list[str]:
-        """The backends that score some calls, and that this machine lacks."""
-        return sorted(backend for backend in {way.backend for way in self.ranges.ways} if not here(backend, device))
-
-    def without(self, backends: Collection[str]) -> Plans[P]:
-        """The same, but what one of `backends` won is scored as was predicted."""
-        otherwise = self.predicted or self.ranges.on("")
-        return replace(self, ranges=self.ranges.without(backends, otherwise)) if backends else self
-
-    def for_all(self, plan: int) -> int:
-        """The plan for calls for which the condition of a plan does not hold."""
-        assert self.otherwise is not None, f"plan {plan} has a condition, and so there is one without"
-        return self.otherwise
-
-    def fits(self, plan: int, candidates: int, requests: int) -> bool:
-        """Whether a plan scores such calls: by their size, or because the condition of another did not hold."""
-        return plan in (self.ranges.choose(candidates, requests), self.otherwise)
-
-    def one_per_plan(self, requests: int) -> list[int]:
-        """A number of candidates for every plan that so many requests use: 2 or more if it can be, one is special."""
-        row = self.ranges.row(requests)
-        last = [*(r.first - 1 for r in row[1:]), max(row[-1].first, 2)]
-        counts = {r.way: min(max(r.first, 2), end) for r, end in zip(row, last, strict=True)}
-        usual = self.main.workload.candidates
-        there = self.ranges.at(usual, requests)
-        return list((counts | {there: usual}).values())
-
-    def __str__(self) -> str:
-        """Break-even points: how many candidates are scored by the plan of which level."""
-        lines = []
-        for requests, row in zip(self.ranges.requests, self.ranges.candidates, strict=True):
-            names = [f"{first or 1}+: {self.plans[way.plan].level.name.lower()} ({way})" for first, way in row]
-            lines.append(f"{requests} request{'s' * (requests > 1)}, candidates " + ", ".join(names))
-        if self.otherwise is not None:
-            level = self.plans[self.otherwise].level.name.lower()
-            lines.append(f"where the condition of a plan does not hold: {level} (plan {self.otherwise})")
-        return "\n".join(lines)
-
 
 def make_plans(
-    program: Program, level: Level, workload: Workload, target: Target | None = None,
-    without: frozenset[str] = frozenset(), others: Sequence[Target] = (), builder: Builder | None = None,
-    near: Collection[frozenset[str]] = (),
-) -> Plans[Plan]:  # fmt: skip
-    """The plan for `workload`, and at `full` others where they are predicted to be faster by a few percent; also those
-    of `others`, where the model may go. They are made in `builder`, if yet other plans share their weights stage.
+    task: Task, others: Sequence[Target] = (), builder: Builder | None = None, near: Collection[frozenset[str]] = ()
+) -> Plans[Plan]:
+    """The plan for a task, and at `full` others where they are predicted to be faster by a few percent; also those of
+    `others`, where the model may go. They are made in `builder`, if yet other plans share their weights stage.
     `near`: see `search`.
     """
-    builder = builder or Builder(program.device)
-    targets = [target or this_machine(), *others]
-    found = {t.name: _of_target(program, level, workload, t, without, builder, near) for t in targets}
+    builder = builder or Builder(task.program.device)
+    found = {t.name: _of_target(replace(task, target=t), builder, near) for t in (task.target, *others)}
     plans: list[Plan] = []
     ranges = {name: own.numbered([_placed(plan, plans) for plan in made]) for name, (made, own) in found.items()}
-    name = targets[0].name
     otherwise = None
     if any(plan.conditional for plan in plans):
-        unconditional = choice(level, search(program, level, workload, targets[0], without | CONDITIONAL))
+        always = replace(task, without=task.without | CONDITIONAL)
+        unconditional = choice(task.level, search(always))
         if unconditional.cost.seconds <= ALIKE * plans[0].cost.seconds:
-            return make_plans(program, level, workload, target, without | CONDITIONAL, others, builder, near)
-        otherwise = _placed(settled(program, unconditional, builder), plans)
-    return with_original(plans, ranges.pop(name), name, ranges, otherwise)
+            return make_plans(always, others, builder, near)
+        otherwise = _placed(settled(unconditional, builder), plans)
+    original = None if task.workload.stored else _placed(as_it_is(plans[0]), plans)
+    name = task.target.name
+    return Plans(tuple(plans), ranges.pop(name), original, None, name, ranges, otherwise)
 
 
-def _of_target(
-    program: Program, level: Level, workload: Workload, target: Target, without: frozenset[str], builder: Builder,
-    near: Collection[frozenset[str]],
-) -> tuple[list[Plan], Ranges]:  # fmt: skip
+def _of_target(task: Task, builder: Builder, near: Collection[frozenset[str]]) -> tuple[list[Plan], Ranges]:
     """The plans for one target, the one for the workload first, and where each is used."""
     deadline = time.thread_time() + SECONDS
-    found = search(program, level, workload, target, without, near)
-    main = choice(level, found)
-    if level is not Level.FULL:
-        return [explained(level, settled(program, main, builder), found[-1])], EVERYWHERE
-    pool = [main, *(p for p in found if p is not main)]
-    for count, evaluated in (*((n, found[-1].evaluated) for n in ELSEWHERE), (max(ELSEWHERE), frozenset())):
-        if time.thread_time() < deadline and not _near(count, workload):
-            other = replace(workload, candidates=count)
-            plan = affordable(program, level, other, evaluated, None, target, without)
-            pool += [] if plan is None else [plan]
+    found, target, stored = search(task, near), task.target, task.workload.stored
+    main = choice(task.level, found)
+    if task.level is not Level.FULL:
+        return [explained(task.level, settled(main, builder), found[-1])], EVERYWHERE
+    pool = [main, *(p for p in found if p is not main), *_for_elsewhere(task, found[-1].evaluated, deadline)]
     times = _predicted(pool, target)
-    if workload.stored:
+    if stored:
         pool = _in_one_store(pool, _used(_chosen(pool, times, target.doubt)))
         times = _predicted(pool, target)
     chosen = _chosen(pool, times, target.doubt)
     used = _used(chosen)
-    as_they_are = [i for i, plan in enumerate(pool) if plan.level is Level.EXPAND]  # the original is kept anyhow
-    spare = [] if workload.stored else _spare(times, [*used, *as_they_are])[:SPARE]
-    plans = [settled(program, pool[i], builder) for i in [*used, *spare]]
-    for limits in target.tried if not workload.stored else ():
-        padded = replace(target, limits=limits)
-        plans.append(attempt(program, main.level, workload, main.evaluated, Memo(builder), padded, without))
+    plans = [settled(pool[i], builder) for i in used]
+    if not stored:  # what `tune` tries
+        originals = [i for i, plan in enumerate(pool) if plan.level is Level.EXPAND]  # one is kept anyhow
+        spare = _spare(times, [*used, *originals])[:SPARE]
+        plans += [*(settled(pool[i], builder) for i in spare), *_padded(main, builder)]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
-    return [explained(level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
+    return [explained(task.level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
+
+
+def _for_elsewhere(task: Task, evaluated: frozenset[str], deadline: float) -> list[Plan]:
+    """Plans for other numbers of candidates: the choices of the search, and where there are many, every form kept."""
+    plans = []
+    for count, own in (*((n, evaluated) for n in ELSEWHERE), (max(ELSEWHERE), frozenset[str]())):
+        if time.thread_time() < deadline and not _near(count, task.workload):
+            plans.append(affordable(replace(task, workload=replace(task.workload, candidates=count)), own))
+    return [plan for plan in plans if plan is not None]
+
+
+def _padded(plan: Plan, builder: Builder) -> list[Plan]:
+    """The same choices under the other limits that a target has tried by `tune`."""
+    targets = [replace(plan.target, limits=limits) for limits in plan.target.tried]
+    return [attempt(replace(plan.task, target=own), plan.evaluated, Memo(builder)) for own in targets]
 
 
 def _placed(plan: Plan, plans: list[Plan]) -> int:
@@ -169,21 +100,6 @@ def _placed(plan: Plan, plans: list[Plan]) -> int:
             return i
     plans.append(plan)
     return len(plans) - 1
-
-
-def single(plan: Plan) -> Plans[Plan]:
-    """One plan for every call; the original beside it where it holds on a condition."""
-    if plan.conditional:
-        return Plans((plan, as_it_is(plan)), EVERYWHERE, 1, None, plan.target.name, otherwise=1)
-    return Plans((plan,), EVERYWHERE, 0 if plan.safe else None, None, plan.target.name)
-
-
-def with_original(
-    plans: list[Plan], ranges: Ranges, target: str, elsewhere: dict[str, Ranges], otherwise: int | None = None
-) -> Plans[Plan]:
-    """Beside these plans the original as it is, unless it is one of them; for items with a store, there is none."""
-    original = None if plans[0].workload.stored else _placed(as_it_is(plans[0]), plans)
-    return Plans(tuple(plans), ranges, original, None, target, elsewhere, otherwise)
 
 
 def _predicted(pool: Sequence[Plan], target: Target) -> Any:

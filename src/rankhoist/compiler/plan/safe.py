@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from rankhoist.capture import Program
 from rankhoist.compiler.algebra.interpret import Interpreter
 from rankhoist.compiler.algebra.memo import Memo
-from rankhoist.compiler.algebra.workload import Level, Workload
+from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Node, live_nodes
-from rankhoist.compiler.plan.search import Plan, counted, total_cost
-from rankhoist.compiler.targets import Target, this_machine
+from rankhoist.compiler.plan.attempt import counted, total_cost
+from rankhoist.compiler.plan.plan import Plan
+from rankhoist.compiler.plan.task import Task
 
 
-def safe_plan(program: Program, asked: Level, workload: Workload, target: Target | None, reason: str) -> Plan:
+def safe_plan(task: Task, reason: str) -> Plan:
     """Level `expand`, without any pass over what the interpreter makes, in place of what could not be made; every
     operator has the `reason`.
 
     Its time is not predicted.
     """
-    interpreter = Interpreter(program, Level.EXPAND, workload, {})
+    level, workload = Level.EXPAND, task.workload
+    interpreter = Interpreter(task.program, level, workload, {})
     outputs = interpreter.run()
-    nodes = live_nodes([o for o in outputs if isinstance(o, Node)])
-    cost = counted(nodes, workload, 0.0)
+    cost = counted(live_nodes([o for o in outputs if isinstance(o, Node)]), workload, 0.0)
     reasons = dict.fromkeys(interpreter.outcomes, reason)
-    made_for = target or this_machine()
-    return Plan(Level.EXPAND, asked, workload, cost, interpreter, outputs, frozenset(), made_for, reasons, safe=True)
+    return Plan(level, task.level, workload, cost, interpreter, outputs, frozenset(), task.target, reasons, safe=True)
 
 
 def as_it_is(plan: Plan) -> Plan:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.plan import Plan, Plans
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.ranges import CANDIDATES
-from rankhoist.compiler.plan.search import attempt
 from rankhoist.report.record import Curves, Line, Span
 
 
@@ -18,7 +19,7 @@ def make_curves(plans: Plans[Plan]) -> Curves:
     """By prediction, for the target of the plans."""
     main, counts = plans.main, CANDIDATES
     requests = main.workload.requests
-    expand = attempt(main.interpreter.program, Level.EXPAND, main.workload, frozenset(), target=main.target)
+    expand = attempt(replace(main.task, level=Level.EXPAND))
     numbers = [plans.ranges.choose(n, requests) for n in counts]
     lines = {i: _line(plans.plans[i], counts, requests) for i in {*numbers}}
     picked = [(lines[i].milliseconds[k], lines[i].multiply_adds[k]) for k, i in enumerate(numbers)]

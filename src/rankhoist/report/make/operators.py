@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -20,7 +20,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.plan import Plan
-from rankhoist.compiler.plan.search import attempt
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.report.record import Amount, Operator
 
 
@@ -136,13 +136,10 @@ def _rest(work: dict[str, Amount], outcomes: Container[str]) -> Amount:
 
 def _levels(plan: Plan, before: Mapping[str, Amount]) -> dict[str, str]:
     """Operator -> the lowest level that leaves it less work per candidate; only what this plan moved."""
-    program = plan.interpreter.program
     moved = _moved(plan, before)
     levels: dict[str, str] = {}
     for level in (level for level in Level if Level.EXPAND < level < plan.level):
-        lower = _moved(
-            attempt(program, level, plan.workload, frozenset(), target=plan.target, without=plan.without), before
-        )
+        lower = _moved(attempt(replace(plan.task, level=level)), before)
         levels = {name: level.name.lower() for name in moved & lower} | levels
     return {name: plan.level.name.lower() for name in moved} | levels
 
