@@ -105,7 +105,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "mask_by_candidate": (
         lambda c, k: torch.masked_select(c[:, :4], k > 0).sum() + k,
         "masked_select",
-        "selects from [rows, 4] by a mask that depends on the inputs",
+        "by a mask that depends on the candidate",
         {},
     ),
     "gather_over_rows": (

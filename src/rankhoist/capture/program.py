@@ -31,6 +31,7 @@ from rankhoist.capture.reached import by_their_names
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.signature import Arguments
 from rankhoist.capture.stand_ins import exported
+from rankhoist.capture.true_places import by_masks
 from rankhoist.capture.users import jagged_users, plain_users
 from rankhoist.capture.varying import Dynamic
 from rankhoist.capture.wrappers import unwrapped
@@ -181,6 +182,7 @@ def _functional(
             else:
                 with of_any_length(), few_prepared(exported):
                     exported = exported.run_decompositions({})
+            by_masks(exported.graph_module.graph)
             return exported if known is None else taken_apart(exported, known)
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).strip()[:1500]}{_taken_names(exported)}"

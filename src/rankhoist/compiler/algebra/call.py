@@ -12,11 +12,22 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
-from rankhoist.compiler.algebra import along, attends, bag_tensors, fills, grid, permuted, pointwise, reads, training
+from rankhoist.compiler.algebra import (
+    along,
+    attends,
+    bag_tensors,
+    chosen,
+    fills,
+    grid,
+    permuted,
+    pointwise,
+    reads,
+    training,
+)
 from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Decline, Form
-from rankhoist.compiler.algebra.orders import Permutation
+from rankhoist.compiler.algebra.orders import Chosen, Permutation
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Promise, Value, as_form, integer, tensors_in
 from rankhoist.compiler.algebra.workload import Level
@@ -47,7 +58,9 @@ class Law:
 
     def applied(self, call: Call) -> Value:
         """What its rule makes; one tensor is the first result, where the operator makes others that nobody reads."""
-        value, promised = self.rule(call), call.promised
+        value = self.rule(call)
+        call.has_size_of(value)
+        promised = call.promised
         several = isinstance(promised, list) and not isinstance(value, list)
         return [value, *[None] * (len(promised) - 1)] if several else value
 
@@ -128,11 +141,12 @@ class Call:
         """The row count, in sizes among the arguments."""
         return self._originals.program.rows
 
-    def has_rows_of(self, size: int) -> None:
-        """What the model's author left open: the first axis of the result is `size` times the row count."""
-        self._originals.memo.symbols[self._originals.size(self._node.meta["val"].shape[0])] = (
-            self._originals.program.rows * size
-        )
+    def has_size_of(self, value: Value) -> None:
+        """What the model's author left to data: the first axis of a result is as long as that of a form it is."""
+        if "unbacked_bindings" not in self._node.meta or not isinstance(value, Form):
+            return
+        (size, rows), symbol = value.extents[0], self._originals.size(self._node.meta["val"].shape[0])
+        self._originals.memo.symbols[symbol] = self.rows * size if rows else size
         self.promised = self._originals.promised(self._node)
 
     def remark(self, reason: str) -> None:
@@ -238,6 +252,10 @@ class Call:
     def order(self, of: Permutation | None = None, back: bool = False) -> Permutation:
         """The order of rows that this operator makes: `of` or what undoes it, else a new one. See `permuted`."""
         return permuted.order(self._originals, self._node, self._args, self._kwargs, of, back)
+
+    def chosen(self, value: Form, mask: Form) -> Chosen:
+        """`value[mask]`, the result of this operator: see `chosen`."""
+        return chosen.of(self._originals, self._node, self._args, self._kwargs, value, mask)
 
     # -- this operator
 

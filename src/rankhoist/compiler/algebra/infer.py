@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from rankhoist.compiler.algebra.bags import Bounds, OfBags, Ragged
 from rankhoist.compiler.algebra.forms import Decline, Extent, Form
-from rankhoist.compiler.algebra.orders import InOrder, RowNumber
+from rankhoist.compiler.algebra.orders import Chosen, InOrder, RowNumber
 from rankhoist.compiler.algebra.values import Opaque, Promise, Value
 from rankhoist.compiler.graph.lengths import Length, Sized
 from rankhoist.compiler.graph.node import Op, Work
@@ -144,6 +144,6 @@ def operand(value: Value) -> Any:
         return Operand(((1, True), *((n, False) for n in value.parts[0].form.sizes)), value.dtype)
     if isinstance(value, Bounds) and not (value.first and value.last):
         return Operand(tuple(value.lengths.extents), value.dtype)
-    if isinstance(value, Opaque | RowNumber | OfBags | InOrder):
+    if isinstance(value, Opaque | RowNumber | OfBags | InOrder | Chosen):
         raise Decline("an operand's axes do not follow the rows")
     return [operand(v) for v in value] if isinstance(value, list | tuple) else value

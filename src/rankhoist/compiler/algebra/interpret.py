@@ -24,7 +24,7 @@ from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
 from rankhoist.capture.empty import without_elements
 from rankhoist.capture.inputs import Part
 from rankhoist.capture.operators import captured_name, draws, overload
-from rankhoist.compiler.algebra import bag_tensors, grid, permuted, valuewise
+from rankhoist.compiler.algebra import bag_tensors, chosen, grid, permuted, valuewise
 from rankhoist.compiler.algebra.bags import OfBags
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import (
@@ -243,7 +243,7 @@ class Interpreter:
         elif without_elements(node):
             value = grid.constant_form(self.b, 0, node.meta["val"].dtype, self.originals.promised(node).extents)
         else:
-            value, outcome = permuted.by_law(self._by_law, node, args, kwargs)
+            value, outcome = chosen.by_law(self.originals, partial(permuted.by_law, self._by_law), node, args, kwargs)
         outcome.rates |= rates_in(value)
         return value, outcome
 

@@ -44,6 +44,7 @@ class Memo:
     results: dict[Any, tuple[Value, Outcome, Any]] = field(default_factory=dict)
     symbols: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     measured: dict[sympy.Symbol, Node] = field(default_factory=dict)
+    chosen: dict[int, set[sympy.Symbol]] = field(default_factory=dict)  # by node of a mask: how many are true
     totals: dict[int, sympy.Expr] = field(default_factory=dict)  # by node of lengths of bags: what they add up to
     pinned: set[str] = field(default_factory=set)
     known: dict[int, Any] = field(default_factory=dict)  # by node: what is known of its elements before any input is

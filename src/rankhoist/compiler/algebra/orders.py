@@ -1,15 +1,16 @@
-"""Orders of rows: tensors that say which row, and rows that are in another order."""
+"""Orders of rows: tensors that say which row, rows that are in another order, and those that a mask chooses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from rankhoist.compiler.algebra.forms import Form
-from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.graph.node import Node, Rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,3 +73,39 @@ class Permuted:
 
 
 InOrder = Permutation | Permuted
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which of `count` places of every row are chosen: booleans, folded with the rows, `[(rows count)]`."""
+
+    form: Form
+    node: Node
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Of `value`, whose `axis` is that of a mask, what the mask chooses.
+
+    `made` is it as a tensor, and `put_back` puts it into a form where a mask is true.
+    """
+
+    value: Form
+    axis: int
+    mask: Mask
+    made: Callable[[], Any]
+    put_back: Callable[[Chosen, Form, Form], Form]
+
+    def put(self, target: Form, mask: Form) -> Form:
+        """`target` with these rows where the mask is true; declines where another one has chosen them."""
+        return self.put_back(self, target, mask)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    @cached_property
+    def tensor(self) -> Any:
+        """Over all rows, which is computed if anybody reads it: as long as the mask has true places."""
+        return self.made()

@@ -12,7 +12,7 @@ import torch
 from rankhoist.compiler.algebra.bags import OfBags, lengths_of
 from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Extent, Form, shape_text
 from rankhoist.compiler.algebra.moves import ordered
-from rankhoist.compiler.algebra.orders import InOrder, Permutation, Permuted, RowNumber
+from rankhoist.compiler.algebra.orders import Chosen, InOrder, Permutation, Permuted, RowNumber
 from rankhoist.compiler.graph.node import Node, Rate
 
 
@@ -50,7 +50,7 @@ class Promise:
         return shape_text(self.shape or ())
 
 
-TensorValue = Form | Opaque | RowNumber | OfBags | InOrder
+TensorValue = Form | Opaque | RowNumber | OfBags | InOrder | Chosen
 Value = Any  # TensorValue | list[Value] | sympy.Expr | int | float | bool | None | dtype | device
 
 
@@ -97,13 +97,15 @@ def forms_in(value: Any) -> list[Form]:
             found += lengths_of(v)
         elif isinstance(v, InOrder):
             found.append(v.form)
+        elif isinstance(v, Chosen):
+            found += [v.value, v.mask.form]
     return found
 
 
 def rates_in(value: Any) -> set[Rate]:
-    """How often what is in a value is computed, rows in another order as they are without it."""
+    """How often what is in a value is computed; of rows in another order, or chosen, that of all of them."""
     found = set[Rate]()
-    for v in (v.value if isinstance(v, Permuted) else v for v in flat(value)):
+    for v in (v.value if isinstance(v, Permuted | Chosen) else v for v in flat(value)):
         if isinstance(v, Form):
             found |= {block.rate for block in v.blocks.values()}
         else:
@@ -122,7 +124,7 @@ def as_form(value: Value) -> Form:
     """A tensor as a form with its dims in the order of its axes."""
     if isinstance(value, Form | InOrder):
         return ordered(value if isinstance(value, Form) else value.form)
-    if isinstance(value, Opaque):
+    if isinstance(value, Opaque | Chosen):
         raise Decline("the operand is a tensor whose axes do not follow the rows")
     if isinstance(value, RowNumber):
         raise Decline("the operand is the row number")

@@ -12,6 +12,7 @@ from rankhoist.compiler.algebra.call import Law
 from rankhoist.compiler.rules import (
     attention,
     bags,
+    chosen,
     distances,
     joining,
     linear,
@@ -35,6 +36,7 @@ from rankhoist.errors import CaptureError
 FAMILIES = {
     "bags": bags.LAWS,
     "permuted": permuted.LAWS,
+    "chosen": chosen.LAWS,
     "lookup": lookup.LAWS,
     "reshape": reshape.LAWS,
     "parts": parts.LAWS,

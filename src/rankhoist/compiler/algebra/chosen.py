@@ -1,0 +1,209 @@
+"""Rows that a mask chooses. Law: for f that computes every row by itself, `f(x[m], y[m]) = f(x, y)[m]`.
+
+So `z[m] = f(x[m])` is `where(m, f(x), z)`: what is the request's is computed once for it. Places of a row are rows
+here, folded with them. Which f compute every row by itself is known by their laws, which hold whatever rows there are.
+What has no law is given the rows that are chosen.
+
+What is not chosen must not raise: ids there are 0, and what refuses some numbers is given the chosen ones only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+from torch import fx
+
+from rankhoist.capture.operators import draws, operator_name
+from rankhoist.compiler.algebra import folds, moves, pointwise
+from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
+from rankhoist.compiler.algebra.memo import Outcome
+from rankhoist.compiler.algebra.orders import Chosen, Mask
+from rankhoist.compiler.algebra.original import OriginalOperators
+from rankhoist.compiler.algebra.permuted import ByLaw
+from rankhoist.compiler.algebra.values import Opaque, Value, flat, mapped, tensors_in
+from rankhoist.compiler.graph.lengths import varies
+from rankhoist.compiler.graph.node import Rate, aten
+
+BY_IDS = {"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", "one_hot", "index",
+          "index_select", "gather", "scatter", "scatter_add", "scatter_reduce"}  # fmt: skip
+OF_SOME = {"opaque", "inverse", "cholesky", "cholesky_inverse", "cholesky_solve", "matrix_power"}  # refuse matrices
+DIVISIONS = {"div", "floor_divide", "remainder", "fmod"}  # refuse a whole number 0
+
+
+# -- x[m]
+
+
+def mask_of(originals: OriginalOperators, value: Form) -> Mask:
+    """A mask over rows and places of each; declines where it is a candidate's, of whose rows fewer are read."""
+    if value.dtype != torch.bool or value.of_weights or not value.layout or value.layout[0][:1] != (ROW,):
+        raise Elsewhere(f"{value.axes} is no mask of rows that depends on the inputs")
+    if any(ROW in e for e in value.layout[1:]) or varies(value.sizes):
+        raise Elsewhere(f"a mask of {value.axes} whose rows are not first, or whose length varies")
+    if value.rate.per_candidate:
+        raise Decline(f"rows of {value.axes} are chosen by a mask that depends on the candidate")
+    form = _folded(originals, value, len(value.layout))
+    return Mask(form, originals.node(form), _count(form, 0))
+
+
+def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, value: Form, mask: Form) -> Chosen:
+    """`value[mask]`, the first result of a captured operator."""
+    own, axes = mask_of(originals, mask), len(mask.layout)
+    if originals.program.training:  # where(m, f(x), z) has no gradient where f has none, chosen or not
+        raise Decline("rows are chosen by a mask while training")
+    if value.extents[:axes] != mask.extents:
+        raise Decline(f"a mask of {mask.axes} chooses from {value.axes}")
+    if value.rate.per_candidate:
+        raise Decline(f"a mask chooses from {value.axes}, which depends on the candidate")
+    symbol = originals.size(node.meta["val"].shape[0])
+    made = originals.fallback(node, args, kwargs)  # which measures how many there are
+    originals.memo.chosen.setdefault(own.node.index, set()).add(symbol)
+    return Chosen(_folded(originals, value, axes), 0, own, lambda: made, partial(put, originals))
+
+
+def _folded(originals: OriginalOperators, value: Form, axes: int) -> Form:
+    """With the first axes folded, places in one dim: `[rows, T, ...]` is `[(rows T), ...]`."""
+    sizes = [size for size, _ in value.extents[:axes]]
+    count = 1
+    for size in sizes:
+        count *= size
+    if value.layout[0][:1] != (ROW,):
+        raise Decline(f"a mask chooses from {value.axes}, whose rows are not first")
+    folded = moves.ordered(folds.to_shape(originals.b, value, [(count, True), *value.extents[axes:]]))
+    return moves.merge_dims(folded, 0, len(folded.layout[0]) - 1) if len(folded.layout[0]) > 2 else folded
+
+
+# -- f(x[m])
+
+
+def by_law(originals: OriginalOperators, law: ByLaw, node: fx.Node, args: Any, kwargs: Any) -> tuple[Value, Outcome]:
+    """What a law makes of an operator; of rows that one mask chooses, what it makes of all, chosen by that mask."""
+    mask = _common(originals, node, args, kwargs)
+    if mask is None:
+        return law(node, args, kwargs)
+    own = originals.memo.chosen[mask.node.index]
+    axes = [axis for fake in flat(node.meta["val"]) if (axis := _axis(originals, fake, own)) is not None]
+    if len(axes) == len(flat(node.meta["val"])):
+        try:
+            with _as_all(originals, own, mask.count):
+                value, outcome = law(node, *(_all_rows(originals, node, given, own, mask) for given in (args, kwargs)))
+        except Decline:  # of the operator as it is, which is not meant
+            value, outcome = None, Outcome()
+        results = flat(value)
+        if outcome.law and all(v is None or _fits(v, axis, mask) for v, axis in zip(results, axes, strict=True)):
+            by = iter(axes)
+            chosen = [v if v is None else _chosen(originals, v, next(by), mask) for v in results]
+            return (chosen if isinstance(value, list) else chosen[0]), outcome
+    originals.remark, originals.conditions = "", []
+    return law(node, args, kwargs)
+
+
+def _common(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any) -> Mask | None:
+    """The mask that chooses the rows of all operands which have any; None where there is no such operand or mask."""
+    operands = tensors_in((args, kwargs))
+    masks = [v.mask for v in operands if isinstance(v, Chosen)]
+    if not masks or draws(node) or any(m.node is not masks[0].node for m in masks) or _refuses(node, operands):
+        return None
+    others = [v for v in operands if not isinstance(v, Chosen)]
+    return masks[0] if all(isinstance(v, Form) and v.of_weights and not v.has_rows for v in others) else None
+
+
+def _refuses(node: fx.Node, operands: list[Value]) -> bool:
+    """Whether it may raise for some numbers that are no ids."""
+    name = operator_name(node)
+    whole = not any(v.dtype.is_floating_point for v in operands)
+    return name in OF_SOME or "linalg" in name or (whole and name in DIVISIONS)
+
+
+def _axis(originals: OriginalOperators, fake: torch.Tensor, own: set[sympy.Symbol]) -> int | None:
+    """The one axis of a result that is as long as what is chosen."""
+    found = [axis for axis, size in enumerate(fake.shape) if originals.size(size) in own]
+    return found[0] if len(found) == 1 else None
+
+
+@contextmanager
+def _as_all(originals: OriginalOperators, own: set[sympy.Symbol], count: int) -> Iterator[None]:
+    """While as many rows are chosen as there are."""
+    symbols = originals.memo.symbols
+    symbols.update(dict.fromkeys(own, originals.program.rows * count))
+    try:
+        yield
+    finally:
+        for symbol in own:
+            del symbols[symbol]
+
+
+def _all_rows(originals: OriginalOperators, node: fx.Node, given: Any, own: set[sympy.Symbol], mask: Mask) -> Any:
+    """Arguments with all rows in place of chosen ones, and as many as there are; ids that are not chosen are 0."""
+    sizes = dict.fromkeys(own, originals.program.rows * mask.count)
+    given = mapped(given, sympy.Expr, lambda expr: expr.xreplace(sizes))
+    return mapped(given, Chosen, partial(_shown, originals, operator_name(node) in BY_IDS))
+
+
+def _shown(originals: OriginalOperators, by_ids: bool, chosen: Chosen) -> Form:
+    value = chosen.value
+    if not by_ids or value.dtype not in (torch.int64, torch.int32):
+        return value
+    return where(originals, chosen.mask.form, chosen.axis, value, 0)
+
+
+def where(originals: OriginalOperators, mask: Form, axis: int, value: Form, other: Value) -> Form:
+    """`value` where the mask is true that lies on its `axis` and following ones, else `other`."""
+    behind = len(value.layout) - axis - len(mask.layout)
+    mask = moves.with_axes(mask, range(len(mask.layout), len(mask.layout) + behind))
+    op = aten.where.self if isinstance(other, Form) else aten.where.ScalarOther
+    return pointwise.elementwise(originals, op, (mask, value, other), {}, value.dtype)
+
+
+def _fits(value: Value, axis: int, mask: Mask) -> bool:
+    """Whether a result has a mask's places on an axis, and no other rows."""
+    if not isinstance(value, Form) or any(ROW in e for i, e in enumerate(value.layout) if i != axis):
+        return False
+    return value.layout[axis][:1] == (ROW,) and _count(value, axis) == mask.count
+
+
+def _count(value: Form, axis: int) -> int:
+    return int(value.extents[axis][0])
+
+
+def _chosen(originals: OriginalOperators, value: Form, axis: int, mask: Mask) -> Chosen:
+    def made() -> Opaque:
+        b = originals.b
+        rows, chosen = originals.present(value, Rate.PAIR), originals.present(mask.form, Rate.PAIR)
+        args = (rows, [*[None] * axis, chosen])
+        return Opaque(b.call(aten.index.Tensor, args, Rate.PAIR, (), value.dtype, rows_first=False), value.dtype)
+
+    return Chosen(value, axis, mask, made, partial(put, originals))
+
+
+# -- z[m] = f(x[m])
+
+
+def put(originals: OriginalOperators, given: Chosen, target: Form, mask: Form) -> Form:
+    """`target` with rows in place of those that a mask chooses; declines where another one has chosen them.
+
+    The mask may be that of rows, or the same along all axes behind: elements are put in their order.
+    """
+    behind, value = len(given.value.layout) - 1, given.value
+    if len(mask.layout) == len(target.layout) and behind:
+        mask = _of_rows(originals, mask, behind)
+    if given.axis or mask_of(originals, mask).node is not given.mask.node:
+        raise Decline(f"puts rows where a mask of {mask.axes} is true which another one has chosen")
+    shape = [*mask.extents, *value.extents[1:]]
+    return where(originals, mask, 0, folds.to_shape(originals.b, value, shape), target)
+
+
+def _of_rows(originals: OriginalOperators, mask: Form, behind: int) -> Form:
+    """A mask without its last axes, along which it is the same; declines where it is not."""
+    mask = moves.ordered(originals.settled(originals.tidy(mask)))
+    for _ in range(behind):
+        dim = mask.dim(-1)
+        if any(label in b.factor.labels for b in mask.blocks.values() for label in b.labels[dim] if label.size > 1):
+            raise Decline(f"puts elements of rows where a mask of {mask.axes} is true")
+        mask = moves.drop_dim(originals.b, moves.take_dim(originals.b, mask, dim, np.zeros(1, dtype=np.int64)), dim)
+    return mask

@@ -1,0 +1,237 @@
+"""Rows that a mask chooses, and that are put back where it is true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Function, assert_equal, hoisted_at, rates_of, repeated
+from torch import Tensor
+
+import rankhoist
+from rankhoist.capture import capture
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.rules import all_rules
+from rules.cases import HISTORY, OFFSETS, ROWS, Equal, K, NearMiss, declines, equal_at_every_level, numbers
+
+randn = numbers(29)
+
+W = dict(w=randn(5, 4))
+TABLE = dict(w=randn(9, 5))
+
+
+def seen(c: Tensor) -> Tensor:
+    """Some events of a history `[rows, 6, 4]`."""
+    return c.sum(2) > 0
+
+
+def scored(made: Tensor, k: Tensor) -> Tensor:
+    return (made[..., :K].flatten(1).sum(1, keepdim=True) * k).tanh()
+
+
+def assigned(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """`z[m] = f(x[m])`: layers, views, and an axis before the rows that are chosen."""
+    own, z = seen(c), c.new_ones(*c.shape[:2], 5)
+    y = F.linear(c[own], w).tanh()
+    y = F.layer_norm(y.unsqueeze(0), [5]).squeeze(0) + y.softmax(-1) + y.view(-1, 5, 1).expand(-1, 5, 2).amax(2)
+    z[own] = y
+    z[own] = z[own].amax(1, keepdim=True) + y
+    return scored(z, k)
+
+
+def padded(c: Tensor) -> Tensor:
+    """Ids of a history, -1 and others out of range where there is nothing."""
+    return torch.where(seen(c), (c[..., 0] * 7).long() % 9, (c[..., 0] * 90).long() - 1000)
+
+
+def by_ids(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    ids, own, z = padded(c), seen(c), c.new_zeros(*c.shape[:2], 5)
+    ids = ids[own]
+    z[own] = F.embedding(ids, w) + w[ids].sigmoid() + F.one_hot(ids, 9).to(w.dtype) @ w
+    return scored(z, k)
+
+
+def selected(c: Tensor, k: Tensor) -> Tensor:
+    own = c > 0.3
+    return scored(c.masked_scatter(own, (c.masked_select(own) * 2).exp()), k)
+
+
+def scattered(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """By a mask of one column, and by one of all."""
+    own, made, z = seen(c).unsqueeze(2), F.linear(c[seen(c)], w), c.new_zeros(c.shape[0], 6, 5)
+    return scored(z.masked_scatter(own, made) + z.masked_scatter(own.expand(-1, -1, 5), made.exp()), k)
+
+
+def flat(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    rows, own = c.reshape(-1, 4), seen(c).reshape(-1)
+    z = rows.new_zeros(rows.shape[0], 5)
+    z[own] = F.linear(rows[own], w)
+    return scored(z.reshape(-1, 6, 5), k)
+
+
+def of_rows(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Whole rows are chosen, and read along a later axis."""
+    own, z = c[:, 0, 0] > 0, c.new_zeros(c.shape[0], 6, 5)
+    z[own] = F.linear(c[own].transpose(0, 1).tanh().transpose(0, 1), w)
+    return scored(z, k)
+
+
+def of_the_candidate(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """What was there is the candidate's."""
+    z = k.unsqueeze(1) + c
+    z[seen(c)] = F.linear(F.linear(c[seen(c)], w).tanh(), w.t())
+    return z.flatten(1).sum(1, keepdim=True)
+
+
+def twice(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Two selections by one mask meet; of a third, some elements only."""
+    own, z = seen(c), c.new_zeros(*c.shape[:2], 5)
+    z[own] = F.linear(torch.cat([c[own][:, :2], c.exp()[own][:, 2:]], 1) * c.sum(2)[own].unsqueeze(1), w)
+    return scored(z, k)
+
+
+def counted(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """By the places where a mask, or a number that is not 0, is true."""
+    own, made, z = seen(c), F.linear(c, w), c.new_zeros(*c.shape[:2], 5)
+    z[own.nonzero(as_tuple=True)] = made[torch.where(own)].exp()
+    rows, places = own.nonzero().unbind(1)
+    made[rows, places] = 2.0
+    at = own.nonzero()
+    made[at[:, 0], at[:, 1]] = made[at[:, 0], at[:, -1]].sin()
+    first = c.clamp(0)[:, 0, 0].nonzero().squeeze(-1)
+    z = z.index_copy(0, first, made.index_select(0, first).exp())
+    return scored(z + made, k)
+
+
+EQUAL: dict[str, Equal] = {
+    "counted": (counted, HISTORY, W),
+    "assigned": (assigned, HISTORY, W),
+    "by_ids": (by_ids, HISTORY, TABLE),
+    "selected": (selected, HISTORY, {}),
+    "scattered": (scattered, HISTORY, W),
+    "flat": (flat, HISTORY, W),
+    "of_rows": (of_rows, HISTORY, W),
+    "of_the_candidate": (of_the_candidate, HISTORY, W),
+    "twice": (twice, HISTORY, W),
+}
+
+
+def some(c: Tensor) -> Tensor:
+    """Some numbers of `[rows, 6]`."""
+    return c > 0
+
+
+def put(f: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """`z[m] = f(x[m], x, m)` over `[rows, 6]`."""
+
+    def call(c: Tensor, k: Tensor) -> Tensor:
+        own, z = some(c), torch.zeros_like(c)
+        z[own] = f(c[own], c, own)
+        return z[:, :K] * k
+
+    return call
+
+
+def by_another(c: Tensor, k: Tensor) -> Tensor:
+    """Another mask with as many places."""
+    z = torch.zeros_like(c)
+    z[some(c.flip(1))] = c[some(c)].exp()
+    return z[:, :K] * k
+
+
+def transposed(c: Tensor, k: Tensor) -> Tensor:
+    """Places of a square mask, their columns in another order."""
+    square = c[:, :3].unsqueeze(2) + c[:, 3:].unsqueeze(1) * 2
+    rows, first, second = (square > 0).nonzero(as_tuple=True)
+    z = torch.zeros_like(square)
+    z[rows, second, first] = square[rows, first, second]
+    return z.flatten(1)[:, :K] * k
+
+
+def of_whole_rows(c: Tensor, k: Tensor) -> Tensor:
+    """One of two columns: rows as often as a place of them is true."""
+    rows, _ = some(c).nonzero(as_tuple=True)
+    return k * c[rows].sum()
+
+
+def of_candidates(c: Tensor, k: Tensor) -> Tensor:
+    z = torch.zeros_like(k)
+    z[k > 0] = k[k > 0].exp()
+    return z * c[:, :K]
+
+
+def divided(c: Tensor, k: Tensor) -> Tensor:
+    """Whole numbers, which are 0 where they are not chosen."""
+    n, z = (c.clamp(0) * 9).ceil().long(), torch.zeros_like(c)
+    z[n > 0] = (100 // n[n > 0]).to(c.dtype)
+    return z[:, :K] * k
+
+
+def inverted(c: Tensor, k: Tensor) -> Tensor:
+    """Matrices that have an inverse where they are chosen."""
+    own, z = c[:, 0] > 0, torch.zeros_like(c[:, :1])
+    z[own] = torch.linalg.inv(c[own][:, :1].clamp(0).unsqueeze(2)).squeeze(2)
+    return z * k
+
+
+STAYS = "axes do not follow the rows"
+NEAR_MISSES: dict[str, NearMiss] = {
+    "softmax_of_chosen": (put(lambda y, c, m: y.softmax(0)), "softmax", STAYS, {}),
+    "less_their_mean": (put(lambda y, c, m: y - y.mean()), "mean", STAYS, {}),
+    "running_sum": (put(lambda y, c, m: y.cumsum(0)), "cumsum", STAYS, {}),
+    "the_other_way_round": (put(lambda y, c, m: y.flip(0)), "flip", STAYS, {}),
+    "by_another": (by_another, "index_put", "which another one has chosen", {}),
+    "of_candidates": (of_candidates, "index", "by a mask that depends on the candidate", {}),
+    "transposed": (transposed, "index_put", "puts elements at places that depend on the inputs", {}),
+    "of_whole_rows": (of_whole_rows, "index", STAYS, {}),
+    "divided": (divided, "floor_divide", STAYS, {}),
+    "inverted": (inverted, "linalg_inv", STAYS, {}),
+    "one_after_the_other": (
+        lambda c, k: torch.zeros_like(c).masked_scatter(some(c), c)[:, :K] * k,
+        "masked_scatter",
+        "puts elements of all rows one after the other",
+        {},
+    ),
+}
+
+
+test_equal_at_every_level = equal_at_every_level(EQUAL)
+test_declines = declines(NEAR_MISSES)
+
+
+@pytest.mark.parametrize(
+    "name", ["assigned", "counted", "by_ids", "selected", "scattered", "of_rows", "of_the_candidate"]
+)
+def test_what_is_chosen_of_a_request_is_computed_once(name: str):
+    call, inputs, weights = EQUAL[name]
+    rows = inputs[0][torch.arange(4) % 3], inputs[1][:4]
+    made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.FULL)
+    for operator in ("index.", "masked_select", "linear.", "embedding.", "one_hot.", "layer_norm.", "exp."):
+        assert rates_of(made, f"aten.{operator}") <= {Rate.WEIGHT, Rate.REQUEST}, operator
+
+
+def test_gradients_of_what_is_not_chosen_stay_out_while_training():
+    """`sqrt` has no gradient at 0, and a choice would multiply it by 0."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
+
+        def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+            own, z = context > 0, torch.zeros_like(context)
+            z[own] = (context.clamp(0) * self.scale)[own].sqrt()
+            return (z * candidate).sum(1)
+
+    model, inputs = Model(), (ROWS[0][:, :K], ROWS[1])
+    grouped = rankhoist.grouped(model, (inputs[0][torch.arange(7) % 3], inputs[1]), context=["context"])
+    scores = grouped(*inputs, request_offsets=OFFSETS)
+    expected = model(repeated(inputs[0], OFFSETS), inputs[1])
+    assert_equal(scores, expected)
+    (own,) = torch.autograd.grad(scores.sum(), [model.scale])
+    (gradient,) = torch.autograd.grad(expected.sum(), [model.scale])
+    assert gradient.isfinite().all()
+    assert_equal(own, gradient)
