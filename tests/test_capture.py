@@ -178,6 +178,22 @@ def test_forgotten_flag_of_a_wrapper_is_no_error_but_active_dropout_is():
     assert hoist(Wrapper(0.0), rows(), context=["user"]) is not None
 
 
+def test_attention_that_drops_is_an_error():
+    class Attends(nn.Module):
+        def __init__(self, p: float) -> None:
+            super().__init__()
+            self.p = p
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(
+                item[:, None], user[:, None, :2], item[:, None], None, self.p
+            )
+
+    with pytest.raises(TrainingModeError, match=r"attention.*dropout_p=p if self.training else 0.0"):
+        hoist(Attends(0.5).eval(), rows(), context=["user"])
+    assert hoist(Attends(0.0).eval(), rows(), context=["user"]) is not None
+
+
 def test_different_row_counts():
     with pytest.raises(InputError, match=r"different row counts \(user: 4, item: 5\)"):
         hoist(TwoInputs().eval(), (torch.randn(4, 3), torch.randn(5, 2)), context=["user"])

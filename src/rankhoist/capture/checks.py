@@ -144,7 +144,8 @@ def check_operators(graph: fx.Graph, training: bool) -> None:
         if _in_training_mode(node) and not training:
             raise TrainingModeError(
                 f"{_called(node)} runs in training mode: call model.eval() first, and where it is a function that does "
-                "not ask the module (F.dropout(x, p) drops by default), give it training=self.training"
+                "not ask the module (F.dropout(x, p) drops by default), give it training=self.training, or "
+                "to attention dropout_p=p if self.training else 0.0"
             )
         name = operator_name(node).rstrip("_")
         if name in RANDOM or (draws(node) and name not in DROPOUT):
@@ -174,7 +175,7 @@ def _where(node: fx.Node) -> str:
 
 def _in_training_mode(node: fx.Node) -> bool:
     """Active dropout, or statistics of the batch: both make a row's result depend on chance or on other rows."""
-    if operator_name(node).endswith("dropout"):
+    if operator_name(node) in DROPOUT or operator_name(node).endswith("dropout"):
         return draws(node)
     return "batch_norm" in operator_name(node) and named_arguments(node).get("training") is True
 
