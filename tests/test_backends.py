@@ -467,3 +467,13 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     hoisted = hoist(Same().eval(), (torch.randn(3, 4), torch.randn(3, 2)), context=["user"])
     with pytest.raises(BackendError, match="the candidate stage reads no input"):
         hoisted.export_onnx(tmp_path)
+
+
+def test_an_operator_that_onnx_lacks_is_named(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return torch.special.bessel_j0(user) * item
+
+    hoisted = hoist(Odd().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["user"])
+    with pytest.raises(BackendError, match=r"cannot export request.onnx: .*No ONNX function found for .*bessel_j0"):
+        hoisted.export_onnx(tmp_path)

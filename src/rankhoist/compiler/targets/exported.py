@@ -192,5 +192,8 @@ def _row_axes(program: torch.export.ExportedProgram, moving: Sequence[Moving]) -
 
 
 def refused(what: str, error: Exception) -> BackendError:
-    """Why something is not exported."""
-    return BackendError(f"cannot export {what}: {type(error).__name__}: {str(error).strip()[:1500]}")
+    """Why something is not exported: what was raised first, for exporters wrap it in how to report it to them."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return BackendError(f"cannot export {what}: {type(first).__name__}: {str(first).strip()[:1500]}")
