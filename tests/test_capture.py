@@ -194,6 +194,20 @@ def test_attention_that_drops_is_an_error():
     assert hoist(Attends(0.0).eval(), rows(), context=["user"]) is not None
 
 
+def test_statistics_of_a_call_are_an_error():
+    class Norms(nn.Module):
+        def __init__(self, tracked: bool) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5, track_running_stats=tracked)
+
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return self.norm(torch.cat([user, item], 1))
+
+    with pytest.raises(TrainingModeError, match=r"in norm takes the statistics.*track_running_stats=True"):
+        hoist(Norms(tracked=False).eval(), rows(), context=["user"])
+    assert hoist(Norms(tracked=True).eval(), rows(), context=["user"]) is not None
+
+
 def test_different_row_counts():
     with pytest.raises(InputError, match=r"different row counts \(user: 4, item: 5\)"):
         hoist(TwoInputs().eval(), (torch.randn(4, 3), torch.randn(5, 2)), context=["user"])

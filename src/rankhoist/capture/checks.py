@@ -141,13 +141,18 @@ def check_operators(graph: fx.Graph, training: bool) -> None:
             raise UnsupportedModelError(f"{_called(node)}: control flow operators cannot be hoisted")
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if _in_training_mode(node) and not training:
+        name = operator_name(node).rstrip("_")
+        if not training and "batch_norm" in name and named_arguments(node).get("training") is True:
+            raise TrainingModeError(
+                f"{_called(node)} takes the statistics of the rows of a call, so that a score depends on the other "
+                "candidates: call model.eval() first, and give the norm running statistics (track_running_stats=True)"
+            )
+        if not training and (name in DROPOUT or name.endswith("dropout")) and draws(node):
             raise TrainingModeError(
                 f"{_called(node)} runs in training mode: call model.eval() first, and where it is a function that does "
                 "not ask the module (F.dropout(x, p) drops by default), give it training=self.training, or "
                 "to attention dropout_p=p if self.training else 0.0"
             )
-        name = operator_name(node).rstrip("_")
         if name in RANDOM or (draws(node) and name not in DROPOUT):
             raise UnsupportedModelError(
                 f"{_called(node)} draws random numbers in forward, so equal scores have no meaning. "
@@ -171,13 +176,6 @@ def _called(node: fx.Node) -> str:
 
 def _where(node: fx.Node) -> str:
     return module_path(node) or "the model itself"
-
-
-def _in_training_mode(node: fx.Node) -> bool:
-    """Active dropout, or statistics of the batch: both make a row's result depend on chance or on other rows."""
-    if operator_name(node) in DROPOUT or operator_name(node).endswith("dropout"):
-        return draws(node)
-    return "batch_norm" in operator_name(node) and named_arguments(node).get("training") is True
 
 
 def mutated(signature: Any) -> Iterator[tuple[str, str]]:
