@@ -186,6 +186,18 @@ def test_other_dtypes(model, program, dtype):
         hoisted(user, dense.float(), item)
 
 
+@pytest.mark.parametrize(
+    "move", [lambda m: m.to(torch.float64), lambda m: m.double(), lambda m: m.half().to(torch.float64)]
+)
+def test_complex_weights_keep_what_is_imaginary(move):
+    turn = torch.polar(torch.ones(2), torch.rand(2))
+    model = Function(lambda c, k, turn: torch.view_as_real(torch.view_as_complex(c * k) * turn), turn=turn).eval()
+    context, candidate = torch.randn(1, 2, 2), torch.randn(7, 2, 2)
+    hoisted = move(hoist(model, (context.expand(7, -1, -1), candidate), context=["context"]))
+    context, candidate = context.double(), candidate.double()
+    assert_equal(hoisted(context, candidate), model(context.expand(7, -1, -1), candidate))
+
+
 def test_back_in_its_own_dtype_the_model_still_rounds_where_it_did():
     """A dtype that the model names is not the one it was moved to in between."""
     model = Function(lambda c, k: (c + k).bfloat16().float()).eval()

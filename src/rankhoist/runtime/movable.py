@@ -81,7 +81,7 @@ class Movable(Scoring, nn.Module):
         again.
         """
         with torch.no_grad():
-            original = {n: fn(t) for n, t in self._weights.original.items()}
+            original = {n: _moved(fn, t) for n, t in self._weights.original.items()}
             probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
             before = self._weights.constants
             if (probe.dtype, probe.device) != (self.dtype, self.device):
@@ -92,7 +92,7 @@ class Movable(Scoring, nn.Module):
                 blueprint = for_target(self.blueprint, target)
                 before = before if blueprint.stages is self.blueprint.stages else blueprint.stages.constants
                 self.blueprint = blueprint
-            constants = {n: fn(t) for n, t in before.items()}
+            constants = {n: _moved(fn, t) for n, t in before.items()}
         self._place(original, constants, probe.dtype, probe.device)
         return self
 
@@ -160,3 +160,15 @@ class Movable(Scoring, nn.Module):
             return copy
         copy.to_backend(self.backend)._first_use = self._first_use
         return copy
+
+
+def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs: `.to(torch.float64)` would leave out what is imaginary, and `.double()` not lift them.
+
+    There are none of 16 bits to compute with, so these stay as they are where all else gets shorter.
+    """
+    if not tensor.is_complex():
+        return fn(tensor)
+    pairs = torch.view_as_real(tensor.resolve_conj())
+    made = fn(pairs)
+    return torch.view_as_complex(made if made.dtype in (torch.float32, torch.float64) else pairs.to(made.device))

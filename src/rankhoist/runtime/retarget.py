@@ -22,7 +22,9 @@ def moved(captured: Interface, dtype: torch.dtype, device: torch.device) -> dict
     A model that moves to float64 rounds nowhere: the casts that autocast left in its graph are lifted as its own are.
     """
     places = {torch.device(captured.device.type): device, captured.device: device}
-    lifted = dict.fromkeys(SHORTER, dtype) if dtype == torch.float64 != captured.dtype else {}
+    lifted: dict[Any, Any] = {}
+    if dtype == torch.float64 != captured.dtype:
+        lifted = {**dict.fromkeys(SHORTER, dtype), torch.complex64: torch.complex128}
     return {**lifted, captured.dtype: dtype, **places}
 
 
