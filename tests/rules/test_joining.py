@@ -8,7 +8,24 @@ import torch.nn.functional as F
 from helpers import Function, check_model, reasons
 from torch import Tensor
 
-from rules.cases import FIELDS, PAIR, ROWS, C, Equal, K, NearMiss, declines, equal_at_every_level, fields, numbers
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
+from rules.cases import (
+    FIELDS,
+    HISTORY,
+    PAIR,
+    ROWS,
+    C,
+    Equal,
+    K,
+    NearMiss,
+    behind,
+    declines,
+    equal_at_every_level,
+    fields,
+    numbers,
+    rates,
+)
 
 randn = numbers(4)
 
@@ -23,6 +40,17 @@ def padded(c: Tensor, k: Tensor) -> Tensor:
     x = fields(c, k).transpose(1, 2)
     around = F.pad(x, (2, 3), mode="circular") + F.pad(x, (1, 4), mode="reflect")
     return F.pad(around, (1, 2), mode="replicate").relu().sum(1)
+
+
+def heads(c: Tensor, k: Tensor) -> Tensor:
+    """Two of every token, folded with the rows: `[(rows 2), 7, 2]`."""
+    return behind(c, k).view(-1, 7, 2, 2).transpose(1, 2).reshape(-1, 7, 2)
+
+
+def other_folds(c: Tensor, k: Tensor) -> Tensor:
+    """The same 14 places of a row, once as heads and tokens, once as they are, beside a number for each."""
+    x, y = heads(c, k).reshape(-1, 2), behind(c, k).view(-1, 14, 2).reshape(-1, 2)
+    return (torch.cat([x.new_ones(x.shape[0], 1), x], 1).exp()[:, :2] * (x + y).exp()).view(-1, 14, 2).sum(1)
 
 
 EQUAL: dict[str, Equal] = {
@@ -56,6 +84,12 @@ EQUAL: dict[str, Equal] = {
         PAIR,
         {},
     ),
+    "padded_heads": (
+        lambda c, k: F.pad(heads(c, k), (0, 0, 2, 1), value=0.5).exp().view(-1, 2, 10, 2).sum((1, 2)),
+        HISTORY,
+        {},
+    ),
+    "other_folds": (other_folds, HISTORY, {}),
     "stacked_repeat": (lambda c, k: (c.repeat(2, 1) * torch.cat([k, k + 1])).view(2, -1, K).prod(0), PAIR, {}),
 }
 
@@ -89,6 +123,12 @@ test_declines = declines(NEAR_MISSES)
 def test_numbers_take_the_order_of_rows_and_parts(name: str):
     call, inputs, _ = EQUAL[name]
     assert not [r for r in reasons(check_model(Function(call).eval(), *inputs)["full"]) if "fold rows" in r]
+
+
+@pytest.mark.parametrize("name", ["padded_heads", "other_folds"])
+def test_what_is_folded_with_the_rows_keeps_its_rates(name: str):
+    call, inputs, _ = EQUAL[name]
+    assert {Rate.REQUEST, Rate.ITEM} <= rates(call, "exp", Level.LINEAR, inputs)
 
 
 def test_one_part_and_copies_keep_what_is_computed_once():

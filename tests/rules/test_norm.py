@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
 from rules.cases import (
     FIELDS,
     HISTORY,
@@ -14,12 +17,14 @@ from rules.cases import (
     K,
     NearMiss,
     W,
+    behind,
     both,
     declines,
     equal_at_every_level,
     fields,
     interleaved,
     numbers,
+    rates,
 )
 
 randn = numbers(8)
@@ -63,6 +68,22 @@ EQUAL: dict[str, Equal] = {
         ROWS,
         dict(w=randn(C, C)),
     ),
+    "groups_of_tokens": (
+        lambda c, k, w, b: F.group_norm(behind(c, k).reshape(-1, 4), 2, w, b).view(-1, 7, 4).exp().sum(1),
+        HISTORY,
+        dict(w=randn(4), b=randn(4)),
+    ),
+    "groups_of_fields": (
+        lambda c, k, w, m: (F.group_norm(fields(c, k), 7, w, w) @ m).exp(),
+        FIELDS,
+        dict(w=randn(7), m=randn(5, 2)),
+    ),
+    "groups_of_one_and_both": (
+        lambda c, k: F.group_norm(both(c, k).view(-1, 5), 1).view(-1, 2, 5).exp(),
+        ROWS,
+        {},
+    ),
+    "groups_of_both": (lambda c, k: F.group_norm(fields(c, k), 1).exp(), FIELDS, {}),
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
@@ -73,6 +94,13 @@ NEAR_MISSES: dict[str, NearMiss] = {
         {},
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["groups_of_tokens", "groups_of_fields", "groups_of_both"])
+def test_groups_are_known_as_early_as_what_is_in_them(name: str):
+    call, inputs, weights = EQUAL[name]
+    found = rates(call, "exp", Level.LINEAR, inputs, **weights)
+    assert found == ({Rate.PAIR} if name == "groups_of_both" else {Rate.REQUEST, Rate.ITEM})
 
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)

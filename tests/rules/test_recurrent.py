@@ -16,7 +16,7 @@ from rankhoist.compiler.algebra.memo import Outcome
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.rules import all_rules
-from rules.cases import HISTORY, Equal, N, NearMiss, behind, both, declines, equal_at_every_level, numbers
+from rules.cases import HISTORY, Equal, N, NearMiss, behind, both, declines, equal_at_every_level, numbers, rates
 
 D, H, T = 4, 3, 3
 
@@ -33,6 +33,13 @@ EQUAL: dict[str, Equal] = {
     ),
     "recurrent_cell": (
         lambda c, k, wi, wh, b: torch.gru_cell(k, c[:, 0, :3].tanh(), wi, wh, b, b),
+        HISTORY,
+        dict(wi=randn(9, 4), wh=randn(9, 3), b=randn(9)),
+    ),
+    "cell_of_tokens": (
+        lambda c, k, wi, wh, b: (
+            torch.gru_cell(x := behind(c, k).reshape(-1, 4), x[:, :3].tanh(), wi, wh, b, b).view(-1, 7, 3).sum(1)
+        ),
         HISTORY,
         dict(wi=randn(9, 4), wh=randn(9, 3), b=randn(9)),
     ),
@@ -204,6 +211,14 @@ def test_where_all_steps_are_the_candidates_it_runs_whole(name, levels):
     (only,) = outcomes(levels["linear"], name).values()
     assert only.declined["recurrences"] == WHOLE[name][1]
     assert only.rates == {Rate.PAIR}
+
+
+def test_a_cell_reads_the_tokens_that_are_folded_with_the_rows_apart():
+    call, inputs, weights = EQUAL["cell_of_tokens"]
+    assert rates(call, "gru_cell", Level.LINEAR, inputs, **weights) == {Rate.REQUEST, Rate.ITEM}
+    assert rates(lambda c, k, wi, wh, b: call(c, c[:, 0], wi, wh, b), "gru_cell", Level.LINEAR, inputs, **weights) == {
+        Rate.REQUEST
+    }
 
 
 def test_without_a_history():

@@ -5,7 +5,23 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from rules.cases import FIELDS, PAIR, ROWS, Equal, K, NearMiss, W, both, declines, equal_at_every_level, fields, numbers
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
+from rules.cases import (
+    FIELDS,
+    PAIR,
+    ROWS,
+    Equal,
+    K,
+    NearMiss,
+    W,
+    both,
+    declines,
+    equal_at_every_level,
+    fields,
+    numbers,
+    rates,
+)
 
 randn = numbers(2)
 
@@ -21,6 +37,7 @@ EQUAL: dict[str, Equal] = {
         FIELDS,
         dict(w=randn(2, 5)),
     ),
+    "through_blocks": (lambda c, k: both(c, k).view(-1, 2, 5).exp().sum(1), ROWS, {}),
     "squeeze_all": (lambda c, k, w: F.linear(both(c, k), w[:1]).squeeze() + k[:, :1].squeeze(-1), ROWS, dict(w=W)),
     "stacked_views": (
         lambda c, k, w: (torch.cat([c, k]) @ w).view(2, -1, 5).permute(1, 0, 2).flatten(1),
@@ -37,6 +54,18 @@ NEAR_MISSES: dict[str, NearMiss] = {
         {},
     ),
 }
+
+
+def test_a_reshape_cuts_a_block_into_few_pieces():
+    """Of ten columns the first six are the request's: of two rows of five, all of the first and one of the second."""
+    assert rates(EQUAL["through_blocks"][0], "exp", Level.LINEAR, ROWS) == {Rate.REQUEST, Rate.ITEM}
+
+    order = randn(24).argsort()
+
+    def scattered(c: torch.Tensor, k: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        return torch.cat([c, k, c, k, c[:, :4]], 1)[:, order].view(-1, 4, 6).exp().sum(1)
+
+    assert rates(scattered, "exp", Level.LINEAR, ROWS, order=order) == {Rate.PAIR}
 
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)

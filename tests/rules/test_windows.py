@@ -14,6 +14,7 @@ from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.rules import all_rules
 from rules.cases import (
     FIELDS,
+    HISTORY,
     ROWS,
     Call,
     Equal,
@@ -45,6 +46,7 @@ EQUAL: dict[str, Equal] = {
     "windows": (lambda c, k: both(c, k).unfold(1, 3, 1).amax(2), ROWS, {}),
     "conv1d": (lambda c, k, w: F.conv1d(both(c, k).unsqueeze(1), w).flatten(1), ROWS, dict(w=randn(2, 1, 3))),
     "max_pool": (lambda c, k: F.max_pool1d(fields(c, k), 2), FIELDS, {}),
+    "window_places": (lambda c, k: behind(c, k).unfold(1, 3, 2).exp().sum((1, 3)), HISTORY, {}),
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
@@ -97,6 +99,14 @@ def test_most_of_it_is_the_requests(name: str):
     call, operator = WINDOWS[name], name.split(".")[0]
     assert Rate.REQUEST in rates(call, operator, Level.LINEAR, TOKENS, **KERNEL)
     assert Rate.REQUEST not in rates(call, operator, Level.REQUEST, TOKENS, **KERNEL)
+
+
+def test_places_of_windows_are_no_windows():
+    """The target is one place of the last window, whose others are the request's; in many windows they are not told."""
+    assert rates(EQUAL["window_places"][0], "exp", Level.LINEAR, HISTORY) == {Rate.REQUEST, Rate.ITEM}
+    assert rates(lambda c, k: both(c, k).unfold(1, 5, 1).exp().sum(1), "exp", Level.LINEAR, ROWS) == {
+        Rate.REQUEST, Rate.PAIR
+    }  # fmt: skip
 
 
 def test_differences_are_followed_through_their_parts():

@@ -12,6 +12,7 @@ import torch
 from rankhoist.compiler.algebra import moves
 from rankhoist.compiler.algebra.forms import ROW, Block, Decline, Extent, Form, Label, axis_text, shape_text, whole
 from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.lengths import varies
 
 
 def to_shape(builder: Builder, value: Form, shape: Sequence[Extent]) -> Form:
@@ -110,17 +111,39 @@ def _resize(builder: Builder, value: Form, dim: int, count: int, sizes: list[int
 
 
 def alike(builder: Builder, forms: Sequence[Form]) -> list[Form]:
-    """With rows folded as in the others (axes from the right) where a form is one weight for all that is folded."""
+    """With rows folded as in the others (axes from the right): `(rows 6)` beside `(rows 2 3)` is `(rows 2 3)`, and one
+    weight for all that is folded stands in any order of it.
+    """
     forms = list(forms)
     for axis in {i - len(f.layout) for f in forms for i, e in enumerate(f.layout) if ROW in e and len(e) > 1}:
         having = [i for i, f in enumerate(forms) if -axis <= len(f.layout) and ROW in f.layout[axis]]
         patterns = {i: tuple(d if d == ROW else forms[i].sizes[d] for d in forms[i].layout[axis]) for i in having}
-        goal = patterns[min(having, key=lambda i: _same_along(forms[i], axis))]
+        goal = patterns[min(having, key=lambda i: (_same_along(forms[i], axis), -len(patterns[i])))]
         for i, pattern in patterns.items():
-            if sorted(pattern) != sorted(goal) or pattern == goal or not _same_along(forms[i], axis):
+            own = axis % len(forms[i].layout)
+            if pattern == goal or varies([n for n in (*pattern, *goal) if n != ROW]):
                 continue
-            forms[i] = _folded(builder, forms[i], axis % len(forms[i].layout), goal)
+            if _same_along(forms[i], axis) and _sides(pattern, True) == _sides(goal, True):
+                forms[i] = _folded(builder, forms[i], own, goal)
+            elif _sides(pattern) == _sides(goal):
+                forms[i] = _refolded(builder, forms[i], own, goal)
     return forms
+
+
+def _sides(pattern: Sequence[int], together: bool = False) -> tuple[int, ...]:
+    """How many places of one row there are outside of the rows and inside, or `together`."""
+    at = pattern.index(ROW)
+    outside, inside = math.prod(pattern[:at]), math.prod(pattern[at + 1 :])
+    return (outside * inside,) if together else (outside, inside)
+
+
+def _refolded(builder: Builder, form: Form, axis: int, pattern: Sequence[int]) -> Form:
+    """The same places in the same order, as dims of other sizes."""
+    shape = form.extents
+    parts = [(1, True) if n == ROW else (n, False) for n in pattern]
+    apart = to_shape(builder, moves.ordered(form), [*shape[:axis], *parts, *shape[axis + 1 :]])
+    entry = tuple(d for e in apart.layout[axis : axis + len(pattern)] for d in e)
+    return replace(apart, layout=(*apart.layout[:axis], entry, *apart.layout[axis + len(pattern) :]))
 
 
 def _same_along(form: Form, axis: int) -> bool:

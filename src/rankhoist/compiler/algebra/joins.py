@@ -203,14 +203,14 @@ def assemble(builder: Builder, form: Form, dim: int, parts: Sequence[Form]) -> F
 
 def along_axis(builder: Builder, forms: Sequence[Form], axis: int) -> Form:
     """Forms side by side along an original axis that holds no rows; those without a position there are left out."""
-    forms = [ordered(f) for f in forms]
+    forms = [ordered(f) for f in folds.alike(builder, forms)]
     dim = forms[0].dim(axis)
     return side_by_side(builder, [f for f in forms if f.extents[axis] != (0, False)] or forms[:1], dim)
 
 
 def side_by_side(builder: Builder, forms: Sequence[Form], dim: int) -> Form:
-    """Ordered forms along one dim, all others alike: their segments follow one another."""
-    forms = [ordered(f) for f in folds.alike(builder, forms)]
+    """Forms along one dim, in order, folds and all others alike: their segments follow one another."""
+    forms = [ordered(f) for f in forms]
     shapes = [
         tuple(tuple(d if d == ROW else f.sizes[d] if d != dim else 0 for d in e) for e in f.layout) for f in forms
     ]
@@ -249,11 +249,8 @@ def with_one_more(builder: Builder, value: Form, dim: int, number: float) -> tup
 
 
 def _constant_like(builder: Builder, value: Form, axis: int, size: int, number: float) -> Form | None:
+    """So many positions of a number, which has no extent: the rows may be folded with whatever they are."""
     if size <= 0:
         return None
-    sizes = value.extents
-    sizes[axis] = (size, False)
-    made = constant_form(builder, number, value.dtype, sizes)
-    if any(ROW in e and len(e) > 1 for e in value.layout):
-        raise Decline(f"pads {value.axes}, whose rows are folded with another axis")
-    return made
+    sizes = replaced(value.sizes, value.dim(axis), size)
+    return replace(constant_form(builder, number, value.dtype, [(n, False) for n in sizes]), layout=value.layout)

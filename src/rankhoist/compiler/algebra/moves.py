@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.lengths import Sized, varies
 
 T = TypeVar("T")
+MORE_PIECES = 16  # that a reshape may cut blocks into: each is a tensor of its own from there on
 
 
 def ordered(form: Form) -> Form:
@@ -130,21 +131,23 @@ def merge_dims(form: Form, first: int, count: int) -> Form:
 
 
 def split_dim(builder: Builder, form: Form, dim: int, sizes: Sequence[Sized]) -> Form:
-    """One dim becomes several, row-major. Declines where a segment is no product of sets along the new dims."""
+    """One dim becomes several, row-major, and a segment that is no product of sets along the new dims becomes several
+    segments. Declines where these are many, and sooner where all are known at one rate.
+    """
     count = len(sizes)
     if varies(sizes):
         return _split_whole(builder, form, dim, sizes)
-    coordinates: list[Any] = [np.unravel_index(positions, sizes) for positions in form.dims[dim]]
-    classes = [_classes([c[a] for c in coordinates], sizes[a]) for a in range(count)]
-    dims = (*form.dims[:dim], *classes, *form.dims[dim + 1 :])
     owner, offset = _owners(form, dim)
+    classes = _classes(owner.reshape(sizes), list(itertools.chain.from_iterable(form.dims[dim])))
+    more = math.prod(len(c) for c in classes) - len(form.dims[dim])
+    if more > (MORE_PIECES if form.mixed else len(form.dims[dim])):
+        raise Decline(f"a reshape of {form.sizes[dim]} to {list(sizes)} cuts through a block")
+    dims = (*form.dims[:dim], *classes, *form.dims[dim + 1 :])
     blocks = {}
     for cell in cells(dims):
         chosen = [classes[a][cell[dim + a]] for a in range(count)]
         grid = np.meshgrid(*chosen, indexing="ij")
         flat = np.ravel_multi_index([g.reshape(-1) for g in grid], sizes)
-        if (owner[flat] != owner[flat[0]]).any():
-            raise Decline(f"a reshape of {form.sizes[dim]} to {list(sizes)} cuts through a block")
         old = form.blocks[replaced(cell, dim, int(owner[flat[0]]), count)]
         part = take(builder, old, dim, offset[flat])
         blocks[cell] = _distribute(builder, part, dim, [len(c) for c in chosen])
@@ -172,17 +175,18 @@ def _split_layout(form: Form, dim: int, count: int) -> tuple[tuple[int, ...], ..
     )  # fmt: skip
 
 
-def _classes(coordinates: list[np.ndarray], size: int) -> tuple[Positions, ...]:
-    """Coordinates that the same segments contain, together, in order of appearance."""
-    members: list[set[int]] = [set() for _ in range(size)]
-    for k, c in enumerate(coordinates):
-        for value in np.unique(c):
-            members[value].add(k)
-    groups: dict[tuple[int, ...], list[int]] = {}
-    appearance = dict.fromkeys(int(v) for c in coordinates for v in c[np.sort(np.unique(c, return_index=True)[1])])
-    for value in appearance:
-        groups.setdefault(tuple(sorted(members[value])), []).append(value)
-    return tuple(np.asarray(g) for g in groups.values())
+def _classes(owner: np.ndarray, appearance: Sequence[int]) -> list[tuple[Positions, ...]]:
+    """Along every axis of a grid of owners, the coordinates at which it is the same, together, in order of appearance.
+
+    So any product of one class per axis has one owner: two of its places differ in one coordinate after the other.
+    """
+    result = []
+    for axis, coordinates in enumerate(np.unravel_index(np.asarray(appearance, dtype=np.int64), owner.shape)):
+        groups: dict[bytes, list[int]] = {}
+        for value in dict.fromkeys(coordinates.tolist()):
+            groups.setdefault(owner.take(value, axis).tobytes(), []).append(value)
+        result.append(tuple(np.asarray(g) for g in groups.values()))
+    return result
 
 
 def _distribute(builder: Builder, block: Block, dim: int, sizes: Sequence[Sized]) -> Block:
@@ -211,6 +215,15 @@ def _cut_labels(labels: Labels, sizes: Sequence[Sized]) -> list[Labels] | None:
         parts[-1] = (*parts[-1], *rest)
         return parts
     return None if rest else parts
+
+
+def unfolded(builder: Builder, form: Form, axis: int, size: int, step: int) -> Form:
+    """Windows along an original axis as a new last one: `x[..., t * step + j, ...]` at `[..., t, ..., j]`."""
+    dim = form.dim(axis)
+    places = np.arange(0, form.sizes[dim] - size + 1, step)[:, None] + np.arange(size)
+    split = split_dim(builder, take_dim(builder, form, dim, places.reshape(-1)), dim, places.shape)
+    layout = replaced(split.layout, axis, (dim,))
+    return replace(split, layout=(*layout, (dim + 1,)))
 
 
 def replaced(items: tuple[T, ...], dim: int, item: T, count: int = 1) -> tuple[T, ...]:

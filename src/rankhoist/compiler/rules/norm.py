@@ -8,6 +8,8 @@ Law 2: a row norm over mixed blocks takes its statistics from those of the block
 and is then `(x - mean) * s * weight + bias` with atoms of width 1, `s` and the blocks' parts of `mean s`: a linear map
 that follows never sees the normalised values. Context blocks contribute their statistics once per request.
 Law 3: a row norm along axes that no cut goes through is the norm of every block, at the block's own rate.
+Law 4: a norm of groups is law 3 along what is in a group, then `x * weight + bias` with weights per channel; whatever
+the first axis folds, a row with its tokens, groups of other rows and tokens do not meet.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import replace
 
 import torch
 
-from rankhoist.compiler.algebra import grid, joins, moves
+from rankhoist.compiler.algebra import folds, grid, joins, moves
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
@@ -84,9 +86,35 @@ def norm_of_blocks(call: Call) -> Value:
     return call.along(x, dims, lambda part, _: call.run(op, part, sizes, *weights, eps))
 
 
+def norm_of_groups(call: Call) -> Value:
+    """Law 4, or every row for itself where no group is known before the others."""
+    x, _ = _normalised(call)
+    if x.layout[0] == (ROW,) and not x.mixed:
+        return call.rowwise()
+    own = x.extents
+    inside = math.prod(size for size, _ in own[1:]) // call.number("num_groups")
+    grouped = call.tidy(folds.to_shape(call.builder, x, [own[0], (call.number("num_groups"), False), (inside, False)]))
+    dim = grouped.dim(2)
+    if x.layout[0] == (ROW,) and len(grouped.dims[dim]) > 1:
+        return call.rowwise()
+    eps = call.value("eps")
+    normed = call.along(
+        grouped, [dim], lambda part, _: call.run(aten.layer_norm.default, part, [inside], None, None, eps)
+    )
+    result: Form = folds.to_shape(call.builder, normed, own)
+    axes: tuple[tuple[int, ...], ...] = ((), (0,), *(() for _ in own[2:]))
+    if call.value("weight") is not None:
+        result = grid.multiply(call.builder, [result, replace(call.form("weight"), layout=axes)], x.dtype)
+    if call.value("bias") is not None:
+        result = grid.total(call.builder, [result, replace(call.form("bias"), layout=axes)], x.dtype, (1.0, 1.0))
+    return result
+
+
 def norm_of_rows(call: Call) -> Value:
-    """Every row for itself, as one tensor; `group_norm`, too."""
-    _normalised(call)
+    """Every row for itself, as one tensor."""
+    x, _ = _normalised(call)
+    if call.value("normalized_shape") is None and x.layout[0] != (ROW,):
+        raise Decline(f"normalises groups of {x.axes}, whose first axis is not the rows")
     return call.rowwise()
 
 
@@ -96,8 +124,6 @@ def _normalised(call: Call) -> tuple[Form, int]:
     count = len(x.layout) - 1 if sizes is None else len(sizes)
     if any(ROW in e for e in x.layout[len(x.layout) - count :]):
         raise Decline(f"normalises over the rows of {x.axes}")
-    if sizes is None and x.layout[0] != (ROW,):
-        raise Decline(f"normalises groups of {x.axes}, whose first axis is not the rows")
     return x, count
 
 
@@ -170,7 +196,6 @@ def _sum(call: Call, forms: Sequence[Form], scales: Sequence[float]) -> Form:
 
 
 BY_AXES = "layer_norm native_layer_norm rms_norm"
-BY_GROUPS = "group_norm native_group_norm"
 
 LAWS = [
     *law("batch norm", Level.REQUEST, {
@@ -178,5 +203,8 @@ LAWS = [
     }, blocks=Level.LINEAR),
     *law("layer norm over blocks", Level.FULL, {BY_AXES: norm_of_cut_axis}),
     *law("norm of blocks", Level.LINEAR, {BY_AXES: norm_of_blocks}),
-    *law("one side alone", Level.REQUEST, {f"{BY_AXES} {BY_GROUPS}": norm_of_rows}, blocks=Level.LINEAR),
+    *law("one side alone", Level.REQUEST, {
+        f"{BY_AXES} native_group_norm": norm_of_rows,
+        "group_norm": norm_of_groups,
+    }, blocks=Level.LINEAR),
 ]  # fmt: skip

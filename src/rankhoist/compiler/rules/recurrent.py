@@ -97,11 +97,13 @@ def _linear(call: Call, x: Form, weight: Form, bias: Form | None) -> Form:
 
 
 def cell(call: Call) -> Value:
-    """`nn.GRUCell` and the like, where input and state are known at different rates."""
+    """`nn.GRUCell` and the like, where input and state, or tokens that are folded with the rows, are known at different
+    rates.
+    """
     x, *states = call.forms("input", "hx")
-    if {x.rate.per_candidate, *(s.rate.per_candidate for s in states)} != {False, True}:
+    if len({b.rate.per_candidate for f in (x, *states) for b in f.blocks.values()}) == 1:
         raise Elsewhere("input and state are known at one rate")
-    if any(f.layout != ((ROW,), (0,)) for f in (x, *states)):
+    if any(len(f.layout) != 2 or ROW not in f.layout[0] or len(f.layout[1]) != 1 for f in (x, *states)):
         raise Elsewhere(f"the rows of {x.axes} are not the first of two axes")
     made = _written_out(call, x, states, call.forms("w_ih", "w_hh", "b_ih", "b_hh"))
     return made if len(made) > 1 else made[0]

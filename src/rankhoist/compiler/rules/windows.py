@@ -7,6 +7,7 @@ convolution, a linear map of a concatenation: `sum_j W_j x_(t + j)`, of which th
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -222,8 +223,13 @@ def pooling_of_rows(call: Call) -> Value:
 
 
 def unfold(call: Call) -> Form:
-    """`x.unfold(axis, size, step)`: windows as they are, on a new last axis."""
+    """`x.unfold(axis, size, step)`: place by place, since no window is computed; where that cuts `x` into many pieces,
+    windows that read the same sides stay together.
+    """
     x, axis, size, step = _unfolded(call)
+    if x.mixed and not x.varies(x.dim(axis)):
+        with contextlib.suppress(Decline):
+            return moves.unfolded(call.builder, call.tidy(x), axis, size, step)
 
     def apply(part: Form, own: Windows, kind: int) -> Form:
         made: Form = call.run(aten.unfold.default, part, axis, own.size, own.stride)
