@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rankhoist.compiler.algebra import joins, reads
-from rankhoist.compiler.algebra.contract import arrange
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
     ROW,
@@ -26,6 +25,7 @@ from rankhoist.compiler.algebra.forms import (
     row_layout,
     whole,
 )
+from rankhoist.compiler.algebra.products import arrange
 from rankhoist.compiler.graph.node import Node, Rate
 
 Sizes = list[int | None]  # per dim: its new size, `None` for unchanged, -1 for gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,11 @@ import torch
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra import joins
 from rankhoist.compiler.algebra.contract import settle, simplify
-from rankhoist.compiler.algebra.forms import Block, Form
+from rankhoist.compiler.algebra.forms import Block, Factor, Form, Label, Positions, Span, cells, one_block, whole
+from rankhoist.compiler.algebra.gathers import repeats
 from rankhoist.compiler.algebra.memo import Memo
+from rankhoist.compiler.algebra.moves import replaced
+from rankhoist.compiler.algebra.products import arrange
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph.node import Node, Rate, live_nodes
@@ -41,17 +45,7 @@ class Evaluator:
 
     def settled(self, form: Form) -> Form:
         """All blocks evaluated."""
-        return joins.settled(self.b, form, self.workload)
-
-    def solid(self, form: Form) -> Form:
-        """One block."""
-        return joins.solid(self.b, form, self.workload)
-
-    def tidy(self, form: Form) -> Form:
-        """At most one block per stage along every dim, as far as blocks can be joined."""
-        for dim in range(len(form.dims)):
-            form = joins.coalesce(self.b, form, dim, self.workload)
-        return form
+        return replace(form, blocks={cell: self.settle(block) for cell, block in form.blocks.items()})
 
     def simplify(self, block: Block) -> Block:
         """One block with like terms added up, unevaluated."""
@@ -62,8 +56,60 @@ class Evaluator:
         return replace(form, blocks={cell: self.simplify(block) for cell, block in form.blocks.items()})
 
     def node(self, form: Form) -> Node:
-        """The whole value as one tensor `[rows, *dims]`."""
-        return joins.materialise(self.b, form, self.workload)
+        """The whole value as one tensor `[rows, *dims]`, at the highest rate of its blocks."""
+        form = self.settled(form)
+        for dim in range(len(form.dims)):
+            if len(form.dims[dim]) > 1:
+                form = joins.join_segments(self.b, form, dim)
+        form = self._in_order(form)
+        block = next(iter(form.blocks.values()))
+        shape = [x.size for x in block.visible]
+        node = joins.expand(self.b, arrange(self.b, block.factor, block.visible), shape)
+        return self.b.reshape(node, form.sizes)
+
+    def solid(self, form: Form) -> Form:
+        """The same value as one block."""
+        if len(form.blocks) == 1 and form.settled:
+            return self._in_order(form)
+        node = self.node(form)
+        labels = tuple(Label(s) for s in form.sizes)
+        block = one_block(Factor(node, labels), tuple((x,) for x in labels))
+        return Form(tuple(whole(s) for s in form.sizes), {(0,) * len(labels): block}, form.layout, form.dtype)
+
+    def _in_order(self, form: Form) -> Form:
+        for dim in range(len(form.dims)):
+            form = joins.in_position_order(self.b, form, dim)
+        return form
+
+    def tidy(self, form: Form) -> Form:
+        """At most one block per stage along every dim, as far as blocks can be joined.
+
+        Position lists of joined segments are kept, so an interleaved layout is sorted out here, once, at compile time.
+        """
+        for dim in range(len(form.dims)):
+            if len(form.dims[dim]) > 1:
+                form = self._joined(form, dim)
+        return form
+
+    def _joined(self, form: Form, dim: int) -> Form:
+        others = list(cells([*form.dims[:dim], *form.dims[dim + 1 :]]))
+        columns = ([form.blocks[replaced(cell, dim, k, 0)] for cell in others] for k in range(len(form.dims[dim])))
+        kinds = [self._kind(column, dim) for column in columns]
+        groups = _alike(form.dims[dim], [k if kind is None else kind for k, kind in enumerate(kinds)])
+        return form if len(groups) == len(form.dims[dim]) else joins.join_groups(self.b, form, dim, groups)
+
+    def _kind(self, column: Sequence[Block], dim: int) -> tuple[object, ...] | None:
+        """Equal for segments of a dim that may be joined, by their blocks: they are computed equally often.
+
+        None for one that stays by itself: where it is gathered along another dim, what follows may be done before.
+        """
+        joinable = all(
+            block.settled
+            and set(block.labels[dim]) <= set(block.factor.labels)
+            and not repeats(self.b, block.factor, block.labels[dim])
+            for block in column
+        )
+        return tuple((self.workload.stage(x.rate), _present(x, dim)) for x in column) if joinable else None
 
     def short(self, forms: Sequence[Form]) -> list[Form]:
         """Operands whose product is no sum of too many terms: until then, the longest are evaluated."""
@@ -124,3 +170,19 @@ class Evaluator:
                 assert not isinstance(n.op, str)
                 known[n.index] = n.op(*[value(a) for a in n.args], **{k: value(v) for k, v in n.kwargs.items()})
         return known[node.index]
+
+
+def _alike(segments: Sequence[Positions], kinds: Sequence[object]) -> list[list[int]]:
+    """Segments of one kind; spans only where they are neighbours."""
+    if isinstance(segments[0], Span):
+        return [list(g) for _, g in itertools.groupby(range(len(segments)), kinds.__getitem__)]
+    found: dict[object, list[int]] = {}
+    for k, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(k)
+    return list(found.values())
+
+
+def _present(block: Block, dim: int) -> tuple[bool, ...]:
+    """Which other dims a settled block really extends along (those it is constant along stay free of cost)."""
+    labels = set(block.factor.labels)
+    return tuple(all(x in labels for x in own) for d, own in enumerate(block.labels) if d != dim)

@@ -1,8 +1,7 @@
-"""Joins: blocks evaluated, set side by side, and materialised as one tensor; and segments taken apart again."""
+"""Joins: blocks set side by side as one tensor, forms side by side as one form; and segments taken apart again."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 
 from rankhoist.compiler.algebra import folds, spans
-from rankhoist.compiler.algebra.contract import arrange, settle
 from rankhoist.compiler.algebra.cuts import flatten_labels, refine, take, unify
 from rankhoist.compiler.algebra.forms import (
     ROW,
@@ -28,69 +26,16 @@ from rankhoist.compiler.algebra.forms import (
     one_block,
     whole,
 )
-from rankhoist.compiler.algebra.gathers import repeats
 from rankhoist.compiler.algebra.grid import constant_form
 from rankhoist.compiler.algebra.moves import ordered, replaced
-from rankhoist.compiler.algebra.workload import Workload
+from rankhoist.compiler.algebra.products import arrange
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.lengths import Sized, varies
 from rankhoist.compiler.graph.node import Node, Rate, aten
 
 
-def settled(builder: Builder, form: Form, workload: Workload) -> Form:
-    """The form with every block evaluated to one tensor."""
-    return replace(form, blocks={cell: settle(builder, block, workload) for cell, block in form.blocks.items()})
-
-
-def coalesce(builder: Builder, form: Form, dim: int, workload: Workload) -> Form:
-    """Join the segments of `dim` that are computed equally often into one: at most one of each stage remains.
-
-    Position lists of the joined segments are kept, so an interleaved layout is sorted out here, once, at compile time.
-    What is gathered along another dim stays by itself: what follows may be done before the gather.
-    """
-    if len(form.dims[dim]) == 1:
-        return form
-    others = list(cells([*form.dims[:dim], *form.dims[dim + 1 :]]))
-    kinds: list[object] = []
-    for k in range(len(form.dims[dim])):
-        column = [form.blocks[replaced(cell, dim, k, 0)] for cell in others]
-        joinable = all(
-            block.settled
-            and set(block.labels[dim]) <= set(block.factor.labels)
-            and not repeats(builder, block.factor, block.labels[dim])
-            for block in column
-        )
-        kinds.append(tuple((workload.stage(x.rate), _present(x, dim)) for x in column) if joinable else (k,))
-    groups = _groups(form.dims[dim], kinds)
-    if len(groups) == len(form.dims[dim]):
-        return form
-    segments = tuple(_together([form.dims[dim][k] for k in group]) for group in groups)
-    dims = replaced(form.dims, dim, segments)
-    blocks = {}
-    for cell in cells(dims):
-        parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
-        blocks[cell] = join_blocks(builder, parts, dim) if len(parts) > 1 else parts[0]
-    return replace(form, dims=dims, blocks=blocks)
-
-
-def _groups(segments: Sequence[Positions], kinds: Sequence[object]) -> list[list[int]]:
-    """Segments of the same kind; spans only where they are neighbours."""
-    if isinstance(segments[0], Span):
-        return [list(g) for _, g in itertools.groupby(range(len(segments)), kinds.__getitem__)]
-    found: dict[object, list[int]] = {}
-    for k, kind in enumerate(kinds):
-        found.setdefault(kind, []).append(k)
-    return list(found.values())
-
-
 def _together(segments: Sequence[Positions]) -> Positions:
     return spans.joined(segments) if isinstance(segments[0], Span) else np.concatenate(segments)
-
-
-def _present(block: Block, dim: int) -> tuple[bool, ...]:
-    """Which other dims a settled block really extends along (those it is constant along stay free of cost)."""
-    labels = set(block.factor.labels)
-    return tuple(all(x in labels for x in own) for d, own in enumerate(block.labels) if d != dim)
 
 
 def join_blocks(builder: Builder, parts: Sequence[Block], dim: int) -> Block:
@@ -123,30 +68,22 @@ def expand(builder: Builder, node: Node, shape: Sequence[Sized]) -> Node:
     return builder.call(aten.expand.default, (node, sizes), node.rate, shape, node.dtype, free=True)
 
 
-def materialise(builder: Builder, form: Form, workload: Workload) -> Node:
-    """The whole value as one canonical node `[rows, *dims]`, at the highest rate of its blocks."""
-    form = settled(builder, form, workload)
-    for dim in range(len(form.dims)):
-        if len(form.dims[dim]) > 1:
-            form = join_segments(builder, form, dim)
-    form = _all_in_order(builder, form)
-    block = next(iter(form.blocks.values()))
-    shape = [x.size for x in block.visible]
-    node = expand(builder, arrange(builder, block.factor, block.visible), shape)
-    return builder.reshape(node, form.sizes)
-
-
 def join_segments(builder: Builder, form: Form, dim: int) -> Form:
     """All segments of `dim` become one, in order of position where that costs nothing."""
     order, segments = list(range(len(form.dims[dim]))), form.dims[dim]
     if not isinstance(segments[0], Span):
         order.sort(key=lambda k: int(segments[k][0]))
-    positions = _together([segments[k] for k in order])
-    dims = replaced(form.dims, dim, (positions,))
+    return join_groups(builder, form, dim, [order])
+
+
+def join_groups(builder: Builder, form: Form, dim: int, groups: Sequence[Sequence[int]]) -> Form:
+    """The segments of `dim` that form a group become one, with their positions side by side."""
+    segments = tuple(_together([form.dims[dim][k] for k in group]) for group in groups)
+    dims = replaced(form.dims, dim, segments)
     blocks = {}
     for cell in cells(dims):
-        parts = [form.blocks[replaced(cell, dim, k)] for k in order]
-        blocks[cell] = join_blocks(builder, parts, dim)
+        parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
+        blocks[cell] = join_blocks(builder, parts, dim) if len(parts) > 1 else parts[0]
     return replace(form, dims=dims, blocks=blocks)
 
 
@@ -157,22 +94,6 @@ def in_position_order(builder: Builder, form: Form, dim: int) -> Form:
         return form
     blocks = {cell: take(builder, block, dim, np.argsort(positions)) for cell, block in form.blocks.items()}
     return replace(form, dims=replaced(form.dims, dim, whole(len(positions))), blocks=blocks)
-
-
-def _all_in_order(builder: Builder, form: Form) -> Form:
-    for dim in range(len(form.dims)):
-        form = in_position_order(builder, form, dim)
-    return form
-
-
-def solid(builder: Builder, form: Form, workload: Workload) -> Form:
-    """The same value as one block."""
-    if len(form.blocks) == 1 and form.settled:
-        return _all_in_order(builder, form)
-    node = materialise(builder, form, workload)
-    labels = tuple(Label(s) for s in form.sizes)
-    block = one_block(Factor(node, labels), tuple((x,) for x in labels))
-    return Form(tuple(whole(s) for s in form.sizes), {(0,) * len(labels): block}, form.layout, form.dtype)
 
 
 def segment(form: Form, dim: int, k: int) -> Form:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from rankhoist.compiler.algebra import grid, reads
-from rankhoist.compiler.algebra.contract import arrange, small_product
+from rankhoist.compiler.algebra.contract import Sums
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ARITHMETIC, Block, Elsewhere, Factor, Form, Labels, one_block
 from rankhoist.compiler.algebra.numbers import Elementwise, aligned, folded
+from rankhoist.compiler.algebra.products import arrange
 from rankhoist.compiler.algebra.values import Value, as_form
 from rankhoist.compiler.graph.lengths import Length
 from rankhoist.compiler.graph.node import Op, aten
@@ -80,9 +81,9 @@ def product(evaluator: Evaluator, blocks: list[Block]) -> Block | None:
     if evaluator.too_long([len(block.terms) for block in blocks]):
         return None
     block = grid.multiply_blocks(blocks)
-    visible = set(block.visible)
+    sums = Sums(evaluator.b, evaluator.workload, frozenset(block.visible))
     moving = [t for t in block.terms if sum(f.node.rate.per_candidate for f in t.factors) > 1]
-    return block if all(small_product(t, visible, evaluator.workload) for t in moving) else None
+    return block if all(map(sums.small, moving)) else None
 
 
 def power(evaluator: Evaluator, powers: Sequence[int], blocks: list[Block]) -> Block | None:
