@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.capture.varying import with_lengths
-from rankhoist.compiler.growing import Growing, RefusedError, make_growing, uniform_weights
+from rankhoist.capture.varying import Varying, with_lengths
+from rankhoist.compiler.growing import Growing, RefusedError, Varies, make_growing, uniform_weights
 from rankhoist.compiler.plan import Way
 from rankhoist.errors import AppendError, InputError
 from rankhoist.runtime.catalogue import CatalogueScoring, Store
@@ -161,8 +161,7 @@ class Appending(Halves, CatalogueScoring):
         try:
             return make_growing(
                 stage, self._weights.arguments[plan][0], rows,
-                {length: {name: own.axis for name, own in axes[length]} for length in lengths},
-                {length: (axes[length][0][1].low, axes[length][0][1].high) for length in lengths},
+                {length: _varies(axes[length]) for length in lengths},
                 {i: uniform[leaf] for i, leaf in enumerate(leaves) if leaf in uniform},
             )  # fmt: skip
         except RefusedError as refused:
@@ -172,3 +171,9 @@ class Appending(Halves, CatalogueScoring):
                 f"a state of this model does not grow: {refused.operator} ({refused.source}{where}) {refused.reason}. "
                 "Prepare anew where the history gets longer"
             ) from None
+
+
+def _varies(own: Sequence[tuple[str, Varying]]) -> Varies:
+    """The axes of one length, which have the same bounds."""
+    _, axis = own[0]
+    return Varies({name: a.axis for name, a in own}, axis.low, axis.high)

@@ -16,7 +16,7 @@ from torch import fx
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.operators import name_of
 from rankhoist.compiler.growing.known import Known, Says
-from rankhoist.compiler.growing.law import Law, argument, axes_of, steady
+from rankhoist.compiler.growing.law import Law, argument, axes_of, operand, steady
 from rankhoist.compiler.growing.step import Step
 
 REDUCED = "sum mean amax amin any all prod logsumexp"
@@ -25,8 +25,12 @@ JOINED = {"amax": torch.ops.aten.maximum.default, "amin": aten.minimum.default, 
 
 
 def _operand(node: fx.Node) -> fx.Node:
-    place = 1 if name_of(node.target) == "embedding" else 0
-    return node.args[place]  # type: ignore[return-value]
+    """The value whose axes it acts along: of an embedding the indices."""
+    return operand(node, _place(node))
+
+
+def _place(node: fx.Node) -> int:
+    return 1 if name_of(node.target) == "embedding" else 0
 
 
 def _acts_on(known: Known, node: fx.Node) -> list[int]:
@@ -68,8 +72,7 @@ def part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
     x, own = _operand(node), _back(step.known, node, axis)
     if own in _acts_on(step.known, node) or own not in step.known.grows(x):
         return None
-    place = 1 if name_of(node.target) == "embedding" else 0
-    args = [step.part(x, own) if i == place else fx.map_arg(a, step.whole) for i, a in enumerate(node.args)]
+    args = [step.part(x, own) if i == _place(node) else fx.map_arg(a, step.whole) for i, a in enumerate(node.args)]
     return step.placed(node, args)
 
 

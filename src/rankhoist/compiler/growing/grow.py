@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rankhoist.compiler.graph.operators import anew, name_of
 from rankhoist.compiler.growing import along, made, products, recurrent, views
 from rankhoist.compiler.growing.elements import ELEMENTS, elementwise
 from rankhoist.compiler.growing.known import RECURRENT, Known, Says, Varies
-from rankhoist.compiler.growing.law import NONE, Law
+from rankhoist.compiler.growing.law import NONE, Law, operand
 from rankhoist.compiler.growing.step import Step
 
 LAWS: dict[str, Law] = {
@@ -67,16 +67,15 @@ class Growing:
 
 
 def make_growing(
-    stage: Stage, arguments: Sequence[Any], inputs: Mapping[str, Tensor], lengths: Mapping[str, Mapping[str, int]],
-    bounds: Mapping[str, tuple[int, int | None]], uniform: Mapping[int, Tensor],
+    stage: Stage, arguments: Sequence[Any], inputs: Mapping[str, Tensor], lengths: Mapping[str, Varies],
+    uniform: Mapping[int, Tensor],
 ) -> Growing:  # fmt: skip
     """For histories that grow.
 
     Args:
         arguments: of the request stage behind `rows`, `owner` and `offsets`: weights, or names of inputs.
         inputs: what a row of an input is, without memory, its axes that vary in the bounds.
-        lengths: that may grow: by name, which axis of which input.
-        bounds: their lowest and highest.
+        lengths: that may grow, by name: which axes of the inputs, and within which bounds.
         uniform: which arguments are the same number everywhere, whatever the weights are.
 
     Raises:
@@ -87,11 +86,11 @@ def make_growing(
     given = dict(zip([str(p.target) for p in places[3:]], arguments, strict=True))
     constant = {str(places[3 + i].target): value for i, value in uniform.items()}
     steps = {}
-    for name, axes in lengths.items():
-        own = {p: axes[i] for p, i in given.items() if isinstance(i, str) and i in axes}
+    for name, length in lengths.items():
+        own = {p: length.axes[i] for p, i in given.items() if isinstance(i, str) and i in length.axes}
         if not own:
             continue
-        varies = Varies(own, *bounds[name])
+        varies = replace(length, axes=own)
         leaves = {p: _looks(i, inputs, varies, own.get(p)) for p, i in given.items()} | _of_rows(varies)
         known = Known(varies, leaves, frozenset(p for p, i in given.items() if isinstance(i, str)), constant, _says)
         first = next(p for p in places if str(p.target) in own)
@@ -158,7 +157,7 @@ def _functional(graph: fx.Graph) -> fx.Graph:
 def law_of(node: fx.Node) -> Law:
     """The law of an operator."""
     if node.target is operator.getitem:
-        parent: fx.Node = node.args[0]  # type: ignore[assignment]
+        parent = operand(node)
         return recurrent.LAW if name_of(parent.target) in RECURRENT else NONE
     own = LAWS.get(name_of(node.target))
     return own or (ELEMENTS if elementwise(node.target) else NONE)

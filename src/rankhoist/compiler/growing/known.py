@@ -33,7 +33,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Varies:
-    """The axis that grows: of these placeholders which, and how long it may be."""
+    """An axis that grows: of these placeholders, or inputs, which, and how long it may be."""
 
     axes: Mapping[str, int]
     low: int

@@ -41,6 +41,11 @@ def steady(known: Known, node: fx.Node) -> bool:
     return all(known[x].stable for x in node.all_input_nodes)
 
 
+def operand(node: fx.Node, place: int = 0) -> fx.Node:
+    """A value that it reads, by place."""
+    return node.args[place]  # type: ignore[return-value]
+
+
 def operands(args: Sequence[Any], path: Path = ()) -> Iterator[tuple[Path, fx.Node]]:
     """The nodes among arguments, and where each stands: the same one may stand twice."""
     for i, value in enumerate(args):

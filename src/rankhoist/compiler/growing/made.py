@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.operators import name_of
 from rankhoist.compiler.growing.known import Known, Pair, Says
-from rankhoist.compiler.growing.law import Law, argument
+from rankhoist.compiler.growing.law import Law, argument, operand
 from rankhoist.compiler.growing.step import Step
 
 EXACT = (torch.int64, torch.int32, torch.float64, torch.float32)  # of places up to 2 ** 24
@@ -56,7 +56,7 @@ def full_part(step: Step, node: fx.Node, axis: int) -> fx.Node:
 
 
 def like_part(step: Step, node: fx.Node, axis: int) -> fx.Node:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     return step.placed(node, [step.part(x, axis), *node.args[1:]])
 
 
@@ -65,26 +65,26 @@ def like_part(step: Step, node: fx.Node, axis: int) -> fx.Node:
 
 def triangle_says(known: Known, node: fx.Node) -> Says:
     """Of rows q and columns k: `triu` is 0 below its diagonal, `tril` above it; the other side is as it was."""
-    x, diagonal, dim = node.args[0], argument(node, 1, "diagonal", 0), known.dim(node)
-    if isinstance(diagonal, fx.Node) or not known[x].stable:  # type: ignore[index]
+    x, diagonal, dim = operand(node), argument(node, 1, "diagonal", 0), known.dim(node)
+    if isinstance(diagonal, fx.Node) or not known[x].stable:
         return Says()
     rows, columns = dim - 2, dim - 1
     zero = torch.zeros((), dtype=known[node].at[0].dtype)
     upper = name_of(node.target) == "triu"
-    later: dict[Pair, Tensor] = {}
+    later: dict[Pair, Tensor | None] = {}
     for pair in known.pairs(node):
-        own = known.behind(x, pair)  # type: ignore[arg-type]
+        own = known.behind(x, pair)
         if pair == (rows, columns):  # column - row >= 1
             if (diagonal <= 1) if upper else (diagonal <= 0):
-                later[pair] = own if upper else zero  # type: ignore[assignment]
+                later[pair] = own if upper else zero
         elif pair == (columns, rows) and ((diagonal >= 0) if upper else (diagonal >= -1)):  # column - row <= -1
-            later[pair] = zero if upper else own  # type: ignore[assignment]
+            later[pair] = zero if upper else own
     return Says(True, later={pair: value for pair, value in later.items() if value is not None})
 
 
 def triangle_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
     """Rows or columns that lie further down or right: the diagonal moves."""
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     away = step.known.dim(node) - axis
     if away > 2:
         return step.placed(node, [step.part(x, axis), *node.args[1:]])

@@ -17,7 +17,7 @@ from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.operators import name_of
 from rankhoist.compiler.growing.along import hides
 from rankhoist.compiler.growing.known import Known, Says
-from rankhoist.compiler.growing.law import Law, Path, argument, operands, replaced, steady
+from rankhoist.compiler.growing.law import Law, Path, argument, operand, operands, replaced, steady
 from rankhoist.compiler.growing.step import Step
 
 Labels = list[Any]  # of every axis
@@ -151,7 +151,7 @@ def _attention(node: fx.Node) -> tuple[Any, Any, Any, Any, bool]:
 
 def convolution_says(known: Known, node: fx.Node) -> Says:
     """Padding inside of the operator lies behind the history as well, and moves."""
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     return Says(steady(known, node) and _window(known, node) is not None and [*known.grows(x)] == [2])
 
 
@@ -165,11 +165,11 @@ def _window(known: Known, node: fx.Node) -> int | None:
     plain = [[v] if isinstance(v, int) else v for v in (stride, padding, dilation)]
     if isinstance(padding, str) or plain[0] != [1] or plain[1] != [0]:
         return None
-    return int(plain[2][0] * (known.sizes(node.args[1])[2][0] - 1))  # type: ignore[arg-type, operator]
+    return int(plain[2][0] * (known.sizes(operand(node, 1))[2][0] - 1))
 
 
 def convolution_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     window = _window(step.known, node)
     if axis != 2 or window is None:
         return None

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from rankhoist.compiler.growing.known import Known, Says
-from rankhoist.compiler.growing.law import Law
+from rankhoist.compiler.growing.law import Law, operand
 from rankhoist.compiler.growing.step import Step
 
 
@@ -32,7 +32,7 @@ def _runs_on(known: Known, node: fx.Node) -> bool:
 
 def says(known: Known, node: fx.Node) -> Says:
     """Of one result: all states, or the last."""
-    made: fx.Node = node.args[0]  # type: ignore[assignment]
+    made = operand(node)
     return Says(bool(node.args[1] == 0) and _runs_on(known, made))
 
 
@@ -50,14 +50,14 @@ def _went_on(step: Step, made: fx.Node) -> fx.Node:
 
 
 def part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
-    made: fx.Node = node.args[0]  # type: ignore[assignment]
+    made = operand(node)
     if node.args[1] != 0 or not _runs_on(step.known, made) or axis != _time(made):
         return None
     return step.call(operator.getitem, _went_on(step, made), 0)
 
 
 def whole(step: Step, node: fx.Node) -> fx.Node | None:
-    made: fx.Node = node.args[0]  # type: ignore[assignment]
+    made = operand(node)
     if node.args[1] == 0 or not _runs_on(step.known, made):
         return None
     return step.call(operator.getitem, _went_on(step, made), node.args[1])

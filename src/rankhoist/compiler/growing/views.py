@@ -15,7 +15,7 @@ from torch import fx
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.operators import name_of
 from rankhoist.compiler.growing.known import Known, Says
-from rankhoist.compiler.growing.law import Law, argument, steady
+from rankhoist.compiler.growing.law import Law, argument, operand, steady
 from rankhoist.compiler.growing.step import Step
 
 Moves = dict[int, int]  # axis of the result -> of the operand
@@ -23,7 +23,7 @@ Moves = dict[int, int]  # axis of the result -> of the operand
 
 def _moves(known: Known, node: fx.Node) -> Moves | None:
     """Where axes that grow come from; None where a view makes something else of them."""
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     name, dim, grows = name_of(node.target), known.dim(x), known.grows(x)
     if name == "permute":
         order = [d % dim for d in argument(node, 1, "dims")]
@@ -85,7 +85,7 @@ def _outermost(sizes: list[tuple[int, ...]], grows: dict[int, int], start: int, 
 
 
 def view_says(known: Known, node: fx.Node) -> Says:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     moves, own = _moves(known, node), known[x].says
     if moves is None or not steady_but_sizes(known, node):
         return Says(uniform=own.uniform)
@@ -112,7 +112,7 @@ def view_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
     moves = _moves(step.known, node)
     if moves is None or axis not in moves:
         return None
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     last = step.part(x, moves[axis])
     if name_of(node.target) not in ("reshape", "view", "_unsafe_view"):
         return step.placed(node, [last, *fx.map_arg(node.args[1:], step.whole)])
@@ -123,7 +123,7 @@ def view_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
 
 def expand_part(step: Step, node: fx.Node, axis: int) -> fx.Node:
     """What is repeated along a new axis is the same at its last positions."""
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     own = axis - (step.known.dim(node) - step.known.dim(x))
     grows = own >= 0 and own in step.known.grows(x)
     given = step.part(x, own) if grows else step.whole(x)
@@ -137,15 +137,15 @@ def expand_part(step: Step, node: fx.Node, axis: int) -> fx.Node:
 
 
 def select_says(known: Known, node: fx.Node) -> Says:
-    x, axis, index = node.args[0], argument(node, 1, "dim", 0), argument(node, 2, "index")
+    x, axis, index = operand(node), argument(node, 1, "dim", 0), argument(node, 2, "index")
     own = view_says(known, node)
     first = not isinstance(index, fx.Node) and index >= 0
-    return own if axis % known.dim(x) not in known.grows(x) or first else Says()  # type: ignore[arg-type]
+    return own if axis % known.dim(x) not in known.grows(x) or first else Says()
 
 
 def select_whole(step: Step, node: fx.Node) -> fx.Node | None:
     """The last place lies among the last ones."""
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     axis = argument(node, 1, "dim", 0) % step.known.dim(x)
     if axis not in step.known.grows(x) or argument(node, 2, "index") != -1:
         return None
@@ -159,7 +159,7 @@ def _sliced(node: fx.Node) -> tuple[Any, Any, Any, Any]:
 
 
 def slice_says(known: Known, node: fx.Node) -> Says:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     axis, start, end, stride = _sliced(node)
     axis %= known.dim(x)
     if axis not in known.grows(x) and axis not in known.grows(node):
@@ -173,7 +173,7 @@ def slice_says(known: Known, node: fx.Node) -> Says:
 
 
 def slice_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     own, _, end, stride = _sliced(node)
     if own % step.known.dim(x) != axis:
         return view_part(step, node, axis)
@@ -186,7 +186,7 @@ def slice_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
 
 
 def slice_whole(step: Step, node: fx.Node) -> fx.Node | None:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     axis, start, end, _ = _sliced(node)
     axis %= step.known.dim(x)
     if axis not in step.known.grows(x) or start != -1 or end != sys.maxsize:
@@ -215,12 +215,12 @@ def cat_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
 
 
 def pad_says(known: Known, node: fx.Node) -> Says:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     return Says(known[x].stable and all(not _pads(known, node, x, a)[1] for a in known.grows(x)))
 
 
 def pad_part(step: Step, node: fx.Node, axis: int) -> fx.Node | None:
-    x: fx.Node = node.args[0]  # type: ignore[assignment]
+    x = operand(node)
     if not step.known[node].stable and any(_pads(step.known, node, x, axis)):
         return None
     pads = list(node.args[1])  # type: ignore[arg-type]
