@@ -38,9 +38,8 @@ def load(path: Path) -> Call:
 
 def exported(hoisted: HoistedModel, folder: Path, several: bool = True) -> Runner:
     inputs = Inputs(hoisted.interface, hoisted.dtype, hoisted.device)
-    known = hoisted.vocabulary
-    stages = export.exported(inputs, hoisted.stages, hoisted.weights, known, several)
-    export.write(folder, inputs, known, stages, ".pt2", write)
+    source = export.Source(inputs, hoisted.stages, hoisted.weights, hoisted.vocabulary)
+    export.write(folder, source, several, ".pt2", write)
     return Runner(folder, load)
 
 

@@ -99,11 +99,6 @@ class HoistedModel(Appending, nn.Module):
         return of_model(self.report(), str(self.plans))
 
     @property
-    def _exported(self) -> int:
-        """The plan that is exported: the main one, or the one for calls for which it does not hold."""
-        return self.plans.for_all(0) if self.stages.variants[0].conditional else 0
-
-    @property
     def weights(self) -> Weights:
         """The version in use."""
         return self._weights
@@ -230,9 +225,7 @@ class HoistedModel(Appending, nn.Module):
         Raises:
             BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
         """
-        check_exported(self.blueprint.modules, "ONNX")
-        inputs, weights, known = self._inputs.exported, self._weights, self.vocabulary
-        export.to_onnx(Path(folder), inputs, self.stages, weights, known, several, self._exported)
+        export.to_onnx(Path(folder), self._source("ONNX"), several)
 
     def package(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Compile both stages ahead of time with AOTInductor; `rankhoist.runtime.load_package` runs them.
@@ -240,6 +233,14 @@ class HoistedModel(Appending, nn.Module):
         A package is native code of this machine's kind, which runs when loaded: load only what you trust. A call from
         Python holds the interpreter lock from beginning to end, so threads do not score side by side.
         """
-        check_exported(self.blueprint.modules, "AOTInductor")
-        inputs, weights, known = self._inputs.exported, self._weights, self.vocabulary
-        export.to_package(Path(folder), inputs, self.stages, weights, known, several, self._exported)
+        export.to_package(Path(folder), self._source("AOTInductor"), several)
+
+    def _source(self, how: str) -> export.Source:
+        """What is exported: the main plan, or where that has a condition the one for calls for which it does not hold.
+
+        Raises:
+            BackendError: modules that are kept as they are cannot be exported.
+        """
+        check_exported(self.blueprint.modules, how)
+        plan = self.plans.for_all(0) if self.stages.variants[0].conditional else 0
+        return export.Source(self._inputs.exported, self.stages, self._weights, self.vocabulary, plan)
