@@ -23,7 +23,7 @@ import rankhoist
 from rankhoist import Jagged
 from rankhoist.lab.loadtest.examples import drawn, read
 from rankhoist.serve.batching import joined
-from rankhoist.serve.inputs import Batch
+from rankhoist.serve.inputs import Batch, Limits
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.states import States
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_by_name(hoisted: rankhoist.HoistedModel, c
     change, status, reason, name, said = WRONG[case]
     given = {n: v2.tensor_of(x) for n, x in (tensors() | {"request_offsets": np.array(OFFSETS)} | change).items()}
     with pytest.raises(RequestError, match=said) as refusal:
-        ServedModel("bags", "1", hoisted).signature.check(given, 100, most_requests=3, most_values=30)
+        ServedModel("bags", "1", hoisted).signature.check(given, Limits(100, requests=3, values=30))
     assert (refusal.value.status, refusal.value.reason, refusal.value.input) == (status, reason, name)
 
 
@@ -171,7 +171,7 @@ def test_lengths_that_are_missing_are_asked_for(hoisted: rankhoist.HoistedModel)
     with pytest.raises(
         RequestError, match=r"'words' is missing: INT64 'words.values' \[values\] and INT64 'words.lengths' \[N\]"
     ):
-        ServedModel("bags", "1", hoisted).signature.check(given, 100, most_requests=3)
+        ServedModel("bags", "1", hoisted).signature.check(given, Limits(100, requests=3))
 
 
 JSON = {

@@ -22,7 +22,7 @@ import rankhoist
 from rankhoist.lab.loadtest.examples import drawn, read
 from rankhoist.serve.batching import joined
 from rankhoist.serve.compute import Compute, Job
-from rankhoist.serve.inputs import Batch
+from rankhoist.serve.inputs import Batch, Limits
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.states import States, digest_of
 
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_by_name(model: ServedModel, case: str):
     change, status, reason, name, said = WRONG[case]
     given = {n: v2.tensor_of(x) for n, x in (GOOD | change).items()}
     with pytest.raises(RequestError, match=said) as refusal:
-        model.signature.check(given, 100, most_requests=3, most_values=20)
+        model.signature.check(given, Limits(100, requests=3, values=20))
     assert (refusal.value.status, refusal.value.reason, refusal.value.input) == (status, reason, name)
 
 
@@ -202,7 +202,7 @@ def test_candidates_of_two_lengths_are_refused(server: Served):
 
 def batch_of(model: ServedModel, *sizes: int, **more: int) -> Batch:
     given = {n: v2.tensor_of(x) for n, x in arrays(*attends(*sizes, **more)).items()}
-    return model.signature.check(given, 100)
+    return model.signature.check(given, Limits(100))
 
 
 def test_requests_are_joined_where_their_lengths_are_one(model: ServedModel):
@@ -256,7 +256,7 @@ def test_a_program_with_axes_of_its_own_is_served():
         context, candidate = rows_of(length)
         given = {n: v2.tensor_of(x) for n, x in arrays(context, candidate).items()}
         want = reader("masked")(context["history"].expand(ROWS, -1), candidate["item"]).detach()
-        assert np.allclose(model.score(model.signature.check(given, 10)).outputs["scores"], want, atol=1e-10)
+        assert np.allclose(model.score(model.signature.check(given, Limits(10))).outputs["scores"], want, atol=1e-10)
     context, candidate = rows_of(1)
     with pytest.raises(RequestError, match="'history' has length 1 along axis 1, expected 2 or more"):
-        model.signature.check({n: v2.tensor_of(x) for n, x in arrays(context, candidate).items()}, 10)
+        model.signature.check({n: v2.tensor_of(x) for n, x in arrays(context, candidate).items()}, Limits(10))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import rankhoist
 from rankhoist.capture import Jagged, Varying
+from rankhoist.serve.inputs import Limits
 from rankhoist.serve.longer import events, kept
 from rankhoist.serve.model import ServedModel
 from rankhoist.serve.states import States
@@ -64,7 +65,7 @@ def of(reads: str) -> tuple[nn.Module, rankhoist.HoistedModel]:
 def score(served: ServedModel, length: int, key: str = "user", seed: int = 3) -> list[np.ndarray]:
     context, candidate = rows_of(30, seed=seed)
     given = {"history": context["history"][:, :length], **candidate}
-    batch = served.signature.check({name: v2.tensor_of(x.numpy()) for name, x in given.items()}, 100)
+    batch = served.signature.check({name: v2.tensor_of(x.numpy()) for name, x in given.items()}, Limits(100))
     return list(served.score(batch, key).outputs.values())
 
 

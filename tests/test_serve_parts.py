@@ -28,7 +28,7 @@ from rankhoist.serve.board import AWAY, Board
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
 from rankhoist.serve.desk import Desk
-from rankhoist.serve.inputs import Batch, Signature
+from rankhoist.serve.inputs import Batch, Limits, Signature
 from rankhoist.serve.model import Scored, ServedModel
 from rankhoist.serve.rank import best_first
 from rankhoist.serve.service import Service
@@ -99,7 +99,7 @@ def checked(model: ServedModel, rows: int, seed: int) -> Batch:
         n: Tensor({"i": "INT64", "f": "FP32"}[t.numpy().dtype.kind], t.numpy())
         for n, t in inputs(1, rows, seed).items()
     }
-    return model.signature.check(tensors, 100)
+    return model.signature.check(tensors, Limits(100))
 
 
 def test_joined_requests_have_the_scores_of_each(tmp_path):
@@ -402,10 +402,10 @@ def test_nan_in_bfloat16_is_refused():
         f.name: Tensor(f.datatype, np.zeros((1, *f.shape), np.uint16 if f.datatype == "BF16" else np.int64))
         for f in signature.features.values()
     }
-    signature.check(tensors, 10)
+    signature.check(tensors, Limits(10))
     tensors["price"].array[0, 1] = 0x7FC0
     with pytest.raises(RequestError, match="'price' has NaN or an infinity in row 0"):
-        signature.check(tensors, 10)
+        signature.check(tensors, Limits(10))
 
 
 def test_ids_in_bfloat16_are_compared_as_numbers():
@@ -414,7 +414,7 @@ def test_ids_in_bfloat16_are_compared_as_numbers():
     def score(item: float) -> None:
         given = {"X.context": [[3.0]], "X.candidate": [[0.5, 4.0], [0.5, item]]}
         bits = {name: torch.tensor(rows).to(torch.bfloat16).view(torch.int16).numpy() for name, rows in given.items()}
-        model.score(model.signature.check({n: Tensor("BF16", x.view(np.uint16)) for n, x in bits.items()}, 10))
+        model.score(model.signature.check({n: Tensor("BF16", x.view(np.uint16)) for n, x in bits.items()}, Limits(10)))
 
     score(19.0)
     with pytest.raises(RequestError, match=r"'X.candidate' has id 20.0 in row 1, expected 0 to 19"):

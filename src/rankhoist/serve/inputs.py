@@ -47,6 +47,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a request may have at most, and whether numbers may be NaN or infinite.
+
+    Attributes:
+        candidates: rows of the candidates, or of items.
+        requests: rows of the context: each is prepared, whether it has candidates or not.
+        values: in a row of a jagged feature, and along an axis that varies.
+    """
+
+    candidates: int
+    requests: int = 1
+    values: int = v2.MOST
+    allow_nan: bool = False
+
+    def rows(self, side: str) -> int:
+        """Of the features of a side."""
+        return self.candidates if side == "candidate" else self.requests
+
+
+@dataclass(frozen=True)
 class Signature:
     """All features of a model, by name."""
 
@@ -66,54 +86,28 @@ class Signature:
         """What items of a catalogue are made of."""
         return Signature(_with(ids, features_of(hoisted, {"item": "candidate"}, with_store=True)))
 
-    def check(
-        self, given: Mapping[str, v2.Tensor], most: int, allow_nan: bool = False, most_requests: int = 1,
-        most_values: int = v2.MOST,
-    ) -> Batch:  # fmt: skip
+    def check(self, given: Mapping[str, v2.Tensor], limits: Limits) -> Batch:
         """Tensors by feature, and perhaps `request_offsets`, as a batch.
 
         Raises:
-            RequestError: a feature is missing, unknown or not as expected, there are more than `most` candidates or
-                more than `most_requests` rows of context (each is prepared, whether it has candidates or not), or a row
-                of a jagged feature, or an axis that varies, has more than `most_values`.
+            RequestError: a feature is missing, unknown or not as expected, or there is more than the limits allow.
         """
         self._check_names(given)
-        sizes = lengths.of_tensors(self._varying, given, most_values) if self._varying else {}
-        limits = {"context": most_requests, "candidate": most}
-        sides: dict[str, dict[str, Rows]] = {"context": {}, "candidate": {}}
-        rows, ids, cuts = {"context": -1, "candidate": -1}, None, dict[str, bags.Lengths]()
+        sizes = lengths.of_tensors(self._varying, given, limits.values) if self._varying else {}
+        sides, cuts = _Sides(limits), dict[str, bags.Lengths]()
         for name, feature in self.features.items():
             cut = None
             if feature.jagged:
-                cut = bags.lengths_of(name, feature.side, given, cuts.get(feature.input), most_values)
+                cut = bags.lengths_of(name, feature.side, given, cuts.get(feature.input), limits.values)
                 cuts[feature.input] = cut
-            array = feature.check(given[feature.tensor], allow_nan, cut)
+            array = feature.check(given[feature.tensor], limits.allow_nan, cut)
             if feature.varying and not len(array):
                 array = array.reshape(0, *feature.row(sizes))
-            count = len(array) if cut is None else len(cut)
-            if rows[feature.side] not in (-1, count):
-                expected = f"as the {feature.side} features before it"
-                raise RequestError(
-                    "ragged", f"{name!r} has {count} rows, expected {rows[feature.side]} {expected}", name
-                )
-            rows[feature.side] = count
-            if count > limits[feature.side]:
-                what = "candidates" if feature.side == "candidate" else "context rows"
-                raise RequestError("too_large", f"{count} {what}, the most are {limits[feature.side]}")
-            if feature.names_items:
-                ids = array
-            elif cut is None:
-                sides[feature.side][feature.input] = _tensor(array, feature.datatype)
-            else:
-                earlier = sides[feature.side].get(feature.input)
-                columns = [*(earlier.values if isinstance(earlier, Jagged) else ()), _tensor(array, feature.datatype)]
-                sides[feature.side][feature.input] = Jagged.of(columns, torch.from_numpy(cut))
-        requests = 1 if rows["context"] < 0 else rows["context"]
-        offsets = _offsets(given.get(OFFSETS), requests, rows["candidate"])
-        return Batch(
-            sides["context"], sides["candidate"], requests, rows["candidate"], offsets, ids,
-            lengths=tuple(sizes.values()),
-        )  # fmt: skip
+            sides.add(feature, array, cut)
+        context, candidates = sides.tensors["context"], sides.tensors["candidate"]
+        requests, rows = sides.rows.get("context", 1), sides.rows.get("candidate", -1)
+        offsets = _offsets(given.get(OFFSETS), requests, rows)
+        return Batch(context, candidates, requests, rows, offsets, sides.ids, lengths=tuple(sizes.values()))
 
     def _check_names(self, given: Iterable[str]) -> None:
         names = set(given)
@@ -143,6 +137,40 @@ class Signature:
         """Tensors that there may be."""
         own = (f.tensors if not f.jagged else (*f.tensors, *bags.cuts_of(f.name)) for f in self.features.values())
         return frozenset(name for names in own for name in names)
+
+
+class _Sides:
+    """The tensors of features that are checked, `[R, ...]` of the context and `[N, ...]` of the candidates."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.rows: dict[str, int] = {}
+        self.tensors: dict[str, dict[str, Rows]] = {"context": {}, "candidate": {}}
+        self.ids: NDArray[Any] | None = None
+
+    def add(self, feature: Feature, array: NDArray[Any], cut: bags.Lengths | None) -> None:
+        """One more feature; `cut` are lengths of bags, where it is jagged."""
+        self._count(feature, len(array) if cut is None else len(cut))
+        side = self.tensors[feature.side]
+        if feature.names_items:
+            self.ids = array
+        elif cut is None:
+            side[feature.input] = _tensor(array, feature.datatype)
+        else:
+            earlier = side.get(feature.input)
+            columns = [*(earlier.values if isinstance(earlier, Jagged) else ()), _tensor(array, feature.datatype)]
+            side[feature.input] = Jagged.of(columns, torch.from_numpy(cut))
+
+    def _count(self, feature: Feature, count: int) -> None:
+        """All features of a side have as many rows, within the limits."""
+        side, most = feature.side, self._limits.rows(feature.side)
+        before = self.rows.setdefault(side, count)
+        if count != before:
+            expected = f"{before} as the {side} features before it"
+            raise RequestError("ragged", f"{feature.name!r} has {count} rows, expected {expected}", feature.name)
+        if count > most:
+            what = "candidates" if side == "candidate" else "context rows"
+            raise RequestError("too_large", f"{count} {what}, the most are {most}")
 
 
 def _with(ids: Feature, features: Iterable[Feature]) -> dict[str, Feature]:

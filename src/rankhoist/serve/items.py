@@ -19,7 +19,7 @@ from rankhoist.runtime.plain import as_dtype
 from rankhoist.serve.columns import read_columns
 from rankhoist.serve.config import Settings
 from rankhoist.serve.features import Feature
-from rankhoist.serve.inputs import Batch, Rows, Signature
+from rankhoist.serve.inputs import Batch, Limits, Rows, Signature
 
 SHOWN = 10  # unknown ids that a refusal names
 LONGEST = 256  # characters of an id that comes in a request: all ids have the room of the longest
@@ -124,7 +124,7 @@ def stocked(hoisted: HoistedModel, source: Path, folder: Path | None, settings: 
     return items
 
 
-def read_items(body: bytes, signature: Signature, most: int, allow_nan: bool) -> tuple[NDArray[Any], dict[str, Rows]]:
+def read_items(body: bytes, signature: Signature, settings: Settings) -> tuple[NDArray[Any], dict[str, Rows]]:
     """Ids and inputs of items: {"items": {"item_id": [...], "price": [...]}}, in columns or in rows.
 
     Raises:
@@ -133,7 +133,8 @@ def read_items(body: bytes, signature: Signature, most: int, allow_nan: bool) ->
     found = v2.read_object(body)
     if found.keys() != {"items"}:
         raise RequestError("malformed", "the body is an object with one key, 'items'")
-    batch = signature.check(read_columns(found["items"], "candidate", signature, "items"), most, allow_nan)
+    limits = Limits(settings.max_candidates, allow_nan=settings.allow_nan)
+    batch = signature.check(read_columns(found["items"], "candidate", signature, "items"), limits)
     assert batch.ids is not None, "its signature has ids"
     ids = batch.ids.tolist()
     if len(set(ids)) < batch.rows:
@@ -153,7 +154,6 @@ class Keeper:
 
     def put(self, body: bytes) -> int:
         """Items that are new, or in the place of those that are there; the number of the catalogue's edition then."""
-        settings = self._settings
-        ids, inputs = read_items(body, self._signature, settings.max_candidates, settings.allow_nan)
+        ids, inputs = read_items(body, self._signature, self._settings)
         self._items.store.update(inputs, ids.astype(np.str_) if ids.dtype == object else ids)
         return self._items.store.edition.number

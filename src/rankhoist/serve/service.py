@@ -20,7 +20,7 @@ from rankhoist.serve.board import Board
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.config import Settings
 from rankhoist.serve.desk import Desk
-from rankhoist.serve.inputs import Batch, Signature
+from rankhoist.serve.inputs import Batch, Limits, Signature
 from rankhoist.serve.items import Items, read_items
 from rankhoist.serve.loading import places
 from rankhoist.serve.model import Scored, ServedModel
@@ -105,7 +105,7 @@ class Service:
         """Put the items of a body into a catalogue, for all workers: how many, and the edition that has them."""
         items, settings = self.check_put(model), self.settings
         signature = Signature.of_items(model.hoisted, items.feature)
-        ids, _ = await asyncio.to_thread(read_items, body, signature, settings.max_candidates, settings.allow_nan)
+        ids, _ = await asyncio.to_thread(read_items, body, signature, settings)
         assert items.store.folder is not None, "it was built there"
         path = items.store.folder / f"put-{secrets.token_hex(8)}.json"
         await asyncio.to_thread(path.write_bytes, body)
@@ -175,8 +175,8 @@ class Service:
     ) -> Batch:
         """The features of a request as a batch; parsing it began at `start`. `unknown`: what it says of unknown ids."""
         own, skips = self.settings, _skips(model, unknown)
-        limits = own.max_candidates, own.allow_nan, own.max_requests, own.max_values
-        batch = model.signature.check(tensors, *limits)
+        limits = Limits(own.max_candidates, own.max_requests, own.max_values, own.allow_nan)
+        batch = model.signature.check(tensors, limits)
         batch = replace(batch, skips=skips) if skips else batch
         asked.ended("parse", start)
         asked.rows = batch.rows
