@@ -78,6 +78,10 @@ class Halves(Movable, Planned):
         if (replays := self._replays(way.backend)) is not None:
             replays.warm_up(way.plan, requests, candidates)
 
+    def _check(self, way: Way, side: str, given: Mapping[str, Tensor]) -> None:
+        """That ids are inside of their tables, where the backend would not say so itself."""
+        self._guard.check(way.backend or self.backend, side, given)
+
     def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         return self._whole_for(self.plans.at(candidates.rows, requests), context, requests, candidates)
 
@@ -86,8 +90,8 @@ class Halves(Movable, Planned):
             return self._score(self._prepare_for(way, context, requests), candidates)
         replays = self._replays(way.backend)
         if replays is not None:
-            self._guard.check(way.backend or self.backend, "context", context)
-            self._guard.check(way.backend or self.backend, "candidate", candidates.inputs)
+            self._check(way, "context", context)
+            self._check(way, "candidate", candidates.inputs)
             made = replays.whole(way.plan, context, requests, candidates)
             if made is not None:
                 return self.interface.result(made)
@@ -107,7 +111,7 @@ class Halves(Movable, Planned):
         """The same, whether the plan's condition holds or not."""
         replays = self._replays(way.backend)
         if replays is not None and replays.variants[way.plan].state:
-            self._guard.check(way.backend or self.backend, "context", context)
+            self._check(way, "context", context)
             made = replays.request(way.plan, context, requests)
             if made is not None:
                 tensors = dict(zip(replays.variants[way.plan].state, made[0], strict=True))
@@ -119,7 +123,7 @@ class Halves(Movable, Planned):
     ) -> RequestState:
         weights = weights or self._weights
         variant = self._stages_by(way.backend).variants[way.plan]
-        self._guard.check(way.backend or self.backend, "context", context)
+        self._check(way, "context", context)
         arguments = filled(weights.arguments[way.plan][0], {}, context)
         state = RequestState(requests, {}, weights, way)
         if not variant.state:
@@ -141,7 +145,7 @@ class Halves(Movable, Planned):
         """What the candidate stage returns, whether the plan holds for the rows or not."""
         replays = self._replays(state.way.backend)
         if replays is not None and replays.weights is state.weights:
-            self._guard.check(state.way.backend or self.backend, "candidate", candidates.inputs)
+            self._check(state.way, "candidate", candidates.inputs)
             made = replays.candidate(state, candidates)
             if made is not None:
                 return made
@@ -150,7 +154,7 @@ class Halves(Movable, Planned):
     def _score_as_it_is(self, state: RequestState, candidates: Candidates) -> Sequence[Any]:
         candidate, rows, blocks = candidates
         offsets, owner = (None, None) if blocks is None else blocks.over(state.rows).on(self.device)
-        self._guard.check(state.way.backend or self.backend, "candidate", candidate)
+        self._check(state.way, "candidate", candidate)
         arguments = state.weights.arguments[state.plan][1]
         stage = self._stages_by(state.way.backend).variants[state.plan].candidate
         given = rows, owner, offsets, *filled(arguments, state.tensors, candidate)

@@ -146,11 +146,9 @@ class Scoring(ABC):
         Raises:
             InputError: see `forward`.
         """
-        context = self._inputs.of_side("context", context_inputs)
-        requests = self._inputs.accept("context", context)
-        given = self._inputs.stage_inputs(context)
+        context, requests = self._context(context_inputs)
         with torch.no_grad():
-            return self._prepare(given, requests, candidates).apart(given)
+            return self._prepare(context, requests, candidates).apart(context)
 
     def score(
         self,
@@ -180,6 +178,16 @@ class Scoring(ABC):
     def other_lengths(self) -> Mapping[str, int]:
         """Of every axis that varies, by `Varying.length`, another one than the example's, to see what it changes."""
         return self._inputs.other_lengths
+
+    def _context(self, inputs: Mapping[str, Any] | Sequence[Any]) -> tuple[dict[str, Tensor], int]:
+        """Context inputs of a call, checked, as stages read them; and R.
+
+        Raises:
+            InputError: see `forward`.
+        """
+        context = self._inputs.of_side("context", inputs)
+        requests = self._inputs.accept("context", context)
+        return self._inputs.stage_inputs(context), requests
 
     def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         """Both stages, of inputs that are checked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,7 +13,8 @@ from rich.console import Console
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel, load
 from rankhoist.runtime.threads import torch_threads
-from rankhoist.score.job import SUCCESS, Options, opened, stock, written
+from rankhoist.score.job import SUCCESS, Job, Options, opened, stock, written
+from rankhoist.score.parts import Part
 from rankhoist.score.progress import watched
 from rankhoist.score.workers import in_process, side_by_side
 
@@ -78,12 +80,21 @@ def run(
             rows = in_process(job, left, threads, model)
         done = job.rows - sum(part.rows for part in left)
         scored = watched(rows if left else (), done, job.rows, console)
-        missing = [part.name for part in left if not job.finished(part)]
-        if missing:
-            raise ScoringError(f"{options.out} lacks {missing[0]}; is it the same folder on all machines?")
-        with written(job.folder / SUCCESS):
-            pass
-        if job.catalogue is not None and job.catalogue.parent == job.folder:
-            shutil.rmtree(job.catalogue, ignore_errors=True)
+        _finish(job, left)
         before = len(job.parts) - len(left)
         return Summary(options.out, job.rows, scored, len(job.parts), before, time.monotonic() - started)
+
+
+def _finish(job: Job, scored: Sequence[Part]) -> None:
+    """Say that all parts are there, and remove what was made for them.
+
+    Raises:
+        ScoringError: one is not.
+    """
+    missing = [part.name for part in scored if not job.finished(part)]
+    if missing:
+        raise ScoringError(f"{job.options.out} lacks {missing[0]}; is it the same folder on all machines?")
+    with written(job.folder / SUCCESS):
+        pass
+    if job.catalogue is not None and job.catalogue.parent == job.folder:
+        shutil.rmtree(job.catalogue, ignore_errors=True)

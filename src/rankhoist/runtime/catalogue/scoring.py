@@ -133,11 +133,9 @@ class CatalogueScoring(Scoring):
         if store is None:
             return super().prepare(context_inputs, candidates)
         store.check(self._of_items())
-        context = self._inputs.of_side("context", context_inputs)
-        requests = self._inputs.accept("context", context)
-        given = self._inputs.stage_inputs(context)
+        context, requests = self._context(context_inputs)
         with torch.no_grad():
-            return self._prepare_with(store, given, requests, candidates).apart(given)
+            return self._prepare_with(store, context, requests, candidates).apart(context)
 
     def score(
         self,
