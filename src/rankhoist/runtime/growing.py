@@ -15,6 +15,7 @@ from rankhoist.compiler.plan import Way
 from rankhoist.errors import AppendError, InputError
 from rankhoist.runtime.catalogue import CatalogueScoring, Store
 from rankhoist.runtime.halves import Halves
+from rankhoist.runtime.ids import Feed
 from rankhoist.runtime.inputs import one_length
 from rankhoist.runtime.rows import in_own_width
 from rankhoist.runtime.scoring import Grown, RequestState
@@ -55,7 +56,7 @@ class Appending(Halves, CatalogueScoring):
         with torch.no_grad():
             made, weights = self._growing(way.plan, lengths), self._weights
             arguments = filled(weights.arguments[way.plan][0], {}, context)
-            kept = self._guard.watched(made.prepare, (requests, None, None, *arguments), "context", context)
+            kept = self._guard.watched(made.prepare, Feed((requests, None, None, *arguments), "context", context))
             sizes = {
                 n: context[names[0][0]].shape[names[0][1].axis]
                 for n, names in self._inputs.lengths.items()
@@ -102,7 +103,8 @@ class Appending(Halves, CatalogueScoring):
             )
         step = self._growing(state.plan, tuple(grown.lengths)).steps[length]
         given = step.filled(state.requests, state.weights.arguments[state.plan][0], grown.kept, events)
-        kept = self._guard.watched(step.run, given, "context", {name: events[name] for name, _ in own})
+        feed = Feed(given, "context", {name: events[name] for name, _ in own})
+        kept = self._guard.watched(step.run, feed)
         return self._state(state, kept, {**grown.lengths, length: size})
 
     def _new(self, state: RequestState, length: str, events: dict[str, Any]) -> int:

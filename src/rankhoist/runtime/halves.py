@@ -14,7 +14,7 @@ from rankhoist.compiler.targets import target_of
 from rankhoist.compiler.targets.backends import RECORDED
 from rankhoist.compiler.targets.cuda_graphs import recorder_of, room_of
 from rankhoist.runtime.chunks import in_chunks
-from rankhoist.runtime.ids import EAGER, GRAPHS
+from rankhoist.runtime.ids import EAGER, GRAPHS, Feed
 from rankhoist.runtime.mixing import mixes_rows
 from rankhoist.runtime.movable import Movable
 from rankhoist.runtime.moved import for_replays
@@ -128,7 +128,8 @@ class Halves(Movable, Planned):
         state = RequestState(requests, {}, weights, way)
         if not variant.state:
             return state
-        made = self._guard.run(way.plan, variant.request, (requests, None, None, *arguments), "context", context)
+        feed = Feed((requests, None, None, *arguments), "context", context)
+        made = self._guard.run(way.plan, variant.request, feed)
         return replace(state, tensors=dict(zip(variant.state, made, strict=True)))
 
     def _score(self, state: RequestState, candidates: Candidates) -> Any:
@@ -157,7 +158,7 @@ class Halves(Movable, Planned):
         self._check(state.way, "candidate", candidate)
         arguments = state.weights.arguments[state.plan][1]
         stage = self._stages_by(state.way.backend).variants[state.plan].candidate
-        given = rows, owner, offsets, *filled(arguments, state.tensors, candidate)
+        feed = Feed((rows, owner, offsets, *filled(arguments, state.tensors, candidate)), "candidate", candidate)
         cut = 0 < state.way.chunk < rows and self.device.type in LOOPS
         run = in_chunks(stage.run, state.way.chunk, [type(a) is str for a in arguments]) if cut else None
-        return self._guard.run(state.plan, stage, given, "candidate", candidate, run)
+        return self._guard.run(state.plan, stage, feed, run)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,6 +127,14 @@ def check(bounds: Mapping[str, Bounds], inputs: Mapping[str, Tensor]) -> None:
             raise own.explain(inputs[name], inputs)
 
 
+class Feed(NamedTuple):
+    """What a stage is called with: its arguments in order, and by name the inputs of a side that are among them."""
+
+    arguments: Sequence[Any]
+    side: str
+    inputs: Mapping[str, Tensor]
+
+
 class Guard:
     """What a hoisted model refuses of ids, found out when it is asked for first.
 
@@ -156,32 +164,29 @@ class Guard:
             check(self.bounds[side], inputs)
 
     def run(
-        self, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor],
-        run: Callable[..., tuple[Any, ...]] | None = None,
-    ) -> tuple[Any, ...]:  # fmt: skip
+        self, plan: int, stage: Stage, feed: Feed, run: Callable[..., tuple[Any, ...]] | None = None
+    ) -> tuple[Any, ...]:
         """What a stage of a plan returns, run by `run` if given; where an id is outside of its table, it says so.
 
         Raises:
             VocabularyError: there is such an id.
         """
         try:
-            return (run or stage.run)(*given)
+            return (run or stage.run)(*feed.arguments)
         except (IndexError, RuntimeError) as error:
-            raise self._explained(error, plan, stage, given, side, inputs) from None
+            raise self._explained(error, plan, stage, feed) from None
 
-    def watched(
-        self, run: Callable[..., tuple[Any, ...]], given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
-    ) -> tuple[Any, ...]:
+    def watched(self, run: Callable[..., tuple[Any, ...]], feed: Feed) -> tuple[Any, ...]:
         """The same of a graph that belongs to no plan without a store: of it, inputs alone are looked into.
 
         Raises:
             VocabularyError: one has an id outside of a table.
         """
         try:
-            return run(*given)
+            return run(*feed.arguments)
         except (IndexError, RuntimeError):
             if self._inputs.device.type == "cpu":
-                self.check_all(side, inputs)
+                self.check_all(feed.side, feed.inputs)
             raise
 
     def check_all(self, side: str, inputs: Mapping[str, Tensor]) -> None:
@@ -192,23 +197,21 @@ class Guard:
         """
         check({name: own for name, own in self.bounds[side].items() if name in inputs}, inputs)
 
-    def _explained(
-        self, error: Exception, plan: int, stage: Stage, given: Sequence[Any], side: str, inputs: Mapping[str, Tensor]
-    ) -> Exception:
+    def _explained(self, error: Exception, plan: int, stage: Stage, feed: Feed) -> Exception:
         """The error of a stage that failed of an input elsewhere, or of an id outside of its table, in words; any other
         as it is.
         """
         own = self._inputs.device
-        named = [(f"{side} input {name!r} is", t) for name, t in inputs.items()]
-        prepared = [("what was prepared is", t) for t in given[3:] if isinstance(t, Tensor)]
+        named = [(f"{feed.side} input {name!r} is", t) for name, t in feed.inputs.items()]
+        prepared = [("what was prepared is", t) for t in feed.arguments[3:] if isinstance(t, Tensor)]
         for what, t in [*named, *prepared]:
             if t.device.type != own.type or own.index not in (None, t.device.index):
                 return InputError(f"{what} on {t.device}, and the model on {own}: move one to the other")
         if isinstance(error, RankhoistError) or own.type != "cpu":
             return error
         try:
-            check(self.bounds[side], inputs)
+            check(self.bounds[feed.side], feed.inputs)
         except VocabularyError as explained:
             return explained
-        found = search(stage.module, given)
+        found = search(stage.module, feed.arguments)
         return error if found is None else self.vocabulary.explain(plan, *found)

@@ -22,7 +22,7 @@ from rankhoist.runtime.catalogue.build import Piece, build
 from rankhoist.runtime.catalogue.index import Ids
 from rankhoist.runtime.catalogue.stage import ItemStage, blocks
 from rankhoist.runtime.catalogue.store import Given, Store, ids_of, opened
-from rankhoist.runtime.ids import Guard
+from rankhoist.runtime.ids import Feed, Guard
 from rankhoist.runtime.offsets import Offsets, blocks_of
 from rankhoist.runtime.scoring import Candidates, RequestState, Scoring
 from rankhoist.runtime.weights import Weights, filled
@@ -228,8 +228,8 @@ class CatalogueScoring(Scoring):
         number = plans.at(candidates, requests).plan
         variant = self._of_items().variants[number]
         arguments = filled(store.weights.with_store[number][0], {}, context)
-        given = requests, None, None, *arguments
-        made = self._guard.watched(variant.request.run, given, "context", context) if variant.state else ()
+        feed = Feed((requests, None, None, *arguments), "context", context)
+        made = self._guard.watched(variant.request.run, feed) if variant.state else ()
         state = dict(zip(variant.state, made, strict=True))
         return RequestState(requests, state, store.weights, Way(number), with_store=True)
 
@@ -238,7 +238,8 @@ class CatalogueScoring(Scoring):
         offsets, owner = (None, None) if blocks is None else blocks.on(self.device)
         arguments = filled(state.weights.with_store[state.plan][1], {**state.tensors, **kept}, pairs)
         stage = self._of_items().variants[state.plan].candidate
-        return self.interface.result(self._guard.watched(stage.run, (rows, owner, offsets, *arguments), "pair", pairs))
+        feed = Feed((rows, owner, offsets, *arguments), "pair", pairs)
+        return self.interface.result(self._guard.watched(stage.run, feed))
 
 
 def _repeated(row: Tensor | Jagged, count: int) -> Tensor | Jagged:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.compiler.emit import Catalogue
-from rankhoist.runtime.ids import Guard
+from rankhoist.runtime.ids import Feed, Guard
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.weights import Weights
 
@@ -52,7 +52,9 @@ class ItemStage:
         rows = {name: x[start:end].to(self.inputs.device) for name, x in items.items()}
         arguments = [rows[a] if isinstance(a, str) else a for a in self.weights.item]
         with torch.no_grad():
-            return self.guard.watched(self.catalogue.item.run, (end - start, None, None, *arguments), "item", items)
+            return self.guard.watched(
+                self.catalogue.item.run, Feed((end - start, None, None, *arguments), "item", items)
+            )
 
     @cached_property
     def version(self) -> str:
