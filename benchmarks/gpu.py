@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from rankhoist.bench import suite
-from rankhoist.bench.baselines import eager, graphed
+from rankhoist.bench.baselines import Given, eager, graphed
 from rankhoist.bench.launches import launches, peak_bytes
 from rankhoist.bench.scenarios import Scenario, scenario
 from rankhoist.bench.suite import Cell
@@ -172,15 +172,14 @@ def _cell(
     context, candidate = (
         {key: x.to(device) for key, x in side.items()} for side in case.sides(requests, candidates, dtype=dtype)
     )
-    offsets = Cell(case, candidates, requests).offsets
-    given = case.arguments(context, candidate)
+    given = Given(case, context, candidate, Cell(case, candidates, requests).offsets)
     calls: dict[str, Callable[[], Any]] = {
-        "original": eager(model, case, context, candidate, offsets),
-        "warmed up": partial(warm, *given, request_offsets=offsets if requests > 1 else None),
-        "tuned": partial(tuned, *given, request_offsets=offsets if requests > 1 else None),
+        "original": eager(model, given),
+        "warmed up": given.hoisted(warm),
+        "tuned": given.hoisted(tuned),
     }
     if not tiny:
-        calls["compiled"] = eager(torch.compile(model, dynamic=False), case, context, candidate, offsets)
+        calls["compiled"] = eager(torch.compile(model, dynamic=False), given)
     if device.type == "cuda":
         calls |= {f"{x}, recorded": partial(_recorded, calls[x], {}) for x in ("original", "compiled") if x in calls}
     row = _row(name, requests, candidates, calls, tuned)

@@ -28,7 +28,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from benchmarks import dated
-from rankhoist.bench.baselines import eager
+from rankhoist.bench.baselines import Given, eager
 from rankhoist.bench.scenarios import Scenario, scenario
 from rankhoist.capture import capture
 from rankhoist.compiler.targets import openvino
@@ -93,17 +93,17 @@ def measured(case: Scenario, dtype: torch.dtype, tuning: float, seconds: float) 
     rows = []
     for candidates in SIZES:
         context, candidate = in_dtype(case.sides(1, candidates), dtype)
-        offsets, given = [0, candidates], case.arguments(context, candidate)
-        call = eager(model, case, context, candidate, offsets)
+        given = Given(case, context, candidate, [0, candidates])
+        call = eager(model, given)
         makers: dict[str, Callable[[], Callable[[], Any]]] = {
             "original": lambda call=call: call,
             "torch.compile": lambda call=call: partial(torch.compile(model, dynamic=False), *call.args),
             "ONNX Runtime": lambda call=call: in_onnx_runtime(model, call.args),
             "OpenVINO": lambda call=call: in_openvino(model, call.args),
-            "hoisted": lambda given=given: partial(plain, *given),
-            "tuned": lambda given=given: partial(tuned, *given),
+            "hoisted": lambda given=given: given.hoisted(plain),
+            "tuned": lambda given=given: given.hoisted(tuned),
         }
-        exact = eager(truth, case, *in_dtype((context, candidate), torch.float64), offsets)
+        exact = eager(truth, Given(case, *in_dtype((context, candidate), torch.float64), [0, candidates]))
         ways = (*ORIGINALS[str(dtype).removeprefix("torch.")], *OURS)
         row = timed({way: makers[way] for way in ways}, exact, tolerance(dtype, torch.device("cpu")), seconds)
         plan = tuned.plans.ranges.at(candidates, 1)

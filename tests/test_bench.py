@@ -12,7 +12,7 @@ from helpers import LEVELS, assert_equal, hoisted_at
 
 from rankhoist import Workload, cli
 from rankhoist.bench import run, suite
-from rankhoist.bench.baselines import eager, graphed, in_onnx_runtime
+from rankhoist.bench.baselines import Given, eager, graphed, in_onnx_runtime
 from rankhoist.bench.floor import Product, floor, products
 from rankhoist.bench.goals import summary
 from rankhoist.bench.launches import launches, peak_bytes
@@ -141,8 +141,8 @@ def test_launches_of_a_call_are_counted():
 def test_the_original_in_onnx_runtime():
     context, candidate = TINY.sides(2, 5)
     run = in_onnx_runtime(TINY.model(), TINY)
-    call = eager(run, TINY, context, candidate, [0, 2, 5], copied=True)
-    assert_equal(call(), eager(TINY.model(), TINY, context, candidate, [0, 2, 5])())
+    given = Given(TINY, context, candidate, [0, 2, 5])
+    assert_equal(eager(run, given, copied=True)(), eager(TINY.model(), given)())
 
 
 def test_tf32_is_compared_less_closely_on_a_gpu_alone():
@@ -173,7 +173,7 @@ def test_a_graph_replays_the_call():
 def test_a_graph_that_cannot_be_made_is_left_out_with_its_reason():
     subject, cell = Subject(TINY, Settings()), Cell(TINY, 3)
     subject.settings = Settings(device="cuda")
-    calls, skipped = subject._calls(cell, *TINY.sides(1, 3), {})
+    calls, skipped = subject._calls(cell, Given(TINY, *TINY.sides(1, 3), cell.offsets), {})
     assert {"eager", "full"} <= calls.keys() and not any("graph" in name for name in calls)
     assert {name for name in skipped if "graph" in name} == {"eager graph", "full graph"} and all(skipped.values())
 

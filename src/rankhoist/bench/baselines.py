@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,34 +25,45 @@ from rankhoist.compiler.targets.exported import Exported
 Call = Callable[[], Any]
 
 
-def repeated(context: Tensors, offsets: list[int]) -> Tensors:
-    """Context rows for every candidate of their request: a view where there is one request."""
-    rows = offsets[-1]
-    if len(offsets) == 2:
-        return {name: x.expand(rows, *x.shape[1:]) for name, x in context.items()}
-    counts = torch.tensor(offsets).diff().to(next(iter(context.values())).device)
-    return {name: x.repeat_interleave(counts, 0) for name, x in context.items()}
+@dataclass(frozen=True)
+class Given:
+    """What a scenario's model is called with: context `[R, ...]`, candidates `[N, ...]`, and R + 1 offsets of these."""
+
+    case: Scenario
+    context: Tensors
+    candidate: Tensors
+    offsets: list[int]
+
+    def repeated(self) -> Tensors:
+        """Context rows for every candidate of their request: a view where there is one request."""
+        rows = self.offsets[-1]
+        if len(self.offsets) == 2:
+            return {name: x.expand(rows, *x.shape[1:]) for name, x in self.context.items()}
+        counts = torch.tensor(self.offsets).diff().to(next(iter(self.context.values())).device)
+        return {name: x.repeat_interleave(counts, 0) for name, x in self.context.items()}
+
+    def hoisted(self, model: Callable[..., Any]) -> Call:
+        """A call of a hoisted model."""
+        offsets = self.offsets if len(self.offsets) > 2 else None
+        return partial(model, *self.case.arguments(self.context, self.candidate), request_offsets=offsets)
 
 
-def eager(
-    model: Callable[..., Any], case: Scenario, context: Tensors, candidate: Tensors, offsets: list[int],
-    copied: bool = False,
-) -> Call:  # fmt: skip
+def eager(model: Callable[..., Any], given: Given, copied: bool = False) -> Call:
     """The model as trained, on rows that are repeated before the clock starts; `copied` where a view would not do."""
-    whole = repeated(context, offsets)
+    whole = given.repeated()
     if copied:
         whole = {name: x.contiguous() for name, x in whole.items()}
-    return partial(model, *case.arguments(whole, candidate))
+    return partial(model, *given.case.arguments(whole, given.candidate))
 
 
-def vmapped(model: nn.Module, case: Scenario, context: Tensors, candidate: Tensors) -> Call:
+def vmapped(model: nn.Module, given: Given) -> Call:
     """`vmap` over candidates with the context unbatched: what depends on context alone is computed once."""
 
     def one(context: Tensors, candidate: Tensors) -> Any:
         row = {name: x.unsqueeze(0) for name, x in candidate.items()}
-        return pytree.tree_map(lambda y: y.squeeze(0), model(*case.arguments(context, row)))
+        return pytree.tree_map(lambda y: y.squeeze(0), model(*given.case.arguments(context, row)))
 
-    return partial(torch.func.vmap(one, in_dims=(None, 0)), context, candidate)
+    return partial(torch.func.vmap(one, in_dims=(None, 0)), given.context, given.candidate)
 
 
 def in_onnx_runtime(model: nn.Module, case: Scenario) -> Callable[..., Any]:

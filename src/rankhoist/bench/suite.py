@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rankhoist.bench.baselines import Call, eager, graphed, in_onnx_runtime, vmapped
+from rankhoist.bench.baselines import Call, Given, eager, graphed, in_onnx_runtime, vmapped
 from rankhoist.bench.floor import floor, products
 from rankhoist.bench.launches import launches, peak_bytes
 from rankhoist.bench.scenarios import BLOCKS, FAMILIES, QUICK, SCENARIOS, Scenario, Tensors, scenario
@@ -131,9 +131,9 @@ class Subject:
 
     def _measured(self, cell: Cell, below: dict[str, HoistedModel]) -> dict[str, Any]:
         device = torch.device(self.settings.device)
-        context, candidate = self._inputs(cell.requests, cell.candidates)
+        given = Given(self.case, *self._inputs(cell.requests, cell.candidates), cell.offsets)
         plan, number = self._plan(cell)
-        calls, skipped = self._calls(cell, context, candidate, below)
+        calls, skipped = self._calls(cell, given, below)
         errors, first = _first_calls(calls, skipped)
         wrong = {x: e for x, e in errors.items() if not e <= tolerance(self.settings.dtype, device)}
         for name in set(wrong) - {*LEVELS}:  # a baseline that is off is left out
@@ -141,7 +141,7 @@ class Subject:
         times: dict[str, Timing] = {}
         if not wrong:
             timed = {x: call for x, call in calls.items() if x not in skipped}
-            timed |= self._parts(cell, context, candidate) | self._floors(cell, plan)
+            timed |= self._parts(given) | self._floors(cell, plan)
             times = interleaved(timed, self.settings.seconds, warmup=1, rounds=self.settings.rounds)
         workload = Workload(cell.candidates, cell.requests)
         apart = {x: calls[x] for x in ("eager", "full") if x not in wrong}
@@ -157,41 +157,43 @@ class Subject:
             "peak_bytes": {x: peak_bytes(call, device) for x, call in apart.items()},
             "plan": {"number": number, "level": plan.level.name.lower(), "of": len(self.full.plans.plans)},
             "predicted": 1e3 * float(expected),
-            "state_bytes": 0 if wrong else self.full.prepare(context, cell.candidates).bytes, "multiply_adds": work,
+            "state_bytes": 0 if wrong else self.full.prepare(given.context, cell.candidates).bytes,
+            "multiply_adds": work,
             "hoisting_seconds": {**self.seconds}, "first_call_seconds": first,
         }  # fmt: skip
 
     def _calls(
-        self, cell: Cell, context: Tensors, candidate: Tensors, below: dict[str, HoistedModel]
+        self, cell: Cell, given: Given, below: dict[str, HoistedModel]
     ) -> tuple[dict[str, Call], dict[str, str]]:
         """The variants of a whole call by name, and why others are left out."""
-        s, offsets = self.settings, cell.offsets
-        calls: dict[str, Call] = {"eager": eager(self.model, self.case, context, candidate, offsets)}
+        calls: dict[str, Call] = {"eager": eager(self.model, given)}
         skipped = self._why_not(cell)
         if "compile" not in skipped:
-            calls["compile"] = eager(self._compiled(), self.case, context, candidate, offsets)
+            calls["compile"] = eager(self._compiled(), given)
         if "onnx" not in skipped:
             try:
-                calls["onnx"] = eager(self._session(), self.case, context, candidate, offsets, copied=True)
+                calls["onnx"] = eager(self._session(), given, copied=True)
             except Exception as problem:  # not exported, or an operator without a counterpart
                 skipped["onnx"] = in_one_line(problem, 90)
         if "vmap" not in skipped:
-            calls["vmap"] = vmapped(self.model, self.case, context, candidate)
-        given = self.case.arguments(context, candidate)
-        for level, hoisted in [*below.items(), ("full", self.full)]:
-            calls[level] = partial(hoisted, *given, request_offsets=offsets if cell.requests > 1 else None)
-        if s.device.startswith("cuda"):
-            if "compile" in calls:
-                overhead = torch.compile(self.model, mode="reduce-overhead")
-                calls["compile reduce-overhead"] = eager(overhead, self.case, context, candidate, offsets)
-            for name in ("eager", "compile", "full"):
-                if name not in calls:
-                    continue
-                try:
-                    calls[f"{name} graph"] = graphed(calls[name])
-                except Exception as problem:  # such as a call that waits for the device, which no graph may hold
-                    skipped[f"{name} graph"] = in_one_line(problem, 90)
+            calls["vmap"] = vmapped(self.model, given)
+        calls |= {level: given.hoisted(model) for level, model in [*below.items(), ("full", self.full)]}
+        if self.settings.device.startswith("cuda"):
+            self._record(given, calls, skipped)
         return calls, skipped
+
+    def _record(self, given: Given, calls: dict[str, Call], skipped: dict[str, str]) -> None:
+        """Add what a GPU records."""
+        if "compile" in calls:
+            overhead = torch.compile(self.model, mode="reduce-overhead")
+            calls["compile reduce-overhead"] = eager(overhead, given)
+        for name in ("eager", "compile", "full"):
+            if name not in calls:
+                continue
+            try:
+                calls[f"{name} graph"] = graphed(calls[name])
+            except Exception as problem:  # such as a call that waits for the device, which no graph may hold
+                skipped[f"{name} graph"] = in_one_line(problem, 90)
 
     def _why_not(self, cell: Cell) -> dict[str, str]:
         skipped = {}
@@ -227,14 +229,11 @@ class Subject:
         self.seconds["levels"] = time.perf_counter() - start
         return made
 
-    def _parts(self, cell: Cell, context: Tensors, candidate: Tensors) -> dict[str, Call]:
+    def _parts(self, given: Given) -> dict[str, Call]:
         """Both halves of a call of `full` apart."""
-        state = self.full.prepare(context, cell.candidates)
-        offsets = cell.offsets if cell.requests > 1 else None
-        return {
-            "prepare": partial(self.full.prepare, context, cell.candidates),
-            "score": partial(self.full.score, state, candidate, offsets),
-        }
+        prepare = partial(self.full.prepare, given.context, given.offsets[-1])
+        offsets = given.offsets if len(given.offsets) > 2 else None
+        return {"prepare": prepare, "score": partial(self.full.score, prepare(), given.candidate, offsets)}
 
     def _floors(self, cell: Cell, plan: Plan) -> dict[str, Call]:
         dtype, device = self.settings.dtype, torch.device(self.settings.device)
