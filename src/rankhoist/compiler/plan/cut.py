@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rankhoist.compiler.algebra.workload import Workload
@@ -70,16 +71,15 @@ def _wanted(nodes: Sequence[Node], outputs: Sequence[Any]) -> set[int]:
 def _per_pair(items: Sequence[Node], wanted: set[int], workload: Workload, target: Target) -> frozenset[int]:
     """The values of items that are computed for every pair."""
     assert workload.item_bytes is not None, "there is a store"
-    unstorable = _unstorable(items)
     if not items or len(items) > LARGEST:
         return frozenset()
     times = (target.profile, workload.candidates, workload.requests)
     computed = {n.index: float(target.seconds(n, *times)) for n in items}
     gathered = {n.index: float(target.seconds(_gather(n), *times)) for n in items}
-    found: frozenset[int] = frozenset()
+    values, found = _Values(items, wanted, _unstorable(items), computed, gathered), frozenset[int]()
     for price in PRICES:
-        found = _cheapest(items, wanted, unstorable, computed, gathered, price)
-        if bytes_of(_kept(items, wanted, found)) <= workload.item_bytes:
+        found = values.cheapest(price)
+        if bytes_of(values.kept(found)) <= workload.item_bytes:
             break
     return found
 
@@ -90,33 +90,41 @@ def _unstorable(items: Sequence[Node]) -> set[int]:
     return several | {n.index for n in items if not n.rows_first}
 
 
-def _kept(items: Sequence[Node], wanted: set[int], per_pair: Collection[int]) -> list[Node]:
-    """What is stored, where some values are computed for every pair."""
-    read = wanted | {x.index for n in items if n.index in per_pair for x in n.inputs}
-    return [n for n in items if n.index in read and n.index not in per_pair]
+@dataclass(frozen=True)
+class _Values:
+    """The values of items: those that pairs want, those that no store holds, and seconds of a call to compute or to
+    gather each.
+    """
 
+    nodes: Sequence[Node]
+    wanted: set[int]
+    unstorable: set[int]
+    computed: Mapping[int, float]
+    gathered: Mapping[int, float]
 
-def _cheapest(
-    items: Sequence[Node], wanted: set[int], unstorable: set[int], computed: Mapping[int, float],
-    gathered: Mapping[int, float], price: float,
-) -> frozenset[int]:  # fmt: skip
-    """The pairs' side of a minimum cut, of seconds to compute every value or to gather it."""
-    import networkx  # here, for it takes half a second that few need
+    def kept(self, per_pair: Collection[int]) -> list[Node]:
+        """What is stored, where some values are computed for every pair."""
+        read = self.wanted | {x.index for n in self.nodes if n.index in per_pair for x in n.inputs}
+        return [n for n in self.nodes if n.index in read and n.index not in per_pair]
 
-    graph = networkx.DiGraph()
-    for n in items:
-        leaf = isinstance(n.op, str)
-        graph.add_edge(ITEM, n.index, **({} if leaf else _capacity(computed[n.index])))
-        read = gathered[n.index] + price * bytes_of([n])
-        graph.add_edge(n.index, ("read", n.index), **({} if n.index in unstorable else _capacity(read)))
-        if n.index in wanted:
-            graph.add_edge(("read", n.index), PAIR)
-        for x in n.inputs:
-            if x.rate is Rate.ITEM:
-                graph.add_edge(("read", x.index), n.index)
-                graph.add_edge(n.index, x.index)  # a stored value is computed of stored ones
-    _, (_, pairs) = networkx.minimum_cut(graph, ITEM, PAIR)
-    return frozenset(n.index for n in items if n.index in pairs)
+    def cheapest(self, price: float) -> frozenset[int]:
+        """The pairs' side of a minimum cut, where a byte of an item in the store costs `price` seconds."""
+        import networkx  # here, for it takes half a second that few need
+
+        graph = networkx.DiGraph()
+        for n in self.nodes:
+            leaf = isinstance(n.op, str)
+            graph.add_edge(ITEM, n.index, **({} if leaf else _capacity(self.computed[n.index])))
+            read = self.gathered[n.index] + price * bytes_of([n])
+            graph.add_edge(n.index, ("read", n.index), **({} if n.index in self.unstorable else _capacity(read)))
+            if n.index in self.wanted:
+                graph.add_edge(("read", n.index), PAIR)
+            for x in n.inputs:
+                if x.rate is Rate.ITEM:
+                    graph.add_edge(("read", x.index), n.index)
+                    graph.add_edge(n.index, x.index)  # a stored value is computed of stored ones
+        _, (_, pairs) = networkx.minimum_cut(graph, ITEM, PAIR)
+        return frozenset(n.index for n in self.nodes if n.index in pairs)
 
 
 def _capacity(seconds: float) -> dict[str, int]:
