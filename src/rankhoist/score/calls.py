@@ -78,35 +78,59 @@ def budget_of(model: HoistedModel, wanted: int | None) -> int:
     return 0 if mixes_rows(model) else wanted or max(model.plan.workload.candidates, LEAST)
 
 
-def scores(
-    model: HoistedModel, block: Block, budget: int, large: int = LARGE, stocked: Stocked | None = None
-) -> list[Tensor]:
-    """The model's outputs for all candidates of a block, `[N, ...]` each; where they are items of a store, by that.
+@dataclass(frozen=True)
+class Calls:
+    """Calls of a model with about `budget` candidates each; with 0, of one request each."""
 
-    Raises:
-        ScoringError: the model refuses a row, or lengths of a row differ that have to be one; says which.
-    """
-    if not model.interface.varying or not block.offsets[-1]:
-        return _scores(model, block, budget, large, stocked)
-    parts = list(by_length(block, model.interface))
-    made = [_scores(model, own, budget, large, stocked) for own, _ in parts]
-    back = torch.cat([rows for _, rows in parts]).argsort()
-    return [torch.cat(columns)[back] for columns in zip(*made, strict=True)]
+    model: HoistedModel
+    budget: int
 
+    def scores(self, block: Block, stocked: Stocked | None = None) -> list[Tensor]:
+        """The model's outputs for all candidates of a block, `[N, ...]` each; where they are items of a store, by that.
 
-def _scores(model: HoistedModel, block: Block, budget: int, large: int, stocked: Stocked | None) -> list[Tensor]:
-    """The same of requests that may share calls."""
-    made: list[list[Tensor]] = []
-    for first, end in groups(block.offsets, budget):
-        low, high = int(block.offsets[first]), int(block.offsets[end])
-        try:
-            made += _call(model, block, first, end, large * budget or high - low, stocked)
-        except (IndexError, RuntimeError) as error:
-            if isinstance(error, IndexError) and (whole := block.whole()) is not None:
-                raise explained(model, whole, range(first, end), error) from error
-            place = f"{block.where(low)} and the {high - low - 1} candidates after it"
-            raise ScoringError(f"{place} cannot be scored: {error}") from error
-    return [torch.cat(parts) for parts in zip(*made, strict=True)]
+        Raises:
+            ScoringError: the model refuses a row, or lengths of a row differ that have to be one; says which.
+        """
+        if not self.model.interface.varying or not block.offsets[-1]:
+            return self._together(block, stocked)
+        parts = list(by_length(block, self.model.interface))
+        made = [self._together(own, stocked) for own, _ in parts]
+        back = torch.cat([rows for _, rows in parts]).argsort()
+        return [torch.cat(columns)[back] for columns in zip(*made, strict=True)]
+
+    def _together(self, block: Block, stocked: Stocked | None) -> list[Tensor]:
+        """The same of requests that may share calls."""
+        made: list[list[Tensor]] = []
+        for first, end in groups(block.offsets, self.budget):
+            low, high = int(block.offsets[first]), int(block.offsets[end])
+            try:
+                made += self._call(block, range(first, end), stocked)
+            except (IndexError, RuntimeError) as error:
+                if isinstance(error, IndexError) and (whole := block.whole()) is not None:
+                    raise explained(self.model, whole, range(first, end), error) from error
+                place = f"{block.where(low)} and the {high - low - 1} candidates after it"
+                raise ScoringError(f"{place} cannot be scored: {error}") from error
+        return [torch.cat(parts) for parts in zip(*made, strict=True)]
+
+    def _call(self, block: Block, requests: range, stocked: Stocked | None) -> Iterator[list[Tensor]]:
+        """Outputs of some requests: of several in one call, of one in several calls where it is very large."""
+        model, own = self.model, slice(requests.start, requests.stop)
+        bounds = block.offsets[requests.start : requests.stop + 1]
+        low, high = int(bounds[0]), int(bounds[-1])
+        several = len(requests) > 1 and bool(block.context)
+        step = high - low if several else min(LARGE * self.budget or high - low, high - low)
+        context, offsets = {n: t[own] for n, t in block.context.items()}, None
+        if several:
+            offsets = torch.from_numpy(bounds - low)
+        state = model.prepare(context, candidates=step, store=None if stocked is None else stocked.store)
+        for start in range(low, high, step):
+            own = slice(start, min(start + step, high))
+            if stocked is None:
+                result = model.score(state, {n: t[own] for n, t in block.candidate.items()}, offsets)
+            else:
+                pairs, rows = {n: t[own] for n, t in stocked.pairs.items()}, stocked.rows[own]
+                result = model.score(state, None, offsets, store=stocked.store, rows=rows, pair_inputs=pairs)
+            yield pytree.tree_leaves(result)
 
 
 def groups(offsets: Ints, budget: int) -> Iterator[tuple[int, int]]:
@@ -117,25 +141,3 @@ def groups(offsets: Ints, budget: int) -> Iterator[tuple[int, int]]:
             if bounds[end] > bounds[first]:
                 yield first, end
             first = end
-
-
-def _call(
-    model: HoistedModel, block: Block, first: int, end: int, most: int, stocked: Stocked | None
-) -> Iterator[list[Tensor]]:
-    """Outputs of some requests: of several in one call, of one in calls of at most so many candidates."""
-    bounds = block.offsets[first : end + 1]
-    low, high = int(bounds[0]), int(bounds[-1])
-    several = end - first > 1 and bool(block.context)
-    step = high - low if several else min(most, high - low)
-    context, offsets = {n: t[first:end] for n, t in block.context.items()}, None
-    if several:
-        offsets = torch.from_numpy(bounds - low)
-    state = model.prepare(context, candidates=step, store=None if stocked is None else stocked.store)
-    for start in range(low, high, step):
-        own = slice(start, min(start + step, high))
-        if stocked is None:
-            result = model.score(state, {n: t[own] for n, t in block.candidate.items()}, offsets)
-        else:
-            pairs = {n: t[own] for n, t in stocked.pairs.items()}
-            result = model.score(state, None, offsets, store=stocked.store, rows=stocked.rows[own], pair_inputs=pairs)
-        yield pytree.tree_leaves(result)

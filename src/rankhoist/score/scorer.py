@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from rankhoist.runtime import HoistedModel, load
-from rankhoist.score.calls import Output, budget_of, outputs_of, scores
+from rankhoist.score.calls import Calls, Output, budget_of, outputs_of
 from rankhoist.score.columns import features
 from rankhoist.score.culprit import explained
 from rankhoist.score.files import Piece, Table
@@ -18,6 +19,24 @@ from rankhoist.score.layouts import Block, Nested, Wanted
 from rankhoist.score.named import Named
 from rankhoist.score.parts import Part
 from rankhoist.score.stocked import Repeats, Stocked, of_catalogue
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Scores as columns: what is kept of a block, then the model's outputs."""
+
+    calls: Calls
+    outputs: Sequence[Output]
+
+    def schema(self, kept: pa.Schema) -> pa.Schema:
+        """Of all columns."""
+        return pa.schema([*kept, *(pa.field(o.name, o.type) for o in self.outputs)])
+
+    def batch(self, block: Block, schema: pa.Schema, stocked: Stocked | None = None) -> pa.RecordBatch:
+        """The candidates of a block, a row each."""
+        made = self.calls.scores(block, stocked)
+        columns = [output.column(values) for output, values in zip(self.outputs, made, strict=True)]
+        return pa.RecordBatch.from_arrays([*block.kept.values(), *columns], schema=schema)
 
 
 class Scorer:
@@ -29,16 +48,16 @@ class Scorer:
         self._store = None if job.catalogue is None else self._model.open_catalogue(job.catalogue)
         self._wanted = wanted(self._model, job.options, shared=job.repeats)
         self._layout = layout(job, self._wanted)
-        self._schema = _schema(self._layout.kept, job.outputs).with_metadata({MARK: job.number})
+        self._columns = _Columns(Calls(self._model, job.budget), job.outputs)
+        self._schema = self._columns.schema(self._layout.kept).with_metadata({MARK: job.number})
 
     def score(self, part: Part) -> Iterator[int]:
         """Score a part; gives the rows scored, block by block. Its file is there at the end."""
-        blocks, job = [], self._job
-        repeats = self._repeats() if job.repeats else None
+        blocks = []
+        repeats = self._repeats() if self._job.repeats else None
         for block in self._layout.blocks(part):
             if block.offsets[-1]:
-                stocked = self._stocked(block, repeats)
-                blocks.append(_scored(self._model, block, job.budget, job.outputs, self._schema, stocked))
+                blocks.append(self._columns.batch(block, self._schema, self._stocked(block, repeats)))
                 yield int(block.offsets[-1])
         table = pa.Table.from_batches(blocks, self._schema)
         with written(self._job.path(part)) as file:
@@ -83,7 +102,7 @@ class TableScorer:
         torch.set_num_threads(threads)
         self._model = load(artifact)
         self._wanted = Wanted(features(self._model), request_id, keep)
-        self._outputs, self._budget = outputs_of(self._model), budget_of(self._model, budget)
+        self._columns = _Columns(Calls(self._model, budget_of(self._model, budget)), outputs_of(self._model))
 
     def __call__(self, requests: pa.Table) -> pa.Table:
         """One row per request -> one row per candidate: the request's id, kept columns, scores.
@@ -93,24 +112,8 @@ class TableScorer:
         """
         source = Table(requests.schema, requests.num_rows)
         nested = Nested(source, self._wanted)
-        schema = _schema(nested.kept, self._outputs)
+        schema = self._columns.schema(nested.kept)
         pieces = (Piece(source, 0, batch) for batch in requests.combine_chunks().to_batches())
         blocks = (nested.block(piece) for piece in pieces)
-        made = [
-            _scored(self._model, block, self._budget, self._outputs, schema) for block in blocks if block.offsets[-1]
-        ]
+        made = [self._columns.batch(block, schema) for block in blocks if block.offsets[-1]]
         return pa.Table.from_batches(made, schema)
-
-
-def _schema(kept: pa.Schema, outputs: Sequence[Output]) -> pa.Schema:
-    """Of the scores: what is kept, then the model's outputs."""
-    return pa.schema([*kept, *(pa.field(o.name, o.type) for o in outputs)])
-
-
-def _scored(
-    model: HoistedModel, block: Block, budget: int, outputs: Sequence[Output], schema: pa.Schema,
-    stocked: Stocked | None = None,
-) -> pa.RecordBatch:  # fmt: skip
-    made = scores(model, block, budget, stocked=stocked)
-    columns = [output.column(values) for output, values in zip(outputs, made, strict=True)]
-    return pa.RecordBatch.from_arrays([*block.kept.values(), *columns], schema=schema)
