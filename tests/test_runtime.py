@@ -198,6 +198,17 @@ def test_complex_weights_keep_what_is_imaginary(move):
     assert_equal(hoisted(context, candidate), model(context.expand(7, -1, -1), candidate))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masks_are_filled_with_the_end_of_the_dtype_it_moved_to(dtype):
+    model = Function(lambda c, k: (c * k).masked_fill(c < 0, torch.finfo(c.dtype).min).softmax(1)).eval()
+    context, candidate = torch.randn(1, 4), torch.randn(7, 4)
+    hoisted = hoist(model, (context.expand(7, 4), candidate), context=["context"]).to(dtype)
+    context, candidate = context.to(dtype), candidate.to(dtype)
+    torch.testing.assert_close(
+        hoisted(context, candidate), model(context.expand(7, 4), candidate), atol=0.01, rtol=0.01
+    )
+
+
 def test_back_in_its_own_dtype_the_model_still_rounds_where_it_did():
     """A dtype that the model names is not the one it was moved to in between."""
     model = Function(lambda c, k: (c + k).bfloat16().float()).eval()

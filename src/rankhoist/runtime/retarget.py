@@ -20,12 +20,15 @@ def moved(captured: Interface, dtype: torch.dtype, device: torch.device) -> dict
     """What a model's graphs name, and what they are to name; a model that was on `cuda:0` may name `cuda` as well.
 
     A model that moves to float64 rounds nowhere: the casts that autocast left in its graph are lifted as its own are.
+    The ends of a dtype, which masks are filled with, are those of a shorter one, which cannot hold them.
     """
     places = {torch.device(captured.device.type): device, captured.device: device}
     lifted: dict[Any, Any] = {}
     if dtype == torch.float64 != captured.dtype:
         lifted = {**dict.fromkeys(SHORTER, dtype), torch.complex64: torch.complex128}
-    return {**lifted, captured.dtype: dtype, **places}
+    own, new = torch.finfo(captured.dtype), torch.finfo(dtype)
+    ends = {own.min: new.min, own.max: new.max} if new.max < own.max else {}
+    return {**lifted, captured.dtype: dtype, **places, **ends}
 
 
 def dtypes(stages: Stages) -> set[torch.dtype]:
