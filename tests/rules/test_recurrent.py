@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from helpers import check_model, hoisted_at
 from torch import Tensor, nn
 
-from rankhoist import HoistedModel
+from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.capture.operators import module_path, operator_name
 from rankhoist.compiler.algebra.memo import Outcome
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.plan import Task
+from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rules.cases import HISTORY, Equal, N, NearMiss, behind, both, declines, equal_at_every_level, numbers, rates
 
@@ -46,27 +49,28 @@ EQUAL: dict[str, Equal] = {
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
-    "dropout_while_training": (
+    "steps_over_rows": (
         lambda c, k, wi, wh, b: torch.gru(
-            both(c, k)[:, None],
-            torch.zeros(1, 1, 3, dtype=c.dtype).expand(-1, c.shape[0], -1),
-            [wi, wh, b, b],
-            True,
-            1,
-            0.5,
-            True,
-            False,
-            True,
+            both(c, k)[:, None], torch.zeros(1, 1, 3, dtype=c.dtype), [wi, wh, b, b], True, 1, 0.0, False, False, False
         )[0][:, 0],
         "gru",
-        "draws for every row",
+        "are not on axis 1",
         dict(wi=randn(9, 10), wh=randn(9, 3), b=randn(9)),
     ),
 }
 
-
 test_equal_at_every_level = equal_at_every_level(EQUAL)
 test_declines = declines(NEAR_MISSES)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "reason"), [("rows", "draws for every row"), ("request", "dropout in training mode")]
+)
+def test_dropout_between_layers_while_training(dropout, reason):
+    layers = Steps(nn.GRU, num_layers=2, dropout=0.5).double().train()
+    captured = capture(layers, (randn(6, T, D), randn(6, D)), ["context"], all_rules(), training=True)
+    plan = attempt(Task(replace(captured, dropout=dropout), Level.FULL, Workload()))
+    assert [told for name, told in plan.reasons.items() if "gru" in name and reason in told]
 
 
 # -- layers and cells, as authors write them
