@@ -48,7 +48,7 @@ def test_named_files_and_functions_exist(name: str):
 
 def test_named_cases_exist():
     equal = {*test_padding.IDIOMS, *test_fills.FILLED, *test_added_fills.ADDED, *test_scans.SCANS}
-    equal = equal.union(test_windows.WINDOWS, test_demand.NARROWED, test_reads_mapped.MAPS)
+    equal = equal.union(test_windows.WINDOWS, test_windows.POOLED, test_demand.NARROWED, test_reads_mapped.MAPS)
     equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, *(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
     declining = declining.union(

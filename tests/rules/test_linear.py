@@ -87,6 +87,16 @@ EQUAL: dict[str, Equal] = {
         FIELDS,
         dict(w=randn(5, 3), v=randn(2, 21)),
     ),
+    "convolved": (
+        lambda c, k, w, b: (
+            F.conv1d(fields(c, k).flatten(1).unsqueeze(2), w, b, groups=7).relu()
+            + F.conv1d(fields(c, k), w.mT, b, groups=7)
+            + F.conv2d(fields(c, k).unsqueeze(2), w.mT.unsqueeze(2), stride=(1, 3), groups=7)[..., 0]
+            + F.conv2d(fields(c, k).flatten(1).view(-1, 1, 5, 7), w[:, None, :, :].expand(-1, -1, -1, 7))[..., 0]
+        ),
+        FIELDS,
+        dict(w=randn(14, 5, 1), b=randn(14)),
+    ),
     "target_attention": (
         lambda c, k, w: (
             F.linear(torch.cat([k.unsqueeze(1).expand(-1, 6, -1), c, k.unsqueeze(1) - c, k.unsqueeze(1) * c], -1), w)
@@ -135,6 +145,12 @@ NEAR_MISSES: dict[str, NearMiss] = {
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)
 test_declines = declines(NEAR_MISSES)
+
+
+def test_every_group_of_a_convolution_meets_its_own_channels():
+    """Fields of width 5 to 2 numbers each, 4 of the context and 3 of the candidate."""
+    model = Function(lambda c, k, w: F.conv1d(fields(c, k).flatten(1).unsqueeze(2), w, groups=7), w=randn(14, 5, 1))
+    assert check_model(model.eval(), *FIELDS)["linear"].plan.cost.multiply_adds == (1000 * 3 + 4) * 5 * 2
 
 
 def test_a_layer_before_vecdot_is_folded_into_the_request():

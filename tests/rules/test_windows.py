@@ -73,6 +73,7 @@ WINDOWS: dict[str, Call] = {
     "conv1d.same": lambda c, k, w, b: F.conv1d(channels(c, k), w[:, :, :2], b, padding="same"),
     "conv1d.dilated": lambda c, k, w, b: F.conv1d(channels(c, k), w, b, padding=4, dilation=2),
     "conv1d.strided": lambda c, k, w, b: F.conv1d(channels(c, k), w, padding=2, stride=2),
+    "conv1d.every_second": lambda c, k, w, b: F.conv1d(channels(c, k), w[:, :, :1], b, stride=2),
     "conv1d.groups": lambda c, k, w, b: F.conv1d(channels(c, k)[:, :3], w[:, :1], b, padding=2, groups=3),
     "conv1d.causal": lambda c, k, w, b: F.conv1d(F.pad(channels(c, k), (2, 0)), w, b),
     "conv2d": lambda c, k, w, b: F.conv2d(image(c, k), w[:, :1, :, None].expand(-1, -1, -1, D), b, padding=(2, 0)),
@@ -122,11 +123,12 @@ def test_multiply_adds_of_a_convolution_are_counted_by_window():
 
 
 WHOLE: dict[str, tuple[Call, str]] = {  # near misses that another law takes: the whole axis, as one tensor
-    "window_of_all": (lambda c, k: F.avg_pool1d(channels(c, k), 6), "avg_pool1d"),
     "further_than_the_end": (lambda c, k: F.avg_pool1d(channels(c, k), 4, 3, ceil_mode=True), "avg_pool1d"),
     "zeros_that_do_not_count": (
         lambda c, k: F.avg_pool1d(channels(c, k), 2, 1, 1, count_include_pad=False), "avg_pool1d",
     ),
+    "uneven_parts": (lambda c, k: F.adaptive_avg_pool1d(channels(c, k), 4), "adaptive_avg_pool1d"),
+    "another_divisor": (lambda c, k: F.avg_pool2d(image(c, k), (6, 1), divisor_override=2), "avg_pool2d"),
     "transposed": (lambda c, k: F.conv_transpose1d(channels(c, k), torch.ones(D, 1, 2).double()), "convolution"),
 }  # fmt: skip
 
@@ -136,3 +138,31 @@ def test_all_of_it_is_the_candidates(name: str):
     call, operator = WHOLE[name]
     models = check_model(Function(call).eval(), *TOKENS)
     assert rates_of(models["full"], operator) == {Rate.PAIR}
+
+
+POOLED: dict[str, tuple[Call, str]] = {  # what it is in the captured graph
+    "max_of_all": (lambda c, k: F.max_pool1d(channels(c, k), 6), "amax"),
+    "mean_of_all": (lambda c, k: F.avg_pool1d(channels(c, k), 6, 1), "mean"),
+    "of_one_axis": (lambda c, k: F.max_pool2d(image(c, k), (6, 1), (3, 1)), "amax"),
+    "adaptive_mean": (lambda c, k: F.adaptive_avg_pool1d(channels(c, k), 1), "mean"),
+    "adaptive_mean_of_two": (lambda c, k: F.adaptive_avg_pool2d(image(c, k), 1), "mean"),
+    "adaptive_max": (lambda c, k: F.adaptive_max_pool1d(channels(c, k), 1), "amax"),
+    "even_parts": (lambda c, k: F.adaptive_avg_pool1d(channels(c, k), 3), "avg_pool1d"),
+    "even_parts_of_two": (lambda c, k: F.adaptive_avg_pool2d(image(c, k), (2, 1)), "avg_pool2d"),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_pooling_that_is_another_operator(name: str):
+    """Of which a part, or the sum of it, is the request's."""
+    call, operator = POOLED[name]
+    program = check_model(Function(call).eval(), *TOKENS)["full"].program
+    called = {str(n.target).split(".")[1] for n in program.graph.nodes if n.op == "call_function"}
+    assert operator in called and not {o for o in called if "pool" in o} - {operator}
+
+
+def test_the_largest_of_places_and_where_it_is():
+    def call(c: Tensor, k: Tensor) -> list[Tensor]:
+        return list(F.adaptive_max_pool1d(channels(c, k), 1, return_indices=True))
+
+    check_model(Function(call).eval(), *TOKENS)

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram, exported_program
 
 from rankhoist.capture.assignments import ASSIGNMENTS
+from rankhoist.capture.pooling import POOLING
 from rankhoist.capture.recurrent import of_any_length
 
 aten = torch.ops.aten
@@ -75,12 +76,12 @@ def few_prepared(program: ExportedProgram) -> Iterator[None]:
 
 def taken_apart(program: ExportedProgram, known: Container[Any]) -> ExportedProgram:
     """The program with every operator in its parts that has any and is not `known`; assignments to a part of a tensor
-    always are, as far as they can be.
+    always are, and pooling that is another operator, as far as they can be.
     """
     tried: dict[Any, Callable[..., Any]] = {}
     for _ in range(DEPTH):
         called = {n.target for n in program.graph.nodes if n.op == "call_function"}
-        unknown = {op for op in called if op in ASSIGNMENTS or op not in known}
+        unknown = {op for op in called if op in ALWAYS or op not in known}
         table = {op: parts for op in unknown if (parts := _parts(op)) is not None}
         if table.keys() <= tried.keys():  # what is still there has no parts that fit in
             break
@@ -182,8 +183,9 @@ def _instance_norm(
     return scaled if bias is None else scaled + bias.reshape(own)
 
 
+ALWAYS = {**ASSIGNMENTS, **POOLING}
 OWN: dict[Any, Callable[..., Any]] = {
-    **ASSIGNMENTS,
+    **ALWAYS,
     aten.as_strided.default: _as_strided,
     aten.diagonal.default: _diagonal,
     aten.instance_norm.default: _instance_norm,

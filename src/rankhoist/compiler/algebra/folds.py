@@ -201,3 +201,18 @@ def take_points(builder: Builder, value: Form, axes: list[int], constants: list[
 def _merged_layout(value: Form, axes: list[int]) -> tuple[tuple[int, ...], ...]:
     together = tuple(d for axis in axes for d in value.layout[axis])
     return (*value.layout[: axes[0]], together, *value.layout[axes[-1] + 1 :])
+
+
+def in_groups(builder: Builder, value: Form, axis: int, groups: int) -> Form:
+    """With an axis of groups before that of channels: `[..., g i, ...]` is `[..., g, i, ...]`."""
+    size, rows = value.extents[axis]
+    if rows:
+        raise Decline(f"the channels of {value.axes} are rows")
+    shape = [*value.extents[:axis], (groups, False), (size // groups, False), *value.extents[axis + 1 :]]
+    return to_shape(builder, value, shape)
+
+
+def out_of_groups(builder: Builder, value: Form) -> Form:
+    """`[b, g, o, ...]` as `[b, g o, ...]`."""
+    (groups, _), (size, _) = value.extents[1:3]
+    return to_shape(builder, value, [value.extents[0], (groups * size, False), *value.extents[3:]])

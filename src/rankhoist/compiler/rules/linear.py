@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 
-from rankhoist.compiler.algebra import grid, moves
+from rankhoist.compiler.algebra import folds, grid, moves
 from rankhoist.compiler.algebra.call import Call
-from rankhoist.compiler.algebra.forms import Elsewhere, Form
+from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.products import einsum_axes
 from rankhoist.compiler.rules.law import law
@@ -76,17 +76,35 @@ def einsum(call: Call) -> Product:
 
 
 def convolution(call: Call) -> Product:
-    """A convolution whose kernel has size 1 is a linear map of the channels."""
+    """A convolution whose kernel along every axis is 1, or all of it, is a linear map of what it reads, by groups."""
     x, weight = call.forms("input", "weight")
-    space = [f"s{i}" for i in range(len(weight.layout) - 2)]
-    plain = all(n == 1 for n in weight.sizes[2:]) and call.value("groups") == 1 and set(call.value("stride")) == {1}
-    padded = not isinstance(call.value("padding"), str) and any(call.value("padding"))
-    if not plain or padded or call.value("transposed") or len(x.layout) != len(weight.layout):
+    if call.value("transposed") or len(x.layout) != len(weight.layout) or not _meets_all(call, x, weight):
         raise Elsewhere(f"the kernel {weight.axes} on {x.axes} is no matrix of the channels")
-    for _ in space:
-        weight = moves.drop_dim(call.builder, weight, len(weight.dims) - 1)
-    axes = (["b", "i", *space], ["o", "i"])
-    return Product((x, weight), axes, ["b", "o", *space], _bias(call, after=len(space)))
+    b, groups = call.builder, call.value("groups")
+    x, weight = folds.in_groups(b, x, 1, groups), folds.in_groups(b, weight, 0, groups)
+    space = [f"s{i}" for i in range(len(weight.layout) - 3)]
+    inside = [s for i, s in enumerate(space) if weight.sizes[3 + i] == 1]
+    for s in reversed(inside):
+        weight = moves.drop_dim(b, weight, 3 + space.index(s))
+    gone = [2 + i for i, s in enumerate(space) if s not in inside]
+    axes = (["b", "g", "i", *space], ["g", "o", "i", *(s for s in space if s not in inside)])
+    biased = _bias(call, after=len(space))
+
+    def then(out: Form) -> Form:
+        return biased(moves.with_axes(folds.out_of_groups(b, out), gone))
+
+    return Product((x, weight), axes, ["b", "g", "o", *inside], then)
+
+
+def _meets_all(call: Call, x: Form, weight: Form) -> bool:
+    """Whether along every axis the kernel has a size of 1, and is put at every place, or that of the axis."""
+    steps, padding = call.value("stride"), call.value("padding")
+    steps = steps * (len(x.layout) - 2 if len(steps) == 1 else 1)
+    sizes = zip(weight.sizes[2:], steps, x.extents[2:], strict=True)
+    put = all((n == 1 and step == 1) or (n != 1 and extent == (n, False)) for n, step, extent in sizes)
+    return put and not (
+        any(padding) if not isinstance(padding, str) else padding == "same" and max(weight.sizes[2:]) > 1
+    )
 
 
 def tensordot(call: Call) -> Product:

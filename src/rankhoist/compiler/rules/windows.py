@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rankhoist.compiler.algebra import grid, joins, moves, sequences
+from rankhoist.compiler.algebra import folds, grid, joins, moves, sequences
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
@@ -73,12 +73,11 @@ def by_windows(call: Call, x: Form, windows: Windows, number: float, apply: Appl
     if windows.before or windows.behind:
         x = joins.padded(call.builder, x, windows.axis, windows.before, windows.behind, number)
         late = np.concatenate([np.zeros(windows.before, bool), late, np.zeros(windows.behind, bool)])
-    read = [late[t * own.stride : t * own.stride + own.span : own.dilation] for t in range(own.count(len(late)))]
+    reads = [late[t * own.stride : t * own.stride + own.span : own.dilation] for t in range(own.count(len(late)))]
+    kinds = [int(r.any()) + int(r.all()) for r in reads]
+    runs = sequences.runs(kinds) if any(kinds) else [(0, len(kinds), CONTEXT)]
     dim = x.dim(windows.axis)
-    parts = [
-        apply(moves.take_dim(call.builder, x, dim, own.reads(a, b)), own, kind)
-        for a, b, kind in sequences.runs([int(r.any()) + int(r.all()) for r in read])
-    ]
+    parts = [apply(moves.take_dim(call.builder, x, dim, own.reads(a, b)), own, kind) for a, b, kind in runs]
     return joins.along_axis(call.builder, parts, windows.axis)
 
 
@@ -106,7 +105,7 @@ def convolution(call: Call) -> Form:
     each = _each_axis(call, weight.sizes[2:], len(space))
 
     def apply(part: Form, own: Windows, kind: int) -> Form:
-        if kind == BOTH_SIDES and call.value("groups") == 1 and _whole_elsewhere(part, each, own):
+        if kind == BOTH_SIDES and _whole_elsewhere(part, each, own):
             return _by_products(call, part, weight, own, len(space))
         around = [own if w.axis == own.axis else w for w in each]
         return _convolved(call, part, weight, around)
@@ -154,12 +153,13 @@ def _whole_elsewhere(x: Form, each: Sequence[Windows], own: Windows) -> bool:
 def _by_products(call: Call, x: Form, weight: Form, own: Windows, count: int) -> Form:
     """Every window by itself: a linear map of all that it reads."""
     space = [f"s{i}" for i in range(count)]
-    axes, dim = (["b", "i", *space], ["o", "i", *space]), x.dim(own.axis)
-    parts = []
+    axes, dim = (["b", "g", "i", *space], ["g", "o", "i", *space]), x.dim(own.axis)
+    b, groups, parts = call.builder, call.value("groups"), []
+    weight = folds.in_groups(b, call.tidy(weight), 0, groups)
     for t in range(own.count(x.sizes[dim])):
         read = moves.take_dim(call.builder, x, dim, t * own.stride + own.dilation * np.arange(own.size))
-        made = call.contract([call.tidy(read), call.tidy(weight)], axes, ["b", "o"])
-        parts.append(moves.with_axes(made, range(2, 2 + count)))
+        made = call.contract([folds.in_groups(b, call.tidy(read), 1, groups), weight], axes, ["b", "g", "o"])
+        parts.append(moves.with_axes(folds.out_of_groups(b, made), range(2, 2 + count)))
     return joins.along_axis(call.builder, parts, own.axis)
 
 
