@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from helpers import Function, check_model, reasons
+from torch import Tensor
 
 from rules.cases import (
     CANDIDATE,
@@ -26,6 +27,27 @@ from rules.cases import (
 )
 
 randn = numbers(6)
+
+COMPLEX = torch.complex(randn(C + K, 3), randn(C + K, 3))
+
+
+def in_pairs(z: Tensor) -> Tensor:
+    return torch.view_as_real(z).flatten(1)
+
+
+def turned(x: Tensor, w: Tensor) -> Tensor:
+    """Every number times one of as many complex ones."""
+    return (x.to(w.dtype) + 1j) * w[:, 0]
+
+
+def recurrence(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """A history, then a target, by a state of complex numbers."""
+    events = torch.cat([c, k.unsqueeze(1)], 1).to(w.dtype) @ w[:4]
+    state, decay = torch.zeros_like(events[:, 0]), torch.polar(w[4].abs().neg().exp(), w[5].real)
+    for event in events.unbind(1):
+        state = decay * state + event
+    return state @ w[6:9].conj()
+
 
 EQUAL: dict[str, Equal] = {
     "linear": (lambda c, k, w: F.linear(both(c, k), w), ROWS, dict(w=W)),
@@ -97,6 +119,16 @@ EQUAL: dict[str, Equal] = {
         FIELDS,
         dict(w=randn(14, 5, 1), b=randn(14)),
     ),
+    "complex": (lambda c, k, w: in_pairs(turned(both(c, k), w) @ w), ROWS, dict(w=COMPLEX)),
+    "complex_recurrence": (lambda c, k, w: in_pairs(recurrence(c, k, w)), HISTORY, dict(w=COMPLEX)),
+    "complex_factors": (
+        lambda c, k, w: in_pairs(
+            torch.add(turned(c, w[:6]), turned(c, w[:6])[:, :1], alpha=2j)
+            + torch.addmm(w[0, :1], turned(k, w[:4]), w[:4], beta=1j).sum(1, keepdim=True) * 2j
+        ),
+        ROWS,
+        dict(w=COMPLEX),
+    ),
     "target_attention": (
         lambda c, k, w: (
             F.linear(torch.cat([k.unsqueeze(1).expand(-1, 6, -1), c, k.unsqueeze(1) - c, k.unsqueeze(1) * c], -1), w)
@@ -120,6 +152,12 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "linalg_vecdot",
         "sums over the rows",
         {},
+    ),
+    "conjugated": (
+        lambda c, k, w: in_pairs(torch.linalg.vecdot(turned(c[:, :4], w[:4]), turned(k, w[4:8])).unsqueeze(1)),
+        "linalg_vecdot",
+        "conjugates complex numbers",
+        dict(w=COMPLEX),
     ),
     "addr_of_rows": (
         lambda c, k, w: torch.addr(w[0, :1], c[:, 0], k[:, 0]) @ k,
@@ -151,6 +189,13 @@ def test_every_group_of_a_convolution_meets_its_own_channels():
     """Fields of width 5 to 2 numbers each, 4 of the context and 3 of the candidate."""
     model = Function(lambda c, k, w: F.conv1d(fields(c, k).flatten(1).unsqueeze(2), w, groups=7), w=randn(14, 5, 1))
     assert check_model(model.eval(), *FIELDS)["linear"].plan.cost.multiply_adds == (1000 * 3 + 4) * 5 * 2
+
+
+def test_a_candidate_meets_a_state_of_complex_numbers_once():
+    """Six events before it: the request's state is decayed and read once; what is read of an event is folded."""
+    model = Function(lambda c, k, w: in_pairs(recurrence(c, k, w)), w=COMPLEX)
+    full = check_model(model.eval(), *HISTORY)["full"]
+    assert full.plan.cost.multiply_adds <= 1000 * 4 * 3 + 200
 
 
 def test_a_layer_before_vecdot_is_folded_into_the_request():

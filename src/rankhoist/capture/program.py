@@ -54,7 +54,8 @@ class Weight:
     def fixed(self) -> bool:
         """No training changes it: whole numbers, plain attributes, masks; not a vector that a norm may keep."""
         kept_by_norm = self.in_state_dict and self.tensor.dim() < 2
-        return not self.tensor.is_floating_point() or not (self.trained or kept_by_norm)
+        exact = not (self.tensor.is_floating_point() or self.tensor.is_complex())
+        return exact or not (self.trained or kept_by_norm)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ from rankhoist.compiler.graph.lengths import Length, Sized
 from rankhoist.compiler.graph.node import Node, Rate, aten, join
 
 ROW = -1
-ARITHMETIC = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # dtypes of which sums are reordered
+ARITHMETIC = (  # dtypes of which sums are reordered
+    torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex128, torch.complex64,
+)  # fmt: skip
 EXACT = (0, 1, math.inf, -math.inf)  # numbers that are the same in every dtype
 Cell = tuple[int, ...]
 Extent = tuple[Sized, bool]  # size of an original axis: (number, times the row count?)
@@ -169,7 +171,7 @@ class Form:
 
     @property
     def arithmetic(self) -> bool:
-        """Whether sums and products of it may be reordered: floating numbers, neither exact nor complex."""
+        """Whether sums and products of it may be reordered: floating numbers, complex ones too, none that are exact."""
         return self.dtype in ARITHMETIC
 
     @property

@@ -52,7 +52,12 @@ class Known:
         if not self.values.numel() or not bool(self.sure.all()):
             return None
         first = self.values.flatten()[0]
-        return first.item() if bool((self.values == first).all()) else None
+        return real(first.item()) if bool((self.values == first).all()) else None
+
+
+def real(number: Any) -> Any:
+    """A number as it is written without an imaginary part, or None where it has one."""
+    return number if not isinstance(number, complex) else None if number.imag else number.real
 
 
 def known(evaluator: Evaluator, node: Node) -> Known | None:

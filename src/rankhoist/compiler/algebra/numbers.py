@@ -30,7 +30,7 @@ from rankhoist.compiler.algebra.forms import (
     cells,
     one_block,
 )
-from rankhoist.compiler.algebra.known import ANY, MASKING, NEITHER, Known, Signs, known, result
+from rankhoist.compiler.algebra.known import ANY, MASKING, NEITHER, Known, Signs, known, real, result
 from rankhoist.compiler.algebra.masks import BOTH, EITHER
 from rankhoist.compiler.algebra.values import Value
 from rankhoist.compiler.graph.lengths import varies
@@ -153,7 +153,7 @@ def _all_numbers(operation: Elementwise, known: Sequence[Any]) -> float | None:
         return None
     own = zip(operation.places, operation.forms, strict=True)
     given = operation.arguments(torch.tensor(known[place], dtype=form.dtype) for place, form in own)
-    result = operation.op(*given, **operation.kwargs).item()
+    result = real(operation.op(*given, **operation.kwargs).item())
     return result if result in EXACT or result in known else None
 
 

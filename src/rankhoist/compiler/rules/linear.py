@@ -125,16 +125,24 @@ def bilinear(call: Call) -> Product:
 
 def dot(call: Call) -> Product:
     """`x . y` of vectors."""
+    if call.name == "vdot":
+        _not_conjugated(call)
     return Product(call.forms(), (["k"], ["k"]), [])
 
 
 def vecdot(call: Call) -> Product:
     """`sum_d x_d y_d` along one axis, the others broadcast: a linear map of y, made of x."""
     x, y = call.forms("x", "y")
+    _not_conjugated(call)
     names = [f"b{i}" for i in range(max(len(x.layout), len(y.layout)))]
     gone = names[(x if len(x.layout) > len(y.layout) else y).place(call.value("dim"))]
     left, right = (names[len(names) - len(f.layout) :] for f in (x, y))
     return Product((x, y), (left, right), [n for n in names if n != gone])
+
+
+def _not_conjugated(call: Call) -> None:
+    if call.out.dtype.is_complex:
+        raise Decline("conjugates complex numbers")
 
 
 def outer(call: Call) -> Product:
@@ -144,7 +152,9 @@ def outer(call: Call) -> Product:
 
 def _onto(call: Call) -> Callable[[Form], Form]:
     """`beta * input + alpha * product`."""
-    onto, alpha, beta = call.form("self"), float(call.value("alpha")), float(call.value("beta"))
+    onto, (alpha, beta) = call.form("self"), (call.value(name) for name in ("alpha", "beta"))
+    if isinstance(alpha, complex) or isinstance(beta, complex):
+        raise Elsewhere("a factor is complex")
 
     def added(out: Form) -> Form:
         if onto.dtype == out.dtype and beta == 1:

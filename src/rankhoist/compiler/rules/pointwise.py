@@ -98,7 +98,10 @@ def negate(call: Call) -> Form:
 
 
 def _alpha(call: Call) -> float:
-    return float(call.value("alpha"))
+    alpha = call.value("alpha")
+    if isinstance(alpha, complex):
+        raise Elsewhere("a factor is complex")
+    return float(alpha)
 
 
 def multiply(call: Call) -> Form:
