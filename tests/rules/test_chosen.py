@@ -38,7 +38,8 @@ def assigned(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     y = F.linear(c[own], w).tanh()
     y = F.layer_norm(y.unsqueeze(0), [5]).squeeze(0) + y.softmax(-1) + y.view(-1, 5, 1).expand(-1, 5, 2).amax(2)
     z[own] = y
-    z[own] = z[own].amax(1, keepdim=True) + y
+    largest, places = z[own].max(1, keepdim=True)
+    z[own] = largest * places + y.topk(2, 1)[0].sum(1, keepdim=True) + y
     return scored(z, k)
 
 

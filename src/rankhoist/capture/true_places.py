@@ -42,7 +42,7 @@ def by_masks(graph: fx.Graph) -> None:
 def _mask(indices: Sequence[fx.Node | None]) -> tuple[int, fx.Node] | None:
     """The axis that a mask begins at, and the mask, of which these are all columns."""
     counted = [(i, _column(index)) for i, index in enumerate(indices) if index is not None]
-    at, first = counted[0]
+    at, first = counted[0] if counted else (0, None)
     if first is None or len(counted) != first.mask.meta["val"].dim():
         return None
     own = all(c == Column(first.mask, k) and i == at + k for k, (i, c) in enumerate(counted))

@@ -9,6 +9,7 @@ What is not chosen must not raise: ids there are 0, and what refuses some number
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -48,7 +49,7 @@ def mask_of(originals: OriginalOperators, value: Form) -> Mask:
     if value.rate.per_candidate:
         raise Decline(f"rows of {value.axes} are chosen by a mask that depends on the candidate")
     form = _folded(originals, value, len(value.layout))
-    return Mask(form, originals.node(form), _count(form, 0))
+    return Mask(form, originals.node(form), int(form.extents[0][0]))
 
 
 def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, value: Form, mask: Form) -> Chosen:
@@ -68,10 +69,7 @@ def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, valu
 
 def _folded(originals: OriginalOperators, value: Form, axes: int) -> Form:
     """With the first axes folded, places in one dim: `[rows, T, ...]` is `[(rows T), ...]`."""
-    sizes = [size for size, _ in value.extents[:axes]]
-    count = 1
-    for size in sizes:
-        count *= size
+    count = math.prod(size for size, _ in value.extents[:axes])
     if value.layout[0][:1] != (ROW,):
         raise Decline(f"a mask chooses from {value.axes}, whose rows are not first")
     folded = moves.ordered(folds.to_shape(originals.b, value, [(count, True), *value.extents[axes:]]))
@@ -87,17 +85,17 @@ def by_law(originals: OriginalOperators, law: ByLaw, node: fx.Node, args: Any, k
     if mask is None:
         return law(node, args, kwargs)
     own = originals.memo.chosen[mask.node.index]
-    axes = [axis for fake in flat(node.meta["val"]) if (axis := _axis(originals, fake, own)) is not None]
-    if len(axes) == len(flat(node.meta["val"])):
+    fakes = flat(node.meta["val"])
+    axes = [-1 if fake is None else _axis(originals, fake, own) for fake in fakes]
+    if None not in axes:
         try:
             with _as_all(originals, own, mask.count):
                 value, outcome = law(node, *(_all_rows(originals, node, given, own, mask) for given in (args, kwargs)))
         except Decline:  # of the operator as it is, which is not meant
             value, outcome = None, Outcome()
-        results = flat(value)
-        if outcome.law and all(v is None or _fits(v, axis, mask) for v, axis in zip(results, axes, strict=True)):
-            by = iter(axes)
-            chosen = [v if v is None else _chosen(originals, v, next(by), mask) for v in results]
+        results = list(zip(flat(value), axes, strict=True)) if outcome.law else []
+        if results and all(v is None or _fits(v, axis, mask) for v, axis in results):
+            chosen = [v if v is None else _chosen(originals, v, axis, mask) for v, axis in results]
             return (chosen if isinstance(value, list) else chosen[0]), outcome
     originals.remark, originals.conditions = "", []
     return law(node, args, kwargs)
@@ -160,18 +158,14 @@ def where(originals: OriginalOperators, mask: Form, axis: int, value: Form, othe
     return pointwise.elementwise(originals, op, (mask, value, other), {}, value.dtype)
 
 
-def _fits(value: Value, axis: int, mask: Mask) -> bool:
+def _fits(value: Value, axis: int | None, mask: Mask) -> bool:
     """Whether a result has a mask's places on an axis, and no other rows."""
-    if not isinstance(value, Form) or any(ROW in e for i, e in enumerate(value.layout) if i != axis):
+    if not isinstance(value, Form) or axis is None or any(ROW in e for i, e in enumerate(value.layout) if i != axis):
         return False
-    return value.layout[axis][:1] == (ROW,) and _count(value, axis) == mask.count
+    return value.layout[axis][:1] == (ROW,) and value.extents[axis] == (mask.count, True)
 
 
-def _count(value: Form, axis: int) -> int:
-    return int(value.extents[axis][0])
-
-
-def _chosen(originals: OriginalOperators, value: Form, axis: int, mask: Mask) -> Chosen:
+def _chosen(originals: OriginalOperators, value: Form, axis: Any, mask: Mask) -> Chosen:
     def made() -> Opaque:
         b = originals.b
         rows, chosen = originals.present(value, Rate.PAIR), originals.present(mask.form, Rate.PAIR)

@@ -96,6 +96,7 @@ class Chosen:
     mask: Mask
     made: Callable[[], Any]
     put_back: Callable[[Chosen, Form, Form], Form]
+    rate = Rate.PAIR
 
     def put(self, target: Form, mask: Form) -> Form:
         """`target` with these rows where the mask is true; declines where another one has chosen them."""
