@@ -103,3 +103,32 @@ def test_declines(name: str):
 def test_what_is_not_trained_has_no_mask():
     ones = torch.ones(40, 50)
     assert torch.equal(grouped(Drops().eval(), (ones, ones), context=["user"])(ones[:1], ones)[0], ones)
+
+
+class Largest(nn.Module):
+    """The largest of three numbers of which two are the user's, all scaled."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.user, self.item, self.of = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4)), of
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.of(torch.stack([user * self.user, user * self.user, item * self.item], 2))
+
+
+LARGEST: dict[str, Callable[[Tensor], Tensor]] = {
+    "amax": lambda x: x.amax(2),
+    "amin": lambda x: x.amin(2),
+    "max": lambda x: x.max(2).values,
+    "max_pool": lambda x: nn.functional.max_pool1d(x, 3).squeeze(2),
+    "adaptive_max_pool": lambda x: nn.functional.adaptive_max_pool1d(x, 1).squeeze(2),
+}
+
+
+@pytest.mark.parametrize("of", LARGEST)
+def test_equal_numbers_share_a_gradient_as_on_rows(of: str):
+    model, ones = Largest(LARGEST[of]).double(), torch.ones(6, 4, dtype=torch.float64)
+    step = grouped(model, (torch.randn_like(ones), torch.randn_like(ones)), context=["user"])
+    weights = [model.user, model.item]
+    expected = torch.autograd.grad(model(ones, ones).sum(), weights)
+    torch.testing.assert_close(torch.autograd.grad(step(ones[:1], ones).sum(), weights), expected)

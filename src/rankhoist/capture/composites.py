@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram, exported_program
 
 from rankhoist.capture.assignments import ASSIGNMENTS
-from rankhoist.capture.pooling import POOLING
+from rankhoist.capture.pooling import LARGEST, MEANS
 from rankhoist.capture.recurrent import of_any_length
 
 aten = torch.ops.aten
@@ -74,15 +74,18 @@ def few_prepared(program: ExportedProgram) -> Iterator[None]:
         yield
 
 
-def taken_apart(program: ExportedProgram, known: Container[Any]) -> ExportedProgram:
+def taken_apart(program: ExportedProgram, known: Container[Any], training: bool = False) -> ExportedProgram:
     """The program with every operator in its parts that has any and is not `known`; assignments to a part of a tensor
-    always are, and pooling that is another operator, as far as they can be.
+    always are, and pooling that is another operator, as far as they can be; while training it has to be in gradients,
+    too.
     """
+    always = ALWAYS if training else {**ALWAYS, **LARGEST}
+    own = {**OWN, **always}
     tried: dict[Any, Callable[..., Any]] = {}
     for _ in range(DEPTH):
         called = {n.target for n in program.graph.nodes if n.op == "call_function"}
-        unknown = {op for op in called if op in ALWAYS or op not in known}
-        table = {op: parts for op in unknown if (parts := _parts(op)) is not None}
+        unknown = {op for op in called if op in always or op not in known}
+        table = {op: parts for op in unknown if (parts := own.get(op) or _parts(op)) is not None}
         if table.keys() <= tried.keys():  # what is still there has no parts that fit in
             break
         program, tried = _taken(program, table) or program, table
@@ -113,9 +116,7 @@ def _tokens(program: ExportedProgram) -> int:
 
 
 def _parts(op: Any) -> Callable[..., Any] | None:
-    """What computes the operator by others."""
-    if op in OWN:
-        return OWN[op]
+    """What computes the operator by others, as torch has it."""
     composite = isinstance(op, torch._ops.OpOverload) and op._can_decompose() and not op.name().startswith(SIZES)
     if not composite and op not in SIMPLE:
         return None
@@ -183,9 +184,8 @@ def _instance_norm(
     return scaled if bias is None else scaled + bias.reshape(own)
 
 
-ALWAYS = {**ASSIGNMENTS, **POOLING}
+ALWAYS = {**ASSIGNMENTS, **MEANS}
 OWN: dict[Any, Callable[..., Any]] = {
-    **ALWAYS,
     aten.as_strided.default: _as_strided,
     aten.diagonal.default: _diagonal,
     aten.instance_norm.default: _instance_norm,

@@ -78,12 +78,16 @@ def _parts(x: Tensor, sizes: Sequence[int]) -> list[Any] | None:
     return [n // count for n, count in zip(lengths, sizes, strict=True)] if even else None
 
 
-POOLING: dict[Any, Callable[..., Any]] = {
+MEANS: dict[Any, Callable[..., Any]] = {
     aten.avg_pool1d.default: _average,
     aten.avg_pool2d.default: _average,
-    aten.max_pool1d.default: _maximum,
-    aten.max_pool2d.default: _maximum,
     aten.adaptive_avg_pool1d.default: _adaptive_average,
     aten.adaptive_avg_pool2d.default: _adaptive_average,
+}
+LARGEST: dict[
+    Any, Callable[..., Any]
+] = {  # of which one of several equal ones has all of the gradient: not in training
+    aten.max_pool1d.default: _maximum,
+    aten.max_pool2d.default: _maximum,
     aten.adaptive_max_pool1d.default: _adaptive_maximum,
 }

@@ -160,7 +160,7 @@ def capture(
         else:
             made = model  # type: ignore[assignment]
         ours = made is not model and not training  # others may use theirs on
-        functional = _functional(made, known, ours)
+        functional = _functional(made, known, ours, training)
     without_tokens(functional)
     by_their_names(functional)
     fill(functional.graph)
@@ -172,7 +172,7 @@ def capture(
 
 
 def _functional(
-    exported: torch.export.ExportedProgram, known: Container[Any] | None, ours: bool
+    exported: torch.export.ExportedProgram, known: Container[Any] | None, ours: bool, training: bool
 ) -> torch.export.ExportedProgram:  # fmt: skip
     """Without operators that write in place; whole ones stay whole, but those made of others that are not `known`."""
     try:
@@ -184,7 +184,7 @@ def _functional(
                 with of_any_length(), few_prepared(exported):
                     exported = exported.run_decompositions({})
             by_masks(exported.graph_module.graph)
-            return exported if known is None else taken_apart(exported, known)
+            return exported if known is None else taken_apart(exported, known, training)
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).strip()[:1500]}{_taken_names(exported)}"
         raise ExportError(f"torch cannot make the exported model functional: {text}") from error

@@ -47,6 +47,7 @@ class Law:
         blocks: the lowest level that allows it for blocks of different rates, None for none: where it does not, every
             operand is one tensor.
         orders: its rule is told of rows in another order; all others are given these as tensors.
+        ties: it shares a gradient otherwise among values that are equal: it is none while training.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Law:
     blocks: Level | None
     rule: Rule
     orders: bool = False
+    ties: bool = False
 
     def applied(self, call: Call) -> Value:
         """What its rule makes; one tensor is the first result, where the operator makes others that nobody reads."""

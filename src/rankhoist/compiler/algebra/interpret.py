@@ -259,6 +259,9 @@ class Interpreter:
             if not law.allowed(self.level, numbers):
                 outcome.declined[law.name] = f"level {law.level.name.lower()} and above"
                 continue
+            if law.ties and self.program.training:
+                outcome.declined[law.name] = "equal values would have another gradient"
+                continue
             try:
                 value = self._applied(law, node, args, kwargs, law.apart(self.level, numbers))
             except Decline as decline:

@@ -19,6 +19,7 @@ def law(
     blocks: Level | None = None,
     whole: bool = False,
     orders: bool = False,
+    ties: bool = False,
 ) -> list[Law]:
     """The rows of one law, from operator names: `{"relu view.default": rule}`.
 
@@ -27,10 +28,10 @@ def law(
         blocks: the lowest level that allows it for blocks of different rates (default: `level`); below, every operand
             is one tensor.
         whole: it always is.
-        orders: see `Law`.
+        orders, ties: see `Law`.
     """
     lowest = None if whole else blocks or level
-    return [Law(name, tuple(overloads(names)), level, lowest, rule, orders) for names, rule in rules.items()]
+    return [Law(name, tuple(overloads(names)), level, lowest, rule, orders, ties) for names, rule in rules.items()]
 
 
 def overloads(names: str) -> list[Any]:

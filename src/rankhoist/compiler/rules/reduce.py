@@ -94,7 +94,8 @@ def _along(call: Call, value: Form, dims: list[int]) -> Value:
 
 LAWS = [
     *law("sums", Level.REQUEST, {"sum": sum_, "mean": mean}, blocks=Level.LINEAR),
-    *law("largest of parts", Level.LINEAR, {"amax amin any all prod logsumexp": of_parts}),
+    *law("largest of parts", Level.LINEAR, {"any all prod logsumexp": of_parts}),
+    *law("largest of parts", Level.LINEAR, {"amax amin": of_parts}, ties=True),
     *law("one side alone", Level.REQUEST, {
         "log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin": along,
         "sort argsort topk kthvalue sum mean logsumexp any all prod": along,
