@@ -132,8 +132,8 @@ def dot(call: Call) -> Product:
 
 def vecdot(call: Call) -> Product:
     """`sum_d x_d y_d` along one axis, the others broadcast: a linear map of y, made of x."""
-    x, y = call.forms("x", "y")
     _not_conjugated(call)
+    x, y = call.forms("x", "y")
     names = [f"b{i}" for i in range(max(len(x.layout), len(y.layout)))]
     gone = names[(x if len(x.layout) > len(y.layout) else y).place(call.value("dim"))]
     left, right = (names[len(names) - len(f.layout) :] for f in (x, y))
