@@ -58,7 +58,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
         {},
     ),
     "fourier_over_rows": (
-        lambda c, k: torch.ops.aten._fft_c2c(torch.complex(k, c[:, :4]), [1, 0], 0, True).abs(),
+        lambda c, k: torch.ops.aten._fft_c2c(torch.complex(k, c[:, :4]), [0, 1], 0, True).abs(),
         "_fft_c2c",
         "over the rows: axis 0 of [rows, 4]",
         {},
