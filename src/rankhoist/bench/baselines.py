@@ -34,18 +34,23 @@ class Given:
     candidate: Tensors
     offsets: list[int]
 
+    @property
+    def request_offsets(self) -> list[int] | None:
+        """What a hoisted model is told of them; one request needs none."""
+        return self.offsets if len(self.offsets) > 2 else None
+
     def repeated(self) -> Tensors:
         """Context rows for every candidate of their request: a view where there is one request."""
         rows = self.offsets[-1]
-        if len(self.offsets) == 2:
+        if self.request_offsets is None:
             return {name: x.expand(rows, *x.shape[1:]) for name, x in self.context.items()}
         counts = torch.tensor(self.offsets).diff().to(next(iter(self.context.values())).device)
         return {name: x.repeat_interleave(counts, 0) for name, x in self.context.items()}
 
     def hoisted(self, model: Callable[..., Any]) -> Call:
         """A call of a hoisted model."""
-        offsets = self.offsets if len(self.offsets) > 2 else None
-        return partial(model, *self.case.arguments(self.context, self.candidate), request_offsets=offsets)
+        given = self.case.arguments(self.context, self.candidate)
+        return partial(model, *given, request_offsets=self.request_offsets)
 
 
 def eager(model: Callable[..., Any], given: Given, copied: bool = False) -> Call:

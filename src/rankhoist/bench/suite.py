@@ -232,8 +232,8 @@ class Subject:
     def _parts(self, given: Given) -> dict[str, Call]:
         """Both halves of a call of `full` apart."""
         prepare = partial(self.full.prepare, given.context, given.offsets[-1])
-        offsets = given.offsets if len(given.offsets) > 2 else None
-        return {"prepare": prepare, "score": partial(self.full.score, prepare(), given.candidate, offsets)}
+        score = partial(self.full.score, prepare(), given.candidate, given.request_offsets)
+        return {"prepare": prepare, "score": score}
 
     def _floors(self, cell: Cell, plan: Plan) -> dict[str, Call]:
         dtype, device = self.settings.dtype, torch.device(self.settings.device)
