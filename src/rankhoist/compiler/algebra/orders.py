@@ -110,3 +110,8 @@ class Chosen:
     def tensor(self) -> Any:
         """Over all rows, which is computed if anybody reads it: as long as the mask has true places."""
         return self.made()
+
+
+def as_tensor(value: InOrder | Chosen) -> Any:
+    """The same as whoever knows of no order is given it."""
+    return value.tensor if isinstance(value, Chosen) else value.form

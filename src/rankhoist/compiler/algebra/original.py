@@ -23,7 +23,7 @@ from rankhoist.compiler.algebra.bags import Bounds, Ragged, Totals
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Extent, Form, plain, row_layout, shape_text
 from rankhoist.compiler.algebra.infer import inferred, operand
-from rankhoist.compiler.algebra.orders import Chosen, InOrder, RowNumber
+from rankhoist.compiler.algebra.orders import Chosen, InOrder, RowNumber, as_tensor
 from rankhoist.compiler.algebra.values import Opaque, Promise, TensorValue, Value, forms_in, without_rows
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.lengths import Sized, quotient, sized, varies
@@ -126,7 +126,7 @@ class OriginalOperators(Evaluator):
         if isinstance(value, Opaque):
             return value.node
         if isinstance(value, InOrder | Chosen):
-            return self.present(value.tensor if isinstance(value, Chosen) else value.form, rate)
+            return self.present(as_tensor(value), rate)
         if isinstance(value, RowNumber):
             end = Size(self.program.rows * value.step)
             kwargs = {"dtype": value.dtype, "device": self.program.device}

@@ -16,7 +16,7 @@ from torch import fx
 from rankhoist.capture.operators import draws
 from rankhoist.compiler.algebra.forms import Form, plain
 from rankhoist.compiler.algebra.memo import Outcome
-from rankhoist.compiler.algebra.orders import Chosen, InOrder, Permutation, Permuted, RowNumber
+from rankhoist.compiler.algebra.orders import Chosen, InOrder, Permutation, Permuted, RowNumber, as_tensor
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import TensorValue, Value, as_form, flat, mapped, tensors_in
 from rankhoist.compiler.graph.node import Rate, aten
@@ -47,7 +47,7 @@ def order(
 
 def as_tensors(value: Any) -> Any:
     """Arguments with tensors in place of orders, of rows in one, and of those that a mask chooses."""
-    return mapped(value, InOrder | Chosen, lambda v: v.tensor if isinstance(v, Chosen) else v.form)
+    return mapped(value, InOrder | Chosen, as_tensor)
 
 
 def by_law(law: ByLaw, node: fx.Node, args: Any, kwargs: Any) -> tuple[Value, Outcome]:
