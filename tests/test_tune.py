@@ -126,6 +126,20 @@ def test_where_nothing_is_faster_the_original_is_used(hoisted, clock):
     assert point.won.name == "the original"
 
 
+@pytest.mark.parametrize("milliseconds, wins", [(0.98, False), (0.96, True)])
+def test_a_plan_is_to_be_clearly_faster_than_the_fastest_original(hoisted, clock, monkeypatch, milliseconds, wins):
+    original, plan = hoisted.plans.original, 1
+    takes = {Way(original, "another"): 1.0, Way(plan, "eager"): milliseconds}
+    told = lambda calls, *args, **kwargs: {key: Timing(takes.get(key, 2.0), 0.5, 3.0, 5) for key in calls}  # noqa: E731
+    monkeypatch.setattr(tune, "interleaved", told)
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "another": backends.BACKENDS["eager"]})
+    monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "another"])
+    hoisted.tune(candidates=[50])
+    (point,) = hoisted.report().tuning.points
+    assert hoisted.plans.ranges.at(50, 1) == (Way(plan, "eager") if wins else Way(original, "another"))
+    assert {(original, "eager"), (original, "another")} <= {(t.plan, t.backend) for t in point.trials if not t.problem}
+
+
 def test_what_differs_or_fails_never_wins(hoisted, clock, monkeypatch):
     monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "wrong": wrong, "refuses": refuses})
     monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "wrong", "refuses"])

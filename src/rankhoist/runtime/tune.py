@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -39,7 +39,7 @@ HOPELESS = 4.0  # times the fastest in a few calls: not timed any further
 FEW = 3
 NEARLY = 1.1  # times the fastest plan by the first backend: what other backends are tried with
 FINALISTS = 4  # beside the original
-GAIN = 0.97  # of the best time by the first backend on all rows: what another way must stay under
+GAIN = 0.97  # of the time of what is simpler, the first backend on all rows, or safer, the original: to be below
 CHUNKS = (64, 128, 256, 512)  # rows at a time
 NEAR = 2.0  # times the fastest: what is tried on some rows at a time
 
@@ -201,19 +201,29 @@ class _Calls:
         return known | {key: t.median / 1e3 for key, t in self._times.items()}
 
     def finalists(self) -> list[Way]:
-        """The fastest so far, and the original."""
+        """The fastest so far, and the original: as it is, and by its fastest way."""
         known = self._known()
-        chosen = sorted(known, key=known.__getitem__)[:FINALISTS]
-        return [*chosen, *(key for key in known if key == self._original and key not in chosen)]
+        chosen = sorted(known, key=known.__getitem__)
+        original = self._ways_of_the_original(chosen)
+        as_it_is = [key for key in original if key == self._original]
+        return list(dict.fromkeys([*chosen[:FINALISTS], *original[:1], *as_it_is]))
+
+    def _ways_of_the_original(self, keys: Iterable[Way]) -> list[Way]:
+        return [key for key in keys if self._original is not None and key.plan == self._original.plan]
 
     def winner(self) -> Way:
-        """The fastest; another way than by the first backend on all rows where it is clearly faster."""
+        """The fastest; what is not by the first backend on all rows, or not the original's fastest way, where it is
+        clearly faster than these.
+        """
         if not self._times:
             found = "; ".join(dict.fromkeys(self._problems.values()))
             raise VerificationError(f"no plan computes {self} as the original does ({found}): please report it")
         simple = {key: key == Way(key.plan, self.first) for key in self._times}
         handicapped = {key: t.median if simple[key] else t.median / GAIN for key, t in self._times.items()}
-        return min(handicapped, key=handicapped.__getitem__)
+        fastest = min(handicapped, key=handicapped.__getitem__)
+        original = min(self._ways_of_the_original(handicapped), key=handicapped.__getitem__, default=fastest)
+        clearly = self._times[fastest].median <= GAIN * self._times[original].median
+        return fastest if clearly else original
 
     def point(self) -> Point:
         """All of it as data, the winner first."""
