@@ -124,7 +124,7 @@ def test_weights_are_updated_in_a_loaded_model(hoisted, path):
         model.update_weights(state)
     assert_scores_alike(loaded, new, ranker_inputs)
     assert not identical(loaded(*ranker_inputs(1, 3)), load(path)(*ranker_inputs(1, 3)))
-    with pytest.raises(WeightsError, match="'order' selects positions"):
+    with pytest.raises(WeightsError, match="'order' decides what is computed"):
         loaded.update_weights(state | {"order": torch.arange(6)})
 
 

@@ -261,7 +261,7 @@ def test_an_index_that_the_plan_was_made_from_must_not_change():
     model.order.copy_(model.order.clone())  # written, and the same
     step(users[:3], items, request_offsets=OFFSETS)
     model.order.copy_(torch.arange(4))
-    with pytest.raises(WeightsError, match="'order' selects positions"):
+    with pytest.raises(WeightsError, match="'order' decides what is computed"):
         step(users[:3], items, request_offsets=OFFSETS)
 
 

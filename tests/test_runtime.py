@@ -345,7 +345,7 @@ def test_weights_that_do_not_fit_change_nothing(model, program):
         hoisted.update_weights({k: v for k, v in state.items() if k != "out.bias"})
     with pytest.raises(WeightsError, match=r"'out.bias' has shape \[2\], expected \[1\]"):
         hoisted.update_weights(state | {"out.bias": torch.zeros(2)})
-    with pytest.raises(WeightsError, match="'order' selects positions"):
+    with pytest.raises(WeightsError, match="'order' decides what is computed"):
         hoisted.update_weights(state | {"order": torch.arange(16)})
     assert_equal(hoisted(*inputs(1, 4)), before)
 

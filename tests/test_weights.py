@@ -36,7 +36,7 @@ def test_new_values_come_in_the_dtype_of_the_old():
     [
         ({}, "the state dict lacks 2 weights: w, order"),
         (NEW | {"w": torch.ones(3)}, "weight 'w' has shape [3], expected [2, 3]"),
-        (NEW | {"order": torch.zeros(3).long()}, "'order' selects positions, which the plan is made for"),
+        (NEW | {"order": torch.zeros(3).long()}, "'order' decides what is computed, and the plan is made for it"),
     ],
 )
 def test_what_does_not_fit_is_said(given, message):

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.asked import Asked
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
@@ -104,7 +105,7 @@ def exported(
     for strict in (False, True):
         try:
             own = _no_own_gradients() if training else contextlib.nullcontext()
-            with _quiet(), own, of_any_length(), contextlib.nullcontext() if strict else _symbolic():
+            with _quiet(), own, of_any_length(), contextlib.nullcontext() if strict else _symbolic(model, training):
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
         except Exception as error:
             errors.append(error)
@@ -142,9 +143,11 @@ def _no_own_gradients() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _symbolic() -> Iterator[None]:
-    """With functions of torch that would fix the number of rows in other words, and checks of data as assertions."""
-    with EvenParts(), OtherWords(), Stated():
+def _symbolic(model: nn.Module, training: bool) -> Iterator[None]:
+    """With functions of torch that would fix the number of rows in other words, checks of data as assertions, and the
+    values of weights where Python asks for them.
+    """
+    with EvenParts(), OtherWords(), Asked(model, training), Stated():
         yield
 
 

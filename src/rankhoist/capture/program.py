@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import onnx
+from rankhoist.capture.asked import asked
 from rankhoist.capture.bags import MODEL, BagNames
 from rankhoist.capture.checks import check_operators, check_outputs, check_states, mutated
 from rankhoist.capture.composites import few_prepared, is_functional, taken_apart
@@ -84,6 +85,7 @@ class Program:
         packs: how leaves of a call are made of jagged inputs.
         bags: the placeholders of a jagged input's lengths and columns -> the name of what a stage reads there.
         lengths: the symbols of axes that vary, and what plans take them for: what the example has.
+        asked: placeholders of the weights whose values the model's own Python asked for.
         wider: the program as it was captured, where this one leaves out what nobody reads.
     """
 
@@ -107,6 +109,7 @@ class Program:
     packs: tuple[Pack, ...] = ()
     bags: dict[str, str] = field(default_factory=dict)
     lengths: dict[sympy.Symbol, int] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
     wider: Program | None = None
     narrower: list[Program] = field(default_factory=list, init=False, repr=False, compare=False)  # once it is made
 
@@ -154,7 +157,7 @@ def capture(
         raise InputError(f"{said} the module itself, not a program that is exported already: that has its own axes")
     else:
         call = of_exported(model)
-    with kept(model, call.bound, opaque) as calls:
+    with kept(model, call.bound, opaque) as calls, asked() as names:
         if isinstance(model, nn.Module) and call.bound is not None:
             made = exported(model, call.bound, training, call.jagged, call.varying)
         else:
@@ -168,7 +171,8 @@ def capture(
         leave_out_empty(functional.graph)
     program = _program(functional, call, (context, item), training)
     modules = {path: model.get_submodule(path) for path in opaque} if isinstance(model, nn.Module) else {}
-    return replace(program, opaque=calls, modules=modules)
+    held = frozenset(p for p, w in program.weights.items() if w.name in names)
+    return replace(program, opaque=calls, modules=modules, asked=held)
 
 
 def _functional(

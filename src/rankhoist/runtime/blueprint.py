@@ -26,7 +26,7 @@ class Blueprint:
         plans: the plans in numbers, and where each is used.
         with_store: the same for plans of calls whose items have a store; None where no input is marked as the item's.
         stages: the plans as graphs, in the dtype and on the device of the interface.
-        pinned: placeholders of the buffers that the plans were made from (indices, masks).
+        pinned: placeholders of the weights that the plans were made from (indices, masks, what its Python asked).
         report: makes the report.
         program: the captured program; None where the model was loaded from a file, which does not hold it.
         opaque: calls of modules that are kept as they are, by name.
@@ -68,5 +68,6 @@ class Blueprint:
         conditions, checks = ([getattr(p, name) for p in plans.plans] for name in ("condition", "check"))
         stages = emit(own, b.constants, program.rows, program.training, stored, conditions, checks)
         pinned = frozenset(name for plan in (*plans.plans, *others) for name in plan.interpreter.memo.pinned)
+        pinned |= program.asked
         report, kept = partial(make_report, plans, with_store), (program.opaque, program.modules)
         return Blueprint(program.interface, plans, stages, pinned, report, program, with_store, *kept)

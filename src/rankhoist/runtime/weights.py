@@ -102,6 +102,8 @@ def renewed(
             raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
         new = new.to(device=old.device, dtype=old.dtype)
         if placeholder in pinned and not torch.equal(new, old):
-            raise WeightsError(f"{name!r} selects positions, which the plan is made for; hoist the new model instead")
+            raise WeightsError(
+                f"{name!r} decides what is computed, and the plan is made for it; hoist the new model instead"
+            )
         result[placeholder] = new
     return result

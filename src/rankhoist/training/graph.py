@@ -124,7 +124,9 @@ class Graph:
                 continue
             if not torch.equal(tensor, snapshot):
                 _, name = self.places[placeholder]
-                raise WeightsError(f"{name!r} selects positions, which the plan is made for; group the model anew")
+                raise WeightsError(
+                    f"{name!r} decides what is computed, and the plan is made for it; group the model anew"
+                )
             self.seen[placeholder] = tensor, tensor._version
 
 
