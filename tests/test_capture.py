@@ -284,6 +284,15 @@ def test_random_numbers_are_refused_by_module():
         hoist(Model().eval(), rows(), context=["user"])
 
 
+def test_a_generator_is_refused():
+    class Seeded(nn.Module):
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return (user + torch.randn(3, generator=torch.Generator().manual_seed(0))) * item[:, :1]
+
+    with pytest.raises(UnsupportedModelError, match="a Generator, .* draws random numbers"):
+        hoist(Seeded().eval(), rows(), context=["user"])
+
+
 def test_control_flow_on_data_is_refused_by_module():
     class Branch(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,27 @@ def test_points_that_are_rows_may_be_any_number(name: str):
         )
 
 
+WRITTEN = {
+    "cat": lambda a, b, w: w @ torch.cat([a, b]),
+    "axis": lambda a, b, w: (torch.concat([a[:, None], b[:, None], w[:4, :2]], axis=-1) ** 2).sum(1),
+    "hstack": lambda a, b, w: w @ torch.hstack([a, b]).tanh(),
+    "columns": lambda a, b, w: torch.hstack([a[:, None], b[:, None]]).prod(1),
+    "norm": lambda a, b, w: F.layer_norm(torch.stack([a, b]), (4,), w[0, :4], w[1, :4], 1e-3).prod(0),
+    "plain norm": lambda a, b, w: F.layer_norm(torch.outer(a, b), (4, 4)),
+    "products": lambda a, b, w: torch.mv(w[:, :4], a) * (w[:, 4:] @ b) + torch.outer(a, b).matmul(b)[:1],
+    "kinds": lambda a, b, w: w @ torch.concatenate([a > 0, b]),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_models_written_for_one_row(name: str):
+    """`vmap` joins tensors in a way that fixes the number of rows."""
+    model = Function(lambda c, k, w: torch.vmap(lambda a, b: WRITTEN[name](a, b, w))(c, k), w=W).eval()
+    models = check_model(model, CONTEXT, CANDIDATE)
+    if name == "cat":
+        assert models["full"].plan.cost.multiply_adds == 1000 * 5 * 4 + 5 * 4
+
+
 class Encoder(nn.Module):
     """Its number of rows is Python's own, so it is read by the exporter that reads bytecode."""
 

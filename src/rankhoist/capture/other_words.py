@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rankhoist.capture.one_row import mapped
+
 
 class OtherWords(TorchFunctionMode):
     """While a model is exported."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return WORDS.get(func, func)(*args, **(kwargs or {}))
+        return WORDS.get(func, mapped(func, args, kwargs))(*args, **(kwargs or {}))
 
 
 def _combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> Tensor:

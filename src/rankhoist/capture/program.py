@@ -283,9 +283,9 @@ def _program(exported: torch.export.ExportedProgram, given: Example, sides: Any,
 def _weight(exported: torch.export.ExportedProgram, spec: Any, own: str, written: bool) -> Weight:
     """By its `own` name, that in the model."""
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-        raise UnsupportedModelError(
-            f"the exported program takes an input of kind {spec.kind}; only tensors can be hoisted"
-        )
+        kind = type(exported.constants.get(spec.target, spec)).__name__
+        draws = ": it draws random numbers, so equal scores have no meaning" if kind == "Generator" else ""
+        raise UnsupportedModelError(f"the model has a {kind}, {own!r}, and only tensors can be hoisted{draws}")
     name = spec.target
     if name in exported.state_dict:
         trained = spec.kind is InputKind.PARAMETER or written
