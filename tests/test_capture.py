@@ -289,7 +289,7 @@ def test_a_generator_is_refused():
         def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
             return (user + torch.randn(3, generator=torch.Generator().manual_seed(0))) * item[:, :1]
 
-    with pytest.raises(UnsupportedModelError, match="a Generator, .* draws random numbers"):
+    with pytest.raises(UnsupportedModelError, match=r"a Generator, .* draws random numbers"):
         hoist(Seeded().eval(), rows(), context=["user"])
 
 

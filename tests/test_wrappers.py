@@ -14,7 +14,7 @@ from torch import nn
 
 import rankhoist
 from rankhoist import hoist
-from rankhoist.errors import ExportError, InputError, TrainingModeError, UnsupportedModelError
+from rankhoist.errors import CaptureError, ExportError, InputError, TrainingModeError, UnsupportedModelError
 
 
 class Ranker(nn.Module):
@@ -57,6 +57,45 @@ def test_what_is_wrapped_is_hoisted_under_its_own_names(how: str):
     assert (
         hoisted.plan.cost.multiply_adds < hoist(model, ROWS, context=["user"], level="expand").plan.cost.multiply_adds
     )
+
+
+class Scorer(Ranker):
+    """Its scores are what `predict` makes of `forward`, for its author calls that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.half = nn.Buffer(torch.tensor(0.25)), torch.tensor(0.5)
+
+    def predict(self, user: torch.Tensor, item: torch.Tensor, add: bool = True) -> torch.Tensor:
+        scores = torch.sigmoid(self(user, item)) * self.half
+        return scores + self.shift if add else scores
+
+
+def test_a_method_of_a_model_is_hoisted_verified_and_updated():
+    model, other = Scorer().eval(), Scorer().eval()
+    for args in ((), (False,)):
+        hoisted = hoist(model.predict, (*ROWS, *args), context=["user"])
+        assert_equal(hoisted(CONTEXT, CANDIDATES, *args), model.predict(CONTEXT.expand(9), CANDIDATES, *args))
+        assert hoisted.state_dict().keys() == model.state_dict().keys()
+        assert rankhoist.verify(hoisted, model.predict, candidates=(7,)).passed
+        assert args or not rankhoist.verify(hoisted, model, candidates=(7,)).passed
+        hoisted.update_weights(other.state_dict())
+        assert_equal(hoisted(CONTEXT, CANDIDATES, *args), other.predict(CONTEXT.expand(9), CANDIDATES, *args))
+    with pytest.raises(TrainingModeError, match=r"layers"):
+        hoist(model.train().predict, ROWS, context=["user"])
+    with pytest.raises(CaptureError, match="a module is trained, not a method of one"):
+        rankhoist.grouped(model.predict, ROWS, context=["user"])
+
+
+@pytest.mark.parametrize("no_model", [Ranker, lambda user, item: user * item, None, torch.sigmoid])
+def test_what_is_no_model_is_refused(no_model: Any):
+    hoisted = hoist(Ranker().eval(), ROWS, context=["user"])
+    calls = [hoist, rankhoist.grouped, lambda model, *args, **kwargs: rankhoist.verify(hoisted, model)]
+    for call in calls:
+        with pytest.raises(
+            CaptureError, match=r"a model is a module, a method of one, .* not a (type|function|None|built)"
+        ):
+            call(no_model, ROWS, context=["user"])
 
 
 def exported(model: nn.Module) -> nn.Module:

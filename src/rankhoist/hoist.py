@@ -7,10 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
-from rankhoist.capture import BagNames, Context, Dynamic, Program, capture
+from rankhoist.capture import BagNames, Context, Dynamic, Model, Program, capture
 from rankhoist.compiler.algebra.workload import Workload, parse_level
 from rankhoist.compiler.plan import Task, make_plans, plans_with_store, safe_plan, watched
 from rankhoist.compiler.rules import all_rules, check_names
@@ -22,7 +19,7 @@ from rankhoist.runtime import HoistedModel
 
 
 def hoist(
-    model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str],
+    model: Model | str | os.PathLike[str],
     example: Any,
     *,
     context: Context,
@@ -41,7 +38,8 @@ def hoist(
     """An equal model that computes context work once per request.
 
     Args:
-        model: a module in eval mode, an exported program, or the path of a `.pt2` archive of one or of an ONNX file.
+        model: a module in eval mode, or a method of one (`model.predict`), an exported program, or the path of a `.pt2`
+            archive of one or of an ONNX file.
         example: the tuple of positional inputs (or the dict of keyword inputs), rows on axis 0 of every tensor;
             None for a file, which has one or says what one is like.
         context: names or globs of the inputs that belong to the request; for a packed input `[rows, columns]` a mapping

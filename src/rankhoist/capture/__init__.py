@@ -5,10 +5,10 @@ from rankhoist.capture.inputs import Constant, Context, InputSpec, Split
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.jagged import Jagged
 from rankhoist.capture.opaque import OPAQUE, OpaqueCall
-from rankhoist.capture.program import Program, capture
+from rankhoist.capture.program import Model, Program, capture
 from rankhoist.capture.varying import Dynamic, Varying
 
 __all__ = [
-    "OPAQUE", "BagNames", "Constant", "Context", "Dynamic", "InputSpec", "Interface", "Jagged", "OpaqueCall", "Program",
-    "Split", "Varying", "capture",
+    "OPAQUE", "BagNames", "Constant", "Context", "Dynamic", "InputSpec", "Interface", "Jagged", "Model", "OpaqueCall",
+    "Program", "Split", "Varying", "capture",
 ]  # fmt: skip

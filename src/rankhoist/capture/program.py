@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from rankhoist.capture.users import jagged_users, plain_users
 from rankhoist.capture.varying import Dynamic
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.errors import CaptureError, CarriedDataWarning, ExportError, InputError, UnsupportedModelError
+
+Model = nn.Module | Callable[..., Any] | torch.export.ExportedProgram  # what is called is a method of a module
 
 
 @dataclass(frozen=True)
@@ -129,19 +131,20 @@ class Program:
 
 
 def capture(
-    model: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str], example: Any, context: Context,
+    model: Model | str | os.PathLike[str], example: Any, context: Context,
     known: Container[Any] | None = None, training: bool = False, item: Context | None = None,
     opaque: Sequence[str] = (), jagged: BagNames | None = None, dynamic: Dynamic | None = None,
 ) -> Program:  # fmt: skip
     """Export `model` once, with a symbolic row count, and make the graph functional.
 
     Operators that are made of others are taken apart, but those that are `known` (None: all are). Of a wrapper, it is
-    the model inside; of a TorchScript module, what torch's own converter makes of it. A model that is to be trained
-    (`training`) is captured with every module in the mode that it is in. Modules at the paths `opaque` are kept as they
-    are.
+    the model inside; of a method of a module, what that computes; of a TorchScript module, what torch's own converter
+    makes of it. A model that is to be trained (`training`) is captured with every module in the mode that it is in.
+    Modules at the paths `opaque` are kept as they are.
 
     Raises:
         TrainingModeError: a module is in training mode.
+        CaptureError: the model is none.
         InputError: the example does not fit the model, or its row counts differ.
         ContextError: `context` or `item` names inputs or columns that do not exist, or all of them, or both the same.
         ExportError: `torch.export` refuses the model, or cannot make it functional.
@@ -149,7 +152,7 @@ def capture(
     """
     if isinstance(model, str | os.PathLike):
         model, example = _load(Path(model), example)
-    if isinstance(model, nn.Module):
+    if not isinstance(model, torch.export.ExportedProgram):
         model = unwrapped(model)
         call = of_module(model, example, training, bool(opaque), jagged or {}, dynamic or {})
     elif jagged or dynamic:

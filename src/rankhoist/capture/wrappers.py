@@ -1,22 +1,50 @@
-"""Models inside of others: wrappers are taken off, quantised modules refused by name."""
+"""Models inside of others: wrappers are taken off, methods are modules, quantised modules refused by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MethodType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from rankhoist.errors import UnsupportedModelError
+from rankhoist.errors import CaptureError, UnsupportedModelError
 
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
 PREFIXES = ("_orig_mod.", "module.")
 PACKED = "torch.ao.nn.quantized"
+PARTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that a wrapper calls: of `torch.compile`, `DataParallel` and the like."""
+class Method(nn.Module):
+    """A method of a module, as a module with the same parts and weights, by the same names."""
+
+    def __init__(self, method: MethodType) -> None:
+        super().__init__()
+        for part in PARTS:  # the dicts themselves, for whoever exchanges a weight
+            self.__dict__[part] = getattr(method.__self__, part)
+        self.forward = method
+
+
+def unwrapped(model: Any) -> nn.Module:
+    """The model that a wrapper calls, of `torch.compile`, `DataParallel` and the like; of a method, one that calls it.
+
+    Raises:
+        CaptureError: it is neither.
+    """
+    if isinstance(model, MethodType) and isinstance(model.__self__, nn.Module):
+        return Method(model)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"a model is a module, a method of one, an exported program or a file, not a {type(model).__name__}: put "
+            "what it computes into the forward of a torch.nn.Module that has the weights"
+        )
+    return _inside(model)
+
+
+def _inside(model: nn.Module) -> nn.Module:
     while True:
         inside = getattr(model, "module" if isinstance(model, WRAPPERS) else "_orig_mod", None)
         if not isinstance(inside, nn.Module):

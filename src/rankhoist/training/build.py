@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Context, Dynamic, capture
 from rankhoist.capture.bags import BagNames
-from rankhoist.capture.wrappers import unwrapped
+from rankhoist.capture.wrappers import Method, unwrapped
 from rankhoist.compiler.algebra.workload import Level, Workload, parse_level
 from rankhoist.compiler.plan import Task, make_plan, single
 from rankhoist.compiler.rules import all_rules
@@ -62,12 +62,15 @@ def grouped(
     """
     if dropout not in DROPOUT:
         raise CaptureError(f"unknown dropout {dropout!r}; it is drawn per one of {', '.join(DROPOUT)}")
+    model = unwrapped(model)
+    if isinstance(model, Method):
+        raise CaptureError("a module is trained, not a method of one: make a module whose forward calls it")
     _check_statistics(model)
     build = Build(
         example, dict(context=context, item=item, jagged=jagged, dynamic=dynamic), parse_level(level),
         workload or USUAL, dropout, _floating(model).dtype,
     )  # fmt: skip
-    made = GroupedModel(unwrapped(model), build)
+    made = GroupedModel(model, build)
     made.graph  # noqa: B018 - what cannot be captured is refused now
     return made
 

@@ -73,8 +73,8 @@ def verify(
     must be equal to 1e-10; in its own dtype its error may be twice the original's own.
 
     Args:
-        model: the original: the module, the exported program, or the path of a `.pt2` archive or an ONNX file, which
-            ONNX Runtime runs.
+        model: the original: the module, or the method of one, the exported program, or the path of a `.pt2` archive or
+            an ONNX file, which ONNX Runtime runs.
         inputs: example inputs to draw rows from, as `hoist` takes them (default: the hoisted model's `example`), or a
             number of trials.
         trials: batches per pair of sizes.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import Interface, Program, onnx
+from rankhoist.capture import Interface, Model, Program, onnx
 from rankhoist.capture.checks import in_training_mode
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level
@@ -29,7 +29,7 @@ from rankhoist.runtime.retarget import SHORTER, dtypes, retargeted
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
 
-Original = nn.Module | torch.export.ExportedProgram | str | os.PathLike[str]
+Original = Model | str | os.PathLike[str]
 Run = Callable[[Batch], Outputs]
 
 MODEL = "model in float64"
