@@ -7,6 +7,7 @@ other sizes are fixed. That no row of a result reads another row is the word of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,51 +163,57 @@ def _observed(
     model: nn.Module, bound: inspect.BoundArguments, modules: Mapping[str, nn.Module]
 ) -> dict[str, OpaqueCall]:
     """Every call of the modules, in one run of the model over `ROWS` rows."""
-    from torch.utils.flop_counter import FlopCounterMode  # here, for it imports Triton where that is installed
-
-    calls: dict[str, OpaqueCall] = {}
-    counters: dict[str, FlopCounterMode] = {}
-    hooks = []
 
     def repeated(leaf: Any) -> Any:
         return leaf[torch.arange(ROWS, device=leaf.device) % len(leaf)] if isinstance(leaf, Tensor) else leaf
 
-    def before(path: str) -> Any:
-        def start(module: nn.Module, args: Any, kwargs: Any) -> None:
-            counters[path] = FlopCounterMode(display=False)
-            counters[path].__enter__()
-
-        return start
-
-    def after(path: str) -> Any:
-        def end(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            counters[path].__exit__(None, None, None)
-            work = counters[path].get_total_flops() // 2 // ROWS
-            number = sum(call.module == path for call in calls.values())
-            calls[f"{path}:{number}"] = _call(path, module, (args, kwargs), result, work)
-
-        return end
-
-    for path, module in modules.items():
-        hooks += [
-            module.register_forward_pre_hook(before(path), with_kwargs=True),
-            module.register_forward_hook(after(path), with_kwargs=True),
-        ]
     args, kwargs = pytree.tree_map(repeated, (bound.args, bound.kwargs))
+    observer = _Observer()
     try:
-        with torch.no_grad():
+        with observer.of(modules), torch.no_grad():
             model(*args, **kwargs)
     except CaptureError:
         raise
     except Exception as error:
         raise CaptureError(f"the model fails on rows of its example: {type(error).__name__}: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    unused = [path for path in modules if all(call.module != path for call in calls.values())]
+    unused = [path for path in modules if all(call.module != path for call in observer.calls.values())]
     if unused:
         raise CaptureError(f"opaque names {unused[0]!r}, which the model does not call")
-    return calls
+    return observer.calls
+
+
+class _Observer:
+    """Notes what modules are given and return, and the work that they do."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, OpaqueCall] = {}
+        self._counters: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def of(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        hooks = []
+        for path, module in modules.items():
+            hooks += [
+                module.register_forward_pre_hook(functools.partial(self._begins, path), with_kwargs=True),
+                module.register_forward_hook(functools.partial(self._ends, path), with_kwargs=True),
+            ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begins(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        from torch.utils.flop_counter import FlopCounterMode  # here, for it imports Triton where that is installed
+
+        self._counters[path] = FlopCounterMode(display=False)
+        self._counters[path].__enter__()
+
+    def _ends(self, path: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        self._counters[path].__exit__(None, None, None)
+        work = self._counters[path].get_total_flops() // 2 // ROWS
+        number = sum(call.module == path for call in self.calls.values())
+        self.calls[f"{path}:{number}"] = _call(path, module, (args, kwargs), result, work)
 
 
 def _call(path: str, module: nn.Module, given: Any, returned: Any, work: int) -> OpaqueCall:
