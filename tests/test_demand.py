@@ -41,6 +41,7 @@ class Model(nn.Module):
         self.tokens = nn.Linear(T, T)
         self.flat = nn.Linear(T * D, 4)
         self.over_three, self.steps = nn.Conv1d(D, D, 3, padding=1), nn.Conv1d(D, D, 2, stride=2, dilation=2, groups=2)
+        self.last_two, self.fixed = nn.Conv1d(D, D, 2, dilation=2), nn.BatchNorm1d(D)
         self.double().eval()
 
     def forward(self, user: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +107,16 @@ NARROWED: dict[str, tuple[Callable[[Model, Tensor], Tensor], float]] = {
     "convolved": (lambda m, x: m.over_three(m.one(x).mT)[..., 2:4], 2 / 3),
     "convolved_ends": (lambda m, x: m.over_three(m.one(x).mT)[:, 1:3, -1] + m.over_three(m.two(x).mT)[:, :2, 0], 1 / 3),
     "convolved_apart": (lambda m, x: m.steps(m.one(x).mT)[..., 1], 1 / 2),
+    "moved": (lambda m, x: F.pad(m.one(x).flip(1).roll(1, 1).repeat(1, 2, 1), (0, 0, 2, 1))[:, 3:5, 2:], 1 / 4),
+    "every_second": (lambda m, x: m.one(m.two(x).relu())[:, ::2], 1 / 2),
+    "every_second_of_five": (lambda m, x: m.one(x)[:, 1:][:, ::2][:, 1:], 1 / 2),
+    "causal_windows": (lambda m, x: m.last_two(F.pad(m.last_two(F.pad(m.one(x).mT, (2, 0))), (2, 0)))[..., -1], 4 / 9),
+    "windows_of_two_axes": (lambda m, x: F.conv2d(m.one(x)[:, None], G[None, :, :2, :3], padding=1)[:, 0, 3], 1 / 4),
+    "pooled": (lambda m, x: F.avg_pool1d(F.max_pool1d(m.one(x).mT, 2, padding=1), 2)[..., 1], 2 / 3),
+    "groups_of_folded_rows": (lambda m, x: F.group_norm(m.one(x).flatten(0, 1), 2).unflatten(0, (-1, T))[:, 2], 1 / 6),
+    "batch_norm": (lambda m, x: m.fixed(m.one(x).mT)[..., 2], 1 / 6),
+    "largest_of_place": (lambda m, x: m.one(x).max(-1).values[:, 2] + m.one(x).sort(-1).indices[:, 2, 0], 1 / 6),
+    "columns_of_softmax": (lambda m, x: m.one(x).softmax(1)[:, 1, :2], 1 / 4),
     "unread": (lambda m, x: torch.stack([m.one(x), m.two(x)])[1], 1 / 2),
 }  # fmt: skip
 
@@ -123,7 +134,10 @@ WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "norm_over_places": lambda m, x: m.over(m.one(x))[:, 0],
     "flattened": lambda m, x: m.flat(m.one(x).flatten(1)),
     "recurrent": lambda m, x: m.gru(m.one(x))[0][:, -1],
-    "every_second": lambda m, x: m.one(x)[:, ::2],
+    "rolled_over_all": lambda m, x: m.one(x).roll(1)[:, 1],
+    "mean_of_places_there": lambda m, x: F.avg_pool1d(m.one(x).mT, 3, 1, 1, count_include_pad=False)[..., 0],
+    "uneven_parts": lambda m, x: F.adaptive_avg_pool1d(m.one(x).mT, 4)[..., 1],
+    "some_channels_of_group_norm": lambda m, x: F.group_norm(m.one(x).mT, 2)[:, :4],
     "place_by_data": lambda m, x: m.one(x).gather(1, x[:, :1, :1].abs().long().clamp(max=T - 1).expand(-1, -1, D)),
     "largest_place": lambda m, x: m.one(x).max(1).values,
     "real_parts": lambda m, x: torch.view_as_real(paired(m.one(x)))[..., 0],

@@ -64,7 +64,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
         {},
     ),
     "fourier_along_all_axes": (lambda c, k: torch.fft.fftn(k + c[:, :4]).abs(), "fft_fftn", "transforms all axes", {}),
-    "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0 of [rows, 6]", {}),
+    "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0", {}),
 }
 
 

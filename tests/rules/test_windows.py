@@ -53,7 +53,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "pool_over_rows": (
         lambda c, k: k + F.avg_pool1d(c.t()[None], 3, 1, 1)[0].amax(1)[:4],
         "avg_pool1d",
-        "pools over the rows of [1, 6, rows]",
+        "pools over the rows",
         {},
     ),
 }

@@ -6,17 +6,16 @@ computed as a whole.
 
 from __future__ import annotations
 
-import math
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from rankhoist.capture.operators import draws, named_arguments, operator_name
-from rankhoist.compiler.demand import boxes, products, windows
-from rankhoist.compiler.demand.boxes import Axis, Box, Part
+from rankhoist.capture.operators import draws
+from rankhoist.compiler.demand import along, boxes, moves, products, windows
+from rankhoist.compiler.demand.boxes import Box, Part
 from rankhoist.compiler.demand.made import Law, Made, Take, aligned, arguments, is_tensor, sizes_of
 from rankhoist.compiler.graph.lengths import not_above
 from rankhoist.compiler.rules.law import overloads
@@ -117,18 +116,36 @@ def _place(x: fx.Node, box: Box, dim: int, index: Any) -> Made | None:
     return Made(aten.select.int, (Take(x, tuple(axes)), dim, 0))
 
 
-def slice_(node: fx.Node, box: Box) -> Take | None:
+def slice_(node: fx.Node, box: Box) -> Take | Made | None:
     """`x[:, a:b]` reads places a to b."""
     x, dim, first, end, step = arguments(node)
     sizes = sizes_of(x)
     dim = dim % len(sizes)
-    if step != 1 or any(isinstance(i, fx.Node) for i in (first, end)):
+    if any(isinstance(i, fx.Node) for i in (first, end)):
         return None
     size = sizes[dim]
+    if step != 1:
+        return _every(x, box, dim, range(*slice(first, end, step).indices(size))) if isinstance(size, int) else None
     if isinstance(size, int):
         return _moved(x, box, dim, slice(first, end).indices(size)[0])
     begins = first if first is None or first >= 0 else boxes.plain(size + first)
     return _moved(x, box, dim, begins or 0) if not_above(0, begins or 0) else None
+
+
+def _every(x: fx.Node, box: Box, dim: int, places: range) -> Take | Made | None:
+    """Some of every so many places: of an axis that has as many of each, they are one column of it."""
+    inner, size, step = boxes.interval(box[dim]), sizes_of(x)[dim], places.step
+    if inner is None:
+        return None
+    own, axes = places[slice(*inner)], list(box)
+    if len(own) > 1 and size % step == 0:
+        first, column = divmod(own[0], step)
+        rows = boxes.cut(size // step, first, first + len(own))
+        axes[dim] = (*rows, *boxes.cut(step, column, column + 1))
+        return Take(x, tuple(axes))
+    axes[dim] = boxes.cut(size, own[0], own[-1] + 1)
+    taken = Take(x, tuple(axes))
+    return taken if len(own) == 1 else Made(aten.slice.Tensor, (taken, dim, 0, own[-1] + 1 - own[0], step))
 
 
 def _moved(x: fx.Node, box: Box, dim: int, by: int) -> Take | None:
@@ -142,8 +159,13 @@ def _moved(x: fx.Node, box: Box, dim: int, by: int) -> Take | None:
 
 
 def item_of(node: fx.Node, box: Box) -> Take | Made | None:
-    """One of several results: of a split it is a slice, of `unbind` a place."""
+    """One of several results: of a split it is a slice, of `unbind` a place, of others a part of a part of them."""
     several, index = arguments(node)
+    if several.target in along.SEVERAL:
+        if boxes.all_of(box):  # of all results at once
+            return None
+        made = along.SEVERAL[several.target](several, box)
+        return Made(node.target, (replace(made, of=several), index)) if isinstance(made, Made) else None
     if several.target is aten.unbind.int:
         x, dim = arguments(several)
         return _place(x, box, dim % (len(box) + 1), index)
@@ -199,55 +221,7 @@ def pairs_of(node: fx.Node, box: Box) -> Made | None:
     return Made(node.target, (Take(arguments(node)[0], tuple(axes)),)) if boxes.is_whole(parts) else None
 
 
-# -- along one axis, others by themselves
-
-
-def along(node: fx.Node, box: Box) -> Made | None:
-    """`f` along the axes that `dim` says, the others by themselves; without it, over all."""
-    x, *others = arguments(node)
-    dims, sizes = named_arguments(node).get("dim"), sizes_of(x)
-    if dims is None or dims == []:
-        return None
-    dims = {d % len(sizes) for d in (dims if isinstance(dims, list | tuple) else [dims])}
-    own, keeps = iter(box), len(sizes) == len(box)
-    axes: list[Axis] = []
-    for d, size in enumerate(sizes):
-        axis = next(own) if keeps or d not in dims else (Part(size),)
-        if d in dims and not boxes.is_whole(axis):
-            return None
-        axes.append((Part(size),) if d in dims else axis)
-    return Made(node.target, (Take(x, tuple(axes)), *others), node.kwargs)
-
-
-def norm(node: fx.Node, box: Box) -> Made | None:
-    """Of the last axes together."""
-    x, shape, *others = arguments(node)
-    last = len(box) - len(shape)
-    if not boxes.all_of(box[last:]):
-        return None
-    weights = [Take(w, boxes.whole(sizes_of(w))) if is_tensor(w) else w for w in others]
-    return Made(node.target, (Take(x, box), shape, *weights), node.kwargs)
-
-
-def softmax(node: fx.Node, box: Box) -> Made | None:
-    """Of one place it is 1, whatever finite number is there, and its logarithm 0."""
-    x, dim = arguments(node)[:2]
-    if sizes_of(x)[dim] != 1 or not _finite(x):
-        return along(node, box)
-    value, shape = node.meta["val"], [boxes.width(a) for a in box]
-    number = 0.0 if "log" in operator_name(node) else 1.0
-    return Made(aten.full.default, (shape, number), dict(dtype=value.dtype, device=value.device))
-
-
-def _finite(node: fx.Node) -> bool:
-    """Whether nothing that it is made of writes an infinity, as masks do, or takes a logarithm."""
-    before, waiting = {node}, [node]
-    while waiting:
-        new = {*waiting.pop().all_input_nodes} - before
-        before, waiting = before | new, [*waiting, *new]
-    numbers = pytree.tree_leaves([(n.args, n.kwargs) for n in before])
-    logs = any(n.op == "call_function" and "log" in getattr(n.target, "__name__", "") for n in before)
-    return not logs and not any(isinstance(x, float) and math.isinf(x) for x in numbers)
+# -- lookups
 
 
 def embedding(node: fx.Node, box: Box) -> Made | None:
@@ -262,6 +236,7 @@ SPLITS = {*overloads("split split_with_sizes chunk tensor_split.sections tensor_
 _LOOK_THROUGH: dict[Any, Law] = {operator.getitem: item_of}
 _TABLE: dict[str, Law] = {
     "clone contiguous alias detach lift_fresh_copy _to_copy to.dtype to.dtype_layout dropout": pointwise,
+    "where.ScalarOther where.ScalarSelf where.Scalar": pointwise,
     "view.default reshape _unsafe_view flatten unflatten": view,
     "permute": permute,
     "transpose.int t": transpose,
@@ -274,18 +249,20 @@ _TABLE: dict[str, Law] = {
     "view_as_real": pairs_of,
     "_conj resolve_conj complex polar": pointwise,
     "unfold": windows.unfold,
-    "conv1d": windows.convolution,
+    "conv1d conv2d conv3d": windows.convolution,
+    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d": windows.pooling,
     "cat": cat,
     "stack": stack,
-    "softmax.int _softmax log_softmax.int _log_softmax": softmax,
-    "cumsum cumprod": along,
-    "sum.dim_IntList mean.dim prod.dim_int amax amin logsumexp any.dim all.dim argmax argmin": along,
-    "var.correction std.correction linalg_vector_norm norm.ScalarOpt_dim": along,
-    "layer_norm rms_norm": norm,
-    "linear": products.linear,
+    "flip": moves.moved(moves.flipped),
+    "roll": moves.moved(moves.rolled),
+    "repeat tile": moves.moved(moves.repeated),
+    "repeat_interleave.self_int": moves.moved(moves.repeated_each),
+    "pad constant_pad_nd": moves.moved(moves.padded),
+    "linear bilinear": products.linear,
+    "cdist": products.distances,
     "mm bmm matmul addmm baddbmm": products.product,
     "einsum": products.einsum,
     "scaled_dot_product_attention": products.attention,
     "embedding": embedding,
 }
-LAWS: dict[Any, Law] = {op: law for names, law in _TABLE.items() for op in overloads(names)}
+LAWS: dict[Any, Law] = {op: law for names, law in (_TABLE | along.TABLE).items() for op in overloads(names)}

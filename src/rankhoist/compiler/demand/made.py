@@ -25,12 +25,14 @@ class Take:
 class Made:
     """What computes a part: an operator, and arguments with `Take` or `Made` in place of tensors.
 
-    A size or place that depends on the rows or on a length is an expression.
+    A size or place that depends on the rows or on a length is an expression. `of` is the captured operator that it is a
+    part of, where that is not the one that was asked.
     """
 
     target: Any
     args: Sequence[Any]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    of: fx.Node | None = None
 
 
 Law = Callable[[fx.Node, Box], "Take | Made | None"]

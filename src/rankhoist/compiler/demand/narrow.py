@@ -9,6 +9,7 @@ Backwards, every value is told which boxes of it are read (`laws`); then the gra
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
 import warnings
 from collections import defaultdict
@@ -94,17 +95,31 @@ def demands(program: Program) -> Demands:
 
 def _told(program: Program, node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> list[Box]:
     """The boxes of a result that are computed; its operands are told."""
-    sizes = sizes_of(node)
-    every = boxes.whole(sizes)
-    asked = boxes.merged(wanted[node], sizes)
+    asked, before = boxes.merged(wanted[node], sizes_of(node)), None
+    while asked != before:  # what is around two may have no law again
+        asked, before = boxes.merged([_around(program, node, box) for box in asked], sizes_of(node)), asked
     ways = [_way(program, node, box) for box in asked]
-    if any(way is None for way in ways):
-        asked, ways = [every], [_way(program, node, every)]
     if ways == [None]:
         _all_operands(node, wanted)
     for take in _takes(ways):
         wanted[take.node].append(take.box)
     return asked
+
+
+def _around(program: Program, node: fx.Node, box: Box) -> Box:
+    """The smallest box around one that has a law: of some axes all is computed; else the whole tensor."""
+    every = boxes.whole(sizes_of(node))
+    cut = [d for d, axis in enumerate(box) if not boxes.is_whole(axis)]
+    for count in range(len(cut)):
+        larger = [_widened(box, every, dims) for dims in itertools.combinations(cut, count)]
+        told = [b for b in larger if _way(program, node, b) is not None]
+        if told:
+            return min(told, key=boxes.volume)
+    return every
+
+
+def _widened(box: Box, every: Box, dims: Sequence[int]) -> Box:
+    return tuple(every[d] if d in dims else axis for d, axis in enumerate(box))
 
 
 def _way(program: Program, node: fx.Node, box: Box) -> Take | Made | None:
@@ -204,7 +219,7 @@ class _Writer:
         if isinstance(way, Take):
             return self._taken(way)
         if isinstance(way, Made):
-            return self._call(way.target, self._made(list(way.args)), self._made(dict(way.kwargs)))
+            return self._call(way.target, self._made(list(way.args)), self._made(dict(way.kwargs)), way.of)
         if isinstance(way, sympy.Basic):
             return self._size(way)
         if isinstance(way, fx.Node):
@@ -236,23 +251,25 @@ class _Writer:
         return x if same else self._call(aten.reshape.default, (x, self._made(sizes)), name=f"{self.source.name}_of")
 
     def _call(
-        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, name: str = ""
-    ) -> fx.Node:
+        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, of: fx.Node | None = None,
+        name: str = "",
+    ) -> fx.Node:  # fmt: skip
         """An operator of ours: a part of a captured result, the first under its name, or of an operand for it."""
-        own = self.source.name
+        source = of or self.source
+        own = source.name
         named = name or (own if own not in self.named else f"{own}_part")
         self.named.add(named)
         made = self.graph.create_node("call_function", target, tuple(args), dict(kwargs or {}), named)
         given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (made.args, made.kwargs))
         try:
             with (
-                detect_fake_mode((given, self.source.meta["val"])) or contextlib.nullcontext(),
+                detect_fake_mode((given, source.meta["val"])) or contextlib.nullcontext(),
                 enable_python_dispatcher(),
             ):
                 value = target(*given[0], **given[1])
         except RuntimeError as error:
             raise Decline(f"torch cannot tell the sizes of {target}") from error
-        kept = {k: v for k, v in self.source.meta.items() if k not in ("val", "tensor_meta")}
+        kept = {k: v for k, v in source.meta.items() if k not in ("val", "tensor_meta")}
         made.meta = kept | {"val": value} | ({} if name else {"captured": own})
         return made
 

@@ -12,12 +12,22 @@ from rankhoist.compiler.graph.products import einsum_axes
 
 
 def linear(node: fx.Node, box: Box) -> Made:
-    """`(x W^T)[i, j] = x[i] W[j]^T`."""
-    x, w, *bias = arguments(node)
+    """`(x W^T)[i, j] = x[i] W[j]^T`; of two inputs `(x W y)[i, j] = x[i] W[j] y[i]`."""
+    count = 2 if node.target is aten.bilinear.default else 1
+    inputs, (w, *bias) = arguments(node)[:count], arguments(node)[count:]
     *rows, columns = box
-    inner = (Part(sizes_of(x)[-1]),)
+    own = [Take(x, (*rows, (Part(sizes_of(x)[-1]),))) for x in inputs]
     biases = [Take(b, (columns,)) if is_tensor(b) else b for b in bias]
-    return Made(node.target, (Take(x, (*rows, inner)), Take(w, (columns, inner)), *biases))
+    return Made(node.target, (*own, Take(w, (columns, *boxes.whole(sizes_of(w)[1:]))), *biases))
+
+
+def distances(node: fx.Node, box: Box) -> Made:
+    """`|x_i - y_j|` of points i and j, batches alike."""
+    x, y, *others = arguments(node)
+    *batch, row, column = box
+    inner = (Part(sizes_of(x)[-1]),)
+    takes = [Take(t, aligned(t, (*batch, points, inner))) for t, points in ((x, row), (y, column))]
+    return Made(node.target, (*takes, *others))
 
 
 def product(node: fx.Node, box: Box) -> Made | None:
