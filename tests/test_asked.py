@@ -70,9 +70,28 @@ def attribute(m: Searched, x: Tensor) -> Tensor:
     return x.relu() if m.plain[0] > m.plain[1] else x
 
 
+def there(m: Searched, x: Tensor) -> Tensor:
+    return x.relu() if 1 in m.plain and m.depth in m.depth.repeat(2) else x
+
+
+def array(m: Searched, x: Tensor) -> Tensor:
+    return F.pad(x[:, m.depth[None].numpy()] * float(m.scale.detach().numpy()), (0, 7))
+
+
+def one_hot(m: Searched, x: Tensor) -> Tensor:
+    return F.pad(x[:, :2] @ F.one_hot(m.plain).double(), (0, 5 if m.plain.unique().numel() == 2 else 4))
+
+
+def groups(m: Searched, x: Tensor) -> Tensor:
+    groups = m.depth.repeat(8).cumsum(0).div(7, rounding_mode="floor")
+    sums = [x[:, groups == group].prod(1) for group in groups.unique()]
+    return F.pad(torch.stack(sums, 1), (0, 8 - len(sums)))
+
+
 ASKED = {
     flag: {"warm"}, both: {"depth", "scale"}, number: {"scale"}, largest: {"gates"}, two_largest: {"gates"},
-    repeated: {"depth"}, columns: {"depth"}, attribute: set(),
+    repeated: {"depth"}, columns: {"depth"}, attribute: set(), there: {"depth"}, array: {"depth", "scale"},
+    one_hot: set(), groups: {"depth"},
 }  # fmt: skip
 
 
@@ -129,9 +148,13 @@ def seen_before_it_was_written_over(m: Searched, x: Tensor) -> Tensor:
     return x.relu() if first > 0 else x
 
 
+def there_of_rows(m: Searched, x: Tensor) -> Tensor:
+    return x.relu() if x.sum().long() in m.plain else x
+
+
 @pytest.mark.parametrize(
     "how",
-    [of_rows, of_their_number, drawn, written_over, seen_before_it_was_written_over],
+    [there_of_rows, of_rows, of_their_number, drawn, written_over, seen_before_it_was_written_over],
     ids=lambda how: how.__name__,
 )
 def test_where_others_have_a_say_it_is_refused(how):

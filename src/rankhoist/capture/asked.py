@@ -1,6 +1,8 @@
-"""What a model's own Python asks of its weights: whether a buffer is true, which of several parts weighs most.
+"""What a model's own Python asks of its weights: whether a buffer is true, which of several parts weighs most, how many
+there are of something.
 
     if self.warm: ...        self.layers[int(self.gates.argmax())](x)        range(int(self.depth))
+    x[:, self.places.numpy()]        for group in self.groups.unique(): ...        F.one_hot(self.groups)
 
 No input has a say in it, so the answer is that of the weights at hand, and the graph goes on from there. It holds for
 these values alone: those that were asked are pinned, and an update that changes them is refused.
@@ -15,13 +17,20 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-NUMBERS = (Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__)  # which Python wants there and then
-VALUES = (Tensor.item, Tensor.tolist)  # of a float the graph has a name
+NUMBERS: set[Any] = {  # which Python wants there and then
+    Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.__contains__, Tensor.__array__,
+    Tensor.numpy,
+}  # fmt: skip
+VALUES: set[Any] = {  # what a graph can hold, if of floats: numbers, and as many places as numbers say
+    Tensor.item, Tensor.tolist, F.one_hot, torch.unique, Tensor.unique, torch.unique_consecutive,
+    Tensor.unique_consecutive, torch.bincount, Tensor.bincount, torch.repeat_interleave, Tensor.repeat_interleave,
+}  # fmt: skip
 SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 _ASKED: ContextVar[set[str]] = ContextVar("asked")
@@ -72,7 +81,7 @@ class Asked(TorchFunctionMode):
         given = args, kwargs or {}
         if func in NUMBERS or (func in VALUES and not args[0].is_floating_point()):
             with contextlib.suppress(_UnknownError):
-                return self._answer(func, args[0])
+                return self._answer(func, given)
         result = func(*given[0], **given[1])
         taken = _tensors(given)
         for place, x in enumerate(pytree.tree_leaves(result)):
@@ -80,12 +89,13 @@ class Asked(TorchFunctionMode):
                 self._made[id(x)] = _Made(x, place, func, given, _written([x, *taken]))
         return result
 
-    def _answer(self, func: Any, x: Tensor) -> Any:
+    def _answer(self, func: Any, given: Any) -> Any:
         names = {id(weight): name for name, weight in self._weights()}
         used: set[str] = set()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _disable_current_modes():
             before = torch.get_rng_state()
-            answer = func(self._value(x, names, used))
+            args, kwargs = self._of_values(given, names, used)
+            answer = func(*args, **kwargs)
             if not torch.equal(before, torch.get_rng_state()):
                 raise _UnknownError  # a number that is drawn is another in the next call
         _ASKED.get().update(used)
@@ -101,11 +111,15 @@ class Asked(TorchFunctionMode):
         made = self._made.get(id(x))
         if made is None or made.written != _written([x, *_tensors(made.given)]):
             raise _UnknownError
-        if any(isinstance(leaf, SIZES) for leaf in pytree.tree_leaves(made.given)):
-            raise _UnknownError
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._value(t, names, used), made.given)
+        args, kwargs = self._of_values(made.given, names, used)
         value: Tensor = pytree.tree_leaves(made.func(*args, **kwargs))[made.place]
         return value
+
+    def _of_values(self, given: Any, names: dict[int, str], used: set[str]) -> Any:
+        """What a function is given, with values in the place of tensors."""
+        if any(isinstance(leaf, SIZES) for leaf in pytree.tree_leaves(given)):
+            raise _UnknownError
+        return pytree.tree_map_only(Tensor, lambda t: self._value(t, names, used), given)
 
 
 class _UnknownError(Exception):
