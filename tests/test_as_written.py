@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from helpers import assert_equal, hoisted_at
 from torch import Tensor, nn
 
+from rankhoist import hoist
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.errors import ExportError, InputError, UnsupportedModelError
@@ -123,3 +125,58 @@ class Gate(nn.Module):
 def test_the_line_that_does_not_export_is_said():
     with pytest.raises(ExportError, match=r"line \d+ of .*test_as_written.py: return x if x.sum\(\) > 0"):
         capture(Two(Gate()).eval(), (torch.randn(4, WIDTH), torch.randn(4, WIDTH)), ["user"])
+
+
+class Keeps(Two):
+    """What it keeps in an attribute, and what comes of a score."""
+
+    def __init__(self, call: Callable[[Keeps, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call, self.calls, self.kept = call, 0, None
+        self.scales = torch.ones(WIDTH, dtype=torch.float64)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.call(self, super().forward(user, item))
+
+
+def counted(m: Keeps, y: Tensor) -> Tensor:
+    m.calls += 1
+    return y * m.calls
+
+
+def scaled(m: Keeps, y: Tensor) -> Tensor:
+    m.scales = m.scales * 2
+    return y * m.scales
+
+
+def smoothed(m: Keeps, y: Tensor) -> Tensor:
+    m.kept = y if m.kept is None else m.kept * 0.9 + y
+    return m.kept
+
+
+@pytest.mark.parametrize(("call", "name"), [(counted, "calls"), (scaled, "scales"), (smoothed, "kept")])
+def test_what_is_read_in_the_next_call_is_refused(call: Any, name: str):
+    user, item = sides(4)
+    with pytest.raises(UnsupportedModelError, match=f"two calls on the same rows differ, and it writes '{name}'"):
+        hoist(Keeps(call).double().eval(), (user.expand(4, -1), item), context=["user"])
+
+
+def looked_at(m: Keeps, y: Tensor) -> Tensor:
+    m.kept, m.calls = y.softmax(1), m.calls + 1
+    return y * m.kept
+
+
+def made_once(m: Keeps, y: Tensor) -> Tensor:
+    if m.kept is None:
+        m.kept = torch.arange(WIDTH, dtype=y.dtype)
+    return y * m.kept
+
+
+@pytest.mark.parametrize("call", [looked_at, made_once])
+def test_what_no_call_reads_of_another_is_kept_for_nothing(call: Any):
+    model = Keeps(call).double().eval()
+    user, item = sides(5)
+    made = hoist(model, (user.expand(5, -1), item), context=["user"])
+    assert (model.calls, model.kept) == (0, None), "the model is as it was"
+    user, item = sides(7)
+    assert_equal(made(user, item), model(user.expand(7, -1), item))

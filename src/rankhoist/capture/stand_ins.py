@@ -16,6 +16,7 @@ from rankhoist.capture.export import export
 from rankhoist.capture.packed import packed_as_padded
 from rankhoist.capture.scripts import converted, scripts_converted
 from rankhoist.capture.shortest import shortest
+from rankhoist.capture.stateless import check_stateless, written
 from rankhoist.capture.varying import Axes
 from rankhoist.errors import UnsupportedModelError
 
@@ -33,16 +34,18 @@ def exported(
     if isinstance(model, torch.jit.ScriptModule):
         model = converted(model, bound.args)
         bound = inspect.signature(model.forward).bind(*bound.args)
-    with scripts_converted(model, bound) as scripts, packed_as_padded() as met:
+    with scripts_converted(model, bound) as scripts, packed_as_padded() as met, written(model) as attributes:
         program = (
             jagged.export(model, bound, training) if jagged is not None else export(model, bound, training, varying)
         )
         others = scripts or met.sequences
     if training:
         check_exported(program)
-    elif others and jagged is None:
+        return program
+    check_stateless(model, bound, attributes)
+    if others and jagged is None:
         check_alike(model, bound, program)
-    if varying and not training:
+    if varying:
         shortest(model, bound, program)
     return program
 
