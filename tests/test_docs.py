@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import test_added_fills
 import test_demand
+import test_experts
 import test_fills
 import test_gathers
 import test_padding
@@ -49,12 +50,13 @@ def test_named_files_and_functions_exist(name: str):
 def test_named_cases_exist():
     equal = {*test_padding.IDIOMS, *test_fills.FILLED, *test_added_fills.ADDED, *test_scans.SCANS}
     equal = equal.union(test_windows.WINDOWS, test_windows.POOLED, test_demand.NARROWED, test_reads_mapped.MAPS)
-    equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, *(t.EQUAL for t in TESTS))
+    equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, test_experts.LAYERS, *(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
     declining = declining.union(
         test_scans.WHOLE,
         test_windows.WHOLE,
         test_demand.WHOLE,
+        test_experts.NEAR_MISSES,
         test_reads_mapped.NEAR_MISSES,
         test_gathers.NEAR_MISSES,
         test_gathers.PAIR_BY_PAIR,

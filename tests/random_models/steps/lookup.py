@@ -85,11 +85,28 @@ def read(draft: Draft, x: fx.Node) -> Made:
         yield draft.call(aten.tanh.default, made) if draft.flag() else made
 
 
+def expert(draft: Draft, x: fx.Node) -> Made:
+    """A row by a matrix that ids choose among few; then a layer."""
+    ids = draft.value(lambda e: len(e) == 1, floating=False)
+    _check_ids(draft, ids)
+    count, width = draft.number(1, 5), draft.extent(x)[1]
+    matrices = draft.random(count, 256 // width + 1, width, scale=0.3)
+    ids = draft.call(aten.remainder.Scalar, ids, count)
+    chosen = draft.call(aten.index.Tensor, matrices, [ids])
+    made = draft.call(aten.bmm.default, chosen, draft.call(aten.unsqueeze.default, x, 2))
+    made = draft.call(aten.squeeze.dim, made, 2)
+    if draft.flag():
+        made = draft.call(aten.tanh.default, made)
+    yield made
+    yield draft.call(aten.linear.default, made, draft.random(3, 256 // width + 1, scale=0.1))
+
+
 def columns(draft: Draft, width: int) -> fx.Node:
     return draft.weight(torch.arange(width))
 
 
 STEPS = [
+    Step(1, expert, floats(lambda e: len(e) == 2 and e[0] == -1 and e[1] > 0)),
     Step(2, read, floats(sequence)),
     Step(1, embed, whole_numbers(lambda e: len(e) < 3)),
     Step(1, pairs_by_index, floats(lambda e: len(e) == 3 and e[0] == -1 and e[1] > 1)),

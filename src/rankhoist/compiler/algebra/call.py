@@ -221,7 +221,11 @@ class Call:
         return pointwise.elementwise(self._originals, op, operands, {}, self._originals.dtype_of(op, operands))
 
     def read(self, value: Form, index: Form, dim: int) -> Form:
-        """`value.gather(dim, index)` of what a request has, at places that a candidate chooses: see `reads`."""
+        """`value` at places of one dim that a candidate chooses, unevaluated: `value.gather(dim, index)` of what a
+        request has, rows of a weight. See `reads`.
+        """
+        if value.of_weights:
+            return reads.of_table(self._originals, value, index)
         return reads.of_request(self._originals, value, index, dim)
 
     def attended(

@@ -19,6 +19,7 @@ from rankhoist.compiler.graph.lengths import usually
 from rankhoist.compiler.graph.node import Rate, join
 
 EXACT = 8  # of so many factors all orders are tried: 3 ** 8 / 2 products
+READ = 16  # units of an element that is read at a place: it comes from memory, and goes there for what multiplies it
 KINDS = 100_000  # orders that are remembered
 NEVER = 1 << 100  # the cost of what is not done, in units
 
@@ -108,7 +109,7 @@ class _Costs:
         if place and (labels & place or not left.labels & right.labels & place):
             return NEVER
         union &= ~place
-        units = self.size(labels) + (self.size(union) if union != labels else 0)
+        units = (READ if place else 1) * self.size(labels) + (self.size(union) if union != labels else 0)
         read = 0
         if not self.workload.before(rate):
             # What is multiplied out beforehand is free to compute but not to read: weights once, items for every row.

@@ -156,6 +156,9 @@ def _read(builder: Builder, chosen: Factor, value: Factor, keep: Collection[Labe
         at = builder.reshape(at, [*shape[:2], 1])
         at = builder.call(aten.expand.default, (at, [-1, *shape]), at.rate, shape, at.dtype, free=True)
         made = builder.call(aten.gather.default, (table, 2, at), join((table.rate, at.rate)), shape, table.dtype)
+    elif table.rate is Rate.WEIGHT and not batch:
+        rows = builder.reshape(table, [place.size, shape[2]]), builder.reshape(at, shape[1:2])
+        made = builder.call(aten.embedding.default, rows, at.rate, shape[1:], table.dtype)
     else:
         args = (builder.rowwise(table, Rate.REQUEST), at, OWNER)
         made = builder.call(kernels.request_rows, args, Rate.PAIR, shape, table.dtype)

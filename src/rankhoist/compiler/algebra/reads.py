@@ -8,6 +8,10 @@ one factor that is 1 at the place chosen and 0 elsewhere,
 which is kept unevaluated. So a map of what is read is a map of x first, where that is cheaper (see `order`), and
 
     f(x[i], y[i], c) = f(x, y, c)[i]   for f that treats every place alike, since sum_t p[n, t] = 1.
+
+So are matrices that a candidate chooses among few of the weights, experts by a gate or by a domain:
+
+    W[i_n] [c; z] = (W_c c)[i_n] + (W_k z)[i_n],   W_c c for all of them once per request.
 """
 
 from __future__ import annotations
@@ -18,7 +22,11 @@ import numpy as np
 
 from rankhoist.compiler.algebra import cuts, moves, places
 from rankhoist.compiler.algebra.evaluator import Evaluator
-from rankhoist.compiler.algebra.forms import Block, Factor, Form, Label, Term, row_layout, whole
+from rankhoist.compiler.algebra.forms import Block, Elsewhere, Factor, Form, Label, Term, row_layout, whole
+from rankhoist.compiler.algebra.products import size
+from rankhoist.compiler.graph.lengths import usual
+
+LONG = 256  # elements; shorter rows of weights cost little to read, and what is made of them may be longer
 
 
 def of_request(evaluator: Evaluator, value: Form, index: Form, dim: int) -> Form:
@@ -48,6 +56,30 @@ def of_request(evaluator: Evaluator, value: Form, index: Form, dim: int) -> Form
 def _constant_along(index: Form, dim: int) -> bool:
     labels = ((block.labels[dim], block.factor.labels) for block in index.blocks.values())
     return index.sizes[dim] > 0 and not any(x in there for own, there in labels for x in own)
+
+
+def of_table(evaluator: Evaluator, table: Form, ids: Form) -> Form:
+    """`table[ids]`, the table a weight of few and long rows, unevaluated: candidates read no fewer than there are."""
+    b, workload, node = evaluator.b, evaluator.workload, evaluator.node(table)
+    ids = evaluator.settled(evaluator.tidy(ids))
+    place, *rest = (Label(n) for n in node.shape)
+
+    def read_often(at: Factor) -> bool:
+        read = workload.candidates * usual(size(at.labels)) if at.node.rate.per_candidate else 0
+        return bool(workload.requests * place.size <= read)
+
+    def rows(block: Block) -> Block:
+        chosen = b.places(block.factor.node, place.size, node.dtype)
+        factors = Factor(chosen, (*block.factor.labels, place)), Factor(node, (place, *rest))
+        return Block((*block.labels, *((x,) for x in rest)), (Term(factors),))
+
+    often = any(read_often(block.factor) for block in ids.blocks.values())
+    if not often or not table.arithmetic or size(rest) < LONG:
+        raise Elsewhere(f"the rows of {table.axes} are short, or more than candidates read")
+    blocks = {cell + (0,) * len(rest): rows(block) for cell, block in ids.blocks.items()}
+    depth = len(ids.dims)
+    layout = (*ids.layout, *((depth + i,) for i in range(len(rest))))
+    return Form((*ids.dims, *(whole(x.size) for x in rest)), blocks, layout, node.dtype)
 
 
 # -- what is done to what is read

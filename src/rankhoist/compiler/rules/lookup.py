@@ -75,6 +75,25 @@ def table_index(call: Call) -> Form:
     return call.by_element(ids, lambda part: call.run(aten.index.Tensor, table, [part]))
 
 
+def few_rows(call: Call) -> Form:
+    """`w[ids]` and `embedding(ids, w)`: matrices that candidates choose among few."""
+    if call.name == "embedding":
+        axis, table, ids = 0, *call.forms("weight", "indices")
+        if call.value("padding_idx") >= 0 or call.value("scale_grad_by_freq") or call.value("sparse"):
+            raise Elsewhere("rows of the table have a gradient of another kind")
+    else:
+        table, (axis, ids) = call.form(), _one_axis(call)
+    if not table.of_weights or table.has_rows or axis or ids.dtype not in (torch.int64, torch.int32):
+        raise Elsewhere(f"{table.axes} is no table whose rows are read")
+    return call.read(table, _from_the_start(call, ids, table) if call.name == "index" else ids, 0)
+
+
+def _from_the_start(call: Call, index: Form, value: Form) -> Form:
+    """Places of the first dim of a value; those below 0 are counted from its end."""
+    below = call.each(aten.mul.Tensor, call.each(aten.lt.Scalar, index, 0), value.sizes[0])
+    return call.each(aten.add.Tensor, index, below)
+
+
 # -- constant index
 
 
@@ -147,8 +166,7 @@ def own_rows(call: Call) -> Form:
     _read_by_candidates(value, index)
     if own.behind != 1 or len(index.layout) != 2 or index.dtype == torch.bool:
         raise Elsewhere(f"axis 1 of {value.axes} is indexed by {index.axes}")
-    length, places = value.sizes[0], index.sizes[0]
-    counted = call.each(aten.add.Tensor, index, call.each(aten.mul.Tensor, call.each(aten.lt.Scalar, index, 0), length))
+    places, counted = index.sizes[0], _from_the_start(call, index, value)
     index = grid.stretched(call.builder, moves.with_axes(counted, range(2, len(value.layout))), [
         (1, True), (places, False), *value.extents[2:]
     ])  # fmt: skip
@@ -229,6 +247,7 @@ def row_number(call: Call) -> orders.RowNumber:
 
 
 LAWS = [
+    *law("matrices chosen among few", Level.FULL, {"embedding index index_select": few_rows}),
     *law("lookup of blocks", Level.LOOKUP, {
         "embedding": embedding,
         "one_hot": one_hot,
