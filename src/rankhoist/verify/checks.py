@@ -47,8 +47,10 @@ from rankhoist.verify.original import (
     run_hoisted,
     run_original,
     shortest_dtype,
+    tables_of,
 )
 from rankhoist.verify.stored import Stocked, run_with_store, stocked
+from rankhoist.verify.tables import Tables
 
 CANDIDATES, REQUESTS = (1, 2, 7, 100, 1000), (1, 3)
 PROBE = 16  # candidates of the call that decides what the truth is, and whether rows depend on each other
@@ -98,10 +100,11 @@ def verify(
     batches = draw_all(specs, rows, candidates, requests, trials, seed)
     probe = draw(specs, rows, PROBE, 1, empty=0, seed=seed)
     with torch.no_grad():
-        truth, checks, row_independent = _run(hoisted, module, batches, probe)
+        tables = tables_of(module, hoisted)
+        truth, checks, row_independent = _run(hoisted, module, tables, batches, probe)
         if store is not None:
             given = [stocked(hoisted, b, store, items, ids, seed + k) for k, b in enumerate(batches)]
-            checks.append(_with_store(hoisted, module, truth, given))
+            checks.append(_with_store(hoisted, module, tables, truth, given))
     return Certificate(
         level=hoisted.level,
         dtype=_name(hoisted.dtype),
@@ -142,17 +145,17 @@ def _has_context(hoisted: HoistedModel) -> bool:
 
 
 def _run(
-    hoisted: HoistedModel, module: nn.Module, batches: Sequence[Batch], probe: Batch
+    hoisted: HoistedModel, module: nn.Module, tables: Tables, batches: Sequence[Batch], probe: Batch
 ) -> tuple[Truth, list[Check], bool]:
     """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
     interface, shortest = hoisted.interface, shortest_dtype(hoisted)
-    double, unused = cache(lambda: in_float64(hoisted)), _unused(hoisted)
+    double, unused = cache(lambda: in_float64(hoisted, tables)), _unused(hoisted)
     small = [batch for batch in batches if batch.candidates <= PROBE] or batches[:1]
     extra = [(plan, batch) for plan in unused for batch in small]
     whole, batches = batches, [*batches, *(batch for _, batch in extra)]
     own = _results("original", lambda b: run_original(module, interface, b), batches)
-    with float64_by_default():
-        truth = choose_truth(module, hoisted, probe)
+    with float64_by_default(), tables.looked_up():
+        truth = choose_truth(module, hoisted, tables, probe)
         truths = _results(truth.name, truth.run, batches)
         row_independent = _row_independent(truth.run, probe)
         doubles = _calls(double, whole, extra)
@@ -163,7 +166,8 @@ def _run(
         checks.append(rounded(own_dtype, Comparison(batches, calls, truths), own, shortest))
     checks.append(_prepared(hoisted, whole, calls[: len(whole)], 2 * checks[-1].tolerance))
     if hoisted.blueprint.modules:
-        checks.append(rows_apart(double(), batches))
+        with tables.looked_up():
+            checks.append(rows_apart(double(), batches))
     if truth.name == GRAPH:
         checks.append(exact("capture", Comparison(batches, own, truths), capture_tolerance(shortest)))
     return truth, checks, row_independent
@@ -244,11 +248,13 @@ def _prepared(hoisted: HoistedModel, batches: Sequence[Batch], calls: Sequence[R
     return exact("prepare", comparison, allowed)
 
 
-def _with_store(hoisted: HoistedModel, module: nn.Module, truth: Truth, given: Sequence[Stocked]) -> Check:
+def _with_store(
+    hoisted: HoistedModel, module: nn.Module, tables: Tables, truth: Truth, given: Sequence[Stocked]
+) -> Check:
     """Scores by a store, against the truth."""
     batches = [x.batch for x in given]
     own = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
-    with float64_by_default():
+    with float64_by_default(), tables.looked_up():
         truths = _results(truth.name, truth.run, batches)
 
     def scored(x: Stocked) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,7 +12,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.opaque import Kept
 from rankhoist.verify.batches import Batch
 from rankhoist.verify.measure import FLOAT64_TOLERANCE
-from rankhoist.verify.original import run_hoisted
+from rankhoist.verify.original import again, run_hoisted
 
 ROWS = 16  # of a call that are also computed alone
 
@@ -39,7 +38,7 @@ def rows_apart(double: HoistedModel, batches: Sequence[Batch]) -> Check:
 
 def _calls(model: HoistedModel, name: str, batches: Sequence[Batch]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """What a call of a kept module is given and returns, in the batches."""
-    own = copy.deepcopy(model)
+    own = again(model)
     found: list[tuple[list[Tensor], list[Tensor]]] = []
 
     class Recorded(Kept):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.retarget import SHORTER, dtypes, retargeted
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
+from rankhoist.verify.tables import Tables
 
 Original = Model | str | os.PathLike[str]
 Run = Callable[[Batch], Outputs]
@@ -117,30 +119,42 @@ def shortest_dtype(hoisted: HoistedModel) -> torch.dtype:
     return max({hoisted.dtype, *dtypes(hoisted.stages)}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def in_float64(hoisted: HoistedModel) -> HoistedModel:
+def in_float64(hoisted: HoistedModel, tables: Tables) -> HoistedModel:
     """The same graphs and weights in float64; tensors outside the state dict as captured, not as rounded since then."""
     program, blueprint = hoisted.program, hoisted.blueprint
     if program is None:
-        return _lifted(copy.deepcopy(hoisted))
+        return _lifted(again(hoisted), tables)
     original = {name: weight.tensor for name, weight in program.weights.items()}
     captured = HoistedModel.of(blueprint, original, blueprint.stages.constants, program.dtype, program.device)
-    return _with_weights_of(hoisted, captured)
+    return _with_weights_of(hoisted, captured, tables)
 
 
-def _with_weights_of(hoisted: HoistedModel, other: HoistedModel) -> HoistedModel:
-    double = _lifted(other.to(hoisted.device))
+def again(hoisted: HoistedModel) -> HoistedModel:
+    """Another one of the same weights, which may move without it."""
+    weights = hoisted.weights
+    return HoistedModel.of(hoisted.blueprint, weights.original, weights.constants, hoisted.dtype, hoisted.device)
+
+
+def _with_weights_of(hoisted: HoistedModel, other: HoistedModel, tables: Tables) -> HoistedModel:
+    double = _lifted(other.to(hoisted.device), tables)
     double.update_weights(hoisted.state_dict())
     return double
 
 
-def _lifted(hoisted: HoistedModel) -> HoistedModel:
+def _lifted(hoisted: HoistedModel, tables: Tables) -> HoistedModel:
     """In float64 throughout; a model that was float64 before is not moved, so its shorter parts are lifted here."""
-    blueprint, moved = hoisted.blueprint, hoisted.to(torch.float64)
+    blueprint, moved = hoisted.blueprint, hoisted._apply(tables.lifted)
     if blueprint.interface.dtype != torch.float64:
         return moved
     blueprint = replace(blueprint, stages=retargeted(blueprint.stages, dict.fromkeys(SHORTER, torch.float64)))
     weights = moved._weights
     return HoistedModel.of(blueprint, weights.original, weights.constants, torch.float64, moved.device)
+
+
+def tables_of(module: nn.Module, hoisted: HoistedModel) -> Tables:
+    """Those that a model and the hoisted one look rows up in."""
+    captured = [] if hoisted.program is None else [w.tensor for w in hoisted.program.weights.values()]
+    return Tables([*module.parameters(), *module.buffers(), *hoisted.weights.original.values(), *captured])
 
 
 @contextmanager
@@ -157,23 +171,23 @@ def float64_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Truth:
+def choose_truth(module: nn.Module, hoisted: HoistedModel, tables: Tables, probe: Batch) -> Truth:
     """The model in float64, or its captured graph where the model itself does not compute in float64.
 
     A model that names float32 inside (`x.float()`) fails in float64, or rounds and is off by more than the 1e-10 that
     is asked for; in its graph every float32 can be replaced. A larger distance is no rounding: then the model is right.
     """
-    model, program = _model_in_float64(module, hoisted.interface), hoisted.program
+    model, program = _model_in_float64(module, tables, hoisted.interface), hoisted.program
     try:
         expected = model.run(probe)
     except Exception as error:  # whatever the model raises when it meets float64
         note = f"the model in float64 raises {in_one_line(error)}"
         if program is None:
             raise VerificationError(f"{note}; {NO_GRAPH}: verify it before it is saved") from error
-        return replace(_graph_in_float64(hoisted, program), note=note)
+        return replace(_graph_in_float64(hoisted, tables, program), note=note)
     if program is None:
         return replace(model, note=NO_GRAPH)
-    graph = _graph_in_float64(hoisted, program)
+    graph = _graph_in_float64(hoisted, tables, program)
     try:
         rounding = distance(expected, graph.run(probe))
     except Exception:  # the fallback is not needed: the model works
@@ -183,13 +197,15 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, probe: Batch) -> Trut
     return model
 
 
-def _model_in_float64(module: nn.Module, interface: Interface) -> Truth:
-    double = cache(lambda: copy.deepcopy(module).double())
+def _model_in_float64(module: nn.Module, tables: Tables, interface: Interface) -> Truth:
+    weights = itertools.chain(module.parameters(), module.buffers())
+    shared = {id(t): t for t in weights if tables.has(t)}
+    double = cache(lambda: copy.deepcopy(module, shared)._apply(tables.lifted))
     return Truth(MODEL, lambda batch: run_original(double(), interface, batch, torch.float64))
 
 
-def _graph_in_float64(hoisted: HoistedModel, program: Program) -> Truth:
+def _graph_in_float64(hoisted: HoistedModel, tables: Tables, program: Program) -> Truth:
     """The captured operators over all rows, nothing hoisted."""
     plan = attempt(Task(program, Level.EXPAND, hoisted.plan.workload))
-    double = cache(lambda: _with_weights_of(hoisted, HoistedModel(program, plan)))
+    double = cache(lambda: _with_weights_of(hoisted, HoistedModel(program, plan), tables))
     return Truth(GRAPH, lambda batch: run_hoisted(double(), batch))
