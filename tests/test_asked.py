@@ -79,7 +79,7 @@ def array(m: Searched, x: Tensor) -> Tensor:
 
 
 def one_hot(m: Searched, x: Tensor) -> Tensor:
-    return F.pad(x[:, :2] @ F.one_hot(m.plain).double(), (0, 5 if m.plain.unique().numel() == 2 else 4))
+    return F.pad(x[:, :2] @ F.one_hot(m.plain).double(), (0, 7 - torch.bincount(input=m.plain).count_nonzero().item()))
 
 
 def groups(m: Searched, x: Tensor) -> Tensor:

@@ -87,6 +87,20 @@ def test_a_method_of_a_model_is_hoisted_verified_and_updated():
         rankhoist.grouped(model.predict, ROWS, context=["user"])
 
 
+def test_what_a_method_keeps_is_noticed():
+    class Counting(Ranker):
+        calls = 0
+
+        def predict(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self(user, item) * self.calls
+
+    model = Counting().eval()
+    with pytest.raises(UnsupportedModelError, match="two calls on the same rows differ, and it writes 'calls'"):
+        hoist(model.predict, ROWS, context=["user"])
+    assert model.calls == 0
+
+
 @pytest.mark.parametrize("no_model", [Ranker, lambda user, item: user * item, None, torch.sigmoid])
 def test_what_is_no_model_is_refused(no_model: Any):
     hoisted = hoist(Ranker().eval(), ROWS, context=["user"])

@@ -79,11 +79,11 @@ class Asked(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = args, kwargs or {}
-        if func in NUMBERS or (func in VALUES and not args[0].is_floating_point()):
+        taken = _tensors(given)
+        if func in NUMBERS or (func in VALUES and not taken[0].is_floating_point()):
             with contextlib.suppress(_UnknownError):
                 return self._answer(func, given)
         result = func(*given[0], **given[1])
-        taken = _tensors(given)
         for place, x in enumerate(pytree.tree_leaves(result)):
             if isinstance(x, Tensor) and all(x is not t for t in taken):
                 self._made[id(x)] = _Made(x, place, func, given, _written([x, *taken]))

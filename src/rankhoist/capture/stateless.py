@@ -28,7 +28,8 @@ NOTHING = object()
 @contextlib.contextmanager
 def written(model: nn.Module) -> Iterator[Attributes]:
     """Attributes of modules, no weights, that are written meanwhile: where, and what they were and will be again."""
-    own, found, write = {id(m) for m in model.modules()}, Attributes(), nn.Module.__setattr__
+    own = {id(m) for m in (*model.modules(), getattr(model.forward, "__self__", model))}  # whose method it may be
+    found, write = Attributes(), nn.Module.__setattr__
 
     def noted(module: nn.Module, name: str, value: Any) -> None:
         if id(module) in own and name not in _parts(module):
@@ -63,7 +64,7 @@ def check_stateless(model: nn.Module, bound: inspect.BoundArguments, found: Attr
         _restore(found)
     if not leaves_alike(second, first):
         names = {id(m): path for path, m in model.named_modules()}
-        said = ", ".join(repr(f"{names[id(module)]}.{name}".lstrip(".")) for module, name, _ in found.values())
+        said = ", ".join(repr(f"{names.get(id(module), '')}.{name}".lstrip(".")) for module, name, _ in found.values())
         raise UnsupportedModelError(
             f"the model keeps something from call to call: two calls on the same rows differ, and it writes {said}. "
             "Scores would depend on the calls before; make what it keeps an input, and return what becomes of it"
