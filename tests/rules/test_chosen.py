@@ -87,6 +87,21 @@ def of_the_candidate(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     return z.flatten(1).sum(1, keepdim=True)
 
 
+def of_both(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """The candidate is a place behind a history, and is chosen itself or not."""
+    x = torch.cat([c, k[:, None, :1].expand(-1, -1, 4)], 1)
+    own, z = seen(x), x.new_zeros(*x.shape[:2], 5)
+    z[own] = F.linear(x[own], w).tanh() + F.embedding(padded(x)[own].clamp(max=3), w.t())
+    return scored(z, k)
+
+
+def by_the_candidate(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Which events are chosen is the candidate's, but not what comes of them."""
+    own, z = c.sum(2) > k[:, :1], c.new_zeros(*c.shape[:2], 5)
+    z[own] = F.linear(c[own], w).tanh()
+    return scored(z, k)
+
+
 def twice(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     """Two selections by one mask meet; of a third, some elements only."""
     own, z = seen(c), c.new_zeros(*c.shape[:2], 5)
@@ -116,6 +131,8 @@ EQUAL: dict[str, Equal] = {
     "flat": (flat, HISTORY, W),
     "of_rows": (of_rows, HISTORY, W),
     "of_the_candidate": (of_the_candidate, HISTORY, W),
+    "of_both": (of_both, HISTORY, W),
+    "by_the_candidate": (by_the_candidate, HISTORY, W),
     "twice": (twice, HISTORY, W),
 }
 
@@ -164,6 +181,14 @@ def of_candidates(c: Tensor, k: Tensor) -> Tensor:
     return z * c[:, :K]
 
 
+def ids_by_the_candidate(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Of all places, ids would be the candidate's, that are 0 where it does not choose them."""
+    ids, z = (c * 90).long(), c.new_zeros(*c.shape, 5)
+    own = (ids >= 0) & (ids < 9) & (c > k[:, :1])
+    z[own] = F.embedding(ids[own], w)
+    return z.sum(2)[:, :K] * k
+
+
 def divided(c: Tensor, k: Tensor) -> Tensor:
     """Whole numbers, which are 0 where they are not chosen."""
     n, z = (c.clamp(0) * 9).ceil().long(), torch.zeros_like(c)
@@ -185,7 +210,8 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "running_sum": (put(lambda y, c, m: y.cumsum(0)), "cumsum", STAYS, {}),
     "the_other_way_round": (put(lambda y, c, m: y.flip(0)), "flip", STAYS, {}),
     "by_another": (by_another, "index_put", "which another one has chosen", {}),
-    "of_candidates": (of_candidates, "index", "by a mask that depends on the candidate", {}),
+    "of_candidates": (of_candidates, "index", "most places of which depend on the candidate", {}),
+    "ids_by_the_candidate": (ids_by_the_candidate, "embedding", STAYS, TABLE),
     "transposed": (transposed, "index_put", "puts elements at places that depend on the inputs", {}),
     "of_whole_rows": (of_whole_rows, "index", STAYS, {}),
     "divided": (divided, "floor_divide", STAYS, {}),
@@ -204,7 +230,8 @@ test_declines = declines(NEAR_MISSES)
 
 
 @pytest.mark.parametrize(
-    "name", ["assigned", "counted", "by_ids", "selected", "scattered", "of_rows", "of_the_candidate"]
+    "name",
+    ["assigned", "counted", "by_ids", "selected", "scattered", "of_rows", "of_the_candidate", "by_the_candidate"],
 )
 def test_what_is_chosen_of_a_request_is_computed_once(name: str):
     call, inputs, weights = EQUAL[name]
@@ -212,6 +239,13 @@ def test_what_is_chosen_of_a_request_is_computed_once(name: str):
     made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.FULL)
     for operator in ("index.", "masked_select", "linear.", "embedding.", "one_hot.", "layer_norm.", "exp."):
         assert rates_of(made, f"aten.{operator}") <= {Rate.WEIGHT, Rate.REQUEST}, operator
+
+
+def test_what_is_chosen_of_both_sides_is_computed_as_early_as_it_is_known():
+    call, inputs, weights = EQUAL["of_both"]
+    rows = inputs[0][torch.arange(4) % 3], inputs[1][:4]
+    made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.FULL)
+    assert set(rates_of(made, "aten.embedding.")) == {Rate.REQUEST, Rate.ITEM}
 
 
 def test_gradients_of_what_is_not_chosen_stay_out_while_training():

@@ -4,6 +4,9 @@ So `z[m] = f(x[m])` is `where(m, f(x), z)`: what is the request's is computed on
 here, folded with them. Which f compute every row by itself is known by their laws, which hold whatever rows there are.
 What has no law is given the rows that are chosen.
 
+That holds for a candidate's masks, too, and for places of both sides; but where most places are the candidate's, to
+compute all of them may be more than to compute the chosen.
+
 What is not chosen must not raise: ids there are 0, and what refuses some numbers is given the chosen ones only.
 """
 
@@ -21,7 +24,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import draws, operator_name
-from rankhoist.compiler.algebra import folds, moves, pointwise
+from rankhoist.compiler.algebra import folds, moves, pointwise, sequences
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.memo import Outcome
 from rankhoist.compiler.algebra.orders import Chosen, Mask
@@ -41,13 +44,11 @@ DIVISIONS = {"div", "floor_divide", "remainder", "fmod"}  # refuse a whole numbe
 
 
 def mask_of(originals: OriginalOperators, value: Form) -> Mask:
-    """A mask over rows and places of each; declines where it is a candidate's, of whose rows fewer are read."""
+    """A mask over rows and places of each."""
     if value.dtype != torch.bool or value.of_weights or not value.layout or value.layout[0][:1] != (ROW,):
         raise Elsewhere(f"{value.axes} is no mask of rows that depends on the inputs")
     if any(ROW in e for e in value.layout[1:]) or varies(value.sizes):
         raise Elsewhere(f"a mask of {value.axes} whose rows are not first, or whose length varies")
-    if value.rate.per_candidate:
-        raise Decline(f"rows of {value.axes} are chosen by a mask that depends on the candidate")
     form = _folded(originals, value, len(value.layout))
     return Mask(form, originals.node(form), int(form.extents[0][0]))
 
@@ -59,12 +60,13 @@ def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, valu
         raise Decline("rows are chosen by a mask while training")
     if value.extents[:axes] != mask.extents:
         raise Decline(f"a mask of {mask.axes} chooses from {value.axes}")
-    if value.rate.per_candidate:
-        raise Decline(f"a mask chooses from {value.axes}, which depends on the candidate")
+    folded = _folded(originals, value, axes)
+    if _of_candidates(folded, 0):
+        raise Decline(f"a mask chooses from {value.axes}, most places of which depend on the candidate")
     symbol = originals.size(node.meta["val"].shape[0])
     made = originals.fallback(node, args, kwargs)  # which measures how many there are
     originals.memo.chosen.setdefault(own.node.index, set()).add(symbol)
-    return Chosen(_folded(originals, value, axes), 0, own, lambda: made, partial(put, originals))
+    return Chosen(folded, 0, own, lambda: made, partial(put, originals))
 
 
 def _folded(originals: OriginalOperators, value: Form, axes: int) -> Form:
@@ -74,6 +76,13 @@ def _folded(originals: OriginalOperators, value: Form, axes: int) -> Form:
         raise Decline(f"a mask chooses from {value.axes}, whose rows are not first")
     folded = moves.ordered(folds.to_shape(originals.b, value, [(count, True), *value.extents[axes:]]))
     return moves.merge_dims(folded, 0, len(folded.layout[0]) - 1) if len(folded.layout[0]) > 2 else folded
+
+
+def _of_candidates(value: Form, axis: int) -> bool:
+    """Whether most places depend on the candidate: to compute all of them may be more than to compute the chosen."""
+    if len(value.layout[axis]) == 1:
+        return value.rate.per_candidate
+    return bool(sequences.per_candidate(value, value.layout[axis][1]).mean() > 0.5)
 
 
 # -- f(x[m])
@@ -159,10 +168,12 @@ def where(originals: OriginalOperators, mask: Form, axis: int, value: Form, othe
 
 
 def _fits(value: Value, axis: int | None, mask: Mask) -> bool:
-    """Whether a result has a mask's places on an axis, and no other rows."""
+    """Whether a result has a mask's places on an axis, most of them not the candidate's, and no other rows."""
     if not isinstance(value, Form) or axis is None or any(ROW in e for i, e in enumerate(value.layout) if i != axis):
         return False
-    return value.layout[axis][:1] == (ROW,) and value.extents[axis] == (mask.count, True)
+    if value.layout[axis][:1] != (ROW,) or value.extents[axis] != (mask.count, True):
+        return False
+    return not _of_candidates(value, axis)
 
 
 def _chosen(originals: OriginalOperators, value: Form, axis: Any, mask: Mask) -> Chosen:
