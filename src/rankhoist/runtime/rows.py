@@ -66,12 +66,19 @@ def in_own_width(name: str, tensor: Any, side: str, row: Row, first: str = "rows
         raise InputError(f"{side} input {name!r} is {type(tensor).__name__}, expected a tensor")
     if tensor.dim() == 0 or not row.fits(tensor.shape[1:]):
         expected = ", ".join([first, *row.axes])
-        raise InputError(f"{side} input {name!r} has shape {list(tensor.shape)}, expected [{expected}]")
+        advice = _of_lists(tensor, row) if side == "candidate" else ""
+        raise InputError(f"{side} input {name!r} has shape {list(tensor.shape)}, expected [{expected}]{advice}")
     if not _whole(tensor.dtype, row.dtype):
         raise InputError(f"{side} input {name!r} has dtype {tensor.dtype}, expected {row.dtype}")
     if not _fits(tensor, row.dtype):
         raise InputError(f"{side} input {name!r} has numbers that do not fit {row.dtype}, which the example has")
     return tensor.to(row.dtype)
+
+
+def _of_lists(tensor: Tensor, row: Row) -> str:
+    """Advice, where one request's candidates may be a list on axis 1."""
+    listed = row.shape and tensor.dim() > 1 and tensor.shape[0] == 1 and tensor.shape[2:] == row.shape[1:]
+    return "; if axis 1 is a list of candidates, hoist with lists of one: a row is a candidate" if listed else ""
 
 
 def _whole(*dtypes: torch.dtype) -> bool:
