@@ -123,6 +123,11 @@ def test_values_of_weights_decide_and_are_pinned(how, tmp_path: Path):
     assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=OFFSETS), want)
 
 
+def counted(m: Searched, x: Tensor) -> Tensor:
+    m.depth.add_(1)
+    return x.relu() if m.depth > 3 else x
+
+
 def of_rows(m: Searched, x: Tensor) -> Tensor:
     return x.relu() if x.sum() > 0 else x
 
@@ -170,5 +175,6 @@ def test_a_buffer_is_held_while_training_and_a_parameter_may_not_be_asked():
     original.warm.fill_(False)
     with pytest.raises(WeightsError, match="'warm' decides what is computed"):
         grouped(CONTEXT, CANDIDATE, request_offsets=OFFSETS)
-    with pytest.raises(ExportError, match="depends on the values of tensors"):
-        rankhoist.grouped(model(largest).train(), EXAMPLE, context=["context"])
+    for how in (largest, counted):
+        with pytest.raises(ExportError, match="depends on the values of tensors"):
+            rankhoist.grouped(model(how).train(), EXAMPLE, context=["context"])

@@ -103,7 +103,7 @@ class Asked(TorchFunctionMode):
 
     def _value(self, x: Tensor, names: dict[int, str], used: set[str]) -> Tensor:
         """Of a tensor that is made of weights alone, whose names are added to `used`."""
-        if id(x) in names:
+        if id(x) in names and not any(_written([x])):
             used.add(names[id(x)])
             return self._values[names[id(x)]]
         if type(x) is Tensor and not self._training:
