@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def two_largest(m: Searched, x: Tensor) -> Tensor:
     return sum(m.ways[i](x).relu() for i in m.gates.topk(2).indices.tolist())
 
 
+def compared(m: Searched, x: Tensor) -> Tensor:
+    return x.relu() / math.exp(m.scale.item()) if m.scale.item() > 0.5 else x
+
+
 def repeated(m: Searched, x: Tensor) -> Tensor:
     for _ in range(int(m.depth)):
         x = x + x.tanh()
@@ -90,8 +95,8 @@ def groups(m: Searched, x: Tensor) -> Tensor:
 
 ASKED = {
     flag: {"warm"}, both: {"depth", "scale"}, number: {"scale"}, largest: {"gates"}, two_largest: {"gates"},
-    repeated: {"depth"}, columns: {"depth"}, attribute: set(), there: {"depth"}, array: {"depth", "scale"},
-    one_hot: set(), groups: {"depth"},
+    compared: {"scale"}, repeated: {"depth"}, columns: {"depth"}, attribute: set(), there: {"depth"},
+    array: {"depth", "scale"}, one_hot: set(), groups: {"depth"},
 }  # fmt: skip
 
 

@@ -63,11 +63,12 @@ class Asked(TorchFunctionMode):
     Args:
         model: with weights that have values, before they are exchanged for those that have none.
         training: then a parameter has no value to rely on.
+        floats: numbers that Python has no need of yet are answered, too, of which the graph otherwise has names.
     """
 
-    def __init__(self, model: nn.Module, training: bool) -> None:
+    def __init__(self, model: nn.Module, training: bool, floats: bool = False) -> None:
         super().__init__()
-        self._model, self._training = model, training
+        self._model, self._training, self._floats = model, training, floats
         self._values = {name: x.detach() for name, x in self._weights()}
         self._made: dict[int, _Made] = {}
 
@@ -80,7 +81,7 @@ class Asked(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = args, kwargs or {}
         taken = _tensors(given)
-        if func in NUMBERS or (func in VALUES and not taken[0].is_floating_point()):
+        if func in NUMBERS or (func in VALUES and (self._floats or not taken[0].is_floating_point())):
             with contextlib.suppress(_UnknownError):
                 return self._answer(func, given)
         result = func(*given[0], **given[1])

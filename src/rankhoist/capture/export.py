@@ -99,19 +99,22 @@ def exported(
     Raises:
         ExportError: `torch.export` refuses the model.
     """
-    # Python's own `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model. Where they stand in the way,
-    # the strict exporter reads the model's bytecode instead, and keeps them symbolic.
-    errors = []
-    for strict in (False, True):
+    # Floats of weights stay names in the graph, but where Python compares them or computes with them. Python's own
+    # `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model. Where they stand in the way, the strict
+    # exporter reads the model's bytecode instead, and keeps them symbolic.
+    first: Exception | None = None
+    for floats, strict in ((False, False), (True, False), (False, True)):
+        if first is not None and not (_fixes_rows(first) if strict else _reads_floats(first)):
+            continue
+        mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats)
         try:
             own = _no_own_gradients() if training else contextlib.nullcontext()
-            with _quiet(), own, of_any_length(), contextlib.nullcontext() if strict else _symbolic(model, training):
+            with _quiet(), own, of_any_length(), mode:
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
         except Exception as error:
-            errors.append(error)
-            if not _fixes_rows(error):
-                break
-    raise ExportError(_why_not_exported(model, bound, errors[0]) + _constants(leaves)) from errors[0]
+            first = first or error
+    assert first is not None
+    raise ExportError(_why_not_exported(model, bound, first) + _constants(leaves)) from first
 
 
 @contextlib.contextmanager
@@ -143,11 +146,11 @@ def _no_own_gradients() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _symbolic(model: nn.Module, training: bool) -> Iterator[None]:
+def _symbolic(model: nn.Module, training: bool, floats: bool) -> Iterator[None]:
     """With functions of torch that would fix the number of rows in other words, checks of data as assertions, and the
     values of weights where Python asks for them.
     """
-    with EvenParts(), OtherWords(), Asked(model, training), Stated():
+    with EvenParts(), OtherWords(), Asked(model, training, floats), Stated():
         yield
 
 
@@ -207,6 +210,10 @@ def _nothing_logged() -> Iterator[None]:
 
 def _reads_values(error: Exception) -> bool:
     return "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__
+
+
+def _reads_floats(error: Exception) -> bool:
+    return _reads_values(error) and "zuf" in str(error)  # as torch names them
 
 
 def _fixes_rows(error: Exception) -> bool:
