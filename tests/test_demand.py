@@ -19,11 +19,13 @@ from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
-from rankhoist.errors import HoistingWarning
+from rankhoist.errors import HoistingWarning, WeightsError
 from rankhoist.training import grouped
 
 T, D, ROWS = 6, 8, 1000
 G = torch.randn(1, 3, T, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+CHOSEN = torch.tensor([5, 1])
+LOCAL = torch.ones(T, T).tril().triu(-1).bool()
 EXAMPLE = (torch.randn(5, 1).double(), torch.randn(5, T, D).double())
 
 
@@ -117,6 +119,8 @@ NARROWED: dict[str, tuple[Callable[[Model, Tensor], Tensor], float]] = {
     "batch_norm": (lambda m, x: m.fixed(m.one(x).mT)[..., 2], 1 / 6),
     "largest_of_place": (lambda m, x: m.one(x).max(-1).values[:, 2] + m.one(x).sort(-1).indices[:, 2, 0], 1 / 6),
     "columns_of_softmax": (lambda m, x: m.one(x).softmax(1)[:, 1, :2], 1 / 4),
+    "chosen_places": (lambda m, x: m.one(x)[:, CHOSEN] + m.two(x).index_select(1, CHOSEN - 1)[..., [2]], 0.2),
+    "local": (lambda m, x: heads(m, x, mask=LOCAL)[:, 3] + heads(m, x, mask=LOCAL.double().log())[:, 3], 0.3),
     "unread": (lambda m, x: torch.stack([m.one(x), m.two(x)])[1], 1 / 2),
 }  # fmt: skip
 
@@ -136,6 +140,7 @@ WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "recurrent": lambda m, x: m.gru(m.one(x))[0][:, -1],
     "rolled_over_all": lambda m, x: m.one(x).roll(1)[:, 1],
     "mean_of_places_there": lambda m, x: F.avg_pool1d(m.one(x).mT, 3, 1, 1, count_include_pad=False)[..., 0],
+    "places_twice": lambda m, x: m.one(x)[:, [2, 2, 3]],
     "uneven_parts": lambda m, x: F.adaptive_avg_pool1d(m.one(x).mT, 4)[..., 1],
     "some_channels_of_group_norm": lambda m, x: F.group_norm(m.one(x).mT, 2)[:, :4],
     "place_by_data": lambda m, x: m.one(x).gather(1, x[:, :1, :1].abs().long().clamp(max=T - 1).expand(-1, -1, D)),
@@ -288,3 +293,28 @@ def test_a_weight_that_nobody_reads_has_its_gradient_of_zeros():
     model = Model(NARROWED["unread"][0])
     program = capture(model, EXAMPLE, ["user"], all_rules(), training=True)
     assert narrowed(program) is program
+
+
+class Chosen(nn.Module):
+    """Buffers say which places are read, and which keys a query sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(D, D)
+        self.register_buffer("places", CHOSEN)
+        self.register_buffer("seen", LOCAL)
+
+    def forward(self, user: Tensor, x: Tensor) -> Tensor:
+        y = self.layer(x) * user[:, None]
+        return y[:, self.places] + F.scaled_dot_product_attention(y, y, y, self.seen)[:, -1:]
+
+
+@pytest.mark.parametrize("name", ["places", "seen"])
+def test_what_decided_is_pinned(name):
+    model = Chosen().double().eval()
+    hoisted = hoist(model, EXAMPLE, context=["user"])
+    torch.testing.assert_close(hoisted(EXAMPLE[0][:1], EXAMPLE[1]), model(EXAMPLE[0][:1].expand(5, 1), EXAMPLE[1]))
+    state = model.state_dict()
+    hoisted.update_weights(state)
+    with pytest.raises(WeightsError, match=name):
+        hoisted.update_weights(state | {name: state[name].flip(0)})

@@ -87,7 +87,8 @@ class Program:
         packs: how leaves of a call are made of jagged inputs.
         bags: the placeholders of a jagged input's lengths and columns -> the name of what a stage reads there.
         lengths: the symbols of axes that vary, and what plans take them for: what the example has.
-        asked: placeholders of the weights whose values the model's own Python asked for.
+        asked: placeholders of the weights whose values the model's own Python asked for, or by which something was left
+            out that nobody reads.
         wider: the program as it was captured, where this one leaves out what nobody reads.
     """
 

@@ -67,7 +67,7 @@ class Blueprint:
         own, stored = ([p.outputs for p in some] for some in (plans.plans, others))
         conditions, checks = ([getattr(p, name) for p in plans.plans] for name in ("condition", "check"))
         stages = emit(own, b.constants, program.rows, program.training, stored, conditions, checks)
-        pinned = frozenset(name for plan in (*plans.plans, *others) for name in plan.interpreter.memo.pinned)
-        pinned |= program.asked
+        interpreters = [plan.interpreter for plan in (*plans.plans, *others)]
+        pinned = program.asked.union(*(i.memo.pinned | i.program.asked for i in interpreters))
         report, kept = partial(make_report, plans, with_store), (program.opaque, program.modules)
         return Blueprint(program.interface, plans, stages, pinned, report, program, with_store, *kept)

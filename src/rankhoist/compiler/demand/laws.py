@@ -7,6 +7,7 @@ computed as a whole.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +17,19 @@ from torch import fx
 from rankhoist.capture.operators import draws
 from rankhoist.compiler.demand import along, boxes, moves, products, windows
 from rankhoist.compiler.demand.boxes import Box, Part
+from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.made import Law, Made, Take, aligned, arguments, is_tensor, sizes_of
 from rankhoist.compiler.graph.lengths import not_above
 from rankhoist.compiler.rules.law import overloads
 
 aten = torch.ops.aten
+LawByConstants = Callable[[fx.Node, Box, Constants], Take | Made | None]
 
 
-def part_of(node: fx.Node, box: Box) -> Take | Made | None:
+def part_of(node: fx.Node, box: Box, constants: Constants) -> Take | Made | None:
     """How a part of an operator's result is computed; None where that is not known."""
+    if node.target in BY_CONSTANTS:
+        return BY_CONSTANTS[node.target](node, box, constants)
     law = LAWS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else _LOOK_THROUGH.get(node.target)
     if law is None and isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
         law = pointwise
@@ -262,7 +267,11 @@ _TABLE: dict[str, Law] = {
     "cdist": products.distances,
     "mm bmm matmul addmm baddbmm": products.product,
     "einsum": products.einsum,
-    "scaled_dot_product_attention": products.attention,
     "embedding": embedding,
+}
+BY_CONSTANTS: dict[Any, LawByConstants] = {
+    aten.index.Tensor: moves.indexed,
+    aten.index_select.default: moves.indexed,
+    aten.scaled_dot_product_attention.default: products.attention,
 }
 LAWS: dict[Any, Law] = {op: law for names, law in (_TABLE | along.TABLE).items() for op in overloads(names)}

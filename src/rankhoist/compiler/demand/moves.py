@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from rankhoist.capture.operators import named_arguments
 from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import MOST, Axis, Box, Part
+from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.made import Law, Made, Take, arguments, sizes_of
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.joining import COPIES
@@ -38,6 +40,22 @@ def moved(places_of: Callable[[fx.Node, list[Any]], Places | None]) -> Law:
         return _read(node, list(box), [*places.items()])
 
     return law
+
+
+def indexed(node: fx.Node, box: Box, constants: Constants) -> Take | Made | None:
+    """`x[:, i]` for an index i that is known now, which has some of the places, none of them twice."""
+    x, *others = arguments(node)
+    chosen = list(enumerate(others[0])) if node.target is aten.index.Tensor else [others]
+    (dim, index), *more = [(dim, i) for dim, i in chosen if i is not None]
+    size = sizes_of(x)[dim]
+    value = None if more or not isinstance(size, int) else constants.value(index)
+    if value is None or value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
+        return None
+    places = value.numpy() % size
+    if not len(places) == len(set(places.tolist())) < size:
+        return None
+    constants.decides(index)
+    return _read(node, list(box), [(dim % len(box), places)])
 
 
 def _read(node: fx.Node, axes: list[Axis], moves: list[tuple[int, Any]]) -> Take | Made | None:

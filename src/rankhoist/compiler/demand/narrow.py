@@ -29,6 +29,7 @@ from rankhoist.capture.defaults import fill
 from rankhoist.capture.empty import without_elements
 from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import Box
+from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.laws import part_of
 from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of
 from rankhoist.compiler.graph.decline import Decline
@@ -63,11 +64,12 @@ def _narrowed_or_whole(program: Program) -> Program:
 def _narrowed(program: Program) -> Program:
     if any(map(without_elements, program.graph.nodes)):  # what is left of these has no boxes
         return program
-    wanted = demands(program)
+    constants = Constants(program)
+    wanted = demands(program, constants)
     if not any(_saves(node, wanted[node]) for node in program.graph.nodes):
         return program
     try:
-        made = _Writer(program, wanted).written()
+        made = _Writer(program, wanted, constants).written()
     except Decline:  # a size cannot be told, or not be written
         return program
     return program if program.training and _unread(made) != _unread(program) else made
@@ -81,24 +83,24 @@ def _unread(program: Program) -> set[str]:
 # -- backwards
 
 
-def demands(program: Program) -> Demands:
+def demands(program: Program, constants: Constants) -> Demands:
     """Which boxes of every tensor are computed; of one that nobody reads none."""
     wanted: defaultdict[fx.Node, list[Box]] = defaultdict(list)
     for node in reversed(program.graph.nodes):
         if is_tensor(node):
             if node.op == "call_function" and wanted[node]:
-                wanted[node] = _told(program, node, wanted)
+                wanted[node] = _told(constants, node, wanted)
         elif node.target is not SIZE and (wanted[node] or node.op == "output" or not _several(node)):
             _all_operands(node, wanted)
     return wanted
 
 
-def _told(program: Program, node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> list[Box]:
+def _told(constants: Constants, node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> list[Box]:
     """The boxes of a result that are computed; its operands are told."""
     asked, before = boxes.merged(wanted[node], sizes_of(node)), None
     while asked != before:  # what is around two may have no law again
-        asked, before = boxes.merged([_around(program, node, box) for box in asked], sizes_of(node)), asked
-    ways = [_way(program, node, box) for box in asked]
+        asked, before = boxes.merged([_around(constants, node, box) for box in asked], sizes_of(node)), asked
+    ways = [_way(constants, node, box) for box in asked]
     if ways == [None]:
         _all_operands(node, wanted)
     for take in _takes(ways):
@@ -106,13 +108,13 @@ def _told(program: Program, node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) 
     return asked
 
 
-def _around(program: Program, node: fx.Node, box: Box) -> Box:
+def _around(constants: Constants, node: fx.Node, box: Box) -> Box:
     """The smallest box around one that has a law: of some axes all is computed; else the whole tensor."""
     every = boxes.whole(sizes_of(node))
     cut = [d for d, axis in enumerate(box) if not boxes.is_whole(axis)]
     for count in range(len(cut)):
         larger = [_widened(box, every, dims) for dims in itertools.combinations(cut, count)]
-        told = [b for b in larger if _way(program, node, b) is not None]
+        told = [b for b in larger if _way(constants, node, b) is not None]
         if told:
             return min(told, key=boxes.volume)
     return every
@@ -122,13 +124,12 @@ def _widened(box: Box, every: Box, dims: Sequence[int]) -> Box:
     return tuple(every[d] if d in dims else axis for d, axis in enumerate(box))
 
 
-def _way(program: Program, node: fx.Node, box: Box) -> Take | Made | None:
+def _way(constants: Constants, node: fx.Node, box: Box) -> Take | Made | None:
     """How a part is made of parts of operands; None too where rows were cut, which others know how to."""
-    way = part_of(node, box)
+    way = part_of(node, box, constants)
     cut = (p for take in _takes(way) for axis in take.box for p in axis if p.end is not None)
-    return (
-        None if any(p.size.free_symbols - program.lengths.keys() for p in cut if not isinstance(p.size, int)) else way
-    )
+    lengths = constants.program.lengths.keys()
+    return None if any(p.size.free_symbols - lengths for p in cut if not isinstance(p.size, int)) else way
 
 
 def _all_operands(node: fx.Node, wanted: Mapping[fx.Node, list[Box]]) -> None:
@@ -165,8 +166,8 @@ def _saves(node: fx.Node, wanted: Sequence[Box]) -> bool:
 class _Writer:
     """Writes the graph anew; `pieces` are the computed boxes of every captured tensor."""
 
-    def __init__(self, program: Program, wanted: Demands) -> None:
-        self.program, self.wanted = program, wanted
+    def __init__(self, program: Program, wanted: Demands, constants: Constants) -> None:
+        self.program, self.wanted, self.constants = program, wanted, constants
         self.graph = fx.Graph()
         self.pieces: defaultdict[fx.Node, list[tuple[Box, fx.Node]]] = defaultdict(list)
         self.others: dict[fx.Node, fx.Node | int] = {}  # placeholders, sizes and several tensors at once
@@ -185,7 +186,8 @@ class _Writer:
         made = [self._whole(o) if isinstance(o, fx.Node) else o for o in self.program.outputs]
         self.graph.output(tuple(made))
         fill(self.graph)
-        return replace(self.program, graph=self.graph, outputs=made, wider=self.program)
+        asked = self.program.asked | self.constants.decided
+        return replace(self.program, graph=self.graph, outputs=made, asked=asked, wider=self.program)
 
     def _copied(self, node: fx.Node) -> None:
         if is_tensor(node):
@@ -203,7 +205,7 @@ class _Writer:
 
     def _piece(self, node: fx.Node, box: Box) -> fx.Node:
         """A box of a result; what is computed as a whole of whole operands is as it was."""
-        way = _way(self.program, node, box)
+        way = _way(self.constants, node, box)
         if way is None or (boxes.all_of(box) and node.target is not PICK and self._reads_all(node, way)):
             return self.graph.node_copy(node, self._whole)
         return self._made(way)  # type: ignore[no-any-return]

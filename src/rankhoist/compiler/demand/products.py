@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import fx
 
 from rankhoist.compiler.demand import boxes
-from rankhoist.compiler.demand.boxes import Axis, Box, Part
+from rankhoist.compiler.demand.boxes import Axis, Box, Part, Size
+from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.made import Made, Take, aligned, arguments, is_tensor, sizes_of
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.graph.products import einsum_axes
@@ -59,8 +63,11 @@ def einsum(node: fx.Node, box: Box) -> Made:
     return Made(node.target, (equation, takes, *path), node.kwargs)
 
 
-def attention(node: fx.Node, box: Box) -> Made | None:
-    """Each query by itself over all keys; of causal ones, over those before it; over one key it is the key's value."""
+def attention(node: fx.Node, box: Box, constants: Constants) -> Made | None:
+    """Each query by itself over all keys; of causal ones, over those before it; over one key it is the key's value.
+
+    Of keys that a mask hides from all of the queries none is read.
+    """
     q, k, v, mask, dropout, causal = arguments(node)
     *batch, queries, columns = box
     if sizes_of(k)[-2] == 1 and mask is None and not node.kwargs.get("enable_gqa"):
@@ -76,6 +83,9 @@ def attention(node: fx.Node, box: Box) -> Made | None:
         if inner is None or seen is None or boxes.plain(inner[1] - inner[0]) != 1:
             return None
         keys, causal = boxes.cut(count, *seen), False
+    if is_tensor(mask) and (shown := _shown(mask, queries, sizes_of(k)[-2], constants)):
+        keys, all_of_them = shown
+        mask = None if all_of_them else mask
     batches = [boxes.whole(sizes_of(t)[:-2]) if gqa else batch for t in (q, k, v)]
     width: Axis = (Part(sizes_of(q)[-1]),)
     ends = ((q, (queries, width)), (k, (keys, width)), (v, (keys, columns)))
@@ -83,3 +93,26 @@ def attention(node: fx.Node, box: Box) -> Made | None:
     if is_tensor(mask):
         mask = Take(mask, aligned(mask, (*batch, queries, keys)))
     return Made(node.target, (*takes, mask, dropout, causal), node.kwargs)
+
+
+def _shown(mask: fx.Node, queries: Axis, count: Size, constants: Constants) -> tuple[Axis, bool] | None:
+    """The keys from the first that queries see to the last, and whether all see all of these; None where all are read.
+
+    `exp(-inf) = 0`: what is hidden weighs nothing, if something else is seen.
+    """
+    value, rows = constants.value(mask), boxes.interval(queries)
+    if value is None or rows is None or value.dim() < 2 or value.shape[-1] != count:
+        return None
+    seen = value if value.dtype == torch.bool else value != -math.inf
+    own = slice(*rows) if value.shape[-2] > 1 else slice(None)
+    seen, value = seen[..., own, :].flatten(0, -2), value[..., own, :].flatten(0, -2)
+    if not seen.any(1).all():
+        return None
+    places = seen.any(0).nonzero().flatten().tolist()
+    first, last = places[0], places[-1]
+    between = value[:, first : last + 1]
+    plain = bool(between.all() if value.dtype == torch.bool else not between.any())
+    if (first, last + 1) == (0, count) and not plain:
+        return None
+    constants.decides(mask)
+    return boxes.cut(count, first, last + 1), plain
