@@ -103,9 +103,9 @@ NEAR_MISSES: dict[str, NearMiss] = {
         {},
     ),
     "mask_by_candidate": (
-        lambda c, k: torch.masked_select(c[:, :4], k > 0).sum() + k,
+        lambda c, k: torch.masked_select(c[:, :4] + k, k > 0).sum() + k,
         "masked_select",
-        "by a mask that depends on the candidate",
+        "most places of which depend on the candidate",
         {},
     ),
     "gather_over_rows": (
