@@ -94,6 +94,20 @@ def history(c: Tensor, k: Tensor, w: Tensor, b: Tensor, g: Tensor, v: Tensor) ->
     return torch.matmul(made, last).sum(1)
 
 
+def tower(c: Tensor, k: Tensor, w: Tensor, b: Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """A domain's layers over the context, then a product with the candidate."""
+    i = domain(k)
+    made = F.relu(torch.bmm(w[i][..., :C], c.unsqueeze(2)).squeeze(2) + b[i])
+    made = torch.tanh(torch.einsum("boi,bi->bo", v[i], made) + b.sin()[i])
+    return ((w[i][..., C:] * made.unsqueeze(2)).sum(1) * k).sum(1)
+
+
+def of_two_domains(c: Tensor, k: Tensor, w: Tensor, b: Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """The second layer is that of another one."""
+    made = F.relu(torch.einsum("boi,bi->bo", w[domain(k)][..., :C], c))
+    return torch.einsum("boi,bi->bo", v[domain(-k[:, 1:])], made)
+
+
 LAYERS: dict[str, tuple[Layer, int]] = {  # and the multiply-adds of a candidate
     "mixed": (mixed, E * K + E * H * K),
     "two_layers": (two_layers, E * K + E * H * K + 2 * E * H * H),
@@ -102,7 +116,9 @@ LAYERS: dict[str, tuple[Layer, int]] = {  # and the multiply-adds of a candidate
     "from_the_end": (from_the_end, E * H * K),
     "shared_times_own": (shared_times_own, E * H * K),
     "generated": (generated, E * H * K),
-    "history": (history, 4 * 8 * 4),  # its second layer
+    "history": (history, 0),
+    "tower": (tower, 0),  # the last product is element by element
+    "of_two_domains": (of_two_domains, 0),  # all pairs of domains are the request's
 }
 
 
@@ -163,7 +179,7 @@ def in_a_later_axis(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
 
 
 NEAR_MISSES: dict[str, tuple[Layer, Tensor, str]] = {
-    "short_rows": (lambda c, k, w: (w[domain(k)] * both(c, k)).sum(1), randn(E, C + K), "are short"),
+    "short_rows": (lambda c, k, w: (F.embedding(domain(k), w) * both(c, k)).sum(1), randn(E, C + K), "are short"),
     "more_than_candidates_read": (
         lambda c, k, w: torch.einsum("boi,bi->bo", w[domain(k, 1001)], both(c, k)),
         randn(1001, H, C + K),

@@ -141,6 +141,7 @@ class Sums:
 
     def with_one_moving(self, term: Term) -> Term:
         """`(C_1 z_1)(C_2 z_2) = (C_1 C_2)(z_1 z_2)` where the product of what moves is small; else evaluated."""
+        term = self.chosen_once(term)
         fixed, moving = self.split(term)
         if len(moving) < 2:
             return term
@@ -160,6 +161,7 @@ class Sums:
 
     def product(self, term: Term) -> Factor:
         """One term, in its cheapest order."""
+        term = self.chosen_once(term)
         factors = list(term.factors)
         cheap = min(range(len(factors)), key=lambda i: (factors[i].node.rate, math.prod(factors[i].node.shape)))
         early = term.scale != 1.0 and not factors[cheap].node.rate.per_candidate and len(factors) > 1
@@ -169,6 +171,11 @@ class Sums:
         tree = cheapest(factors, self.visible, self.workload).tree
         result = products.sum_out(self.builder, self._carried_out(tree, factors), self.visible)
         return result if early else products.scaled(self.builder, result, term.scale)
+
+    def chosen_once(self, term: Term) -> Term:
+        """The same product, where that is cheaper with one choice for all that is read at the same places."""
+        once = places.chosen_once(term)
+        return once if once is not term and self.cost(once.factors) < self.cost(term.factors) else term
 
     def _carried_out(self, tree: Tree, factors: Sequence[Factor]) -> Factor:
         if isinstance(tree, int):

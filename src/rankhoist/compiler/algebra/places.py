@@ -38,6 +38,17 @@ def before(workload: Workload, blocks: Sequence[Block]) -> tuple[Factor, list[Bl
     return (chosen, inner) if chosen is not None and _less(workload, chosen, inner) else None
 
 
+def chosen_once(term: Term) -> Term:
+    """What is read at the same places is multiplied there: `p_t p_s = 0` where s is not t, and `p_t p_t = p_t`."""
+    for i, x in enumerate(term.factors):
+        for k in range(i + 1, len(term.factors)):
+            y = term.factors[k]
+            if _same_places(y, x):
+                rest = Term((*term.factors[:k], *term.factors[k + 1 :]), term.scale)
+                return chosen_once(*rename(Block((), (rest,)), {y.labels[-1]: x.labels[-1]}).terms)
+    return term
+
+
 def _same_places(x: Factor, y: Factor) -> bool:
     if x.place is None or y.place is None or x.place.size != y.place.size:
         return False

@@ -26,8 +26,6 @@ from rankhoist.compiler.algebra.forms import Block, Elsewhere, Factor, Form, Lab
 from rankhoist.compiler.algebra.products import size
 from rankhoist.compiler.graph.lengths import usual
 
-LONG = 256  # elements; shorter rows of weights cost little to read, and what is made of them may be longer
-
 
 def of_request(evaluator: Evaluator, value: Form, index: Form, dim: int) -> Form:
     """`value.gather(dim, index)`, both with the rows first and then the same dims, unevaluated.
@@ -74,8 +72,8 @@ def of_table(evaluator: Evaluator, table: Form, ids: Form) -> Form:
         return Block((*block.labels, *((x,) for x in rest)), (Term(factors),))
 
     often = any(read_often(block.factor) for block in ids.blocks.values())
-    if not often or not table.arithmetic or size(rest) < LONG:
-        raise Elsewhere(f"the rows of {table.axes} are short, or more than candidates read")
+    if not often or not table.arithmetic:
+        raise Elsewhere(f"the rows of {table.axes} are more than candidates read")
     blocks = {cell + (0,) * len(rest): rows(block) for cell, block in ids.blocks.items()}
     depth = len(ids.dims)
     layout = (*ids.layout, *((depth + i,) for i in range(len(rest))))

@@ -18,6 +18,8 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
+LONG = 256  # elements of an embedding; shorter ones cost little to read, and what is made of them may be longer
+
 # -- tables
 
 
@@ -81,6 +83,8 @@ def few_rows(call: Call) -> Form:
         axis, table, ids = 0, *call.forms("weight", "indices")
         if call.value("padding_idx") >= 0 or call.value("scale_grad_by_freq") or call.value("sparse"):
             raise Elsewhere("rows of the table have a gradient of another kind")
+        if table.sizes[-1] < LONG:
+            raise Elsewhere(f"the rows of {table.axes} are short")
     else:
         table, (axis, ids) = call.form(), _one_axis(call)
     if not table.of_weights or table.has_rows or axis or ids.dtype not in (torch.int64, torch.int32):
