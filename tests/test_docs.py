@@ -16,6 +16,7 @@ import test_fills
 import test_gathers
 import test_padding
 import test_reads_mapped
+import test_ways
 from rules import test_scans, test_windows
 
 from rankhoist.compiler.rules import FAMILIES
@@ -50,7 +51,8 @@ def test_named_files_and_functions_exist(name: str):
 def test_named_cases_exist():
     equal = {*test_padding.IDIOMS, *test_fills.FILLED, *test_added_fills.ADDED, *test_scans.SCANS}
     equal = equal.union(test_windows.WINDOWS, test_windows.POOLED, test_demand.NARROWED, test_reads_mapped.MAPS)
-    equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, test_experts.LAYERS, *(t.EQUAL for t in TESTS))
+    equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, test_experts.LAYERS, test_ways.KEPT)
+    equal = equal.union(*(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
     declining = declining.union(
         test_scans.WHOLE,
@@ -60,6 +62,7 @@ def test_named_cases_exist():
         test_reads_mapped.NEAR_MISSES,
         test_gathers.NEAR_MISSES,
         test_gathers.PAIR_BY_PAIR,
+        test_ways.NEAR_MISSES,
         *(t.NEAR_MISSES for t in TESTS),
     )
     assert items("Tests") and items("Declines")

@@ -32,6 +32,7 @@ from rankhoist.compiler.demand.boxes import Box
 from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.laws import part_of
 from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of
+from rankhoist.compiler.demand.ways import chosen
 from rankhoist.compiler.graph.decline import Decline
 from rankhoist.compiler.graph.operators import row
 from rankhoist.errors import HoistingWarning
@@ -52,13 +53,15 @@ def narrowed(program: Program) -> Program:
 
 
 def _narrowed_or_whole(program: Program) -> Program:
-    try:
-        return _narrowed(program)
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        warnings.warn(told("leaving out what nobody reads", error), HoistingWarning, stacklevel=2)
-        return program
+    made = program
+    for leaves_out in (chosen, _narrowed):
+        try:
+            made = leaves_out(made)
+        except Exception as error:
+            if not is_mistake(error):
+                raise
+            warnings.warn(told("leaving out what nobody reads", error), HoistingWarning, stacklevel=2)
+    return made if made is program else replace(made, wider=program)
 
 
 def _narrowed(program: Program) -> Program:

@@ -17,6 +17,7 @@ from torch import fx
 
 from rankhoist.capture.operators import module_path
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.demand.made import is_tensor
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.plan import Plan
@@ -35,7 +36,9 @@ def make_operators(plan: Plan) -> list[Operator]:
             name=node.name,
             operator=str(node.target),
             module=module_path(node),
-            rates=tuple(rate.name.lower() for rate in sorted(outcomes[node.name].rates)),
+            rates=tuple(
+                rate.name.lower() for rate in sorted(outcomes[node.name].rates if node.name in outcomes else ())
+            ),
             level=levels.get(node.name),
             reason=_reason(plan, node) if work.candidate[node.name] or node.meta.get("val") is None else None,
             before=before[node.name],
@@ -43,7 +46,7 @@ def make_operators(plan: Plan) -> list[Operator]:
             candidate=work.candidate[node.name],
         )
         for node in plan.interpreter.program.captured.graph.nodes
-        if node.name in outcomes
+        if node.name in before
     ]
     rest = Operator(
         name="output",
@@ -63,13 +66,19 @@ def make_operators(plan: Plan) -> list[Operator]:
 
 
 def _before(plan: Plan) -> dict[str, Amount]:
-    """Work per candidate of every operator as its author wrote it."""
-    outcomes = plan.interpreter.outcomes
-    return {n.name: _original(plan, n) for n in plan.interpreter.program.captured.graph.nodes if n.name in outcomes}
+    """Work per candidate of every operator as its author wrote it, of those too of which nothing is left."""
+    program, outcomes = plan.interpreter.program, plan.interpreter.outcomes
+    there = {n.name for n in program.graph.nodes}
+    return {
+        n.name: _original(plan, n)
+        for n in program.captured.graph.nodes
+        if n.name in outcomes or (n.op == "call_function" and is_tensor(n) and n.name not in there)
+    }
 
 
 def _original(plan: Plan, node: fx.Node) -> Amount:
-    if plan.interpreter.outcomes[node.name].rates <= {Rate.WEIGHT}:
+    outcome = plan.interpreter.outcomes.get(node.name)
+    if outcome is not None and outcome.rates <= {Rate.WEIGHT}:
         return Amount()
     work = original_work(
         node, plan.interpreter.program.rows, plan.workload.candidates, plan.interpreter.program.lengths
@@ -151,7 +160,7 @@ def _moved(plan: Plan, before: Mapping[str, Amount]) -> set[str]:
     """
     left, outcomes = _attributed(plan, before).candidate, plan.interpreter.outcomes
     smaller = {name for name, amount in before.items() if _size(left[name]) < _size(amount)}
-    return {name for name in smaller if not outcomes[name].rates <= {Rate.WEIGHT, Rate.ITEM}}
+    return {n for n in smaller if n not in outcomes or not outcomes[n].rates <= {Rate.WEIGHT, Rate.ITEM}}
 
 
 def _size(amount: Amount) -> tuple[int, int]:

@@ -1,0 +1,268 @@
+"""Of several ways to compute, of which a request chooses one, that one is computed.
+
+Law: `where(c, f(x; V), f(x; W)) = f(x; where(c, V, W))`, row by row. A model of several domains computes the towers of
+all of them for every row, and keeps one by the domain of the request: `out = where((domain == d)[:, None], y_d, out)`.
+Here weights are chosen, once per request, and one tower is left. A last way that is none (zeros, for a domain that
+there is not) is chosen behind the others.
+
+Ways are alike as far back as they have the same operators, which treat every row by itself, and other weights; what is
+before them is theirs together, or chosen itself. Whoever else reads a way needs it, so there ways end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture import Program
+from rankhoist.capture.operators import draws
+from rankhoist.compiler.demand.made import is_tensor, sizes_of
+
+aten = torch.ops.aten
+NORM = aten._native_batch_norm_legit_no_training.default
+Ways = Sequence[Any]  # nodes, or what stands in one place of them
+
+
+def chosen(program: Program) -> Program:
+    """The same program, in which requests choose weights where they chose results; itself where they choose none."""
+    if program.training or not any(n.target is aten.where.self for n in program.graph.nodes):
+        return program
+    return _Chooser(program).written()
+
+
+class _Chooser:
+    """Writes in a copy of the graph."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.graph = program, fx.Graph()
+        places: dict[fx.Node, fx.Node] = {}
+        self.graph.graph_copy(program.graph, places)  # all but its output
+        self.outputs = [places[x] if isinstance(x, fx.Node) else x for x in program.outputs]
+        self.graph.output(tuple(self.outputs))
+        self.rates = self._rates()
+        self.flags: list[fx.Node] = []  # of the ways that are being chosen from, [rows], one less than there are ways
+        self.products = 0
+        self.names: dict[fx.Node, str] = {}  # what stands for operators as captured
+        self.source: fx.Node
+
+    def _rates(self) -> dict[fx.Node, int]:
+        """0 of what weights decide, 1 of what context inputs do as well, 2 of what candidates do."""
+        rates: dict[fx.Node, int] = {}
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                spec = self.program.inputs.get(node.name)
+                rates[node] = 0 if spec is None else 1 if spec.role == "context" and not spec.bags else 2
+            else:
+                rates[node] = max((rates[x] for x in node.all_input_nodes), default=0)
+        return rates
+
+    def written(self) -> Program:
+        found = 0
+        for node in reversed(list(self.graph.nodes)):
+            if node.target is aten.where.self and not _is_way(node):
+                found += self._choice(node)
+        if not found:
+            return self.program
+        last = next(iter(self.graph.find_nodes(op="output")))
+        outputs = list(last.args[0])
+        self.graph.eliminate_dead_code()
+        for made, name in self.names.items():
+            made.name = name
+        return replace(self.program, graph=self.graph, outputs=outputs, wider=self.program)
+
+    def _choice(self, node: Any) -> bool:
+        """Whether weights are chosen in the place of this choice and of those that are its last way."""
+        flags, ways, last = [], [], node
+        while last.target is aten.where.self and (last is node or len(last.users) == 1):
+            flag = self._flag(last)
+            if flag is None:
+                break
+            flags.append((flag, last.args[0]))
+            ways.append(last.args[1])
+            last = last.args[2]
+        if not flags or not all(is_tensor(w) and sizes_of(w) == sizes_of(node) for w in [*ways, last]):
+            return False
+        self.source, before = node, self.products
+        with self.graph.inserting_before(node):
+            alone = not _alike([*ways, last])
+            if alone and len(ways) < 2:
+                return False
+            self.flags = [self._squeezed(flag) for flag, _ in flags[: len(flags) - alone]]
+            made = self._merged(ways if alone else [*ways, last])
+            if self.products == before:
+                return False
+            if alone:
+                some = flags[0][1]
+                for _, flag in flags[1:]:
+                    some = self._call(aten.logical_or.default, some, flag)
+                made = self._call(aten.where.self, some, made, last)
+        node.replace_all_uses_with(made)
+        self.names.setdefault(made, node.name)
+        return True
+
+    def _flag(self, node: Any) -> fx.Node | None:
+        """What chooses, if it is one flag of a request, `[rows, 1, ..., 1]`."""
+        flag: Any = node.args[0]
+        while flag.target is aten.expand.default:
+            flag = flag.args[0]
+        sizes = sizes_of(flag)
+        rows = len(sizes) == len(sizes_of(node)) and sizes[0] == self.program.rows and set(sizes[1:]) <= {1}
+        return flag if rows and self.rates[flag] < 2 else None
+
+    def _squeezed(self, flag: fx.Node) -> fx.Node:
+        for _ in sizes_of(flag)[1:]:
+            flag = self._call(aten.squeeze.dim, flag, 1)
+        return flag
+
+    # -- ways become one
+
+    def _merged(self, ways: Ways) -> fx.Node:
+        """Tensors of all rows."""
+        first: fx.Node = ways[0]
+        if all(way is first for way in ways):
+            return first
+        if not _alike(ways):
+            return self._where(ways, len(sizes_of(first)) - 1)
+        made = LAWS.get(first.target, _Chooser._elementwise)(self, ways)
+        self.names[made] = first.name
+        return made
+
+    def _elementwise(self, ways: Ways) -> fx.Node:
+        dims = len(sizes_of(ways[0]))
+        args = [self._operand(xs, dims) for xs in zip(*(way.args for way in ways), strict=True)]
+        return self._call(ways[0].target, *args, **ways[0].kwargs)
+
+    def _operand(self, ways: Ways, dims: int) -> Any:
+        """What stands in one place of alike operators: tensors that broadcast to so many axes, or the same number."""
+        if all(way is ways[0] for way in ways) or not is_tensor(ways[0]):
+            return ways[0]
+        if self.rates.get(ways[0]) != 0:
+            return self._merged(ways)
+        return self._own(ways, dims - 1)
+
+    def _own(self, ways: Ways, dims: int) -> fx.Node:
+        """Weights of every row, `[rows, ...]`, each with so many axes; what is too many is one row for all."""
+        own = len(sizes_of(ways[0]))
+        made = self._where(ways, own)
+        for _ in range(own, dims):
+            made = self._call(aten.unsqueeze.default, made, 1)
+        return made if own <= dims else self._call(aten.squeeze.dim, made, 1)
+
+    def _where(self, ways: Ways, own: int) -> fx.Node:
+        """What the flags choose of tensors with so many axes of a row's own."""
+        *others, last = ways
+        made: fx.Node = last
+        for flag, way in zip(reversed(self.flags), reversed(others), strict=True):
+            for _ in range(own):
+                flag = self._call(aten.unsqueeze.default, flag, -1)
+            made = self._call(aten.where.self, flag, way, made)
+        return made
+
+    def _linear(self, ways: Ways) -> fx.Node:
+        """`[rows, K]` by `[H, K]`, and a bias."""
+        self.products += 1
+        given = [[*way.args, None][:3] for way in ways]
+        xs, weights, biases = zip(*given, strict=True)
+        x = self._call(aten.unsqueeze.default, self._merged(xs), 1)
+        weight = self._call(aten.transpose.int, self._own(weights, 2), 1, 2)
+        made = self._call(aten.squeeze.dim, self._call(aten.bmm.default, x, weight), 1)
+        return made if biases[0] is None else self._call(aten.add.Tensor, made, self._own(biases, 1))
+
+    def _layer_norm(self, ways: Ways) -> fx.Node:
+        xs, sizes, weights, biases, *rest = zip(*(way.args for way in ways), strict=True)
+        made = self._call(aten.layer_norm.default, self._merged(xs), sizes[0], None, None, *(r[0] for r in rest))
+        return self._scaled(made, weights, biases)
+
+    def _batch_norm(self, ways: Ways) -> fx.Node:
+        """`(x - m) / sqrt(v + eps)` of `[rows, H]`, scaled and shifted."""
+        xs, weights, biases, means, variances, _, eps = zip(*(way.args[0].args for way in ways), strict=True)
+        made = self._call(aten.sub.Tensor, self._merged(xs), self._own(means, 1))
+        scale = self._call(aten.rsqrt.default, self._call(aten.add.Scalar, self._own(variances, 1), eps[0]))
+        return self._scaled(self._call(aten.mul.Tensor, made, scale), weights, biases)
+
+    def _prelu(self, ways: Ways) -> fx.Node:
+        """`x` where it is positive, a share of it elsewhere."""
+        xs, shares = zip(*(way.args for way in ways), strict=True)
+        x = self._merged(xs)
+        less = self._call(aten.mul.Tensor, x, self._own(shares, 1))
+        return self._call(aten.where.self, self._call(aten.gt.Scalar, x, 0), x, less)
+
+    def _scaled(self, made: fx.Node, weights: Ways, biases: Ways) -> fx.Node:
+        for target, ways in ((aten.mul.Tensor, weights), (aten.add.Tensor, biases)):
+            if ways[0] is not None:
+                made = self._call(target, made, self._own(ways, 1))
+        return made
+
+    def _call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """An operator of ours, with what a report says of the choice's."""
+        made = self.graph.call_function(target, args, kwargs)
+        given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (args, kwargs))
+        with detect_fake_mode((given,)) or contextlib.nullcontext(), enable_python_dispatcher():
+            value = target(*given[0], **given[1])
+        kept = {k: v for k, v in self.source.meta.items() if k not in ("val", "tensor_meta")}
+        made.meta = kept | {"val": value}
+        self.rates[made] = max((self.rates[x] for x in made.all_input_nodes), default=0)
+        return made
+
+
+LAWS: dict[Any, Callable[[_Chooser, Ways], fx.Node]] = {
+    aten.linear.default: _Chooser._linear,
+    aten.layer_norm.default: _Chooser._layer_norm,
+    aten.prelu.default: _Chooser._prelu,
+    operator.getitem: _Chooser._batch_norm,
+}
+
+
+def _is_way(node: Any) -> bool:
+    """Whether it is the last way of another choice alone."""
+    users = list(node.users)
+    return len(users) == 1 and users[0].target is aten.where.self and users[0].args[2] is node
+
+
+def _alike(ways: Ways) -> bool:
+    """Whether they are one operator that has a law here, of tensors of the same sizes, and nobody else reads them."""
+    return all(_as(way, ways[0]) for way in ways) and len({*ways}) == len(ways)
+
+
+def _as(way: Any, first: Any) -> bool:
+    if not (_has_law(way) and way.target is first.target and len(way.users) == 1 and sizes_of(way) == sizes_of(first)):
+        return False
+    if way.target is operator.getitem:
+        way, first = way.args[0], first.args[0]
+        if len(way.users) > 1:
+            return False
+    same = len(way.args) == len(first.args) and way.kwargs == first.kwargs
+    return same and all(_operand_as(x, y) for x, y in zip(way.args, first.args, strict=True))
+
+
+def _operand_as(x: Any, y: Any) -> bool:
+    if is_tensor(x) and is_tensor(y):
+        return sizes_of(x) == sizes_of(y) and x.meta["val"].dtype == y.meta["val"].dtype
+    return not isinstance(x, fx.Node) and not isinstance(y, fx.Node) and bool(x == y)
+
+
+def _has_law(node: Any) -> bool:
+    if not is_tensor(node) or node.op != "call_function":
+        return False
+    sizes = sizes_of(node)
+    if node.target is operator.getitem:
+        return node.args[0].target is NORM and node.args[1] == 0 and len(sizes) == 2
+    if node.target in (aten.linear.default, aten.prelu.default):
+        return len(sizes) == 2
+    if node.target is aten.layer_norm.default:
+        return len(sizes) == 2 and len(node.args[1]) == 1
+    pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    return (
+        pointwise
+        and not draws(node)
+        and all(len(sizes_of(x)) <= len(sizes) for x in node.all_input_nodes if is_tensor(x))
+    )

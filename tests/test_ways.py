@@ -1,0 +1,174 @@
+"""Of several ways to compute, of which a request chooses one, that one is computed, and it is what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import Function, check_model
+from torch import Tensor, nn
+
+from rankhoist.capture import Program, capture
+from rankhoist.compiler.demand.ways import chosen
+from rankhoist.compiler.graph.work import original_work
+from rankhoist.compiler.rules import all_rules
+
+G = torch.Generator().manual_seed(5)
+CONTEXT, CANDIDATE = (torch.randn(n, 6, generator=G, dtype=torch.float64) for n in (3, 9))
+CONTEXT[:, 0] = torch.tensor([-2.0, 0.0, 2.0])  # three requests of three domains
+WIDE, HIDDEN, DOMAINS = 12, 5, 3
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2, bias=False), nn.Sigmoid())
+
+
+def normalised() -> nn.Module:
+    norms = nn.BatchNorm1d(HIDDEN), nn.LayerNorm(HIDDEN), nn.PReLU(HIDDEN), nn.Dropout()
+    return nn.Sequential(nn.Linear(WIDE, HIDDEN), *norms, nn.Linear(HIDDEN, 2), nn.LayerNorm(2, bias=False))
+
+
+class Scaled(nn.Module):
+    """Functions of several tensors: gates, and weights for each column or for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate = nn.Linear(WIDE, 2), nn.Linear(WIDE, 2)
+        self.columns, self.all = nn.Parameter(torch.randn(1, 2)), nn.Parameter(torch.randn(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value(x) * self.gate(x).sigmoid() * self.columns + self.all * x[:, :2]
+
+
+class Domains(nn.Module):
+    """A tower for each domain, of which `keeps` keeps one."""
+
+    def __init__(self, towers: list[nn.Module], keeps: Callable[[Domains, Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.towers, self.keeps = nn.ModuleList(towers), keeps
+        for tensor in [*self.parameters(), *self.buffers()]:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data + torch.rand(tensor.shape, generator=G)
+        self.double().eval()
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Any:
+        return self.keeps(self, context[:, :1], torch.cat([context, candidate], 1))
+
+
+def one_by_one(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Zeros for a domain that there is not."""
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        out = torch.where(domain == 2 * i - 2, tower(x), out)
+    return out
+
+
+def otherwise(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """One by one, of which the last is for all other domains; flags as wide as what they choose."""
+    *others, out = (tower(x) for tower in m.towers)
+    for i, way in enumerate(others):
+        out = torch.where((domain[:, 0] == 2 * i).unsqueeze(1).expand_as(way), way, out)
+    return out
+
+
+def own_layer_before(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """What ways read is another for each: it is chosen."""
+    ways = [tower(x.roll(i, 1)) for i, tower in enumerate(m.towers)]
+    return torch.where(domain < 0, ways[0], torch.where(domain > 0, ways[1], ways[2]))
+
+
+KEPT = {"one_by_one": one_by_one, "otherwise": otherwise, "own_layer_before": own_layer_before}
+TOWERS: dict[str, Callable[[], nn.Module]] = {"linear": linear, "normalised": normalised, "scaled": Scaled}
+
+
+def captured(model: nn.Module) -> Program:
+    return capture(model, (CONTEXT[torch.arange(9) % 3], CANDIDATE), ["context"], all_rules())
+
+
+def multiply_adds(program: Program) -> int:
+    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+    return sum(original_work(n, program.rows, 1000, program.lengths).multiply_adds for n in nodes)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("tower", TOWERS)
+def test_one_way_is_computed(tower: str, kept: str):
+    model = Domains([TOWERS[tower]() for _ in range(DOMAINS)], KEPT[kept])
+    program = captured(model)
+    assert multiply_adds(chosen(program)) * DOMAINS == multiply_adds(program)
+
+
+@pytest.mark.parametrize(("tower", "kept"), [*zip(TOWERS, KEPT, strict=True)])
+def test_the_way_that_is_computed_is_the_requests(tower: str, kept: str):
+    check_model(Domains([TOWERS[tower]() for _ in range(DOMAINS)], KEPT[kept]), CONTEXT, CANDIDATE)
+
+
+def test_a_candidate_is_multiplied_by_the_weights_of_its_requests_domain():
+    model = Domains(
+        [nn.Linear(WIDE, 8) for _ in range(DOMAINS)], lambda m, domain, x: torch.relu(otherwise(m, domain, x))
+    )
+    models = check_model(model, CONTEXT, CANDIDATE)
+    assert models["full"].plan.cost.multiply_adds == 1000 * 6 * 8 + 6 * 8
+
+
+def test_the_report_counts_the_ways_that_are_left_out():
+    model = Domains([linear() for _ in range(DOMAINS)], one_by_one)
+    total = check_model(model, CONTEXT, CANDIDATE)["kept"].report().total()
+    assert total.before.multiply_adds == 1000 * DOMAINS * (WIDE * HIDDEN + HIDDEN * 2)
+
+
+def of_the_candidate(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return otherwise(m, x[:, -1:].round(), x)
+
+
+def of_every_column(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    first, second, _ = (tower(x) for tower in m.towers)
+    return torch.where(torch.cat([domain, domain + 1], 1) > 0, first, second)
+
+
+def read_by_others(m: Domains, domain: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    first, second, _ = (tower(x) for tower in m.towers)
+    return torch.where(domain > 0, first, second), first + second
+
+
+def one_alone(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return torch.where(domain > 0, m.towers[0](x), torch.zeros(2, dtype=x.dtype).expand(len(x), -1))
+
+
+def other_functions(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return torch.where(domain > 0, m.towers[0](x).tanh(), m.towers[1](x).sin())
+
+
+def no_products(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return m.towers[0](torch.where(domain > 0, x.tanh(), x.roll(1, 1).tanh()))
+
+
+def along_rows(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return torch.where(domain > 0, m.towers[0](x).softmax(0), m.towers[1](x).softmax(0))
+
+
+NEAR_MISSES = {
+    "of_the_candidate": of_the_candidate, "of_every_column": of_every_column, "read_by_others": read_by_others,
+    "one_alone": one_alone, "other_functions": other_functions, "no_products": no_products, "along_rows": along_rows,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_what_is_no_choice_of_a_request_among_ways_that_are_alike_stays(name: str):
+    program = captured(Domains([linear() for _ in range(DOMAINS)], NEAR_MISSES[name]))
+    assert chosen(program) is program
+
+
+def test_ways_of_other_widths_stay():
+    """Down to where they are alike: the last layer of two towers has as many columns."""
+    towers = [nn.Sequential(nn.Linear(WIDE, n), nn.ReLU(), nn.Linear(n, 2)) for n in (4, 5, 6)]
+    program = captured(Domains(towers, otherwise))
+    assert chosen(program) is program
+
+
+def test_weights_that_are_trained_are_not_chosen():
+    model = Function(lambda c, k, w, v: torch.where(c[:, :1] > 0, k @ w, k @ v), w=torch.ones(6, 2), v=torch.ones(6, 2))
+    program = capture(model.train(), (CONTEXT.float(), CANDIDATE[:3].float()), ["context"], all_rules(), training=True)
+    assert chosen(program) is program
