@@ -53,7 +53,10 @@ def _check(frame: FrameType | None) -> tuple[bool, str] | None:
 
 def _branches(frame: FrameType) -> bool:
     """Whether it is about to go on in one of two ways, and not in a call such as `sorted(x)`."""
-    return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("POP_JUMP", "JUMP_IF", "TO_BOOL"))
+    code, at = frame.f_code.co_code, frame.f_lasti
+    while code[at] == dis.EXTENDED_ARG:  # before a jump that goes far
+        at += 2
+    return dis.opname[code[at]].startswith(("POP_JUMP", "JUMP_IF", "TO_BOOL"))
 
 
 @functools.lru_cache(8)
