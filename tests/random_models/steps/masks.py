@@ -177,6 +177,13 @@ def masked_tokens(draft: Draft, x: fx.Node) -> Made:
     return draft.call(aten.softmax.int, filled, 1) if draft.flag() else draft.call(aten.sigmoid.default, filled)
 
 
+def mixed_tokens(draft: Draft, x: fx.Node) -> Made:
+    """Sums of the tokens that a constant has no zero for."""
+    length = draft.extent(x)[1]
+    seen = seen_positions(draft, draft.number(1, length + 1), length).double()
+    return draft.call(aten.matmul.default, kept(draft, seen * draft.pick([1.0, 0.5])), x)
+
+
 ARITHMETIC = [aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.maximum.default]
 
 
@@ -199,5 +206,6 @@ STEPS = [
     Step(1, masked, mask_of_rows),
     Step(2, masked_sequence, tokens),
     Step(1, masked_tokens, tokens_or_columns),
+    Step(1, mixed_tokens, tokens),
     Step(1, piecewise_constant, tokens_or_any),
 ]

@@ -176,7 +176,7 @@ class Call:
 
     def contract(self, factors: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> Form:
         """Einsum: multiply, then sum over the names of axes that the result lacks. Unevaluated."""
-        return contract(self.builder, self._originals.short(factors), axes, result)
+        return contract(self._originals, self._originals.short(factors), axes, result)
 
     def cast(self, form: Form, dtype: torch.dtype) -> Form:
         """All blocks in another dtype."""

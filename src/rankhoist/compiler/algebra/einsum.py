@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rankhoist.compiler.algebra import grid
+from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ROW, Decline, Form
-from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.algebra.zeros import cut_at_zeros
 
 
-def contract(builder: Builder, operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> Form:
+def contract(
+    evaluator: Evaluator, operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]
+) -> Form:
     """Einsum over original axes: multiply, then sum over the names that the result lacks. Unevaluated."""
     dtype = operands[0].dtype
     if not operands[0].arithmetic or any(o.dtype != dtype for o in operands):
@@ -22,11 +25,11 @@ def contract(builder: Builder, operands: Sequence[Form], axes: Sequence[Sequence
     for operand, own in zip(operands, axes, strict=True):
         entries = dict(zip(own, operand.layout, strict=True))
         placed.append(replace(operand, layout=tuple(entries.get(n, ()) for n in names)))
-    product = grid.multiply(builder, placed, dtype)
+    product = grid.multiply(evaluator.b, cut_at_zeros(evaluator, placed), dtype)
     inner = [d for entry in product.layout[len(result) :] for d in entry]
     if ROW in inner:
         raise Decline(f"sums over the rows: {_equation(operands, axes, result)}")
-    return grid.sum_dims(builder, product, inner)
+    return grid.sum_dims(evaluator.b, product, inner)
 
 
 def _equation(operands: Sequence[Form], axes: Sequence[Sequence[str]], result: Sequence[str]) -> str:

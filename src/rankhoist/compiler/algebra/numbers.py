@@ -183,7 +183,7 @@ def _shown(evaluator: Evaluator, block: Block, labels: Labels) -> Known:
     if found is None or len(set(block.factor.labels)) < len(block.factor.labels):
         unknown = torch.zeros([1] * len(labels), dtype=torch.bool)
         dtype = block.terms[0].factors[0].node.dtype
-        return Known(unknown.to(dtype), unknown, _infinities(evaluator, block))
+        return Known(unknown.to(dtype), unknown, infinities(evaluator, block))
     own = block.factor.labels
     order = [own.index(x) for x in labels if x in own]
     rows = first_axis(block.factor.node)
@@ -194,7 +194,8 @@ def _shown(evaluator: Evaluator, block: Block, labels: Labels) -> Known:
     return Known(values, sure, found.infinities)
 
 
-def _infinities(evaluator: Evaluator, block: Block) -> Signs:
+def infinities(evaluator: Evaluator, block: Block) -> Signs:
+    """Of which signs infinities may be in a block, by what masks were filled with."""
     signs = NEITHER
     for term in block.terms:
         found = [known(evaluator, f.node) for f in term.factors]
