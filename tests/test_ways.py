@@ -79,7 +79,34 @@ def own_layer_before(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
     return torch.where(domain < 0, ways[0], torch.where(domain > 0, ways[1], ways[2]))
 
 
-KEPT = {"one_by_one": one_by_one, "otherwise": otherwise, "own_layer_before": own_layer_before}
+def own_rows(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Each tower is given the rows of its domain."""
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        mine = domain[:, 0] == 2 * i - 2
+        out[mine] = tower(x[mine])
+    return out
+
+
+def kept_rows(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Of each tower's results those of its domain are kept; later ones stand for more than one."""
+    out = m.towers[0](x)
+    for i, tower in enumerate(m.towers[1:]):
+        mine = domain[:, 0] > 2 * i - 2
+        out[mine] = tower(x)[mine]
+    return out
+
+
+def of_one_column(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    first, second, third = (tower(x) for tower in m.towers)
+    out = torch.where(domain[:, 0] == 0, second[:, 0], torch.where(domain[:, 0] < 0, first[:, 0], third[:, 0]))
+    return out + x[:, 0]
+
+
+KEPT = {
+    "one_by_one": one_by_one, "otherwise": otherwise, "own_layer_before": own_layer_before, "own_rows": own_rows,
+    "kept_rows": kept_rows, "of_one_column": of_one_column,
+}  # fmt: skip
 TOWERS: dict[str, Callable[[], nn.Module]] = {"linear": linear, "normalised": normalised, "scaled": Scaled}
 
 
@@ -92,15 +119,25 @@ def multiply_adds(program: Program) -> int:
     return sum(original_work(n, program.rows, 1000, program.lengths).multiply_adds for n in nodes)
 
 
-@pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("tower", TOWERS)
+CASES = [(t, k) for t in TOWERS for k in KEPT if (t, k) != ("normalised", "own_rows")]  # torch exports no such norm
+
+
+@pytest.mark.parametrize(("tower", "kept"), CASES)
 def test_one_way_is_computed(tower: str, kept: str):
     model = Domains([TOWERS[tower]() for _ in range(DOMAINS)], KEPT[kept])
     program = captured(model)
     assert multiply_adds(chosen(program)) * DOMAINS == multiply_adds(program)
 
 
-@pytest.mark.parametrize(("tower", "kept"), [*zip(TOWERS, KEPT, strict=True)])
+@pytest.mark.parametrize(
+    ("tower", "kept"),
+    [
+        *zip(TOWERS, KEPT, strict=False),
+        ("scaled", "own_rows"),
+        ("normalised", "kept_rows"),
+        ("linear", "of_one_column"),
+    ],
+)
 def test_the_way_that_is_computed_is_the_requests(tower: str, kept: str):
     check_model(Domains([TOWERS[tower]() for _ in range(DOMAINS)], KEPT[kept]), CONTEXT, CANDIDATE)
 
@@ -149,7 +186,55 @@ def along_rows(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
     return torch.where(domain > 0, m.towers[0](x).softmax(0), m.towers[1](x).softmax(0))
 
 
+def rows_for_one(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    mine, out = domain[:, 0] > 0, torch.zeros(len(x), 2, dtype=x.dtype)
+    out[mine] = m.towers[0](x[mine])
+    return out
+
+
+def rows_of_the_candidate(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return own_rows(m, x[:, -1:].round(), x)
+
+
+def rows_that_meet(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        mine = domain[:, 0] == 2 * i - 2
+        out[mine] = tower(x[mine]).softmax(0)
+    return out
+
+
+def rows_of_another(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """As many rows as are put back, but others."""
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        mine = domain[:, 0] == 2 * i - 2
+        out[mine] = tower(x.flip(0)[mine.flip(0)])
+    return out
+
+
+def rows_in_layers_of_their_own(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Ways are alike in their last layer alone; what is before would be computed of all rows for each."""
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        mine = domain[:, 0] == 2 * i - 2
+        own = x[mine] if i else x[mine].tanh()
+        out[mine] = tower(own)
+    return out
+
+
+def rows_added(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    out = torch.ones(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        mine = domain[:, 0] == 2 * i - 2
+        out = out.index_put((mine,), tower(x[mine]), accumulate=True)
+    return out
+
+
 NEAR_MISSES = {
+    "rows_for_one": rows_for_one, "rows_of_the_candidate": rows_of_the_candidate, "rows_that_meet": rows_that_meet,
+    "rows_of_another": rows_of_another, "rows_in_layers_of_their_own": rows_in_layers_of_their_own,
+    "rows_added": rows_added,
     "of_the_candidate": of_the_candidate, "of_every_column": of_every_column, "read_by_others": read_by_others,
     "one_alone": one_alone, "other_functions": other_functions, "no_products": no_products, "along_rows": along_rows,
 }  # fmt: skip

@@ -24,25 +24,26 @@ from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Program
-from rankhoist.capture.operators import draws
 from rankhoist.compiler.demand.made import is_tensor, sizes_of
+from rankhoist.compiler.demand.masked import ALONG, AllRows, computes_rows, put_back, uncount
 
 aten = torch.ops.aten
-NORM = aten._native_batch_norm_legit_no_training.default
 Ways = Sequence[Any]  # nodes, or what stands in one place of them
 
 
 def chosen(program: Program) -> Program:
     """The same program, in which requests choose weights where they chose results; itself where they choose none."""
-    if program.training or not any(n.target is aten.where.self for n in program.graph.nodes):
+    if program.training:
         return program
-    return _Chooser(program).written()
+    targets = {n.target for n in program.graph.nodes}
+    made = _Chooser(program, by_masks=True).written() if aten.index_put.default in targets else program
+    return _Chooser(program).written() if made is program and aten.where.self in targets else made
 
 
 class _Chooser:
     """Writes in a copy of the graph."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, by_masks: bool = False) -> None:
         self.program, self.graph = program, fx.Graph()
         places: dict[fx.Node, fx.Node] = {}
         self.graph.graph_copy(program.graph, places)  # all but its output
@@ -53,6 +54,7 @@ class _Chooser:
         self.products = 0
         self.names: dict[fx.Node, str] = {}  # what stands for operators as captured
         self.source: fx.Node
+        self.of_all_rows = self._by_masks() if by_masks else set[fx.Node]()  # to be chosen among
 
     def _rates(self) -> dict[fx.Node, int]:
         """0 of what weights decide, 1 of what context inputs do as well, 2 of what candidates do."""
@@ -65,16 +67,48 @@ class _Chooser:
                 rates[node] = max((rates[x] for x in node.all_input_nodes), default=0)
         return rates
 
+    def _by_masks(self) -> set[fx.Node]:
+        """Choices, and what they choose among, where rows that a request's mask chooses are put back."""
+        written = set()
+        for node in list(self.graph.nodes):
+            z, mask, y = put_back(node) or (None, None, None)
+            if z is None or mask is None or y is None or self.rates[mask] > 1:
+                continue
+            rows = AllRows(mask, lambda x: self.rates[x] == 0)
+            if not rows.holds(y):
+                continue
+            self.source = node
+            with self.graph.inserting_before(node):
+                way = rows.write(y, self._instead)
+                flag = mask
+                for _ in sizes_of(z)[1:]:
+                    flag = self._call(aten.unsqueeze.default, flag, -1)
+                made = self._instead(node, aten.where.self, flag, way, z)
+            node.replace_all_uses_with(made)
+            self.graph.erase_node(node)
+            for chosen in rows.counted:
+                uncount(self.graph, chosen)
+            written |= {made, *rows.made.values()}
+        self.graph.eliminate_dead_code()
+        return written
+
+    def _instead(self, node: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """An operator that stands for a captured one."""
+        self.source = node
+        made = self._call(target, *args, **kwargs)
+        self.names[made] = node.name
+        return made
+
     def written(self) -> Program:
         found = 0
         for node in reversed(list(self.graph.nodes)):
             if node.target is aten.where.self and not _is_way(node):
                 found += self._choice(node)
-        if not found:
-            return self.program
         last = next(iter(self.graph.find_nodes(op="output")))
         outputs = list(last.args[0])
         self.graph.eliminate_dead_code()
+        if not found or not self.of_all_rows.isdisjoint(self.graph.nodes):
+            return self.program
         for made, name in self.names.items():
             made.name = name
         return replace(self.program, graph=self.graph, outputs=outputs, wider=self.program)
@@ -106,7 +140,7 @@ class _Chooser:
                     some = self._call(aten.logical_or.default, some, flag)
                 made = self._call(aten.where.self, some, made, last)
         node.replace_all_uses_with(made)
-        self.names.setdefault(made, node.name)
+        self.names.setdefault(made, self.names.get(node, node.name))
         return True
 
     def _flag(self, node: Any) -> fx.Node | None:
@@ -133,7 +167,7 @@ class _Chooser:
         if not _alike(ways):
             return self._where(ways, len(sizes_of(first)) - 1)
         made = LAWS.get(first.target, _Chooser._elementwise)(self, ways)
-        self.names[made] = first.name
+        self.names[made] = self.names.get(first, first.name)
         return made
 
     def _elementwise(self, ways: Ways) -> fx.Node:
@@ -196,6 +230,10 @@ class _Chooser:
         less = self._call(aten.mul.Tensor, x, self._own(shares, 1))
         return self._call(aten.where.self, self._call(aten.gt.Scalar, x, 0), x, less)
 
+    def _along(self, ways: Ways) -> fx.Node:
+        xs, *place = zip(*(way.args for way in ways), strict=True)
+        return self._call(ways[0].target, self._merged(xs), *(p[0] for p in place))
+
     def _scaled(self, made: fx.Node, weights: Ways, biases: Ways) -> fx.Node:
         for target, ways in ((aten.mul.Tensor, weights), (aten.add.Tensor, biases)):
             if ways[0] is not None:
@@ -219,6 +257,7 @@ LAWS: dict[Any, Callable[[_Chooser, Ways], fx.Node]] = {
     aten.layer_norm.default: _Chooser._layer_norm,
     aten.prelu.default: _Chooser._prelu,
     operator.getitem: _Chooser._batch_norm,
+    **dict.fromkeys(ALONG, _Chooser._along),
 }
 
 
@@ -234,7 +273,9 @@ def _alike(ways: Ways) -> bool:
 
 
 def _as(way: Any, first: Any) -> bool:
-    if not (_has_law(way) and way.target is first.target and len(way.users) == 1 and sizes_of(way) == sizes_of(first)):
+    if not (
+        computes_rows(way) and way.target is first.target and len(way.users) == 1 and sizes_of(way) == sizes_of(first)
+    ):
         return False
     if way.target is operator.getitem:
         way, first = way.args[0], first.args[0]
@@ -248,21 +289,3 @@ def _operand_as(x: Any, y: Any) -> bool:
     if is_tensor(x) and is_tensor(y):
         return sizes_of(x) == sizes_of(y) and x.meta["val"].dtype == y.meta["val"].dtype
     return not isinstance(x, fx.Node) and not isinstance(y, fx.Node) and bool(x == y)
-
-
-def _has_law(node: Any) -> bool:
-    if not is_tensor(node) or node.op != "call_function":
-        return False
-    sizes = sizes_of(node)
-    if node.target is operator.getitem:
-        return node.args[0].target is NORM and node.args[1] == 0 and len(sizes) == 2
-    if node.target in (aten.linear.default, aten.prelu.default):
-        return len(sizes) == 2
-    if node.target is aten.layer_norm.default:
-        return len(sizes) == 2 and len(node.args[1]) == 1
-    pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-    return (
-        pointwise
-        and not draws(node)
-        and all(len(sizes_of(x)) <= len(sizes) for x in node.all_input_nodes if is_tensor(x))
-    )
