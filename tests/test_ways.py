@@ -10,10 +10,12 @@ import torch
 from helpers import Function, check_model
 from torch import Tensor, nn
 
+import rankhoist
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.demand.ways import chosen
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.rules import all_rules
+from rankhoist.errors import VocabularyError
 
 G = torch.Generator().manual_seed(5)
 CONTEXT, CANDIDATE = (torch.randn(n, 6, generator=G, dtype=torch.float64) for n in (3, 9))
@@ -103,9 +105,24 @@ def of_one_column(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
     return out + x[:, 0]
 
 
+def read(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Stacked, of which each row reads one."""
+    return torch.stack([tower(x) for tower in m.towers], 1)[torch.arange(len(x)), domain[:, 0].long() // 2 + 1]
+
+
+def gathered(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    place = (domain.long() // 2 + 1).unsqueeze(2)
+    return torch.stack([tower(x) for tower in m.towers], 1).gather(1, place.expand(-1, -1, 2))[:, 0]
+
+
+def gathered_columns(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([tower(x)[:, 1:] for tower in m.towers], 1).gather(1, domain.long() // 2 + 1)
+
+
 KEPT = {
     "one_by_one": one_by_one, "otherwise": otherwise, "own_layer_before": own_layer_before, "own_rows": own_rows,
     "kept_rows": kept_rows, "of_one_column": of_one_column,
+    "read": read, "gathered": gathered, "gathered_columns": gathered_columns,
 }  # fmt: skip
 TOWERS: dict[str, Callable[[], nn.Module]] = {"linear": linear, "normalised": normalised, "scaled": Scaled}
 
@@ -135,6 +152,8 @@ def test_one_way_is_computed(tower: str, kept: str):
         *zip(TOWERS, KEPT, strict=False),
         ("scaled", "own_rows"),
         ("normalised", "kept_rows"),
+        ("normalised", "read"),
+        ("linear", "gathered"),
         ("linear", "of_one_column"),
     ],
 )
@@ -218,8 +237,7 @@ def rows_in_layers_of_their_own(m: Domains, domain: Tensor, x: Tensor) -> Tensor
     out = torch.zeros(len(x), 2, dtype=x.dtype)
     for i, tower in enumerate(m.towers):
         mine = domain[:, 0] == 2 * i - 2
-        own = x[mine] if i else x[mine].tanh()
-        out[mine] = tower(own)
+        out[mine] = tower((torch.tanh, torch.sin, torch.exp)[i](x[mine]))
     return out
 
 
@@ -231,7 +249,28 @@ def rows_added(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
     return out
 
 
+def read_by_the_candidate(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return read(m, x[:, -1:].clamp(-2, 2), x)
+
+
+def read_in_another_order(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    ways = torch.stack([tower(x) for tower in m.towers], 1)
+    return ways[torch.arange(len(x) - 1, -1, -1), domain[:, 0].long() // 2 + 1]
+
+
+def each_column_its_own(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    place = torch.cat([domain.long() // 2 + 1, 1 - domain.long() // 2], 1).unsqueeze(1)
+    return torch.stack([tower(x) for tower in m.towers], 1).gather(1, place)[:, 0]
+
+
+def two_gathered(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    place = torch.cat([domain.long() // 2 + 1, 1 - domain.long() // 2], 1)
+    return torch.cat([tower(x)[:, :1] for tower in m.towers], 1).gather(1, place)
+
+
 NEAR_MISSES = {
+    "read_by_the_candidate": read_by_the_candidate, "read_in_another_order": read_in_another_order,
+    "each_column_its_own": each_column_its_own, "two_gathered": two_gathered,
     "rows_for_one": rows_for_one, "rows_of_the_candidate": rows_of_the_candidate, "rows_that_meet": rows_that_meet,
     "rows_of_another": rows_of_another, "rows_in_layers_of_their_own": rows_in_layers_of_their_own,
     "rows_added": rows_added,
@@ -257,3 +296,16 @@ def test_weights_that_are_trained_are_not_chosen():
     model = Function(lambda c, k, w, v: torch.where(c[:, :1] > 0, k @ w, k @ v), w=torch.ones(6, 2), v=torch.ones(6, 2))
     program = capture(model.train(), (CONTEXT.float(), CANDIDATE[:3].float()), ["context"], all_rules(), training=True)
     assert chosen(program) is program
+
+
+@pytest.mark.parametrize(("kept", "place"), [("read", 3), ("read", -4), ("gathered", -1), ("gathered", 3)])
+def test_a_domain_that_there_is_not_is_an_error(kept: str, place: int):
+    model = Domains([nn.Linear(WIDE, 2) for _ in range(DOMAINS)], KEPT[kept])
+    hoisted = rankhoist.hoist(model, (CONTEXT[torch.arange(9) % 3], CANDIDATE), context=["context"], level="full")
+    with pytest.raises(VocabularyError, match=f"computes id {place} from input 'context'"):
+        hoisted(torch.full((1, 6), 2.0 * place - 2, dtype=torch.float64), CANDIDATE)
+
+
+def test_the_last_domains_are_counted_from_the_end():
+    model = Domains([nn.Linear(WIDE, 2) for _ in range(DOMAINS)], read)
+    check_model(model, CONTEXT - 6, CANDIDATE)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture import Program
 from rankhoist.compiler.demand.made import is_tensor, sizes_of
 from rankhoist.compiler.demand.masked import ALONG, AllRows, computes_rows, put_back, uncount
+from rankhoist.compiler.demand.selected import of_own_place
 
 aten = torch.ops.aten
 Ways = Sequence[Any]  # nodes, or what stands in one place of them
@@ -35,15 +36,18 @@ def chosen(program: Program) -> Program:
     """The same program, in which requests choose weights where they chose results; itself where they choose none."""
     if program.training:
         return program
-    targets = {n.target for n in program.graph.nodes}
-    made = _Chooser(program, by_masks=True).written() if aten.index_put.default in targets else program
-    return _Chooser(program).written() if made is program and aten.where.self in targets else made
+    without: set[str] = set()
+    while True:
+        made, left = _Chooser(program, without).written()
+        if not left:
+            return made
+        without |= left
 
 
 class _Chooser:
     """Writes in a copy of the graph."""
 
-    def __init__(self, program: Program, *, by_masks: bool = False) -> None:
+    def __init__(self, program: Program, without: Collection[str]) -> None:
         self.program, self.graph = program, fx.Graph()
         places: dict[fx.Node, fx.Node] = {}
         self.graph.graph_copy(program.graph, places)  # all but its output
@@ -54,7 +58,13 @@ class _Chooser:
         self.products = 0
         self.names: dict[fx.Node, str] = {}  # what stands for operators as captured
         self.source: fx.Node
-        self.of_all_rows = self._by_masks() if by_masks else set[fx.Node]()  # to be chosen among
+        self.spelled: dict[fx.Node, str] = {}  # what is written for other words for a choice, which is to be one
+        for node in list(self.graph.nodes):
+            if node.name not in without:
+                self.source = node
+                self._by_mask(node)
+                self._by_place(node)
+        self.graph.eliminate_dead_code()
 
     def _rates(self) -> dict[fx.Node, int]:
         """0 of what weights decide, 1 of what context inputs do as well, 2 of what candidates do."""
@@ -67,30 +77,57 @@ class _Chooser:
                 rates[node] = max((rates[x] for x in node.all_input_nodes), default=0)
         return rates
 
-    def _by_masks(self) -> set[fx.Node]:
-        """Choices, and what they choose among, where rows that a request's mask chooses are put back."""
-        written = set()
-        for node in list(self.graph.nodes):
-            z, mask, y = put_back(node) or (None, None, None)
-            if z is None or mask is None or y is None or self.rates[mask] > 1:
-                continue
-            rows = AllRows(mask, lambda x: self.rates[x] == 0)
-            if not rows.holds(y):
-                continue
-            self.source = node
-            with self.graph.inserting_before(node):
-                way = rows.write(y, self._instead)
-                flag = mask
-                for _ in sizes_of(z)[1:]:
-                    flag = self._call(aten.unsqueeze.default, flag, -1)
-                made = self._instead(node, aten.where.self, flag, way, z)
-            node.replace_all_uses_with(made)
-            self.graph.erase_node(node)
-            for chosen in rows.counted:
-                uncount(self.graph, chosen)
-            written |= {made, *rows.made.values()}
-        self.graph.eliminate_dead_code()
-        return written
+    def _by_mask(self, node: fx.Node) -> None:
+        """A choice where rows that a request's mask chooses are put back."""
+        z, mask, y = put_back(node) or (None, None, None)
+        if z is None or mask is None or y is None or self.rates[mask] > 1:
+            return
+        rows = AllRows(mask, lambda x: self.rates[x] == 0)
+        if not rows.holds(y):
+            return
+        with self.graph.inserting_before(node):
+            way = rows.write(y, self._instead)
+            made = self._instead(node, aten.where.self, self._behind(mask, len(sizes_of(z)) - 1), way, z)
+        for chosen in rows.counted:
+            uncount(self.graph, chosen)
+        self._replaced(node, made, [made, *rows.made.values()])
+
+    def _by_place(self, node: fx.Node) -> None:
+        """A choice where one of several results is read at the request's place. That it is one, a lookup asks."""
+        found = of_own_place(node, self.program.rows)
+        if found is None or self.rates[found[1]] > 1:
+            return
+        (ways, place), gathers = found, node.target is aten.gather.default
+        own = len(sizes_of(node)) - 1 - gathers
+        with self.graph.inserting_before(node):
+            made, *others = (
+                self._instead(node, aten.squeeze.dim, way, 1) if len(sizes_of(way)) > own + 1 else way for way in ways
+            )
+            places = self._call(aten.arange.default, len(ways), device=node.meta["val"].device)
+            if gathers:  # which counts none from the end, as tables do
+                places = self._call(aten.unsqueeze.default, places, 1)
+                place = self._call(aten.embedding.default, places, self._squeezed(place))
+                place = self._call(aten.squeeze.dim, place, 1)
+            else:
+                place = self._call(aten.index.Tensor, places, [place])
+            written = []
+            for i, way in enumerate(others, 1):
+                flag = self._behind(self._call(aten.eq.Scalar, place, i), own)
+                made = self._instead(node, aten.where.self, flag, way, made)
+                written.append(made)
+            if gathers:
+                made = self._call(aten.unsqueeze.default, made, 1)
+        self._replaced(node, made, written)
+
+    def _replaced(self, node: fx.Node, made: fx.Node, written: Sequence[fx.Node]) -> None:
+        self.spelled.update(dict.fromkeys(written, node.name))
+        node.replace_all_uses_with(made)
+        self.graph.erase_node(node)
+
+    def _behind(self, flag: fx.Node, axes: int) -> fx.Node:
+        for _ in range(axes):
+            flag = self._call(aten.unsqueeze.default, flag, -1)
+        return flag
 
     def _instead(self, node: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """An operator that stands for a captured one."""
@@ -99,7 +136,8 @@ class _Chooser:
         self.names[made] = node.name
         return made
 
-    def written(self) -> Program:
+    def written(self) -> tuple[Program, set[str]]:
+        """Also what was no choice of weights, which stays in its author's words."""
         found = 0
         for node in reversed(list(self.graph.nodes)):
             if node.target is aten.where.self and not _is_way(node):
@@ -107,11 +145,12 @@ class _Chooser:
         last = next(iter(self.graph.find_nodes(op="output")))
         outputs = list(last.args[0])
         self.graph.eliminate_dead_code()
-        if not found or not self.of_all_rows.isdisjoint(self.graph.nodes):
-            return self.program
+        left = {self.spelled[n] for n in self.graph.nodes if n in self.spelled}
+        if not found or left:
+            return self.program, left
         for made, name in self.names.items():
             made.name = name
-        return replace(self.program, graph=self.graph, outputs=outputs, wider=self.program)
+        return replace(self.program, graph=self.graph, outputs=outputs, wider=self.program), left
 
     def _choice(self, node: Any) -> bool:
         """Whether weights are chosen in the place of this choice and of those that are its last way."""
@@ -196,9 +235,7 @@ class _Chooser:
         *others, last = ways
         made: fx.Node = last
         for flag, way in zip(reversed(self.flags), reversed(others), strict=True):
-            for _ in range(own):
-                flag = self._call(aten.unsqueeze.default, flag, -1)
-            made = self._call(aten.where.self, flag, way, made)
+            made = self._call(aten.where.self, self._behind(flag, own), way, made)
         return made
 
     def _linear(self, ways: Ways) -> fx.Node:

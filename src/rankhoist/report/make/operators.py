@@ -172,7 +172,8 @@ def _reason(plan: Plan, node: fx.Node) -> str:
     declined = plan.reasons.get(node.name)
     if declined:
         return declined
-    rates = plan.interpreter.outcomes[node.name].rates
+    outcome = plan.interpreter.outcomes.get(node.name)
+    rates = outcome.rates if outcome else {Rate.PAIR}  # of ways that a request chooses, one stands for all
     if plan.level <= Level.LOOKUP and Rate.PAIR in rates:
         return f"level {plan.level.name.lower()} runs it on all rows"
     if Rate.PAIR in rates:
