@@ -18,7 +18,7 @@ import test_padding
 import test_reads_mapped
 import test_ways
 import test_zeros
-from rules import test_scans, test_windows
+from rules import test_rowwise, test_scans, test_windows
 
 from rankhoist.compiler.rules import FAMILIES
 
@@ -57,6 +57,7 @@ def test_named_cases_exist():
     equal = equal.union(*(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
     declining = declining.union(
+        test_rowwise.WHOLE,
         test_scans.WHOLE,
         test_windows.WHOLE,
         test_demand.WHOLE,

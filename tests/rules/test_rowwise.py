@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,19 @@ from helpers import Function, check_model, rates_of
 from torch import Tensor
 
 from rankhoist.compiler.graph.node import Rate
-from rules.cases import CANDIDATE, CONTEXT, HISTORY, ROWS, Equal, K, NearMiss, declines, equal_at_every_level, numbers
+from rules.cases import (
+    CANDIDATE,
+    CONTEXT,
+    HISTORY,
+    ROWS,
+    Equal,
+    K,
+    NearMiss,
+    behind,
+    declines,
+    equal_at_every_level,
+    numbers,
+)
 
 randn = numbers(13)
 
@@ -26,6 +40,32 @@ def scattered(c: Tensor, k: Tensor) -> Tensor:
     return (once * k.unsqueeze(1)).sum(2) + k[:, :3].scatter_add(1, own[:, :2], k[:, 2:])
 
 
+GROUPS = torch.tensor([0, 2, 1, 1, 0, 2, 3])  # of a history of 6 and a target
+WIDE = GROUPS.view(1, -1, 1)
+
+
+def groups(x: Tensor) -> Tensor:
+    """Five groups, of which one is nobody's, with something in the last."""
+    return torch.cat([x.new_zeros(x.shape[0], 4, 4), x[:, :1]], 1)
+
+
+PUT: dict[str, Callable[[Tensor], Tensor]] = {  # a history and its target
+    "summed": lambda x: groups(x).index_add(1, GROUPS, x, alpha=2),
+    "summed_by_scatter": lambda x: groups(x).scatter_add(1, WIDE.expand_as(x), x),
+    "averaged": lambda x: groups(x).scatter_reduce(1, WIDE.expand_as(x), x, "mean", include_self=False),
+    "largest": lambda x: groups(x).scatter_reduce(-2, WIDE.expand_as(x), x, "amax"),
+    "put": lambda x: groups(x).scatter(1, WIDE.expand_as(x), x),
+    "copied": lambda x: groups(x).index_copy(1, torch.tensor([3, 0, 2, 1]), x[:, 3:]),
+    "in_the_last_axis": lambda x: groups(x).mT.index_add(2, GROUPS, x.mT).mT,
+    "onto_both": lambda x: torch.cat([x[:, 3:], x[:, :1]], 1).index_add(1, GROUPS[:6], x[:, :6]),
+}
+
+
+def of_groups(put: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A layer for every group."""
+    return lambda c, k, w: torch.relu(put(behind(c, k)) @ w).flatten(1)
+
+
 def resampled(c: Tensor, k: Tensor) -> Tensor:
     """A history `[rows, 6, 4]` as a signal and as an image, longer, shorter, in patches and at points that it says."""
     image = c.view(-1, 4, 2, 3)
@@ -38,6 +78,7 @@ def resampled(c: Tensor, k: Tensor) -> Tensor:
 
 
 EQUAL: dict[str, Equal] = {
+    **{name: (of_groups(put), HISTORY, dict(w=randn(4, 3))) for name, put in PUT.items()},
     "resampled": (lambda c, k: resampled(c, k), HISTORY, {}),
     "gru": (
         lambda c, k, wi, wh, b: (
@@ -89,6 +130,34 @@ def test_what_is_put_into_groups_of_a_request_is_put_once():
     models = check_model(Function(scattered).eval(), *HISTORY)
     for operator in ("scatter_reduce", "index_add", "index_copy", "index_fill"):
         assert rates_of(models["full"], operator) <= {Rate.REQUEST, Rate.WEIGHT}, operator
+
+
+WHOLE: dict[str, Callable[[Tensor], Tensor]] = {  # near misses that another law takes: the operator as it is
+    "put_by_ids": lambda x: groups(x).scatter_add(1, (x > 0).long(), x),
+    "put_elsewhere_in_each_column": lambda x: groups(x).scatter_add(
+        1, torch.arange(28).view(1, 7, 4).expand_as(x) % 4, x
+    ),
+    "put_to_all_places": lambda x: x[:, :1].index_add(1, GROUPS * 0, x),
+    "put_in_part": lambda x: groups(x).scatter(1, WIDE[:, :3].expand(x.shape[0], -1, 4), x),
+    "filled": lambda x: torch.cat([x, x[:, :1]], 1).index_fill(1, GROUPS[:3], 2.0),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_put_otherwise_is_put_as_it_is(name: str):
+    full = check_model(Function(of_groups(WHOLE[name]), w=randn(4, 3)).eval(), *HISTORY)["kept"]
+    outcomes = full.plan.interpreter.outcomes
+    laws = [o.law for node, o in outcomes.items() if node.startswith(("scatter", "index_"))]
+    assert laws == ["one side alone"]
+
+
+@pytest.mark.parametrize("name", PUT)
+def test_groups_that_the_target_is_not_put_to_are_the_requests(name: str):
+    models = check_model(Function(of_groups(PUT[name]), w=randn(4, 3)).eval(), *HISTORY)
+    workload = models["first"].plan.interpreter.workload
+    for level in ("linear", "first", "full"):
+        assert models[level].plan.cost.multiply_adds < 1.5 * workload.candidates * 4 * 3, level
+    assert models["request"].plan.cost.multiply_adds >= 5 * workload.candidates * 4 * 3
 
 
 def test_a_history_is_resampled_once():

@@ -178,8 +178,13 @@ def masked_tokens(draft: Draft, x: fx.Node) -> Made:
 
 
 def mixed_tokens(draft: Draft, x: fx.Node) -> Made:
-    """Sums of the tokens that a constant has no zero for."""
-    length = draft.extent(x)[1]
+    """Sums of the tokens that a constant has no zero for, or that it puts into groups."""
+    _, length, width = draft.extent(x)
+    if draft.flag():
+        count = draft.number(1, length + 1)
+        groups = draft.call(aten.new_zeros.default, x, [draft.size(-1), count, width])
+        places = torch.randint(0, count, (length,), generator=draft.generator)
+        return draft.call(aten.index_add.default, groups, 1, draft.weight(places), x)
     seen = seen_positions(draft, draft.number(1, length + 1), length).double()
     return draft.call(aten.matmul.default, kept(draft, seen * draft.pick([1.0, 0.5])), x)
 

@@ -4,6 +4,12 @@ rate.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from rankhoist.compiler.algebra import grid, joins, moves, sequences
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
@@ -40,16 +46,78 @@ def recurrent(call: Call) -> Value:
 
 def scattered(call: Call) -> Value:
     """`scatter`, `index_add`, ...: along an axis without rows, every row is put into its own."""
+    _check_own(call)
+    return call.rowwise()
+
+
+def at_constant_places(call: Call) -> Form:
+    """`put(x, i, y)[p] = put(x[p], i_j, y_j for all j with i_j in p)`: places that no candidate's value is put to, and
+    all others.
+    """
+    if call.value("src", "source") is None:
+        raise Elsewhere("puts one number to all places")
+    _check_own(call)
+    b, axis, value, source = call.builder, call.value("dim"), call.form("self"), call.form("src", "source")
+    axis, dim, own_dim = value.place(axis), value.dim(axis), source.dim(axis)
+    if any(f.varies(d) for f in (value, source) for d in range(len(f.dims))):
+        raise Elsewhere(f"lengths of {source.axes} or {value.axes} vary")
+    places = _places(call, axis)
+    reached = sequences.per_candidate(value, dim)
+    reached[places[sequences.per_candidate(source, own_dim)]] = True
+    if reached.all() or not reached.any():
+        raise Elsewhere("the candidate's values are put to all places, or to none")
+    groups, parts = (np.flatnonzero(~reached), np.flatnonzero(reached)), []
+    for group in groups:
+        there = np.flatnonzero(np.isin(places, group))
+        part, given = moves.take_dim(b, value, dim, group), moves.take_dim(b, source, own_dim, there)
+        index = grid.tensor_form(b, torch.from_numpy(np.searchsorted(group, places[there])))
+        if not _counted(call):
+            index = replace(index, layout=tuple((0,) if i == axis else () for i in range(len(source.layout))))
+            index = grid.stretched(b, index, given.extents)
+        changed = {"self": part, "index": index, "src" if call.value("source") is None else "source": given}
+        parts.append(call.again(**changed) if len(there) else part)
+    made = joins.along_axis(b, parts, axis)
+    return moves.take_dim(b, made, made.dim(axis), np.argsort(np.concatenate(groups)))
+
+
+def _places(call: Call, axis: int) -> np.ndarray:
+    """Where every position of what is put goes, the same for all rows and along all other axes; known now."""
+    index, source = call.form("index"), call.form("src", "source")
+    if not index.layout:
+        raise Elsewhere("puts one position to one place")
+    dim = index.dim(0 if _counted(call) else axis)
+    if not _counted(call):
+        value = call.form("self")
+        same = all(x == y for i, (x, y) in enumerate(zip(value.extents, source.extents, strict=True)) if i != axis)
+        if index.extents != source.extents or not same:
+            raise Elsewhere(f"puts a part of {source.axes} into {value.axes}")
+    blocks = {cell[dim : dim + 1]: block for cell, block in index.blocks.items()}
+    settled = len(blocks) == len(index.blocks) and all(b.settled for b in blocks.values())
+    if not settled or any(x not in b.labels[dim] for b in blocks.values() for x in b.factor.labels):
+        raise Elsewhere(f"places {index.axes} differ along other axes")
+    alone = {cell: replace(block, labels=(block.labels[dim],)) for cell, block in blocks.items()}
+    found = call.constant(Form((index.dims[dim],), alone, ((0,),), index.dtype))
+    if found is None or bool((found < 0).any()):
+        raise Elsewhere(f"places {index.axes} are not known now")
+    return found.numpy()
+
+
+def _counted(call: Call) -> bool:
+    """Whether an index has places of an axis, the same for all rows."""
+    return "index" in call.name
+
+
+def _check_own(call: Call) -> None:
+    """That every row is put into its own, along an axis without rows."""
     value, index = call.forms("self", "index")
     value.dim(call.value("dim"))
-    counted = "index" in call.name  # places of an axis, the same for all rows
+    counted = _counted(call)
     if counted and index.has_rows:
         raise Decline(f"places {index.axes} differ from row to row")
     operands = [value, *([] if counted else [index]), *call.forms("src", "source")]
     places = {tuple(i for i, entry in enumerate(f.layout) if ROW in entry) for f in operands}
     if len(places) > 1 or any(len(entry) > 1 for f in operands for entry in f.layout if ROW in entry):
         raise Decline(f"puts rows of {operands[-1].axes} into {value.axes}, where they stand otherwise")
-    return call.rowwise()
 
 
 def kept(call: Call) -> Value:
@@ -85,13 +153,15 @@ def _check_rows(value: Form, axis: int) -> None:
         raise Decline(f"rows of {value.axes} are not on axis {axis}")
 
 
-LAWS = law("one side alone", Level.REQUEST, {
+PUTS = "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce"
+
+LAWS = [*law("at constant places", Level.LINEAR, {PUTS: at_constant_places}), *law("one side alone", Level.REQUEST, {
     "select slice narrow flip roll cat concat concatenate constant_pad_nd pad": of_any_length,
     "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell cdist conv1d conv2d conv3d convolution": batch_first,
     "im2col col2im pixel_shuffle pixel_unshuffle grid_sampler_2d grid_sampler_3d": batch_first,
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d": batch_first,
     "upsample_trilinear3d upsample_bicubic2d": batch_first,
     "gru lstm rnn_tanh rnn_relu": recurrent,
-    "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce": scattered,
+    PUTS: scattered,
     "rankhoist::opaque": kept,
-}, blocks=Level.LINEAR)  # fmt: skip
+}, blocks=Level.LINEAR)]  # fmt: skip
