@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from serving import CONTEXT, ITEMS, TAGS, USERS, Ranker, inputs, made_up
 from torch import nn
 
 import rankhoist
+from rankhoist.errors import VocabularyError
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.model import ServedModel
 
@@ -51,6 +53,44 @@ def test_every_way_of_looking_up_is_bounded(level: str):
     hoisted = rankhoist.hoist(Otherwise().eval(), ids(8), context=["user", "history"], level=level)
     found = {name: set(bounds.tolist()) for name, bounds in hoisted.vocabulary.below.items()}
     assert found == {name: {size} for name, size in SIZES.items() if name != "shifted"}
+
+
+class Read(nn.Module):
+    """A table of 7 rows, read as `how` says."""
+
+    def __init__(self, how: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *shape: int) -> None:
+        super().__init__()
+        self.how, self.table = how, nn.Parameter(torch.randn(7, *shape))
+
+    def forward(self, user, item):
+        return (self.how(self.table, item) * user).sum(1)
+
+
+def selected(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return table.index_select(0, ids).view(len(ids), -1)
+
+
+READS = {
+    "index_select": (selected, (3,)), "of numbers": (selected, ()), "of matrices": (selected, (3, 1)),
+    "embedding": (lambda table, ids: F.embedding(ids, table), (3,)),
+    "index": (lambda table, ids: table[ids], (3,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["lookup", "full"])
+@pytest.mark.parametrize("name", READS)
+def test_ids_below_zero_are_refused_unless_the_model_counts_from_the_end(name: str, level: str):
+    how, shape = READS[name]
+    model, user = Read(how, *shape).eval(), torch.randn(1, 3 if shape else 1)
+    hoisted = rankhoist.hoist(model, (user.expand(4, -1), torch.arange(4)), context=["user"], level=level)
+    below = torch.tensor([2, -1])
+    if name == "index":
+        torch.testing.assert_close(hoisted(user, below), model(user.expand(2, -1), below))
+        return
+    with pytest.raises(IndexError):
+        model(user.expand(2, -1), below)
+    with pytest.raises(VocabularyError, match="'item'"):
+        hoisted(user, below)
 
 
 @pytest.mark.parametrize("wrong", [-2, 4, 30])  # of a one hot and of a bag

@@ -74,7 +74,11 @@ def table_index(call: Call) -> Form:
     ids = call.tidy(index)
     if ids.dtype not in (torch.int64, torch.int32):
         raise Decline(f"axis {axis} of {table.axes} is indexed by {ids.dtype} that depends on the inputs")
-    return call.by_element(ids, lambda part: call.run(aten.index.Tensor, table, [part]))
+    if call.name == "index":
+        return call.by_element(ids, lambda part: call.run(aten.index.Tensor, table, [part]))
+    if len(table.sizes) != 2:
+        raise Elsewhere(f"rows of {table.axes} are no vectors")
+    return call.by_element(ids, lambda part: call.run(aten.embedding.default, table, part))  # counts none from the end
 
 
 def few_rows(call: Call) -> Form:
