@@ -75,7 +75,8 @@ def hoist(
         CaptureError: see `rankhoist.errors` for what can be wrong with a model, its example or its context.
 
     Example:
-        >>> model = nn.Bilinear(8, 4, 1).eval()  # scores a user [rows, 8] and an item [rows, 4]
+        >>> import torch
+        >>> model = torch.nn.Bilinear(8, 4, 1).eval()  # scores a user [rows, 8] and an item [rows, 4]
         >>> hoisted = hoist(model, (torch.randn(5, 8), torch.randn(5, 4)), context=["input1"])
         >>> hoisted(torch.randn(1, 8), torch.randn(1000, 4)).shape  # of one request, and of its candidates
         torch.Size([1000, 1])
