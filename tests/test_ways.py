@@ -136,7 +136,10 @@ def multiply_adds(program: Program) -> int:
     return sum(original_work(n, program.rows, 1000, program.lengths).multiply_adds for n in nodes)
 
 
-CASES = [(t, k) for t in TOWERS for k in KEPT if (t, k) != ("normalised", "own_rows")]  # torch exports no such norm
+CASES = [
+    *(("linear", kept) for kept in KEPT),
+    *((tower, kept) for tower in ("normalised", "scaled") for kept in ("one_by_one", "kept_rows", "read")),
+]
 
 
 @pytest.mark.parametrize(("tower", "kept"), CASES)
