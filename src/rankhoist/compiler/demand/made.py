@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
+from torch.utils import _pytree as pytree
 
 from rankhoist.compiler.demand.boxes import Axis, Box, Part, Size
 
@@ -58,3 +62,13 @@ def aligned(operand: fx.Node, axes: Sequence[Axis]) -> Box:
     sizes = sizes_of(operand)
     own = list(axes[len(axes) - len(sizes) :])
     return tuple((Part(1),) if s == 1 else axis for s, axis in zip(sizes, own, strict=True))
+
+
+def valued(made: fx.Node, source: fx.Node) -> fx.Node:
+    """An operator of ours with the value that it has without data, and what a report says of a captured one."""
+    given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (made.args, made.kwargs))
+    with detect_fake_mode((given, source.meta["val"])) or contextlib.nullcontext(), enable_python_dispatcher():
+        value = made.target(*given[0], **given[1])  # type: ignore[operator]
+    kept = {k: v for k, v in source.meta.items() if k not in ("val", "tensor_meta")}
+    made.meta = kept | {"val": value}
+    return made

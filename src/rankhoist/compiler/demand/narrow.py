@@ -8,7 +8,6 @@ Backwards, every value is told which boxes of it are read (`laws`); then the gra
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import operator
 import warnings
@@ -20,9 +19,6 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
-from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Program
 from rankhoist.capture.defaults import fill
@@ -31,7 +27,7 @@ from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import Box
 from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.laws import part_of
-from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of
+from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of, valued
 from rankhoist.compiler.demand.ways import chosen
 from rankhoist.compiler.graph.decline import Decline
 from rankhoist.compiler.graph.operators import row
@@ -265,17 +261,11 @@ class _Writer:
         named = name or (own if own not in self.named else f"{own}_part")
         self.named.add(named)
         made = self.graph.create_node("call_function", target, tuple(args), dict(kwargs or {}), named)
-        given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (made.args, made.kwargs))
         try:
-            with (
-                detect_fake_mode((given, source.meta["val"])) or contextlib.nullcontext(),
-                enable_python_dispatcher(),
-            ):
-                value = target(*given[0], **given[1])
+            valued(made, source)
         except RuntimeError as error:
             raise Decline(f"torch cannot tell the sizes of {target}") from error
-        kept = {k: v for k, v in source.meta.items() if k not in ("val", "tensor_meta")}
-        made.meta = kept | {"val": value} | ({} if name else {"captured": own})
+        made.meta |= {} if name else {"captured": own}
         return made
 
     # -- sizes

@@ -11,7 +11,6 @@ before them is theirs together, or chosen itself. Whoever else reads a way needs
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -19,14 +18,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
-from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Program
-from rankhoist.compiler.demand.made import is_tensor, sizes_of
+from rankhoist.compiler.demand.made import is_tensor, sizes_of, valued
 from rankhoist.compiler.demand.masked import ALONG, AllRows, computes_rows, put_back, uncount
-from rankhoist.compiler.demand.selected import of_own_place
+from rankhoist.compiler.demand.selected import READS, of_own_place
 
 aten = torch.ops.aten
 Ways = Sequence[Any]  # nodes, or what stands in one place of them
@@ -34,7 +30,7 @@ Ways = Sequence[Any]  # nodes, or what stands in one place of them
 
 def chosen(program: Program) -> Program:
     """The same program, in which requests choose weights where they chose results; itself where they choose none."""
-    if program.training:
+    if program.training or not any(n.target in CHOICES for n in program.graph.nodes):
         return program
     without: set[str] = set()
     while True:
@@ -279,16 +275,12 @@ class _Chooser:
 
     def _call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """An operator of ours, with what a report says of the choice's."""
-        made = self.graph.call_function(target, args, kwargs)
-        given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (args, kwargs))
-        with detect_fake_mode((given,)) or contextlib.nullcontext(), enable_python_dispatcher():
-            value = target(*given[0], **given[1])
-        kept = {k: v for k, v in self.source.meta.items() if k not in ("val", "tensor_meta")}
-        made.meta = kept | {"val": value}
+        made = valued(self.graph.call_function(target, args, kwargs), self.source)
         self.rates[made] = max((self.rates[x] for x in made.all_input_nodes), default=0)
         return made
 
 
+CHOICES = {aten.where.self, aten.index_put.default, *READS}  # and other words for one
 LAWS: dict[Any, Callable[[_Chooser, Ways], fx.Node]] = {
     aten.linear.default: _Chooser._linear,
     aten.layer_norm.default: _Chooser._layer_norm,
