@@ -26,6 +26,20 @@ def launches(call: Callable[[], Any], device: torch.device) -> int:
     return sum(int(event.count) for event in seen.key_averages() if event.key in LAUNCHES)
 
 
+def kernels(call: Callable[[], Any], device: torch.device) -> dict[str, tuple[int, float]]:
+    """What a call runs on a GPU, the longest first: how often, and its microseconds in all; nothing elsewhere."""
+    if device.type != "cuda":
+        return {}
+    call()
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize(device)
+    own = [event for event in seen.key_averages() if event.self_device_time_total > 0]
+    own.sort(key=lambda event: -event.self_device_time_total)
+    return {event.key[:100]: (int(event.count), float(event.self_device_time_total)) for event in own}
+
+
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     """Memory that a call takes beyond what is there before it, by torch's own allocator."""
     if device.type != "cuda":
