@@ -67,7 +67,7 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype, swapped: bool = False) -> 
 def several(counts: list[int]) -> tuple[Tensor, Padded, Tensor]:
     """Boundaries, padded blocks and owners."""
     bounds = torch.tensor([0, *itertools.accumulate(counts)])
-    padded, owner = blocks.Blocks(bounds, int(bounds[-1])).on(CPU)
+    padded, owner = blocks.Blocks(bounds.tolist(), int(bounds[-1])).on(CPU)
     return bounds, padded, owner
 
 

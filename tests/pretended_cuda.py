@@ -170,8 +170,12 @@ class Driver:
         cuda_graphs._capturing.cache_clear()
         with ExitStack() as stack:
             stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
-            for name in ("_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool"):
-                stack.enter_context(mock.patch.object(torch._C, name, lambda *_: None, create=True))
+            own = {
+                "_cuda_clearCublasWorkspaces": lambda: None, "_cuda_endAllocateToPool": lambda device, pool: None,
+                "_cuda_getCurrentRawStream": lambda device: id(self.current),
+            }  # fmt: skip
+            for name, function in own.items():
+                stack.enter_context(mock.patch.object(torch._C, name, function, create=True))
             yield
         cuda_graphs._capturing.cache_clear()
 

@@ -73,10 +73,10 @@ def test_a_padded_call_is_a_call(seed):
     """Rows stand where they stood; every index is one that there is, also of what is padding."""
     chance = random.Random(seed)
     offsets = [0, *sorted(chance.choices(range(40), k=chance.randint(2, 6))), 40]
-    blocks = Blocks(torch.tensor(offsets), 40)
+    blocks = Blocks(offsets, 40)
     bucket = Bucket.needed(len(offsets) - 1, 40, blocks, True).whole
     bucket = Bucket(bucket.requests + 2, bucket.candidates + 9, bucket.longest + 1)
-    owner, (slots, place) = bucket.read(bucket.bounds(blocks))
+    owner, (slots, place) = bucket.read(torch.tensor(bucket.bounds(blocks)))
     assert torch.equal(owner[:40], blocks.owner) and set(owner[40:].tolist()) == {bucket.requests - 1}
     assert slots.shape == (bucket.requests, bucket.longest) and int(slots.max()) < bucket.candidates == len(place)
     assert torch.equal(slots.reshape(-1)[place[:40]], torch.arange(40)) and int(place.max()) < slots.numel()

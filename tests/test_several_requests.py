@@ -75,7 +75,7 @@ def test_every_kernel_of_the_requests_matrix(padding, monkeypatch, seed, waste):
     monkeypatch.setattr(blocks, "WASTE", waste)
     offsets = torch.tensor([*drawn(seed), 40])
     n, r = 40, len(offsets) - 1
-    there, owner = blocks.Blocks(offsets, n).on(CPU)
+    there, owner = blocks.Blocks(offsets.tolist(), n).on(CPU)
     assert len(there) == (3 if waste == 0 else 2)
     x, m, start, total = (torch.randn(*s, dtype=torch.float64) for s in ((n, 5), (r, 5, 3), (r, 3), (n, 3)))
     pairs, many = torch.randn(n, 2, 4, 5, dtype=torch.float64), torch.randn(r, 2, 5, 3, dtype=torch.float64)

@@ -58,6 +58,10 @@ class Interface:
         """Whether an axis of an input varies, beside the rows."""
         return any(spec.varying for spec in self.inputs.values())
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(spec.name for spec in self.inputs.values())
+
     def call(self, leaves: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of a call, from its inputs by name."""
         leaves = joined(leaves, self.packs)
@@ -73,11 +77,7 @@ class Interface:
             leaves = packed(named_leaves(opened(given)), self.packs)
         else:
             leaves = given if plain_tensors(given) else named_leaves(given)
-        if (
-            not self.constants
-            and len(leaves) == len(self.inputs)
-            and all(spec.name in leaves for spec in self.inputs.values())
-        ):
+        if not self.constants and leaves.keys() == self._names:
             return leaves
         known = [spec.name for spec in self.inputs.values()]
         missing = [name for name in known if name not in leaves]

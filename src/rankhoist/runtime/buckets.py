@@ -5,7 +5,8 @@ A padded call is a call: its padded candidates belong to the bucket's last reque
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ def rounded(count: int) -> int:
     return -(-count // step) * step
 
 
-@dataclass(frozen=True)
-class Bucket:
+class Bucket(NamedTuple):
     """How many rows of context, of candidates, and of candidates of a single request a call has, or may have.
 
     `longest` is 0 where no operator needs blocks of requests; `candidates` is 0 for a request stage alone.
@@ -41,7 +41,7 @@ class Bucket:
     @staticmethod
     def needed(requests: int, rows: int, blocks: Blocks | None, by_blocks: bool) -> Bucket:
         """What a call has itself; its `blocks` count if the stage reads them."""
-        longest = int(blocks.offsets.diff().max()) if blocks is not None and by_blocks and requests else 0
+        longest = blocks.longest if blocks is not None and by_blocks else 0
         return Bucket(requests, rows, longest)
 
     @property
@@ -62,13 +62,9 @@ class Bucket:
         pairs = ((self.requests, call.requests), (self.candidates, call.candidates), (self.longest, call.longest))
         return all(own >= other and own <= max(SPARE * other, 8) for own, other in pairs)
 
-    def bounds(self, blocks: Blocks | None) -> Tensor | None:
-        """The boundaries of a call's blocks, and of the padded requests after them, `[requests + 1]` on the CPU."""
-        if blocks is None:
-            return None
-        made = blocks.offsets.new_full((self.requests + 1,), blocks.rows)
-        made[: len(blocks.offsets)] = blocks.offsets
-        return made
+    def bounds(self, blocks: Blocks | None) -> Sequence[int] | None:
+        """The boundaries of a call's blocks, and of the padded requests after them, `requests + 1`."""
+        return None if blocks is None else blocks.over(self.requests).bounds
 
     def read(self, bounds: Tensor) -> tuple[Tensor, Padded | None]:
         """Owners `[candidates]` and padded blocks from boundaries on a device, without asking it for a number."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,10 +24,20 @@ WASTE = 4  # times as many rows as there are: requests that would be padded to m
 
 @dataclass(frozen=True)
 class Blocks:
-    """The candidates of several requests: R + 1 boundaries, int64 on the CPU, and the number of rows."""
+    """The candidates of several requests: R + 1 boundaries, and the number of rows."""
 
-    offsets: Tensor
+    bounds: Sequence[int]
     rows: int
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """The boundaries as a tensor, int64 on the CPU."""
+        return torch.tensor(self.bounds, dtype=torch.int64, device="cpu")
+
+    @cached_property
+    def longest(self) -> int:
+        """Of how many rows the largest block is."""
+        return max(map(operator.sub, self.bounds[1:], self.bounds), default=0)
 
     @property
     def owner(self) -> Tensor:
@@ -34,8 +46,8 @@ class Blocks:
 
     def over(self, requests: int) -> Blocks:
         """The same among more requests: those behind these have no candidates."""
-        more = requests + 1 - len(self.offsets)
-        return self if more <= 0 else Blocks(torch.cat([self.offsets, self.offsets[-1:].expand(more)]), self.rows)
+        more = requests + 1 - len(self.bounds)
+        return self if more <= 0 else Blocks([*self.bounds, *[self.rows] * more], self.rows)
 
     def on(self, device: torch.device) -> tuple[Tensor | Padded, Tensor]:
         """What a candidate stage there reads: the boundaries, or in their place padded blocks; owners.
@@ -44,8 +56,8 @@ class Blocks:
         """
         if device.type in LOOPS:
             return self.offsets, self.owner.to(device)
-        requests, bounds, of = len(self.offsets) - 1, self.offsets, None
-        longest = int(self.offsets.diff().max()) if requests else 0
+        requests, bounds, of = len(self.bounds) - 1, self.offsets, None
+        longest = self.longest
         if longest * requests > WASTE * self.rows:
             longest = -(-self.rows // requests)
             cut = self._cut(longest)
@@ -81,29 +93,31 @@ def blocks_of(offsets: Offsets | None, requests: int, rows: int) -> Blocks | Non
         if requests != 1:
             raise InputError(f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries")
         return None
-    bounds = _whole_numbers(offsets)
-    if bounds.shape != (requests + 1,):
-        raise InputError(
-            f"request_offsets has shape {list(bounds.shape)}, expected [{requests + 1}] for {requests} requests"
-        )
-    counts = bounds.diff()
-    if int(bounds[0]) != 0 or int(bounds[-1]) != rows or bool((counts < 0).any()):
-        raise InputError(f"request_offsets must rise from 0 to {rows} (the candidate rows), got {bounds.tolist()[:20]}")
+    bounds = _whole_numbers(offsets, requests)
+    if bounds[0] != 0 or bounds[-1] != rows or any(map(operator.gt, bounds, bounds[1:])):
+        raise InputError(f"request_offsets must rise from 0 to {rows} (the candidate rows), got {bounds[:20]}")
     if requests == 1:
         return None
     return Blocks(bounds, rows)
 
 
-def _whole_numbers(offsets: Any) -> Tensor:
-    """On the CPU, int64.
+def _whole_numbers(offsets: Any, requests: int) -> list[int]:
+    """R + 1 of them.
 
     Raises:
-        InputError: there are others.
+        InputError: there are others, or another number of them.
     """
+    if type(offsets) is list and len(offsets) == requests + 1 and all(type(n) is int for n in offsets):
+        return [*offsets]  # the caller's may change
     try:
         given = torch.as_tensor(offsets, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"request_offsets are no numbers: {error}") from None
     if given.numel() and (given.is_floating_point() or given.is_complex()):
         raise InputError(f"request_offsets are {given.dtype}, expected whole numbers")
-    return given.to(torch.int64)
+    if given.shape != (requests + 1,):
+        raise InputError(
+            f"request_offsets has shape {list(given.shape)}, expected [{requests + 1}] for {requests} requests"
+        )
+    found: list[int] = given.to(torch.int64).tolist()
+    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from rankhoist.compiler.targets.recorder import Recording, size_of
 from rankhoist.runtime.buckets import Bucket
-from rankhoist.runtime.sent import pinned
+from rankhoist.runtime.sent import pinned_numbers
 
 WHOLE, REQUEST, CANDIDATE = "whole", "request", "candidate"
+FEW = 4  # tensors: a copy of each is sooner done than one kernel for all, which gives 64 Ki elements to a processor
+VIEWS = 64  # sizes of calls for which a recording keeps views of its buffers
 
 Buffers = dict[str, dict[Any, Tensor]]  # context, candidate, state -> by name, or by number of a node
 
@@ -29,13 +31,21 @@ class Key(NamedTuple):
 
 @dataclass
 class Recorded:
-    """A recording, and the buffers that it reads; `used` is when, in calls."""
+    """A recording, and the buffers that it reads.
+
+    Attributes:
+        axes: where rows are in each of its outputs; None where there are none.
+        used: when, in calls.
+    """
 
     key: Key
     buffers: Buffers
     bounds: Tensor | None
     recording: Recording
+    axes: Sequence[int | None]
     used: int = 0
+    _inputs: dict[tuple[int, int], Buffers] = field(default_factory=dict)
+    _outputs: dict[int, list[Any]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -46,31 +56,62 @@ class Recorded:
         own = self.buffers.get("state", {})
         return all(own[n].shape == t.shape for n, t in state.items())
 
-    def fill(self, given: Buffers, bounds: Tensor | None) -> None:
+    def fill(self, given: Buffers, bounds: Sequence[int] | None, requests: int, rows: int) -> None:
         """Put a call's rows where the recording reads them; the rows behind them are an earlier call's."""
-        pairs = [
-            (self.buffers[side][name].narrow(0, 0, len(t)) if side != "state" else self.buffers[side][name], t)
-            for side, own in given.items()
-            for name, t in own.items()
-        ]
-        copy(pairs)
+        views = self._inputs.get((requests, rows))
+        if views is None:
+            views = _kept(self._inputs, (requests, rows), self._views({"context": requests, "candidate": rows}))
+        copy(
+            [views[side][name] for side, own in given.items() for name in own],
+            [t for own in given.values() for t in own.values()],
+        )
         if bounds is not None and self.bounds is not None:
-            self.bounds.copy_(pinned(bounds, self.bounds.device), non_blocking=True)
+            self.bounds.copy_(pinned_numbers(bounds, self.bounds.device), non_blocking=True)
+
+    def _views(self, rows: Mapping[str, int]) -> Buffers:
+        """Of the buffers, with so many rows."""
+        return {
+            side: {name: t.narrow(0, 0, rows[side]) if side in rows else t for name, t in own.items()}
+            for side, own in self.buffers.items()
+        }
+
+    def results(self, rows: int | None = None) -> list[Any]:
+        """What the last replay made, in memory of its own: all of it, or of so many candidates."""
+        views = self._outputs.get(rows or 0)
+        if views is None:
+            views = _kept(self._outputs, rows or 0, self._of_rows(rows))
+        if len(views) <= FEW:
+            return [x.clone() if isinstance(x, Tensor) else x for x in views]
+        made = [torch.empty_like(x) if isinstance(x, Tensor) else x for x in views]
+        copy(*([x for x in own if isinstance(x, Tensor)] for own in (made, views)))
+        return made
+
+    def _of_rows(self, rows: int | None) -> list[Any]:
+        """Of the outputs, so many rows."""
+        if rows is None:
+            return [*self.recording.outputs]
+        pairs = zip(self.recording.outputs, self.axes, strict=False)
+        return [x if a is None else x.narrow(a, 0, rows) for x, a in pairs]
 
 
-def copies(values: Sequence[Any]) -> list[Any]:
-    """The same in memory of their own."""
-    made = [torch.empty_like(x) if isinstance(x, Tensor) else x for x in values]
-    copy([(own, x) for own, x in zip(made, values, strict=True) if isinstance(x, Tensor)])
-    return made
+def _kept(cache: dict[Any, Any], key: Any, value: Any) -> Any:
+    """A value, kept beside a few others."""
+    if len(cache) >= VIEWS:
+        cache.clear()
+    cache[key] = value
+    return value
 
 
-def copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second of each to the first, those of the same kinds in one launch."""
+def copy(tos: Sequence[Tensor], ofs: Sequence[Tensor]) -> None:
+    """Copy tensors: a few one by one, many by one launch for those of the same kinds."""
+    if len(tos) <= FEW:
+        for to, of in zip(tos, ofs, strict=True):
+            to.copy_(of, non_blocking=True)
+        return
     alike: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-    for to, of in pairs:
+    for to, of in zip(tos, ofs, strict=True):
         own = alike.setdefault((to.dtype, of.dtype), ([], []))
         own[0].append(to)
         own[1].append(of)
-    for tos, ofs in alike.values():
-        torch._foreach_copy_(tos, ofs)
+    for own in alike.values():
+        torch._foreach_copy_(*own)

@@ -24,11 +24,12 @@ from rankhoist.mistakes import first_line, in_one_line
 from rankhoist.runtime.buckets import Bucket
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, even
-from rankhoist.runtime.recorded import CANDIDATE, REQUEST, WHOLE, Buffers, Key, Recorded, copies
+from rankhoist.runtime.recorded import CANDIDATE, REQUEST, WHOLE, Buffers, Key, Recorded
 from rankhoist.runtime.scoring import Candidates, RequestState
 from rankhoist.runtime.weights import Weights, filled
 
 COUNT = 64  # recordings of a model at most
+ROUTES = 4096  # sizes of calls that are remembered
 PATIENCE = 1000  # calls: what was not used in so many makes room for what is recorded on the way
 
 
@@ -63,6 +64,7 @@ class Replays:
 
     def __post_init__(self) -> None:
         self._entries: OrderedDict[Key, Recorded] = OrderedDict()  # the least recently used first
+        self._routes: dict[Key, Recorded] = {}  # of calls of just these sizes, until entries change
         self._refused: set[Any] = set()  # plans, and keys
         self._axes: list[int | None] = []
         self._by_blocks = [_reads_offsets(variant) for variant in self.variants]
@@ -85,13 +87,13 @@ class Replays:
         call = Bucket.needed(requests, rows, blocks, self._by_blocks[plan])
         with self.recorder.turn():
             entry = self._replayed(WHOLE, plan, call, {"context": context, "candidate": candidate}, blocks)
-            return None if entry is None else self._rows(entry, rows)
+            return None if entry is None else entry.results(rows)
 
     def request(self, plan: int, context: dict[str, Tensor], requests: int) -> tuple[list[Any], int] | None:
         """What the request stage returns, and of how many requests: those behind the call's own are padding."""
         with self.recorder.turn():
             entry = self._replayed(REQUEST, plan, Bucket(requests), {"context": context}, None)
-            return None if entry is None else (copies(entry.recording.outputs), entry.key.bucket.requests)
+            return None if entry is None else (entry.results(), entry.key.bucket.requests)
 
     def candidate(self, state: RequestState, candidates: Candidates) -> list[Any] | None:
         """What the candidate stage returns for a state that was prepared; None where it is not to be replayed."""
@@ -100,16 +102,16 @@ class Replays:
         with self.recorder.turn():
             given: Buffers = {"state": state.tensors, "candidate": candidate}
             entry = self._replayed(CANDIDATE, state.plan, call, given, blocks)
-            return None if entry is None else self._rows(entry, rows)
+            return None if entry is None else entry.results(rows)
 
     def warm_up(self, plan: int, requests: int, rows: int) -> None:
         """Record a whole call of these sizes and its stages, in the place of what was not used for longest.
 
         Where several requests have blocks, for equal ones, and for up to twice as many candidates of one of them.
         """
-        blocks = None if requests == 1 else Blocks(torch.tensor(even(rows, requests)), rows)
+        blocks = None if requests == 1 else Blocks(even(rows, requests), rows)
         call, variant = Bucket.needed(requests, rows, blocks, self._by_blocks[plan]), self.variants[plan]
-        calls = [call, replace(call, longest=2 * call.longest)][: 1 + bool(call.longest)]
+        calls = [call, call._replace(longest=2 * call.longest)][: 1 + bool(call.longest)]
         with self.recorder.turn():
             for own in calls:
                 self._found(WHOLE, plan, own, {}, record=True, asked=True)
@@ -120,7 +122,7 @@ class Replays:
                     return
                 state = dict(zip(variant.state, entry.recording.outputs, strict=True))
             for own in calls:
-                padded = replace(own, requests=own.whole.requests)
+                padded = own._replace(requests=own.whole.requests)
                 self._found(CANDIDATE, plan, padded, state, record=True, asked=True)
 
     def anew(self, weights: Weights) -> Replays:
@@ -139,6 +141,7 @@ class Replays:
             self.first_use = False
             self.recorder.settle()
             self._entries.clear()
+            self._routes.clear()
 
     # -- within a turn
 
@@ -152,7 +155,7 @@ class Replays:
         entry.used = self._clock
         self._entries.move_to_end(entry.key)
         try:
-            entry.fill(given, entry.key.bucket.bounds(blocks))
+            entry.fill(given, entry.key.bucket.bounds(blocks), call.requests, call.candidates)
             entry.recording.replay()
         except torch.OutOfMemoryError:
             raise
@@ -165,21 +168,29 @@ class Replays:
 
     def _takes(self, given: Buffers) -> bool:
         """Whether a call's tensors are where the buffers are, and operators do what they did."""
-        here = all(t.device == self._device for own in given.values() for t in own.values())
-        return here and self.recorder.usable() and not torch.is_autocast_enabled(self._device.type)
+        for own in given.values():
+            for t in own.values():
+                if t.device != self._device:
+                    return False
+        return self.recorder.usable() and not torch.is_autocast_enabled(self._device.type)
 
     def _found(
         self, part: str, plan: int, call: Bucket, state: Mapping[int, Tensor], record: bool, asked: bool = False
     ) -> Recorded | None:
         """The recording for a call, or another one that holds it."""
-        if not (call.fits and call.whole.fits and (call.candidates or part == REQUEST)):
-            return None
-        key = Key(part, plan, call.whole, self.recorder.setting())
-        entry = self._entries.get(key)
-        if entry is None and record and (not state or call.requests == key.bucket.requests):
-            entry = self._record(key, state, asked)
+        own = Key(part, plan, call, self.recorder.setting())
+        entry = self._routes.get(own)
         if entry is None:
-            entry = self._holding(key, call, bool(state))
+            if not (call.fits and call.whole.fits and (call.candidates or part == REQUEST)):
+                return None
+            key = own._replace(bucket=call.whole)
+            entry = self._entries.get(key)
+            if entry is None and record and (not state or call.requests == key.bucket.requests):
+                entry = self._record(key, state, asked)
+            if entry is None:
+                entry = self._holding(key, call, bool(state))
+            if entry is not None and (entry.key == key or not record) and len(self._routes) < ROUTES:
+                self._routes[own] = entry
         return entry if entry is None or entry.takes(state) else None
 
     def _holding(self, key: Key, call: Bucket, prepared: bool) -> Recorded | None:
@@ -211,6 +222,7 @@ class Replays:
         self.counts.recorded += 1
         entry.used = self._clock
         self._entries[key] = entry
+        self._routes.clear()
         return entry
 
     def _room(self, size: int, asked: bool) -> bool:
@@ -221,6 +233,7 @@ class Replays:
                 return False
             self.recorder.settle()
             del self._entries[oldest.key]
+            self._routes.clear()
         return size <= self.limit
 
     def _refuse(self, what: Any, error: Exception) -> None:
@@ -255,12 +268,13 @@ class Replays:
 
     def _made(self, key: Key, state: Mapping[int, Tensor]) -> Recorded:
         given = self._given(key, state)
-        return Recorded(*given, self.recorder.record(self._function(*given)))
+        return Recorded(*given, self.recorder.record(self._function(*given)), [*self._axes, 0])  # checks come last
 
     def _reset(self, entry: Recorded) -> None:
         """Rows that the model takes in the place of those of a call that failed."""
         fresh = self._given(entry.key, entry.buffers.get("state", {}))[1]
-        entry.fill({side: own for side, own in fresh.items() if side != "state"}, None)
+        bucket = entry.key.bucket
+        entry.fill({n: own for n, own in fresh.items() if n != "state"}, None, bucket.requests, bucket.candidates)
 
     def _function(self, key: Key, buffers: Buffers, bounds: Tensor | None) -> Callable[[], Sequence[Any]]:
         """A plan's stages, over buffers."""
@@ -282,12 +296,6 @@ class Replays:
         if key.part == CANDIDATE:
             return lambda: candidate(buffers["state"])
         return lambda: candidate(dict(zip(variant.state, request(), strict=True)))
-
-    def _rows(self, entry: Recorded, rows: int) -> list[Any]:
-        """A call's own rows of the results."""
-        outputs = entry.recording.outputs
-        axes = [*self._axes, 0]  # where a plan checks its rows, it says so last
-        return copies([x if a is None else x.narrow(a, 0, rows) for x, a in zip(outputs, axes, strict=False)])
 
 
 class RecordingError(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,24 @@ def pinned(t: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda" or t.device.type != "cpu":
         return t
+    _refuse_in_a_capture()
+    return t.pin_memory()
+
+
+def _refuse_in_a_capture() -> None:
     if torch.cuda.is_current_stream_capturing():
         raise BackendError(
             "a call that copies to the device (boundaries of several requests, rows of a store) cannot be captured in "
             "a CUDA graph: warm_up records such calls itself"
         )
-    return t.pin_memory()
+
+
+def pinned_numbers(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers in such memory, int64."""
+    if device.type != "cuda":
+        return torch.tensor(numbers, dtype=torch.int64)
+    _refuse_in_a_capture()
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=True)
 
 
 def sent(t: Tensor, device: torch.device) -> Tensor:

@@ -58,15 +58,17 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._alive: weakref.WeakSet[_Graph] = weakref.WeakSet()  # those that keep the pool
         self._last: torch.cuda.Stream | None = None  # where the last turn was
+        self._handle = -1  # of that stream: looked at in every turn
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         with self._lock:
-            current = torch.cuda.current_stream(self._device)
-            if current != self._last and self.usable():  # a graph of the caller's own must not wait for others
+            handle = torch._C._cuda_getCurrentRawStream(self._device.index)
+            if handle != self._handle and self.usable():  # a graph of the caller's own must not wait for others
+                current = torch.cuda.current_stream(self._device)
                 if self._last is not None:
                     current.wait_stream(self._last)
-                self._last = current
+                self._last, self._handle = current, handle
             yield
 
     def record(self, function: Function) -> Recording:
