@@ -92,10 +92,15 @@ def merged_attention(
     if blocks is not None:
         k, v = by_block(k, blocks), by_block(v, blocks)
     owner, share = (q, 1) if blocks is None else (blocks[1], blocks[0].shape[1])
+    sizes, unit = _in_units(width, result)
+    outer, units = zip(*(_in_units(*t.stride()[:3]) for t in (q, k, v, own_k, own_v, made)), strict=True)
+    named = dict(zip(("Q_UNIT", "K_UNIT", "V_UNIT", "A_UNIT", "B_UNIT", "O_UNIT"), units, strict=True))
+    strides = [(*own, t.stride(3)) for own, t in zip(outer, (q, k, v, own_k, own_v, made), strict=True)]
     with torch.cuda.device_of(q):
         tiles.attend[(-(-count * queries // tile["M"]), heads)](
-            q, k, v, own_k, own_v, owner, made, scale, count, queries, k.shape[2], own_k.shape[2], width, result, share,
-            *q.stride(), *k.stride(), *v.stride(), *own_k.stride(), *own_v.stride(), *made.stride()[:3],
+            q, k, v, own_k, own_v, owner, made, scale, count, queries, k.shape[2], own_k.shape[2], *sizes, share,
+            *strides[0], *strides[1], *strides[2], *strides[3], *strides[4], *strides[5][:3],
+            SIZE_UNIT=unit, **named,
             SHARED=blocks is None, PRECISION=_precision(), WIDEN=not q.is_cuda,
             D=_least(width, WIDEST), E=_least(result, WIDEST), **tile,
         )  # fmt: skip
@@ -108,11 +113,13 @@ def finished(made: Tensor, start: Tensor, owner: Tensor, activation: str = "") -
         return made
     from rankhoist.compiler.graph import tiles
 
-    each, columns = math.prod(made.shape[1:-1]), made.shape[-1]
+    each, ((columns,), unit) = math.prod(made.shape[1:-1]), _in_units(made.shape[-1])
+    (*outer, last), s_unit = _strides(start)
     with torch.cuda.device_of(made):
         tiles.finish[(-(-made.numel() // PASS),)](
-            made, start, owner, made.numel(), each, columns, *_strides(start), ACTIVATION=activation, SIZE=PASS
-        )
+            made, start, owner, made.numel(), each, columns, *outer, last,
+            SIZE_UNIT=unit, S_UNIT=s_unit, ACTIVATION=activation, SIZE=PASS,
+        )  # fmt: skip
     return made
 
 
@@ -130,21 +137,35 @@ def _rows(
     fewest = count * each if shared else count * each // requests
     tile = {**TILE, "M": _least(fewest, TILE["M"]), "N": _least(columns, TILE["N"])}
     grid = (-(-count * each // tile["M"]), -(-columns // tile["N"]), batch)
-    s_strides = (0, 0, 0) if start is None else _strides(start)
+    ((inner,), k_unit), ((columns,), n_unit) = _in_units(inner), _in_units(columns)
+    x_strides, x_unit = _in_units(*x.stride()[:3])
+    m_strides, m_unit = _in_units(*m.stride()[:2])
+    ((m_inner,), inner_unit), ((m_column,), column_unit) = (_in_units(m.stride(axis)) for axis in (2, 3))
+    s_strides, s_unit = ((0, 0, 0), 1) if start is None else _strides(start)
+    o_strides, o_unit = _in_units(*out.stride()[:3])
     with torch.cuda.device_of(x):
         tiles.rows[grid](
             x, m, out if start is None else start, owner, out, count, each, inner, columns, share,
-            *x.stride(), *m.stride(), *s_strides, *out.stride()[:3],
-            SHARED=shared, START=start is not None, ONTO=onto, ACTIVATION=activation, PRECISION=_precision(),
-            WIDEN=not x.is_cuda, **tile,
+            *x_strides, x.stride(3), *m_strides, m_inner, m_column, *s_strides, *o_strides,
+            K_UNIT=k_unit, N_UNIT=n_unit, X_UNIT=x_unit, M_UNIT=m_unit, INNER_UNIT=inner_unit, COLUMN_UNIT=column_unit,
+            S_UNIT=s_unit, O_UNIT=o_unit, SHARED=shared, START=start is not None, ONTO=onto, ACTIVATION=activation,
+            PRECISION=_precision(), WIDEN=not x.is_cuda, **tile,
         )  # fmt: skip
 
 
-def _strides(start: Tensor) -> tuple[int, ...]:
-    """Of `[R, n]` or `[R, ..., n]` by owner, part of a row, and column."""
-    if start.dim() == 2:
-        return start.stride(0), 0, start.stride(1)
-    return start.flatten(1, -2).stride()
+def _strides(start: Tensor) -> tuple[tuple[int, ...], int]:
+    """Of `[R, n]` or `[R, ..., n]` by owner and part of a row, in units, and by column; and the unit."""
+    own = (start.stride(0), 0, start.stride(1)) if start.dim() == 2 else start.flatten(1, -2).stride()
+    outer, unit = _in_units(*own[:2])
+    return (*outer, own[2]), unit
+
+
+def _in_units(*numbers: int) -> tuple[tuple[int, ...], int]:
+    """Numbers as multiples of a power of two, and it: see `tiles`. 1 is one 1, which Triton knows itself."""
+    unit = 16
+    while any(n % unit for n in numbers):
+        unit //= 2
+    return tuple(n // unit for n in numbers), unit
 
 
 def _least(size: int, most: int) -> int:

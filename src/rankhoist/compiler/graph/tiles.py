@@ -1,6 +1,10 @@
 """Kernels in Triton: one program makes one tile of the result. Only `fused` imports this, where Triton is installed.
 
 Products sum in float32 whatever they are given, and round once, when a tile is written.
+
+Triton reads as many elements at once as it knows sizes and strides to be multiples of; of numbers that are no multiples
+of 16 it knows nothing. So they are given in units, the largest power of two up to 16 that divides them, and the units
+(named `..._UNIT`) are constants.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ def rows(
     x, m, start, owner, out, count, each, inner, columns, share,
     x_row, x_batch, x_each, x_inner, m_owner, m_batch, m_inner, m_column, s_owner, s_each, s_column,
     o_row, o_batch, o_each,
+    K_UNIT: tl.constexpr, N_UNIT: tl.constexpr, X_UNIT: tl.constexpr, M_UNIT: tl.constexpr, INNER_UNIT: tl.constexpr,
+    COLUMN_UNIT: tl.constexpr, S_UNIT: tl.constexpr, O_UNIT: tl.constexpr,
     SHARED: tl.constexpr, START: tl.constexpr, ONTO: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -35,6 +41,12 @@ def rows(
 
     The rows of an owner are neighbours: a tile meets the matrices of its first row's owner to its last row's.
     """
+    inner, columns = inner * K_UNIT, columns * N_UNIT
+    x_row, x_batch, x_each = x_row * X_UNIT, x_batch * X_UNIT, x_each * X_UNIT
+    m_owner, m_batch = m_owner * M_UNIT, m_batch * M_UNIT
+    m_inner, m_column = m_inner * INNER_UNIT, m_column * COLUMN_UNIT
+    s_owner, s_each = s_owner * S_UNIT, s_each * S_UNIT
+    o_row, o_batch, o_each = o_row * O_UNIT, o_batch * O_UNIT, o_each * O_UNIT
     at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
     batch = tl.program_id(2).to(tl.int64)
@@ -78,9 +90,11 @@ def rows(
 
 @triton.jit
 def finish(
-    out, start, owner, elements, each, columns, s_owner, s_each, s_column, ACTIVATION: tl.constexpr, SIZE: tl.constexpr
-):
+    out, start, owner, elements, each, columns, s_owner, s_each, s_column,
+    SIZE_UNIT: tl.constexpr, S_UNIT: tl.constexpr, ACTIVATION: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
     """`out [rows * each, columns]` plus the `start` of the row's owner, through a function, written over it."""
+    columns, s_owner, s_each = columns * SIZE_UNIT, s_owner * S_UNIT, s_each * S_UNIT
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside, column = at < elements, at % columns
     row = at // columns
@@ -95,6 +109,8 @@ def attend(
     q, k, v, own_k, own_v, owner, out, scale, count, queries, keys, own_keys, width, result, share,
     q_row, q_head, q_query, q_width, k_owner, k_head, k_key, k_width, v_owner, v_head, v_key, v_width,
     a_row, a_head, a_key, a_width, b_row, b_head, b_key, b_width, o_row, o_head, o_query,
+    SIZE_UNIT: tl.constexpr, Q_UNIT: tl.constexpr, K_UNIT: tl.constexpr, V_UNIT: tl.constexpr, A_UNIT: tl.constexpr,
+    B_UNIT: tl.constexpr, O_UNIT: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
     D: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
@@ -103,6 +119,13 @@ def attend(
     Of what was seen so far a query keeps the highest score, the sum of `exp(score - highest)`, and as much of the
     values; where a score is higher, what is kept is scaled down to it.
     """
+    width, result = width * SIZE_UNIT, result * SIZE_UNIT
+    q_row, q_head, q_query = q_row * Q_UNIT, q_head * Q_UNIT, q_query * Q_UNIT
+    k_owner, k_head, k_key = k_owner * K_UNIT, k_head * K_UNIT, k_key * K_UNIT
+    v_owner, v_head, v_key = v_owner * V_UNIT, v_head * V_UNIT, v_key * V_UNIT
+    a_row, a_head, a_key = a_row * A_UNIT, a_head * A_UNIT, a_key * A_UNIT
+    b_row, b_head, b_key = b_row * B_UNIT, b_head * B_UNIT, b_key * B_UNIT
+    o_row, o_head, o_query = o_row * O_UNIT, o_head * O_UNIT, o_query * O_UNIT
     at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
     head = tl.program_id(1).to(tl.int64)
     inside, row, part = at < count * queries, at // queries, at % queries

@@ -9,6 +9,7 @@ from rankhoist.compiler.graph.node import Node, live_nodes
 from rankhoist.compiler.plan.attempt import counted, total_cost
 from rankhoist.compiler.plan.plan import Plan
 from rankhoist.compiler.plan.task import Task
+from rankhoist.compiler.rules import all_rules
 
 
 def safe_plan(task: Task, reason: str) -> Plan:
@@ -26,9 +27,11 @@ def safe_plan(task: Task, reason: str) -> Plan:
 
 
 def as_it_is(plan: Plan) -> Plan:
-    """The original, operator by operator over all rows, beside another plan of it and over the same builder."""
+    """The original, operator by operator over all rows, beside another plan of it and over the same builder; copies, of
+    which nobody sees that they are some, are left out.
+    """
     program, workload = plan.interpreter.program.captured, plan.workload
-    interpreter = Interpreter(program, Level.EXPAND, workload, {}, memo=Memo(plan.interpreter.b))
+    interpreter = Interpreter(program, Level.EXPAND, workload, all_rules(), memo=Memo(plan.interpreter.b))
     outputs = interpreter.run()
     cost = total_cost(outputs, workload, {}, plan.target)
     return Plan(Level.EXPAND, plan.asked, workload, cost, interpreter, outputs, frozenset(), plan.target)

@@ -141,10 +141,13 @@ LAWS = [
         "neg": negate,
     }),
     *law("a factor per request", Level.FULL, {"mul": multiply, "div": divide}),
+    *law("a copy is what it copies", Level.EXPAND, {
+        "clone alias lift lift_fresh lift_fresh_copy contiguous": identity,
+    }),
     *law("elementwise on blocks", Level.LOOKUP, {"_to_copy to type_as _cast_Float float": cast}),
     *law("elementwise on blocks", Level.REQUEST, {
         UNARY + SEVERAL + "max.other min.other": elementwise,
-        "clone alias lift lift_fresh lift_fresh_copy contiguous dropout feature_dropout alpha_dropout": identity,
+        "dropout feature_dropout alpha_dropout": identity,
         "prelu _prelu_kernel": prelu,
         "_conj _conj_physical conj_physical": conjugate,
         "resolve_conj resolve_neg": identity,

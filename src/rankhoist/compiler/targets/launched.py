@@ -63,7 +63,7 @@ def _kernels(node: Node, profile: Accelerator, candidates: Any, requests: Any) -
     rows, timed = np.asarray(candidates if node.rate.per_candidate else requests, float), row(node.op).timed
     if timed is Timed.ROWS:
         several = np.asarray(requests) > 1
-        return several, np.where(several, _gathered(node, profile, rows), 0.0)
+        return several, np.where(several, _gathered(node, profile, rows, math.prod(node.sizes)), 0.0)
     if timed is Timed.VIEW:
         return 0, 0.0
     if timed is Timed.RESHAPE:
@@ -94,10 +94,12 @@ def _passes(node: Node, profile: Accelerator, rows: Any, timed: Timed) -> Any:
     return profile.curve("stream", np.maximum(_bytes(node, profile, rows), _bytes(read, profile, rows) / 2))
 
 
-def _gathered(node: Node, profile: Accelerator, rows: Any) -> Any:
-    """Rows read by index: those of a narrow table cost as much each as of one that is `WIDTH` wide."""
+def _gathered(node: Node, profile: Accelerator, rows: Any, width: int = 0) -> Any:
+    """Rows read by index, `width` elements (a last axis) side by side: those of a narrow table cost as much each as of
+    one that is `WIDTH` wide.
+    """
     single = row(node.op).timed is Timed.PICK or not node.sizes
-    width, size = 1 if single else max(node.sizes[-1], 1), _bytes(node, profile, rows)
+    width, size = 1 if single else max(width or node.sizes[-1], 1), _bytes(node, profile, rows)
     read = rows * (math.prod(node.sizes) / width)
     by_row = np.maximum(profile.curve("gather", read * WIDTH * profile.itemsize), profile.curve("stream", size))
     return np.minimum(profile.curve("gather", size), by_row)
