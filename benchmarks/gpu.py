@@ -153,7 +153,8 @@ def _work(name: str, dtype: torch.dtype, args: argparse.Namespace, parent: Conne
     if args.device != "cpu":
         torch.cuda.empty_cache()
     parent.send("ready")
-    end = time.perf_counter() + parent.recv()
+    left = parent.recv()
+    end = time.perf_counter() + left
     for own in failed:
         parent.send(("failed", own))
     for cell in cells:

@@ -37,7 +37,7 @@ def kernels(call: Callable[[], Any], device: torch.device) -> dict[str, tuple[in
         torch.cuda.synchronize(device)
     own = [event for event in seen.key_averages() if event.self_device_time_total > 0]
     own.sort(key=lambda event: -event.self_device_time_total)
-    return {event.key[:100]: (int(event.count), float(event.self_device_time_total)) for event in own}
+    return {event.key: (int(event.count), float(event.self_device_time_total)) for event in own}
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:

@@ -9,9 +9,9 @@ no number of candidates or requests compiles anything anew. Compiled apart, at m
     request stage      one request (all sizes known) | several
     candidate stage    one request (nothing gathered) | several
 
-Eagerly run: no row at all, one candidate, and several requests where candidates meet a matrix of their request. There
-the eager loop over requests was faster than padded blocks in one `bmm`: 1.0 and 2.4 ms for 3 requests of 1000
-candidates in all, 1.2 and 2.8 ms for 8 (two cross layers of 192 columns, one CPU thread, torch 2.13). For one request
+Eagerly run: no row at all, one candidate, and on a CPU several requests where candidates meet a matrix of their
+request. There the eager loop over requests was faster than padded blocks in one `bmm`: 1.0 and 2.4 ms for 3 requests of
+1000 candidates in all, 1.2 and 2.8 ms for 8 (two cross layers of 192 columns, one thread, torch 2.13). For one request
 the same model took 0.76 ms eagerly and 0.79 ms compiled: on a CPU measure before choosing.
 """
 
@@ -27,13 +27,15 @@ from torch import Tensor
 
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.emit.lookups import check_counts
-from rankhoist.compiler.emit.traceable import traceable
+from rankhoist.compiler.emit.traceable import slots_of, traceable
+from rankhoist.compiler.graph.padded import Padded
 from rankhoist.compiler.targets import differs, onnx, openvino
 from rankhoist.compiler.targets.sessions import InSessions
 from rankhoist.errors import BackendError
 
 Run = Callable[..., tuple[Any, ...]]
 ROWS, REQUESTS = 11, 3  # to compile with: sizes that are equal would be taken for the same
+BOUNDS = (0, 2, 7, ROWS)  # of their blocks, the longest of 5
 
 
 def backend_of(name: str) -> Callable[[Stage, Collection[int] | None], Run]:
@@ -59,12 +61,15 @@ class Compiled:
         self._made: dict[bool, Run] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, rows: int, owner: Tensor | None, offsets: Tensor | None, *given: Any) -> tuple[Any, ...]:
+    def __call__(
+        self, rows: int, owner: Tensor | None, offsets: Tensor | Padded | None, *given: Any
+    ) -> tuple[Any, ...]:
         several = rows > 1 if self.is_request else owner is not None
-        eagerly = self.trivial or (several and self.by_blocks) or rows < (1 if self.is_request else 2)
+        slots = offsets[0] if isinstance(offsets, tuple) and len(offsets) == 2 else None
+        eagerly = self.trivial or rows < (1 if self.is_request else 2) or (several and self.by_blocks and slots is None)
         if eagerly or not all(type(t) is Tensor for t in given):
             return self.eager(rows, owner, offsets, *given)
-        return (self._made.get(several) or self._make(several, given))(owner, given)
+        return (self._made.get(several) or self._make(several, given))(owner, slots, given)
 
     def _make(self, several: bool, given: Sequence[Tensor]) -> Run:
         """Compile, at the first call; others wait."""
@@ -77,13 +82,13 @@ class Compiled:
         spelled = traceable(self.stage, several)
         forward = spelled.module.forward  # the module's own call explains errors by Python that would be compiled, too
         compiled = torch.compile(forward, fullgraph=True)
-        owner, made_up = self._made_up(several, given)
+        owner, slots, made_up = self._made_up(several, given)
         moving = [*self.per_request, *[True] * len(self.stage.leaves)]
         strides = [t.stride() if moves else None for t, moves in zip(made_up, moving, strict=True)]
 
-        def run(owner: Tensor | None, given: Sequence[Tensor]) -> tuple[Any, ...]:
+        def run(owner: Tensor | None, slots: Tensor | None, given: Sequence[Tensor]) -> tuple[Any, ...]:
             given = [t if s is None else _strided(t, s) for t, s in zip(given, strides, strict=True)]
-            made: tuple[Any, ...] = compiled(*[owner] * len(spelled.arguments), *given)
+            made: tuple[Any, ...] = compiled(*(owner, slots)[: len(spelled.arguments)], *given)
             if spelled.guards:
                 *results, counts = made
                 check_counts(spelled.guards, counts)
@@ -91,13 +96,15 @@ class Compiled:
             return tuple(map(_plain, made)) if self.is_request else made
 
         try:
-            run(owner, made_up)
+            run(owner, slots, made_up)
         except Exception as error:
             raise _explained(error, "request" if self.is_request else "candidate") from error
         return run
 
-    def _made_up(self, several: bool, given: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Owners, and rows of a call repeated to the sizes to compile for, with the row axes marked as symbolic."""
+    def _made_up(self, several: bool, given: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Owners, padded blocks, and rows of a call repeated to the sizes to compile for, with the row axes, and the
+        length of blocks, marked as symbolic.
+        """
         requests = REQUESTS if several else 1
         rows = requests if self.is_request else ROWS
 
@@ -109,7 +116,12 @@ class Compiled:
 
         counts = [requests if own else 0 for own in self.per_request] + [rows] * len(self.stage.leaves)
         made = [grown(t, count) if count else t for t, count in zip(given, counts, strict=True)]
-        return grown(torch.arange(REQUESTS, device=given[-1].device), ROWS), made
+        bounds = torch.tensor(BOUNDS)
+        owner = torch.repeat_interleave(torch.arange(REQUESTS), bounds.diff()).to(given[-1].device)
+        slots = slots_of(bounds).to(given[-1].device)
+        torch._dynamo.mark_dynamic(owner, 0)
+        torch._dynamo.mark_dynamic(slots, [0, 1])
+        return owner, slots, made
 
 
 def _strided(t: Tensor, strides: tuple[int, ...]) -> Tensor:
