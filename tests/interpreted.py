@@ -39,6 +39,11 @@ def calls() -> dict[str, Callable[[], None]]:
         found[f"from a row {about}"] = lambda c=counts, s=sizes, d=dtype: from_a_row(c, s, d)
         found[f"by request {about}"] = lambda c=counts, s=sizes, d=dtype: by_request(c, s, d)
         found[f"over both {about}"] = lambda c=counts, s=sizes, d=dtype: over_both(c, s, d)
+    for shape, dtype in itertools.product(
+        ((7, 3), (2, 3, 64), (5, 1), (0, 4), (3, 124)), (torch.float32, torch.bfloat16)
+    ):
+        found[f"norm {shape} {dtype}"] = lambda s=shape, d=dtype: norms(s, d)
+        found[f"repeat {shape} {dtype}"] = lambda s=shape, d=dtype: repeats(s, d)
     for check in (by_request, over_both):  # requests that have several blocks each
         found[f"cut {check.__name__}"] = lambda c=check: cut(lambda: c(COUNTS[1], SIZES[2], torch.float32))
     found |= {"no numbers of another request": no_numbers, "one request": lambda: over_both([37], (3, 5, 8, 33), None)}
@@ -118,6 +123,24 @@ def over_both(counts: list[int], sizes: tuple[int, ...], dtype: torch.dtype | No
     assert_equal(
         kernels.merged_attention(q.double(), *(x.double() for x in (k, v, own_k, own_v)), 0.4, bounds), expected
     )
+
+
+def norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Layer norm and root-mean-square norm of rows that may lie apart, with weights and without."""
+    x, weight, bias = drawn((*shape[:-1], 2 * shape[-1]), dtype)[..., ::2] + 3, *drawn((2, shape[-1]), dtype)
+    for w, b in ((weight, bias), (weight, None), (None, None)):
+        own = [None if t is None else t.double() for t in (w, b)]
+        expected = F.layer_norm(x.double(), shape[-1:], *own, eps=1e-3)
+        assert_equal(fused.norm(x, w, b, 1e-3, centred=True), expected.to(dtype))
+        assert_equal(
+            fused.norm(x, w, None, 1e-3, centred=False), F.rms_norm(x.double(), shape[-1:], own[0], 1e-3).to(dtype)
+        )
+
+
+def repeats(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Rows by owner, some of whom have none."""
+    x, owner = drawn(shape, dtype, swapped=True), torch.arange(shape[0]).repeat_interleave(torch.arange(shape[0]) % 3)
+    assert torch.equal(fused.repeat(x, owner), x.index_select(0, owner))
 
 
 def no_numbers() -> None:

@@ -117,6 +117,7 @@ class HoistedModel(Appending, nn.Module):
         wait_for(self.device)  # calls may be on other streams
         before, self._replayed = self._replayed, {name: own.anew(weights) for name, own in self._replayed.items()}
         self._weights = self._guard.weights = weights
+        self._standing = ()  # they are of the weights before
         for replays in before.values():
             replays.close()
         self.certificate = None

@@ -21,6 +21,7 @@ from rankhoist.runtime.moved import for_target
 from rankhoist.runtime.placed import placed
 from rankhoist.runtime.replays import Replays
 from rankhoist.runtime.scoring import Scoring
+from rankhoist.runtime.standing import Recent, Standing
 from rankhoist.runtime.vocabulary import Vocabulary
 from rankhoist.runtime.weights import Weights
 
@@ -39,6 +40,8 @@ class Movable(Scoring, nn.Module):
     _weights: Weights
     _guard: Guard
     _replayed: dict[str, Replays]  # by backend
+    _standing: tuple[Standing, ...]  # calls that have a recording of their own, the latest first
+    _recent: Recent
     _first_use = True  # record what calls come with, too, and not only what a warm-up asks for
 
     @classmethod
@@ -116,6 +119,7 @@ class Movable(Scoring, nn.Module):
 
     def _forget_recordings(self) -> None:
         before, self._replayed = getattr(self, "_replayed", {}), {}
+        self._standing, self._recent = (), Recent()
         for replays in before.values():
             replays.close()
 

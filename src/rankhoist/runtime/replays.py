@@ -33,6 +33,14 @@ ROUTES = 4096  # sizes of calls that are remembered
 PATIENCE = 1000  # calls: what was not used in so many makes room for what is recorded on the way
 
 
+Read = Callable[[], tuple[Tensor | None, Any]]
+
+
+def _of_one() -> tuple[None, None]:
+    """Owners and blocks of one request."""
+    return None, None
+
+
 @dataclass
 class Counts:
     """How calls were run, whole ones and stages: replayed, or as they are; and how many were recorded."""
@@ -103,6 +111,37 @@ class Replays:
             given: Buffers = {"state": state.tensors, "candidate": candidate}
             entry = self._replayed(CANDIDATE, state.plan, call, given, blocks)
             return None if entry is None else entry.results(rows)
+
+    def over(self, plan: int, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Recorded | None:
+        """A call recorded over its own tensors, which must stay; None where it is not to be."""
+        candidate, rows, blocks = candidates
+        call = Bucket.needed(requests, rows, blocks, self._by_blocks[plan])
+        key, given = Key(WHOLE, plan, call, self.recorder.setting()), {"context": context, "candidate": candidate}
+        with self.recorder.turn():
+            if plan in self._refused or not (rows and call.fits and self._takes(given)):
+                return None
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    there, owner = (None, None) if blocks is None else blocks.on(self._device)
+                    recording = self.recorder.record(self._function(key, given, lambda: (owner, there)))
+            except Exception:  # the recording that there is for calls of this size takes it
+                return None
+        self.counts.recorded += 1
+        return Recorded(key, given, None, recording, ())
+
+    def again(self, entry: Recorded) -> list[Any] | None:
+        """What such a recording makes of what its tensors hold now; None where it is not to be replayed."""
+        with self.recorder.turn():
+            if entry.key.setting != self.recorder.setting() or not self._takes({}):
+                return None
+            try:
+                entry.recording.replay()
+            except torch.OutOfMemoryError:
+                raise
+            except (IndexError, RuntimeError):  # as in `_replayed`
+                return None
+            self.counts.replayed += 1
+            return entry.results()
 
     def warm_up(self, plan: int, requests: int, rows: int) -> None:
         """Record a whole call of these sizes and its stages, in the place of what was not used for longest.
@@ -251,7 +290,9 @@ class Replays:
                     "Scores of a candidate change with other rows of the call, or the example's rows are all alike and "
                     "cannot tell, so it is not padded: hoist with an example of rows that differ"
                 )
-            few, more = (self._function(*self._given(Key(WHOLE, key.plan, Bucket(1, n), None), {}))() for n in (2, 3))
+            few, more = (
+                self._function(*self._given(Key(WHOLE, key.plan, Bucket(1, n), None), {})[:2])() for n in (2, 3)
+            )
             axes = [_axis(a, b) for a, b in zip(few, more, strict=True)]
             self._axes = axes[: self.inputs.interface.out_spec.num_leaves]
 
@@ -267,8 +308,10 @@ class Replays:
         return key, buffers, torch.tensor(even(key.bucket.candidates, key.bucket.requests)).to(self.inputs.device)
 
     def _made(self, key: Key, state: Mapping[int, Tensor]) -> Recorded:
-        given = self._given(key, state)
-        return Recorded(*given, self.recorder.record(self._function(*given)), [*self._axes, 0])  # checks come last
+        key, buffers, bounds = self._given(key, state)
+        read = _of_one if bounds is None else lambda: key.bucket.read(bounds)
+        recording = self.recorder.record(self._function(key, buffers, read))
+        return Recorded(key, buffers, bounds, recording, [*self._axes, 0])  # checks come last
 
     def _reset(self, entry: Recorded) -> None:
         """Rows that the model takes in the place of those of a call that failed."""
@@ -276,8 +319,8 @@ class Replays:
         bucket = entry.key.bucket
         entry.fill({n: own for n, own in fresh.items() if n != "state"}, None, bucket.requests, bucket.candidates)
 
-    def _function(self, key: Key, buffers: Buffers, bounds: Tensor | None) -> Callable[[], Sequence[Any]]:
-        """A plan's stages, over buffers."""
+    def _function(self, key: Key, buffers: Buffers, read: Read = _of_one) -> Callable[[], Sequence[Any]]:
+        """A plan's stages, over buffers, and over owners and blocks that are read."""
         variant, bucket = self.variants[key.plan], key.bucket
         of_request, of_candidate = self.weights.arguments[key.plan]
 
@@ -287,7 +330,7 @@ class Replays:
             return variant.request.run(bucket.requests, None, None, *filled(of_request, {}, buffers["context"]))
 
         def candidate(state: Mapping[int, Tensor]) -> Sequence[Any]:
-            owner, blocks = (None, None) if bounds is None else bucket.read(bounds)
+            owner, blocks = read()
             given = filled(of_candidate, state, buffers["candidate"])
             return variant.candidate.run(bucket.candidates, owner, blocks, *given)
 

@@ -4,7 +4,7 @@ Its arguments are `owner [N]` and `slots [R, M]`, if it reads them, then what th
 are two spellings. For one request nothing is gathered. For several, the rows of each request are padded to a block as
 long as the longest, M rows, so that products with one matrix per request are one `bmm`:
 
-    slots[r, j] = min(offsets[r] + j, N - 1)        place[i] = owner[i] * M + i - slots[owner[i], 0]
+    slots[r, j] = min(offsets[r] + j, N - 1)        place[i] = min(owner[i] * M + i - slots[owner[i], 0], R * M - 1)
     [N, k]  - rows of slots ->  [R, M, k]  - bmm with [R, k, n] ->  [R * M, n]  - rows of place ->  [N, n]
 
 That needs memory for R * M rows, where one gathered matrix per row would need N * k * n elements.
@@ -90,7 +90,8 @@ def slots_of(offsets: Tensor) -> Tensor:
 def _place(owner: Tensor, slots: Tensor) -> Tensor:
     """Where each row stands in the padded blocks."""
     rows = torch.arange(owner.shape[0], device=owner.device)
-    return owner * slots.shape[1] + rows - slots[:, 0].index_select(0, owner)
+    place = owner * slots.shape[1] + rows - slots[:, 0].index_select(0, owner)
+    return place.clamp_max(slots.numel() - 1)  # of rows behind the last request's, which pad a call
 
 
 def _functional(target: Any, several: bool) -> Any:

@@ -4,15 +4,20 @@
         -> a function of it
     [N, h, Q, d] over keys and values of the row's owner, and over its own, merged by log-sum-exp
 
+    [..., n] -> its layer norm, or root-mean-square norm
+    [R, ...] -> [N, ...] by owner
+
 N rows of R owners in order; one matrix may be that of all rows. Products in half precision, and in TF32 where PyTorch's
-own switch says so, are tiles of ours. In float32 the vendor's product stays, and what follows it is one kernel instead
-of three.
+own switch says so, are tiles of ours, unless so much is summed over that the vendor's are faster. So are float32's by
+the matrix of an owner, which the vendor's takes padded; by one matrix of all rows the vendor's stays. What follows it
+is one kernel instead of three.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -21,10 +26,16 @@ from torch import Tensor
 
 from rankhoist.compiler.graph.padded import Padded, by_block
 
-TILE = {"M": 64, "N": 128, "K": 32}  # rows, columns, and what is summed over at once; not tuned
+# Rows, columns, and what is summed over at once: of seven tilings on an H200 the best, or within a tenth of it, for 64
+# to 1024 summed over, by one matrix and by one of each request; and of three in float32.
+SHARED_TILE = {"M": 128, "N": 128, "K": 64}
+OWN_TILE = {"M": 128, "N": 64, "K": 64}
+FLOAT32_TILE = {"M": 64, "N": 128, "K": 32}
 LEAST = 16  # of each, for tensor cores
+DEEP = 256  # summed over at most: of more, the vendor's product and a pass over it took less, on an H200
 PASS = 1024  # elements of a program that only passes over memory
-KEYS, WIDEST = 32, 256  # keys of a request at once, and the widest that is kept of a query on the chip; not tuned
+NORMED = 4096  # columns of a row at most that is normalised in one tile
+QUERIES, KEYS, WIDEST = 64, 32, 256  # at once, and the widest that is kept of a query on the chip; not tuned
 SHORT = (torch.bfloat16, torch.float16)
 
 
@@ -42,8 +53,8 @@ def runs(x: Tensor) -> bool:
 
 
 def multiplies(x: Tensor) -> bool:
-    """Whether they multiply such rows, too."""
-    return runs(x) and (x.dtype in SHORT or _precision() == "tf32")
+    """Whether they multiply such rows by the one matrix of all."""
+    return runs(x) and x.shape[-1] <= DEEP and (x.dtype in SHORT or _precision() == "tf32")
 
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor, activation: str = "") -> Tensor:
@@ -72,7 +83,7 @@ def request_matmul(x: Tensor, m: Tensor, blocks: Padded) -> Tensor:
 
 def attends(q: Tensor, v: Tensor) -> bool:
     """Whether they attend with such queries to such values."""
-    return multiplies(q) and max(q.shape[-1], v.shape[-1]) <= WIDEST
+    return runs(q) and (q.dtype in SHORT or _precision() == "tf32") and max(q.shape[-1], v.shape[-1]) <= WIDEST
 
 
 def merged_attention(
@@ -88,7 +99,7 @@ def merged_attention(
     from rankhoist.compiler.graph import tiles
 
     (count, heads, queries, width), result, requests = q.shape, v.shape[-1], k.shape[0]
-    tile = {"M": _least(count * queries // requests, TILE["M"]), "K": _least(k.shape[2], KEYS)}
+    tile = {"M": _least(count * queries // requests, QUERIES), "K": _least(k.shape[2], KEYS)}
     if blocks is not None:
         k, v = by_block(k, blocks), by_block(v, blocks)
     owner, share = (q, 1) if blocks is None else (blocks[1], blocks[0].shape[1])
@@ -123,6 +134,51 @@ def finished(made: Tensor, start: Tensor, owner: Tensor, activation: str = "") -
     return made
 
 
+def norms(x: Tensor, shape: Sequence[int]) -> bool:
+    """Whether they normalise such rows: PyTorch's own kernel takes ten times as long for narrow ones."""
+    return len(shape) == 1 and shape[0] <= NORMED and runs(x)
+
+
+def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool) -> Tensor:
+    """Layer norm of `[..., n]`, or where it is not `centred` root-mean-square norm."""
+    x, made = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    if made.numel() == 0:
+        return made
+    from rankhoist.compiler.graph import tiles
+
+    width = x.shape[-1]
+    count, wide, ((columns,), unit) = x.numel() // width, 1 << (width - 1).bit_length(), _in_units(width)
+    rows = max(PASS * 4 // wide, 1)
+    with torch.cuda.device_of(x):
+        tiles.norm[(-(-count // rows),)](
+            x, x if weight is None else weight, x if bias is None else bias, made, count, columns, eps, SIZE_UNIT=unit,
+            WEIGHT=weight is not None, BIAS=bias is not None, CENTRED=centred, ROWS=rows, WIDTH=wide,
+        )  # fmt: skip
+    return made
+
+
+def repeats(x: Tensor) -> bool:
+    """Whether they repeat such rows: PyTorch's own kernel does so at the memory's speed where rows are aligned."""
+    return x.dim() > 1 and math.prod(x.shape[1:]) * x.element_size() % 16 != 0 and runs(x)
+
+
+def repeat(x: Tensor, owner: Tensor) -> Tensor:
+    """`[R, ...] -> [N, ...]` by owner."""
+    x, made = x.contiguous(), x.new_empty(owner.shape[0], *x.shape[1:])
+    if made.numel() == 0:
+        return made
+    from rankhoist.compiler.graph import tiles
+
+    width = math.prod(x.shape[1:])
+    wide, ((columns,), unit) = min(1 << (width - 1).bit_length(), PASS), _in_units(width)
+    rows = max(PASS * 4 // wide, 1)
+    with torch.cuda.device_of(x):
+        tiles.repeat[(-(-owner.shape[0] // rows), -(-width // wide))](
+            x, owner, made, owner.shape[0], columns, SIZE_UNIT=unit, ROWS=rows, WIDTH=wide
+        )
+    return made
+
+
 def _rows(
     x: Tensor, m: Tensor, out: Tensor, owner: Tensor, share: int = 1, start: Tensor | None = None, onto: bool = False,
     activation: str = "",
@@ -135,7 +191,8 @@ def _rows(
 
     requests, shared = m.shape[0], m.shape[0] == 1
     fewest = count * each if shared else count * each // requests
-    tile = {**TILE, "M": _least(fewest, TILE["M"]), "N": _least(columns, TILE["N"])}
+    most = FLOAT32_TILE if x.dtype is torch.float32 else SHARED_TILE if shared else OWN_TILE
+    tile = {"M": _least(fewest, most["M"]), "N": _least(columns, most["N"]), "K": _least(inner, most["K"])}
     grid = (-(-count * each // tile["M"]), -(-columns // tile["N"]), batch)
     ((inner,), k_unit), ((columns,), n_unit) = _in_units(inner), _in_units(columns)
     x_strides, x_unit = _in_units(*x.stride()[:3])

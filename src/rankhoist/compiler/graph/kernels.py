@@ -8,7 +8,7 @@ their place the padded blocks of all requests (see `padded`), which need no loop
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ def spread(x: Tensor, owner: Tensor | None) -> Tensor:
 def repeat_rows(x: Tensor, owner: Tensor | None, rows: int) -> Tensor:
     """`[R, ...]` -> `[N, ...]`: every row of its own, for operators that cannot broadcast (a view when R = 1)."""
     if owner is not None:
-        return x.index_select(0, owner)
+        return fused.repeat(x, owner) if fused.repeats(x) else x.index_select(0, owner)
     return x if rows == 1 else x.expand(rows, *x.shape[1:])
 
 
@@ -116,12 +116,29 @@ def softmax_of_few(x: Tensor) -> Tensor:
     return torch.softmax(x.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
 
 
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
+    """ATen's own, by our kernel where that is faster."""
+    if fused.norms(x, shape):
+        return fused.norm(x, weight, bias, eps, centred=True)
+    return torch.layer_norm(x, shape, weight, bias, eps, cudnn_enable)
+
+
+def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """The same of root-mean-square norm."""
+    if eps is not None and fused.norms(x, shape):
+        return fused.norm(x, weight, None, eps, centred=False)
+    return torch.rms_norm(x, shape, weight, eps)
+
+
 def request_linear(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """Rows times the matrix of their request: `[N, ..., k] x [R, k, n] -> [N, ..., n]`."""
     if offsets is None:
         return torch.matmul(x, m[0])
     if isinstance(offsets, tuple):
-        return fused.request_linear(x, m, offsets) if fused.multiplies(x) else padded.linear(x, m, offsets)
+        return fused.request_linear(x, m, offsets) if fused.runs(x) else padded.linear(x, m, offsets)
     result = x.new_empty(*x.shape[:-1], m.shape[-1])
     for r, (a, b) in enumerate(itertools.pairwise(offsets.tolist())):
         torch.mm(_flat(x[a:b]), m[r], out=_flat(result[a:b]))
@@ -134,7 +151,7 @@ def request_linear_from(
     """`start` of the row's request plus the row times its matrix: `[N, ..., k] x [R, k, n] + [R, n] -> [N, ..., n]`."""
     if owner is None:
         return through(torch.addmm(start, _flat(x), m[0]).view(*x.shape[:-1], m.shape[-1]), activation)
-    if isinstance(offsets, tuple) and fused.multiplies(x):
+    if isinstance(offsets, tuple) and fused.runs(x):
         return fused.request_linear(x, m, offsets, start, activation=activation)
     return _started(request_linear(x, m, offsets), start, owner, activation)
 
@@ -149,7 +166,7 @@ def request_linear_onto(total: Tensor, x: Tensor, m: Tensor, offsets: Offsets) -
 def request_linear_onto_(total: Tensor, x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     """The same, written over `total`."""
     if isinstance(offsets, tuple):
-        if fused.multiplies(x):
+        if fused.runs(x):
             return fused.request_linear(x, m, offsets, onto=total)
         return total.add_(padded.linear(x, m, offsets))
     bounds = [0, total.shape[0]] if offsets is None else offsets.tolist()
@@ -203,7 +220,7 @@ def request_matmul(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:
     if offsets is None:
         return batched_matmul(x, m[0])
     if isinstance(offsets, tuple):
-        return fused.request_matmul(x, m, offsets) if fused.multiplies(x) else padded.matmul(x, m, offsets)
+        return fused.request_matmul(x, m, offsets) if fused.runs(x) else padded.matmul(x, m, offsets)
     bounds = offsets.tolist()
     parts = [batched_matmul(x[a:b], m[r]) for r, (a, b) in enumerate(itertools.pairwise(bounds)) if a < b]
     return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])

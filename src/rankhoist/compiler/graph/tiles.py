@@ -191,3 +191,36 @@ def attend(
         out + (row * o_row + head * o_head + part * o_query)[:, None] + broad[None, :],
         (made / total[:, None]).to(out.dtype.element_ty), mask=made_here,
     )  # fmt: skip
+
+
+@triton.jit
+def norm(
+    x, weight, bias, out, count, width, eps,
+    SIZE_UNIT: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, CENTRED: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Rows `[count, width]` of whole tiles, less their mean if `CENTRED`, over the root of their mean square."""
+    width = width * SIZE_UNIT
+    row, column = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    within = column < width
+    both, at = (row < count)[:, None] & within[None, :], row[:, None] * width + column[None, :]
+    made = tl.load(x + at, mask=both, other=0.0).to(tl.float32)
+    if CENTRED:
+        made = tl.where(both, made - (tl.sum(made, 1) / width)[:, None], 0.0)
+    made = made * tl.rsqrt(tl.sum(made * made, 1) / width + eps)[:, None]
+    if WEIGHT:
+        made = made * tl.load(weight + column, mask=within, other=0.0).to(tl.float32)[None, :]
+    if BIAS:
+        made += tl.load(bias + column, mask=within, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + at, made.to(out.dtype.element_ty), mask=both)
+
+
+@triton.jit
+def repeat(x, owner, out, count, width, SIZE_UNIT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """`out [count, width]` is `x [R, width]` by owner."""
+    width = width * SIZE_UNIT
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column, inside = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), row < count
+    own, both = tl.load(owner + row, mask=inside, other=0), inside[:, None] & (column < width)[None, :]
+    made = tl.load(x + own[:, None] * width + column[None, :], mask=both, other=0.0)
+    tl.store(out + row[:, None] * width + column[None, :], made, mask=both)

@@ -20,7 +20,9 @@ from rankhoist.compiler.targets.predict import as_product, sizes, transposed, wi
 from rankhoist.compiler.targets.predict import kind as kind_of
 
 CALLS = 4  # what a call of a hoisted model costs before its first operator, in calls of operators
-TILED = 1.5  # times as long as the vendor's: a product of ours that adds rows, 1.4 to 1.7 in bfloat16 on an H200
+# Times as long as the vendor's product by one matrix: products of ours on an H200.
+TILED = 1.5  # that add rows: 1.1 to 1.7 in bfloat16
+OWNED = 2.5  # by the matrix of each request: 2.3 to 2.8 in bfloat16 (3.5 of 1024), 2.3 to 2.5 in float32
 
 Kernels = tuple[Any, Any]  # launches, and seconds of what is launched
 
@@ -82,6 +84,12 @@ def _passes(node: Node, profile: Accelerator, rows: Any, timed: Timed) -> Any:
     if timed is Timed.SOFTMAX:
         return profile.rows("softmax", rows * (largest // width), width)
     if timed is Timed.NORM:
+        if (
+            row(node.op).spelled in (kernels.layer_norm, kernels.rms_norm)
+            and fused.available()
+            and width <= fused.NORMED
+        ):
+            return profile.curve("stream", _bytes(read, profile, rows))
         return profile.rows("norm", rows * (largest // width), width)
     inner = node.sizes[-1:] != read.sizes[-1:] or width == 1
     if timed is Timed.REDUCE and inner:  # over an outer axis, neighbours are added side by side
@@ -130,7 +138,7 @@ def _by_weight(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Ke
     product = profile.products(1, rows * outer, k, n)
     if node.op is not kernels.linear_from:
         return 1, product
-    of_several = TILED * product if _tiled(profile) else product
+    of_several = TILED * product if _tiled(profile, k) else product
     return _started(node, profile, rows, np.where(requests > 1, of_several, product), 1, requests)
 
 
@@ -142,14 +150,14 @@ def _started(node: Node, profile: Accelerator, rows: Any, product: Any, launches
     ends = len(node.kwargs)
     of_several = 2 + ends
     if fused.available():
-        of_several = 0 if _tiled(profile) else 1
+        of_several = 0 if node.op is not kernels.linear_from or _tiled(profile, sizes(node)[1]) else 1
     passes = np.where(requests > 1, of_several, ends)
     return launches + passes, product + passes * _written(node, profile, rows)
 
 
-def _tiled(profile: Accelerator) -> bool:
-    """Whether rows of several requests are multiplied by a kernel of ours: see `graph.fused`."""
-    return profile.itemsize == 2 and fused.available()
+def _tiled(profile: Accelerator, inner: int) -> bool:
+    """Whether rows are multiplied by the one matrix of all by a kernel of ours, if something is added: see `fused`."""
+    return profile.itemsize == 2 and fused.available() and inner <= fused.DEEP
 
 
 def _batched(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
@@ -164,9 +172,9 @@ def _of_request(node: Node, profile: Accelerator, rows: Any, requests: Any) -> K
     batch = math.prod(node.sizes[:-2]) if row(node.op).timed is Timed.BATCHED_OF_REQUEST else 1
     several, m = requests > 1, rows * outer / batch
     alone = profile.products(batch, m, k, n)
-    if _tiled(profile):
+    if fused.available():
         matrices = profile.curve("stream", requests * batch * k * n * profile.itemsize / 2)
-        launches, of_several = np.ones_like(several, int), np.maximum(TILED * alone, matrices)
+        launches, of_several = np.ones_like(several, int), np.maximum(OWNED * alone, matrices)
     else:
         moved = profile.curve("stream", rows * outer * k * profile.itemsize) + _written(node, profile, rows)
         blocks = profile.products(requests * batch, m / np.maximum(requests, 1), k, n)
@@ -214,7 +222,7 @@ def _attention_of_both(node: Node, profile: Accelerator, rows: Any, requests: An
     (heads, queries, width), (_, keys, _), (_, _, result), (_, own, _) = (a.sizes for a in node.args[:4])
     several, m, total = requests > 1, rows / np.maximum(requests, 1) * queries, rows * heads * queries
     shared = profile.products(requests * heads, m, width, keys) + profile.products(requests * heads, m, keys, result)
-    if _tiled(profile) and max(width, result) <= fused.WIDEST:
+    if profile.itemsize == 2 and fused.available() and max(width, result) <= fused.WIDEST:
         each = profile.curve("stream", total * own * (width + result) * profile.itemsize / 2)
         return np.ones_like(several, int), TILED * shared + each
     each = profile.products(rows * heads, queries, width, own) + profile.products(rows * heads, queries, own, result)

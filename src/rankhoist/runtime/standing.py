@@ -1,0 +1,101 @@
+"""Calls over tensors that stand still: the same objects again and again, into which their owner writes.
+
+Who serves from a GPU often copies what comes to tensors that stay. A call of the same tensors as before, with the same
+boundaries, is recorded over these themselves, as a CUDA graph made by hand is: nothing is copied in, no row is padded,
+and what boundaries say is known. It is a recording beside those of other calls, which are for any tensors.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankhoist.capture import Split
+from rankhoist.runtime.recorded import Recorded
+from rankhoist.runtime.replays import Replays
+
+TIMES = 3  # that a call comes before it has a recording of its own
+RECENT = 8  # calls that are remembered until they come again
+KEPT = 4  # recordings, which keep their tensors alive
+
+Call = tuple[list[Any], list[int] | None]  # tensors and what is passed with them; boundaries
+
+
+def call_of(args: Sequence[Any], offsets: Any) -> Call | None:
+    """A call's tensors, and what else it is given; None where they are held by what is not looked into."""
+    given: list[Any] = []
+    for own in args:
+        if isinstance(own, dict):
+            for name, value in own.items():
+                given += (name, value)
+        elif isinstance(own, Split):
+            given += (own.context, own.candidate)
+        else:
+            given.append(own)
+    plain = all(isinstance(x, Tensor | str | int | float) or x is None for x in given)
+    return (given, offsets) if plain and (offsets is None or type(offsets) is list) else None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A call with a recording of its own.
+
+    Attributes:
+        given, offsets: what it is called with.
+        places: where its tensors lie, and how: one may be given other memory.
+        backend: that was recorded.
+    """
+
+    given: list[Any]
+    offsets: list[int] | None
+    places: list[Any]
+    backend: str
+    replays: Replays
+    entry: Recorded
+
+    @staticmethod
+    def of(call: Call, backend: str, replays: Replays, entry: Recorded) -> Standing:
+        given, offsets = call
+        return Standing(given, None if offsets is None else [*offsets], _places(given), backend, replays, entry)
+
+    def is_for(self, call: Call) -> bool:
+        """Whether another call is this one."""
+        given, offsets = call
+        if len(given) != len(self.given) or offsets != self.offsets:
+            return False
+        for own, other in zip(self.given, given, strict=True):
+            if own is not other and (isinstance(own, Tensor) or isinstance(other, Tensor) or own != other):
+                return False
+        return _places(given) == self.places
+
+
+class Recent:
+    """Calls that came lately, and how often; their tensors are not kept alive."""
+
+    def __init__(self) -> None:
+        self._calls: deque[tuple[list[Any], list[int] | None, list[int]]] = deque(maxlen=RECENT)
+
+    def often(self, call: Call) -> bool:
+        """Whether it came just as often as it takes."""
+        given, offsets = call
+        for refs, bounds, times in list(self._calls):
+            if len(refs) == len(given) and bounds == offsets and all(map(_is, refs, given)):
+                times[0] += 1
+                return times[0] == TIMES
+        refs = [weakref.ref(x) if isinstance(x, Tensor) else x for x in given]
+        self._calls.append((refs, None if offsets is None else [*offsets], [1]))
+        return False
+
+
+def _is(ref: Any, x: Any) -> bool:
+    return ref() is x if isinstance(ref, weakref.ref) else not isinstance(x, Tensor) and ref == x
+
+
+def _places(given: Sequence[Any]) -> list[Any]:
+    return [(x.data_ptr(), x.shape, x.stride()) for x in given if isinstance(x, torch.Tensor)]
