@@ -21,6 +21,9 @@ from rankhoist import hoist, verify
 from rankhoist.capture.onnx import Session, read
 from rankhoist.cli import main
 from rankhoist.errors import CaptureError, InputError, UnsupportedModelError
+from rankhoist.verify.batches import Batch
+from rankhoist.verify.original import by_torch
+from rankhoist.verify.term_by_term import TermByTerm
 
 T = 5
 USERS, ITEMS = 50, 70
@@ -233,6 +236,19 @@ def test_what_is_no_onnx_file_is_said(tmp_path: Path):
     path.write_bytes(b"no model")
     with pytest.raises(CaptureError, match=r"ranker\.onnx is not a readable ONNX file"):
         hoist(path, None, context=["u"])
+
+
+def test_sums_of_a_file_are_added_term_by_term_in_its_graph(tmp_path: Path):
+    """Verification asks how far its sums may round; ONNX Runtime adds them as it does."""
+    weight = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    nodes = [helper.make_node("Concat", ["u", "i"], ["x"], axis=1), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    path = graph(nodes, ["rows", 1000], {"w": weight}, tmp_path / "wide.onnx")
+    u, i = torch.randn(1, 1000).sign(), torch.randn(3, 1000).sign()
+    hoisted = hoist(path, {"u": u, "i": i[:1]}, context=["u"])
+    with TermByTerm():
+        (found,) = by_torch(Session(path), hoisted)(Batch({"u": u}, {"i": i}, (0, 3))).leaves
+    ends = (torch.cat([u.expand(3, -1), i], 1)[..., None] * torch.from_numpy(weight)).numpy().cumsum(1)[:, -1]
+    assert torch.equal(found, torch.from_numpy(ends))
 
 
 # -- operators one by one

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rankhoist.verify.batches import Batch
-from rankhoist.verify.compare import Comparison, rounded
+from rankhoist.verify.compare import Comparison, Own, rounded
 from rankhoist.verify.measure import difference, mismatch, outputs, scale_of, tolerance
 
 
@@ -35,7 +35,7 @@ def test_integers_may_be_those_of_the_truth_or_those_of_the_original():
     def errors(actual: list[int]) -> float:
         batch = Batch({}, {}, (0, 2))
         given, truth, own = (outputs(torch.tensor(x)) for x in (actual, [1, 5], [1, 6]))
-        return rounded("float32", Comparison([batch], [given], [truth]), [own], torch.float32).error
+        return rounded("float32", Comparison([batch], [given], [truth]), Own([own], {}), torch.float32).error
 
     assert [errors(actual) for actual in ([1, 5], [1, 6], [1, 7], [2, 5])] == [0.0, 0.0, math.inf, math.inf]
 

@@ -53,7 +53,8 @@ class Check:
         name: `float64`, the model's own dtype, `prepare`, `opaque` or `capture` (see `rankhoist.verify.checks`).
         error: the largest error, relative to the largest absolute value of the same output over all batches.
         tolerance: the largest error that passes.
-        original_error: the original's own error against the truth; None where the truth is its own yardstick.
+        original_error: the original's own error against the truth, its sums as its kernels add them or term by term,
+            whichever is farther off; None where the truth is its own yardstick.
         worst: the element with that error; None where nothing differs at all.
         problem: what made the comparison impossible (an exception, another shape), or None.
     """

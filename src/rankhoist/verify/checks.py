@@ -1,8 +1,8 @@
 """The checks of a certificate, each over all batches:
 
 * `float64`: the hoisted model in float64 against the truth, 1e-10. This is the algebra.
-* the model's own dtype: its error against the truth, at most twice the original's own. This is the rounding, of the
-  shortest dtype that the graphs name, such as one of autocast's.
+* the model's own dtype: its error against the truth, at most twice the original's own, be its sums those of its kernels
+  or added term by term. This is the rounding, of the shortest dtype that the graphs name, such as one of autocast's.
 * `prepare`: one prepared state scored twice, with other candidates the second time, against two plain calls; either may
   be off by what the check before allows.
 * `store`: with a store of items, scores by it against the truth, at most four times off by what the original is; more
@@ -32,8 +32,8 @@ from rankhoist.runtime.catalogue.layout import precision
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw, draw_all, pool
-from rankhoist.verify.compare import Comparison, Result, exact, rounded
-from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
+from rankhoist.verify.compare import Comparison, Own, Result, exact, rounded
+from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, distance, half_of_the_digits, outputs
 from rankhoist.verify.opaque import rows_apart
 from rankhoist.verify.original import (
     GRAPH,
@@ -41,6 +41,7 @@ from rankhoist.verify.original import (
     Run,
     Truth,
     as_module,
+    by_torch,
     choose_truth,
     float64_by_default,
     in_float64,
@@ -51,6 +52,7 @@ from rankhoist.verify.original import (
 )
 from rankhoist.verify.stored import Stocked, run_with_store, stocked
 from rankhoist.verify.tables import Tables
+from rankhoist.verify.term_by_term import TermByTerm
 
 CANDIDATES, REQUESTS = (1, 2, 7, 100, 1000), (1, 3)
 PROBE = 16  # candidates of the call that decides what the truth is, and whether rows depend on each other
@@ -72,7 +74,8 @@ def verify(
     """Compare a hoisted model with its original on random batches.
 
     The truth is the original in float64, called on context rows repeated per candidate. In float64 the hoisted model
-    must be equal to 1e-10; in its own dtype its error may be twice the original's own.
+    must be equal to 1e-10; in its own dtype its error may be twice the original's own, which is measured with
+    sums added term by term, too (`rankhoist.verify.term_by_term` says why).
 
     Args:
         model: the original: the module, or the method of one, the exported program, or the path of a `.pt2` archive or
@@ -148,28 +151,29 @@ def _run(
     hoisted: HoistedModel, module: nn.Module, tables: Tables, batches: Sequence[Batch], probe: Batch
 ) -> tuple[Truth, list[Check], bool]:
     """Everything that is computed: the truth, the checks in their order, and whether rows are independent."""
-    interface, shortest = hoisted.interface, shortest_dtype(hoisted)
-    double, unused = cache(lambda: in_float64(hoisted, tables)), _unused(hoisted)
-    small = [batch for batch in batches if batch.candidates <= PROBE] or batches[:1]
-    extra = [(plan, batch) for plan in unused for batch in small]
-    whole, batches = batches, [*batches, *(batch for _, batch in extra)]
-    own = _results("original", lambda b: run_original(module, interface, b), batches)
+    shortest = shortest_dtype(hoisted)
+    double, small = cache(lambda: in_float64(hoisted, tables)), _small(batches)
+    extra = [(plan, k) for plan in _unused(hoisted) for k in small]
+    called = [*range(len(batches)), *(k for _, k in extra)]  # the batch of every call
+    own = _own(module, hoisted, batches)
     with float64_by_default(), tables.looked_up():
         truth = choose_truth(module, hoisted, tables, probe)
         truths = _results(truth.name, truth.run, batches)
         row_independent = _row_independent(truth.run, probe)
-        doubles = _calls(double, whole, extra)
-    calls = _calls(lambda: hoisted, whole, extra)
-    checks = [exact("float64", Comparison(batches, doubles, truths), FLOAT64_TOLERANCE)]
+        doubles = _calls(double, batches, extra)
+    calls = _calls(lambda: hoisted, batches, extra)
+    compared, true = [batches[k] for k in called], [truths[k] for k in called]
+    checks = [exact("float64", Comparison(compared, doubles, true), FLOAT64_TOLERANCE)]
     if shortest != torch.float64:
         own_dtype = _name(shortest if hoisted.dtype == torch.float64 else hoisted.dtype)
-        checks.append(rounded(own_dtype, Comparison(batches, calls, truths), own, shortest))
-    checks.append(_prepared(hoisted, whole, calls[: len(whole)], 2 * checks[-1].tolerance))
+        again = replace(own, results=[own.results[k] for k in called])
+        checks.append(rounded(own_dtype, Comparison(compared, calls, true), again, shortest))
+    checks.append(_prepared(hoisted, batches, calls[: len(batches)], 2 * checks[-1].tolerance))
     if hoisted.blueprint.modules:
         with tables.looked_up():
             checks.append(rows_apart(double(), batches))
     if truth.name == GRAPH:
-        checks.append(exact("capture", Comparison(batches, own, truths), capture_tolerance(shortest)))
+        checks.append(exact("capture", Comparison(batches, own.results, truths), half_of_the_digits(shortest)))
     return truth, checks, row_independent
 
 
@@ -185,7 +189,7 @@ def _results(name: str, run: Run, batches: Sequence[Batch]) -> list[Outputs]:
 
 
 def _calls(
-    model: Callable[[], HoistedModel], batches: Sequence[Batch], extra: Sequence[tuple[int, Batch]]
+    model: Callable[[], HoistedModel], batches: Sequence[Batch], extra: Sequence[tuple[int, int]]
 ) -> list[Result]:
     """Every batch by the plan that scores it, and some by plans that no call uses: `tune` may choose them later."""
 
@@ -193,7 +197,21 @@ def _calls(
         return run_hoisted(OnePlan(model(), plan), batch)
 
     made = [_attempt(lambda b: run_hoisted(model(), b), batch) for batch in batches]
-    return [*made, *(_attempt(partial(by, plan), batch) for plan, batch in extra)]
+    return [*made, *(_attempt(partial(by, plan), batches[k]) for plan, k in extra)]
+
+
+def _own(module: nn.Module, hoisted: HoistedModel, batches: Sequence[Batch]) -> Own:
+    """The original in its own dtype; term by term, which takes a pass for every term, only where there are few rows."""
+    results = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
+    run = by_torch(module, hoisted)
+    with TermByTerm():  # type: ignore[no-untyped-call]
+        added = {k: _attempt(run, batches[k]) for k in _small(batches)}
+    return Own(results, {k: result for k, result in added.items() if isinstance(result, Outputs)})
+
+
+def _small(batches: Sequence[Batch]) -> list[int]:
+    """Numbers of the batches of few candidates."""
+    return [k for k, batch in enumerate(batches) if batch.candidates <= PROBE] or [0]
 
 
 def _conditional(hoisted: HoistedModel) -> tuple[str, ...]:
@@ -253,7 +271,7 @@ def _with_store(
 ) -> Check:
     """Scores by a store, against the truth."""
     batches = [x.batch for x in given]
-    own = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
+    own = _own(module, hoisted, batches)
     with float64_by_default(), tables.looked_up():
         truths = _results(truth.name, truth.run, batches)
 

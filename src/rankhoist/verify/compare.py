@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankhoist.report.certificate import Check, Element
 from rankhoist.verify.batches import Batch
-from rankhoist.verify.measure import Difference, Outputs, difference, mismatch, scale_of, tolerance
+from rankhoist.verify.measure import Difference, Outputs, difference, half_of_the_digits, mismatch, scale_of, tolerance
 
 Result = Outputs | str  # or how it failed
 Leaves = list[Any]  # of one output, one per batch
@@ -53,6 +53,22 @@ class Comparison:
         return Element(output, row, rest, actual, expected, batch.candidates, batch.requests)
 
 
+@dataclass(frozen=True)
+class Own:
+    """What the original makes of each batch in its own dtype, and of some, by number, with its sums term by term."""
+
+    results: Sequence[Outputs]
+    term_by_term: Mapping[int, Outputs]
+
+    def error(self, leaf: int, truths: Leaves, dtype: torch.dtype) -> float:
+        """The larger error of the two in one output; more than half of the digits is no rounding, but a choice."""
+        scale = scale_of(truths)
+        error = difference([r.leaves[leaf] for r in self.results], truths, scale).error
+        added = [r.leaves[leaf] for r in self.term_by_term.values()]
+        other = difference(added, [truths[k] for k in self.term_by_term], scale).error
+        return max(error, other) if other <= half_of_the_digits(dtype) else error
+
+
 def exact(name: str, comparison: Comparison, allowed: float) -> Check:
     """Errors against one tolerance for all outputs."""
     problem = comparison.problem()
@@ -63,18 +79,19 @@ def exact(name: str, comparison: Comparison, allowed: float) -> Check:
     return Check(name, found[output].error, allowed, worst=comparison.element(output, found[output]))
 
 
-def rounded(name: str, truth: Comparison, own: Sequence[Outputs], dtype: torch.dtype) -> Check:
+def rounded(name: str, truth: Comparison, own: Own, dtype: torch.dtype) -> Check:
     """Errors against the original's `own`; shows the output that comes closest to its tolerance, or exceeds it most."""
-    problem = Comparison(truth.batches, truth.actual, own).problem(same_dtype=True)
+    by_itself = Comparison(truth.batches, truth.actual, own.results)
+    problem = by_itself.problem(same_dtype=True)
     if problem:
         return Check(name, math.inf, tolerance(0.0, dtype), problem=problem)
-    originals = Comparison(truth.batches, own, truth.expected).by_output()
+    originals = by_itself.by_output()
     checks = []
-    for output, (actual, expected) in truth.by_output().items():
-        original = originals[output][0]
+    for leaf, (output, (actual, expected)) in enumerate(truth.by_output().items()):
+        original = originals[output][1]
         accepted = [_accepted(*leaves) for leaves in zip(actual, expected, original, strict=True)]
         found = difference(actual, accepted, scale_of(expected))
-        own_error = difference(original, expected, scale_of(expected)).error if _floating(expected) else 0.0
+        own_error = own.error(leaf, expected, dtype) if _floating(expected) else 0.0
         checks.append(Check(name, found.error, tolerance(own_error, dtype), own_error, truth.element(output, found)))
     return max(checks, key=lambda check: check.error / check.tolerance)
 

@@ -22,14 +22,18 @@ FLOAT64_TOLERANCE = 1e-10
 
 
 def tolerance(original_error: float, dtype: torch.dtype) -> float:
-    """The error allowed in the model's own dtype: twice the original's, or a few units in the last place."""
+    """The error allowed in the model's own dtype: twice the original's, or a few units in the last place.
+
+    The original's is that of its own kernels or that of its sums term by term, the larger one.
+    """
     return max(2 * original_error, 8 * torch.finfo(dtype).eps)
 
 
-def capture_tolerance(dtype: torch.dtype) -> float:
-    """How far the original may be from its captured graph in float64: half of the dtype's digits are right.
+def half_of_the_digits(dtype: torch.dtype) -> float:
+    """An error that leaves half of the dtype's digits right: a larger one is no rounding.
 
-    Twice the original's own error is no bound here, for the graph is what defines that error.
+    So far may the original be from its captured graph in float64; twice its own error is no bound there, for the graph
+    is what defines that error.
     """
     return math.sqrt(torch.finfo(dtype).eps)
 

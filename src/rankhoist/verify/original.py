@@ -28,7 +28,7 @@ from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.retarget import SHORTER, dtypes, retargeted
 from rankhoist.verify.batches import Batch, arguments, split_rows, whole_rows
-from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, capture_tolerance, distance, outputs
+from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, distance, half_of_the_digits, outputs
 from rankhoist.verify.tables import Tables
 
 Original = Model | str | os.PathLike[str]
@@ -114,6 +114,15 @@ def run_hoisted(hoisted: HoistedModel | OnePlan, batch: Batch) -> Outputs:
     return outputs(hoisted(*args, request_offsets=list(batch.offsets), **kwargs))
 
 
+def by_torch(module: nn.Module, hoisted: HoistedModel) -> Run:
+    """The original in its own dtype by PyTorch's operators: for a file of another runtime, its captured graph."""
+    if not isinstance(module, onnx.Session) or hoisted.program is None:
+        return lambda batch: run_original(module, hoisted.interface, batch)
+    graph = _graph(hoisted, hoisted.program).to(device=hoisted.device, dtype=hoisted.dtype)
+    graph.update_weights(hoisted.state_dict())
+    return lambda batch: run_hoisted(graph, batch)
+
+
 def shortest_dtype(hoisted: HoistedModel) -> torch.dtype:
     """The floating dtype with the fewest digits that it computes in: its own, or what its graphs cast to."""
     return max({hoisted.dtype, *dtypes(hoisted.stages)}, key=lambda dtype: torch.finfo(dtype).eps)
@@ -192,7 +201,7 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, tables: Tables, probe
         rounding = distance(expected, graph.run(probe))
     except Exception:  # the fallback is not needed: the model works
         return model
-    if FLOAT64_TOLERANCE < rounding <= capture_tolerance(shortest_dtype(hoisted)):
+    if FLOAT64_TOLERANCE < rounding <= half_of_the_digits(shortest_dtype(hoisted)):
         return replace(graph, note=f"the model in float64 is {rounding:.1e} away: it rounds to a shorter dtype inside")
     return model
 
@@ -206,6 +215,9 @@ def _model_in_float64(module: nn.Module, tables: Tables, interface: Interface) -
 
 def _graph_in_float64(hoisted: HoistedModel, tables: Tables, program: Program) -> Truth:
     """The captured operators over all rows, nothing hoisted."""
-    plan = attempt(Task(program, Level.EXPAND, hoisted.plan.workload))
-    double = cache(lambda: _with_weights_of(hoisted, HoistedModel(program, plan), tables))
+    double = cache(lambda: _with_weights_of(hoisted, _graph(hoisted, program), tables))
     return Truth(GRAPH, lambda batch: run_hoisted(double(), batch))
+
+
+def _graph(hoisted: HoistedModel, program: Program) -> HoistedModel:
+    return HoistedModel(program, attempt(Task(program, Level.EXPAND, hoisted.plan.workload)))
