@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from rankhoist.cli.arguments import DONE, command, count, write_json
+from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.errors import CommandError, HoistingWarning
 from rankhoist.report import tuning
 from rankhoist.runtime import load
@@ -41,6 +42,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--threads", metavar="T", type=count, default=1, help="torch threads, as a worker has them (default: 1)"
     )
+    parser.add_argument(
+        "--backends", metavar="NAME", choices=[*BACKENDS], nargs="*",
+        help="try only these beside PyTorch's own operators, of those installed: " + ", ".join(BACKENDS),
+    )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="where the tuned model goes (default: in place of FILE)")
     parser.add_argument("--json", metavar="FILE", help="write the result there as well")
 
@@ -54,7 +59,7 @@ def _tune(args: argparse.Namespace) -> int:
         hoisted = load(args.file)
     console = Console(stderr=True)
     with console.status("tuning") as status:
-        hoisted.tune(args.candidates, args.requests, args.seconds, progress=status.update)
+        hoisted.tune(args.candidates, args.requests, args.seconds, progress=status.update, backends=args.backends)
     found = hoisted.report().tuning
     assert found is not None, "tuned a moment ago"
     print(printable("\n".join(tuning.lines(found))))

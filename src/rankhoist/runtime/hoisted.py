@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class HoistedModel(Appending, nn.Module):
 
     def tune(
         self, candidates: Sequence[int] = CANDIDATES, requests: Sequence[int] = (1,), seconds: float = SECONDS,
-        progress: Callable[[str], Any] = lambda told: None,
+        progress: Callable[[str], Any] = lambda told: None, backends: Collection[str] | None = None,
     ) -> HoistedModel:  # fmt: skip
         """Time the plans here, the original among them, by the backends that are installed, and use what is fastest.
 
@@ -170,11 +170,13 @@ class HoistedModel(Appending, nn.Module):
             candidates, requests: of the calls to measure, every number of candidates (in all) with each of requests.
             seconds: for all of it. What is compiling then is finished; what is not begun is left out, and said so.
             progress: told of each step, in words.
+            backends: to try beside PyTorch's own operators, of those that are installed; all of them by default.
 
         Raises:
             InputError: a number is below 1.
+            BackendError: there is no such backend.
         """
-        ranges, tuning = tuned(self, candidates, requests, seconds, progress)
+        ranges, tuning = tuned(self, candidates, requests, seconds, progress, backends)
         report, plans = self.blueprint.report, self.plans
         self.blueprint = replace(
             self.blueprint,

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
 from rankhoist.compiler.plan import Ranges, Way
-from rankhoist.compiler.targets.backends import installed
+from rankhoist.compiler.targets.backends import backend_of, installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
 from rankhoist.errors import InputError, VerificationError
@@ -46,21 +46,25 @@ NEAR = 2.0  # times the fastest: what is tried on some rows at a time
 
 def tuned(
     model: Tunable, candidates: Sequence[int], requests: Sequence[int], seconds: float,
-    told: Callable[[str], Any],
+    told: Callable[[str], Any], backends: Collection[str] | None = None,
 ) -> tuple[Ranges, Tuning]:  # fmt: skip
-    """What is the fastest for which calls, and what was measured.
+    """What is the fastest for which calls, and what was measured; by PyTorch's own operators and some `backends`.
 
     Raises:
         InputError: a number is below 1, or there is none.
+        BackendError: there is no such backend.
         VerificationError: no plan computes what the original does.
     """
     if min(candidates, default=0) < 1 or min(requests, default=0) < 1 or not seconds > 0:
         raise InputError(f"tune takes numbers from 1 on, got {list(candidates)}, {list(requests)}, {seconds} seconds")
     if all(spec.role == "candidate" for spec in model._inputs.interface.inputs.values()):
         requests = (1,)  # nothing says how many there are
+    for name in backends or ():
+        backend_of(name)
     start = time.perf_counter()
     sizes = sorted(set(itertools.product(requests, candidates)))
-    calls = [_Calls(model, r, n) for r, n in sizes]
+    allowed = [name for name in backends_of(model) if backends is None or name in (EAGER, *backends)]
+    calls = [_Calls(model, r, n, allowed) for r, n in sizes]
     for own in calls:
         told(f"{own}: {len(model.plans.plans)} plans")
         own.race(own.admitted([Way(i, own.first) for i in range(len(model.plans.plans))]), FIRST * seconds / len(calls))
@@ -90,7 +94,7 @@ def _to_compile(model: Tunable, calls: Sequence[_Calls]) -> list[Way]:
     original = model.plans.original
     first, *rest = sorted({*best}, key=lambda p: (p == original, -best.count(p)))
     plans = [first, *sorted(rest, key=lambda p: p != original)]
-    others = [backend for backend in backends_of(model) if backend != calls[0].first]
+    others = [backend for backend in calls[0].backends if backend != calls[0].first]
     return [Way(plan, backend) for backend in others for plan in plans]
 
 
@@ -121,7 +125,8 @@ def tuned_elsewhere(tuning: Tuning | None) -> str:
 class _Calls:
     """Calls of one size: what was found to be equal, and how long it takes."""
 
-    def __init__(self, model: Tunable, requests: int, candidates: int) -> None:
+    def __init__(self, model: Tunable, requests: int, candidates: int, backends: Sequence[str]) -> None:
+        self.backends, self.first = backends, GRAPHS if GRAPHS in backends else EAGER
         self.model, self.requests, self.candidates, inputs = model, requests, candidates, model._inputs
         context, candidate = (
             inputs.stage_inputs(inputs.made_up(side, count))
@@ -132,7 +137,6 @@ class _Calls:
         self._given = context, requests, Candidates(candidate, candidates, blocks)
         alone = inputs.device.type == "cpu" and torch.get_num_threads() == 1  # then others' work here is none
         self._clock = time.thread_time if alone else time.perf_counter
-        self.first = GRAPHS if GRAPHS in backends_of(model) else EAGER
         original = model.plans.original  # None in an older file
         self._original = None if original is None else Way(original, self.first)
         self._truth = self._checked(Way(original or 0, EAGER))

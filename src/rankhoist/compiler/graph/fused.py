@@ -53,8 +53,8 @@ def runs(x: Tensor) -> bool:
 
 
 def multiplies(x: Tensor) -> bool:
-    """Whether they multiply such rows by the one matrix of all."""
-    return runs(x) and x.shape[-1] <= DEEP and (x.dtype in SHORT or _precision() == "tf32")
+    """Whether they multiply such rows by the one matrix of all: also where the vendor's product would copy them."""
+    return runs(x) and (x.shape[-1] <= DEEP or x.stride(-1) != 1) and (x.dtype in SHORT or _precision() == "tf32")
 
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor, activation: str = "") -> Tensor:
@@ -195,18 +195,19 @@ def _rows(
     tile = {"M": _least(fewest, most["M"]), "N": _least(columns, most["N"]), "K": _least(inner, most["K"])}
     grid = (-(-count * each // tile["M"]), -(-columns // tile["N"]), batch)
     ((inner,), k_unit), ((columns,), n_unit) = _in_units(inner), _in_units(columns)
-    x_strides, x_unit = _in_units(*x.stride()[:3])
-    m_strides, m_unit = _in_units(*m.stride()[:2])
+    (x_strides, x_unit), (m_strides, m_unit) = (_in_units(*t.stride()[:2]) for t in (x, m))
+    ((x_each,), each_unit), ((x_inner,), step_unit) = (_in_units(x.stride(axis)) for axis in (2, 3))
     ((m_inner,), inner_unit), ((m_column,), column_unit) = (_in_units(m.stride(axis)) for axis in (2, 3))
     s_strides, s_unit = ((0, 0, 0), 1) if start is None else _strides(start)
     o_strides, o_unit = _in_units(*out.stride()[:3])
     with torch.cuda.device_of(x):
         tiles.rows[grid](
             x, m, out if start is None else start, owner, out, count, each, inner, columns, share,
-            *x_strides, x.stride(3), *m_strides, m_inner, m_column, *s_strides, *o_strides,
-            K_UNIT=k_unit, N_UNIT=n_unit, X_UNIT=x_unit, M_UNIT=m_unit, INNER_UNIT=inner_unit, COLUMN_UNIT=column_unit,
-            S_UNIT=s_unit, O_UNIT=o_unit, SHARED=shared, START=start is not None, ONTO=onto, ACTIVATION=activation,
-            PRECISION=_precision(), WIDEN=not x.is_cuda, **tile,
+            *x_strides, x_each, x_inner, *m_strides, m_inner, m_column, *s_strides, *o_strides,
+            K_UNIT=k_unit, N_UNIT=n_unit, X_UNIT=x_unit, EACH_UNIT=each_unit, STEP_UNIT=step_unit, M_UNIT=m_unit,
+            INNER_UNIT=inner_unit, COLUMN_UNIT=column_unit, S_UNIT=s_unit, O_UNIT=o_unit,
+            SHARED=shared, START=start is not None, ONTO=onto, ACTIVATION=activation, PRECISION=_precision(),
+            WIDEN=not x.is_cuda, **tile,
         )  # fmt: skip
 
 

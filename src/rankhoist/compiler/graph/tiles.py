@@ -32,8 +32,9 @@ def rows(
     x, m, start, owner, out, count, each, inner, columns, share,
     x_row, x_batch, x_each, x_inner, m_owner, m_batch, m_inner, m_column, s_owner, s_each, s_column,
     o_row, o_batch, o_each,
-    K_UNIT: tl.constexpr, N_UNIT: tl.constexpr, X_UNIT: tl.constexpr, M_UNIT: tl.constexpr, INNER_UNIT: tl.constexpr,
-    COLUMN_UNIT: tl.constexpr, S_UNIT: tl.constexpr, O_UNIT: tl.constexpr,
+    K_UNIT: tl.constexpr, N_UNIT: tl.constexpr, X_UNIT: tl.constexpr, EACH_UNIT: tl.constexpr, STEP_UNIT: tl.constexpr,
+    M_UNIT: tl.constexpr, INNER_UNIT: tl.constexpr, COLUMN_UNIT: tl.constexpr, S_UNIT: tl.constexpr,
+    O_UNIT: tl.constexpr,
     SHARED: tl.constexpr, START: tl.constexpr, ONTO: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +43,8 @@ def rows(
     The rows of an owner are neighbours: a tile meets the matrices of its first row's owner to its last row's.
     """
     inner, columns = inner * K_UNIT, columns * N_UNIT
-    x_row, x_batch, x_each = x_row * X_UNIT, x_batch * X_UNIT, x_each * X_UNIT
+    x_row, x_batch = x_row * X_UNIT, x_batch * X_UNIT
+    x_each, x_inner = x_each * EACH_UNIT, x_inner * STEP_UNIT
     m_owner, m_batch = m_owner * M_UNIT, m_batch * M_UNIT
     m_inner, m_column = m_inner * INNER_UNIT, m_column * COLUMN_UNIT
     s_owner, s_each = s_owner * S_UNIT, s_each * S_UNIT
