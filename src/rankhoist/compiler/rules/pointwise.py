@@ -141,7 +141,7 @@ LAWS = [
         "neg": negate,
     }),
     *law("a factor per request", Level.FULL, {"mul": multiply, "div": divide}),
-    *law("a copy is what it copies", Level.EXPAND, {
+    *law("elementwise on blocks", Level.EXPAND, {
         "clone alias lift lift_fresh lift_fresh_copy contiguous": identity,
     }),
     *law("elementwise on blocks", Level.LOOKUP, {"_to_copy to type_as _cast_Float float": cast}),
