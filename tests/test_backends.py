@@ -477,3 +477,19 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path):
     hoisted = hoist(Odd().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["user"])
     with pytest.raises(BackendError, match=r"cannot export request.onnx: .*No ONNX function found for .*bessel_j0"):
         hoisted.export_onnx(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["crossed", "unit", "heads"])
+def test_blocks_of_several_requests_are_compiled_where_they_are_padded(name, monkeypatch):
+    """As a GPU has them, recorded in buckets: rows that pad a call read what is there."""
+    case = CASES[name]
+    model, hoisted = (copy.deepcopy(one).double() for one in case.make())
+    monkeypatch.setattr(torch, "compile", lambda module, fullgraph: module)
+    hoisted.to_backend("inductor-graphs")
+    for offsets in ([0, 3, 3, 9], [0, 0, 30, 41], [0, 11, 12, 41], [0, 41, 41, 41]):
+        user, item = case.user(3), case.item(offsets[-1])
+        user, item = (x.double() if x.is_floating_point() else x for x in (user, item))
+        got = case.call(hoisted, user, item, offsets)
+        assert_equal(got, model(*case.whole(repeated(user, offsets), item)))
+    assert hoisted.replay_counts.replayed >= 3
+    assert any(True in v.candidate.run._made for v in hoisted.stages.variants), "compiled for several requests"

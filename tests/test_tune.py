@@ -305,3 +305,14 @@ def test_recorded_calls_are_timed_first_where_there_are_any(hoisted, clock, monk
     inputs = ranker_inputs(1, 33)
     assert_equal(hoisted(*inputs), of_the_original(*inputs, [0, 33]))
     assert (counts.replayed, counts.recorded) == (before[0] + 1, 3), "a whole call and its stages, none of the others"
+
+
+def test_some_backends_alone_are_tried(hoisted, clock, monkeypatch):
+    """PyTorch's own operators always are; a name that is none is told before anything is timed."""
+    monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "onnx", "inductor"])
+    monkeypatch.setitem(backends.BACKENDS, "onnx", lambda stage, state: stage.run)
+    hoisted.tune([33], [1], seconds=60, backends=["onnx"])
+    [point] = hoisted.report().tuning.points
+    assert {trial.backend for trial in point.trials} == {"eager", "onnx"}
+    with pytest.raises(BackendError, match="unknown backend 'tvm'"):
+        hoisted.tune([33], [1], backends=["tvm"])
