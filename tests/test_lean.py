@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import assert_equal, repeated
 from torch import Tensor, nn
 
 from rankhoist import HoistedModel, Workload
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
-from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph import attention, kernels
+from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.lower.attended import by_products
+from rankhoist.compiler.lower.rewriter import Rewriter
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.ranges import make_plans
 from rankhoist.compiler.targets import CPU, Target, named
+from rankhoist.compiler.targets.training import training
 from rankhoist.errors import VocabularyError
 
 OFFSETS = [0, 3, 3, 7]
@@ -292,3 +298,125 @@ def test_only_tune_tries_padded_weights():
         padded = [i for i, p in enumerate(plans.plans) if any(n.op is aten.constant_pad_nd.default for n in p.nodes)]
         assert bool(padded) is several
         assert not {way.plan for way in plans.ranges.ways} & {*padded}
+
+
+ATTENDED, SHARED = replace(CPU, limits=replace(CPU.limits, attended=True)), {"enable_gqa": True}
+MASKS = {
+    "none": lambda rows, queries, keys: None,
+    "numbers": lambda rows, queries, keys: torch.randn(queries, keys, dtype=torch.float64),
+    "of each row": lambda rows, queries, keys: torch.arange(rows * keys).view(rows, 1, 1, keys) % 3 > 0,
+    "of one row": lambda rows, queries, keys: torch.arange(keys).view(1, 1, 1, keys) > 0,
+    "of nothing": lambda rows, queries, keys: torch.arange(queries).view(queries, 1).expand(queries, keys) % 2 > 0,
+    "of nothing, in numbers": lambda rows, queries, keys: torch.full((queries, keys), -math.inf, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize(("queries", "keys"), [(4, 4), (1, 6), (5, 2)])
+def test_attention_by_products_is_attention(mask, rows, queries, keys, monkeypatch):
+    """With any mask, causal or not, also of queries that see no key; rows that are left for the last turn as well."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(rows, length, 2, width, generator=g, dtype=torch.float64).transpose(1, 2)
+        for length, width in ((queries, 3), (keys, 3), (keys, 7))
+    )
+    seen = MASKS[mask](rows, queries, keys)
+    for scores in (attention.SCORES, 2 * 2 * queries * keys):  # all of it, and two rows at a time
+        monkeypatch.setattr(attention, "SCORES", scores)
+        for causal, scale in ((False, None), (False, 0.3), *([(True, 0.3)] if seen is None else [])):
+            expected = F.scaled_dot_product_attention(q, k, v, seen, 0.0, causal, scale=scale)
+            assert_equal(attention.attention_by_products(q, k, v, seen, causal, scale), expected)
+
+
+def test_compilers_and_gradients_get_attention_as_one_operator():
+    class Attention(nn.Module):
+        def forward(self, q, k, v):
+            return attention.attention_by_products(q, k, v, None, True, None)
+
+    given = [torch.randn(3, 2, 4, 5, dtype=torch.float64) for _ in range(3)]
+    exported = torch.export.export(Attention(), tuple(given)).graph
+    assert aten.scaled_dot_product_attention.default in [n.target for n in exported.nodes]
+    assert torch.autograd.gradcheck(Attention(), [x.requires_grad_() for x in given])
+
+
+def attends(*options: str):
+    """Attention of context and candidates, two heads 4 wide."""
+
+    def call(c, k, w):
+        x = torch.cat([c.unflatten(1, (3, 8)), k.unsqueeze(1)], 1)
+        q, k, v = ((x @ w[name]).unflatten(2, (2, 4)).transpose(1, 2) for name in "qkv")
+        given = {}
+        if "mask" in options:
+            given["attn_mask"] = x.sum(2)[:, None, None] > 0
+        if "shared" in options:
+            k, v, given = k[:, :1], v[:, :1], SHARED
+        if "broadcast" in options:
+            q = w["own"].expand(len(x), 2, 1, 4)
+        if "causal" in options:
+            given |= {"is_causal": True, "scale": 0.3}
+        return F.scaled_dot_product_attention(q, k, v, **given).flatten(1)
+
+    return Calls(call, **dict.fromkeys("qkv", (8, 8)), own=(2, 1, 4))
+
+
+@pytest.mark.parametrize("options", [(), ("mask",), ("causal",), ("broadcast",)], ids=str)
+def test_attention_is_taken_by_its_products(options):
+    found = emitted(attends(*options), *dense(24, 8), level=Level.REQUEST, target=ATTENDED)
+    assert "attention_by_products" in found and "scaled_dot_product_attention.default" not in found, found
+
+
+@pytest.mark.parametrize(("dropout", "options", "taken"), [(0.0, {}, True), (0.5, {}, False), (0.0, SHARED, False)])
+def test_attention_that_draws_or_shares_heads_is_one_operator(dropout, options, taken):
+    b = Builder()
+    x = b.leaf("input", "x", Rate.PAIR, [2, 5, 4], torch.float64)
+    args = (x, x, x, None, dropout, False)
+    node = b.call(aten.scaled_dot_product_attention.default, args, Rate.PAIR, x.shape, x.dtype, kwargs=options)
+    (made,) = Rewriter(b, [node], ATTENDED.limits).rewritten(by_products)
+    assert made.op is (attention.attention_by_products if taken else node.op)
+
+
+def of_context(c, k, w):
+    """Attention once per request."""
+    x = c.unflatten(1, (3, 8))
+    return F.scaled_dot_product_attention(x, x, x).flatten(1).sum(1, keepdim=True) * k
+
+
+def of_own_queries(c, k, w):
+    """Queries without rows."""
+    x = torch.cat([c.unflatten(1, (3, 8)), k.unsqueeze(1)], 1)
+    return F.scaled_dot_product_attention(w["own"], x, x).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "model", [attends("shared"), Calls(of_context), Calls(of_own_queries, own=(5, 8))], ids=["shared", "context", "own"]
+)
+def test_attention_of_shared_heads_of_a_context_or_of_queries_without_rows_stays(model):
+    emitted(model, *dense(24, 8), level=Level.REQUEST, target=ATTENDED)
+    rows = [torch.randn(7, width, dtype=torch.float64) for width in (24, 8)]
+    program = capture(model, tuple(rows), ["context"])
+    found = [n.op for n in attempt(Task(program, Level.REQUEST, Workload(), ATTENDED)).nodes]
+    assert aten.scaled_dot_product_attention.default in found and attention.attention_by_products not in found
+
+
+def test_only_tune_tries_attention_by_products():
+    """In two plans at most, on a CPU in bfloat16; a model without attention has none more."""
+    for model, name, several in (
+        (attends("causal"), "cpu-bfloat16", True),
+        (attends("causal"), "cpu-float32", False),
+        (Calls(lambda c, k, w: torch.relu(torch.cat([c, k], 1) @ w["a"]), a=(32, 5)), "cpu-bfloat16", False),
+    ):
+        program = capture(model.eval(), (torch.randn(7, 24), torch.randn(7, 8)), ["context"])
+        plans = make_plans(Task(program, Level.FULL, Workload(100), named(name)))
+        found = [i for i, p in enumerate(plans.plans) if any(n.op is attention.attention_by_products for n in p.nodes)]
+        assert several * 1 <= len(found) <= several * 2, (name, found)
+        assert not {way.plan for way in plans.ranges.ways} & {*found}
+        without = make_plans(Task(program, Level.FULL, Workload(100), replace(named(name), tried=())))
+        assert len(plans.plans) == len(without.plans) + len(found)
+
+
+def test_a_step_of_training_is_not_tried_by_products():
+    """What pads weights is tried there, too, with what else holds in training."""
+    assert not training(named("cpu-bfloat16")).tried
+    own = training(named("cuda-bfloat16"))
+    assert [limits == replace(own.limits, aligned=8) for limits in own.tried] == [True]

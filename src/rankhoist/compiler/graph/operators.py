@@ -18,6 +18,7 @@ from torch import fx
 
 from rankhoist.capture import OPAQUE
 from rankhoist.compiler.graph import kernels, padded, products, trained
+from rankhoist.compiler.graph.attention import attention_by_products
 from rankhoist.compiler.graph.node import Op
 
 aten = torch.ops.aten
@@ -252,6 +253,7 @@ KERNELS: dict[Op, Operator] = {
     kernels.merged_attention: Operator(
         Timed.ATTENTION_OF_BOTH, padded=padded.merged_attention, trained=trained.merged_attention
     ),
+    attention_by_products: Operator(Timed.ATTENTION),
     kernels.norm_by_counts: Operator(trained=trained.norm_by_counts),
     kernels.dropped: PLAIN,
 }

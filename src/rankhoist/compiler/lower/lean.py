@@ -9,7 +9,8 @@
 * several embedding tables are read by one gather (`tables.py`);
 * sums and softmaxes over few elements run across them (`short.py`);
 * `relu(x + z W)`, with x of the request, is one kernel where a machine has such (`sums.py`);
-* weights are padded to sizes that suit a kernel (`aligned.py`).
+* weights are padded to sizes that suit a kernel (`aligned.py`);
+* attention is its two products and a softmax, where an operator for all of it is slow (`attended.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.lower.aligned import aligned_product
 from rankhoist.compiler.lower.arranged import arranged_before
+from rankhoist.compiler.lower.attended import by_products
 from rankhoist.compiler.lower.chains import from_the_end
 from rankhoist.compiler.lower.joined import joined, stacked
 from rankhoist.compiler.lower.limits import Limits
@@ -44,6 +46,7 @@ def lean(builder: Builder, outputs: Sequence[Any], limits: Limits, reordered: bo
         one_gather,
         *([ended] if limits.ends else []),
         *([aligned_product] if limits.aligned > 1 else []),
+        *([by_products] if limits.attended else []),
     ):
         rewriter = rewriter or Rewriter(builder, outputs, limits)
         made = rewriter.rewritten(rewrite)

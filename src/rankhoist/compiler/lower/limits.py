@@ -19,6 +19,7 @@ class Limits:
         trained: whether gradients are computed afterwards, from the operands of what is multiplied.
         short: whether an operator is slow along an axis of few elements.
         aligned: what the sizes of weights are padded to a multiple of.
+        attended: whether attention of rows is computed by its two products.
     """
 
     wide: int
@@ -30,3 +31,4 @@ class Limits:
     trained: bool = False
     short: bool = False
     aligned: int = 1
+    attended: bool = False

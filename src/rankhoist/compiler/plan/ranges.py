@@ -73,7 +73,9 @@ def _of_target(task: Task, builder: Builder, near: Collection[frozenset[str]]) -
     if not stored:  # what `tune` tries
         originals = [i for i, plan in enumerate(pool) if plan.level is Level.EXPAND]  # one is kept anyhow
         spare = _spare(times, [*used, *originals])[:SPARE]
-        plans += [*(settled(pool[i], builder) for i in spare), *_padded(main, builder)]
+        simplest = min(plans, key=lambda plan: _simplicity(plan.level))
+        few = [main] if simplest is plans[0] else [main, simplest]
+        plans += [*(settled(pool[i], builder) for i in spare), *_by_other_limits(few, builder)]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
     return [explained(task.level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
 
@@ -87,10 +89,13 @@ def _for_elsewhere(task: Task, evaluated: frozenset[str], deadline: float) -> li
     return [plan for plan in plans if plan is not None]
 
 
-def _padded(plan: Plan, builder: Builder) -> list[Plan]:
+def _by_other_limits(plans: Sequence[Plan], builder: Builder) -> list[Plan]:
     """The same choices under the other limits that a target has tried by `tune`."""
-    targets = [replace(plan.target, limits=limits) for limits in plan.target.tried]
-    return [attempt(replace(plan.task, target=own), plan.evaluated, Memo(builder)) for own in targets]
+    return [
+        attempt(replace(plan.task, target=replace(plan.target, limits=limits)), plan.evaluated, Memo(builder))
+        for plan in plans
+        for limits in plan.target.tried
+    ]
 
 
 def _placed(plan: Plan, plans: list[Plan]) -> int:

@@ -28,9 +28,18 @@ READ = 0.5  # of a pass that writes as much: one that adds up
 
 def training(target: Target) -> Target:
     """The same machine for steps of training."""
-    limits = replace(target.limits, tables=NEVER, outer=OUTER, trained=True, ends=False)
+    limits, *tried = (
+        replace(own, tables=NEVER, outer=OUTER, trained=True, ends=False, attended=False)
+        for own in (target.limits, *target.tried)
+    )
     return replace(
-        target, name=f"{target.name}-training", limits=limits, kind=kind, seconds=seconds, over=overwritten_in_training
+        target,
+        name=f"{target.name}-training",
+        limits=limits,
+        kind=kind,
+        seconds=seconds,
+        over=overwritten_in_training,
+        tried=tuple(own for own in tried if own != limits),
     )
 
 
