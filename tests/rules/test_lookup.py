@@ -58,6 +58,11 @@ EQUAL: dict[str, Equal] = {
         FIELDS,
         dict(m=torch.triu(torch.ones(7, 7), 1).bool(), w=randn(3, 21)),
     ),
+    "masked_and_flattened": (
+        lambda c, k, m: torch.cat([c[:, :4], k[:, :2]], 1)[:, m].exp()[..., None].expand(-1, -1, 3).flatten(1).sum(1),
+        ROWS,
+        dict(m=torch.tensor([1, 0, 1, 1, 0, 1]).bool()),
+    ),
     "pairs_by_index": (
         lambda c, k, i: (fields(c, k)[:, i[0]] * fields(c, k)[:, i[1]]).sum(2),
         FIELDS,

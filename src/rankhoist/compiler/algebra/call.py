@@ -144,11 +144,13 @@ class Call:
         return self._originals.program.rows
 
     def has_size_of(self, value: Value) -> None:
-        """What the model's author left to data: the first axis of a result is as long as that of a form it is."""
+        """What the model's author left to data: a result is as long as the form that it is."""
         if "unbacked_bindings" not in self._node.meta or not isinstance(value, Form):
             return
-        (size, rows), symbol = value.extents[0], self._originals.size(self._node.meta["val"].shape[0])
-        self._originals.memo.symbols[symbol] = self.rows * size if rows else size
+        for (size, rows), given in zip(value.extents, self._node.meta["val"].shape, strict=True):
+            symbol = self._originals.size(given)
+            if symbol.is_Symbol:
+                self._originals.memo.symbols[symbol] = self.rows * size if rows else sympy.sympify(size)
         self.promised = self._originals.promised(self._node)
 
     def remark(self, reason: str) -> None:
