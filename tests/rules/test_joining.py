@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Function, check_model, reasons
+from helpers import Function, check_model, rates_of, reasons
 from torch import Tensor
 
 from rankhoist.compiler.algebra.workload import Level
@@ -53,6 +53,15 @@ def other_folds(c: Tensor, k: Tensor) -> Tensor:
     return (torch.cat([x.new_ones(x.shape[0], 1), x], 1).exp()[:, :2] * (x + y).exp()).view(-1, 14, 2).sum(1)
 
 
+def repeated_each(c: Tensor, k: Tensor) -> Tensor:
+    """Tokens, each as often as a constant says, times a number of columns and rows that are all repeated twice."""
+    x, two = behind(c, k), torch.tensor([2])
+    tokens = x.repeat_interleave(torch.tensor([3, 0, 2, 1, 0, 4, 6]), 1).exp().flatten(1)
+    halves = x.repeat_interleave(two, -1, output_size=8).exp().sum((1, 2))
+    rows = halves.repeat_interleave(two, 0, output_size=2 * x.shape[0])
+    return tokens * rows.view(-1, 2).sum(1, keepdim=True)
+
+
 EQUAL: dict[str, Equal] = {
     "one_part": (one_part, FIELDS, dict(w=randn(3, 5))),
     "padded_by_copies": (padded, FIELDS, {}),
@@ -62,6 +71,7 @@ EQUAL: dict[str, Equal] = {
         {},
     ),
     "repeat_interleave": (lambda c, k: (c.repeat_interleave(2, 0).view(-1, 2, C) * k[:, None, :1]).sum(1), ROWS, {}),
+    "repeated_each": (repeated_each, HISTORY, {}),
     "stacked_nested": (
         lambda c, k: (
             torch.cat([torch.cat([c, k]), k]).sigmoid().view(3, -1, K).prod(0)
@@ -100,6 +110,14 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "works along the row axis",
         {},
     ),
+    "repeated_by_an_input": (
+        lambda c, k: (
+            k.repeat_interleave((k[:, 0] * 0).long() + 2, 0, output_size=2 * k.shape[0]).view(-1, 2, K) * 2
+        ).sum(1),
+        "repeat_interleave",
+        "as often as a tensor says that depends on the inputs",
+        {},
+    ),
     "stacked_inside": (
         lambda c, k: torch.cat([c[:, :4].repeat_interleave(2, 0), k])[: c.shape[0]] + k,
         "cat",
@@ -129,6 +147,12 @@ def test_numbers_take_the_order_of_rows_and_parts(name: str):
 def test_what_is_folded_with_the_rows_keeps_its_rates(name: str):
     call, inputs, _ = EQUAL[name]
     assert {Rate.REQUEST, Rate.ITEM} <= rates(call, "exp", Level.LINEAR, inputs)
+
+
+def test_what_is_repeated_by_constants_keeps_its_rates():
+    made = check_model(Function(repeated_each).eval(), *HISTORY)["kept"]
+    assert rates_of(made, "exp") == {Rate.REQUEST, Rate.ITEM}
+    assert not reasons(made)
 
 
 def test_one_part_and_copies_keep_what_is_computed_once():

@@ -201,8 +201,13 @@ def squeeze(draft: Draft, x: fx.Node) -> Made:
 
 def repeat(draft: Draft, x: fx.Node) -> Made:
     axis = draft.axis(x)
+    size = draft.extent(x)[axis]
     if draft.flag():
         return draft.call(aten.repeat_interleave.self_int, x, draft.number(1, 2), axis)
+    if draft.flag() and not varies(size):
+        times = [1, *(draft.number(0, 2) for _ in range(size - 1))]
+        counts = draft.weight(torch.tensor(times), trained=False)
+        return draft.call(aten.repeat_interleave.self_Tensor, x, counts, axis, output_size=sum(times))
     return draft.call(aten.repeat.default, x, [2 if i == axis else 1 for i in range(len(draft.extent(x)))])
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 
 from rankhoist.compiler.algebra import grid, joins, moves, stacked
 from rankhoist.compiler.algebra.call import Call
@@ -103,20 +104,29 @@ def repeat(call: Call) -> Form:
 
 
 def repeat_interleave(call: Call) -> Form:
-    """Every position several times; repeating rows folds a constant axis behind them."""
-    value, count = call.form("self"), call.number("repeats")
+    """Every position as often as a constant says; repeating rows folds a constant axis behind them."""
+    value, times = call.form("self"), _times(call)
     if call.value("dim") is None:
         raise Decline(f"repeats {value.axes} flattened")
     axis = value.place(call.value("dim"))
     if ROW in value.layout[axis]:
         dim = len(value.dims)
         value = moves.insert_dim(value, dim, (*value.layout, (dim,)))
-        value = moves.take_dim(call.builder, value, dim, np.zeros(count, dtype=np.int64))
+        value = moves.take_dim(call.builder, value, dim, np.zeros(times.item(), dtype=np.int64))
         layout = list(value.layout[:-1])
         layout[axis] = (*layout[axis], dim)
         return replace(value, layout=tuple(layout))
     dim = value.dim(axis)
-    return moves.take_dim(call.builder, value, dim, np.repeat(np.arange(value.sizes[dim]), count))
+    return moves.take_dim(call.builder, value, dim, np.repeat(np.arange(value.sizes[dim]), times))
+
+
+def _times(call: Call) -> np.ndarray:
+    """How often each position is repeated, or one number for all of them."""
+    tensors = call.forms("repeats")
+    known = call.constant(tensors[0]) if tensors else torch.tensor(call.number("repeats"))
+    if known is None:
+        raise Decline("repeats as often as a tensor says that depends on the inputs")
+    return known.reshape(-1).numpy()
 
 
 LAWS = [
