@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.emit import Variant
 from rankhoist.compiler.targets.recorder import Recording, size_of
 from rankhoist.runtime.buckets import Bucket
 from rankhoist.runtime.sent import pinned_numbers
+from rankhoist.runtime.weights import filled
 
 WHOLE, REQUEST, CANDIDATE = "whole", "request", "candidate"
 FEW = 4  # tensors: a copy of each is sooner done than one kernel for all, which gives 64 Ki elements to a processor
 VIEWS = 64  # sizes of calls for which a recording keeps views of its buffers
 
 Buffers = dict[str, dict[Any, Tensor]]  # context, candidate, state -> by name, or by number of a node
+Read = Callable[[], tuple[Tensor | None, Any]]  # owners and padded blocks
 
 
 class Key(NamedTuple):
@@ -27,6 +30,34 @@ class Key(NamedTuple):
     plan: int
     bucket: Bucket
     setting: Hashable
+
+
+def of_one() -> tuple[None, None]:
+    """Owners and blocks of one request."""
+    return None, None
+
+
+def function(
+    variant: Variant, arguments: Sequence[Sequence[Any]], key: Key, buffers: Buffers, read: Read
+) -> Callable[[], Sequence[Any]]:
+    """What is recorded: a plan's stages, or one of them, over buffers, and over owners and blocks that are read."""
+    of_request, of_candidate = arguments
+
+    def request() -> Sequence[Any]:
+        if not variant.state:
+            return ()
+        return variant.request.run(key.bucket.requests, None, None, *filled(of_request, {}, buffers["context"]))
+
+    def candidate(state: Mapping[int, Tensor]) -> Sequence[Any]:
+        owner, blocks = read()
+        given = filled(of_candidate, state, buffers["candidate"])
+        return variant.candidate.run(key.bucket.candidates, owner, blocks, *given)
+
+    if key.part == REQUEST:
+        return request
+    if key.part == CANDIDATE:
+        return lambda: candidate(buffers["state"])
+    return lambda: candidate(dict(zip(variant.state, request(), strict=True)))
 
 
 @dataclass

@@ -24,21 +24,13 @@ from rankhoist.mistakes import first_line, in_one_line
 from rankhoist.runtime.buckets import Bucket
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, even
-from rankhoist.runtime.recorded import CANDIDATE, REQUEST, WHOLE, Buffers, Key, Recorded
+from rankhoist.runtime.recorded import CANDIDATE, REQUEST, WHOLE, Buffers, Key, Read, Recorded, function, of_one
 from rankhoist.runtime.scoring import Candidates, RequestState
-from rankhoist.runtime.weights import Weights, filled
+from rankhoist.runtime.weights import Weights
 
 COUNT = 64  # recordings of a model at most
 ROUTES = 4096  # sizes of calls that are remembered
 PATIENCE = 1000  # calls: what was not used in so many makes room for what is recorded on the way
-
-
-Read = Callable[[], tuple[Tensor | None, Any]]
-
-
-def _of_one() -> tuple[None, None]:
-    """Owners and blocks of one request."""
-    return None, None
 
 
 @dataclass
@@ -309,7 +301,7 @@ class Replays:
 
     def _made(self, key: Key, state: Mapping[int, Tensor]) -> Recorded:
         key, buffers, bounds = self._given(key, state)
-        read = _of_one if bounds is None else lambda: key.bucket.read(bounds)
+        read = of_one if bounds is None else lambda: key.bucket.read(bounds)
         recording = self.recorder.record(self._function(key, buffers, read))
         return Recorded(key, buffers, bounds, recording, [*self._axes, 0])  # checks come last
 
@@ -319,26 +311,8 @@ class Replays:
         bucket = entry.key.bucket
         entry.fill({n: own for n, own in fresh.items() if n != "state"}, None, bucket.requests, bucket.candidates)
 
-    def _function(self, key: Key, buffers: Buffers, read: Read = _of_one) -> Callable[[], Sequence[Any]]:
-        """A plan's stages, over buffers, and over owners and blocks that are read."""
-        variant, bucket = self.variants[key.plan], key.bucket
-        of_request, of_candidate = self.weights.arguments[key.plan]
-
-        def request() -> Sequence[Any]:
-            if not variant.state:
-                return ()
-            return variant.request.run(bucket.requests, None, None, *filled(of_request, {}, buffers["context"]))
-
-        def candidate(state: Mapping[int, Tensor]) -> Sequence[Any]:
-            owner, blocks = read()
-            given = filled(of_candidate, state, buffers["candidate"])
-            return variant.candidate.run(bucket.candidates, owner, blocks, *given)
-
-        if key.part == REQUEST:
-            return request
-        if key.part == CANDIDATE:
-            return lambda: candidate(buffers["state"])
-        return lambda: candidate(dict(zip(variant.state, request(), strict=True)))
+    def _function(self, key: Key, buffers: Buffers, read: Read = of_one) -> Callable[[], Sequence[Any]]:
+        return function(self.variants[key.plan], self.weights.arguments[key.plan], key, buffers, read)
 
 
 class RecordingError(Exception):
