@@ -195,8 +195,8 @@ def _write(out: Path | None, device: torch.device, results: Results) -> None:
     out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     lines = [
         f"# {name_of(device)}, torch {torch.__version__}, {date.today()}", "",
-        "Milliseconds, medians. Launches: of a call of all requests (of a quarter of them). Peak MiB: beyond weights"
-        " and inputs. Predicted: over measured, kernels of the original.", "",
+        "Milliseconds, medians. Launches: of a call of all requests (of a quarter of them). Peak MiB: of called ones,"
+        " beyond weights and inputs. Predicted: over measured, kernels of the original.", "",
         "| scenario | dtype | R x N | best original | warmed up | tuned | other tensors | best / warmed up | "
         "best / tuned | best / other tensors | launches | peak MiB, original -> ours | predicted |", "|" + "---|" * 13,
         *map(_line, results.rows), "", *(f"* {line}" for line in _summary(results).splitlines()),
@@ -209,7 +209,7 @@ def _line(row: dict[str, Any]) -> str:
     way = min((way for way in times if way not in OURS), key=times.__getitem__)
     fewer = "" if row["fewer_launches"] is None else f" ({row['fewer_launches']})"
     ours = [f"{times[own]:.3f}" if own in times else "-" for own in OURS]
-    memory = [f"{peak[own] / 2**20:.0f}" if own in peak else "-" for own in ("original", "warmed up")]
+    memory = [f"{peak[own] / 2**20:.0f}" if own in peak else "-" for own in ("original", "ours")]
     cells = [
         row["scenario"], row["dtype"].removeprefix("torch."), f"{row['requests']} x {row['candidates']}",
         f"{times[way]:.3f} ({way})", *ours, *(f"{row['ratio'][own]:.2f}x" for own in OURS),
@@ -257,7 +257,8 @@ class Timed:
                     call()
             asked = {way: call for way, call in self.calls.items() if way in ("original", "warmed up")}
             self.launches = {way: launches(call, self.device) for way, call in asked.items()}
-            self.peak = {way: peak_bytes(call, self.device) for way, call in asked.items()}
+            called = {"original": self.calls["original"], "ours": given.hoisted(hoisted)}  # a recording has its memory
+            self.peak = {way: peak_bytes(call, self.device) for way, call in called.items()}
             self.fewer = self._of_fewer(given) if self.requests >= 8 else None
 
     def _tune(self, seconds: float) -> None:
