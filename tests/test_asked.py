@@ -93,10 +93,15 @@ def groups(m: Searched, x: Tensor) -> Tensor:
     return F.pad(torch.stack(sums, 1), (0, 8 - len(sums)))
 
 
+def places(m: Searched, x: Tensor) -> Tensor:
+    apart = torch.nonzero(torch.arange(8) % m.depth)[:, 0]
+    return F.pad(x[:, apart], (0, 8 - len(apart))) * x[:, (m.plain > 1).nonzero(as_tuple=True)[0]]
+
+
 ASKED = {
     flag: {"warm"}, both: {"depth", "scale"}, number: {"scale"}, largest: {"gates"}, two_largest: {"gates"},
     compared: {"scale"}, repeated: {"depth"}, columns: {"depth"}, attribute: set(), there: {"depth"},
-    array: {"depth", "scale"}, one_hot: set(), groups: {"depth"},
+    array: {"depth", "scale"}, one_hot: set(), groups: {"depth"}, places: {"depth"},
 }  # fmt: skip
 
 

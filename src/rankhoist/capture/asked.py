@@ -30,6 +30,7 @@ NUMBERS: set[Any] = {  # which Python wants there and then
 VALUES: set[Any] = {  # what a graph can hold, if of floats: numbers, and as many places as numbers say
     Tensor.item, Tensor.tolist, F.one_hot, torch.unique, Tensor.unique, torch.unique_consecutive,
     Tensor.unique_consecutive, torch.bincount, Tensor.bincount, torch.repeat_interleave, Tensor.repeat_interleave,
+    torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere,
 }  # fmt: skip
 SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
