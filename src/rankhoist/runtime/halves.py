@@ -102,8 +102,8 @@ class Halves(Movable, Planned):
         requests, rows = self._inputs.accept("context", context), self._inputs.accept("candidate", candidate)
         blocks, way = blocks_of(call[1], requests, rows), self.plans.at(rows, requests)
         replays, known = self._replays(way.backend), {id(x) for x in call[0]}
-        given = {**context, **candidate}.values()
-        if replays is None or self.stages.variants[way.plan].conditional or not all(id(x) in known for x in given):
+        read = [*context.values(), *candidate.values()]  # one of another width is a copy, made for this call
+        if replays is None or self.stages.variants[way.plan].conditional or not all(id(x) in known for x in read):
             return
         entry = replays.over(way.plan, context, requests, Candidates(candidate, rows, blocks))
         if entry is not None:

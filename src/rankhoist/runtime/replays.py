@@ -118,8 +118,8 @@ class Replays:
                     recording = self.recorder.record(self._function(key, given, lambda: (owner, there)))
             except Exception:  # the recording that there is for calls of this size takes it
                 return None
-        self.counts.recorded += 1
-        return Recorded(key, given, None, recording, ())
+            self.counts.recorded += 1
+            return Recorded(key, given, None, recording, ())
 
     def again(self, entry: Recorded) -> list[Any] | None:
         """What such a recording makes of what its tensors hold now; None where it is not to be replayed."""

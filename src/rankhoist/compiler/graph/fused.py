@@ -54,7 +54,12 @@ def runs(x: Tensor) -> bool:
 
 def multiplies(x: Tensor) -> bool:
     """Whether they multiply such rows by the one matrix of all: also where the vendor's product would copy them."""
-    return runs(x) and (x.shape[-1] <= DEEP or x.stride(-1) != 1) and (x.dtype in SHORT or _precision() == "tf32")
+    return runs(x) and (x.shape[-1] <= DEEP or x.stride(-1) != 1) and _short(x)
+
+
+def _short(x: Tensor) -> bool:
+    """Whether tensor cores multiply such numbers."""
+    return x.dtype in SHORT or _precision() == "tf32"
 
 
 def linear_from(x: Tensor, weight: Tensor, start: Tensor, owner: Tensor, activation: str = "") -> Tensor:
@@ -83,7 +88,7 @@ def request_matmul(x: Tensor, m: Tensor, blocks: Padded) -> Tensor:
 
 def attends(q: Tensor, v: Tensor) -> bool:
     """Whether they attend with such queries to such values."""
-    return runs(q) and (q.dtype in SHORT or _precision() == "tf32") and max(q.shape[-1], v.shape[-1]) <= WIDEST
+    return runs(q) and _short(q) and max(q.shape[-1], v.shape[-1]) <= WIDEST
 
 
 def merged_attention(
