@@ -41,6 +41,13 @@ class Graph:
     def __init__(self, driver: Driver) -> None:
         self.driver, self.launched, self.valid, self.pool = driver, [], True, None
 
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "") -> None:
+        self.driver.synchronize()
+        self.begin(self.driver.pool() if pool is None else pool)
+
+    def capture_end(self) -> None:
+        self.end()
+
     def begin(self, pool: Any) -> None:
         held = self.driver.pools.setdefault(pool, weakref.WeakSet())
         if pool in self.driver.used and not held:

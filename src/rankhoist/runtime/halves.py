@@ -85,9 +85,9 @@ class Halves(Movable, Planned):
         if call is None:
             return super().forward(*args, request_offsets=request_offsets, **kwargs)
         for own in self._standing:
-            if own.is_for(call) and own.replays is self._replayed.get(own.backend):
-                self._check(Way(own.entry.key.plan, own.backend), "context", own.entry.buffers["context"])
-                self._check(Way(own.entry.key.plan, own.backend), "candidate", own.entry.buffers["candidate"])
+            if own.is_for(call) and own.replays is self._replayed.get(own.way.backend or self.backend):
+                for side, given in own.entry.buffers.items():
+                    self._check(own.way, side, given)
                 made = own.replays.again(own.entry)
                 if made is not None:
                     return self.interface.result(made)
@@ -107,7 +107,7 @@ class Halves(Movable, Planned):
             return
         entry = replays.over(way.plan, context, requests, Candidates(candidate, rows, blocks))
         if entry is not None:
-            kept = Standing.of(call, way.backend or self.backend, replays, entry)
+            kept = Standing.of(call, way, replays, entry)
             self._standing = (kept, *(s for s in self._standing if s.replays in self._replayed.values()))[:KEPT]
 
     def _check(self, way: Way, side: str, given: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rankhoist.capture import Split
+from rankhoist.compiler.plan import Way
 from rankhoist.runtime.recorded import Recorded
 from rankhoist.runtime.replays import Replays
 
@@ -49,20 +50,20 @@ class Standing:
     Attributes:
         given, offsets: what it is called with.
         places: where its tensors lie, and how: one may be given other memory.
-        backend: that was recorded.
+        way: how it is scored; its backend is the one that recorded it.
     """
 
     given: list[Any]
     offsets: list[int] | None
     places: list[Any]
-    backend: str
+    way: Way
     replays: Replays
     entry: Recorded
 
     @staticmethod
-    def of(call: Call, backend: str, replays: Replays, entry: Recorded) -> Standing:
+    def of(call: Call, way: Way, replays: Replays, entry: Recorded) -> Standing:
         given, offsets = call
-        return Standing(given, None if offsets is None else [*offsets], _places(given), backend, replays, entry)
+        return Standing(given, None if offsets is None else [*offsets], _places(given), way, replays, entry)
 
     def is_for(self, call: Call) -> bool:
         """Whether another call is this one."""

@@ -82,7 +82,7 @@ class CudaGraphs:
                 self._after_failure()
                 raise
             finally:
-                torch.cuda.set_stream(current)  # a capture that fails leaves its own
+                torch.cuda.set_stream(current)
                 current.wait_stream(self._stream)
 
     def _captured(self, function: Function) -> Recording:
@@ -95,6 +95,7 @@ class CudaGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved()
         # cuBLAS keeps its workspace by stream: one made now lies in the graphs' own pool, and nobody else uses it.
+        # Other threads' are forgotten, too, perhaps between being chosen and being used: their memory must stay.
         _forget_workspaces()
         with self._capture(graph):
             outputs = tuple(function())
@@ -105,9 +106,17 @@ class CudaGraphs:
         self._alive.add(made)
         return made
 
-    def _capture(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
-        """Other threads go on: only what this one calls may end the capture."""
-        return torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+    @contextmanager
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Other threads go on: only what this one calls may end the capture. Unlike `torch.cuda.graph` it gives no
+        memory back, which another thread may be about to use.
+        """
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                yield
+            finally:
+                graph.capture_end()
 
     def _after_failure(self) -> None:
         """The next capture has a pool of its own. What the capture's end may not have told: the allocator stops to fill
