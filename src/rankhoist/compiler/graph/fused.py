@@ -162,6 +162,23 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, cent
     return made
 
 
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
+    """ATen's own, by our kernel where that is faster."""
+    if norms(x, shape):
+        return norm(x, weight, bias, eps, centred=True)
+    return torch.layer_norm(x, shape, weight, bias, eps, cudnn_enable)
+
+
+def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """The same of root-mean-square norm."""
+    if eps is not None and norms(x, shape):
+        return norm(x, weight, None, eps, centred=False)
+    return torch.rms_norm(x, shape, weight, eps)
+
+
 def repeats(x: Tensor) -> bool:
     """Whether they repeat such rows: PyTorch's own kernel does so at the memory's speed where rows are aligned."""
     return x.dim() > 1 and math.prod(x.shape[1:]) * x.element_size() % 16 != 0 and runs(x)

@@ -8,7 +8,7 @@ their place the padded blocks of all requests (see `padded`), which need no loop
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -114,23 +114,6 @@ def softmax_of_few(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or x.numel() < SIDE_BY_SIDE:
         return torch.softmax(x, -1)
     return torch.softmax(x.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
-
-
-def layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:  # fmt: skip
-    """ATen's own, by our kernel where that is faster."""
-    if fused.norms(x, shape):
-        return fused.norm(x, weight, bias, eps, centred=True)
-    return torch.layer_norm(x, shape, weight, bias, eps, cudnn_enable)
-
-
-def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """The same of root-mean-square norm."""
-    if eps is not None and fused.norms(x, shape):
-        return fused.norm(x, weight, None, eps, centred=False)
-    return torch.rms_norm(x, shape, weight, eps)
 
 
 def request_linear(x: Tensor, m: Tensor, offsets: Offsets) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from rankhoist.capture import OPAQUE
-from rankhoist.compiler.graph import kernels, padded, products, trained
+from rankhoist.compiler.graph import fused, kernels, padded, products, trained
 from rankhoist.compiler.graph.attention import attention_by_products
 from rankhoist.compiler.graph.node import Op
 
@@ -157,8 +157,8 @@ ROWS: list[tuple[str, Operator]] = [
     ("softmax", Operator(Timed.SOFTMAX, spelled=torch.softmax, overload="int")),
     ("_softmax _log_softmax", Operator(Timed.SOFTMAX, checked=True)),
     ("log_softmax logsumexp", Operator(Timed.SOFTMAX)),
-    ("layer_norm", Operator(Timed.NORM, spelled=kernels.layer_norm)),
-    ("rms_norm", Operator(Timed.NORM, spelled=kernels.rms_norm)),
+    ("layer_norm", Operator(Timed.NORM, spelled=fused.layer_norm)),
+    ("rms_norm", Operator(Timed.NORM, spelled=fused.rms_norm)),
     ("native_layer_norm group_norm", Operator(Timed.NORM)),
     ("batch_norm", Operator(trained=trained.batch_norm)),
     ("_native_batch_norm_legit", Operator(checked=True, trained=trained.batch_norm_of_batch)),

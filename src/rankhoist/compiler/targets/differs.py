@@ -33,12 +33,13 @@ SPREADS = {aten.std, aten.std_mean, aten.var, aten.var_mean}  # of all elements 
 # By what an operator makes integers of: values as they are, the values that it is given, places and sizes.
 MOVES = {
     aten._to_copy, aten._unsafe_view, aten.abs, aten.alias, aten.amax, aten.amin, aten.broadcast_to, aten.cat,
-    aten.chunk, aten.clamp, aten.clone, aten.concat, aten.constant_pad_nd, aten.contiguous, aten.detach, aten.detach_,
-    aten.diagonal, aten.embedding, aten.expand, aten.expand_as, aten.flatten, aten.flip, aten.gather, aten.index,
-    aten.index_select, aten.lift_fresh_copy, aten.masked_fill, aten.max, aten.maximum, aten.min, aten.minimum,
-    aten.movedim, aten.narrow, aten.neg, aten.pad, aten.permute, aten.repeat, aten.reshape, aten.select, aten.slice,
-    aten.sort, aten.split, aten.split_with_sizes, aten.squeeze, aten.stack, aten.t, aten.to, aten.topk,
-    aten.transpose, aten.type_as, aten.unbind, aten.unflatten, aten.unsqueeze, aten.view, aten.view_as, aten.where,
+    aten.chunk, aten.clamp, aten.clamp_max, aten.clamp_min, aten.clone, aten.concat, aten.constant_pad_nd,
+    aten.contiguous, aten.detach, aten.detach_, aten.diagonal, aten.embedding, aten.expand, aten.expand_as,
+    aten.flatten, aten.flip, aten.gather, aten.index, aten.index_select, aten.lift_fresh_copy, aten.masked_fill,
+    aten.max, aten.maximum, aten.min, aten.minimum, aten.movedim, aten.narrow, aten.neg, aten.pad, aten.permute,
+    aten.repeat, aten.reshape, aten.select, aten.slice, aten.sort, aten.split, aten.split_with_sizes, aten.squeeze,
+    aten.stack, aten.t, aten.to, aten.topk, aten.transpose, aten.type_as, aten.unbind, aten.unflatten, aten.unsqueeze,
+    aten.view, aten.view_as, aten.where,
 }  # fmt: skip
 CASTS = {aten._to_copy, aten.to, aten.type_as}
 FILLS = {

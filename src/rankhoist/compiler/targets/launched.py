@@ -84,11 +84,7 @@ def _passes(node: Node, profile: Accelerator, rows: Any, timed: Timed) -> Any:
     if timed is Timed.SOFTMAX:
         return profile.rows("softmax", rows * (largest // width), width)
     if timed is Timed.NORM:
-        if (
-            row(node.op).spelled in (kernels.layer_norm, kernels.rms_norm)
-            and fused.available()
-            and width <= fused.NORMED
-        ):
+        if row(node.op).spelled in (fused.layer_norm, fused.rms_norm) and fused.available() and width <= fused.NORMED:
             return profile.curve("stream", _bytes(read, profile, rows))
         return profile.rows("norm", rows * (largest // width), width)
     inner = node.sizes[-1:] != read.sizes[-1:] or width == 1
