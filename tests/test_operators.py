@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rankhoist.compiler.graph import kernels
+from rankhoist.compiler.graph import attention, kernels
 from rankhoist.compiler.graph.operators import KERNELS, PLAIN, ROWS, Timed, anew, name_of, row
 from rankhoist.compiler.rules import all_rules
 
@@ -17,7 +17,10 @@ NAMED = [(name, known) for names, known in ROWS for name in names.split() if has
 
 
 def test_every_kernel_has_a_row():
-    own = {f for _, f in inspect.getmembers(kernels, inspect.isfunction) if f.__module__ == kernels.__name__}
+    own = {
+        f for module in (kernels, attention) for _, f in inspect.getmembers(module, inspect.isfunction)
+        if f.__module__ == module.__name__
+    }  # fmt: skip
     assert {f for f in own if not f.__name__.startswith("_")} == KERNELS.keys()
 
 
