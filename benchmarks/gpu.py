@@ -262,7 +262,7 @@ class Timed:
             self.fewer = self._of_fewer(given) if self.requests >= 8 else None
 
     def _tune(self, seconds: float) -> None:
-        backends = None if self.compiles else ["graphs"]
+        backends = None if self.compiles else ["graphs"] if self.device.type == "cuda" else []
         self.tuned.tune([self.candidates], [self.requests], seconds, backends=backends)
 
     def _ways(self, model: torch.nn.Module, given: Given, tiny: bool) -> dict[str, Call]:

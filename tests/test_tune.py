@@ -308,7 +308,7 @@ def test_recorded_calls_are_timed_first_where_there_are_any(hoisted, clock, monk
 
 
 def test_some_backends_alone_are_tried(hoisted, clock, monkeypatch):
-    """PyTorch's own operators always are; a name that is none is told before anything is timed."""
+    """PyTorch's own operators always are; a name that is none, or of what is not here, is told at once."""
     monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "onnx", "inductor"])
     monkeypatch.setitem(backends.BACKENDS, "onnx", lambda stage, state: stage.run)
     hoisted.tune([33], [1], seconds=60, backends=["onnx"])
@@ -316,3 +316,5 @@ def test_some_backends_alone_are_tried(hoisted, clock, monkeypatch):
     assert {trial.backend for trial in point.trials} == {"eager", "onnx"}
     with pytest.raises(BackendError, match="unknown backend 'tvm'"):
         hoisted.tune([33], [1], backends=["tvm"])
+    with pytest.raises(BackendError, match="'graphs' does not run this model here; eager, onnx, inductor do"):
+        hoisted.tune([33], [1], backends=["graphs"])

@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--backends", metavar="NAME", choices=[*BACKENDS], nargs="*",
-        help="try only these beside PyTorch's own operators, of those installed: " + ", ".join(BACKENDS),
+        help=f"try only these beside PyTorch's own operators (default: what is installed of {', '.join(BACKENDS)})",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="where the tuned model goes (default: in place of FILE)")
     parser.add_argument("--json", metavar="FILE", help="write the result there as well")

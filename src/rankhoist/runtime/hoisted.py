@@ -174,7 +174,7 @@ class HoistedModel(Appending, nn.Module):
 
         Raises:
             InputError: a number is below 1.
-            BackendError: there is no such backend.
+            BackendError: there is no such backend, or not here.
         """
         ranges, tuning = tuned(self, candidates, requests, seconds, progress, backends)
         report, plans = self.blueprint.report, self.plans

@@ -20,7 +20,7 @@ from rankhoist.compiler.plan import Ranges, Way
 from rankhoist.compiler.targets.backends import backend_of, installed
 from rankhoist.compiler.targets.machine import name_of
 from rankhoist.compiler.targets.timing import Timing, interleaved
-from rankhoist.errors import InputError, VerificationError
+from rankhoist.errors import BackendError, InputError, VerificationError
 from rankhoist.mistakes import in_one_line
 from rankhoist.report.tuning import Point, Trial, Tuning
 from rankhoist.runtime.ids import EAGER, GRAPHS
@@ -52,18 +52,16 @@ def tuned(
 
     Raises:
         InputError: a number is below 1, or there is none.
-        BackendError: there is no such backend.
+        BackendError: there is no such backend, or not here.
         VerificationError: no plan computes what the original does.
     """
     if min(candidates, default=0) < 1 or min(requests, default=0) < 1 or not seconds > 0:
         raise InputError(f"tune takes numbers from 1 on, got {list(candidates)}, {list(requests)}, {seconds} seconds")
     if all(spec.role == "candidate" for spec in model._inputs.interface.inputs.values()):
         requests = (1,)  # nothing says how many there are
-    for name in backends or ():
-        backend_of(name)
+    allowed = _of(backends, backends_of(model))
     start = time.perf_counter()
     sizes = sorted(set(itertools.product(requests, candidates)))
-    allowed = [name for name in backends_of(model) if backends is None or name in (EAGER, *backends)]
     calls = [_Calls(model, r, n, allowed) for r, n in sizes]
     for own in calls:
         told(f"{own}: {len(model.plans.plans)} plans")
@@ -112,6 +110,19 @@ def backends_of(model: Tunable) -> list[str]:
     if not isinstance(model, Planned) or model.interface.jagged or model.interface.varying:
         return [EAGER]
     return installed(model.device, model.dtype)
+
+
+def _of(names: Collection[str] | None, here: Sequence[str]) -> Sequence[str]:
+    """The backends that are asked for, PyTorch's own operators first.
+
+    Raises:
+        BackendError: there is no such backend, or not here.
+    """
+    for name in names or ():
+        backend_of(name)
+        if name not in here:
+            raise BackendError(f"backend {name!r} does not run this model here; {', '.join(here)} do")
+    return [name for name in here if names is None or name in (EAGER, *names)]
 
 
 def tuned_elsewhere(tuning: Tuning | None) -> str:
