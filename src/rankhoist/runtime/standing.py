@@ -8,8 +8,7 @@ and what boundaries say is known. It is a recording beside those of other calls,
 from __future__ import annotations
 
 import weakref
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,22 +24,27 @@ TIMES = 3  # that a call comes before it has a recording of its own
 RECENT = 8  # calls that are remembered until they come again
 KEPT = 4  # recordings, which keep their tensors alive
 
+PLAIN = (Tensor, str, int, float, type(None))
 Call = tuple[list[Any], list[int] | None]  # tensors and what is passed with them; boundaries
 
 
 def call_of(args: Sequence[Any], offsets: Any) -> Call | None:
     """A call's tensors, and what else it is given; None where they are held by what is not looked into."""
+    if offsets is not None and type(offsets) is not list:
+        return None
     given: list[Any] = []
     for own in args:
         if isinstance(own, dict):
-            for name, value in own.items():
-                given += (name, value)
+            for pair in own.items():
+                given += pair
         elif isinstance(own, Split):
             given += (own.context, own.candidate)
         else:
             given.append(own)
-    plain = all(isinstance(x, Tensor | str | int | float) or x is None for x in given)
-    return (given, offsets) if plain and (offsets is None or type(offsets) is list) else None
+    for x in given:
+        if not isinstance(x, PLAIN):
+            return None
+    return given, offsets
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,20 @@ class Recent:
     """Calls that came lately, and how often; their tensors are not kept alive."""
 
     def __init__(self) -> None:
-        self._calls: deque[tuple[list[Any], list[int] | None, list[int]]] = deque(maxlen=RECENT)
+        self._calls: dict[Hashable, tuple[list[Any], list[int]]] = {}  # the latest comes last
 
     def often(self, call: Call) -> bool:
         """Whether it came just as often as it takes."""
         given, offsets = call
-        for refs, bounds, times in list(self._calls):
-            if len(refs) == len(given) and bounds == offsets and all(map(_is, refs, given)):
-                times[0] += 1
-                return times[0] == TIMES
-        refs = [weakref.ref(x) if isinstance(x, Tensor) else x for x in given]
-        self._calls.append((refs, None if offsets is None else [*offsets], [1]))
-        return False
+        key = tuple([id(x) for x in given if isinstance(x, Tensor)]), offsets and tuple(offsets)
+        refs, times = self._calls.pop(key, ([], [0]))
+        if len(refs) != len(given) or not all(map(_is, refs, given)):  # others, perhaps where those were
+            refs, times = [weakref.ref(x) if isinstance(x, Tensor) else x for x in given], [0]
+        self._calls[key] = refs, times
+        for old in list(self._calls)[:-RECENT]:
+            self._calls.pop(old, None)
+        times[0] += 1
+        return times[0] == TIMES
 
 
 def _is(ref: Any, x: Any) -> bool:

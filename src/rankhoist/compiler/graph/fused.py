@@ -152,8 +152,7 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, cent
     from rankhoist.compiler.graph import tiles
 
     width = x.shape[-1]
-    count, wide, ((columns,), unit) = x.numel() // width, 1 << (width - 1).bit_length(), _in_units(width)
-    rows = max(PASS * 4 // wide, 1)
+    count, ((columns,), unit), (rows, wide) = x.numel() // width, _in_units(width), _passed(width, NORMED)
     with torch.cuda.device_of(x):
         tiles.norm[(-(-count // rows),)](
             x, x if weight is None else weight, x if bias is None else bias, made, count, columns, eps, SIZE_UNIT=unit,
@@ -192,13 +191,18 @@ def repeat(x: Tensor, owner: Tensor) -> Tensor:
     from rankhoist.compiler.graph import tiles
 
     width = math.prod(x.shape[1:])
-    wide, ((columns,), unit) = min(1 << (width - 1).bit_length(), PASS), _in_units(width)
-    rows = max(PASS * 4 // wide, 1)
+    ((columns,), unit), (rows, wide) = _in_units(width), _passed(width, PASS)
     with torch.cuda.device_of(x):
         tiles.repeat[(-(-owner.shape[0] // rows), -(-width // wide))](
             x, owner, made, owner.shape[0], columns, SIZE_UNIT=unit, ROWS=rows, WIDTH=wide
         )
     return made
+
+
+def _passed(width: int, most: int) -> tuple[int, int]:
+    """How many rows a program passes over, and how many columns of them, the power of two that holds all or `most`."""
+    wide = min(1 << (width - 1).bit_length(), most)
+    return max(PASS * 4 // wide, 1), wide
 
 
 def _rows(
