@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
@@ -104,6 +105,23 @@ def check_outputs(signature: Any, training: bool) -> None:
             raise UnsupportedModelError(
                 f"the model writes to its buffer {spec.target!r} in forward; a hoisted model keeps no state between "
                 "calls. Hoist the part of the model that only reads."
+            )
+
+
+def check_results(outputs: Sequence[Any], rows: sympy.Symbol) -> None:
+    """That numbers among the results follow from the number of rows.
+
+    Raises:
+        UnsupportedModelError: one is read out of data, is the length of an axis that varies, or no whole number.
+    """
+    for node in outputs:
+        value = node.meta["val"] if isinstance(node, fx.Node) else None
+        if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            continue
+        if not (isinstance(value, torch.SymInt) and value.node.expr.free_symbols <= {rows}):
+            raise UnsupportedModelError(
+                f"the model returns a number that is no tensor and no number of rows ({_called(node)}). Return a "
+                "tensor in its place, or leave it out"
             )
 
 

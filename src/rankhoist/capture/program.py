@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture import onnx
 from rankhoist.capture.asked import asked
 from rankhoist.capture.bags import MODEL, BagNames
-from rankhoist.capture.checks import check_operators, check_outputs, check_states, mutated
+from rankhoist.capture.checks import check_operators, check_outputs, check_results, check_states, mutated
 from rankhoist.capture.composites import few_prepared, is_functional, taken_apart
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
@@ -270,6 +270,7 @@ def _program(exported: torch.export.ExportedProgram, given: Example, sides: Any,
     kinds = [s.kind for s in signature.output_specs if s.kind is not OutputKind.TOKEN]
     returned = zip(last.args[0], kinds, strict=True)  # what is written to inputs is returned as well
     outputs = [o for o, kind in returned if kind is OutputKind.USER_OUTPUT]
+    check_results(outputs, found.rows)
     renewed = {o.name: o for o in last.args[0] if isinstance(o, fx.Node)}
     outputs += [renewed[made] for made in written.values()]
     buffers = {w.name: placeholder for placeholder, w in weights.items()}

@@ -54,7 +54,7 @@ from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph import kernels
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.lengths import sizes
-from rankhoist.compiler.graph.node import Node, Rate, aten
+from rankhoist.compiler.graph.node import Node, Rate, Size, aten
 from rankhoist.mistakes import is_mistake, told
 
 NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}  # read out of a tensor
@@ -220,6 +220,8 @@ class Interpreter:
         if not isinstance(output, fx.Node):
             return output
         value = self.values[output]
+        if isinstance(value, sympy.Expr):
+            return Size(value)
         return self.originals.present(value, Rate.PAIR) if isinstance(value, TensorValue) else value
 
     def _given(self, arguments: Any) -> Any:

@@ -16,6 +16,8 @@ from rankhoist.compiler.graph.node import Node, Size, StageArgument
 from rankhoist.compiler.graph.operators import row
 from rankhoist.errors import UnsupportedModelError
 
+NUMBERS = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
+
 
 class Writer:
     """Writes nodes, operands first; `over` says which are written over which of their arguments."""
@@ -84,10 +86,10 @@ class Writer:
             return self.arguments["rows"]
         if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
             expr = sympy.Mul(*[expr.base] * int(expr.exp), evaluate=False)
-        operators = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
-        if type(expr) not in operators:
-            raise UnsupportedModelError(f"a size of the model is {expr}, which is no function of the row count alone")
+        if type(expr) not in NUMBERS:
+            said = expr.xreplace({self.rows: sympy.Symbol("rows")})
+            raise UnsupportedModelError(f"a size of the model is {said}, which is no sum, product or quotient of sizes")
         result = self._size(expr.args[0], measured)
         for part in expr.args[1:]:
-            result = self.graph.call_function(operators[type(expr)], (result, self._size(part, measured)))
+            result = self.graph.call_function(NUMBERS[type(expr)], (result, self._size(part, measured)))
         return result

@@ -19,6 +19,7 @@ from torch.export import Dim
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.emit.lookups import OUTSIDE
 from rankhoist.compiler.emit.traceable import slots_of, traceable
+from rankhoist.compiler.emit.writer import NUMBERS
 from rankhoist.compiler.graph.node import aten
 from rankhoist.errors import BackendError
 
@@ -79,10 +80,13 @@ def export(name: str, stage: Stage, several: bool, given: Sequence[Moving | Tens
     """A stage with its weights (`given` tensors) inside, its outputs called `{result}.0`, ...
 
     Raises:
-        BackendError: `torch.export` refuses it, or there is nothing that moves.
+        BackendError: `torch.export` refuses it, there is nothing that moves, or it returns a number of rows.
     """
     if not stage.leaves:
         raise BackendError(f"the {name} stage reads no input, so there is nothing to export")
+    rows, *_, last = stage.module.graph.nodes
+    if any(x is rows or x.target in NUMBERS.values() for x in last.all_input_nodes):
+        raise BackendError("a result is a number that changes with the number of rows, and only tensors are exported")
     spelled = traceable(stage, several)
     owner = torch.repeat_interleave(torch.arange(len(BOUNDS) - 1), BOUNDS.diff())
     cut = blocks_of_rows(BOUNDS, owner)
