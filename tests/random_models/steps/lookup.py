@@ -56,7 +56,7 @@ def own_row(draft: Draft, x: fx.Node) -> Made:
     """`x[arange(rows), ids]`, and `gather`."""
     ids = draft.value(lambda e: len(e) in (1, 2) and e[0] == -1 and min((*e[1:], 1)) > 0, floating=False)
     _check_ids(draft, ids)
-    ids = draft.call(aten.remainder.Scalar, ids, draft.extent(x)[1])
+    ids = draft.call(aten.remainder.Scalar, ids, draft.places(draft.extent(x)[1]))
     if len(draft.extent(ids)) == 2:
         return draft.call(aten.gather.default, x, 1, ids)
     rows = draft.call(aten.arange.default, draft.size(-1), device=torch.device("cpu"), pin_memory=False)
@@ -66,6 +66,7 @@ def own_row(draft: Draft, x: fx.Node) -> Made:
 def read(draft: Draft, x: fx.Node) -> Made:
     """Tokens at places that ids choose, the same for all columns or others for each; then a layer of what is read."""
     _, length, width = draft.extent(x)
+    length = draft.places(length)
     ids = draft.value(lambda e: len(e) in (1, 2) and e[0] == -1 and min((*e[1:], 1)) > 0, floating=False)
     _check_ids(draft, ids)
     ids = draft.call(aten.remainder.Scalar, ids, length)
