@@ -190,3 +190,18 @@ def test_nan_and_infinity_match():
     found = model(USER[1][:1].expand(6, 2), ITEM)
     assert found.isnan().any() and found.isinf().any()
     assert verify(hoist(model, rows, context=["dense"]), model)
+
+
+def test_what_a_model_compiles_stays_compiled():
+    ran: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., object]:
+        return lambda *given: ran.append(len(given)) or graph.forward(*given)
+
+    product = torch.compile(lambda dense, item: dense @ item.mT, backend=counted, dynamic=True)
+    model = Function(lambda dense, item: product(dense[:, None], item[:, None, :2]).flatten()).eval()
+    hoisted = hoist(model, (USER[1], ITEM), context=["dense"])
+    assert verify(hoisted, model, candidates=[2, 7])
+    ran.clear()
+    model(USER[1], ITEM)
+    assert ran

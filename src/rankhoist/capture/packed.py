@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
+from rankhoist.capture.calling import calling
 from rankhoist.errors import UnsupportedModelError
 
 SHUT = 1e4  # of what a gate is the sigmoid of: 0 or 1, also in half precision
@@ -45,11 +46,9 @@ _MET = Met()
 
 @contextlib.contextmanager
 def packed_as_padded() -> Iterator[Met]:
-    """While a model is exported: whoever has imported the functions, by whatever name, calls those below."""
+    """While a model is exported."""
     with contextlib.ExitStack() as stack:
-        for own, other in ((rnn.pack_padded_sequence, _pack), (rnn.pad_packed_sequence, _pad)):
-            stack.callback(setattr, own, "__code__", own.__code__)
-            own.__code__ = other.__code__
+        stack.enter_context(calling({rnn.pack_padded_sequence: _pack, rnn.pad_packed_sequence: _pad}))
         for name in OPERATORS:
             stack.enter_context(mock.patch.object(torch._VF, name, _of_both(getattr(torch._VF, name))))
         # What calls these compares a state's rows with the first batch size as an int: a symbolic one stays what it is.
@@ -59,7 +58,7 @@ def packed_as_padded() -> Iterator[Met]:
 
 
 def _pack(input: Tensor, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True) -> Any:
-    from rankhoist.capture.packed import Steps  # its code stands in another module
+    from rankhoist.capture.packed import Steps  # its code runs in another module
 
     return Steps.packed(input, lengths, batch_first)
 

@@ -13,6 +13,7 @@ from rankhoist.capture.alike import leaves_alike
 from rankhoist.capture.bags import JaggedCall
 from rankhoist.capture.checks import check_exported
 from rankhoist.capture.export import export
+from rankhoist.capture.flex import flex_as_operators
 from rankhoist.capture.packed import packed_as_padded
 from rankhoist.capture.scripts import converted, scripts_converted
 from rankhoist.capture.shortest import shortest
@@ -34,7 +35,12 @@ def exported(
     if isinstance(model, torch.jit.ScriptModule):
         model = converted(model, bound.args)
         bound = inspect.signature(model.forward).bind(*bound.args)
-    with scripts_converted(model, bound) as scripts, packed_as_padded() as met, written(model) as attributes:
+    with (
+        scripts_converted(model, bound) as scripts,
+        packed_as_padded() as met,
+        flex_as_operators(),
+        written(model) as attributes,
+    ):
         program = (
             jagged.export(model, bound, training) if jagged is not None else export(model, bound, training, varying)
         )

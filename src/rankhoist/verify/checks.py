@@ -204,7 +204,8 @@ def _own(module: nn.Module, hoisted: HoistedModel, batches: Sequence[Batch]) -> 
     """The original in its own dtype; term by term, which takes a pass for every term, only where there are few rows."""
     results = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
     run = by_torch(module, hoisted)
-    with TermByTerm():  # type: ignore[no-untyped-call]
+    # as written: see `Tables.looked_up`
+    with torch.compiler.set_stance("force_eager"), TermByTerm():  # type: ignore[no-untyped-call]
         added = {k: _attempt(run, batches[k]) for k in _small(batches)}
     return Own(results, {k: result for k, result in added.items() if isinstance(result, Outputs)})
 

@@ -42,8 +42,10 @@ class Tables:
 
     @contextlib.contextmanager
     def looked_up(self) -> Iterator[None]:
-        """While whoever runs takes the tables for float64."""
-        with _LookedUp(self) if self._large else contextlib.nullcontext():
+        """While whoever runs takes the tables for float64, and runs as written: a compiler may know no float64, and
+        gives up on a function for good where it meets a mode.
+        """
+        with torch.compiler.set_stance("force_eager"), _LookedUp(self) if self._large else contextlib.nullcontext():
             yield
 
 
