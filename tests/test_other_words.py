@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankhoist import hoist
 from rankhoist.capture.other_words import OtherWords
+from rankhoist.errors import ExportError
 
 G = torch.Generator().manual_seed(0)
 CONTEXT, CANDIDATE = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (3, 7))
@@ -110,3 +111,9 @@ def test_an_encoder_without_gradients_is_no_operator_of_its_own():
     assert not [n for n in hoisted.program.graph.nodes if "encoder_layer_fwd" in str(n.target)]
     expected = model(CONTEXT[:1].expand(7, -1), CANDIDATE)
     torch.testing.assert_close(hoisted(CONTEXT[:1], CANDIDATE), expected)
+
+
+def test_a_choice_for_all_rows_is_refused():
+    model = Function(lambda c, k: torch.cond(k.sum() > 0, lambda x: x + 1, lambda x: x - 1, (c + k,))).eval()
+    with pytest.raises(ExportError, match=r"control flow in it decides for all rows of a call at once, where torch\.where"):
+        hoist(model, (CONTEXT, CONTEXT), context=["context"])

@@ -229,6 +229,8 @@ def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Ex
         cause = "its control flow, or a size, depends on the values of tensors"
     elif _fixes_rows(error):
         cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
+    elif type(error).__name__ == "UncapturedHigherOrderOpError":
+        cause = "control flow in it decides for all rows of a call at once, where torch.where decides row by row"
     else:
         cause = f"{type(error).__name__}"
     return (
