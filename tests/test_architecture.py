@@ -25,6 +25,7 @@ LONGEST = 350  # lines of a file
 ROOMS = [
     "client",
     "errors",
+    "arguments",
     "mistakes",
     "capture",
     "compiler.graph",

@@ -264,7 +264,10 @@ def test_report(capsys, folder: Path):
         (["some_models:ranker", "--context", "usr"], "context name 'usr' matches no input"),
         (["some_models:packed", "--context", "x=1-z"], "--context x=1-z: '1-z' is no column"),
         (["none.pt2", *CONTEXT], "no such file: none.pt2"),
-        (["some_models:ranker", *CONTEXT, "--json", "none/x.json"], "--json none/x.json: No such file or directory"),
+        (
+            ["some_models:ranker", *CONTEXT, "--json", "none/x.json"],
+            "none/x.json cannot be written: there is no fold",
+        ),
     ],
 )
 def test_errors_are_one_message_and_exit_code_2(capsys, arguments: list[str], message: str):
@@ -382,3 +385,11 @@ def test_python_dash_m():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("rankhoist: 'nothing' is neither")
+
+
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_what_cannot_be_written_is_told_before_any_work(monkeypatch, capsys, tmp_path, option: str):
+    monkeypatch.setattr("rankhoist.cli.hoist.hoisted_of", lambda *_: pytest.fail("it was hoisted first"))
+    for path, words in ((tmp_path, "it is a folder"), (tmp_path / "none" / "x", "there is no folder")):
+        assert cli.main(["hoist", "some_models:ranker", *CONTEXT, option, str(path)]) == 2
+        assert words in capsys.readouterr().err

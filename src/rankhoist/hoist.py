@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rankhoist.arguments import texts
 from rankhoist.capture import BagNames, Context, Dynamic, Model, Program, capture
-from rankhoist.compiler.algebra.workload import Workload, parse_level
+from rankhoist.compiler.algebra.workload import Workload, parse_level, workload_of
 from rankhoist.compiler.plan import Task, make_plans, plans_with_store, safe_plan, watched
 from rankhoist.compiler.rules import all_rules, check_names
 from rankhoist.compiler.targets import Target, named, target_of, this_machine, with_replays
@@ -82,7 +83,7 @@ def hoist(
         torch.Size([1000, 1])
     """
     program = capture(
-        model, example, context, all_rules(), item=item, opaque=tuple(opaque), jagged=jagged, dynamic=dynamic
+        model, example, context, all_rules(), item=item, opaque=texts(opaque, "opaque"), jagged=jagged, dynamic=dynamic
     )
     hoisted = hoist_program(
         program, workload=workload, level=level, without=without, targets=targets, item_bytes=item_bytes,
@@ -101,10 +102,11 @@ def hoist_program(
     `target` is what the plans are made for (default: where the program is, in its dtype), `targets` names others.
     """
     target = target or target_of(program.device, program.dtype) or this_machine()
-    task = Task(program, parse_level(level), workload or Workload(), target, frozenset(without))
+    asked, off = workload_of(workload, Workload()), frozenset(texts(without, "without"))
+    task = Task(program, parse_level(level), asked, target, off)
     check_names(task.without)
-    others = [t for t in with_replays([target, *map(named, targets)]) if t.name != target.name]
-    if seconds is not None and not seconds > 0:
+    others = [t for t in with_replays([target, *map(named, texts(targets, "targets"))]) if t.name != target.name]
+    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
         raise InputError(f"the search for plans is given {seconds} seconds: give it more than 0, or None")
     try:
         with late_progress("hoisting") as shown, watched(seconds, shown):

@@ -46,7 +46,7 @@ class Client:
         headers: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self._protocol, self._timeout, self._retries = protocol, timeout, retries
-        self._http = httpx.Client(base_url=url, headers=headers)
+        self._http = httpx.Client(base_url=messages.base_url(url), headers=headers)
 
     def rank(
         self, model: str, context: Features, candidates: Features | Rows, *, top_k: int | None = None,
@@ -137,7 +137,7 @@ class AsyncClient:
         headers: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self._protocol, self._timeout, self._retries = protocol, timeout, retries
-        self._http = httpx.AsyncClient(base_url=url, headers=headers)
+        self._http = httpx.AsyncClient(base_url=messages.base_url(url), headers=headers)
 
     async def rank(
         self, model: str, context: Features, candidates: Features | Rows, *, top_k: int | None = None,

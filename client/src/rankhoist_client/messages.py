@@ -65,6 +65,30 @@ class Question:
     request_offsets: npt.ArrayLike | None = None
     deadline: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what no server takes.
+
+        Raises:
+            InputError: the model has no name, or `top_k` is no number from 1 on.
+        """
+        if not isinstance(self.model, str):
+            raise InputError(f"model is {type(self.model).__name__}, expected its name on the server")
+        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
+        if self.top_k is not None and not (whole and self.top_k > 0):
+            raise InputError(f"top_k is {self.top_k!r}, expected a whole number from 1 on")
+
+
+def base_url(given: str) -> httpx.URL:
+    """Where a server is.
+
+    Raises:
+        InputError: it is no URL.
+    """
+    try:
+        return httpx.URL(given)
+    except (TypeError, httpx.InvalidURL) as error:
+        raise InputError(f"{given!r} is no URL of a server, such as http://127.0.0.1:8000: {error}") from None
+
 
 def rank_binary(asked: Question, context: Features, candidates: Features | Rows) -> Call:
     """A v2 request with binary tensors.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from rankhoist.arguments import mapping_of
 from rankhoist.capture.export import MAX_ROWS, exported
 from rankhoist.capture.inputs import CONSTANTS, Column, Constant, named_leaves, with_others
 from rankhoist.capture.jagged import Jagged
@@ -188,7 +189,7 @@ def declared_in(
     same are columns of one input.
     """
     by_bounds: dict[tuple[str, str], list[str]] = {}
-    for values, bounds in jagged.items():
+    for values, bounds in mapping_of(jagged, "jagged", "{values: offsets}").items():
         by_bounds.setdefault(_said(values, bounds), []).append(values)
     named = {*jagged, *(name for _, name in by_bounds)}
     unknown = sorted(n for n in named if not isinstance(leaves.get(n), Tensor))

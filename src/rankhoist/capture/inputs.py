@@ -252,6 +252,10 @@ def mark_sides(
 def _wanted_columns(argument: str, names: list[str], given: Context) -> dict[str, Any]:
     if isinstance(given, str):
         given = [given]
+    if not isinstance(given, Iterable):
+        raise ContextError(
+            f"{argument} is {given!r:.40}, expected a list of names of inputs; they are {', '.join(names)}"
+        )
     items: Iterable[tuple[str, Any]]
     items = given.items() if isinstance(given, Mapping) else ((pattern, True) for pattern in given)
     wanted: dict[str, Any] = {}
@@ -298,6 +302,8 @@ def _columns(argument: str, name: str, shape: tuple[int, ...], columns: Any) -> 
             f"input {name!r} has shape [{', '.join(['rows', *map(str, shape)])}]; columns need [rows, columns]"
         )
     width = shape[0]
+    if isinstance(columns, int | None):
+        raise ContextError(f"{argument} columns of input {name!r} are {columns!r}, expected a list of them")
     chosen = range(width)[columns] if isinstance(columns, slice) else list(columns)
     wrong = [c for c in chosen if not isinstance(c, int) or not 0 <= c < width]
     if wrong:

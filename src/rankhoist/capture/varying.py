@@ -11,6 +11,7 @@ import sympy
 import torch
 from torch.export.dynamic_shapes import Dim
 
+from rankhoist.arguments import mapping_of
 from rankhoist.errors import CaptureError, InputError
 
 Dynamic = Mapping[str, "int | Mapping[int, Any]"]
@@ -59,11 +60,12 @@ def asked(dynamic: Dynamic, leaves: Mapping[str, Any]) -> dict[str, dict[int, Di
     """
     found: dict[str, dict[int, Dim]] = {}
     names: dict[Any, Dim] = {}
-    for name, axes in dynamic.items():
+    for name, axes in mapping_of(dynamic, "dynamic", "{'history': 1}").items():
         leaf = leaves.get(name)
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"dynamic names {name!r}, which is no tensor; the inputs are {', '.join(leaves)}")
-        for axis, said in ({axes: None} if isinstance(axes, int) else axes).items():
+        given: Mapping[int, Any] = {axes: None} if isinstance(axes, int) else axes
+        for axis, said in mapping_of(given, f"dynamic[{name!r}]", "{1: (1, 200)}").items():
             if not isinstance(axis, int) or not 1 <= axis < leaf.dim():
                 raise InputError(
                     f"axis {axis!r} of input {name!r} {list(leaf.shape)} cannot vary: axis 0 are the rows, which do, "

@@ -51,8 +51,8 @@ COMMANDS = (
 def main(argv: list[str] | None = None) -> int:
     """Carry out one command; returns the exit code."""
     commands = parser()
-    args, unknown = commands.parse_known_args(argv)
     try:
+        args, unknown = commands.parse_known_args(argv)
         if unknown and not hasattr(args, "without_extra"):  # its options are unknown, and it says so itself
             commands.error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = args.command(args)

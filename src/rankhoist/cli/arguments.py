@@ -69,6 +69,16 @@ def count(text: str) -> int:
     return number
 
 
+def new_file(text: str) -> str:
+    """The path of a file to write: one that cannot be is told before any work."""
+    path = Path(text)
+    if path.is_dir():
+        raise CommandError(f"{text} cannot be written: it is a folder")
+    if not path.absolute().parent.is_dir():
+        raise CommandError(f"{text} cannot be written: there is no folder {path.parent}")
+    return text
+
+
 def context_of(arguments: Sequence[str], option: str = "--context") -> dict[str, bool | list[int]]:
     """`["user_*", "features=0,2,5-9"]` -> `{"user_*": True, "features": [0, 2, 5, 6, 7, 8, 9]}`."""
     context: dict[str, bool | list[int]] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from rankhoist.cli.arguments import DONE, FAILED, command, count, write_json
+from rankhoist.cli.arguments import DONE, FAILED, command, count, new_file, write_json
 from rankhoist.errors import CommandError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     rank.add_argument("--top-k", metavar="K", type=count, help="only the best K")
     rank.add_argument("--context-key", metavar="KEY", help="names the context, whose work the server may then reuse")
     rank.add_argument("--deadline", metavar="S", type=float, help="seconds after which nobody works on it any more")
-    rank.add_argument("--json", metavar="FILE", help="write scores and order there as well")
+    rank.add_argument("--json", metavar="FILE", type=new_file, help="write scores and order there as well")
     rank.set_defaults(command=_rank)
     metadata = actions.add_parser("metadata", help="what a model, or the server, takes and returns, as JSON")
     metadata.add_argument("model", metavar="MODEL", nargs="?", help="its name on the server")

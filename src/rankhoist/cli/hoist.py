@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rankhoist.cli.arguments import DONE, FAILED, command, write_json
+from rankhoist.cli.arguments import DONE, FAILED, command, new_file, write_json
 from rankhoist.cli.models import LEVELS, certificate_of, hoisted_of, model_arguments
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import PlanSummary, Task, make_plan
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--time", action="store_true", help="also measure every level, to stand beside the prediction")
     parser.add_argument("--no-verify", action="store_true", help="do not compare with the original")
     parser.add_argument(
-        "--out", metavar="FILE", help="save the hoisted model there, unless it differs from the original"
+        "--out", metavar="FILE", type=new_file, help="save the hoisted model there, unless it differs from the original"
     )
     parser.add_argument(
         "--target", metavar="NAME", action="append", default=[], choices=NAMES,

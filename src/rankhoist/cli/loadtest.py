@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rankhoist.cli.arguments import DONE, FAILED, command, count, numbers, write_json
+from rankhoist.cli.arguments import DONE, FAILED, command, count, new_file, numbers, write_json
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
                         "takes, or a list (default: drawn at random from what the model takes)")  # fmt: skip
     parser.add_argument("--protocol", choices=["binary", "json"], default="binary", help="default: %(default)s")
     numbers(parser, "candidates", "seed")
-    parser.add_argument("--json", metavar="FILE", help="write the result there")
+    parser.add_argument("--json", metavar="FILE", type=new_file, help="write the result there")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw it there, as SVG (needs the extra `bench`)")
 
 

@@ -17,6 +17,7 @@ from rankhoist.cli.arguments import (
     count,
     dynamic_of,
     jagged_of,
+    new_file,
     numbers,
 )
 from rankhoist.compiler.algebra.workload import Level, Workload
@@ -56,7 +57,7 @@ def model_arguments(parser: argparse.ArgumentParser, saved: bool = False) -> Non
     parser.add_argument("--without", metavar="LAW", action="append", default=[], help=WITHOUT_HELP)
     parser.add_argument("--search-seconds", metavar="S", type=float, help=SECONDS_HELP)
     numbers(parser, "candidates", "requests", "seed")
-    parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+    parser.add_argument("--json", metavar="FILE", type=new_file, help="write the result there as well")
 
 
 def load(target: str) -> tuple[Any, Any]:

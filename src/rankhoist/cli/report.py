@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rankhoist.cli.arguments import DONE, FAILED, command, write_json
+from rankhoist.cli.arguments import DONE, FAILED, command, new_file, write_json
 from rankhoist.cli.models import certificate_of, hoisted_of, model_arguments, stored
 from rankhoist.errors import CommandError
 from rankhoist.report import Report
@@ -29,8 +29,10 @@ def add(commands: Any) -> None:
     text = "hoist a model and list its operators: their rates, their work, what stayed and why"
     parser = command(commands, "report", _report, text, EXAMPLES)
     model_arguments(parser, saved=True)
-    parser.add_argument("--html", metavar="FILE", help="write a page to read in a browser, certificate included")
-    parser.add_argument("--svg", metavar="FILE", help="write the picture of the model's graph")
+    parser.add_argument(
+        "--html", metavar="FILE", type=new_file, help="write a page to read in a browser, certificate included"
+    )
+    parser.add_argument("--svg", metavar="FILE", type=new_file, help="write the picture of the model's graph")
     parser.add_argument("--no-verify", action="store_true", help="do not compare with the original for the page")
 
 
@@ -58,6 +60,8 @@ def _saved(args: argparse.Namespace) -> tuple[Report, Certificate | None]:
 
 def _hoisted(args: argparse.Namespace) -> tuple[Report, Certificate | None]:
     """A certificate is made for the page alone."""
+    if args.context is None and not Path(args.model).exists() and ":" not in args.model:
+        raise CommandError(f"no such file: {args.model}")
     if args.context is None:
         raise CommandError(f"say with --context which inputs of {args.model} belong to the request")
     with Console(stderr=True).status("hoisting"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rankhoist.cli.arguments import DONE, command, count, write_json
+from rankhoist.cli.arguments import DONE, command, count, new_file, write_json
 from rankhoist.compiler.targets.backends import BACKENDS
 from rankhoist.errors import CommandError, HoistingWarning
 from rankhoist.report import tuning
@@ -46,8 +46,10 @@ def add(commands: Any) -> None:
         "--backends", metavar="NAME", choices=[*BACKENDS], nargs="*",
         help=f"try only these beside PyTorch's own operators (default: what is installed of {', '.join(BACKENDS)})",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="FILE", help="where the tuned model goes (default: in place of FILE)")
-    parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+    parser.add_argument(
+        "--out", metavar="FILE", type=new_file, help="where the tuned model goes (default: in place of FILE)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=new_file, help="write the result there as well")
 
 
 def _tune(args: argparse.Namespace) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
+from rankhoist.arguments import path_of
 from rankhoist.errors import ArtifactError
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_report
@@ -50,12 +50,20 @@ class Report(Record):
         return to_svg(self)
 
     def save_html(self, path: str | os.PathLike[str], certificate: Certificate | None = None) -> None:
-        """`to_html` as a file."""
-        Path(path).write_text(self.to_html(certificate), encoding="utf-8")
+        """`to_html` as a file.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
+        _write(path, self.to_html(certificate))
 
     def save_svg(self, path: str | os.PathLike[str]) -> None:
-        """`to_svg` as a file."""
-        Path(path).write_text(self.to_svg(), encoding="utf-8")
+        """`to_svg` as a file.
+
+        Raises:
+            ArtifactError: see `to_svg`; it cannot be written.
+        """
+        _write(path, self.to_svg())
 
     def _repr_html_(self) -> str:
         """In a notebook: the page, in a frame."""
@@ -63,3 +71,10 @@ class Report(Record):
 
     def __str__(self) -> str:
         return to_text(self)
+
+
+def _write(path: str | os.PathLike[str], text: str) -> None:
+    try:
+        path_of(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error

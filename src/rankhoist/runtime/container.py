@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
+from rankhoist.arguments import path_of
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import entry, shown
 from rankhoist.runtime.versions import versions
@@ -72,6 +72,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
     Raises:
         ArtifactError: for whatever goes wrong in the block, with the path and what to do.
     """
+    path = path_of(path)
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             yield Container(archive, os.fstat(file.fileno()).st_size)
@@ -91,11 +92,12 @@ def write(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
     """Write an artifact, whole or not at all."""
     if sorted(members) != sorted(MEMBERS):
         raise ValueError(f"an artifact has the members {MEMBERS}")
+    path = path_of(path)
     listed = {name: {"bytes": len(x), "sha256": hashlib.sha256(x).hexdigest()} for name, x in members.items()}
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     manifest = {"format": FORMAT, "date": date, "versions": versions(), "members": listed}
     try:
-        with written(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with written(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, data in {MANIFEST: to_json(manifest), **members}.items():
                 archive.writestr(zipfile.ZipInfo(name), data)
     except OSError as error:

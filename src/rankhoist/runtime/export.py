@@ -139,13 +139,17 @@ def write(folder: Path, source: Source, several: bool, suffix: str, write_one: W
 
     Raises:
         BackendError: the model is called in a way that no manifest describes, or a stage is refused.
+        ArtifactError: the folder cannot be written.
     """
     inputs, files, constants = source.inputs, dict[str, StageFile](), dict[int, Any]()
     try:
         interface_json.to_data(inputs.interface)  # what no manifest describes is refused before anything is written
     except ArtifactError as error:
         raise refused("the model", error) from error
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written: {error.strerror or error}") from error
     for stage in source.exported(several):
         path = folder / f"{stage.name}{suffix}"
         try:

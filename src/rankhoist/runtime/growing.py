@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import mapping_of
 from rankhoist.capture.varying import Varying, with_lengths
 from rankhoist.compiler.growing import Growing, RefusedError, Varies, make_growing, uniform_weights
 from rankhoist.compiler.plan import Way
@@ -77,6 +78,7 @@ class Appending(Halves, CatalogueScoring):
                 longer than the model takes.
             VocabularyError: an id is outside of the table that it indexes.
         """
+        self._check_state(state)
         lengths = self._inputs.lengths
         if state.grown is None:
             raise InputError("this state cannot grow: prepare it with growing=True")
@@ -84,7 +86,7 @@ class Appending(Halves, CatalogueScoring):
         named = [name for own in lengths.values() for name, _ in own]
         if not found or not {*events} <= {*named}:
             raise InputError(f"append takes events of {', '.join(named)}; got {', '.join(events) or 'none'}")
-        given = dict(events)
+        given = dict(mapping_of(events, "events", "{name: tensor}"))
         with torch.no_grad():
             for length in found:
                 state = self._appended(state, length, given)

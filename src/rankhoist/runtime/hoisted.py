@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankhoist.arguments import mapping_of, path_of, whole_numbers
 from rankhoist.capture import Program
 from rankhoist.compiler.plan import Plan, Plans, PlanSummary, single
 from rankhoist.compiler.targets.cuda_graphs import wait_for
-from rankhoist.errors import WeightsError
+from rankhoist.errors import InputError, WeightsError
 from rankhoist.report import Report
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_model
@@ -111,6 +111,7 @@ class HoistedModel(Appending, nn.Module):
             WeightsError: names or shapes differ, or a buffer that the plan was made from (an index, a mask) changed.
                 The model is left as it was.
         """
+        state_dict = mapping_of(state_dict, "state_dict", "model.state_dict()")
         original = renewed(self._weights.original, state_dict, self.interface.state, self.blueprint.pinned)
         opaque = self.blueprint.kept(original, self.dtype, self.device)
         weights = Weights.of(original, self._weights.constants, self.stages, self.interface, opaque=opaque)
@@ -148,6 +149,9 @@ class HoistedModel(Appending, nn.Module):
         as many requests and candidates are replayed. It scores made-up rows, the example's where it is known; returns
         itself.
         """
+        candidates, requests = whole_numbers(candidates, "candidates"), whole_numbers(requests, "requests")
+        if min(candidates, default=0) < 0 or min(requests, default=0) < 0:
+            raise InputError(f"calls have 0 and more of each, got {candidates} candidates, {requests} requests")
         self._record_calls()
         for r in requests:
             for n in candidates or self.plans.one_per_plan(r):
@@ -228,7 +232,7 @@ class HoistedModel(Appending, nn.Module):
         Raises:
             BackendError: the extra `onnx` is not installed, or an operator has no ONNX counterpart.
         """
-        export.to_onnx(Path(folder), self._source("ONNX"), several)
+        export.to_onnx(path_of(folder, "folder"), self._source("ONNX"), several)
 
     def package(self, folder: str | os.PathLike[str], several: bool = False) -> None:
         """Compile both stages ahead of time with AOTInductor; `rankhoist.runtime.load_package` runs them.
@@ -236,7 +240,7 @@ class HoistedModel(Appending, nn.Module):
         A package is native code of this machine's kind, which runs when loaded: load only what you trust. A call from
         Python holds the interpreter lock from beginning to end, so threads do not score side by side.
         """
-        export.to_package(Path(folder), self._source("AOTInductor"), several)
+        export.to_package(path_of(folder, "folder"), self._source("AOTInductor"), several)
 
     def _source(self, how: str) -> export.Source:
         """What is exported: the main plan, or where that has a condition the one for calls for which it does not hold.

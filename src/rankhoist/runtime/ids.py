@@ -174,7 +174,7 @@ class Guard:
         try:
             return (run or stage.run)(*feed.arguments)
         except (IndexError, RuntimeError) as error:
-            raise self._explained(error, plan, stage, feed) from None
+            raise self.explained(error, plan, stage, feed) from None
 
     def watched(self, run: Callable[..., tuple[Any, ...]], feed: Feed) -> tuple[Any, ...]:
         """The same of a graph that belongs to no plan without a store: of it, inputs alone are looked into.
@@ -197,7 +197,7 @@ class Guard:
         """
         check({name: own for name, own in self.bounds[side].items() if name in inputs}, inputs)
 
-    def _explained(self, error: Exception, plan: int, stage: Stage, feed: Feed) -> Exception:
+    def explained(self, error: Exception, plan: int, stage: Stage, feed: Feed) -> Exception:
         """The error of a stage that failed of an input elsewhere, or of an id outside of its table, in words; any other
         as it is.
         """
@@ -207,6 +207,8 @@ class Guard:
         for what, t in [*named, *prepared]:
             if t.device.type != own.type or own.index not in (None, t.device.index):
                 return InputError(f"{what} on {t.device}, and the model on {own}: move one to the other")
+            if t.layout != torch.strided:
+                return InputError(f"{what} {t.layout}, expected a dense tensor: to_dense()")
         if isinstance(error, RankhoistError) or own.type != "cpu":
             return error
         try:

@@ -112,7 +112,11 @@ class Inputs:
         if self.interface.jagged:
             inputs = self._bags_of_side(inputs)
         if not isinstance(inputs, Mapping):
-            values = [inputs] if isinstance(inputs, Tensor | Jagged) else list(inputs)
+            values = [inputs] if isinstance(inputs, Tensor | Jagged) else inputs
+            if not isinstance(values, Sequence):
+                raise InputError(
+                    f"{side} inputs are {type(inputs).__name__}, expected {{name: tensor}} or a list in order"
+                )
             if len(values) != len(names):
                 raise InputError(f"expected {len(names)} {side} inputs ({', '.join(names)}), got {len(values)}")
             return dict(zip(names, values, strict=True))

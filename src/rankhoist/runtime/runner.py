@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import path_of
 from rankhoist.compiler.emit.lookups import OUTSIDE, check_counts
 from rankhoist.compiler.targets import aoti, onnx
 from rankhoist.compiler.targets.exported import Load, blocks_of_rows
@@ -21,8 +22,6 @@ from rankhoist.runtime.offsets import Offsets
 from rankhoist.runtime.scoring import Candidates, RequestState, Scoring
 from rankhoist.runtime.weights import Weights
 
-INSIDE = Weights({}, {}, (), {}, [])  # the weights of exported stages are inside of them
-
 
 class Runner(Scoring):
     """Scores with exported stages, called like the hoisted model that they come from. Tensors in and out, on the CPU.
@@ -33,6 +32,7 @@ class Runner(Scoring):
     def __init__(self, folder: Path, load: Load) -> None:
         manifest = Manifest.read(folder)
         self._inputs = Inputs(manifest.interface, manifest.dtype, torch.device("cpu"))
+        self._weights = Weights({}, {}, (), {}, self.interface, [])  # those of exported stages are inside of them
         self._stages, self._constants, self._ids = manifest.stages, manifest.constants, manifest.ids
         self._calls = {name: load(folder / stage.file) for name, stage in manifest.stages.items()}
 
@@ -46,7 +46,7 @@ class Runner(Scoring):
             made = self._run("request", self._one("context"), checked=False)
         else:
             made = self._run("request", context)
-        return RequestState(requests, {i: t.contiguous() for i, t in enumerate(made)}, INSIDE)
+        return RequestState(requests, {i: t.contiguous() for i, t in enumerate(made)}, self._weights)
 
     def _score(self, state: RequestState, candidates: Candidates) -> Any:
         candidate, rows, blocks = candidates
@@ -100,7 +100,7 @@ def load_onnx(folder: str | os.PathLike[str], providers: Sequence[str] = (), thr
     Raises:
         BackendError: the extra `onnx` is not installed, or the folder holds no export that this version reads.
     """
-    return Runner(Path(folder), onnx.loader(providers, threads))
+    return Runner(path_of(folder, "folder"), onnx.loader(providers, threads))
 
 
 def load_package(folder: str | os.PathLike[str]) -> Runner:
@@ -109,4 +109,4 @@ def load_package(folder: str | os.PathLike[str]) -> Runner:
     Raises:
         BackendError: the folder holds no export that this version reads.
     """
-    return Runner(Path(folder), aoti.load)
+    return Runner(path_of(folder, "folder"), aoti.load)

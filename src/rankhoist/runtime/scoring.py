@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from rankhoist.arguments import of_kind
 from rankhoist.capture import Interface
 from rankhoist.compiler.plan import Way
+from rankhoist.errors import InputError
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks, Offsets, blocks_of
 from rankhoist.runtime.weights import Weights
@@ -161,6 +163,7 @@ class Scoring(ABC):
         Raises:
             InputError: see `forward`.
         """
+        self._check_state(state)
         candidate = self._inputs.of_side("candidate", candidate_inputs)
         rows = self._inputs.accept("candidate", candidate)
         blocks = blocks_of(request_offsets, state.requests, rows)
@@ -188,6 +191,15 @@ class Scoring(ABC):
         context = self._inputs.of_side("context", inputs)
         requests = self._inputs.accept("context", context)
         return self._inputs.stage_inputs(context), requests
+
+    def _check_state(self, state: RequestState) -> None:
+        """That a state is one of this model.
+
+        Raises:
+            InputError: it is of another, or none.
+        """
+        if of_kind(state, RequestState, "state", "what prepare returns").weights.interface is not self.interface:
+            raise InputError("the state was prepared by another model: each scores its own")
 
     def _whole(self, context: dict[str, Tensor], requests: int, candidates: Candidates) -> Any:
         """Both stages, of inputs that are checked."""

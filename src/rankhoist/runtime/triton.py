@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import path_of
 from rankhoist.capture import Interface
 from rankhoist.errors import BackendError
 from rankhoist.runtime.datatypes import DATATYPES
@@ -59,7 +60,7 @@ def to_triton(hoisted: HoistedModel, folder: str | os.PathLike[str], name: str, 
     if version < 1:
         raise BackendError(f"version {version} is none: Triton's versions are numbers from 1 on")
     hoisted._inputs.refuse("a model repository of Triton's", varying=False)
-    root = Path(folder)
+    root = path_of(folder, "folder")
     if (root / name / str(version)).exists():
         raise BackendError(f"{root / name} has a version {version} already: give a later one")
     with tempfile.TemporaryDirectory() as temporary:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rankhoist.arguments import of_kind, whole_numbers
 from rankhoist.compiler.plan import Ranges, Way
 from rankhoist.compiler.targets.backends import backend_of, installed
 from rankhoist.compiler.targets.machine import name_of
@@ -55,6 +56,8 @@ def tuned(
         BackendError: there is no such backend, or not here.
         VerificationError: no plan computes what the original does.
     """
+    candidates, requests = whole_numbers(candidates, "candidates"), whole_numbers(requests, "requests")
+    of_kind(seconds, (int, float), "seconds", "a number")
     if min(candidates, default=0) < 1 or min(requests, default=0) < 1 or not seconds > 0:
         raise InputError(f"tune takes numbers from 1 on, got {list(candidates)}, {list(requests)}, {seconds} seconds")
     if all(spec.role == "candidate" for spec in model._inputs.interface.inputs.values()):

@@ -28,13 +28,15 @@ class Weights:
     they are, with these weights.
     `arguments` are those of every plan's (request, candidate) stage: a weight, or what each call puts in its place: the
     number of a node of the state (or of a store), or the name of an input. `with_store` are those of the plans for
-    items with a store, and `item` those of the item stage.
+    items with a store, and `item` those of the item stage. `interface` is that of their model, by which a state of
+    another model is known.
     """
 
     original: dict[str, Tensor]
     constants: dict[str, Tensor]
     folded: Sequence[Tensor]
     opaque: Mapping[str, Kept]
+    interface: Interface
     arguments: list[tuple[list[Argument], list[Argument]]]
     with_store: Sequence[tuple[list[Argument], list[Argument]]] = ()
     item: Sequence[Argument] = ()
@@ -69,8 +71,10 @@ class Weights:
 
         plans, items = of_plans(stages.variants), stages.catalogue
         if items is None:
-            return Weights(original, constants, folded, opaque, plans)
-        return Weights(original, constants, folded, opaque, plans, of_plans(items.variants), arguments(items.item))
+            return Weights(original, constants, folded, opaque, interface, plans)
+        return Weights(
+            original, constants, folded, opaque, interface, plans, of_plans(items.variants), arguments(items.item)
+        )
 
 
 def _fold(stage: Stage, original: dict[str, Tensor], constants: dict[str, Tensor]) -> Sequence[Tensor]:
@@ -81,6 +85,12 @@ def _fold(stage: Stage, original: dict[str, Tensor], constants: dict[str, Tensor
 def filled(arguments: Sequence[Argument], early: Mapping[int, Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """The arguments of one call: `early` are the state's tensors (and a store's) by node."""
     return [early[a] if type(a) is int else inputs[a] if type(a) is str else a for a in arguments]  # type: ignore
+
+
+def _tensor(given: Tensor, name: str) -> Tensor:
+    if not isinstance(given, Tensor):
+        raise WeightsError(f"weight {name!r} is {type(given).__name__}, expected a tensor")
+    return given
 
 
 def renewed(
@@ -97,7 +107,7 @@ def renewed(
         raise WeightsError(f"the state dict lacks {len(missing)} weights: {', '.join(missing[:5])}")
     result = dict(original)
     for name, placeholder in names.items():
-        old, new = original[placeholder], state_dict[name].detach()
+        old, new = original[placeholder], _tensor(state_dict[name], name).detach()
         if new.shape != old.shape:
             raise WeightsError(f"weight {name!r} has shape {list(new.shape)}, expected {list(old.shape)}")
         new = new.to(device=old.device, dtype=old.dtype)

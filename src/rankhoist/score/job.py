@@ -22,7 +22,8 @@ from typing import IO, Any
 
 import pyarrow.parquet as pq
 
-from rankhoist.errors import ScoringError
+from rankhoist.arguments import path_of, whole_number
+from rankhoist.errors import InputError, ScoringError
 from rankhoist.runtime import HoistedModel, whole
 from rankhoist.runtime.catalogue.files import INDEX
 from rankhoist.runtime.mapped import version_of
@@ -71,6 +72,17 @@ class Options:
     catalogue: Sequence[str] = ()
     item_id: str | None = None
     check_items: bool = False
+
+    def __post_init__(self) -> None:
+        """One path, or one name, that stands alone is a list of one."""
+        for own in ("requests", "candidates", "keep", "catalogue"):
+            given = getattr(self, own)
+            object.__setattr__(self, own, [given] if isinstance(given, str | os.PathLike) else list(given))
+        for own in ("artifact", "out"):
+            object.__setattr__(self, own, str(path_of(getattr(self, own), own)))
+        for own, number in (("budget", self.budget), ("part_rows", self.part_rows)):
+            if number is not None and whole_number(number, own) < 1:
+                raise InputError(f"{own} is {number}: a number of candidates, 1 or more")
 
     @property
     def catalogue_id(self) -> str:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from rankhoist.arguments import of_kind
 from rankhoist.runtime import HoistedModel, load
 from rankhoist.score.calls import Calls, Output, budget_of, outputs_of
 from rankhoist.score.columns import features
@@ -110,6 +111,7 @@ class TableScorer:
         Raises:
             ScoringError: a column is missing or not as the model's input; says in which row.
         """
+        of_kind(requests, pa.Table, "requests", "a pyarrow.Table with a row per request")
         source = Table(requests.schema, requests.num_rows)
         nested = Nested(source, self._wanted)
         schema = self._columns.schema(nested.kept)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture import Context, Dynamic, capture
 from rankhoist.capture.bags import BagNames
 from rankhoist.capture.wrappers import Method, unwrapped
-from rankhoist.compiler.algebra.workload import Level, Workload, parse_level
+from rankhoist.compiler.algebra.workload import Level, Workload, parse_level, workload_of
 from rankhoist.compiler.plan import Task, make_plan, single
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
@@ -65,10 +65,9 @@ def grouped(
     model = unwrapped(model)
     if isinstance(model, Method):
         raise CaptureError("a module is trained, not a method of one: make a module whose forward calls it")
-    _check_statistics(model)
     build = Build(
         example, dict(context=context, item=item, jagged=jagged, dynamic=dynamic), parse_level(level),
-        workload or USUAL, dropout, _floating(model).dtype,
+        workload_of(workload, USUAL), dropout, _floating(model).dtype,
     )  # fmt: skip
     made = GroupedModel(model, build)
     made.graph  # noqa: B018 - what cannot be captured is refused now
@@ -96,6 +95,7 @@ class Build:
 
         Autocast is whoever's who calls the graph: it is off here, for a graph would keep its casts.
         """
+        _check_statistics(model)
         now = _floating(model)  # the model may have moved since
         moved = pytree.tree_map_only(
             Tensor, lambda t: t.to(now.device, now.dtype if t.dtype == self.dtype else t.dtype), self.example
@@ -108,12 +108,17 @@ class Build:
 
 
 def _check_statistics(model: nn.Module) -> None:
-    """That no module takes its statistics from several processes.
+    """That no module takes its statistics from several processes, or weighs them by a number that steps change.
 
     Raises:
         UnsupportedModelError: says which module does.
     """
     for name, module in model.named_modules():
+        if module.training and getattr(module, "momentum", 0.1) is None and getattr(module, "track_running_stats", 0):
+            raise UnsupportedModelError(
+                f"module {name!r} ({type(module).__name__}, momentum=None) averages its statistics over all steps, by "
+                "a weight that it reads from a tensor in each: give it a momentum, such as 0.1"
+            )
         if isinstance(module, nn.SyncBatchNorm):
             raise UnsupportedModelError(
                 f"module {name!r} (SyncBatchNorm) takes its statistics from the rows of all processes. Grouped batches "

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rankhoist.arguments import of_kind
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
@@ -50,6 +51,7 @@ def verify_gradients(
     Raises:
         VerificationError: there are no inputs to draw from, or no sizes, or the original cannot be called.
     """
+    of_kind(grouped, GroupedModel, "the first argument", "what rankhoist.grouped returns")
     ours, theirs = copy.deepcopy(grouped), copy.deepcopy(unwrapped(grouped.original if model is None else model))
     ours.train(grouped.training), theirs.train(grouped.training)
     for own, other in zip(grouped.original.modules(), ours.original.modules(), strict=True):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from rankhoist.arguments import mapping_of, of_kind, texts, whole_number
 from rankhoist.capture import Jagged
 from rankhoist.errors import InputError
 from rankhoist.training import parquet
@@ -58,26 +59,30 @@ class ImpressionLog(Dataset[Request]):
         targets: names of the columns that are no inputs, but labels, weights and the like.
 
     Raises:
-        InputError: a name is none, columns have different numbers of rows, or a context column is not the same in all
-            rows of a request.
+        InputError: a name or a column is none, there are no rows, columns have different numbers of rows, or a context
+            column is not the same in all rows of a request.
     """
 
     def __init__(
         self, columns: Mapping[str, Column], *, request: Tensor | str, context: Sequence[str],
         targets: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        columns = dict(columns)
+        columns = dict(mapping_of(columns, "columns", "{name: tensor}"))
+        context, targets = texts(context, "context"), texts(targets, "targets")
         _check_names(columns, [*context, *targets, *([request] if isinstance(request, str) else [])])
+        _check_kinds(columns if isinstance(request, str) else columns | {"request": request})
         of = columns.pop(request) if isinstance(request, str) else request
         if isinstance(of, Jagged):
             raise InputError(f"column {request!r} holds bags, and not the number of a request")
         sizes = {name: len(x) for name, x in columns.items()}
         if set(sizes.values()) != {len(of)}:
             raise InputError(f"{len(of)} rows belong to requests; the columns have {sizes}")
+        if not len(of):
+            raise InputError("the log has no rows")
         owner, counts = _numbered(of)
         order = torch.argsort(owner, stable=True)
         self.offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        self.targets = tuple(targets)
+        self.targets = targets
         self.candidate = {name: x[order] for name, x in columns.items() if name not in context}
         self.context = {name: _one_per_request(name, columns[name][order], self.offsets, order) for name in context}
 
@@ -104,12 +109,17 @@ class ImpressionLog(Dataset[Request]):
         return len(self.offsets) - 1
 
     def __getitem__(self, request: int) -> Request:
+        if not -len(self) <= request < len(self):
+            raise IndexError(f"the log has {len(self)} requests, there is no {request}")  # by which a loop ends
+        request %= len(self)
         first, end = self.offsets[request : request + 2].tolist()
         context = {name: x[request : request + 1] for name, x in self.context.items()}
         return Request(context, {name: x[first:end] for name, x in self.candidate.items()}, end - first)
 
     def collate(self, requests: Sequence[Request]) -> Batch:
         """Requests as one batch: `DataLoader(log, batch_sampler=RequestBatches(log, 3200), collate_fn=log.collate)`."""
+        if not requests:
+            raise InputError("a batch holds at least 1 request, got none")
         context = {name: _joined([r.context[name] for r in requests]) for name in self.context}
         joined = {name: _joined([r.candidate[name] for r in requests]) for name in self.candidate}
         offsets = torch.tensor([0, *(r.impressions for r in requests)]).cumsum(0)
@@ -124,7 +134,8 @@ class RequestBatches(Sampler[list[int]]):
     """
 
     def __init__(self, log: ImpressionLog, rows: int, *, seed: int = 0) -> None:
-        if rows < 1:
+        of_kind(log, ImpressionLog, "log", "an ImpressionLog")
+        if whole_number(rows, "rows") < 1:
             raise InputError(f"a batch holds at least 1 row, not {rows}")
         self.log, self.rows, self.seed, self.epoch = log, rows, seed, 0
 
@@ -163,6 +174,13 @@ def _check_names(columns: Mapping[str, Any], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
         raise InputError(f"no column {missing[0]!r}; the columns are {', '.join(columns)}")
+
+
+def _check_kinds(columns: Mapping[str, Any]) -> None:
+    for name, x in columns.items():
+        if not isinstance(x, Jagged) and not (isinstance(x, Tensor) and x.dim()):
+            kind = "a scalar" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"column {name!r} is {kind}, expected a tensor [rows, ...]: torch.as_tensor")
 
 
 def _numbered(of: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import whole_numbers
 from rankhoist.capture import InputSpec, Interface, Jagged, Split, Varying
 from rankhoist.capture.inputs import common_rows
 from rankhoist.errors import VerificationError
@@ -128,7 +129,7 @@ def draw_all(
         VerificationError: there are no sizes, or one is less than 1.
     """
     for name, numbers in (("trials", [trials]), ("candidates", candidates), ("requests", requests)):
-        if not numbers or min(numbers) < 1:
+        if min(whole_numbers(numbers, name), default=0) < 1:
             raise VerificationError(f"{name} must be 1 or more, got {list(numbers)}")
     sizes = enumerate(itertools.product(requests, candidates, range(trials)))
     return [draw(inputs, pool, n, r, empty=k % (r + 1), seed=seed + k) for k, (r, n, _) in sizes]

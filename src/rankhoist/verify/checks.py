@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankhoist.arguments import of_kind, whole_number
 from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime import HoistedModel, Store
@@ -92,12 +93,13 @@ def verify(
     Raises:
         VerificationError: there are no inputs to draw from, or the original is on another device or cannot be called.
     """
+    of_kind(hoisted, HoistedModel, "the first argument", "the hoisted model, and behind it its original")
     if isinstance(inputs, int) and not isinstance(inputs, bool):
         inputs, trials = None, inputs
     module, rows = as_module(model), pool(hoisted.interface, hoisted.dtype, hoisted.device, inputs)
     _check_device(hoisted, module)
     requests = requests if _has_context(hoisted) else (1,)
-    if seed < 0:
+    if whole_number(seed, "seed") < 0:
         raise VerificationError(f"seed must be 0 or more, got {seed}")
     specs = list(hoisted.interface.inputs.values())
     batches = draw_all(specs, rows, candidates, requests, trials, seed)

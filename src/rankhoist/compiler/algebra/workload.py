@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from rankhoist.arguments import of_kind, whole_number
 from rankhoist.compiler.graph.node import Rate
-from rankhoist.errors import CaptureError
+from rankhoist.errors import CaptureError, InputError
 
 ELEMENT = 4  # bytes, about
 
@@ -26,7 +27,7 @@ def parse_level(level: str) -> Level:
     """A level by name."""
     try:
         return Level[level.upper()]
-    except KeyError:
+    except (KeyError, AttributeError):
         raise CaptureError(f"unknown level {level!r}; levels are {', '.join(x.name.lower() for x in Level)}") from None
 
 
@@ -68,3 +69,17 @@ class Workload:
     def stage(self, rate: Rate) -> str:
         """The stage that computes it: without a store, the candidate stage computes what depends on items alone."""
         return "item" if self.stored and rate is Rate.ITEM else rate.stage
+
+
+def workload_of(given: Workload | None, usual: Workload) -> Workload:
+    """The workload that a user asks for, else the usual one.
+
+    Raises:
+        InputError: it is none, or has a number below 1.
+    """
+    if given is None:
+        return usual
+    given = of_kind(given, Workload, "workload", "rankhoist.Workload(candidates=1000, requests=1)")
+    if min(whole_number(n, "workload") for n in (given.candidates, given.requests)) < 1:
+        raise InputError(f"a plan is made for 1 candidate and 1 request or more, got {given}")
+    return given

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import whole_number
 from rankhoist.errors import InputError
 from rankhoist.runtime.catalogue.index import Ids, Index
 
@@ -21,7 +22,7 @@ def best(index: Index, k: int, scored: Callable[[Tensor], Any]) -> tuple[Ids, Te
     Raises:
         InputError: `k` is less than 1, or what is scored is not one number per item.
     """
-    if k < 1:
+    if whole_number(k, "k") < 1:
         raise InputError(f"k is {k}: the number of items wanted, 1 or more")
     order = np.argsort(index.rows, kind="stable")  # rows one after the other are read fastest
     places, scores = torch.empty(0, dtype=torch.int64), torch.empty(0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import of_kind, path_of
 from rankhoist.capture.jagged import Jagged
 from rankhoist.compiler.emit import Catalogue, Stages
 from rankhoist.compiler.plan import Way
@@ -71,7 +71,7 @@ class CatalogueScoring(Scoring):
         def piece(bounds: tuple[int, int]) -> Piece:
             return names[slice(*bounds)], {name: x[slice(*bounds)] for name, x in given.items()}
 
-        return build(stage, map(piece, progress(blocks(count))), count, None if path is None else Path(path), dtype)
+        return build(stage, map(piece, progress(blocks(count))), count, None if path is None else path_of(path), dtype)
 
     def catalogue_in_pieces(
         self, pieces: Iterable[Piece], count: int, *, path: str | os.PathLike[str] | None = None,
@@ -87,7 +87,7 @@ class CatalogueScoring(Scoring):
             InputError: see `catalogue`; there are more items or fewer.
             ArtifactError: the folder cannot be written.
         """
-        return build(self._item_stage(), pieces, count, None if path is None else Path(path), dtype)
+        return build(self._item_stage(), pieces, count, None if path is None else path_of(path), dtype)
 
     def open_catalogue(self, path: str | os.PathLike[str], *, write: bool = False) -> Store:
         """The store that `catalogue(..., path=...)` has written, mapped into memory, for the weights of now.
@@ -132,7 +132,7 @@ class CatalogueScoring(Scoring):
         """
         if store is None:
             return super().prepare(context_inputs, candidates)
-        store.check(self._of_items())
+        _store(store).check(self._of_items())
         context, requests = self._context(context_inputs)
         with torch.no_grad():
             return self._prepare_with(store, context, requests, candidates).apart(context)
@@ -158,15 +158,20 @@ class CatalogueScoring(Scoring):
             InputError: see `forward`; an item is not in the store; the state was prepared for no store, or with other
                 weights than the store was made with.
         """
+        self._check_state(state)
         if store is None:
             if candidate_inputs is None:
                 raise InputError("pass the candidate inputs, or a store and the rows or ids of its items")
             if state.with_store:
                 raise InputError("the state was prepared for a store: score(state, store=store, ...)")
+            if rows is not None or ids is not None or len(pair_inputs):
+                raise InputError(
+                    "rows=, ids= and pair_inputs= are of a store: pass store=, or the candidate inputs alone"
+                )
             return super().score(state, candidate_inputs, request_offsets)
         if candidate_inputs is not None:
             raise InputError("with a store, pass rows= or ids= and pair_inputs= in place of the candidate inputs")
-        store.check(self._of_items())
+        _store(store).check(self._of_items())
         if not state.with_store:
             raise InputError("the state was prepared for no store: prepare(context, store=store)")
         if state.weights is not store.weights:
@@ -201,6 +206,8 @@ class CatalogueScoring(Scoring):
         Raises:
             InputError: see `score`; the state has several requests, or what is ranked by is not one number per item.
         """
+        self._check_state(state)
+        _store(store).check(self._of_items())
         if state.requests != 1:
             raise InputError(f"all items are ranked for one request, and the state has {state.requests}")
         one = self._pairs(pair_inputs, 1)
@@ -240,6 +247,10 @@ class CatalogueScoring(Scoring):
         stage = self._of_items().variants[state.plan].candidate
         feed = Feed((rows, owner, offsets, *arguments), "pair", pairs)
         return self.interface.result(self._guard.watched(stage.run, feed))
+
+
+def _store(given: Store) -> Store:
+    return of_kind(given, Store, "store", "what catalogue returns")
 
 
 def _repeated(row: Tensor | Jagged, count: int) -> Tensor | Jagged:

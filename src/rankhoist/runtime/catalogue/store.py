@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import path_of
 from rankhoist.compiler.emit import Catalogue
 from rankhoist.compiler.targets.cuda_graphs import wait_for
 from rankhoist.errors import InputError
@@ -236,7 +237,7 @@ class Store:
 
 def opened(stage: ItemStage, path: str | os.PathLike[str], write: bool = False) -> Store:
     """See `HoistedModel.open_catalogue`."""
-    folder = Path(path)
+    folder = path_of(path)
     return Store(stage, *files.opened(folder, stage, write=write), folder, write)
 
 
