@@ -139,6 +139,17 @@ def test_an_original_on_another_device_is_said_so(hoisted: HoistedModel, ranker:
         verify(hoisted, elsewhere)
 
 
+def test_what_is_nan_alone_proves_nothing(packed):
+    """A wrong score equals it as much as the right one does."""
+    model, hoisted = packed
+    none = torch.cat([packed_rows()[:, :3], torch.full((8, 1), torch.nan)], 1)
+    with pytest.raises(VerificationError, match=r"output is NaN for all rows .*: input 'x' has rows with NaN"):
+        verify(hoisted, model, (none,))
+    some = packed_rows()
+    some[0, 3] = torch.nan
+    assert verify(hoisted, model, (some,))
+
+
 def test_updated_weights_are_verified(program: Program):
     model = HoistedModel(program, linear_plan(program))
     other = seeded(Ranker, seed=1)

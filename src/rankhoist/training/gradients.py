@@ -23,7 +23,7 @@ from rankhoist.runtime.versions import versions
 from rankhoist.training.model import GroupedModel
 from rankhoist.training.steps import CANCELS, random_sum
 from rankhoist.verify.batches import Batch, arguments, draw_all, pool, whole_rows
-from rankhoist.verify.compare import Comparison, Result, exact
+from rankhoist.verify.compare import Comparison, Result, check_numbers, exact
 from rankhoist.verify.measure import Outputs, difference, outputs, scale_of
 from rankhoist.verify.original import float64_by_default
 
@@ -49,7 +49,8 @@ def verify_gradients(
             batch norm divides a context column that is the same in all rows by nothing, and gradients are noise.
 
     Raises:
-        VerificationError: there are no inputs to draw from, or no sizes, or the original cannot be called.
+        VerificationError: there are no inputs to draw from, or no sizes, or the original cannot be called or
+            makes nothing but NaN.
     """
     of_kind(grouped, GroupedModel, "the first argument", "what rankhoist.grouped returns")
     ours, theirs = copy.deepcopy(grouped), copy.deepcopy(unwrapped(grouped.original if model is None else model))
@@ -68,6 +69,7 @@ def verify_gradients(
         drawn = draw_all(specs, rows, candidates, requests, trials, seed)
         batches = [batch.cast(interface, torch.float64) for batch in drawn]
         expected = [_step(theirs, b, _on_rows(theirs, ours, b), seed, "the original") for b in batches]
+        check_numbers([x.scores for x in expected], batches)
         actual = [_attempt(ours, b, seed) for b in batches]
     return Certificate(
         level=ours.plan.asked.name.lower(), dtype="float64", device=str(_device(theirs)), truth="model in float64",

@@ -33,7 +33,7 @@ from rankhoist.runtime.catalogue.layout import precision
 from rankhoist.runtime.planned import OnePlan
 from rankhoist.runtime.versions import versions
 from rankhoist.verify.batches import Batch, draw, draw_all, pool
-from rankhoist.verify.compare import Comparison, Own, Result, exact, rounded
+from rankhoist.verify.compare import Comparison, Own, Result, check_numbers, exact, rounded
 from rankhoist.verify.measure import FLOAT64_TOLERANCE, Outputs, distance, half_of_the_digits, outputs
 from rankhoist.verify.opaque import rows_apart
 from rankhoist.verify.original import (
@@ -91,7 +91,8 @@ def verify(
         items: the inputs `{name: [K, ...]}` of items that the store holds, and their `ids` `[K]` (default: its rows).
 
     Raises:
-        VerificationError: there are no inputs to draw from, or the original is on another device or cannot be called.
+        VerificationError: there are no inputs to draw from, or the original is on another device, cannot be called, or
+            makes nothing but NaN of them.
     """
     of_kind(hoisted, HoistedModel, "the first argument", "the hoisted model, and behind it its original")
     if isinstance(inputs, int) and not isinstance(inputs, bool):
@@ -161,6 +162,7 @@ def _run(
     with float64_by_default(), tables.looked_up():
         truth = choose_truth(module, hoisted, tables, probe)
         truths = _results(truth.name, truth.run, batches)
+        check_numbers(truths, batches)
         row_independent = _row_independent(truth.run, probe)
         doubles = _calls(double, batches, extra)
     calls = _calls(lambda: hoisted, batches, extra)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.errors import VerificationError
 from rankhoist.report.certificate import Check, Element
 from rankhoist.verify.batches import Batch
 from rankhoist.verify.measure import Difference, Outputs, difference, half_of_the_digits, mismatch, scale_of, tolerance
@@ -105,3 +106,21 @@ def _accepted(actual: Any, truth: Any, original: Any) -> Any:
     if not isinstance(truth, Tensor) or truth.is_floating_point():
         return truth
     return torch.where(actual == original, actual, truth)
+
+
+def check_numbers(truths: Sequence[Outputs], batches: Sequence[Batch]) -> None:
+    """That there is something to compare: what is no number equals whatever is none.
+
+    Raises:
+        VerificationError: of an output no number is one, in any batch; says which inputs have such rows.
+    """
+    for i, name in enumerate(truths[0].names):
+        leaves = [x for t in truths if isinstance(x := t.leaves[i], Tensor) and x.numel()]
+        if leaves and all(bool(x.isnan().all()) for x in leaves):
+            given = [pair for b in batches for side in (b.context, b.candidate) for pair in side.items()]
+            found = dict.fromkeys(n for n, x in given if isinstance(x, Tensor) and bool(x.isnan().any()))
+            where = f": input {', '.join(map(repr, found))} has rows with NaN" if found else ""
+            raise VerificationError(
+                f"the original's {name} is NaN for all rows that were drawn, so nothing is compared{where}. Pass rows "
+                "of which it makes numbers, verify(..., inputs=rows)"
+            )
