@@ -16,12 +16,21 @@ from torch.optim.swa_utils import AveragedModel
 from rankhoist import GroupedModel, Split, Workload, grouped, verify_gradients
 from rankhoist.capture import Program, capture
 from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph import trained as kernels
 from rankhoist.compiler.plan import Task, single
 from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import training
-from rankhoist.errors import CaptureError, ContextError, ExportError, InputError, UnsupportedModelError, WeightsError
+from rankhoist.errors import (
+    CaptureError,
+    ContextError,
+    ExportError,
+    InputError,
+    UnsupportedModelError,
+    VocabularyError,
+    WeightsError,
+)
 from rankhoist.runtime.blueprint import Blueprint
 
 SMALL = Workload(9, 3)
@@ -225,6 +234,12 @@ def hooked(x: Tensor) -> Tensor:
 
 REFUSED = {
     "synchronised": (nn.SyncBatchNorm(4), {}, UnsupportedModelError, r"module 'middle' \(SyncBatchNorm\)"),
+    "cumulative": (
+        nn.BatchNorm1d(4, momentum=None),
+        {},
+        UnsupportedModelError,
+        r"'middle' \(BatchNorm1d, momentum=None\)",
+    ),
     "random": (nn.RReLU(), {}, UnsupportedModelError, "rrelu.* in middle draws random numbers"),
     "no gradient": (without_gradient, {}, UnsupportedModelError, "gradients are switched on or off"),
     "own gradient": (Reversed.apply, {}, ExportError, "autograd.Function computes its own gradient"),
@@ -246,6 +261,7 @@ def test_refused_by_name(name: str):
 def test_near_misses_are_grouped():
     assert verify_gradients(group(Middle(nn.BatchNorm1d(4)).double()))
     assert verify_gradients(group(Middle(nn.RReLU().eval()).double()))
+    assert verify_gradients(group(Middle(nn.BatchNorm1d(4, momentum=None).eval()).double()))
 
 
 def test_an_unknown_dropout_is_refused():
@@ -272,6 +288,42 @@ def test_inputs_are_checked(ranker):
     for count in (0, 1):  # of which no batch norm has a variance
         with pytest.raises(InputError, match=f"has {count} values per channel in a batch of {count} candidates"):
             ranker.train()(users[:1], items[:count])
+
+
+def test_an_id_outside_of_its_table_is_told_by_its_input():
+    step = group(Middle(nn.Identity()).double())
+    items = rows(9)[1]
+    with pytest.raises(VocabularyError, match="input 'user' has id 10 in row 1, expected 0 to 9"):
+        step(torch.tensor([[1, 0], [10, 0]]), items, request_offsets=[0, 4, 9])
+
+
+@pytest.mark.parametrize("level", ["expand", "full"])
+def test_a_batch_of_no_requests(level: str):
+    step = group(Middle(nn.Linear(4, 4)).double(), level)
+    users, items = rows(0)
+    scores = step(users, items, request_offsets=[0])
+    assert scores.shape == (0,)
+    scores.sum().backward()
+    assert not any(p.grad.any() for p in step.parameters())  # and none is missing, as of the model on rows
+
+
+NONE = kernels.Counts([], None)
+OF_NONE = {
+    "linear": (lambda x, m: kernels.request_linear(x, m, NONE), [(0, 3), (0, 3, 2)]),
+    "matmul": (lambda x, m: kernels.request_matmul(x, m, NONE), [(0, 2, 5, 3), (0, 2, 3, 2)]),
+    "attention": (lambda q, k, v: kernels.request_attention(q, k, v, 1.0, NONE), [*[(0, 2, 5, 3)] * 2, (0, 2, 5, 2)]),
+    "rows": (lambda x, y: y + kernels.spread(x, NONE), [(0, 2), (0, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", OF_NONE)
+def test_kernels_of_no_requests(name: str):
+    kernel, shapes = OF_NONE[name]
+    given = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    made = kernel(*given)
+    assert made.shape == (*shapes[0][:-1], 2)
+    made.sum().backward()
+    assert [x.grad.shape for x in given] == shapes
 
 
 # -- what others do with a module

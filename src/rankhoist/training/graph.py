@@ -13,10 +13,12 @@ from rankhoist.compiler.emit import Stages
 from rankhoist.compiler.graph.trained import Counts
 from rankhoist.errors import WeightsError
 from rankhoist.runtime.blueprint import Blueprint
+from rankhoist.runtime.ids import Feed, Guard
 from rankhoist.runtime.inputs import Inputs
 from rankhoist.runtime.offsets import Blocks
 from rankhoist.runtime.placed import placed
 from rankhoist.runtime.retarget import moved
+from rankhoist.runtime.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,26 @@ class Graph:
             for side, given in (("context", context), ("candidate", candidate)):
                 leaves = spec.leaves(side)
                 values |= {placeholder + leaf: given[spec.name + (leaf if spec.bags else "")] for leaf in leaves}
-        stages = (
-            (self.stages.weights, self.stages.folded, 1),
-            (variant.request, variant.state, requests),
-            (variant.candidate, None, rows),
+        stages: Any = (
+            (self.stages.weights, self.stages.folded, 1, {}),
+            (variant.request, variant.state, requests, context),
+            (variant.candidate, None, rows, candidate),
         )
         made: Any = ()
-        for stage, results, count in stages:
-            made = stage.run(count, counts, counts, *(values[x] for x in [*stage.nodes, *stage.leaves]))
+        for stage, results, count, given in stages:
+            arguments = count, counts, counts, *(values[x] for x in [*stage.nodes, *stage.leaves])
+            try:
+                made = stage.run(*arguments)
+            except (IndexError, RuntimeError) as error:
+                side = "context" if stage is variant.request else "candidate"
+                raise self._guard(weights).explained(error, 0, stage, Feed(arguments, side, given)) from None
             values |= dict(zip(results or (), made, strict=False))
         return self._returned(made)
+
+    def _guard(self, weights: dict[str, Tensor]) -> Guard:
+        """What is asked why a stage failed, as a hoisted model's is."""
+        own = Weights.of(weights, {}, self.stages, self.inputs.interface)
+        return Guard(self.inputs, self.stages, own)
 
     def _returned(self, made: tuple[Any, ...]) -> Any:
         """What the model returns, of all that the last stage makes."""

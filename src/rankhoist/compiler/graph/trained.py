@@ -50,10 +50,12 @@ def repeat_rows(x: Tensor, counts: Counts, rows: int) -> Tensor:
 
 
 def _repeated(x: Tensor, counts: Counts) -> Tensor:
+    if not counts.numbers:
+        return x  # of no request, which no split makes
     if counts.each is not None:
         return x.unsqueeze(1).expand(-1, counts.each, *x.shape[1:]).flatten(0, 1)
     rows = [row.expand(n, *x.shape[1:]) for row, n in zip(x.split(1), counts.numbers, strict=True)]
-    return torch.cat(rows) if rows else x
+    return torch.cat(rows)
 
 
 def repeat_bags(values: Tensor, lengths: Tensor, counts: Counts, rows: int) -> Tensor:
@@ -113,7 +115,12 @@ def request_linear(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
     if counts.each is not None:
         return _shaped(torch.bmm(_blocks(x, m), m), [*x.shape[:-1], m.shape[-1]])
     parts = [torch.matmul(rows, own) for rows, own in zip(x.split(counts.numbers), m.unbind(), strict=True)]
-    return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
+    return _under(parts, [*x.shape[:-1], m.shape[-1]], x, m)
+
+
+def _under(parts: Sequence[Tensor], shape: Sequence[int], *read: Tensor) -> Tensor:
+    """Rows under rows; of no request nothing, of which what was `read` has a gradient all the same: zeros."""
+    return torch.cat([*parts]) if parts else sum(t.sum() for t in read).expand(shape)  # type: ignore[union-attr]
 
 
 def request_linear_from(x: Tensor, m: Tensor, start: Tensor, owner: Counts, counts: Counts) -> Tensor:
@@ -167,16 +174,16 @@ def request_matmul(x: Tensor, m: Tensor, counts: Counts) -> Tensor:
         return kernels.batched_matmul(x, m[0])
     pairs = zip(x.split(counts.numbers), m.unbind(), strict=True)
     parts = [kernels.batched_matmul(rows, own) for rows, own in pairs]
-    return torch.cat(parts) if parts else x.new_empty(0, *x.shape[1:-1], m.shape[-1])
+    return _under(parts, [*x.shape[:-1], m.shape[-1]], x, m)
 
 
 def request_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, counts: Counts) -> Tensor:
     """Queries over keys and values of their request: `[N, h, Q, d], [R, h, T, d], [R, h, T, e] -> [N, h, Q, e]`."""
     if counts.each is not None:
         return padded.attended(q.unflatten(0, (k.shape[0], counts.each)), k, v, scale).flatten(0, 1)
-    triples = zip(q.split(counts.numbers), k.split(1), v.split(1), strict=True)
-    parts = [padded.attended(own[None], keys, values, scale)[0] for own, keys, values in triples if len(own)]
-    return torch.cat(parts) if parts else q.new_empty(0, *q.shape[1:-1], v.shape[-1])
+    triples = zip(q.split(counts.numbers), k.unbind(), v.unbind(), strict=True)
+    parts = [padded.attended(rows[None], a[None], b[None], scale)[0] for rows, a, b in triples if len(rows)]
+    return _under(parts, [*q.shape[:-1], v.shape[-1]], q, k, v)
 
 
 def merged_attention(
