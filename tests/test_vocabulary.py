@@ -73,7 +73,7 @@ def selected(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 READS = {
     "index_select": (selected, (3,)), "of numbers": (selected, ()), "of matrices": (selected, (3, 1)),
     "embedding": (lambda table, ids: F.embedding(ids, table), (3,)),
-    "index": (lambda table, ids: table[ids], (3,)),
+    "index": (lambda table, ids: table[ids], (3,)), "take": (lambda table, ids: table.take(ids)[:, None], ()),
 }  # fmt: skip
 
 
@@ -84,7 +84,9 @@ def test_ids_below_zero_are_refused_unless_the_model_counts_from_the_end(name: s
     model, user = Read(how, *shape).eval(), torch.randn(1, 3 if shape else 1)
     hoisted = rankhoist.hoist(model, (user.expand(4, -1), torch.arange(4)), context=["user"], level=level)
     below = torch.tensor([2, -1])
-    if name == "index":
+    with pytest.raises(VocabularyError, match="input 'item' has id 7 in row 1"):
+        hoisted(user, torch.tensor([2, 7]))
+    if name in ("index", "take"):
         torch.testing.assert_close(hoisted(user, below), model(user.expand(2, -1), below))
         return
     with pytest.raises(IndexError):

@@ -7,6 +7,7 @@ says how many of its ids were outside: whoever runs the stage refuses the call t
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -24,7 +25,8 @@ OUTSIDE = "ids.outside"  # a result of a stage: int64, of each guarded lookup th
 LOOKUPS = {
     aten.embedding.default: 1, aten.index_select.default: 2, aten.embedding_bag.default: 1, aten.gather.default: 2,
     aten.embedding_bag.padding_idx: 1, aten._embedding_bag.default: 1, aten._embedding_bag_forward_only.default: 1,
-    aten.one_hot.default: 0, kernels.read_tables: 1, aten.index.Tensor: 1, pooled.embedding_bag: 1,
+    aten.take.default: 1, aten.one_hot.default: 0, kernels.read_tables: 1, aten.index.Tensor: 1,
+    pooled.embedding_bag: 1,
 }  # fmt: skip
 
 
@@ -55,6 +57,8 @@ def uses(target: Any, args: Sequence[Any]) -> Iterator[Use]:
     elif target is aten.one_hot.default:
         if args[1] >= 0:
             yield Use((0,), args[1])
+    elif target is aten.take.default:
+        yield Use((1,), math.prod(args[0].shape), wrap=True)
     elif target is kernels.read_tables:
         yield Use((1,), args[3])
     else:
