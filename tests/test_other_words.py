@@ -115,5 +115,25 @@ def test_an_encoder_without_gradients_is_no_operator_of_its_own():
 
 def test_a_choice_for_all_rows_is_refused():
     model = Function(lambda c, k: torch.cond(k.sum() > 0, lambda x: x + 1, lambda x: x - 1, (c + k,))).eval()
-    with pytest.raises(ExportError, match=r"control flow in it decides for all rows of a call at once, where torch\.where"):
+    with pytest.raises(
+        ExportError, match=r"control flow in it decides for all rows of a call at once, where torch\.where"
+    ):
         hoist(model, (CONTEXT, CONTEXT), context=["context"])
+
+
+ONE_BY_ONE = {
+    "a list": lambda c, k: {"scores": both(c, k).sum(1).tolist()},
+    "a loop": lambda c, k: torch.stack([row.sum() for row in both(c, k)]),
+    "parts": lambda c, k: torch.stack(both(c, k).t().unbind(1)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_rows_that_are_gone_through_one_by_one_are_told_with_the_line(name: str):
+    with pytest.raises(ExportError, match=r"(?s)rows are gone through one by one.*It is line \d+ of .*both\(c, k\)"):
+        hoist(Function(ONE_BY_ONE[name]).eval(), (CONTEXT[:1].expand(7, -1), CANDIDATE), context=["context"])
+
+
+def test_columns_may_be_gone_through_one_by_one():
+    listed = Function(lambda c, k: sum(both(c, k).unbind(1)) * sum(x.sum() for x in W) * W[0].tolist()[2])
+    check_model(listed.eval(), CONTEXT, CANDIDATE)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rankhoist.capture.one_row import mapped
+from rankhoist.errors import UnsupportedModelError
 
 
 class OtherWords(TorchFunctionMode):
@@ -82,7 +83,19 @@ def _rounded(x: Tensor, scale: float | Tensor, zero_point: float | Tensor, low: 
     return (((x * inverse).round() + zero).clamp(low, high) - zero) * size
 
 
-WORDS: dict[Any, Callable[..., Tensor]] = {
+def _unbind(input: Tensor, dim: int = 0) -> Any:
+    """One by one: of rows, torch says that their number is fixed only once all is exported, and not where."""
+    if isinstance(input.shape[dim], torch.SymInt):
+        raise UnsupportedModelError(
+            "rows are gone through one by one in Python (a loop over them, unbind, tolist), and every call has another "
+            "number of them: compute with the whole tensor, and return it"
+        )
+    return input.unbind(dim)
+
+
+WORDS: dict[Any, Callable[..., Any]] = {
+    torch.unbind: _unbind,
+    Tensor.unbind: _unbind,
     torch.combinations: _combinations,
     torch.take_along_dim: _take_along_dim,
     Tensor.take_along_dim: _take_along_dim,
