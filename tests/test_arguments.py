@@ -83,6 +83,10 @@ KINDS: dict[str, tuple[Callable[[Any], Any], type[RankhoistError], str]] = {
         lambda g: hoist(workload=rankhoist.Workload(-1)), InputError, "1 candidate and 1 request or more, got"),
     "grouped": (
         lambda g: rankhoist.grouped(g.model, ROWS, context=["user"], workload=5), InputError, "workload is int 5"),
+    "hoisted": (
+        lambda g: rankhoist.hoist(g.hoisted, ROWS, context=["user"]), CaptureError, "the model is hoisted already"),
+    "regrouped": (
+        lambda g: rankhoist.grouped(g.step, ROWS, context=["user"]), CaptureError, "is a GroupedModel already"),
     "dynamic": (lambda g: hoist(dynamic=["user"]), InputError, "dynamic is list, expected a mapping"),
     "jagged": (lambda g: hoist(jagged=["user"]), InputError, "jagged is list, expected a mapping"),
     "seconds": (lambda g: hoist(seconds="1"), InputError, "the search for plans is given 1 seconds"),

@@ -13,7 +13,7 @@ from rankhoist.compiler.algebra.workload import Workload, parse_level, workload_
 from rankhoist.compiler.plan import Task, make_plans, plans_with_store, safe_plan, watched
 from rankhoist.compiler.rules import all_rules, check_names
 from rankhoist.compiler.targets import Target, named, target_of, this_machine, with_replays
-from rankhoist.errors import HoistingWarning, InputError, RankhoistError
+from rankhoist.errors import CaptureError, HoistingWarning, InputError, RankhoistError
 from rankhoist.mistakes import is_mistake, told
 from rankhoist.report.progress import late_progress
 from rankhoist.runtime import HoistedModel
@@ -82,6 +82,8 @@ def hoist(
         >>> hoisted(torch.randn(1, 8), torch.randn(1000, 4)).shape  # of one request, and of its candidates
         torch.Size([1000, 1])
     """
+    if isinstance(model, HoistedModel):
+        raise CaptureError("the model is hoisted already: give hoist the one that it was made of")
     program = capture(
         model, example, context, all_rules(), item=item, opaque=texts(opaque, "opaque"), jagged=jagged, dynamic=dynamic
     )

@@ -18,6 +18,7 @@ from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
 from rankhoist.compiler.targets.training import training
 from rankhoist.errors import CaptureError, UnsupportedModelError
+from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.blueprint import Blueprint
 from rankhoist.training.model import GroupedModel
 
@@ -63,6 +64,8 @@ def grouped(
     if dropout not in DROPOUT:
         raise CaptureError(f"unknown dropout {dropout!r}; it is drawn per one of {', '.join(DROPOUT)}")
     model = unwrapped(model)
+    if isinstance(model, HoistedModel | GroupedModel):
+        raise CaptureError(f"the model is a {type(model).__name__} already: give grouped the one that it was made of")
     if isinstance(model, Method):
         raise CaptureError("a module is trained, not a method of one: make a module whose forward calls it")
     build = Build(
