@@ -139,6 +139,16 @@ def test_an_original_on_another_device_is_said_so(hoisted: HoistedModel, ranker:
         verify(hoisted, elsewhere)
 
 
+def test_an_example_with_an_id_outside_of_its_table(packed):
+    model, hoisted = packed
+    rows = packed_rows()
+    rows[:, 1] = 7
+    with pytest.raises(
+        VerificationError, match=r"IndexError.*; of the rows .* input 'x' has id 7.0 in row 0, expected 0 to"
+    ):
+        verify(hoisted, model, (rows,))
+
+
 def test_what_is_nan_alone_proves_nothing(packed):
     """A wrong score equals it as much as the right one does."""
     model, hoisted = packed

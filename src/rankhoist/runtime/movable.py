@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,15 @@ class Movable(Scoring, nn.Module):
     def vocabulary(self) -> Vocabulary:
         """What ids its inputs may hold."""
         return self._guard.vocabulary
+
+    def check_ids(self, context: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
+        """That the ids of both sides, which are checked for their kinds, are inside of their tables.
+
+        Raises:
+            VocabularyError: one is outside; says of which input, in which row.
+        """
+        for side, given in (("context", context), ("candidate", candidate)):
+            self._guard.check_all(side, self._inputs.stage_inputs(dict(given)))
 
     def _by_the_models_own(self) -> None:
         """No range has a backend of its own any more."""

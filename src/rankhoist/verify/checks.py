@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from rankhoist.arguments import of_kind, whole_number
-from rankhoist.errors import VerificationError
+from rankhoist.errors import VerificationError, VocabularyError
 from rankhoist.report.certificate import Certificate, Check
 from rankhoist.runtime import HoistedModel, Store
 from rankhoist.runtime.catalogue.layout import precision
@@ -206,12 +206,25 @@ def _calls(
 
 def _own(module: nn.Module, hoisted: HoistedModel, batches: Sequence[Batch]) -> Own:
     """The original in its own dtype; term by term, which takes a pass for every term, only where there are few rows."""
-    results = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
+    try:
+        results = _results("original", lambda b: run_original(module, hoisted.interface, b), batches)
+    except VerificationError as error:
+        raise VerificationError(f"{error}{_outside(hoisted, batches)}") from error.__cause__
     run = by_torch(module, hoisted)
     # as written: see `Tables.looked_up`
     with torch.compiler.set_stance("force_eager"), TermByTerm():  # type: ignore[no-untyped-call]
         added = {k: _attempt(run, batches[k]) for k in _small(batches)}
     return Own(results, {k: result for k, result in added.items() if isinstance(result, Outputs)})
+
+
+def _outside(hoisted: HoistedModel, batches: Sequence[Batch]) -> str:
+    """In words: the first id of the rows that is outside of its table."""
+    for batch in batches:
+        try:
+            hoisted.check_ids(batch.context, batch.candidate)
+        except VocabularyError as error:
+            return f"; of the rows that are drawn from, {error}"
+    return ""
 
 
 def _small(batches: Sequence[Batch]) -> list[int]:
