@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pickle
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +38,7 @@ from rankhoist import ArtifactError, HoistedModel, hoist, load, verify
 from rankhoist.errors import VerificationError, WeightsError
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import container
-from rankhoist.runtime.tensor_file import from_bytes, to_bytes
+from rankhoist.runtime.tensor_file import PIECE, from_stream, to_bytes
 from rankhoist.verify import Certificate
 
 
@@ -167,7 +169,7 @@ def test_tensors_of_every_kind_survive():
         "negative": torch.randn(3, dtype=torch.cfloat).conj().imag, "no_complex": torch.empty(2, 0, dtype=torch.cfloat),
     }  # fmt: skip
     data, table = to_bytes(tensors)
-    read = from_bytes(data, table)
+    read = from_stream(io.BytesIO(data), len(data), table)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     assert read["a"] is read["b"] is read["parameter"] and read["a"] is not read["c"]
 
@@ -176,7 +178,7 @@ def test_pairs_that_are_no_complex_numbers_are_refused():
     data, table = to_bytes({"x": torch.ones(3, 2, dtype=torch.float64), "y": torch.ones(2, 3)})
     for name, dtype in (("x", "complex64"), ("y", "complex64")):
         with pytest.raises(ArtifactError, match=f"tensor '{name}' has no pairs of torch.float32"):
-            from_bytes(data, {**table, name: table[name] | {"dtype": dtype}})
+            from_stream(io.BytesIO(data), len(data), {**table, name: table[name] | {"dtype": dtype}})
 
 
 def turned(c: Tensor, k: Tensor, by: Tensor) -> Tensor:
@@ -292,3 +294,25 @@ def test_a_file_is_written_whole_or_not_at_all(hoisted, path, monkeypatch):
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
     with pytest.raises(ArtifactError, match="cannot be written: No such file"):
         hoisted.save(path.parent / "nowhere" / "x")
+
+
+def test_loading_holds_no_weight_twice(tmp_path, monkeypatch):
+    """A table is read piece by piece, into its own memory."""
+    table = nn.EmbeddingBag(PIECE // 32, 24).eval()  # three pieces
+    ids, weight = torch.randint(0, 9, (4, 2)), torch.rand(4, 1)
+    hoisted = hoist(Weighted(table).eval(), (ids, weight), context=["ids"])
+    hoisted.save(tmp_path / "x")
+    read, largest = zipfile.ZipExtFile.read, []
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda f, n=-1: largest.append(len(d := read(f, n))) or d)
+    again = rankhoist.load(tmp_path / "x")
+    assert max(largest) <= PIECE < 4 * table.weight.numel()
+    assert torch.equal(again(ids[:1], weight), hoisted(ids[:1], weight))
+
+
+class Weighted(nn.Module):
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids, weight):
+        return self.table(ids) * weight

@@ -193,13 +193,43 @@ def test_a_file_that_contradicts_itself(path, member, change, message):
     assert str(raised.value).startswith(f"{path} cannot be loaded: ") and ADVICE in str(raised.value)
 
 
-def test_a_header_that_asks_for_more_than_there_is(path):
+def tensor(first: int, last: int, shape: list[Any], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+
+
+HEADERS = {
+    "more than there is": ({"x": tensor(0, 4 * HUGE, [HUGE])}, "do not fill the file"),
+    "less than there is": ({"x": tensor(0, 4, [1])}, "do not fill the file"),
+    "more than its place": ({"x": tensor(0, 8, [HUGE])}, "'x' does not fill its place"),
+    "over each other": ({"x": tensor(0, 8, [2]), "y": tensor(0, 8, [2])}, "'y' does not fill its place"),
+    "a hole": ({"x": tensor(4, 8, [1])}, "'x' does not fill its place"),
+    "below zero": ({"x": tensor(0, 8, [-2])}, "negative number in 'shape'"),
+    "no number": ({"x": tensor(0, 8, [2.0])}, "2.0 where int is expected"),
+    "no dtype": ({"x": tensor(0, 8, [2], "F31")}, "KeyError: 'F31'"),
+    "no tensors": (["x"], "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_is_wrong_of_its_file(path, monkeypatch, name):
+    """It is refused before memory is taken for any tensor."""
+    header, message = HEADERS[name]
     contents = members(path)
     del contents["manifest.json"]
-    header = json.dumps({"x": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}).encode()
-    contents["weights.safetensors"] = len(header).to_bytes(8, "little") + header
+    data = json.dumps(header).encode()
+    contents["weights.safetensors"] = len(data).to_bytes(8, "little") + data + bytes(8)
     container.write(path, contents)
-    with pytest.raises(ArtifactError, match="SafetensorError"):
+    monkeypatch.setattr("rankhoist.runtime.tensor_file.torch.empty", lambda *_, **__: pytest.fail("memory was taken"))
+    with pytest.raises(ArtifactError, match=message):
+        load(path)
+
+
+def test_a_header_that_is_longer_than_its_file(path):
+    contents = members(path)
+    del contents["manifest.json"]
+    contents["weights.safetensors"] = HUGE.to_bytes(8, "little")
+    container.write(path, contents)
+    with pytest.raises(ArtifactError, match="a header that is longer than the file"):
         load(path)
 
 

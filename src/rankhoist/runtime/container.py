@@ -13,11 +13,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any
+from typing import IO, Any
 
 from rankhoist.arguments import path_of
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import entry, shown
+from rankhoist.runtime.tensor_file import PIECE
 from rankhoist.runtime.versions import versions
 from rankhoist.runtime.whole import written
 
@@ -50,15 +51,25 @@ class Container:
             raise ArtifactError(f"its members are not those of an artifact: {', '.join(map(shown, odd[:5]))}")
         _check_manifest(self.manifest)
 
-    def read(self, name: str) -> bytes:
-        """A member, which is what the manifest says."""
-        expected = self.manifest["members"][name]
-        if self._infos[name].file_size != expected["bytes"]:
+    @contextmanager
+    def member(self, name: str) -> Iterator[tuple[IO[bytes], int]]:
+        """A member to read, which is what the manifest says, and its size; it may be larger than the memory left."""
+        expected, size = self.manifest["members"][name], self._infos[name].file_size
+        if size != expected["bytes"]:
             raise ArtifactError(f"{name} has not the size that the manifest says")
-        data = self._archive.read(name)
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        digest = hashlib.sha256()
+        with self._archive.open(name) as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+        if digest.hexdigest() != expected["sha256"]:
             raise ArtifactError(f"the checksum of {name} is wrong")
-        return data
+        with self._archive.open(name) as file:
+            yield file, size
+
+    def read(self, name: str) -> bytes:
+        """All of a member."""
+        with self.member(name) as (file, _):
+            return file.read()
 
     def read_json(self, name: str) -> Any:
         """A member that holds data."""

@@ -59,8 +59,10 @@ copyreg.pickle(HoistedModel, _pickled)
 def read(file: container.Container, opaque: Mapping[str, nn.Module] | None = None) -> HoistedModel:
     """The same, of a file that is open."""
     model, stages = file.read_json("model.json"), file.read_json("stages.json")
-    tensors = tensor_file.from_bytes(file.read("weights.safetensors"), entry(model, "tensors", dict))
-    example = tensor_file.from_bytes(file.read("example.safetensors"), entry(model, "example", dict))
+    with file.member("weights.safetensors") as member:
+        tensors = tensor_file.from_stream(*member, entry(model, "tensors", dict))
+    with file.member("example.safetensors") as member:
+        example = tensor_file.from_stream(*member, entry(model, "example", dict))
     hoisted = of(model, stages, tensors, example, opaque=opaque)
     told = [tuned_elsewhere(hoisted.blueprint.report().tuning)]
     told += [_without(backend) for backend in hoisted.blueprint.plans.absent(hoisted.device)]

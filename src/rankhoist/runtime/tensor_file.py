@@ -9,9 +9,11 @@ for products with it round differently otherwise. Complex numbers are stored as 
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -21,6 +23,13 @@ from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import as_dtype, counts, dtype_name, entry, shown
 
 Table = dict[str, dict[str, Any]]
+
+PIECE = 2**20  # bytes that are read at a time
+DTYPES = {  # by their names in a safetensors file, whose numbers are little-endian
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> tuple[bytes, Table]:
@@ -61,13 +70,40 @@ def _whole(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
-def from_bytes(data: bytes, table: Any) -> dict[str, Tensor]:
-    """The tensors by name.
+def from_stream(file: IO[bytes], size: int, table: Any) -> dict[str, Tensor]:
+    """The tensors by name, of a file of so many bytes: each is read into its own memory, and nothing is held twice.
 
     Raises:
         ArtifactError: the file does not hold what the table says.
     """
-    return _named(safetensors.torch.load(data), table)  # checks the header against the data before it allocates
+    stored = {}
+    for name, dtype, shape in _header(file, size):
+        stored[name] = torch.empty(shape, dtype=dtype)
+        memory: Any = stored[name].reshape(-1).view(torch.uint8).numpy()
+        for start in range(0, len(memory), PIECE):
+            piece = memoryview(memory[start : start + PIECE])
+            piece[:] = file.read(len(piece))
+    return _named(stored, table)
+
+
+def _header(file: IO[bytes], size: int) -> list[tuple[str, torch.dtype, list[int]]]:
+    """Name, dtype and shape of the tensors in the order of the file, which they fill: checked before any is made."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > size - 8:
+        raise ArtifactError("its tensors have a header that is longer than the file")
+    header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    found, end = [], 8 + length
+    for name, own in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, (first, last) = DTYPES[own["dtype"]], own["data_offsets"]
+        shape = counts(own, "shape")
+        if (8 + length + first, last - first) != (end, math.prod(shape) * dtype.itemsize):
+            raise ArtifactError(f"tensor {shown(name)} does not fill its place in the file")
+        found.append((name, dtype, list(shape)))
+        end = 8 + length + last
+    if end != size:
+        raise ArtifactError("its tensors do not fill the file")
+    return found
 
 
 def from_file(path: str | os.PathLike[str], table: Any) -> dict[str, Tensor]:
