@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from artifacts import (
@@ -38,7 +39,7 @@ from rankhoist import ArtifactError, HoistedModel, hoist, load, verify
 from rankhoist.errors import VerificationError, WeightsError
 from rankhoist.hoist import hoist_program
 from rankhoist.runtime import container
-from rankhoist.runtime.tensor_file import PIECE, from_stream, to_bytes
+from rankhoist.runtime.tensor_file import PIECE, from_stream, to_pieces
 from rankhoist.verify import Certificate
 
 
@@ -168,14 +169,17 @@ def test_tensors_of_every_kind_survive():
         "conjugate": torch.randn(3, 2, dtype=torch.cdouble).t().conj(), "imaginary": torch.tensor(2j),
         "negative": torch.randn(3, dtype=torch.cfloat).conj().imag, "no_complex": torch.empty(2, 0, dtype=torch.cfloat),
     }  # fmt: skip
-    data, table = to_bytes(tensors)
+    pieces, table = to_pieces(tensors)
+    data = b"".join(pieces)
+    assert safetensors.torch.load(data).keys() == {line["stored"] for line in table.values()}
     read = from_stream(io.BytesIO(data), len(data), table)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     assert read["a"] is read["b"] is read["parameter"] and read["a"] is not read["c"]
 
 
 def test_pairs_that_are_no_complex_numbers_are_refused():
-    data, table = to_bytes({"x": torch.ones(3, 2, dtype=torch.float64), "y": torch.ones(2, 3)})
+    pieces, table = to_pieces({"x": torch.ones(3, 2, dtype=torch.float64), "y": torch.ones(2, 3)})
+    data = b"".join(pieces)
     for name, dtype in (("x", "complex64"), ("y", "complex64")):
         with pytest.raises(ArtifactError, match=f"tensor '{name}' has no pairs of torch.float32"):
             from_stream(io.BytesIO(data), len(data), {**table, name: table[name] | {"dtype": dtype}})
@@ -296,8 +300,8 @@ def test_a_file_is_written_whole_or_not_at_all(hoisted, path, monkeypatch):
         hoisted.save(path.parent / "nowhere" / "x")
 
 
-def test_loading_holds_no_weight_twice(tmp_path, monkeypatch):
-    """A table is read piece by piece, into its own memory."""
+def test_neither_saving_nor_loading_holds_a_weight_twice(tmp_path, monkeypatch):
+    """A table is read piece by piece, into its own memory, and written from where it lies."""
     table = nn.EmbeddingBag(PIECE // 32, 24).eval()  # three pieces
     ids, weight = torch.randint(0, 9, (4, 2)), torch.rand(4, 1)
     hoisted = hoist(Weighted(table).eval(), (ids, weight), context=["ids"])
@@ -306,6 +310,7 @@ def test_loading_holds_no_weight_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda f, n=-1: largest.append(len(d := read(f, n))) or d)
     again = rankhoist.load(tmp_path / "x")
     assert max(largest) <= PIECE < 4 * table.weight.numel()
+    assert to_pieces({"table": table.weight})[0][1].obj.ctypes.data == table.weight.data_ptr()
     assert torch.equal(again(ids[:1], weight), hoisted(ids[:1], weight))
 
 

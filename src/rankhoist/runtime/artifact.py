@@ -49,8 +49,8 @@ def save(
 def members(
     blueprint: Blueprint, weights: Weights, dtype: torch.dtype, certificate: dict[str, Any] | None,
     more: Mapping[str, Tensor] | None = None,
-) -> dict[str, bytes]:  # fmt: skip
-    """The members of its file; `more` are tensors to write beside its weights.
+) -> dict[str, bytes | list[tensor_file.Piece]]:  # fmt: skip
+    """The members of its file, those of tensors in pieces; `more` are tensors to write beside its weights.
 
     Raises:
         ArtifactError: it holds something that a file cannot.
@@ -61,9 +61,9 @@ def members(
     try:
         stages = _stages_data(blueprint.stages, keys)
         model = model_json.to_data(blueprint, dtype)
-        tensors, table = tensor_file.to_bytes({**original, **constants, **(more or {})})
+        tensors, table = tensor_file.to_pieces({**original, **constants, **(more or {})})
         rows = flat(blueprint.interface.example)
-        example, example_table = tensor_file.to_bytes(rows)
+        example, example_table = tensor_file.to_pieces(rows)
     except ArtifactError as error:
         raise ArtifactError(f"the model cannot be saved: {error}") from error
     model["tensors"], model["example"] = table, example_table
@@ -71,8 +71,8 @@ def members(
     # What is written can be read.
     blueprint, _ = blueprint_of(model, stages, original, constants, rows, blueprint.modules)
     check_folding(blueprint, dtype, {**original, **constants})
-    contents = (container.to_json(model), container.to_json(stages), tensors, example)
-    return dict(zip(container.MEMBERS, contents, strict=True))
+    model_data, stages_data = container.to_json(model), container.to_json(stages)
+    return dict(zip(container.MEMBERS, (model_data, stages_data, tensors, example), strict=True))
 
 
 def _read_by_calls(blueprint: Blueprint, original: Mapping[str, Tensor]) -> tuple[Blueprint, dict[str, Tensor]]:

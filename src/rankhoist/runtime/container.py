@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import IO, Any
@@ -18,7 +18,7 @@ from typing import IO, Any
 from rankhoist.arguments import path_of
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import entry, shown
-from rankhoist.runtime.tensor_file import PIECE
+from rankhoist.runtime.tensor_file import PIECE, Piece
 from rankhoist.runtime.versions import versions
 from rankhoist.runtime.whole import written
 
@@ -99,20 +99,37 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
         raise ArtifactError(f"{path} cannot be loaded: {type(error).__name__}: {error}; {ADVICE}") from error
 
 
-def write(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
-    """Write an artifact, whole or not at all."""
+def write(path: str | os.PathLike[str], members: Mapping[str, bytes | Sequence[Piece]]) -> None:
+    """Write an artifact, whole or not at all; what is large comes in pieces."""
+    path = path_of(path)
     if sorted(members) != sorted(MEMBERS):
         raise ValueError(f"an artifact has the members {MEMBERS}")
-    path = path_of(path)
-    listed = {name: {"bytes": len(x), "sha256": hashlib.sha256(x).hexdigest()} for name, x in members.items()}
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    manifest = {"format": FORMAT, "date": date, "versions": versions(), "members": listed}
     try:
         with written(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in {MANIFEST: to_json(manifest), **members}.items():
-                archive.writestr(zipfile.ZipInfo(name), data)
+            listed = {name: _written(archive, name, pieces_of(data)) for name, data in members.items()}
+            manifest = {"format": FORMAT, "date": date, "versions": versions(), "members": listed}
+            archive.writestr(zipfile.ZipInfo(MANIFEST), to_json(manifest))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def pieces_of(data: bytes | Sequence[Piece]) -> Sequence[Piece]:
+    """A member in pieces."""
+    return [data] if isinstance(data, bytes) else data
+
+
+def _written(archive: zipfile.ZipFile, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """What the manifest says of a member, which is of what was written, though another thread changes it meanwhile."""
+    info, digest = zipfile.ZipInfo(name), hashlib.sha256()
+    info.file_size = size = sum(map(len, pieces))
+    with archive.open(info, "w") as file:
+        for piece in pieces:
+            for start in range(0, len(piece), PIECE):
+                part = bytes(piece[start : start + PIECE])
+                digest.update(part)
+                file.write(part)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def to_json(data: Any) -> bytes:

@@ -39,7 +39,8 @@ def unpack(path: str | os.PathLike[str], folder: Path) -> tuple[HoistedModel, st
     folded = {f"{FOLDED}{i}": tensor for i, tensor in enumerate(hoisted.weights.folded)}
     described = hoisted.blueprint, hoisted.weights, hoisted.dtype, hoisted.certificate
     for name, data in artifact.members(*described, folded).items():
-        (folder / name).write_bytes(data)
+        with (folder / name).open("wb") as member:
+            member.writelines(container.pieces_of(data))
     return hoisted, version
 
 

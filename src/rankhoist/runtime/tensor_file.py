@@ -23,6 +23,7 @@ from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import as_dtype, counts, dtype_name, entry, shown
 
 Table = dict[str, dict[str, Any]]
+Piece = bytes | memoryview
 
 PIECE = 2**20  # bytes that are read at a time
 DTYPES = {  # by their names in a safetensors file, whose numbers are little-endian
@@ -32,28 +33,41 @@ DTYPES = {  # by their names in a safetensors file, whose numbers are little-end
 }  # fmt: skip
 
 
-def to_bytes(tensors: Mapping[str, Tensor]) -> tuple[bytes, Table]:
-    """The file and its table."""
+def to_pieces(tensors: Mapping[str, Tensor]) -> tuple[list[Piece], Table]:
+    """The file, as its header and the memory of the tensors where they lie, and its table."""
     table: Table = {}
-    names: dict[Any, str] = {}
+    firsts: dict[Any, str] = {}
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided:
             raise ArtifactError(f"{name!r} is a {tensor.layout} tensor, which a file cannot hold")
-        same = names.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device), name)
+        same = firsts.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device), name)
         order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride()[axis])
         line = {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "order": order, "stored": same}
         table[name] = line
         if same == name:
-            own = _real(tensor.detach().cpu().permute(order)).contiguous()
-            shares = any(own.data_ptr() == other.data_ptr() for other in stored.values())
-            stored[name] = own.clone() if shares or not _whole(own) else own
-    return safetensors.torch.save(stored), table
+            stored[name] = _real(tensor.detach().cpu().permute(order)).contiguous()
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, first = dict[str, Any](), 0
+    for name, tensor in sorted(stored.items(), key=lambda item: (-item[1].element_size(), item[0])):  # each lies even
+        if tensor.dtype not in names:
+            raise ArtifactError(f"{name!r} is of {tensor.dtype}, which a file cannot hold")
+        last = first + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [first, last]}
+        first = last
+    told = json.dumps(header, separators=(",", ":")).encode()
+    told += b" " * (-len(told) % 8)
+    return [len(told).to_bytes(8, "little") + told, *(_memory(stored[name]) for name in header)], table
+
+
+def _memory(tensor: Tensor) -> Piece:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _real(tensor: Tensor) -> Tensor:
     """`[...]` of complex numbers as `[..., 2]`."""
-    return torch.view_as_real(tensor.resolve_conj().resolve_neg()) if tensor.is_complex() else tensor
+    tensor = tensor.resolve_conj().resolve_neg()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _complex(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -65,11 +79,6 @@ def _complex(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return torch.view_as_complex(tensor)
 
 
-def _whole(tensor: Tensor) -> bool:
-    """Whether it is not a part of a larger tensor."""
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-
-
 def from_stream(file: IO[bytes], size: int, table: Any) -> dict[str, Tensor]:
     """The tensors by name, of a file of so many bytes: each is read into its own memory, and nothing is held twice.
 
@@ -79,10 +88,9 @@ def from_stream(file: IO[bytes], size: int, table: Any) -> dict[str, Tensor]:
     stored = {}
     for name, dtype, shape in _header(file, size):
         stored[name] = torch.empty(shape, dtype=dtype)
-        memory: Any = stored[name].reshape(-1).view(torch.uint8).numpy()
+        memory: Any = _memory(stored[name])
         for start in range(0, len(memory), PIECE):
-            piece = memoryview(memory[start : start + PIECE])
-            piece[:] = file.read(len(piece))
+            memory[start : start + PIECE] = file.read(min(PIECE, len(memory) - start))
     return _named(stored, table)
 
 
