@@ -344,7 +344,7 @@ def test_a_model_gets_a_page_with_its_certificate(tmp_path: Path, monkeypatch: p
     assert cli.main([*command, "--html", "page.html", "--no-verify"]) == 0
     assert "No certificate" in Tags(Path("page.html").read_text(encoding="utf-8")).text
     assert cli.main([*command, "--no-verify", "--svg", "none/x.svg"]) == 2
-    assert "--svg none/x.svg: No such file" in capsys.readouterr().err
+    assert "none/x.svg cannot be written: there is no folder none" in capsys.readouterr().err
     assert cli.main(["report", "its_models:ranker"]) == 2
     assert "say with --context which inputs of its_models:ranker" in capsys.readouterr().err
 
