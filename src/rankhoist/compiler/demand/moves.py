@@ -22,7 +22,8 @@ from rankhoist.compiler.rules.joining import COPIES
 
 NOWHERE = -2  # the place of what is put around an operand: no neighbour of any other
 
-Places = Mapping[int, Any]  # by axis of an operand: per place of the result the one that it came from
+# By axis of an operand: per place of the result the one that it came from, or None where the number of rows decides.
+Places = Mapping[int, Any]
 
 
 def moved(places_of: Callable[[fx.Node, list[Any]], Places | None]) -> Law:
@@ -37,7 +38,8 @@ def moved(places_of: Callable[[fx.Node, list[Any]], Places | None]) -> Law:
             own = enumerate(zip(box, sizes_of(x), strict=True))
             axes = [(Part(size),) if dim in places else axis for dim, (axis, size) in own]
             return Made(node.target, (Take(x, tuple(axes)), *others), node.kwargs)
-        return _read(node, list(box), [*places.items()])
+        known = all(own is not None for own in places.values())
+        return _read(node, list(box), [*places.items()]) if known else None
 
     return law
 
@@ -158,4 +160,4 @@ def _each(sizes: Sequence[Any], said: Mapping[int, Any], places: Callable[[int, 
     named = {dim % len(sizes): own for dim, own in said.items()}
     if not all(isinstance(sizes[dim], int) for dim in named):
         return None
-    return {dim: places(sizes[dim], own) for dim, own in named.items()}
+    return {dim: None if isinstance(own, fx.Node) else places(sizes[dim], own) for dim, own in named.items()}
