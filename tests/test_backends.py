@@ -469,6 +469,28 @@ def test_what_cannot_be_exported_is_said(tmp_path):
         hoisted.export_onnx(tmp_path)
 
 
+def test_inputs_are_called_what_they_are_whatever_else_is_called_so(tmp_path):
+    pytest.importorskip("onnxruntime")
+
+    class Names(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: dict[str, Tensor]) -> Tensor:
+            user = torch.cat([self.one(x["cat"]), x["relu"]], 1).relu()
+            return torch.cat([user, self.one(torch.relu(self.two(x["linear"]) * x["weight_0"]))], 1)
+
+    torch.manual_seed(0)
+    model, rows = Names().eval(), {name: torch.randn(4, 3) for name in ("cat", "relu", "linear", "weight_0")}
+    hoisted = hoist(model, (rows,), context=["cat", "relu"])
+    hoisted.export_onnx(tmp_path)
+    onnx, runner = pytest.importorskip("onnx"), load_onnx(tmp_path)
+    assert [i.name for i in onnx.load(tmp_path / "request.onnx").graph.input] == ["cat", "relu"]
+    one = {name: x[:1] if name in ("cat", "relu") else x for name, x in rows.items()}
+    assert_equal(runner(one), model({name: x.expand(4, -1) for name, x in one.items()}))
+
+
 def test_an_operator_that_onnx_lacks_is_named(tmp_path):
     class Odd(nn.Module):
         def forward(self, user: Tensor, item: Tensor) -> Tensor:

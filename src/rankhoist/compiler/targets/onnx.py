@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,18 @@ def _write(stage: Exported, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and the exporter about themselves
-        torch.onnx.export(
-            stage.program, f=str(path), input_names=stage.inputs, output_names=stage.outputs, dynamo=True,
-            external_data=weights > INSIDE, verbose=False, dynamic_shapes=stage.names,
-        )  # fmt: skip
+        program = torch.onnx.export(stage.program, dynamo=True, verbose=False, dynamic_shapes=stage.names)
+        assert program is not None
+        _name(program.model.graph, stage.inputs, stage.outputs)
+        program.save(str(path), external_data=weights > INSIDE)
+
+
+def _name(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Inputs and results have our names; what the exporter has called the same, as a `cat`, gets another."""
+    made = (value for node in graph.all_nodes() for value in node.outputs)
+    for value in [*graph.initializers.values(), *made]:
+        if value.name in {*inputs, *outputs}:
+            value.name += "/inside"
+    for values, names in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
