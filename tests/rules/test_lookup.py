@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rules.cases import FIELDS, IDS, ROWS, Equal, NearMiss, both, declines, equal_at_every_level, fields, numbers
+from rankhoist.compiler.algebra.workload import Level
+from rankhoist.compiler.graph.node import Rate
+from rules.cases import FIELDS, IDS, ROWS, Equal, NearMiss, both, declines, equal_at_every_level, fields, numbers, rates
 
 randn = numbers(1)
 
@@ -40,6 +42,17 @@ EQUAL: dict[str, Equal] = {
     ),
     "embedding_bag": (
         lambda c, k, t: F.embedding_bag(c, t, mode="mean") + F.embedding_bag(k, t, mode="sum", padding_idx=0),
+        IDS,
+        dict(t=randn(9, 3)),
+    ),
+    "bags_of_places": (
+        lambda c, k, t: torch.cat(
+            [
+                F.embedding_bag(x.view(-1, 2), t, mode=mode, padding_idx=0).view(-1, x.shape[1] // 2, 3)
+                for x, mode in ((c, "mean"), (k, "sum"), (torch.cat([c, k, c], 1), "max"))
+            ],
+            1,
+        ),
         IDS,
         dict(t=randn(9, 3)),
     ),
@@ -101,6 +114,14 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "bags given by offsets may cross rows: [(rows 4)]",
         dict(t=randn(4, 3)),
     ),
+    "bags_across_rows": (
+        lambda c, k, t: (
+            F.embedding_bag(positive(k).flatten(), t, torch.arange(0, 4 * len(k), 8), mode="sum")[:1] + k[:, :3]
+        ),
+        "embedding_bag",
+        "bags given by offsets may cross rows: [(rows 4)]",
+        dict(t=randn(4, 3)),
+    ),
     "index_of_rows": (
         lambda c, k: c[positive(k[:, 0])],
         "index",
@@ -130,3 +151,10 @@ NEAR_MISSES: dict[str, NearMiss] = {
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)
 test_declines = declines(NEAR_MISSES)
+
+
+def test_bags_of_the_context_are_the_requests_beside_those_of_the_candidate():
+    def bags(c: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        return F.embedding_bag(torch.cat([c, k], 1).view(-1, 2), t, mode="sum").view(len(c), 4, 3)
+
+    assert rates(bags, "embedding_bag", Level.FULL, IDS, t=randn(9, 3)) == {Rate.REQUEST, Rate.ITEM}

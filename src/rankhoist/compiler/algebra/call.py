@@ -27,7 +27,7 @@ from rankhoist.compiler.algebra import (
 from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
 from rankhoist.compiler.algebra.forms import Decline, Form
-from rankhoist.compiler.algebra.orders import Chosen, Permutation
+from rankhoist.compiler.algebra.orders import Chosen, Permutation, RowNumber
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Promise, Value, as_form, integer, tensors_in
 from rankhoist.compiler.algebra.workload import Level
@@ -276,6 +276,8 @@ class Call:
 
     def again(self, /, **changed: Value) -> Any:
         """On a part of an operand, with other arguments by name: the same as `run`."""
+        if any(isinstance(own, RowNumber) for name, own in self._arguments.items() if name not in changed):
+            raise Decline("an operand is the row number")
         schema = overload(self._node)._schema.arguments
         values = self._arguments | changed
         by_name = {x.name: values[x.name] for x in schema if x.kwarg_only}

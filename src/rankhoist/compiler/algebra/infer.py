@@ -144,6 +144,8 @@ def operand(value: Value) -> Any:
         return Operand(((1, True), *((n, False) for n in value.parts[0].form.sizes)), value.dtype)
     if isinstance(value, Bounds) and not (value.first and value.last):
         return Operand(tuple(value.lengths.extents), value.dtype)
-    if isinstance(value, Opaque | RowNumber | OfBags | InOrder | Chosen):
+    if isinstance(value, RowNumber):
+        return Operand(((value.count, True), *((1, False) for _ in range(value.behind))), value.dtype)
+    if isinstance(value, Opaque | OfBags | InOrder | Chosen):
         raise Decline("an operand's axes do not follow the rows")
     return [operand(v) for v in value] if isinstance(value, list | tuple) else value

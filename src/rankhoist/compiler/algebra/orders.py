@@ -15,14 +15,21 @@ from rankhoist.compiler.graph.node import Node, Rate
 
 @dataclass(frozen=True, eq=False)
 class RowNumber:
-    """`arange(0, step * rows, step)`: row i holds `step * i`. It marks "my own row" in an index.
+    """`arange(0, step * count * rows, step)`: row i holds the `count` numbers from `step * count * i` on.
 
-    `behind` axes of size 1 follow the rows: `arange(rows)[:, None]`.
+    One per row, and by ones, marks "my own row" in an index. `behind` axes of size 1 follow the rows:
+    `arange(rows)[:, None]`.
     """
 
     dtype: torch.dtype
     step: int = 1
     behind: int = 0
+    count: int = 1
+
+    @property
+    def own_row(self) -> bool:
+        """Whether row i holds i."""
+        return (self.step, self.count) == (1, 1)
 
 
 @dataclass(frozen=True, eq=False)

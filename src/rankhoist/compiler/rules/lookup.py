@@ -7,10 +7,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import sympy
 import torch
 
-from rankhoist.compiler.algebra import bags, folds, grid, moves, orders
+from rankhoist.compiler.algebra import bags, folds, grid, joins, moves, orders, sequences
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
@@ -46,24 +47,41 @@ def bucketize(call: Call) -> Form:
 
 
 def embedding_bag(call: Call) -> Value:
-    """Bags `[rows, L]`, flattened, with an offset per row: every row reads its own ids."""
+    """Bags `[rows, L]`, or T of them `[rows, T, L]`, flattened, with an offset of each: a row reads its own ids."""
     ids, offsets = call.form("indices"), call.value("offsets")
     bags = call.forms("indices", "per_sample_weights")
-    mine = _step(call, offsets) == math.prod(ids.sizes)
+    mine = _per_row(call, offsets) == math.prod(ids.sizes)
     if not mine or any(len(f.layout) != 1 or f.layout[0][0] != ROW for f in bags):
         raise Decline(f"bags given by offsets may cross rows: {ids.axes}")
     table = call.form("weight")
     if not table.of_weights:
         raise Decline(f"the table is no weight, but {table.axes}")
-    return call.rowwise()
+    return _by_place(call, ids, offsets) if _of_both_sides(call, ids, offsets) else call.rowwise()
 
 
-def _step(call: Call, offsets: Value) -> sympy.Expr | int | None:
+def _of_both_sides(call: Call, ids: Form, offsets: Value) -> bool:
+    """Whether some of the bags of every row, one behind the other, are the context's."""
+    if not isinstance(offsets, orders.RowNumber) or call.value("include_last_offset"):
+        return False
+    apart = ids.layout == ((ROW, 0, 1),) and ids.sizes == (offsets.count, offsets.step)
+    return apart and ids.mixed and call.value("per_sample_weights") is None
+
+
+def _by_place(call: Call, ids: Form, offsets: orders.RowNumber) -> Value:
+    """`E([c; k]) = [E(c); E(k)]` along the places of bags."""
+    made = []
+    for start, end, _ in sequences.runs(sequences.per_candidate(ids, 0)):
+        part = moves.take_dim(call.builder, ids, 0, np.arange(start, end))
+        made.append(call.again(indices=part, offsets=replace(offsets, count=end - start))[0])
+    return [joins.side_by_side(call.builder, made, 0), *[None] * (len(call.outs) - 1)]
+
+
+def _per_row(call: Call, offsets: Value) -> sympy.Expr | int | None:
     """How many ids every row has, where all have as many."""
     if isinstance(offsets, bags.Bounds) and offsets.first:
         totals = [key.total for key in call.bags(offsets.lengths)]
         return totals[0] / call.rows if len(totals) == 1 and totals[0] is not None else None
-    return offsets.step if isinstance(offsets, orders.RowNumber) else None
+    return offsets.step * offsets.count if isinstance(offsets, orders.RowNumber) else None
 
 
 def table_index(call: Call) -> Form:
@@ -168,7 +186,7 @@ def own_rows(call: Call) -> Form:
     """`x[arange(rows)[:, None], i]`, x `[rows, T, ...]` of the request and i `[rows, K]` of the candidate."""
     value, chosen = call.form(), _chosen(call)
     own = chosen[0][1]
-    if [axis for axis, _ in chosen] != [0, 1] or not isinstance(own, orders.RowNumber) or own.step != 1:
+    if [axis for axis, _ in chosen] != [0, 1] or not isinstance(own, orders.RowNumber) or not own.own_row:
         raise Elsewhere("no index is the row number")
     index = call.form(of=chosen[1][1])
     _read_by_candidates(value, index)
@@ -209,7 +227,7 @@ def own_row(call: Call) -> Value:
     if not any(isinstance(i, orders.RowNumber) for _, i in chosen):
         raise Elsewhere("no index is the row number")
     first = chosen[0][1]
-    if not isinstance(first, orders.RowNumber) or first.step != 1 or value.layout[axes[0]] != (ROW,):
+    if not isinstance(first, orders.RowNumber) or not first.own_row or value.layout[axes[0]] != (ROW,):
         raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
     if len(chosen) == 1 and not first.behind:
         return value
@@ -245,13 +263,15 @@ def gather(call: Call) -> Value:
 
 
 def row_number(call: Call) -> orders.RowNumber:
-    """`arange(rows)` marks "my own row"; `arange(0, L * rows, L)` where the own row begins among rows of length L."""
+    """`arange(rows)` marks "my own row"; `arange(0, T * L * rows, L)` where its T parts of length L begin."""
     start = call.value("start")
     if not any(rows for _, rows in call.out.extents):
         raise Elsewhere("counts no rows")
-    if start not in (0, None) or call.out.extents != [(1, True)]:
-        raise Decline(f"counts over the rows: {call.out.axes} numbers from {start or 0}")
-    return orders.RowNumber(call.out.dtype, call.number("step") if call.value("step") else 1)
+    ((count, _),) = call.out.extents
+    step = call.number("step") if call.value("step") else 1
+    if start not in (0, None) or call.value("end") != call.rows * count * step:
+        raise Decline(f"counts over the rows: {call.out.axes} numbers from {start or 0} by {step}")
+    return orders.RowNumber(call.out.dtype, step, count=count)
 
 
 LAWS = [

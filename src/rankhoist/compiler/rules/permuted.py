@@ -62,7 +62,7 @@ def put_back(call: Call) -> Value:
         or call.value("accumulate")
     ):
         raise Elsewhere("puts elements at places that depend on the inputs")
-    if source.step != 1 or source.behind or call.out.extents != [(1, True)] or call.out.dtype not in NUMBERS:
+    if not source.own_row or source.behind or call.out.extents != [(1, True)] or call.out.dtype not in NUMBERS:
         raise Decline(f"makes {call.out.axes} of row numbers in an order")
     return call.order(places, back=True)
 
