@@ -42,11 +42,19 @@ def padded(x: Tensor) -> Tensor:
     return torch.cat([x[:, :-1, 0] < 0, torch.zeros_like(x[:, :1, 0], dtype=torch.bool)], 1)[:, None]
 
 
+def seeing_itself(x: Tensor) -> Tensor:
+    """Scores and a mask of places and padding, in which every place sees itself."""
+    mask = BIAS + torch.zeros_like(x[:, :1]).masked_fill(padded(x), -torch.inf)
+    torch.diagonal(mask, dim1=1, dim2=2).zero_()
+    return x + mask
+
+
 IDIOMS: dict[str, Attention] = {
     "is_causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     "boolean_mask": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, ~HIDDEN),
     "float_mask": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, BIAS),
     "causal_and_padding": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, ~HIDDEN & ~padded(k)),
+    "seeing_itself": softmax_of(seeing_itself),
     "masked_fill": softmax_of(lambda x: x.masked_fill(HIDDEN, -torch.inf)),
     "expanded": softmax_of(lambda x: x.masked_fill(HIDDEN[None].expand(x.shape[0], -1, -1), -torch.inf)),
     "made_in_forward": softmax_of(lambda x: x.masked_fill(torch.triu(torch.ones(T, T), 1) == 1, -torch.inf)),

@@ -129,6 +129,17 @@ def diagonals(c, k):
     return torch.cat([x.diagonal(n, *axes) for n in (0, -2, 3, -5) for axes in ((1, 2), (2, 1), (-2, -1))], 1)
 
 
+def on_diagonals(c, k):
+    """Numbers of either side, and zeros, put on diagonals; also of a mask that has one head for all, once per head."""
+    x = torch.cat([c.unsqueeze(2) * c.unsqueeze(1), k.unsqueeze(2) * c.unsqueeze(1)], 1)  # [rows, 8, 4]
+    torch.diagonal(x, 0, 1, 2).copy_(k)
+    torch.diagonal(x, -5, -2, -1).copy_(c[:, :3])
+    torch.diagonal(x, 1, 2, 1).fill_(0.5)
+    heads = x.unsqueeze(1).expand(-1, 2, -1, -1).reshape(-1, 8, 4)
+    torch.diagonal(heads, -2, 1, 2).zero_()
+    return heads.view(len(c), -1)
+
+
 def strided(c, k):
     """Windows of 3, every second place of them, and one number many times."""
     x = both(c, k)
@@ -143,6 +154,7 @@ COMPOSITES = {
     "overwritten": lambda c, k, w: F.linear(overwritten(c, k), w),
     "hidden by ids": hidden_by_ids,
     "diagonals": lambda c, k, w: diagonals(c, k),
+    "on diagonals": lambda c, k, w: on_diagonals(c, k),
     "strided": lambda c, k, w: strided(c, k),
     "instance_norm": lambda c, k, w: F.instance_norm(torch.stack([c, k], 1), weight=w[0, :2], bias=w[1, :2]).sum(1),
     "hstack": lambda c, k, w: F.linear(torch.hstack([c, k]), w),

@@ -1,4 +1,4 @@
-"""Assignments to a part of a tensor: `y[:, 1:3] = x`, `y[:, [0, 4]] = x`, `y[mask] = 0`, `y.zero_()`.
+"""Assignments to a part of a tensor: `y[:, 1:3] = x`, `y[:, [0, 4]] = x`, `y[mask] = 0`, `y.diagonal().zero_()`.
 
 Of every axis but the rows: the result is what was there and what is assigned, one behind the other, from which each
 position takes one or the other.
@@ -37,6 +37,21 @@ def _slice_scatter(
 def _select_scatter(x: Tensor, src: Tensor, dim: int, index: int) -> Any:
     """`x` with `src` in place of one entry of an axis."""
     return _slice_scatter(x, src.unsqueeze(dim), dim, index, index + 1 or None)  # the slice of -1 has no end
+
+
+def _diagonal_scatter(x: Tensor, src: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """`x` with `src`, its places last, where the place of one axis is `offset` behind that of another."""
+    dim1, dim2 = dim1 % x.dim(), dim2 % x.dim()
+    if not isinstance(x.shape[dim1], int) or not isinstance(x.shape[dim2], int):
+        return NotImplemented
+
+    def place(dim: int) -> Tensor:
+        return torch.arange(x.shape[dim], device=x.device).reshape([-1 if d == dim else 1 for d in range(x.dim())])
+
+    first = max(-offset, 0)
+    along = torch.nn.functional.pad(src, (first, x.shape[dim1] - first - src.shape[-1]))
+    own = along.movedim(-1, dim1 - (dim1 > dim2)).unsqueeze(dim2)
+    return torch.where(place(dim2) - place(dim1) == offset, own, x)
 
 
 def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
@@ -84,6 +99,7 @@ def _zero(x: Tensor) -> Any:
 ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
+    aten.diagonal_scatter.default: _diagonal_scatter,
     aten.index_put.default: _index_put,
     aten.copy.default: _copy,
     aten.fill.Scalar: _fill,
