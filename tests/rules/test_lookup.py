@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function
 from torch import Tensor
 
+import rankhoist
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Rate
+from rankhoist.errors import VocabularyError
 from rules.cases import FIELDS, IDS, ROWS, Equal, NearMiss, both, declines, equal_at_every_level, fields, numbers, rates
 
 randn = numbers(1)
@@ -30,6 +34,16 @@ EQUAL: dict[str, Equal] = {
         dict(t=randn(9, 3)),
     ),
     "table_index": (lambda c, k, t: t[c[:, 0]] * t[k[:, 1]], IDS, dict(t=randn(9, 3))),
+    "stacked_tables": (
+        lambda c, k, t: t[torch.arange(6), torch.cat([c, k[:, :2]], 1)].flatten(1),
+        IDS,
+        dict(t=randn(6, 9, 3)),
+    ),
+    "table_of_pairs": (
+        lambda c, k, t: t[c[:, :2], k[:, :1] - 9].sum(1) + t[c[:, 2], c[:, 3]] + t[k[:, 2] - 9, 4],
+        IDS,
+        dict(t=randn(9, 9, 3)),
+    ),
     "one_hot": (lambda c, k: F.one_hot(torch.cat([c, k], 1), 9).double().sum(1), IDS, {}),
     "masked_pooling": (
         lambda c, k, t: (
@@ -134,6 +148,18 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "most places of which depend on the candidate",
         {},
     ),
+    "later_axes": (
+        lambda c, k, w: w[:, positive(k[:, 0]), positive(k[:, 1])].sum(0, keepdim=True).t() * c,
+        "index",
+        "axes [1, 2] of [2, 2, 2] are indexed by tensors that depend on the inputs",
+        dict(w=randn(2, 2, 2)),
+    ),
+    "by_a_mask": (
+        lambda c, k, w, m: w[positive(k[:, :1]), m].sum(1) * c[:, :1],
+        "index",
+        "several axes are indexed, one by torch.bool",
+        dict(w=randn(2, 3, 2), m=torch.tensor([True, False, True])),
+    ),
     "gather_over_rows": (
         lambda c, k: c[:, :4].gather(0, positive(k)),
         "gather",
@@ -158,3 +184,13 @@ def test_bags_of_the_context_are_the_requests_beside_those_of_the_candidate():
         return F.embedding_bag(torch.cat([c, k], 1).view(-1, 2), t, mode="sum").view(len(c), 4, 3)
 
     assert rates(bags, "embedding_bag", Level.FULL, IDS, t=randn(9, 3)) == {Rate.REQUEST, Rate.ITEM}
+
+
+@pytest.mark.parametrize(("context", "candidate", "wrong"), [(9, 0, 9), (0, 9, 9), (-10, -9, -10)])
+def test_an_id_of_the_next_table_is_an_error(context: int, candidate: int, wrong: int):
+    """Tables that are read as one stay tables: id 9 of the first is not id 0 of the second."""
+    call, rows, weights = lambda c, k, t: t[torch.arange(2), torch.cat([c, k], 1)].sum(1), IDS, {"t": randn(2, 9, 3)}
+    example = rows[0][:, :1].repeat(2, 1), rows[1][:6, :1]
+    hoisted = rankhoist.hoist(Function(call, **weights).eval(), example, context=["context"])
+    with pytest.raises(VocabularyError, match=f"has id {wrong} in row 0, expected -9 to 8"):
+        hoisted(torch.tensor([[context]]), torch.tensor([[candidate]]))

@@ -37,7 +37,8 @@ from rankhoist.compiler.algebra.forms import (
 from rankhoist.compiler.algebra.moves import drop_dim, insert_dim, reorder
 from rankhoist.compiler.algebra.workload import Workload
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.graph.lengths import Sized
+from rankhoist.compiler.graph.node import Rate, aten
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,13 @@ def map_blocks(aligned: Aligned, dtype: torch.dtype, build: Callable[[list[Block
 def tensor_form(builder: Builder, tensor: torch.Tensor) -> Form:
     """A tensor known now, without rows."""
     return plain(builder.constant(tensor), tensor.dtype, row_layout(tensor.dim(), rows=False))
+
+
+def counted(builder: Builder, size: Sized) -> Form:
+    """`arange(size)`: counted when it is computed, not kept as a constant."""
+    kwargs = {"dtype": torch.int64, "device": builder.device}
+    node = builder.call(aten.arange.default, (size,), Rate.WEIGHT, (size,), torch.int64, kwargs=kwargs)
+    return plain(node, node.dtype, row_layout(1, rows=False))
 
 
 def lower_triangle(builder: Builder, scores: Form, places: Positions | None = None) -> Form:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import sympy
@@ -19,6 +20,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
+NUMBERS = (torch.int64, torch.int32)
 LONG = 256  # elements of an embedding; shorter ones cost little to read, and what is made of them may be longer
 
 # -- tables
@@ -86,12 +88,10 @@ def _per_row(call: Call, offsets: Value) -> sympy.Expr | int | None:
 
 def table_index(call: Call) -> Form:
     """`w[ids]`: rows of a weight."""
-    table, (axis, index) = call.form(), _one_axis(call)
-    if not table.of_weights or table.has_rows or axis:
-        raise Elsewhere(f"{table.axes} is no table whose rows are read")
+    table, index = _table(call)
     ids = call.tidy(index)
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise Decline(f"axis {axis} of {table.axes} is indexed by {ids.dtype} that depends on the inputs")
+    if ids.dtype not in NUMBERS:
+        raise Decline(f"axis 0 of {table.axes} is indexed by {ids.dtype} that depends on the inputs")
     if call.name == "index":
         return call.by_element(ids, lambda part: call.run(aten.index.Tensor, table, [part]))
     if len(table.sizes) != 2:
@@ -102,16 +102,40 @@ def table_index(call: Call) -> Form:
 def few_rows(call: Call) -> Form:
     """`w[ids]` and `embedding(ids, w)`: matrices that candidates choose among few."""
     if call.name == "embedding":
-        axis, table, ids = 0, *call.forms("weight", "indices")
+        table, ids = call.forms("weight", "indices")
         if call.value("padding_idx") >= 0 or call.value("scale_grad_by_freq") or call.value("sparse"):
             raise Elsewhere("rows of the table have a gradient of another kind")
         if table.sizes[-1] < LONG:
             raise Elsewhere(f"the rows of {table.axes} are short")
     else:
-        table, (axis, ids) = call.form(), _one_axis(call)
-    if not table.of_weights or table.has_rows or axis or ids.dtype not in (torch.int64, torch.int32):
+        table, ids = _table(call)
+    if not table.of_weights or table.has_rows or ids.dtype not in NUMBERS:
         raise Elsewhere(f"{table.axes} is no table whose rows are read")
     return call.read(table, _from_the_start(call, ids, table) if call.name == "index" else ids, 0)
+
+
+def _table(call: Call) -> tuple[Form, Form]:
+    """A weight, and what its first axis is read by; of several first ones, `w[i, j] = w.flatten(0, 1)[i J + j]`."""
+    table, chosen = call.form(), _chosen(call)
+    if not table.of_weights or table.has_rows or [axis for axis, _ in chosen] != list(range(len(chosen))):
+        raise Elsewhere(f"{table.axes} is no table whose rows are read")
+    (_, own), *others = chosen
+    place = call.form(of=own)
+    if others:
+        place = _inside(call, place, table.sizes[0])
+        for axis, index in others:
+            before = call.each(aten.mul.Tensor, place, table.sizes[axis])
+            place = call.each(aten.add.Tensor, before, _inside(call, call.form(of=index), table.sizes[axis]))
+        table = call.run(aten.flatten.using_ints, table, 0, len(others))
+    return table, place
+
+
+def _inside(call: Call, index: Form, size: Any) -> Form:
+    """Places of an axis from its start; another one is an error, as it is to the operator."""
+    if index.dtype not in NUMBERS:
+        raise Decline(f"several axes are indexed, one by {index.dtype}")
+    places = grid.counted(call.builder, size)
+    return call.by_element(call.tidy(index), lambda part: call.run(aten.index.Tensor, places, [part]))
 
 
 def _from_the_start(call: Call, index: Form, value: Form) -> Form:
@@ -129,10 +153,11 @@ def constant_index(call: Call) -> Form:
     axes = [axis for axis, _ in chosen]
     constants = [call.constant(i) for _, i in chosen]
     if any(k is None for k in constants):
-        if len(chosen) > 1:
-            raise Decline(f"axes {axes} of {value.axes} are indexed by tensors that depend on the inputs")
-        call.form(of=chosen[0][1])
+        for _, index in chosen:
+            call.form(of=index)
         problem = f"axis {axes[0]} of {value.axes} is indexed by a tensor that depends on the inputs"
+        if len(axes) > 1:
+            problem = f"axes {axes} of {value.axes} are indexed by tensors that depend on the inputs"
         raise Elsewhere(problem) if value.of_weights and not axes[0] else Decline(problem)
     return folds.take_points(call.builder, value, axes, [k for k in constants if k is not None])
 
@@ -142,13 +167,6 @@ def _chosen(call: Call) -> list[tuple[int, Value]]:
     if call.name == "index_select":
         return [(call.form().place(call.value("dim")), call.value("index"))]
     return [(axis, i) for axis, i in enumerate(call.value("indices")) if i is not None]
-
-
-def _one_axis(call: Call) -> tuple[int, Form]:
-    (axis, index), *others = _chosen(call)
-    if others:
-        raise Elsewhere("several axes are indexed")
-    return axis, call.form(of=index)
 
 
 def masked_select(call: Call) -> Form:
