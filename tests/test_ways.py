@@ -119,10 +119,66 @@ def gathered_columns(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
     return torch.cat([tower(x)[:, 1:] for tower in m.towers], 1).gather(1, domain.long() // 2 + 1)
 
 
+def rows_added(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """To what is there, by all words for it."""
+    out = torch.ones(len(x), 2, dtype=x.dtype)
+    out[domain[:, 0] == -2] += m.towers[0](x[domain[:, 0] == -2])
+    mine = domain[:, 0] == 0
+    out = out.index_put((mine,), m.towers[1](x[mine]), accumulate=True)
+    places = (domain[:, 0] == 2).nonzero().squeeze(1)
+    return out.index_add(0, places, m.towers[2](x[places]))
+
+
+def rows_scattered(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        mine = domain == 2 * i - 2
+        out = out.masked_scatter(mine.expand(-1, 2) if i else mine, tower(x[mine.squeeze(1)]))
+    return out
+
+
+def weighed(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """By 1 and 0; something else is added, too."""
+    out = x[:, :1] * 2
+    for i, tower in enumerate(m.towers):
+        out = out + (domain.squeeze(1) == 2 * i - 2).to(x.dtype).unsqueeze(-1) * tower(x)
+    return out + x[:, 1:3]
+
+
+def filled(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    first, second, third = (tower(x) for tower in m.towers)
+    shown = [first.masked_fill(domain != -2, 0), second.masked_fill(~(domain == 0), 0), third.where(domain == 2, 0)]
+    return torch.stack(shown).sum(0)
+
+
+def one_hot(domain: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(domain[:, 0].long() // 2 + 1, DOMAINS)
+
+
+def by_one_hot(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return (torch.stack([tower(x) for tower in m.towers], 1) * one_hot(domain).unsqueeze(-1)).sum(1)
+
+
+def column_by_one_hot(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return (one_hot(domain).to(x) * torch.cat([tower(x)[:, 1:] for tower in m.towers], 1)).sum(1, keepdim=True)
+
+
+def times_one_hot(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    ways = torch.stack([tower(x) for tower in m.towers], 1)
+    return (one_hot(domain).to(x).unsqueeze(1) @ ways).squeeze(1)
+
+
+def contracted(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("bdh, bd -> bh", torch.stack([tower(x) for tower in m.towers], 1), one_hot(domain).to(x))
+
+
 KEPT = {
     "one_by_one": one_by_one, "otherwise": otherwise, "own_layer_before": own_layer_before, "own_rows": own_rows,
     "kept_rows": kept_rows, "of_one_column": of_one_column,
     "read": read, "gathered": gathered, "gathered_columns": gathered_columns,
+    "rows_added": rows_added, "rows_scattered": rows_scattered, "weighed": weighed, "filled": filled,
+    "by_one_hot": by_one_hot, "column_by_one_hot": column_by_one_hot, "times_one_hot": times_one_hot,
+    "contracted": contracted,
 }  # fmt: skip
 TOWERS: dict[str, Callable[[], nn.Module]] = {"linear": linear, "normalised": normalised, "scaled": Scaled}
 
@@ -146,7 +202,8 @@ CASES = [
 def test_one_way_is_computed(tower: str, kept: str):
     model = Domains([TOWERS[tower]() for _ in range(DOMAINS)], KEPT[kept])
     program = captured(model)
-    assert multiply_adds(chosen(program)) * DOMAINS == multiply_adds(program)
+    choice = DOMAINS * 2 if kept in ("times_one_hot", "contracted") else 0
+    assert multiply_adds(chosen(program)) * DOMAINS + choice == multiply_adds(program)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +215,8 @@ def test_one_way_is_computed(tower: str, kept: str):
         ("normalised", "read"),
         ("linear", "gathered"),
         ("linear", "of_one_column"),
+        ("scaled", "rows_added"),
+        *(("linear", kept) for kept in ("rows_scattered", "weighed", "filled", "column_by_one_hot", "contracted")),
     ],
 )
 def test_the_way_that_is_computed_is_the_requests(tower: str, kept: str):
@@ -244,14 +303,6 @@ def rows_in_layers_of_their_own(m: Domains, domain: Tensor, x: Tensor) -> Tensor
     return out
 
 
-def rows_added(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
-    out = torch.ones(len(x), 2, dtype=x.dtype)
-    for i, tower in enumerate(m.towers):
-        mine = domain[:, 0] == 2 * i - 2
-        out = out.index_put((mine,), tower(x[mine]), accumulate=True)
-    return out
-
-
 def read_by_the_candidate(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
     return read(m, x[:, -1:].clamp(-2, 2), x)
 
@@ -271,12 +322,78 @@ def two_gathered(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
     return torch.cat([tower(x)[:, :1] for tower in m.towers], 1).gather(1, place)
 
 
+def added_where_both_are_true(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        mine = domain[:, 0] >= 2 * i - 2
+        out[mine] += tower(x[mine])
+    return out
+
+
+def weighed_by_two_values(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    first, second, _ = (tower(x) for tower in m.towers)
+    return first * (domain == 0).to(x) + second * (domain.abs() == 2).to(x)
+
+
+def weighed_twice(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    first, second, _ = (tower(x) for tower in m.towers)
+    return first * (domain == 0).to(x) + second * (domain == 0).to(x)
+
+
+def weighed_by_the_candidate(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return weighed(m, x[:, -1:].round(), x)
+
+
+def weighed_by_fractions(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Two of them may be one number in another dtype."""
+    first, second, _ = (tower(x) for tower in m.towers)
+    return first * (domain == 0.1).to(x) + second * (domain == 0.1 + 1e-12).to(x)
+
+
+def weighed_otherwise(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Two of three are not 0."""
+    return sum(tower(x) * (domain != 2 * i - 2).to(x) for i, tower in enumerate(m.towers))
+
+
+def filled_with_ones(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    return sum(tower(x).masked_fill(domain != 2 * i - 2, 1) for i, tower in enumerate(m.towers))
+
+
+def by_one_class(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    all_of_them = torch.nn.functional.one_hot(domain[:, 0].long() * 0, 1)
+    return (torch.stack([tower(x) for tower in m.towers], 1) * all_of_them.unsqueeze(-1)).sum(1)
+
+
+def columns_by_one_hot(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    """Along the columns, of which there are as many as domains."""
+    ways = torch.stack([torch.cat([tower(x), x[:, :1]], 1) for tower in m.towers], 1)
+    return (ways * one_hot(domain).unsqueeze(1)).sum(1)
+
+
+def scattered_by_element(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    mine = torch.cat([domain > 0, domain < 9], 1)
+    return x[:, :2].masked_scatter(mine, torch.cat([m.towers[0](x), m.towers[1](x)], 1))
+
+
+def added_twice(m: Domains, domain: Tensor, x: Tensor) -> Tensor:
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i, tower in enumerate(m.towers):
+        places = (domain[:, 0] == 2 * i - 2).nonzero().squeeze(1)
+        out = out.index_add(0, places, tower(x[places]), alpha=2)
+    return out
+
+
 NEAR_MISSES = {
     "read_by_the_candidate": read_by_the_candidate, "read_in_another_order": read_in_another_order,
     "each_column_its_own": each_column_its_own, "two_gathered": two_gathered,
     "rows_for_one": rows_for_one, "rows_of_the_candidate": rows_of_the_candidate, "rows_that_meet": rows_that_meet,
     "rows_of_another": rows_of_another, "rows_in_layers_of_their_own": rows_in_layers_of_their_own,
-    "rows_added": rows_added,
+    "added_where_both_are_true": added_where_both_are_true, "added_twice": added_twice,
+    "weighed_by_two_values": weighed_by_two_values, "weighed_twice": weighed_twice,
+    "weighed_by_the_candidate": weighed_by_the_candidate, "weighed_by_fractions": weighed_by_fractions,
+    "weighed_otherwise": weighed_otherwise,
+    "filled_with_ones": filled_with_ones, "by_one_class": by_one_class, "columns_by_one_hot": columns_by_one_hot,
+    "scattered_by_element": scattered_by_element,
     "of_the_candidate": of_the_candidate, "of_every_column": of_every_column, "read_by_others": read_by_others,
     "one_alone": one_alone, "other_functions": other_functions, "no_products": no_products, "along_rows": along_rows,
 }  # fmt: skip
@@ -301,7 +418,9 @@ def test_weights_that_are_trained_are_not_chosen():
     assert chosen(program) is program
 
 
-@pytest.mark.parametrize(("kept", "place"), [("read", 3), ("read", -4), ("gathered", -1), ("gathered", 3)])
+@pytest.mark.parametrize(
+    ("kept", "place"), [("read", 3), ("read", -4), ("gathered", -1), ("gathered", 3), ("contracted", 3)]
+)
 def test_a_domain_that_there_is_not_is_an_error(kept: str, place: int):
     model = Domains([nn.Linear(WIDE, 2) for _ in range(DOMAINS)], KEPT[kept])
     hoisted = rankhoist.hoist(model, (CONTEXT[torch.arange(9) % 3], CANDIDATE), context=["context"], level="full")

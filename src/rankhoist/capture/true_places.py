@@ -30,7 +30,7 @@ def by_masks(graph: fx.Graph) -> None:
     for node in [n for n in graph.nodes if n.target in INDEXED]:
         indices, others = INDEXED[node.target](*node.args)
         found = _mask(indices)
-        if found is None:
+        if found is None or node.kwargs:  # of a sum, by how much it is multiplied
             continue
         at, mask = found
         if mask.meta["val"].dtype != torch.bool and mask not in masks:
@@ -87,6 +87,7 @@ INDEXED: dict[Any, Callable[..., tuple[Indices, Sequence[Any]]]] = {  # what it 
     aten.index.Tensor: lambda x, indices: (indices, ()),
     aten.index_select.default: lambda x, dim, index: (_along(x, dim, index), ()),
     aten.index_put.default: lambda x, indices, values, accumulate=False: (indices, (values, accumulate)),
+    aten.index_add.default: lambda x, dim, index, source, alpha=1: (_along(x, dim, index), (source, True)),
     aten.index_copy.default: lambda x, dim, index, source: (_along(x, dim, index), (source, False)),
 }
 

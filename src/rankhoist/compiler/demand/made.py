@@ -57,6 +57,11 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
 
 
+def of_one_kind(x: Any, y: fx.Node) -> bool:
+    """Whether both are tensors of the same sizes and dtype."""
+    return is_tensor(x) and sizes_of(x) == sizes_of(y) and x.meta["val"].dtype == y.meta["val"].dtype
+
+
 def aligned(operand: fx.Node, axes: Sequence[Axis]) -> Box:
     """The part of an operand that broadcasts to these axes, the last of them."""
     sizes = sizes_of(operand)

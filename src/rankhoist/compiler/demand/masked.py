@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from rankhoist.capture.operators import draws
 from rankhoist.compiler.demand.made import is_tensor, sizes_of
+from rankhoist.compiler.demand.summed import MOVED, same
 
 aten = torch.ops.aten
 NORM = aten._native_batch_norm_legit_no_training.default
@@ -46,16 +48,54 @@ def computes_rows(node: Any) -> bool:
     )
 
 
-def put_back(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
-    """`z`, `m` and `y` of `z[m] = y`, for a mask of rows."""
-    if node.target is not aten.index_put.default:
+@dataclass(frozen=True)
+class Put:
+    """`target[mask] = rows`, or `+= rows`, for a mask of rows; `read` is `target[mask]`, where that is an operator."""
+
+    target: fx.Node
+    mask: fx.Node
+    rows: fx.Node
+    added: bool = False
+    read: fx.Node | None = None
+
+
+def put_back(node: fx.Node) -> Put | None:
+    """What an operator puts where a mask of rows is true."""
+    spelled = PUTS.get(node.target)
+    found = spelled(*node.args) if spelled else None
+    if found is None or not is_tensor(found.rows) or {*sizes_of(found.mask)[1:]} - {1}:
         return None
-    z, indices, y, *accumulate = node.args
-    mask: Any = indices[0]  # type: ignore[index]
-    if any(accumulate) or len(indices) != 1 or mask.meta["val"].dtype != torch.bool:  # type: ignore[arg-type]
+    return found if sizes_of(found.rows)[1:] == sizes_of(found.target)[1:] else None
+
+
+def _by_index(z: fx.Node, indices: Any, y: Any, accumulate: bool = False) -> Put | None:
+    """`z[m] = z[m] + y` adds."""
+    (mask, *others) = indices
+    if others or mask is None or mask.meta["val"].dtype != torch.bool or len(sizes_of(mask)) != 1:
         return None
-    same = is_tensor(y) and len(sizes_of(mask)) == 1 and sizes_of(y)[1:] == sizes_of(z)[1:]  # type: ignore[arg-type]
-    return (z, mask, y) if same else None  # type: ignore[return-value]
+    if not accumulate and is_tensor(y) and y.target is aten.add.Tensor and not y.kwargs:
+        for own, other in (y.args, y.args[::-1]):
+            if is_tensor(own) and own.target is aten.index.Tensor and own.args == (z, [mask]):
+                return Put(z, mask, other, True, own)
+    return Put(z, mask, y, accumulate)
+
+
+def _by_scatter(z: fx.Node, mask: fx.Node, y: fx.Node) -> Put | None:
+    """One row after the other, where all of a row is chosen or nothing."""
+    return Put(z, _own(mask), y) if len(sizes_of(mask)) == len(sizes_of(z)) else None
+
+
+def _own(mask: fx.Node) -> fx.Node:
+    """The flag of a row that a mask is, along whatever axes behind."""
+    while mask.target in MOVED and sizes_of(mask.args[0])[:1] == sizes_of(mask)[:1]:  # type: ignore[arg-type]
+        mask = mask.args[0]  # type: ignore[assignment]
+    return mask
+
+
+PUTS: dict[Any, Callable[..., Put | None]] = {
+    aten.index_put.default: _by_index,
+    aten.masked_scatter.default: _by_scatter,
+}
 
 
 class AllRows:
@@ -86,12 +126,9 @@ class AllRows:
         """Whether it is `x[m]`, m perhaps written anew."""
         if node.target is not aten.index.Tensor or len(node.args[1]) != 1 or node.args[1][0] is None:
             return False
-        (mask,) = node.args[1]
-        return mask is self.mask or (
-            mask.target is self.mask.target
-            and computes_rows(mask)
-            and (mask.args, mask.kwargs) == (self.mask.args, self.mask.kwargs)
-        )
+        mask, own = _own(node.args[1][0]), _own(self.mask)
+        again = mask.target is own.target and computes_rows(mask) and mask.kwargs == own.kwargs
+        return mask is own or (again and all(map(same, mask.args, own.args)))
 
     def _as_long(self, x: fx.Node, node: fx.Node) -> bool:
         return (len(sizes_of(x)) == len(sizes_of(node)) or node.target in ALONG) and sizes_of(x)[0] == sizes_of(node)[0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from torch import fx
 
 from rankhoist.capture import Program
 from rankhoist.compiler.demand.made import is_tensor, sizes_of, valued
-from rankhoist.compiler.demand.masked import ALONG, AllRows, computes_rows, put_back, uncount
-from rankhoist.compiler.demand.selected import READS, of_own_place
+from rankhoist.compiler.demand.masked import ALONG, PUTS, AllRows, computes_rows, put_back, uncount
+from rankhoist.compiler.demand.selected import of_own_place
+from rankhoist.compiler.demand.summed import choices
 
 aten = torch.ops.aten
 Ways = Sequence[Any]  # nodes, or what stands in one place of them
@@ -55,12 +57,12 @@ class _Chooser:
         self.names: dict[fx.Node, str] = {}  # what stands for operators as captured
         self.source: fx.Node
         self.spelled: dict[fx.Node, str] = {}  # what is written for other words for a choice, which is to be one
-        for node in list(self.graph.nodes):
-            if node.name not in without:
-                self.source = node
-                self._by_mask(node)
-                self._by_place(node)
-        self.graph.eliminate_dead_code()
+        for written in (self._by_mask, self._by_place, self._by_sum):
+            for node in list(self.graph.nodes):
+                if self.names.get(node, node.name) not in without:
+                    self.source = node
+                    written(node)
+            self.graph.eliminate_dead_code()
 
     def _rates(self) -> dict[fx.Node, int]:
         """0 of what weights decide, 1 of what context inputs do as well, 2 of what candidates do."""
@@ -74,46 +76,70 @@ class _Chooser:
         return rates
 
     def _by_mask(self, node: fx.Node) -> None:
-        """A choice where rows that a request's mask chooses are put back."""
-        z, mask, y = put_back(node) or (None, None, None)
-        if z is None or mask is None or y is None or self.rates[mask] > 1:
+        """A choice where rows that a request's mask chooses are put back, or added to what is there."""
+        found = put_back(node)
+        if found is None or self.rates[found.mask] > 1:
             return
-        rows = AllRows(mask, lambda x: self.rates[x] == 0)
-        if not rows.holds(y):
+        rows = AllRows(found.mask, lambda x: self.rates[x] == 0)
+        if not rows.holds(found.rows):
             return
         with self.graph.inserting_before(node):
-            way = rows.write(y, self._instead)
-            made = self._instead(node, aten.where.self, self._behind(mask, len(sizes_of(z)) - 1), way, z)
-        for chosen in rows.counted:
+            way, z = rows.write(found.rows, self._instead), found.target
+            flag = self._behind(self._squeezed(found.mask), len(sizes_of(z)) - 1)
+            if found.added:
+                way = self._instead(node, aten.where.ScalarOther, flag, way, 0.0)
+                made = self._instead(node, aten.add.Tensor, z, way)
+            else:
+                made = self._instead(node, aten.where.self, flag, way, z)
+        for chosen in [*rows.counted, *([found.read] if found.read else [])]:
             uncount(self.graph, chosen)
-        self._replaced(node, made, [made, *rows.made.values()])
+        self._replaced(node, made, [way if found.added else made, *rows.made.values()])
 
     def _by_place(self, node: fx.Node) -> None:
         """A choice where one of several results is read at the request's place. That it is one, a lookup asks."""
         found = of_own_place(node, self.program.rows)
-        if found is None or self.rates[found[1]] > 1:
+        if found is None or self.rates[found.place] > 1:
             return
-        (ways, place), gathers = found, node.target is aten.gather.default
-        own = len(sizes_of(node)) - 1 - gathers
+        ways, place, own = found.ways, found.place, len(sizes_of(node)) - 1 - found.kept
         with self.graph.inserting_before(node):
             made, *others = (
                 self._instead(node, aten.squeeze.dim, way, 1) if len(sizes_of(way)) > own + 1 else way for way in ways
             )
             places = self._call(aten.arange.default, len(ways), device=node.meta["val"].device)
-            if gathers:  # which counts none from the end, as tables do
+            if found.signed:
+                place = self._call(aten.index.Tensor, places, [place])
+            else:  # as tables, which count none from the end
                 places = self._call(aten.unsqueeze.default, places, 1)
                 place = self._call(aten.embedding.default, places, self._squeezed(place))
                 place = self._call(aten.squeeze.dim, place, 1)
-            else:
-                place = self._call(aten.index.Tensor, places, [place])
             written = []
             for i, way in enumerate(others, 1):
                 flag = self._behind(self._call(aten.eq.Scalar, place, i), own)
                 made = self._instead(node, aten.where.self, flag, way, made)
                 written.append(made)
-            if gathers:
+            if found.kept:
                 made = self._call(aten.unsqueeze.default, made, 1)
         self._replaced(node, made, written)
+
+    def _by_sum(self, node: fx.Node) -> None:
+        """A choice where results that a request's flags weigh are added up."""
+        chains, others = choices(node, self.program.rows)
+        written = []
+        if any(self.rates[chain[0].value] > 1 for chain in chains):
+            return
+        with self.graph.inserting_before(node):
+            for chain in chains:
+                own = len(sizes_of(node)) - 1
+                flags = [self._call(aten.eq.Scalar, self._squeezed(x.value), x.number) for x in chain]
+                made = chain[-1].way
+                for x, flag in zip(chain[:-1], flags, strict=False):
+                    made = self._instead(node, aten.where.self, self._behind(flag, own), x.way, made)
+                    written.append(made)
+                some = reduce(partial(self._call, aten.logical_or.default), flags)
+                others.append(self._instead(node, aten.where.ScalarOther, self._behind(some, own), made, 0.0))
+            if chains:
+                made = reduce(partial(self._instead, node, aten.add.Tensor), others)
+                self._replaced(node, made, written)
 
     def _replaced(self, node: fx.Node, made: fx.Node, written: Sequence[fx.Node]) -> None:
         self.spelled.update(dict.fromkeys(written, node.name))
@@ -280,7 +306,10 @@ class _Chooser:
         return made
 
 
-CHOICES = {aten.where.self, aten.index_put.default, *READS}  # and other words for one
+CHOICES = {  # and other words for one: what none has is not copied
+    aten.where.self, *PUTS, aten.index.Tensor, aten.gather.default,
+    aten.eq.Scalar, aten.ne.Scalar, aten.one_hot.default,
+}  # fmt: skip
 LAWS: dict[Any, Callable[[_Chooser, Ways], fx.Node]] = {
     aten.linear.default: _Chooser._linear,
     aten.layer_norm.default: _Chooser._layer_norm,
