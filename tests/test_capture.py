@@ -95,6 +95,40 @@ def test_same_key_in_two_arguments_is_qualified():
     assert {s.name: s.role for s in program.inputs.values()} == {"user.id": "context", "item.id": "candidate"}
 
 
+class Sides(nn.Module):
+    def forward(self, user: dict, item: dict) -> torch.Tensor:
+        return (user["age"] + user["dense"].sum(1)) * item["price"] + item["dense"].sum(1)
+
+
+@pytest.mark.parametrize("context", ["user", ["user.*"], ["user.age", "user.dense"], ["age", "us*.dense"]])
+def test_a_container_is_context_by_its_own_name(context):
+    user = {"age": torch.randn(4), "dense": torch.randn(4, 2)}
+    item = {"price": torch.randn(4), "dense": torch.randn(4, 3)}
+    hoisted = hoist(Sides().eval(), (user, item), context=context)
+    assert [s.name for s in hoisted.program.inputs.values() if s.role == "context"] == ["age", "user.dense"]
+    one = {name: x[:1] for name, x in user.items()}
+    expected = Sides()({name: x.expand(4, *x.shape[1:]) for name, x in one.items()}, item)
+    assert_equal(hoisted(one, item), expected)
+    for given in ({"user": one}, {"age": one["age"], "user.dense": one["dense"]}):
+        assert_equal(hoisted.score(hoisted.prepare(given), {"item": item}), expected)
+
+
+def test_a_container_inside_of_one_is_context_by_its_name():
+    batch = {"user": {"age": torch.randn(4)}, "item": {"price": torch.randn(4)}}
+    program = capture(Nested().eval(), (batch, (torch.randn(4),)), ["user"])
+    assert [s.name for s in program.inputs.values() if s.role == "context"] == ["user.age"]
+
+
+@pytest.mark.parametrize("context", ["us", "age.*", "user.price"])
+def test_a_name_of_no_container_is_an_error(context):
+    user, item = (
+        {"age": torch.randn(4), "dense": torch.randn(4, 2)},
+        {"price": torch.randn(4), "dense": torch.randn(4, 3)},
+    )
+    with pytest.raises(ContextError, match=r"matches no input; the inputs are age, user\.dense"):
+        hoist(Sides().eval(), (user, item), context=context)
+
+
 def test_dict_of_features_as_example_of_a_one_argument_model():
     class Features(nn.Module):
         def forward(self, features: dict) -> torch.Tensor:

@@ -148,13 +148,35 @@ def named_leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
         (only,) = arguments.values()
         if isinstance(only, dict) and all(isinstance(k, str) and isinstance(v, _LEAF) for k, v in only.items()):
             return dict(only)  # one dict of tensors, as every call of a model with many features: no paths needed
-    paths: dict[str, Any] = {}
-    for argument, value in arguments.items():
-        for path, leaf in _leaves(value):
-            paths[".".join([argument, *path])] = leaf
+    paths = {".".join([a, *path]): leaf for a, value in arguments.items() for path, leaf in _leaves(value)}
+    return dict(zip(_names(paths), paths.values(), strict=True))
+
+
+def _names(paths: Iterable[str]) -> list[str]:
     short = [p.split(".", 1)[-1] for p in paths]
     count = collections.Counter(short)
-    return {(s if count[s] == 1 else p): leaf for p, s, leaf in zip(paths, short, paths.values(), strict=True)}
+    return [s if count[s] == 1 else p for p, s in zip(paths, short, strict=True)]
+
+
+def opened_names(given: Context, arguments: Mapping[str, Any]) -> Context:
+    """`context` or `item`, with the inputs inside of a container where it is named: `user`, or paths as `user.*`."""
+    paths = [".".join([a, *path]) for a, value in arguments.items() for path, _ in _leaves(value)]
+    names = _names(paths)
+
+    def inside(pattern: Any) -> list[Any]:
+        if not isinstance(pattern, str) or pattern in names:
+            return [pattern]
+        at = paths if pattern.partition(".")[0] in arguments else [] if _matching(pattern, names) else names
+        found = {*_matching(pattern, at), *_matching(f"{pattern}.*", at)}
+        return [name for name, path in zip(names, at, strict=False) if path in found] or [pattern]
+
+    if isinstance(given, Mapping):
+        return {name: columns for pattern, columns in given.items() for name in inside(pattern)}
+    return [name for pattern in ([given] if isinstance(given, str) else given) for name in inside(pattern)]
+
+
+def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
 
 
 def _leaves(value: Any) -> Iterable[tuple[list[str], Any]]:
@@ -262,7 +284,7 @@ def _wanted_columns(argument: str, names: list[str], given: Context) -> dict[str
     for pattern, columns in items:
         if not isinstance(pattern, str):
             raise ContextError(f"{argument} names are strings or globs, got {pattern!r}")
-        matched = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        matched = _matching(pattern, names)
         if not matched:
             raise ContextError(f"{argument} name {pattern!r} matches no input; the inputs are {', '.join(names)}")
         wanted.update(dict.fromkeys(matched, columns))

@@ -122,7 +122,7 @@ class Inputs:
             return dict(zip(names, values, strict=True))
         if len(inputs) == len(names) and all(isinstance(inputs.get(n), Tensor) for n in names):
             return {n: inputs[n] for n in names}  # no containers, which take a while to open
-        leaves = named_leaves({"inputs": dict(inputs)})
+        leaves = {self._named(path): leaf for path, leaf in named_leaves({"inputs": dict(inputs)}).items()}
         missing = [n for n in names if n not in leaves]
         if missing:
             raise missing_inputs(missing, leaves, f"{side} inputs")
@@ -130,6 +130,11 @@ class Inputs:
         if len(own) > len(names):
             self.interface.check_others(own, own, names, f"{side} inputs")
         return {n: leaves[n] for n in names}
+
+    def _named(self, path: str) -> str:
+        """The input at a path: its key alone, where that is its name."""
+        key = path.partition(".")[2]
+        return key if path not in self._specs and key in self._specs else path
 
     def _bags_of_side(self, inputs: Any) -> Any:
         """One side's inputs without containers, and with values and lengths that stand apart as jagged inputs."""
