@@ -122,7 +122,32 @@ def counted(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     return scored(z + made, k)
 
 
+def experts(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """Each for the rows of its candidates, without and with a bias."""
+    x = torch.cat([k[:, :1], c, k[:, 1:]], 1)
+    out = torch.ones(len(x), 2, dtype=x.dtype)
+    for i in range(3):
+        own = (k[:, 0] * 5).long().remainder(3) == i
+        out[own] += F.linear(F.relu(F.linear(x[own], w[i], b if i else None)), v)
+    return out
+
+
+def best_experts(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """Each for the rows that have it among their two best."""
+    x = torch.cat([c, k], 1)
+    share, best = F.linear(x, w[:, 0]).softmax(-1).topk(2, -1)
+    out = torch.zeros(len(x), 2, dtype=x.dtype)
+    for i in range(3):
+        row, place = torch.where(best == i)
+        out.index_add_(0, row, F.linear(F.relu(F.linear(x[row], w[i], b)), v) * share[row, place, None])
+    return out
+
+
+EXPERTS = dict(w=randn(3, 8, 10), b=randn(8), v=randn(2, 8))
+
 EQUAL: dict[str, Equal] = {
+    "experts": (experts, ROWS, EXPERTS),
+    "best_experts": (best_experts, ROWS, EXPERTS),
     "counted": (counted, HISTORY, W),
     "assigned": (assigned, HISTORY, W),
     "by_ids": (by_ids, HISTORY, TABLE),
@@ -170,9 +195,9 @@ def transposed(c: Tensor, k: Tensor) -> Tensor:
 
 
 def of_whole_rows(c: Tensor, k: Tensor) -> Tensor:
-    """One of two columns: rows as often as a place of them is true."""
-    rows, _ = some(c).nonzero(as_tuple=True)
-    return k * c[rows].sum()
+    """The second of two columns is no row."""
+    _, places = some(c).nonzero(as_tuple=True)
+    return k * k[:1].expand(6, -1)[places].sum()
 
 
 def of_candidates(c: Tensor, k: Tensor) -> Tensor:
@@ -216,6 +241,14 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "of_whole_rows": (of_whole_rows, "index", STAYS, {}),
     "divided": (divided, "floor_divide", STAYS, {}),
     "inverted": (inverted, "linalg_inv", STAYS, {}),
+    "function_before_a_layer": (
+        lambda c, k, w: torch.zeros(len(k), 5, dtype=k.dtype).index_put(
+            (k[:, 0] > 0,), F.linear(torch.cat([c, k], 1)[k[:, 0] > 0].tanh(), w)
+        ),
+        "linear",
+        STAYS,
+        dict(w=randn(5, 10)),
+    ),
     "one_after_the_other": (
         lambda c, k: torch.zeros_like(c).masked_scatter(some(c), c)[:, :K] * k,
         "masked_scatter",
@@ -239,6 +272,17 @@ def test_what_is_chosen_of_a_request_is_computed_once(name: str):
     made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.FULL)
     for operator in ("index.", "masked_select", "linear.", "embedding.", "one_hot.", "layer_norm.", "exp."):
         assert rates_of(made, f"aten.{operator}") <= {Rate.WEIGHT, Rate.REQUEST}, operator
+
+
+@pytest.mark.parametrize(("name", "places"), [("experts", 1), ("best_experts", 2)])
+def test_a_layer_of_rows_that_a_candidate_chooses_multiplies_its_columns(name: str, places: int):
+    """The context's are multiplied once per request; two experts are counted for each row, which chooses no more."""
+    call, inputs, weights = EQUAL[name]
+    rows = inputs[0][torch.arange(4) % 3], inputs[1][:4]
+    made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.LINEAR)
+    gate = 3 * K if places > 1 else 0
+    left = sum(n.work.multiply_adds for n in made.plan.nodes if n.rate.per_candidate)
+    assert left == gate + 3 * (places * 8 * K + 2 * 8)
 
 
 def test_what_is_chosen_of_both_sides_is_computed_as_early_as_it_is_known():

@@ -1,6 +1,7 @@
 """Places where a mask is true, counted: `x[m.nonzero(as_tuple=True)]` and `x[torch.where(m)]` are `x[m]`.
 
-So is a `z` that is written there. Of `m` with several axes, all of its columns are read in their order.
+So is a `z` that is written there. Of `m` with several axes, all of its columns are read in their order. What the first
+of two columns reads is a row for every place of it, `x[r] = x[:, None].expand(-1, K, -1)[m]`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def by_masks(graph: fx.Graph) -> None:
     masks: dict[fx.Node, fx.Node] = {}
     for node in [n for n in graph.nodes if n.target in INDEXED]:
         indices, others = INDEXED[node.target](*node.args)
+        if not others:
+            _beside(graph, node, indices)
         found = _mask(indices)
         if found is None or node.kwargs:  # of a sum, by how much it is multiplied
             continue
@@ -47,6 +50,22 @@ def _mask(indices: Sequence[fx.Node | None]) -> tuple[int, fx.Node] | None:
         return None
     own = all(c == Column(first.mask, k) and i == at + k for k, (i, c) in enumerate(counted))
     return (at, first.mask) if own else None
+
+
+def _beside(graph: fx.Graph, node: fx.Node, indices: Indices) -> None:
+    """A read of rows by the first of two columns, as one of rows beside each other."""
+    first = _column(indices[0]) if len(indices) == 1 and indices[0] is not None else None
+    if first is None or first.axis or first.mask.meta["val"].dim() != 2 or first.mask.meta["val"].dtype != torch.bool:
+        return
+    x: Any = node.args[0]
+    sizes = [-1, first.mask.meta["val"].shape[1], *[-1] * (x.meta["val"].dim() - 1)]
+    if isinstance(sizes[1], int):
+        with graph.inserting_before(node):
+            apart = graph.call_function(aten.unsqueeze.default, (x, 1))
+            beside = graph.call_function(aten.expand.default, (apart, sizes))
+        apart.meta["val"] = x.meta["val"].unsqueeze(1)
+        beside.meta["val"] = apart.meta["val"].expand(sizes)
+        node.target, node.args = aten.index.Tensor, (beside, [first.mask])
 
 
 def _column(node: fx.Node) -> Column | None:

@@ -5,7 +5,11 @@ here, folded with them. Which f compute every row by itself is known by their la
 What has no law is given the rows that are chosen.
 
 That holds for a candidate's masks, too, and for places of both sides; but where most places are the candidate's, to
-compute all of them may be more than to compute the chosen.
+compute all of them may be more than to compute the chosen. Of these a layer is
+
+    (W [c; k] + b)[m] = (W_c c + b)[m] + W_k k[m],
+
+the first product once per request, the second of the chosen rows alone, as it was.
 
 What is not chosen must not raise: ids there are 0, and what refuses some numbers is given the chosen ones only.
 """
@@ -61,7 +65,7 @@ def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, valu
     if value.extents[:axes] != mask.extents:
         raise Decline(f"a mask of {mask.axes} chooses from {value.axes}")
     folded = _folded(originals, value, axes)
-    if _of_candidates(folded, 0):
+    if _of_candidates(folded, 0) and not _columns(folded).any():
         raise Decline(f"a mask chooses from {value.axes}, most places of which depend on the candidate")
     symbol = originals.size(node.meta["val"].shape[0])
     made = originals.fallback(node, args, kwargs)  # which measures how many there are
@@ -85,14 +89,24 @@ def _of_candidates(value: Form, axis: int) -> bool:
     return bool(sequences.per_candidate(value, value.layout[axis][1]).mean() > 0.5)
 
 
+def _columns(value: Form) -> np.ndarray:
+    """Of `[rows, columns]`, some of which are the candidate's, those that are not."""
+    own = value.layout[-1]
+    if len(value.layout) != 2 or len(own) != 1 or value.varies(own[0]) or not value.arithmetic:
+        return np.zeros(0, dtype=bool)
+    found: np.ndarray = ~sequences.per_candidate(value, own[0])
+    return found
+
+
 # -- f(x[m])
 
 
 def by_law(originals: OriginalOperators, law: ByLaw, node: fx.Node, args: Any, kwargs: Any) -> tuple[Value, Outcome]:
     """What a law makes of an operator; of rows that one mask chooses, what it makes of all, chosen by that mask."""
     mask = _common(originals, node, args, kwargs)
-    if mask is None:
-        return law(node, args, kwargs)
+    if mask is None or any(isinstance(v, Chosen) and _of_candidates(v.value, v.axis) for v in tensors_in(args)):
+        layer = mask is not None and node.target is aten.linear.default and isinstance(args[0], Chosen)
+        return _layer(originals, *args) if layer and args[0].axis == 0 else law(node, args, kwargs)
     own = originals.memo.chosen[mask.node.index]
     fakes = flat(node.meta["val"])
     axes = [-1 if fake is None else _axis(originals, fake, own) for fake in fakes]
@@ -108,6 +122,29 @@ def by_law(originals: OriginalOperators, law: ByLaw, node: fx.Node, args: Any, k
             return (chosen if isinstance(value, list) else chosen[0]), outcome
     originals.remark, originals.conditions = "", []
     return law(node, args, kwargs)
+
+
+def _layer(originals: OriginalOperators, x: Chosen, weight: Form, *bias: Form | None) -> tuple[Value, Outcome]:
+    """`(W [c; k] + b)[m]`, of which the candidate's columns are multiplied where they are chosen."""
+    b, of_request = originals.b, _columns(x.value)
+    own, across = x.value.layout[-1][0], weight.dim(1)
+
+    def part(columns: np.ndarray) -> tuple[Form, Form]:
+        places = np.flatnonzero(columns)
+        return moves.take_dim(b, x.value, own, places), moves.take_dim(b, weight, across, places)
+
+    whole = originals.operate(aten.linear.default, (*part(of_request), *filter(None, bias)), {})
+    rows, matrix = part(~of_request)
+    moving = _chosen(originals, rows, 0, x.mask).tensor.node
+    work = x.mask.count * rows.sizes[own] * weight.sizes[weight.dim(0)]
+    args = moving, originals.present(matrix, Rate.WEIGHT)
+    made = b.call(aten.linear.default, args, Rate.PAIR, (), whole.dtype, multiply_adds=work, rows_first=False)
+    made = b.call(
+        aten.add.Tensor, (made, _chosen(originals, whole, 0, x.mask).tensor.node), Rate.PAIR, (), whole.dtype,
+        rows_first=False,
+    )  # fmt: skip
+    reason = "a mask of the candidate chooses its rows"
+    return Opaque(made, whole.dtype), Outcome(reason=reason, law="rows chosen by a mask", rule="_layer")
 
 
 def _common(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any) -> Mask | None:
