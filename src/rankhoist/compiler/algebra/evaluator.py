@@ -93,23 +93,38 @@ class Evaluator:
 
     def _joined(self, form: Form, dim: int) -> Form:
         others = list(cells([*form.dims[:dim], *form.dims[dim + 1 :]]))
-        columns = ([form.blocks[replaced(cell, dim, k, 0)] for cell in others] for k in range(len(form.dims[dim])))
+        columns = [[form.blocks[replaced(cell, dim, k, 0)] for cell in others] for k in range(len(form.dims[dim]))]
         kinds = [self._kind(column, dim) for column in columns]
-        groups = _alike(form.dims[dim], [k if kind is None else kind for k, kind in enumerate(kinds)])
+        alike = _alike(form.dims[dim], [k if kind is None else kind for k, kind in enumerate(kinds)])
+        groups = [
+            part for own in alike for part in ([own] if _apart([columns[k] for k in own]) else [[k] for k in own])
+        ]
         return form if len(groups) == len(form.dims[dim]) else joins.join_groups(self.b, form, dim, groups)
 
     def _kind(self, column: Sequence[Block], dim: int) -> tuple[object, ...] | None:
-        """Equal for segments of a dim that may be joined, by their blocks: they are computed equally often.
-
-        None for one that stays by itself: where it is gathered along another dim, what follows may be done before.
+        """Equal for segments of a dim that may be joined, by their blocks: they have like terms, whose factors are
+        computed equally often. None for one that stays by itself.
         """
-        joinable = all(
-            block.settled
-            and set(block.labels[dim]) <= set(block.factor.labels)
-            and not repeats(self.b, block.factor, block.labels[dim])
-            for block in column
-        )
-        return tuple((self.workload.stage(x.rate), _present(x, dim)) for x in column) if joinable else None
+        kinds = [self._kind_of(block, dim) for block in column]
+        return None if None in kinds else tuple(kinds)
+
+    def _kind_of(self, block: Block, dim: int) -> tuple[object, ...] | None:
+        if not block.settled and any(not set(f.labels) <= set(block.visible) for t in block.terms for f in t.factors):
+            return None  # a sum
+        kinds = [self._kind_of_factor(f, block, dim) for t in block.terms for f in t.factors]
+        if None in kinds or (block.settled and not set(block.labels[dim]) <= set(block.factor.labels)):
+            return None
+        return (*kinds, *((len(t.factors), t.scale) for t in block.terms))
+
+    def _kind_of_factor(self, x: Factor, block: Block, dim: int) -> tuple[object, ...] | None:
+        """What is constant along the dim is repeated along it, but a candidate's: that is one of all, or stays. So does
+        what is gathered along another dim: what follows may be done before.
+        """
+        if repeats(self.b, x, block.labels[dim]) or (x.place and not block.settled):
+            return None
+        moves = set(block.labels[dim]) <= set(x.labels)
+        own = self.workload.stage(x.node.rate) if moves or not x.node.rate.per_candidate else x.node.index
+        return own, moves, _present(x, block, dim)
 
     def short(self, forms: Sequence[Form]) -> list[Form]:
         """Operands whose product is no sum of too many terms: until then, the longest are evaluated."""
@@ -182,7 +197,22 @@ def _alike(segments: Sequence[Positions], kinds: Sequence[object]) -> list[list[
     return list(found.values())
 
 
-def _present(block: Block, dim: int) -> tuple[bool, ...]:
-    """Which other dims a settled block really extends along (those it is constant along stay free of cost)."""
-    labels = set(block.factor.labels)
+def _apart(columns: Sequence[Sequence[Block]]) -> bool:
+    """Whether no candidate's factor of an unevaluated block is one of another, too: what meets it may be added up."""
+    seen: set[tuple[int, int]] = set()
+    for column in columns:
+        own = {
+            (i, f.node.index)
+            for i, block in enumerate(column) if not block.settled
+            for t in block.terms for f in t.factors if f.node.rate.per_candidate and f.labels
+        }  # fmt: skip
+        if own & seen:
+            return False
+        seen |= own
+    return True
+
+
+def _present(x: Factor, block: Block, dim: int) -> tuple[bool, ...]:
+    """Which other dims a factor really extends along (those it is constant along stay free of cost)."""
+    labels = set(x.labels)
     return tuple(all(x in labels for x in own) for d, own in enumerate(block.labels) if d != dim)

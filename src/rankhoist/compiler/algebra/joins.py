@@ -20,13 +20,14 @@ from rankhoist.compiler.algebra.forms import (
     Label,
     Positions,
     Span,
+    Term,
     cells,
     count,
     fresh,
     one_block,
     whole,
 )
-from rankhoist.compiler.algebra.grid import constant_form
+from rankhoist.compiler.algebra.grid import constant_form, share_labels
 from rankhoist.compiler.algebra.moves import ordered, replaced
 from rankhoist.compiler.algebra.products import arrange
 from rankhoist.compiler.graph.build import Builder
@@ -58,6 +59,31 @@ def join_blocks(builder: Builder, parts: Sequence[Block], dim: int) -> Block:
     return one_block(factor, replaced(flat[0].labels, dim, (label,)))
 
 
+def join_terms(builder: Builder, parts: Sequence[Block], dim: int) -> Block:
+    """Blocks of like terms side by side along `dim`, unevaluated. Law: `[a x + b, c y + d] = [a, c] [x, y] + [b, d]`.
+
+    A factor that all parts have, and that is constant along `dim`, is one of the whole.
+    """
+    if all(p.settled for p in parts):
+        return join_blocks(builder, parts, dim)
+    terms = parts[0].terms
+    at = [(t, f) for t, term in enumerate(terms) for f in range(len(term.factors))]
+    made = share_labels(builder, [_join_factors(builder, parts, dim, t, f) for t, f in at])
+    factors = {place: block.factor for place, block in zip(at, made, strict=True)}
+    own = (tuple(factors[t, f] for f in range(len(term.factors))) for t, term in enumerate(terms))
+    return Block(made[0].labels, tuple(Term(x, term.scale) for x, term in zip(own, terms, strict=True)))
+
+
+def _join_factors(builder: Builder, parts: Sequence[Block], dim: int, t: int, f: int) -> Block:
+    """One factor of each, of the same place."""
+    factors = [p.terms[t].factors[f] for p in parts]
+    first, labels = factors[0], parts[0].labels
+    if not set(labels[dim]) & set(first.labels) and all(x.node is first.node for x in factors):
+        length = sum(math.prod(x.size for x in p.labels[dim]) for p in parts)
+        return one_block(first, replaced(labels, dim, (Label(length),)))
+    return join_blocks(builder, [one_block(x, p.labels) for x, p in zip(factors, parts, strict=True)], dim)
+
+
 def expand(builder: Builder, node: Node, shape: Sequence[Sized]) -> Node:
     """Broadcast axes of size 1 after the row axis (a view)."""
     if tuple(shape) == node.shape:
@@ -83,7 +109,7 @@ def join_groups(builder: Builder, form: Form, dim: int, groups: Sequence[Sequenc
     blocks = {}
     for cell in cells(dims):
         parts = [form.blocks[replaced(cell, dim, k)] for k in groups[cell[dim]]]
-        blocks[cell] = join_blocks(builder, parts, dim) if len(parts) > 1 else parts[0]
+        blocks[cell] = join_terms(builder, parts, dim) if len(parts) > 1 else parts[0]
     return replace(form, dims=dims, blocks=blocks)
 
 

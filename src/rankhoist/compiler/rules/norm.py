@@ -31,7 +31,7 @@ from rankhoist.compiler.rules.law import law
 
 def batch_norm(call: Call) -> Value:
     """`s * x + t` along axis 1, `s = weight / sqrt(var + eps)`, `t = bias - s * mean`."""
-    x = call.form("input")
+    x = call.tidy(call.form("input"))
     if call.value("training"):
         raise Decline(f"batch statistics of {x.axes} mix its rows")
     if ROW in x.layout[1] or len(x.layout[1]) != 1:
