@@ -127,6 +127,29 @@ def test_the_line_that_does_not_export_is_said():
         capture(Two(Gate()).eval(), (torch.randn(4, WIDTH), torch.randn(4, WIDTH)), ["user"])
 
 
+class Changing(nn.Module):
+    """Changes a weight in place, as an adapter that is merged for a call does."""
+
+    def __init__(self, through: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.through, self.layer = through, nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.through(self.layer.weight).add_(self.layer.bias)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("through", "said"),
+    [(lambda w: w, "a leaf Variable that requires grad"), (lambda w: w.data, "We found a fake tensor")],
+)
+def test_what_torch_says_is_in_the_first_line(through: Callable[[Tensor], Tensor], said: str):
+    with pytest.raises(ExportError) as refused:
+        capture(Two(Changing(through)).eval(), (torch.randn(4, WIDTH), torch.randn(4, WIDTH)), ["user"])
+    first, *rest = str(refused.value).splitlines()
+    assert f": RuntimeError: {said}" in first and all(said not in line for line in rest)
+
+
 class Keeps(Two):
     """What it keeps in an attribute, and what comes of a score."""
 

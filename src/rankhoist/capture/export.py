@@ -32,6 +32,7 @@ from rankhoist.capture.signature import by_name, naming
 from rankhoist.capture.stated import Stated
 from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
+from rankhoist.mistakes import in_one_line
 
 MAX_ROWS = 2**24
 OWN = str(Path(__file__).parents[1])
@@ -232,10 +233,13 @@ def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Ex
     elif type(error).__name__ == "UncapturedHigherOrderOpError":
         cause = "control flow in it decides for all rows of a call at once, where torch.where decides row by row"
     else:
-        cause = f"{type(error).__name__}"
+        cause = in_one_line(error, 1500).rstrip(".")
+        said = said.partition("\n")[2]  # the first line is the cause
+    advice = f"{_register(str(error))}{_cut(str(error))}{_line(error)}"
     return (
-        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}\n"
-        f"{said[:1500]}{_register(said)}{_cut(said)}{_line(error)}"
+        f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}"
+        + (f"\n{said[:1500]}" if said else "")
+        + advice
     )
 
 
