@@ -206,6 +206,8 @@ def test_other_reasons(program: Program, linear: Report):
     assert operator(linear, MIXED, "relu").reason == "its result depends on context and candidate"
     expand = make_report(make_plan(Task(program, Level.EXPAND, CALL)))
     assert operator(expand, "user_tower", "relu").reason == "level expand runs it on all rows"
+    lower = make_report(dataclasses.replace(make_plan(Task(program, Level.EXPAND, CALL)), asked=Level.FULL))
+    assert operator(lower, "user_tower", "relu").reason == "the plan predicted to be fastest runs it on all rows"
 
 
 # -- as data and as text

@@ -175,7 +175,8 @@ def _reason(plan: Plan, node: fx.Node) -> str:
     outcome = plan.interpreter.outcomes.get(node.name)
     rates = outcome.rates if outcome else {Rate.PAIR}  # of ways that a request chooses, one stands for all
     if plan.level <= Level.LOOKUP and Rate.PAIR in rates:
-        return f"level {plan.level.name.lower()} runs it on all rows"
+        whose = f"level {plan.level.name.lower()}" if plan.level is plan.asked else "the plan predicted to be fastest"
+        return f"{whose} runs it on all rows"
     if Rate.PAIR in rates:
         return "its result depends on context and candidate"
     if Rate.ITEM in rates:
