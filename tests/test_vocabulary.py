@@ -14,6 +14,7 @@ from torch import nn
 
 import rankhoist
 from rankhoist.errors import VocabularyError
+from rankhoist.runtime.vocabulary import Vocabulary
 from rankhoist.serve.compute import Compute, Job
 from rankhoist.serve.model import ServedModel
 
@@ -115,3 +116,9 @@ def test_computed_ids_out_of_range_are_the_request_s_fault(wrong: int):
     with pytest.raises(RequestError) as error:
         asyncio.run(ask())
     assert error.value.reason == "out_of_vocabulary"
+
+
+def test_an_id_of_two_inputs_is_told_of_both():
+    known = Vocabulary({}, {}, [{"candidate": {"row": ["user", "item"], "one": ["item"]}}], [{"candidate": {}}])
+    assert str(known.explain(0, "row", 10, range(4))) == "inputs 'user' and 'item' have id 10, expected 0 to 3"
+    assert str(known.explain(0, "one", 10, range(4))) == "input 'item' has id 10, expected 0 to 3"

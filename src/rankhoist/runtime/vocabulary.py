@@ -90,7 +90,8 @@ class Vocabulary:
         expected = f"expected {bounds[0]} to {bounds[-1]}" if bounds else "and its table has no rows"
         if computed:
             return VocabularyError(f"the model computes id {value} from {names}, {expected}")
-        return VocabularyError(f"{names} has id {value}, {expected}")
+        have = "have" if names.startswith("inputs") else "has"
+        return VocabularyError(f"{names} {have} id {value}, {expected}")
 
 
 def vocabulary(interface: Interface, stages: Stages, weights: Weights) -> Vocabulary:
