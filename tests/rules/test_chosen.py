@@ -228,7 +228,7 @@ def inverted(c: Tensor, k: Tensor) -> Tensor:
     return z * k
 
 
-STAYS = "axes do not follow the rows"
+STAYS = "a mask chose the rows of the operand"
 NEAR_MISSES: dict[str, NearMiss] = {
     "softmax_of_chosen": (put(lambda y, c, m: y.softmax(0)), "softmax", STAYS, {}),
     "less_their_mean": (put(lambda y, c, m: y - y.mean()), "mean", STAYS, {}),
@@ -238,7 +238,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "of_candidates": (of_candidates, "index", "most places of which depend on the candidate", {}),
     "ids_by_the_candidate": (ids_by_the_candidate, "embedding", STAYS, TABLE),
     "transposed": (transposed, "index_put", "puts elements at places that depend on the inputs", {}),
-    "of_whole_rows": (of_whole_rows, "index", STAYS, {}),
+    "of_whole_rows": (of_whole_rows, "index", "axes do not follow the rows", {}),
     "divided": (divided, "floor_divide", STAYS, {}),
     "inverted": (inverted, "linalg_inv", STAYS, {}),
     "function_before_a_layer": (

@@ -144,7 +144,7 @@ def _layer(originals: OriginalOperators, x: Chosen, weight: Form, *bias: Form | 
         rows_first=False,
     )  # fmt: skip
     reason = "a mask of the candidate chooses its rows"
-    return Opaque(made, whole.dtype), Outcome(reason=reason, law="rows chosen by a mask", rule="_layer")
+    return Opaque(made, whole.dtype, by_data=True), Outcome(reason=reason, law="rows chosen by a mask", rule="_layer")
 
 
 def _common(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any) -> Mask | None:
@@ -218,7 +218,9 @@ def _chosen(originals: OriginalOperators, value: Form, axis: Any, mask: Mask) ->
         b = originals.b
         rows, chosen = originals.present(value, Rate.PAIR), originals.present(mask.form, Rate.PAIR)
         args = (rows, [*[None] * axis, chosen])
-        return Opaque(b.call(aten.index.Tensor, args, Rate.PAIR, (), value.dtype, rows_first=False), value.dtype)
+        return Opaque(
+            b.call(aten.index.Tensor, args, Rate.PAIR, (), value.dtype, rows_first=False), value.dtype, by_data=True
+        )
 
     return Chosen(value, axis, mask, made, partial(put, originals))
 

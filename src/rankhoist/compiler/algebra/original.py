@@ -189,7 +189,7 @@ class OriginalOperators(Evaluator):
         Of an axis of `n * rows`, `outside` are outside of the rows, as in its operands, and the others inside.
         """
         if promised.shape is None:
-            return Opaque(node, promised.dtype)
+            return Opaque(node, promised.dtype, promised.by_data)
         sizes = [size for size, _ in promised.shape]
         with_rows = [axis for axis, (_, rows) in enumerate(promised.shape) if rows]
         if node.rate is Rate.WEIGHT and not with_rows:
@@ -271,7 +271,9 @@ class OriginalOperators(Evaluator):
         try:
             return Promise(tuple(self.shape(fake)), fake.dtype)
         except Decline as decline:
-            return Promise(None, fake.dtype, str(decline))
+            known = {self.program.rows, *self.program.lengths}
+            by_data = any(not self.size(s).free_symbols <= known for s in fake.shape)
+            return Promise(None, fake.dtype, str(decline), by_data)
 
     def shape(self, fake: torch.Tensor) -> list[Extent]:
         """Original sizes as (number, times the row count?): `20 * rows` is (20, True). Declines for anything else."""

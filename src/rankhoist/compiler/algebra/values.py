@@ -18,10 +18,14 @@ from rankhoist.compiler.graph.node import Node, Rate
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """A tensor over all N rows whose axes do not follow the rows (`[N, N]`, or a mean over rows)."""
+    """A tensor over all N rows whose axes do not follow the rows (`[N, N]`, or a mean over rows).
+
+    `by_data`: how long it is depends on data, as that of rows which a mask chose.
+    """
 
     node: Node
     dtype: torch.dtype
+    by_data: bool = False
     rate = Rate.PAIR
 
 
@@ -31,11 +35,13 @@ class Promise:
 
     Args:
         shape: None where a size is neither a number nor a multiple of the row count, as `problem` says.
+        by_data: a size depends on data.
     """
 
     shape: tuple[Extent, ...] | None
     dtype: torch.dtype
     problem: str = ""
+    by_data: bool = False
 
     @property
     def extents(self) -> list[Extent]:
@@ -124,7 +130,9 @@ def as_form(value: Value) -> Form:
     """A tensor as a form with its dims in the order of its axes."""
     if isinstance(value, Form | InOrder):
         return ordered(value if isinstance(value, Form) else value.form)
-    if isinstance(value, Opaque | Chosen):
+    if isinstance(value, Chosen) or (isinstance(value, Opaque) and value.by_data):
+        raise Decline("a mask chose the rows of the operand, or other data says how many there are")
+    if isinstance(value, Opaque):
         raise Decline("the operand is a tensor whose axes do not follow the rows")
     if isinstance(value, RowNumber):
         raise Decline("the operand is the row number")
