@@ -161,6 +161,22 @@ def test_tensors_of_the_default_dtype_follow_to_float64():
     assert torch.get_default_dtype() == before
 
 
+def test_weights_that_meet_a_tensor_of_the_default_dtype_are_verified():
+    """Whole numbers that are divided follow the default: beside float32 weights the product would be none."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Parameter(torch.linspace(-1, 1, 4).reshape(2, 2))
+
+        def forward(self, dense: Tensor, item: Tensor) -> Tensor:
+            return (dense @ (torch.arange(4).reshape(2, 2) / 3 @ self.mix)).sum(1, keepdim=True) * item
+
+    model = Scaled().eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
+    assert certificate and certificate.truth == "model in float64"
+
+
 def test_without_context_there_is_one_request():
     model = Function(lambda dense, item: dense.sum(1) * item.sum(1)).eval()
     certificate = verify(hoist(model, (USER[1], ITEM), context=[]), model)

@@ -132,27 +132,31 @@ def in_float64(hoisted: HoistedModel, tables: Tables) -> HoistedModel:
     """The same graphs and weights in float64; tensors outside the state dict as captured, not as rounded since then."""
     program, blueprint = hoisted.program, hoisted.blueprint
     if program is None:
-        return _lifted(again(hoisted), tables)
+        return _lifted(again(hoisted), tables, hoisted.device)
     original = {name: weight.tensor for name, weight in program.weights.items()}
-    captured = HoistedModel.of(blueprint, original, blueprint.stages.constants, program.dtype, program.device)
+    folded = hoisted.weights.folded  # not read: what the weights stage makes by this default, before it moves, may fail
+    constants = blueprint.stages.constants
+    captured = HoistedModel.of(blueprint, original, constants, program.dtype, program.device, folded)
     return _with_weights_of(hoisted, captured, tables)
 
 
 def again(hoisted: HoistedModel) -> HoistedModel:
     """Another one of the same weights, which may move without it."""
     weights = hoisted.weights
-    return HoistedModel.of(hoisted.blueprint, weights.original, weights.constants, hoisted.dtype, hoisted.device)
+    return HoistedModel.of(
+        hoisted.blueprint, weights.original, weights.constants, hoisted.dtype, hoisted.device, weights.folded
+    )
 
 
 def _with_weights_of(hoisted: HoistedModel, other: HoistedModel, tables: Tables) -> HoistedModel:
-    double = _lifted(other.to(hoisted.device), tables)
+    double = _lifted(other, tables, hoisted.device)
     double.update_weights(hoisted.state_dict())
     return double
 
 
-def _lifted(hoisted: HoistedModel, tables: Tables) -> HoistedModel:
+def _lifted(hoisted: HoistedModel, tables: Tables, device: torch.device) -> HoistedModel:
     """In float64 throughout; a model that was float64 before is not moved, so its shorter parts are lifted here."""
-    blueprint, moved = hoisted.blueprint, hoisted._apply(tables.lifted)
+    blueprint, moved = hoisted.blueprint, hoisted._apply(lambda x: tables.lifted(x.to(device)))
     if blueprint.interface.dtype != torch.float64:
         return moved
     blueprint = replace(blueprint, stages=retargeted(blueprint.stages, dict.fromkeys(SHORTER, torch.float64)))
