@@ -91,8 +91,12 @@ def test_the_captured_graph_must_be_the_model(casting):
     assert failed(certificate) == ["capture"]
 
 
-def test_a_model_that_rounds_inside_is_replaced_by_its_graph():
-    model = Function(lambda dense, item: dense.float().sum(1) * item.double()[:, 0]).eval()
+@pytest.mark.parametrize("share", [1, 1e-3, 1e-4])  # of 1e-3 some rows round by more than 1e-10, and others by less
+def test_a_model_that_rounds_inside_is_replaced_by_its_graph(share: float):
+    def score(dense: Tensor, item: Tensor) -> Tensor:
+        return (dense.sum(1) + share * dense.float().sum(1)) * item.double()[:, 0]
+
+    model = Function(score).eval()
     certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
     assert certificate and certificate.truth == "captured graph in float64"
     assert "it rounds to a shorter dtype inside" in certificate.note
