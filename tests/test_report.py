@@ -16,6 +16,7 @@ from rankhoist.compiler.graph.node import live_nodes
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.search import make_plan
+from rankhoist.compiler.rules import all_rules
 from rankhoist.report import Amount, Operator, Report
 from rankhoist.report.make import make_report
 from rankhoist.report.text import ratio, short, shorten, table
@@ -243,6 +244,22 @@ def test_it_says_where_nothing_pays(report: Report):
     assert curves.pays_from is not None and curves.verdict.startswith("Predicted to be faster than the original from")
     nothing = dataclasses.replace(report, curves=dataclasses.replace(curves, chosen=curves.original))
     assert "Nothing pays: predicted to be no faster than the original at any number of candidates." in str(nothing)
+
+
+def test_a_check_of_a_number_out_of_data_is_no_operator():
+    """PyTorch adds some of these checks after values are known: such a node has no value at all, not even None."""
+
+    class Places(nn.Module):
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return (item > 0).nonzero().sum() + user.sum(1) * item[:, 0]
+
+    program = capture(Places().eval(), (torch.randn(8, 2), torch.randn(8, 3)), ["user"], all_rules())
+    checks = [node for node in program.graph.nodes if node.target is torch.ops.aten._assert_scalar.default]
+    assert checks
+    for node in checks:
+        node.meta.pop("val")
+    names = {vertex.name for vertex in make_report(attempt(Task(program, Level.FULL, CALL))).graph.vertices}
+    assert "nonzero" in names and not names & {node.name for node in checks}
 
 
 def test_text_shortens_long_names_and_says_why(linear: Report):

@@ -27,7 +27,7 @@ def make_graph(plan: Plan) -> Graph:
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in program.inputs:
             made = _input(program.inputs[node.name], node, program)
-        elif node.op == "call_function" and captured_name(node) in outcomes and node.meta["val"] is not None:
+        elif node.op == "call_function" and captured_name(node) in outcomes and node.meta.get("val") is not None:
             made = _operator(plan, node, numbers)
         else:
             if node.target is operator.getitem and node.args[0] in numbers:  # one of several results
