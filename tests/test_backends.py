@@ -22,7 +22,9 @@ import pytest
 import torch
 from helpers import assert_equal, kept, repeated
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import TorchPatcher
 from torch._dynamo.utils import counters
+from torch.distributions import Distribution
 
 from rankhoist import HoistedModel, Split, hoist, verify
 from rankhoist.capture import capture
@@ -224,8 +226,12 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def test_inductor_compiles_once_for_all_row_counts():
-    """Also after an update of the weights, and for inputs that are parts of larger tensors."""
+def test_inductor_compiles_once_for_all_row_counts(monkeypatch: pytest.MonkeyPatch):
+    """Also after an update of the weights, and for inputs that are parts of larger tensors. The process keeps its
+    checks of distributions, which torch.compile switches off once.
+    """
+    TorchPatcher.patch.cache_clear()
+    monkeypatch.setattr(Distribution, "_validate_args", True)
     case = CASES["crossed"]
     model, hoisted = case.make()
     before = graphs()
@@ -239,6 +245,7 @@ def test_inductor_compiles_once_for_all_row_counts():
     hoisted.update_weights(other.state_dict())
     check(case, other, lambda *given: case.call(hoisted, *given), [7])
     assert graphs() == before + 3, "something was compiled anew"
+    assert Distribution._validate_args
 
 
 @pytest.mark.slow

@@ -94,7 +94,8 @@ def likely(c: Tensor, k: Tensor) -> Tensor:
     return normal.log_prob(k.sum(1)) + normal.cdf(k.prod(1))
 
 
-def test_checks_of_distributions_are_saved(tmp_path: Path):
+def test_checks_of_distributions_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # torch.compile switches them off
     rankhoist.hoist(Function(likely).eval(), EXAMPLE, context=["context"]).save(tmp_path / "likely.rankhoist")
     loaded = rankhoist.load(tmp_path / "likely.rankhoist")
     assert_equal(loaded(CONTEXT[:1], CANDIDATE), likely(CONTEXT[:1].expand(7, -1), CANDIDATE))

@@ -172,6 +172,8 @@ def opened_names(given: Context, arguments: Mapping[str, Any]) -> Context:
 
     if isinstance(given, Mapping):
         return {name: columns for pattern, columns in given.items() for name in inside(pattern)}
+    if not isinstance(given, Iterable):
+        return given  # which is refused by its name
     return [name for pattern in ([given] if isinstance(given, str) else given) for name in inside(pattern)]
 
 

@@ -161,7 +161,7 @@ def capture(
         raise InputError(f"{said} the module itself, not a program that is exported already: that has its own axes")
     else:
         call = of_exported(model)
-    if call.bound is not None:
+    if call.bound is not None and call.jagged is None:  # containers of bags have names of their own
         context = opened_names(context, call.bound.arguments)
         item = None if item is None else opened_names(item, call.bound.arguments)
     with kept(model, call.bound, opaque) as calls, asked() as names:

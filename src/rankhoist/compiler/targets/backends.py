@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from rankhoist.compiler.emit import Stage
 from rankhoist.compiler.emit.lookups import check_counts
@@ -81,7 +82,11 @@ class Compiled:
     def _compiled(self, several: bool, given: Sequence[Tensor]) -> Run:
         spelled = traceable(self.stage, several)
         forward = spelled.module.forward  # the module's own call explains errors by Python that would be compiled, too
+        checks = Distribution._validate_args
         compiled = torch.compile(forward, fullgraph=True)
+        Distribution.set_default_validate_args(
+            checks
+        )  # of the process, which are its owner's: switched off by the call
         owner, slots, made_up = self._made_up(several, given)
         moving = [*self.per_request, *[True] * len(self.stage.leaves)]
         strides = [t.stride() if moves else None for t, moves in zip(made_up, moving, strict=True)]
