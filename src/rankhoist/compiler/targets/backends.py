@@ -82,11 +82,9 @@ class Compiled:
     def _compiled(self, several: bool, given: Sequence[Tensor]) -> Run:
         spelled = traceable(self.stage, several)
         forward = spelled.module.forward  # the module's own call explains errors by Python that would be compiled, too
-        checks = Distribution._validate_args
+        checks = Distribution._validate_args  # of the whole process: the call switches them off
         compiled = torch.compile(forward, fullgraph=True)
-        Distribution.set_default_validate_args(
-            checks
-        )  # of the process, which are its owner's: switched off by the call
+        Distribution.set_default_validate_args(checks)
         owner, slots, made_up = self._made_up(several, given)
         moving = [*self.per_request, *[True] * len(self.stage.leaves)]
         strides = [t.stride() if moves else None for t, moves in zip(made_up, moving, strict=True)]
