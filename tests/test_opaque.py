@@ -252,3 +252,36 @@ def test_a_module_that_cannot_be_copied():
 
     with pytest.raises(WeightsError, match=r"'inner' cannot be copied \(TypeError: a handle of a kernel\)"):
         around(Handle(), ["inner"])
+
+
+def test_what_a_kept_module_compiles_stays_compiled():
+    """Its operations are counted as it is written: see findings/counting_flops_ends_compilation.sh."""
+    ran: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        return lambda *given: ran.append(len(given)) or graph.forward(*given)
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(D, D)
+            self.made = torch.compile(lambda x: self.map(x).relu(), backend=counted, dynamic=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.made(x)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = Kept()
+
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return (self.kept(user) * item).sum(1)
+
+    user, item = torch.randn(6, D), torch.randn(6, D)
+    model = Both().eval()
+    hoisted = rankhoist.hoist(model, (user, item), context=["user"], opaque=["kept"])
+    assert hoisted.report().total().before.multiply_adds >= D * D
+    ran.clear()
+    assert_equal(hoisted(user[:1], item), model(user[:1].expand(6, D), item))
+    assert len(ran) == 2

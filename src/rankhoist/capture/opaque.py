@@ -198,7 +198,8 @@ class _Observer:
                 module.register_forward_hook(functools.partial(self._ends, path), with_kwargs=True),
             ]
         try:
-            yield
+            with torch.compiler.set_stance("force_eager"):  # a compiler gives up for good on what is counted
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
