@@ -51,17 +51,7 @@ def _attention(
     return attention(query, key, value, score_mod, block_mask, scale, return_lse, return_aux)
 
 
-def _block_mask(
-    mask_mod: Any,
-    B: Any,
-    H: Any,
-    Q_LEN: Any,
-    KV_LEN: Any,
-    device: Any = None,
-    BLOCK_SIZE: Any = 128,
-    *_: Any,
-    **__: Any,
-) -> Any:
+def _block_mask(mask_mod: Any, *_: Any, **__: Any) -> Any:
     from rankhoist.capture.flex import Mask
 
     return Mask(mask_mod)
