@@ -17,6 +17,7 @@ from rankhoist.errors import CaptureError, HoistingWarning, InputError, Rankhois
 from rankhoist.mistakes import is_mistake, told
 from rankhoist.report.progress import late_progress
 from rankhoist.runtime import HoistedModel
+from rankhoist.verify.example import check_example
 
 
 def hoist(
@@ -74,6 +75,7 @@ def hoist(
     Raises:
         BackendError: there is no such backend, or no such target.
         CaptureError: see `rankhoist.errors` for what can be wrong with a model, its example or its context.
+        InputError: the model itself fails on the example, or an id of it is outside of its table (`VocabularyError`).
 
     Example:
         >>> import torch
@@ -91,6 +93,7 @@ def hoist(
         program, workload=workload, level=level, without=without, targets=targets, item_bytes=item_bytes,
         seconds=seconds,
     )  # fmt: skip
+    check_example(hoisted, model)
     return hoisted.to_backend(backend)
 
 

@@ -8,11 +8,9 @@ import inspect
 import logging
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest import mock
@@ -28,6 +26,7 @@ from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.other_words import OtherWords
 from rankhoist.capture.recurrent import of_any_length
+from rankhoist.capture.refusal import failing_module, line_of, refused
 from rankhoist.capture.signature import by_name, naming
 from rankhoist.capture.stated import Stated
 from rankhoist.capture.varying import Axes, fitted, told, traceable
@@ -35,7 +34,6 @@ from rankhoist.errors import ExportError, UnsupportedModelError
 from rankhoist.mistakes import in_one_line
 
 MAX_ROWS = 2**24
-OWN = str(Path(__file__).parents[1])
 DECORATED = torch.utils._contextlib.__file__  # where a decorator enters a mode
 TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo")  # before they refuse
 
@@ -98,6 +96,7 @@ def exported(
     """What is `called`, which is the model or calls it, with sizes that are `dynamic`; `leaves` are those of its call.
 
     Raises:
+        InputError: the model itself fails on its example.
         ExportError: `torch.export` refuses the model.
     """
     # Floats of weights stay names in the graph, but where Python compares them or computes with them. Python's own
@@ -115,6 +114,8 @@ def exported(
         except Exception as error:
             first = first or error
     assert first is not None
+    if not training and not _untraced(first) and (refusal := refused(model, bound.args, bound.kwargs, leaves)):
+        raise refusal from first
     raise ExportError(_why_not_exported(model, bound, first) + _constants(leaves)) from first
 
 
@@ -219,27 +220,44 @@ def _reads_floats(error: Exception) -> bool:
 
 def _fixes_rows(error: Exception) -> bool:
     said = ("specialized", "Constraints violated", "constant")
-    untraced = "fake tensor in the exported program constant" in str(error)  # of which strict would make a weight
-    return not (_reads_values(error) or untraced) and any(words in str(error) for words in said)
+    return not (_reads_values(error) or _untraced(error)) and any(words in str(error) for words in said)
+
+
+def _untraced(error: Exception) -> bool:
+    """Something is written to that no graph shows; the strict exporter would make a weight of it."""
+    return "fake tensor in the exported program constant" in str(error)
 
 
 def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Exception) -> str:
     said, _, _ = str(error).strip().partition("\n\n")  # what follows is for torch's own developers
-    path, kind = _failing_module(model, error)
+    path, kind = failing_module(model, error)
     if _reads_values(error):
         cause = "its control flow, or a size, depends on the values of tensors"
     elif _fixes_rows(error):
         cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
+    elif _untraced(error):
+        cause = "it makes or writes a tensor where no graph shows it, as `weight.data += ...` in forward does"
+        said = ""
     elif type(error).__name__ == "UncapturedHigherOrderOpError":
         cause = "control flow in it decides for all rows of a call at once, where torch.where decides row by row"
     else:
         cause = in_one_line(error, 1500).rstrip(".")
         said = said.partition("\n")[2]  # the first line is the cause
-    advice = f"{_register(str(error))}{_cut(str(error))}{_line(error)}"
+    advice = f"{_merged(error)}{_register(str(error))}{_cut(str(error))}{line_of(error)}"
     return (
         f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}"
         + (f"\n{said[:1500]}" if said else "")
         + advice
+    )
+
+
+def _merged(error: Exception) -> str:
+    """Advice, where a weight is changed by its `.data`."""
+    return (
+        "\nCompute with what would be written, F.linear(x, self.weight + self.a @ self.b), or write it once, before "
+        "the model is hoisted: a LoRA's merged weight is that of every call."
+        if _untraced(error)
+        else ""
     )
 
 
@@ -256,15 +274,6 @@ def _cut(said: str) -> str:
         "behind them is hidden by a mask anyway, or the score would depend on the other rows of a call"
         if "Could not extract specialized integer" in said
         else ""
-    )
-
-
-def _line(error: BaseException) -> str:
-    """The innermost line that is not torch's own."""
-    torchs = str(Path(torch.__file__).parent)
-    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torchs, OWN))]
-    return (
-        f"\nIt is line {lines[-1].lineno} of {lines[-1].filename}: {lines[-1].line}" if lines and lines[-1].line else ""
     )
 
 
@@ -285,19 +294,3 @@ def _constants(leaves: Mapping[str, Any]) -> str:
     """The arguments that may have been meant to be tensors."""
     found = [f"{n} = {v!r}" for n, v in leaves.items() if isinstance(v, CONSTANTS)]
     return f"\nWhat is no tensor is a constant of the model: {', '.join(found)}" if found else ""
-
-
-def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, str]:
-    """The innermost submodule whose `forward` is on the error's traceback."""
-    paths = {id(module): name for name, module in model.named_modules()}
-    found = ("", type(model).__name__)
-    current: BaseException | None = error
-    while current is not None:
-        frames = current.__traceback__
-        while frames is not None:
-            owner = frames.tb_frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and id(owner) in paths and frames.tb_frame.f_code.co_name == "forward":
-                found = (paths[id(owner)], type(owner).__name__)
-            frames = frames.tb_next
-        current = current.__cause__ or current.__context__
-    return found
