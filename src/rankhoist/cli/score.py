@@ -58,6 +58,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--part-rows", metavar="N", type=count, default=100_000, help="candidates per file (default: %(default)s)"
     )
+    parser.add_argument(
+        "--allow-nan", action="store_true", help="take inputs that are NaN or infinite, which else end the job"
+    )
     parser.add_argument("--ray", action="store_true", help="score on Ray Data: workers are actors of a cluster")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="of the cluster (default: found, or a local one)")
 
@@ -72,6 +75,7 @@ def _score(args: argparse.Namespace) -> int:
     options = Options(
         args.artifact, args.out, args.requests, args.candidates, args.request_id, args.keep, args.budget,
         args.part_rows, args.catalogue, args.item_id, args.check_items,
+        args.allow_nan,
     )  # fmt: skip
     ray = args.ray or args.ray_address is not None
     try:

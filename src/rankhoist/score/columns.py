@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Feature:
     """One side of one input, or a column of a jagged one: the column that holds it, and what a row of it is.
 
     `jagged`: a row is a list of as many values as there are, each of this shape; of an input whose axis 1 is `varying`,
-    within its bounds.
+    within its bounds. `allow_nan`: NaN and infinities are numbers, too.
     """
 
     column: str
@@ -44,6 +44,7 @@ class Feature:
     shape: tuple[int, ...]
     jagged: bool = False
     varying: Varying | None = None
+    allow_nan: bool = False
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -63,21 +64,21 @@ class Feature:
         return f"which {'context' if self.context else 'candidate'} input {self.input!r} needs: {self}"
 
 
-def features(model: HoistedModel, with_items: bool = False) -> list[Feature]:
+def features(model: HoistedModel, with_items: bool = False, allow_nan: bool = False) -> list[Feature]:
     """The columns that a model needs; `with_items`: where items stand in files of their own."""
-    return _of_sides(model, ("context", "pair") if with_items else ("context", "candidate"), with_items)
+    return _of_sides(model, ("context", "pair") if with_items else ("context", "candidate"), with_items, allow_nan)
 
 
-def item_features(model: HoistedModel) -> list[Feature]:
+def item_features(model: HoistedModel, allow_nan: bool = False) -> list[Feature]:
     """The columns of items.
 
     Raises:
         InputError: no input is marked as the item's.
     """
-    return _marked(_of_sides(model, ("item",), with_items=True))
+    return _marked(_of_sides(model, ("item",), True, allow_nan))
 
 
-def shared_features(model: HoistedModel) -> tuple[list[Feature], list[Feature]]:
+def shared_features(model: HoistedModel, allow_nan: bool = False) -> tuple[list[Feature], list[Feature]]:
     """The columns that a model needs of every row, and those of its items, where all of them stand on the rows.
 
     A packed input of which some columns are the item's and others the pair's is in both.
@@ -86,7 +87,7 @@ def shared_features(model: HoistedModel) -> tuple[list[Feature], list[Feature]]:
         InputError: no input is marked as the item's.
     """
     sides = {s.name: {part.side for part in s.parts_with_store} for s in model.interface.inputs.values()}
-    every = features(model)
+    every = features(model, allow_nan=allow_nan)
     of_items = [f for f in every if not f.context and "item" in sides[f.input]]
     return [f for f in every if f.context or "pair" in sides[f.input]], _marked(of_items)
 
@@ -97,8 +98,8 @@ def _marked(items: list[Feature]) -> list[Feature]:
     return items
 
 
-def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> list[Feature]:
-    made = []
+def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool, allow_nan: bool) -> list[Feature]:
+    made = list[Feature]()
     for spec in model.interface.inputs.values():
         parts = spec.parts_with_store if with_items else spec.parts
         if spec.varying:
@@ -115,7 +116,7 @@ def _of_sides(model: HoistedModel, sides: Sequence[str], with_items: bool) -> li
             if side in sides:
                 shape = tuple(spec.shape) if columns is None else (len(columns),)
                 made.append(Feature(spec.name + suffix, spec.name, side == "context", dtype, shape))
-    return made
+    return [replace(feature, allow_nan=allow_nan) for feature in made]
 
 
 def _of_any_length(spec: InputSpec, dtype: torch.dtype) -> Feature:
@@ -147,8 +148,8 @@ def inputs(
         row_of: the piece's row of a position in it, for errors.
 
     Raises:
-        ScoringError: a null, a list of another length, or a type that is not the input's; or the lists of one jagged
-            input differ in length.
+        ScoringError: a null, a list of another length, a number that is not finite, or a type that is not the input's;
+            or the lists of one jagged input differ in length.
     """
     made: dict[str, Rows] = {}
     for feature in features:
@@ -190,7 +191,7 @@ def converted(feature: Feature, array: pa.Array, piece: Piece, row_of: Any) -> T
     """An array as a tensor `[len(array), *shape]`; `row_of` finds the piece's row of a position, for errors.
 
     Raises:
-        ScoringError: a null, a list of another length, or a type that is not the input's.
+        ScoringError: a null, a list of another length, a number that is not finite, or a type that is not the input's.
     """
     size = 1  # numbers per value, of the axes unpacked so far
 
@@ -238,6 +239,9 @@ def _numbers(feature: Feature, array: pa.Array, wrong: Any) -> Tensor:
         changed = np.flatnonzero(target != values)
         if len(changed):
             raise wrong(int(changed[0]), f"{values[changed[0]]} is too large")
+    if floating and not feature.allow_nan and not (finite := np.isfinite(target)).all():
+        place = int(np.argmin(finite))
+        raise wrong(place, f"{values[place]} is no finite number, which allow_nan (--allow-nan) alone takes")
     return made.to(dtype)
 
 

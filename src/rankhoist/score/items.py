@@ -15,13 +15,15 @@ BLOCK = 16_384  # items that are read at a time
 class ItemFiles:
     """Files, folders or globs of items for a model; `id` is the column of their ids, whole numbers or texts.
 
+    `allow_nan`: their inputs may be NaN or infinite.
+
     Raises:
         ScoringError: a file cannot be read, or lacks a column.
     """
 
-    def __init__(self, paths: Sequence[str], model: HoistedModel, id: str) -> None:
+    def __init__(self, paths: Sequence[str], model: HoistedModel, id: str, allow_nan: bool = False) -> None:
         self._files, self._id = Files(found(paths)), id
-        self._features = item_features(model)
+        self._features = item_features(model, allow_nan)
         for feature in self._features:
             self._files.type_of(feature.column, feature.purpose)
         check_ids(self._files, id)

@@ -39,6 +39,7 @@ FORMAT = 1
 JOB, SUCCESS = "_job.json", "_SUCCESS"
 PART_ROWS = 100_000
 MARK = b"rankhoist.job"  # in the metadata of a part: the number of its job
+NAN = b"rankhoist.nan"  # and where there are any: how many rows have a score that is NaN, and which is the first
 ADVICE = "give the same as before to continue the job in this folder, or another --out for a new one"
 
 
@@ -59,6 +60,7 @@ class Options:
             `item_id`); else rows of one id share the inputs that are marked as the item's, and these are computed once
             where that pays. By default rows tell by all of their values whether they are one item.
         check_items: compare these inputs of every row with those of the first of its id in a part, not only of some.
+        allow_nan: take inputs that are NaN or infinite, which else end the job.
     """
 
     artifact: str
@@ -72,6 +74,7 @@ class Options:
     catalogue: Sequence[str] = ()
     item_id: str | None = None
     check_items: bool = False
+    allow_nan: bool = False
 
     def __post_init__(self) -> None:
         """One path, or one name, that stands alone is a list of one."""
@@ -132,6 +135,17 @@ class Job:
         return (footer.metadata or {}).get(MARK) == self.number.encode() and footer.num_rows == part.rows
 
 
+def nan_scores(job: Job) -> tuple[int, str]:
+    """How many rows of finished parts have a score that is NaN, and where the first is."""
+    count, first = 0, ""
+    for part in job.parts:
+        said = (pq.read_metadata(job.path(part)).metadata or {}).get(NAN)
+        if said is not None:
+            own, row = map(int, said.split())
+            count, first = count + own, first or f"{part.name}, row {row}"
+    return count, first
+
+
 @contextmanager
 def opened(options: Options, model: Callable[[], HoistedModel]) -> Iterator[Job]:
     """The job in a folder, new or continued; no other process works on it in the meantime. A new one needs the model.
@@ -163,10 +177,11 @@ def wanted(model: HoistedModel, options: Options, shared: bool) -> Wanted:
         InputError: they would, and no input is marked as the item's.
     """
     if options.item_id is not None and shared and not options.catalogue:
-        of_rows, of_items = shared_features(model)
+        of_rows, of_items = shared_features(model, options.allow_nan)
         return Wanted(of_rows, options.request_id, options.keep, options.item_id, of_items)
     item_id = options.catalogue_id if options.catalogue else None
-    return Wanted(features(model, bool(options.catalogue)), options.request_id, options.keep, item_id)
+    own = features(model, bool(options.catalogue), options.allow_nan)
+    return Wanted(own, options.request_id, options.keep, item_id)
 
 
 def layout(job: Job, wanted: Wanted) -> Layout:
@@ -177,7 +192,7 @@ def layout(job: Job, wanted: Wanted) -> Layout:
 def stock(job: Job, model: Callable[[], HoistedModel]) -> None:
     """Build the items' store of a job that has some, unless it is there."""
     if job.catalogue is not None and not (job.catalogue / INDEX).exists():
-        items = ItemFiles(job.options.catalogue, model(), job.options.catalogue_id)
+        items = ItemFiles(job.options.catalogue, model(), job.options.catalogue_id, job.options.allow_nan)
         model().catalogue_in_pieces(items.pieces(), items.count, path=job.catalogue)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rankhoist.errors import ScoringError
 from rankhoist.runtime import HoistedModel, load
 from rankhoist.runtime.threads import torch_threads
-from rankhoist.score.job import SUCCESS, Job, Options, opened, stock, written
+from rankhoist.score.job import SUCCESS, Job, Options, nan_scores, opened, stock, written
 from rankhoist.score.parts import Part
 from rankhoist.score.progress import watched
 from rankhoist.score.workers import in_process, side_by_side
@@ -21,7 +21,10 @@ from rankhoist.score.workers import in_process, side_by_side
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: rows of the whole job, those scored now, parts that were there before, and seconds."""
+    """What a run did: rows of the whole job, those scored now, parts that were there before, and seconds.
+
+    `nan` is how many rows of the whole job have a score that is NaN, `first_nan` in which file and row the first is.
+    """
 
     out: str
     rows: int
@@ -29,11 +32,15 @@ class Summary:
     parts: int
     parts_before: int
     seconds: float
+    nan: int = 0
+    first_nan: str = ""
 
     def __str__(self) -> str:
         before = f"; {self.parts_before} of {self.parts} parts were there before" if self.parts_before else ""
         speed = f" ({self.scored / self.seconds:,.0f} rows/s)" if self.scored else ""
-        return f"{self.out}: {self.rows:,} rows, {self.scored:,} scored in {self.seconds:.1f} s{speed}{before}"
+        have = "rows have" if self.nan > 1 else "row has"
+        nan = f"; {self.nan:,} {have} a score that is NaN, the first is {self.first_nan}" if self.nan else ""
+        return f"{self.out}: {self.rows:,} rows, {self.scored:,} scored in {self.seconds:.1f} s{speed}{before}{nan}"
 
 
 def run(
@@ -82,7 +89,8 @@ def run(
         scored = watched(rows if left else (), done, job.rows, console)
         _finish(job, left)
         before = len(job.parts) - len(left)
-        return Summary(options.out, job.rows, scored, len(job.parts), before, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Summary(options.out, job.rows, scored, len(job.parts), before, seconds, *nan_scores(job))
 
 
 def _finish(job: Job, scored: Sequence[Part]) -> None:

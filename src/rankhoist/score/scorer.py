@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -15,7 +17,7 @@ from rankhoist.score.calls import Calls, Output, budget_of, outputs_of
 from rankhoist.score.columns import features
 from rankhoist.score.culprit import explained
 from rankhoist.score.files import Piece, Table
-from rankhoist.score.job import MARK, Job, layout, wanted, written
+from rankhoist.score.job import MARK, NAN, Job, layout, wanted, written
 from rankhoist.score.layouts import Block, Nested, Wanted
 from rankhoist.score.named import Named
 from rankhoist.score.parts import Part
@@ -39,6 +41,16 @@ class _Columns:
         columns = [output.column(values) for output, values in zip(self.outputs, made, strict=True)]
         return pa.RecordBatch.from_arrays([*block.kept.values(), *columns], schema=schema)
 
+    def nan(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which rows have a score that is NaN."""
+        found = np.zeros(table.num_rows, np.bool_)
+        for output in self.outputs:
+            if pa.types.is_floating(pa.type_for_alias(output.dtype)):
+                flat = table[output.name].combine_chunks()
+                flat = flat if output.width is None else flat.flatten()
+                found |= np.isnan(flat.to_numpy()).reshape(table.num_rows, output.width or 1).any(1)
+        return found
+
 
 class Scorer:
     """A job's files, open, and its model, which is loaded unless it is given."""
@@ -61,6 +73,10 @@ class Scorer:
                 blocks.append(self._columns.batch(block, self._schema, self._stocked(block, repeats)))
                 yield int(block.offsets[-1])
         table = pa.Table.from_batches(blocks, self._schema)
+        without = np.flatnonzero(self._columns.nan(table))
+        if len(without):
+            own = self._schema.metadata | {NAN: f"{len(without)} {without[0]}".encode()}
+            table = table.replace_schema_metadata(own)
         with written(self._job.path(part)) as file:
             pq.write_table(table, file)
 
@@ -94,15 +110,16 @@ class TableScorer:
         keep: other columns to copy: a list gives a value per candidate.
         budget: candidates per call, about; by default what the model was planned for.
         threads: of torch.
+        allow_nan: take inputs that are NaN or infinite.
     """
 
     def __init__(
         self, artifact: str, request_id: str = "request_id", keep: Sequence[str] = (), budget: int | None = None,
-        threads: int = 1,
+        threads: int = 1, allow_nan: bool = False,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self._model = load(artifact)
-        self._wanted = Wanted(features(self._model), request_id, keep)
+        self._wanted = Wanted(features(self._model, allow_nan=allow_nan), request_id, keep)
         self._columns = _Columns(Calls(self._model, budget_of(self._model, budget)), outputs_of(self._model))
 
     def __call__(self, requests: pa.Table) -> pa.Table:
