@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rankhoist import HoistedModel, hoist
+from rankhoist import HoistedModel, hoist, load
 from rankhoist.verify import verify
 
 EXAMPLE = (torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 20).reshape(5, 4))
@@ -31,7 +32,10 @@ class Making(nn.Module):
         parts[torch.tensor([1, 2]), torch.tensor([2, 3])] = self.rates[1:]
         turned = torch.full((2,), 1 / 3 + 1j).real * torch.scalar_tensor(1 / 7)
         columns = torch.arange(0.1, 4.0) + torch.linspace(0, 1 / 3, 4) + turned.sum()
-        return (((user @ own + torch.ones(len(user), 1) / 3) @ parts * columns) * item).sum(1)
+        places = torch.arange(4)
+        own = own + (places / 3) @ self.mix + torch.sigmoid(places) @ self.mix + (places > 1) * 0.1
+        signs = torch.where(item > 0, 1.0, -1 / 3) @ self.mix  # of two numbers
+        return (((user @ own + torch.ones(len(user), 1) / 3) @ parts * columns) * (item + signs)).sum(1)
 
 
 @contextmanager
@@ -87,6 +91,26 @@ def test_it_follows_to_a_shorter_dtype(hoisted: HoistedModel):
     short = scores(hoist(Making().eval(), EXAMPLE, context=["user"]).to(torch.bfloat16), torch.bfloat16)
     torch.testing.assert_close(short.float(), scores(hoisted), rtol=0.05, atol=0.05)
     assert short.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_whole_numbers_of_a_call_do_so_too(default: torch.dtype, tmp_path: Path):
+    """Of both sides, in a file that is loaded and called under another default."""
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.top = nn.Linear(3, 1)
+
+        def forward(self, age: Tensor, count: Tensor) -> Tensor:
+            return self.top(torch.cat([age / 7, count * 0.1, torch.pow(count, 0.5)], 1)).squeeze(1)
+
+    age, count = torch.arange(5).unsqueeze(1), torch.arange(5, 10).unsqueeze(1)
+    hoisted = hoist(Counted().eval(), (age, count), context=["age"])
+    hoisted.save(tmp_path / "model")
+    with by_default(default):
+        loaded = load(tmp_path / "model")
+        torch.testing.assert_close(loaded(age[3:4], count), hoisted(age[3:4], count), rtol=0, atol=0)
 
 
 def test_what_has_a_dtype_keeps_it():
