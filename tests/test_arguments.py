@@ -89,7 +89,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], type[RankhoistError], str]] = {
         lambda g: rankhoist.grouped(g.step, ROWS, context=["user"]), CaptureError, "is a GroupedModel already"),
     "dynamic": (lambda g: hoist(dynamic=["user"]), InputError, "dynamic is list, expected a mapping"),
     "jagged": (lambda g: hoist(jagged=["user"]), InputError, "jagged is list, expected a mapping"),
-    "seconds": (lambda g: hoist(seconds="1"), InputError, "the search for plans is given 1 seconds"),
+    "seconds": (lambda g: hoist(seconds="1"), InputError, "the search for plans is given '1' seconds"),
     "opaque": (lambda g: hoist(opaque="user_tower"), CaptureError, "opaque names 'user_tower', which is no module"),
     "no_inputs": (lambda g: g.hoisted.prepare(None), InputError, "context inputs are NoneType, expected {name"),
     "no_state": (lambda g: g.hoisted.score(7, [ROWS[1], ROWS[2]]), InputError, "state is int 7, expected what prepare"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rankhoist
 from rankhoist import Split
 from rankhoist.capture import capture
-from rankhoist.capture.inputs import mark_sides
+from rankhoist.capture.sides import mark_sides
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder

@@ -1,14 +1,28 @@
 """An example that the model itself does not take is refused when it is hoisted, in the model's words and by input."""
 
 import warnings
+import zipfile
+from collections import UserDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rankhoist
-from rankhoist.errors import ExportError, InputError, VocabularyError
+from rankhoist.errors import (
+    CaptureError,
+    ContextError,
+    ExportError,
+    InputError,
+    UnsupportedModelError,
+    VocabularyError,
+)
 
 
 class Ranker(nn.Module):
@@ -20,12 +34,12 @@ class Ranker(nn.Module):
         return self.top(torch.cat([self.users(user), age, self.items(item % 40), price], 1)).squeeze(1)
 
 
-def example(**other: Tensor) -> dict[str, Tensor]:
+def example(**other: Any) -> dict[str, Any]:
     rows = dict(user=torch.arange(9), age=torch.rand(9, 1), item=torch.arange(9), price=torch.rand(9, 1))
     return {**rows, **other}
 
 
-def hoist(rows: dict[str, Tensor], model: nn.Module | None = None) -> rankhoist.HoistedModel:
+def hoist(rows: dict[str, Any], model: nn.Module | None = None) -> rankhoist.HoistedModel:
     return rankhoist.hoist((model or Ranker()).eval(), rows, context=["user", "age"])
 
 
@@ -44,7 +58,7 @@ def test_what_the_model_takes_is_hoisted() -> None:
     ],
     ids=["too large", "negative", "computed"],
 )
-def test_an_id_outside_of_its_table_is_told(rows: dict[str, Tensor], said: str) -> None:
+def test_an_id_outside_of_its_table_is_told(rows: dict[str, Any], said: str) -> None:
     with pytest.raises(VocabularyError, match=f"the model does not take its example: {said}"):
         hoist(rows)
 
@@ -59,10 +73,75 @@ def test_an_id_outside_of_its_table_is_told(rows: dict[str, Tensor], said: str) 
     ],
     ids=["dtype", "ids that are floats", "width", "axes"],
 )  # fmt: skip
-def test_the_models_own_words_are_told(rows: dict[str, Tensor], said: str) -> None:
+def test_the_models_own_words_are_told(rows: dict[str, Any], said: str) -> None:
     """What exports all the same (of another dtype), and what does not."""
     with pytest.raises(InputError, match=f"(?s)the model itself fails on the example.*{said}"):
         hoist(rows)
+
+
+OF_ANOTHER_KIND = {
+    "one row of context": (example(user=torch.arange(1)), "the model was trained on: one row of context is repeated"),
+    "an array": (example(user=np.arange(9)), r"input 'user' is ndarray, .*: torch.from_numpy\(x\)"),
+    "a sparse tensor": (example(age=torch.rand(9, 1).to_sparse()), "input 'age' is torch.sparse_coo, .*to_dense"),
+    "no values": (example(user=torch.arange(9, device="meta")), "input 'user' is on the meta device and has no values"),
+    "a table": (SimpleNamespace(columns=["user"], to_numpy=None), r"x\[name\].to_numpy\(\)\) for name in x\}$"),
+    "a column": (example(user=pa.array(range(9))), r"is Int64Array, .*: torch.from_numpy\(x.to_numpy\(\)\)"),
+    "a dict of another kind": ((UserDict(example()),), r"is UserDict, .*A dict is taken apart: dict\(x\)"),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
+def test_what_is_no_rows_is_told_with_what_makes_some(name: str) -> None:
+    rows, said = OF_ANOTHER_KIND[name]
+    model = Held() if isinstance(rows, tuple) else Ranker()
+    with pytest.raises(InputError, match=said):
+        rankhoist.hoist(model.eval(), rows, context=["user", "age"])
+
+
+class Held(Ranker):
+    def forward(self, rows: dict[str, Tensor]) -> Tensor:
+        return super().forward(**rows)
+
+
+def test_a_list_in_the_place_of_a_tensor_is_told_by_its_input() -> None:
+    """It was opened as a container: inputs `0`, `price`, ... were there and `user` was missing."""
+    rows = example()
+    with pytest.raises(InputError, match=r"^input 'user' is list, expected a tensor: torch.tensor\(x\)$"):
+        hoist(rows)([3], rows["age"][:1], rows["item"], rows["price"])
+
+
+@pytest.mark.parametrize(
+    "columns", [np.array([0, 2]), torch.tensor([0, 2]), (0, 2)], ids=["NumPy", "PyTorch", "Python"]
+)
+def test_columns_are_whole_numbers_of_any_library(columns: Any) -> None:
+    hoisted = rankhoist.hoist(nn.Linear(3, 1).eval(), (torch.rand(4, 3),), context={"input": columns})
+    assert hoisted.interface.inputs["input"].columns == (0, 2)
+
+
+@pytest.mark.parametrize("columns", [[True, False, True], torch.tensor([True, False, True]), "ab", [0.5]])
+def test_a_mask_is_no_list_of_columns(columns: Any) -> None:
+    with pytest.raises(ContextError, match=r"context columns of input 'input': .* is no whole number"):
+        rankhoist.hoist(nn.Linear(3, 1).eval(), (torch.rand(4, 3),), context={"input": columns})
+
+
+def test_a_model_that_returns_nothing_is_refused() -> None:
+    class Forgot(Ranker):
+        def forward(self, user: Tensor, age: Tensor, item: Tensor, price: Tensor) -> None:  # type: ignore[override]
+            super().forward(user, age, item, price)
+
+    with pytest.raises(UnsupportedModelError, match="returns no tensor"):
+        hoist(example(), Forgot())
+
+
+def test_a_file_that_is_no_archive_is_told_by_us_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """torch logs a traceback of its own, of a zip file that is no archive, too."""
+    (tmp_path / "model.pt2").write_bytes(b"model")
+    with zipfile.ZipFile(tmp_path / "zip.pt2", "w") as file:
+        file.writestr("model", b"model")
+    for name, said in {"model.pt2": "it is no zip file", "zip.pt2": "not a readable", "": "Is a directory"}.items():
+        with pytest.raises(CaptureError, match=said):
+            rankhoist.hoist(tmp_path / name, None, context=["user"])
+    assert not caplog.records
 
 
 class Merging(Ranker):

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -88,8 +89,9 @@ def test_the_one_input_of_a_side_needs_no_list():
     [
         ({"user": 0}, "missing context inputs: hour, X; got user"),
         ({}, "missing context inputs: user, hour, X; got none"),
+        ({"user": [0, 1], "hour": 0, "X": 0}, "input 'user' is list, expected a tensor: torch.tensor(x)"),
         (
-            {"user": [0, 1], "hour": 0, "X": 0},
+            {"user": [torch.ones(1)] * 2, "hour": 0, "X": 0},
             "input 'user' is a container (user.0 and 1 more), expected a tensor with rows on axis 0",
         ),
         ([0, 0], "expected 3 context inputs (user, hour, X), got 2"),
@@ -127,7 +129,9 @@ def test_without_inputs_there_is_one_request_and_no_candidate(inputs):
         ({"user": torch.ones(2).bool()}, "context input 'user' has dtype torch.bool, expected torch.int64"),
         ({"user": torch.tensor(1)}, "context input 'user' has shape [], expected [rows]"),
         ({"user": torch.ones(2, 1).long()}, "context input 'user' has shape [2, 1], expected [rows]"),
-        ({"user": [1, 2]}, "context input 'user' is list, expected a tensor"),
+        ({"user": [1, 2]}, "context input 'user' is list, expected a tensor: torch.tensor(x)"),
+        ({"user": np.ones(2)}, "context input 'user' is ndarray, expected a tensor: torch.from_numpy(x)"),
+        ({"user": torch.ones(2, device="meta").long()}, "context input 'user' is on the meta device and has no values"),
         ({"hour": torch.ones(2, 3).double()}, "context input 'hour' has dtype torch.float64, expected torch.float32"),
         ({"hour": torch.ones(2, 3).long()}, "context input 'hour' has dtype torch.int64, expected torch.float32"),
         ({"hour": torch.ones(3)}, "context input 'hour' has shape [3], expected [rows, 3]"),
@@ -198,6 +202,12 @@ def test_one_request_has_no_blocks():
         (None, 2, "the context has 2 rows; pass request_offsets with 3 boundaries"),
         ([0, 2.5, 5], 2, "request_offsets are torch.float32, expected whole numbers"),
         ("abc", 2, "request_offsets are no numbers: new(): invalid data type 'str'"),
+        (
+            None,
+            5,
+            "the context has 5 rows; pass request_offsets with 6 boundaries. Of one request, give one row of "
+            "context, x[:1]",
+        ),
         (None, 0, "the context has 0 rows; pass request_offsets with 1 boundaries"),
         ([0, 5], 2, "request_offsets has shape [2], expected [3] for 2 requests"),
         ([0, 4], 1, "request_offsets must rise from 0 to 5 (the candidate rows), got [0, 4]"),

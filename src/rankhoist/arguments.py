@@ -89,6 +89,19 @@ def texts(given: str | Iterable[str], what: str) -> tuple[str, ...]:
     return found
 
 
+def as_a_tensor(given: Any) -> str:
+    """Advice, where a tensor, or several, can be made of what was given in its place: `: torch.from_numpy(x)`."""
+    if hasattr(given, "to_numpy"):  # of pandas and the like: a table, or a column
+        if hasattr(given, "columns"):
+            return ": {name: torch.from_numpy(x[name].to_numpy()) for name in x}"
+        return ": torch.from_numpy(x.to_numpy())"
+    if hasattr(given, "__array__"):
+        return ": torch.from_numpy(x)"
+    if isinstance(given, int | float):
+        return ": torch.tensor([x])"
+    return ": torch.tensor(x)" if isinstance(given, list | tuple) else ""
+
+
 def _shown(given: Any) -> str:
     """Its kind; of what is short, itself as well."""
     kind = type(given).__name__

@@ -112,7 +112,7 @@ def hoist_program(
     check_names(task.without)
     others = [t for t in with_replays([target, *map(named, texts(targets, "targets"))]) if t.name != target.name]
     if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
-        raise InputError(f"the search for plans is given {seconds} seconds: give it more than 0, or None")
+        raise InputError(f"the search for plans is given {seconds!r} seconds: give it more than 0, or None")
     try:
         with late_progress("hoisting") as shown, watched(seconds, shown):
             plans = make_plans(task, others)

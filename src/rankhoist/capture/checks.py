@@ -109,11 +109,16 @@ def check_outputs(signature: Any, training: bool) -> None:
 
 
 def check_results(outputs: Sequence[Any], rows: sympy.Symbol) -> None:
-    """That numbers among the results follow from the number of rows.
+    """That there are results, and that numbers among them follow from the number of rows.
 
     Raises:
-        UnsupportedModelError: one is read out of data, is the length of an axis that varies, or no whole number.
+        UnsupportedModelError: there is no tensor, or a number is read out of data, is the length of an axis that
+            varies, or no whole number.
     """
+    if not any(isinstance(node, fx.Node) and isinstance(node.meta["val"], Tensor) for node in outputs):
+        raise UnsupportedModelError(
+            "the model returns no tensor, so there is nothing to score: does forward return it?"
+        )
     for node in outputs:
         value = node.meta["val"] if isinstance(node, fx.Node) else None
         if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rankhoist.arguments import as_a_tensor
 from rankhoist.capture.bags import BagNames, JaggedCall, jagged_call
 from rankhoist.capture.checks import check_eval_mode, check_weights
 from rankhoist.capture.inputs import common_rows, named_leaves
@@ -80,6 +81,7 @@ def _bound(arguments: Arguments, example: Any) -> inspect.BoundArguments:
         return arguments.bind(tuple(example), {})
     raise InputError(
         f"example is {type(example).__name__}; pass the tuple of positional inputs or a dict of keyword inputs"
+        f"{as_a_tensor(example)}"
     )
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.archive import muted
 from rankhoist.capture.asked import Asked
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
@@ -35,7 +36,7 @@ from rankhoist.mistakes import in_one_line
 
 MAX_ROWS = 2**24
 DECORATED = torch.utils._contextlib.__file__  # where a decorator enters a mode
-TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo")  # before they refuse
+TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo", "torch._subclasses")  # before they refuse
 
 
 def export(
@@ -167,22 +168,14 @@ def _quiet() -> Iterator[None]:
     `nn.TransformerEncoder` compares a mask that it is given with a causal one, which cannot be exported. The answer is
     a hint: without it the mask is added as it is.
     """
-    logs = [logging.getLogger(name) for name in TALKATIVE]
-    levels = [log.level for log in logs]
     graph = mock.patch.object(
         importlib.import_module("torch.export._trace"), "print", lambda *lines, file: None, create=True
     )
     hint = mock.patch.object(transformer, "_detect_is_causal_mask", lambda mask, causal=None, size=None: bool(causal))
     whole = mock.patch.object(torch.backends.mha, "_is_fastpath_enabled", False)
-    with warnings.catch_warnings(), graph, hint, whole, _nothing_logged():
+    with warnings.catch_warnings(), graph, hint, whole, _nothing_logged(), muted(*TALKATIVE):
         warnings.simplefilter("ignore")
-        for log in logs:
-            log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for log, level in zip(logs, levels, strict=True):
-                log.setLevel(level)
+        yield
 
 
 class _OfOthers(logging.Filter):

@@ -1,21 +1,20 @@
-"""Inputs: their names, which of them (or which of their columns) are context, which are of items, and the check of what
-a caller passes.
-"""
+"""Inputs: their names, what one of them is, and the check of what a caller passes."""
 
 from __future__ import annotations
 
 import collections
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
 
+from rankhoist.arguments import as_a_tensor
 from rankhoist.capture.jagged import Jagged
 from rankhoist.capture.varying import Varying, with_lengths
-from rankhoist.errors import ContextError, InputError
+from rankhoist.errors import InputError
 
 Context = Sequence[str] | str | Mapping[str, "Sequence[int] | slice | bool"]
 
@@ -166,8 +165,8 @@ def opened_names(given: Context, arguments: Mapping[str, Any]) -> Context:
     def inside(pattern: Any) -> list[Any]:
         if not isinstance(pattern, str) or pattern in names:
             return [pattern]
-        at = paths if pattern.partition(".")[0] in arguments else [] if _matching(pattern, names) else names
-        found = {*_matching(pattern, at), *_matching(f"{pattern}.*", at)}
+        at = paths if pattern.partition(".")[0] in arguments else [] if matching(pattern, names) else names
+        found = {*matching(pattern, at), *matching(f"{pattern}.*", at)}
         return [name for name, path in zip(names, at, strict=False) if path in found] or [pattern]
 
     if isinstance(given, Mapping):
@@ -177,7 +176,8 @@ def opened_names(given: Context, arguments: Mapping[str, Any]) -> Context:
     return [name for pattern in ([given] if isinstance(given, str) else given) for name in inside(pattern)]
 
 
-def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a name or a glob stands for."""
     return [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
 
 
@@ -197,14 +197,20 @@ def _key(key: Any) -> str:
     return str(key)
 
 
-def missing_inputs(names: Sequence[str], leaves: Mapping[str, Any], what: str = "inputs") -> InputError:
-    """What to raise where inputs of these names are not among the leaves of a call."""
+def missing_inputs(
+    names: Sequence[str], leaves: Mapping[str, Any], what: str = "inputs", given: Mapping[str, Any] | None = None
+) -> InputError:
+    """What to raise where inputs of these names are not among the leaves of a call, of what is `given` by name."""
     for name in names:
+        value = (given or {}).get(name)
+        if isinstance(value, list | tuple) and all(isinstance(x, int | float) for x in value):
+            return InputError(f"input {name!r} is {type(value).__name__}, expected a tensor{as_a_tensor(value)}")
         parts = [leaf for leaf in leaves if leaf.startswith(f"{name}.")]
         if parts:
             more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+            own = as_a_tensor([]) if all(isinstance(leaves[part], int | float) for part in parts) else ""
             return InputError(
-                f"input {name!r} is a container ({parts[0]}{more}), expected a tensor with rows on axis 0"
+                f"input {name!r} is a container ({parts[0]}{more}), expected a tensor with rows on axis 0{own}"
             )
     return InputError(f"missing {what}: {', '.join(names)}; got {', '.join(leaves) or 'none'}")
 
@@ -214,11 +220,20 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
     leaves = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, CONSTANTS)}
     if not leaves:
         raise InputError("the example holds no tensor at all; pass a tuple of tensors, or a dict of keyword inputs")
+    meta = {name: leaf.is_meta for name, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
     for name, leaf in leaves.items():
         if not isinstance(leaf, torch.Tensor | Jagged):
             kind = type(leaf).__name__
-            own = f". Register its type: torch.export.register_dataclass({kind})" if is_dataclass(leaf) else ""
+            own = as_a_tensor(leaf)
+            if is_dataclass(leaf):
+                own = f". Register its type: torch.export.register_dataclass({kind})"
+            elif isinstance(leaf, Mapping):
+                own = ". A dict is taken apart: dict(x)"
             raise InputError(f"input {name!r} is {kind}, expected a tensor with rows on axis 0{own}")
+        if isinstance(leaf, torch.Tensor) and leaf.layout != torch.strided and not leaf.is_nested:
+            raise InputError(f"input {name!r} is {leaf.layout}, expected a dense tensor: to_dense()")
+        if meta.get(name) and not all(meta.values()):
+            raise InputError(f"input {name!r} is on the meta device and has no values, which others have")
         if isinstance(leaf, torch.Tensor) and leaf.is_nested:
             raise InputError(
                 f"input {name!r} is a nested tensor, which torch.export does not take apart: give the model its values "
@@ -229,9 +244,11 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
     rows = {name: leaf.shape[0] for name, leaf in leaves.items()}
     if len(set(rows.values())) > 1:
         listing = ", ".join(f"{name}: {count}" for name, count in rows.items())
+        advice = "Values in bags, with lengths or offsets, are named in jagged={values: lengths}"
+        if len({*rows.values()} - {1}) == 1:
+            advice = "An example is rows as the model was trained on: one row of context is repeated, x.expand(N, ...)"
         raise InputError(
-            f"the example's inputs have different row counts ({listing}); axis 0 must be the same row. Values in "
-            "bags, with lengths or offsets, are named in jagged={values: lengths}"
+            f"the example's inputs have different row counts ({listing}); axis 0 must be the same row. {advice}"
         )
     count = int(next(iter(rows.values())))
     if count == 0:
@@ -242,96 +259,3 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
 def own_rows(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The example in memory of its own: a view of a data set would keep, and save, all of the data set."""
     return {n: x.detach().clone() if isinstance(x, torch.Tensor | Jagged) else x for n, x in leaves.items()}
-
-
-def mark_sides(
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-    context: Context,
-    item: Context | None = None,
-    aliases: Mapping[str, str] | None = None,
-) -> list[InputSpec]:
-    """All inputs from the user's `context` and `item` arguments (names or globs, or `{name: columns}`).
-
-    `aliases` are names of what belongs to an input, as lengths do to their values.
-    """
-    aliases = aliases or {}
-    wanted = _wanted_columns("context", [*shapes, *aliases], context)
-    of_items = _wanted_columns("item", [*shapes, *aliases], [] if item is None else item)
-    for alias, name in aliases.items():
-        if alias in wanted and name not in wanted:
-            raise ContextError(f"{alias!r} is context, so {name!r}, which it belongs to, must be")
-    specs = []
-    for name, (shape, dtype) in shapes.items():
-        columns = wanted.get(name, False)
-        if columns is True or columns is False:
-            spec = InputSpec(name, shape, dtype, "context" if columns else "candidate")
-        else:
-            spec = _packed(name, shape, dtype, columns)
-        specs.append(_with_item(spec, of_items.get(name, False)))
-    if all(spec.role == "context" for spec in specs):
-        raise ContextError("every input is marked as context, so there is no candidate input: nothing would be ranked")
-    return specs
-
-
-def _wanted_columns(argument: str, names: list[str], given: Context) -> dict[str, Any]:
-    if isinstance(given, str):
-        given = [given]
-    if not isinstance(given, Iterable):
-        raise ContextError(
-            f"{argument} is {given!r:.40}, expected a list of names of inputs; they are {', '.join(names)}"
-        )
-    items: Iterable[tuple[str, Any]]
-    items = given.items() if isinstance(given, Mapping) else ((pattern, True) for pattern in given)
-    wanted: dict[str, Any] = {}
-    for pattern, columns in items:
-        if not isinstance(pattern, str):
-            raise ContextError(f"{argument} names are strings or globs, got {pattern!r}")
-        matched = _matching(pattern, names)
-        if not matched:
-            raise ContextError(f"{argument} name {pattern!r} matches no input; the inputs are {', '.join(names)}")
-        wanted.update(dict.fromkeys(matched, columns))
-    return wanted
-
-
-def _packed(name: str, shape: tuple[int, ...], dtype: torch.dtype, columns: Any) -> InputSpec:
-    chosen = _columns("context", name, shape, columns)
-    if not chosen:
-        return InputSpec(name, shape, dtype, "candidate")
-    if len(chosen) == shape[0]:
-        return InputSpec(name, shape, dtype, "context")
-    return InputSpec(name, shape, dtype, "packed", chosen)
-
-
-def _with_item(spec: InputSpec, columns: Any) -> InputSpec:
-    """An input, or columns of one, marked as known of the item alone."""
-    if columns is False:
-        return spec
-    if spec.role == "context":
-        raise ContextError(f"input {spec.name!r} is marked both as context and as item; it is one of them")
-    if columns is True:
-        return replace(spec, item=True)
-    chosen = _columns("item", spec.name, spec.shape, columns)
-    both = sorted(set(chosen) & set(spec.columns))
-    if both:
-        raise ContextError(f"columns {both} of input {spec.name!r} are marked both as context and as item")
-    if len(chosen) == len(spec.candidate_columns):
-        return replace(spec, item=True)
-    return replace(spec, item_columns=chosen)
-
-
-def _columns(argument: str, name: str, shape: tuple[int, ...], columns: Any) -> tuple[int, ...]:
-    """Columns of a packed input, in order."""
-    if len(shape) != 1:
-        raise ContextError(
-            f"input {name!r} has shape [{', '.join(['rows', *map(str, shape)])}]; columns need [rows, columns]"
-        )
-    width = shape[0]
-    if isinstance(columns, int | None):
-        raise ContextError(f"{argument} columns of input {name!r} are {columns!r}, expected a list of them")
-    chosen = range(width)[columns] if isinstance(columns, slice) else list(columns)
-    wrong = [c for c in chosen if not isinstance(c, int) or not 0 <= c < width]
-    if wrong:
-        raise ContextError(f"{argument} columns {wrong} of input {name!r} are outside 0..{width - 1}")
-    if len(set(chosen)) != len(chosen):
-        raise ContextError(f"{argument} columns of input {name!r} are listed twice: {sorted(chosen)}")
-    return tuple(sorted(chosen))

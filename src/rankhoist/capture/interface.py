@@ -82,7 +82,7 @@ class Interface:
         known = [spec.name for spec in self.inputs.values()]
         missing = [name for name in known if name not in leaves]
         if missing:
-            raise missing_inputs(missing, leaves)
+            raise missing_inputs(missing, leaves, given=given)
         self.check_others(given, leaves, known, "inputs")
         return {name: leaves[name] for name in known}
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import onnx
+from rankhoist.capture import archive, onnx
 from rankhoist.capture.asked import asked
 from rankhoist.capture.bags import MODEL, BagNames
 from rankhoist.capture.checks import check_operators, check_outputs, check_results, check_states, mutated
@@ -36,7 +36,7 @@ from rankhoist.capture.true_places import by_masks
 from rankhoist.capture.users import jagged_users, plain_users
 from rankhoist.capture.varying import Dynamic
 from rankhoist.capture.wrappers import unwrapped
-from rankhoist.errors import CaptureError, CarriedDataWarning, ExportError, InputError, UnsupportedModelError
+from rankhoist.errors import CaptureError, ExportError, InputError, UnsupportedModelError
 
 Model = nn.Module | Callable[..., Any] | torch.export.ExportedProgram  # what is called is a method of a module
 
@@ -215,35 +215,11 @@ def _load(path: Path, example: Any) -> tuple[nn.Module | torch.export.ExportedPr
     if not path.exists():
         raise CaptureError(f"no such file: {path}")
     if path.suffix != onnx.SUFFIX:
-        return _archive(path), example
+        return archive.carried(path), example
     model = onnx.read(path)
     example = model.example(example)
     onnx.check_alike(model, path, example)
     return model, (example,)
-
-
-def _archive(path: Path) -> torch.export.ExportedProgram:
-    try:
-        exported = torch.export.load(path)
-    except Exception as error:
-        raise CaptureError(f"{path} is not a readable torch.export archive (.pt2): {error}") from error
-    rows = [x for x in pytree.tree_leaves(exported.example_inputs) if isinstance(x, torch.Tensor)]
-    if carried := _behind(rows):
-        warnings.warn(
-            f"{path} carries {carried:,} bytes of data behind its example inputs, beside their rows: torch.export.save "
-            "stores all that they are views of. Export with copies of the rows, rows[:8].clone(), to save it without",
-            CarriedDataWarning,
-            stacklevel=5,
-        )
-    return exported
-
-
-def _behind(rows: list[torch.Tensor]) -> int:
-    """Bytes in the memory of these tensors that none of them shows."""
-    memory = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in rows}
-    for x in {(x.data_ptr(), x.shape, x.stride(), x.dtype): x for x in rows}.values():
-        memory[x.untyped_storage().data_ptr()] -= x.numel() * x.element_size()
-    return sum(max(rest, 0) for rest in memory.values())
 
 
 def _program(exported: torch.export.ExportedProgram, given: Example, sides: Any, training: bool) -> Program:

@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from rankhoist.capture.bags import JaggedCall
-from rankhoist.capture.inputs import Constant, Context, InputSpec, constants_in, mark_sides
+from rankhoist.capture.inputs import Constant, Context, InputSpec, constants_in
+from rankhoist.capture.sides import mark_sides
 from rankhoist.capture.varying import lengths, varying
 from rankhoist.errors import CaptureError, ContextError, UnusedInputWarning
 
@@ -108,7 +109,8 @@ def _row_symbol(users: Mapping[str, fx.Node]) -> sympy.Symbol:
         if not isinstance(value, torch.Tensor) or value.dim() == 0 or not isinstance(value.shape[0], torch.SymInt):
             shape = list(value.shape) if isinstance(value, torch.Tensor) else value
             raise CaptureError(
-                f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes)"
+                f"input {name!r} has shape {shape}: axis 0 must be a symbolic row count (dynamic_shapes). Hoist the "
+                "module itself, or export it with rows = torch.export.Dim('rows') in dynamic_shapes={name: {0: rows}}"
             )
         symbols[name] = value.shape[0].node.expr
     if len(set(symbols.values())) != 1:

@@ -67,9 +67,10 @@ def asked(dynamic: Dynamic, leaves: Mapping[str, Any]) -> dict[str, dict[int, Di
         given: Mapping[int, Any] = {axes: None} if isinstance(axes, int) else axes
         for axis, said in mapping_of(given, f"dynamic[{name!r}]", "{1: (1, 200)}").items():
             if not isinstance(axis, int) or not 1 <= axis < leaf.dim():
+                others = f"others are 1 to {leaf.dim() - 1}" if leaf.dim() > 1 else "there is no other"
                 raise InputError(
                     f"axis {axis!r} of input {name!r} {list(leaf.shape)} cannot vary: axis 0 are the rows, which do, "
-                    f"and others are 1 to {leaf.dim() - 1}"
+                    f"and {others}"
                 )
             if not leaf.shape[axis]:
                 raise InputError(f"the example has nothing along axis {axis} of input {name!r}, which varies")

@@ -48,8 +48,7 @@ class Appending(Halves, CatalogueScoring):
             return super().prepare(context_inputs, candidates, store)
         if store is not None:
             raise InputError("a state for a store of items does not grow: prepare it without one")
-        context = self._inputs.of_side("context", context_inputs)
-        requests = self._inputs.accept("context", context)
+        context, requests = self._context(context_inputs, candidates)
         lengths = self._lengths(growing)
         way = self.plans.at(candidates, requests)
         if self.stages.variants[way.plan].conditional:  # what holds for a history need not for a longer one

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import as_a_tensor
 from rankhoist.capture import Interface, Split, Varying
 from rankhoist.capture.inputs import missing_inputs, named_leaves
 from rankhoist.capture.jagged import Jagged, flat
@@ -114,9 +115,8 @@ class Inputs:
         if not isinstance(inputs, Mapping):
             values = [inputs] if isinstance(inputs, Tensor | Jagged) else inputs
             if not isinstance(values, Sequence):
-                raise InputError(
-                    f"{side} inputs are {type(inputs).__name__}, expected {{name: tensor}} or a list in order"
-                )
+                kind, advice = type(inputs).__name__, as_a_tensor(inputs)
+                raise InputError(f"{side} inputs are {kind}, expected {{name: tensor}} or a list in order{advice}")
             if len(values) != len(names):
                 raise InputError(f"expected {len(names)} {side} inputs ({', '.join(names)}), got {len(values)}")
             return dict(zip(names, values, strict=True))
@@ -125,7 +125,7 @@ class Inputs:
         leaves = {self._named(path): leaf for path, leaf in named_leaves({"inputs": dict(inputs)}).items()}
         missing = [n for n in names if n not in leaves]
         if missing:
-            raise missing_inputs(missing, leaves, f"{side} inputs")
+            raise missing_inputs(missing, leaves, f"{side} inputs", inputs)
         own = {n: x for n, x in leaves.items() if n in names or n not in self._specs}
         if len(own) > len(names):
             self.interface.check_others(own, own, names, f"{side} inputs")
@@ -167,7 +167,12 @@ class Inputs:
             if row.bags:
                 inputs[name] = bags = bags_of(name, tensor, side, row)
                 given = bags.shape
-            elif not given or not (given[1:] == row.shape or row.fits(given[1:])) or tensor.dtype != row.dtype:
+            elif (
+                not given
+                or not (given[1:] == row.shape or row.fits(given[1:]))
+                or tensor.dtype != row.dtype
+                or (tensor.is_meta and self.device.type != "meta")
+            ):
                 inputs[name] = in_own_width(name, tensor, side, row)
             same = same and rows in (-1, given[0])
             rows = given[0]

@@ -91,7 +91,10 @@ def blocks_of(offsets: Offsets | None, requests: int, rows: int) -> Blocks | Non
     """
     if offsets is None:
         if requests != 1:
-            raise InputError(f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries")
+            one = ". Of one request, give one row of context, x[:1]" if requests == rows > 1 else ""
+            raise InputError(
+                f"the context has {requests} rows; pass request_offsets with {requests + 1} boundaries{one}"
+            )
         return None
     bounds = _whole_numbers(offsets, requests)
     if bounds[0] != 0 or bounds[-1] != rows or any(map(operator.gt, bounds, bounds[1:])):

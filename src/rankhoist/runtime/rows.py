@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rankhoist.arguments import as_a_tensor
 from rankhoist.capture import Varying
 from rankhoist.capture.jagged import Jagged
 from rankhoist.errors import InputError
@@ -63,7 +64,9 @@ def in_own_width(name: str, tensor: Any, side: str, row: Row, first: str = "rows
         InputError: it is of another kind or shape, or has a number that does not fit.
     """
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{side} input {name!r} is {type(tensor).__name__}, expected a tensor")
+        raise InputError(f"{side} input {name!r} is {type(tensor).__name__}, expected a tensor{as_a_tensor(tensor)}")
+    if tensor.is_meta:
+        raise InputError(f"{side} input {name!r} is on the meta device and has no values")
     if tensor.dim() == 0 or not row.fits(tensor.shape[1:]):
         expected = ", ".join([first, *row.axes])
         advice = _of_lists(tensor, row) if side == "candidate" else ""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from rankhoist.arguments import of_kind
+from rankhoist.arguments import of_kind, whole_number
 from rankhoist.capture import Interface
 from rankhoist.compiler.plan import Way
 from rankhoist.errors import InputError
@@ -148,7 +148,7 @@ class Scoring(ABC):
         Raises:
             InputError: see `forward`.
         """
-        context, requests = self._context(context_inputs)
+        context, requests = self._context(context_inputs, candidates)
         with torch.no_grad():
             return self._prepare(context, requests, candidates).apart(context)
 
@@ -182,13 +182,17 @@ class Scoring(ABC):
         """Of every axis that varies, by `Varying.length`, another one than the example's, to see what it changes."""
         return self._inputs.other_lengths
 
-    def _context(self, inputs: Mapping[str, Any] | Sequence[Any]) -> tuple[dict[str, Tensor], int]:
-        """Context inputs of a call, checked, as stages read them; and R.
+    def _context(
+        self, inputs: Mapping[str, Any] | Sequence[Any], candidates: int | None
+    ) -> tuple[dict[str, Tensor], int]:
+        """Context inputs of a call, checked, as stages read them; and R. `candidates` are those to come, if it is told.
 
         Raises:
             InputError: see `forward`.
         """
         context = self._inputs.of_side("context", inputs)
+        if candidates is not None and whole_number(candidates, "candidates") < 0:
+            raise InputError(f"candidates is {candidates}, expected how many will be scored, 0 or more")
         requests = self._inputs.accept("context", context)
         return self._inputs.stage_inputs(context), requests
 

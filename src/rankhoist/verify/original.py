@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture import Interface, Model, Program, onnx
+from rankhoist.capture import Interface, Model, Program, archive, onnx
 from rankhoist.capture.checks import in_training_mode
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
-from rankhoist.errors import VerificationError
+from rankhoist.errors import CaptureError, VerificationError
 from rankhoist.mistakes import in_one_line
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.planned import OnePlan
@@ -58,9 +58,9 @@ def as_module(model: Original) -> nn.Module:
         if Path(model).suffix == onnx.SUFFIX:
             return onnx.Session(Path(model))
         try:
-            model = torch.export.load(model)
-        except Exception as error:
-            raise VerificationError(f"{model} is not a readable torch.export archive (.pt2): {error}") from error
+            model = archive.read(Path(model))
+        except CaptureError as error:
+            raise VerificationError(str(error)) from error
     if isinstance(model, torch.export.ExportedProgram):
         module: nn.Module = model.module()
         return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from rankhoist.arguments import whole_number
 from rankhoist.compiler.plan.plan import Plan
 from rankhoist.compiler.plan.plans import Plans
 from rankhoist.compiler.plan.ranges import make_plans
@@ -25,7 +26,7 @@ def plans_with_store(plans: Plans[Plan], item_bytes: int | None = None) -> Plans
     main = plans.main
     if not any(spec.item or spec.item_columns for spec in main.task.program.inputs.values()):
         return None
-    room = of_memory() if item_bytes is None else item_bytes
+    room = of_memory() if item_bytes is None else whole_number(item_bytes, "item_bytes")
     if room < 1:
         raise ContextError(f"item_bytes is {room}: a store keeps one byte of an item at least")
     task = replace(main.task, level=main.asked, workload=replace(main.workload, item_bytes=room))

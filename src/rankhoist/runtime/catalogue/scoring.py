@@ -133,7 +133,7 @@ class CatalogueScoring(Scoring):
         if store is None:
             return super().prepare(context_inputs, candidates)
         _store(store).check(self._of_items())
-        context, requests = self._context(context_inputs)
+        context, requests = self._context(context_inputs, candidates)
         with torch.no_grad():
             return self._prepare_with(store, context, requests, candidates).apart(context)
 
