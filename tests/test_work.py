@@ -95,7 +95,6 @@ PRODUCTS: list[tuple[Any, Sequence[Any], int | None]] = [
     (aten.inverse.default, (DEFINITE,), 2 * 6**3),
     (aten.linalg_cholesky.default, (DEFINITE,), 2 * 6**3 // 6),
     (aten.linalg_cholesky_ex.default, (DEFINITE,), 2 * 6**3 // 6),
-    (aten.cholesky.default, (DEFINITE,), 2 * 6**3 // 6),
     (aten.linalg_solve.default, (DEFINITE, randn(2, 6, 5)), 2 * 6**3 // 3 + 2 * 6 * 6 * 5),
     (aten._linalg_solve_ex.default, (DEFINITE, randn(2, 6)), 2 * 6**3 // 3 + 2 * 6 * 6),
     (aten.linalg_solve_triangular.default, (DEFINITE, randn(2, 6, 5)), 2 * 6 * 6 * 5),
