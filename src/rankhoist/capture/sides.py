@@ -100,7 +100,8 @@ def _columns(argument: str, name: str, shape: tuple[int, ...], columns: Any) -> 
     chosen = range(width)[columns] if isinstance(columns, slice) else [_number(argument, name, c) for c in columns]
     wrong = [c for c in chosen if not 0 <= c < width]
     if wrong:
-        raise ContextError(f"{argument} columns {wrong} of input {name!r} are outside 0..{width - 1}")
+        shown = f"{wrong}" if len(wrong) < 6 else f"{wrong[:3]} and {len(wrong) - 3} more"
+        raise ContextError(f"{argument} columns {shown} of input {name!r} are outside 0..{width - 1}")
     if len(set(chosen)) != len(chosen):
         raise ContextError(f"{argument} columns of input {name!r} are listed twice: {sorted(chosen)}")
     return tuple(sorted(chosen))

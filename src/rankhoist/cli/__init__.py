@@ -1,11 +1,12 @@
 """The command line: `rankhoist COMMAND`; one file here is one command (or a few that share their arguments).
 
-Exit codes: 0 done (and verified), 1 a certificate failed, 2 the command cannot be carried out.
+Exit codes: 0 done (and verified), 1 a certificate failed, 2 the command cannot be carried out, 130 it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from rankhoist import __version__
@@ -29,6 +30,9 @@ from rankhoist.cli.arguments import DONE, FAILED, UNUSABLE, context_of
 from rankhoist.errors import RankhoistError
 
 __all__ = ["DONE", "FAILED", "UNUSABLE", "context_of", "main"]
+
+STOPPED = 130  # the exit code of a command that was interrupted
+NO_MEMORY = "can't allocate memory"  # of PyTorch's allocator on a CPU
 
 COMMANDS = (
     demo,
@@ -56,8 +60,20 @@ def main(argv: list[str] | None = None) -> int:
         if unknown and not hasattr(args, "without_extra"):  # its options are unknown, and it says so itself
             commands.error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = args.command(args)
+        sys.stdout.flush()
     except RankhoistError as error:
         print(f"rankhoist: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print("rankhoist: stopped", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:  # whoever reads the output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
+            raise
+        print("rankhoist: there is not enough memory for it: ask for fewer candidates, or requests", file=sys.stderr)
         return UNUSABLE
     return code
 

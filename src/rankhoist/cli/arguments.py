@@ -11,6 +11,8 @@ from typing import Any
 from rankhoist.errors import CommandError
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
+MOST_COLUMNS = 2**24
+MOST = 2**31 - 1  # of anything that is counted
 
 CONTEXT_HELP = """\
 an input that belongs to the request, by name or glob; for a packed input [rows, columns] its context columns, as
@@ -52,7 +54,7 @@ def numbers(parser: argparse.ArgumentParser, *names: str) -> None:
     known: dict[str, tuple[str, Callable[[str], int], int, str]] = {
         "candidates": ("N", count, 1000, "candidates per call"),
         "requests": ("R", count, 1, "requests per call, which share the candidates out among them"),
-        "seed": ("SEED", int, 0, "of everything random"),
+        "seed": ("SEED", seed, 0, "of everything random"),
     }
     for name in names:
         metavar, kind, default, text = known[name]
@@ -62,10 +64,20 @@ def numbers(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def count(text: str) -> int:
-    """A number from 1 on."""
+    """A number from 1 on, of things that a machine can hold."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    if number > MOST:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MOST}")
+    return number
+
+
+def seed(text: str) -> int:
+    """A number from 0 on, as generators of random numbers take it."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not one of 0 to {2**63 - 1}")
     return number
 
 
@@ -84,6 +96,10 @@ def context_of(arguments: Sequence[str], option: str = "--context") -> dict[str,
     context: dict[str, bool | list[int]] = {}
     for argument in arguments:
         name, equals, columns = argument.partition("=")
+        if "," in name:
+            raise CommandError(
+                f"{option} {argument}: one name each, {' '.join(f'{option} {n}' for n in name.split(','))}"
+            )
         context[name] = _columns(f"{option} {argument}", columns) if equals else True
     return context
 
@@ -121,9 +137,14 @@ def _columns(given: str, text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
-            columns += range(int(first), int(last if dash else first) + 1)
+            own = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             raise CommandError(f"{given}: {part!r} is no column; write NAME=0,2,5-9") from None
+        if not own:
+            raise CommandError(f"{given}: {part!r} runs backwards; write NAME=0,2,5-9")
+        if own[-1] > MOST_COLUMNS:
+            raise CommandError(f"{given}: {part!r} is more than any input has")
+        columns += own
     return columns
 
 

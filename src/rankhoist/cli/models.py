@@ -66,19 +66,30 @@ def load(target: str) -> tuple[Any, Any]:
         return target, None
     module, _, function = target.partition(":")
     if not module or not function:
-        raise CommandError(
-            f"{target!r} is neither package.module:function nor the path of a .pt2 archive or an .onnx file"
-        )
+        said = "is neither package.module:function nor the path of a .pt2 archive or an .onnx file"
+        raise CommandError(f"{target!r} {said}{_file(target)}")
+    if module.endswith(".py"):
+        named = f"{module[:-3].replace('/', '.')}:{function}"
+        raise CommandError(f"{target!r}: a module is named as Python imports it, {named}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         made = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # anything can go wrong in a file of the user's
+    except (Exception, SystemExit) as error:  # anything can go wrong in a file of the user's
         raise CommandError(f"{target} cannot be called: {type(error).__name__}: {error}") from error
     if not isinstance(made, tuple) or len(made) != 2:
         raise CommandError(f"{target} returned {type(made).__name__}, expected the tuple (model, example inputs)")
     model, example = made
     return model, example
+
+
+def _file(target: str) -> str:
+    """What to do with a file of another kind."""
+    if target.endswith(".rankhoist"):
+        return ". It is hoisted already: report, show, tune, score and serve take it"
+    if target.endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors")):
+        return ". It has weights, and no graph: write a function that loads them into its module, and name that"
+    return ""
 
 
 def hoisted_of(args: argparse.Namespace) -> tuple[Any, HoistedModel]:

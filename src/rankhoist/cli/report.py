@@ -60,8 +60,8 @@ def _saved(args: argparse.Namespace) -> tuple[Report, Certificate | None]:
 
 def _hoisted(args: argparse.Namespace) -> tuple[Report, Certificate | None]:
     """A certificate is made for the page alone."""
-    if args.context is None and not Path(args.model).exists() and ":" not in args.model:
-        raise CommandError(f"no such file: {args.model}")
+    if args.context is None and not Path(args.model).is_file() and ":" not in args.model:
+        raise CommandError(f"no such file: {args.model}{' (it is a folder)' if Path(args.model).is_dir() else ''}")
     if args.context is None:
         raise CommandError(f"say with --context which inputs of {args.model} belong to the request")
     with Console(stderr=True).status("hoisting"):

@@ -10,6 +10,7 @@ from rankhoist.compiler.graph.node import Rate
 from rankhoist.errors import CaptureError, InputError
 
 ELEMENT = 4  # bytes, about
+MOST = 2**31 - 1  # candidates, or requests, of a call
 
 
 class Level(IntEnum):
@@ -80,6 +81,7 @@ def workload_of(given: Workload | None, usual: Workload) -> Workload:
     if given is None:
         return usual
     given = of_kind(given, Workload, "workload", "rankhoist.Workload(candidates=1000, requests=1)")
-    if min(whole_number(n, "workload") for n in (given.candidates, given.requests)) < 1:
-        raise InputError(f"a plan is made for 1 candidate and 1 request or more, got {given}")
+    numbers = [whole_number(n, "workload") for n in (given.candidates, given.requests)]
+    if min(numbers) < 1 or max(numbers) > MOST:
+        raise InputError(f"a plan is made for 1 candidate and 1 request or more, got {given}; the most is {MOST}")
     return given
