@@ -143,11 +143,20 @@ def best_experts(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tenso
     return out
 
 
+def weighed(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """How many are chosen is a size, of what weighs them."""
+    x = torch.cat([c, k], 1)
+    share, best = F.linear(x, w[:, 0]).topk(2, -1)
+    row, place = torch.where(best == 1)
+    return torch.zeros(len(x), 8, dtype=x.dtype).index_add(0, row, F.linear(x[row], w[1]) * share[row, place][:, None])
+
+
 EXPERTS = dict(w=randn(3, 8, 10), b=randn(8), v=randn(2, 8))
 
 EQUAL: dict[str, Equal] = {
     "experts": (experts, ROWS, EXPERTS),
     "best_experts": (best_experts, ROWS, EXPERTS),
+    "weighed": (weighed, ROWS, dict(w=EXPERTS["w"])),
     "counted": (counted, HISTORY, W),
     "assigned": (assigned, HISTORY, W),
     "by_ids": (by_ids, HISTORY, TABLE),

@@ -232,8 +232,11 @@ class OriginalOperators(Evaluator):
     def _measure(self, node: fx.Node, made: Node) -> None:
         """Remember sizes that depend on data, as they come out of an operator over all rows."""
         for symbol, path in (node.meta.get("unbacked_bindings") or {}).items():
-            if len(path) == 2 and getattr(path[0], "name", None) == "size":
-                size = (made, path[1].idx)
+            if len(path) > 1 and getattr(path[-2], "name", None) == "size":
+                promised, result = self.promised(node), made
+                for place in path[:-2]:
+                    result = self._part(made, place.idx, promised[place.idx])
+                size = (result, path[-1].idx)
                 self.memo.measured[symbol] = self.b.call(aten.sym_size.int, size, made.rate, (), torch.int64, free=True)
 
     def number(self, symbol: sympy.Symbol, value: Value) -> None:
