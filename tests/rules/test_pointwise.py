@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Function, check_model, rates_of
+from helpers import Function, check_model, kept, rates_of
 
+from rankhoist.capture import capture
 from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.rules import all_rules
 from rules.cases import (
     IDS,
     PAIR,
     ROWS,
     C,
+    Call,
     Equal,
     K,
     NearMiss,
@@ -43,6 +47,14 @@ def special(x: torch.Tensor) -> torch.Tensor:
     return some + torch.special.zeta(x.abs() + 2, 1 + x.abs()) + torch.ldexp(x, x) + torch.gcd(x.long(), (2 * x).long())
 
 
+def standardised(x: torch.Tensor) -> torch.Tensor:
+    """A norm by hand, with a weight per column."""
+    return (
+        torch.arange(1, C + K + 1, dtype=x.dtype) * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
+        + 0.5
+    )
+
+
 EQUAL: dict[str, Equal] = {
     "relu_of_cat": (lambda c, k: torch.relu(interleaved(c, k)) * 2 + 1, ROWS, {}),
     "arithmetic": (lambda c, k: (c[:, :4] - k) / (c[:, :4].exp() + 2) + k * c[:, 1:5] - (3 - k) * 0.5, ROWS, {}),
@@ -59,6 +71,12 @@ EQUAL: dict[str, Equal] = {
     ),
     "gate_by_context": (lambda c, k, w: torch.sigmoid(c @ w[:4, :C].t()) * k @ w[:4, :2], ROWS, dict(w=W)),
     "gate_by_candidate": (lambda c, k, w: torch.sigmoid(k[:, :1]) * c @ w[:2, :C].t(), ROWS, dict(w=W)),
+    "divided_by_the_candidate": (
+        lambda c, k, w: F.linear(F.normalize(both(c, k)) + standardised(interleaved(c, k)), w),
+        ROWS,
+        dict(w=W),
+    ),
+    "one_over_the_candidate": (lambda c, k: 1 / k + c[:, :4] / k + (both(c, k) / k[:, :1])[:, 2:6], ROWS, {}),
     "comparisons": (lambda c, k: torch.where(c[:, :4] > k, c[:, :4], k).clamp(-0.5, 0.5), ROWS, {}),
     "masked_fill": (lambda c, k: k.masked_fill(c[:, :4] > 0, -1.0).maximum(c[:, 1:5]), ROWS, {}),
     "dtype_round_trip": (lambda c, k: (both(c, k) * 10).long().to(torch.float64) + (both(c, k) > 0), ROWS, {}),
@@ -127,6 +145,20 @@ def test_complex_numbers_of_a_request_are_computed_once():
     assert rates_of(full, "mul") == {Rate.REQUEST, Rate.PAIR}, "the last product alone is a pair's"
     for operator in ("view_as_complex", "view_as_real", "_conj", "complex", "angle", "polar"):
         assert rates_of(full, operator) <= {Rate.REQUEST, Rate.WEIGHT}, operator
+
+
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [
+        (lambda x, k, w: F.linear(x / (1 + k[:, :1].abs()), w), 5 * K),
+        (lambda x, k, w: F.linear(standardised(x), w), 5 * K),
+        (lambda x, k, w: F.linear(x / (1 + torch.cat([k, k, k[:, :2]], 1).abs()), w), 5 * (C + K)),  # no number per row
+    ],
+)
+def test_a_layer_of_what_a_number_of_the_candidate_divides(call: Call, left: int):
+    rows = ROWS[0][torch.arange(4) % 3], ROWS[1][:4]
+    program = capture(Function(lambda c, k, w: call(both(c, k), k, w), w=W).eval(), rows, ["context"], all_rules())
+    assert sum(n.work.multiply_adds for n in kept(program).plan.nodes if n.rate.per_candidate) == left
 
 
 def test_a_sum_that_gains_an_axis_is_not_written_over_its_operand():

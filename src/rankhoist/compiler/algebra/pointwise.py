@@ -13,7 +13,7 @@ from rankhoist.compiler.algebra.contract import Sums
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import ARITHMETIC, Block, Elsewhere, Factor, Form, Labels, one_block
 from rankhoist.compiler.algebra.numbers import Elementwise, aligned, folded
-from rankhoist.compiler.algebra.products import arrange
+from rankhoist.compiler.algebra.products import arrange, size
 from rankhoist.compiler.algebra.values import Value, as_form
 from rankhoist.compiler.graph.lengths import Length
 from rankhoist.compiler.graph.node import Op, aten
@@ -87,10 +87,20 @@ def product(evaluator: Evaluator, blocks: list[Block]) -> Block | None:
 
 
 def power(evaluator: Evaluator, powers: Sequence[int], blocks: list[Block]) -> Block | None:
-    """The product of powers of blocks, 1 or -1; of what is known per candidate, a reciprocal is no factor."""
-    if any(p < 0 and block.rate.per_candidate for p, block in zip(powers, blocks, strict=True)):
-        return None
+    """The product of powers of blocks, 1 or -1; a reciprocal of what is known per candidate is a factor of what is not,
+    `c / z = c (1 / z)`, where it is small.
+    """
+    for p, block in zip(powers, blocks, strict=True):
+        alone = any(b.settled and b.rate.per_candidate for b in blocks if b is not block)
+        if p < 0 and block.rate.per_candidate and (alone or not _narrow(block)):
+            return None
     return product(evaluator, [b if p > 0 else _inverse(evaluator, b) for p, b in zip(powers, blocks, strict=True)])
+
+
+def _narrow(block: Block) -> bool:
+    """Whether it is the same along so many axes that it has half of the elements at most."""
+    own = {x for term in block.terms for f in term.factors for x in f.labels} & {*block.visible}
+    return bool(2 * size(own) <= size(block.visible))
 
 
 def _inverse(evaluator: Evaluator, block: Block) -> Block:
