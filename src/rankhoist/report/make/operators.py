@@ -2,8 +2,9 @@
 
 A node of the plan belongs to the operator whose rule made it (`Node.source`). A matrix operator may keep its result as
 a form, though, and leave its products to the operators that evaluate it: products made for an operator that has none
-of its own belong to the nearest matrix operator before it, if that one did leave them. Work on weights alone is done
-once per model and counts nothing, before as after.
+of its own belong to the nearest matrix operator before it, if that one did leave them; to one whose result is of both
+sides, where there is such, for one of context alone beside it left none. Work on weights alone is done once per model
+and counts nothing, before as after.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import fx
 from rankhoist.capture.operators import module_path
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.demand.made import is_tensor
-from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.graph.node import Rate, aten
 from rankhoist.compiler.graph.work import original_work
 from rankhoist.compiler.plan import Plan
 from rankhoist.compiler.plan.attempt import attempt
@@ -105,7 +106,10 @@ def _attributed(plan: Plan, before: Mapping[str, Amount]) -> _Work:
     evaluated = {n.source for n in nodes if n.rate.per_candidate}
     multiplied = {n.source for n in nodes if n.rate.per_candidate and n.work.multiply_adds}
     # Behind a value that exists per candidate, products of candidates have been made; coefficients may reach further.
-    candidate, request = (_matrix_operators(plan, before, stop) for stop in (evaluated, set[str]()))
+    matrix = {name for name, amount in before.items() if amount.multiply_adds}
+    pairs = {name for name, o in plan.interpreter.outcomes.items() if Rate.PAIR in o.rates}
+    own = matrix | (_sums_of_products(plan) & pairs)
+    candidate, request = (_nearest(plan, own, stop, pairs) for stop in (evaluated, set[str]()))
     work = {stage: defaultdict[str, Amount](Amount) for stage in ("weight", "request", "candidate")}
     for n in nodes:
         name = (candidate if n.rate.per_candidate else request).get(n.source, n.source)
@@ -121,18 +125,26 @@ def _per_candidate(plan: Plan, name: str) -> bool:
     return outcome is None or any(rate.per_candidate for rate in outcome.rates)
 
 
-def _matrix_operators(plan: Plan, before: Mapping[str, Amount], stop: Container[str]) -> dict[str, str]:
-    """Operator -> the nearest one before it that has products of its own; no way leads through those in `stop`."""
-    found: dict[fx.Node, tuple[int, int, str]] = {}
+def _nearest(plan: Plan, own: Container[str], stop: Container[str], first: Container[str]) -> dict[str, str]:
+    """Operator -> the nearest one before it that has products of its own, one in `first` before others; no way leads
+    through those in `stop`.
+    """
+    found: dict[fx.Node, tuple[bool, int, int, str]] = {}
     for order, node in enumerate(plan.interpreter.program.captured.graph.nodes):
-        if node.name in before and before[node.name].multiply_adds:
-            found[node] = (0, -order, node.name)
+        if node.name in own:
+            found[node] = (node.name not in first, 0, -order, node.name)
             continue
-        reached = [found[x] for x in node.all_input_nodes if x in found and (not found[x][0] or x.name not in stop)]
+        reached = [found[x] for x in node.all_input_nodes if x in found and (not found[x][1] or x.name not in stop)]
         if reached:
-            steps, place, name = min(reached)
-            found[node] = (steps + 1, place, name)
-    return {node.name: name for node, (_, _, name) in found.items()}
+            other, steps, place, name = min(reached)
+            found[node] = (other, steps + 1, place, name)
+    return {node.name: name for node, (*_, name) in found.items()}
+
+
+def _sums_of_products(plan: Plan) -> set[str]:
+    """Operators that are matrix operators in other words, `(q * k).sum(-1)`."""
+    nodes = plan.interpreter.program.captured.graph.nodes
+    return {n.name for n in nodes if n.target is aten.sum.dim_IntList and n.args[0].target is aten.mul.Tensor}
 
 
 def _rest(work: dict[str, Amount], outcomes: Container[str]) -> Amount:
