@@ -59,3 +59,16 @@ def test_the_length_of_an_axis_that_varies_is_not_returned():
     model = Numbered(lambda user, item: user.shape[1]).eval()
     with pytest.raises(UnsupportedModelError, match="no number of rows"):
         hoist(model, rows(), context=["user"], dynamic={"user": {1: (2, 9)}})
+
+
+def test_one_candidate_has_a_row_where_the_model_loses_it():
+    """What docs/limits.md says of `squeeze()`."""
+
+    class Lost(nn.Module):
+        def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+            return (user.sum(1, keepdim=True) * item).sum(1, keepdim=True).squeeze()
+
+    model = Lost().eval()
+    hoisted, (user, item) = hoist(model, rows(), context=["user"]), rows(1)
+    assert model(user, item).shape == ()
+    assert_equal(hoisted(user, item), model(user, item).reshape(1))
