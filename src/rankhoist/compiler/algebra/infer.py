@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from rankhoist.compiler.algebra.bags import Bounds, OfBags, Ragged
 from rankhoist.compiler.algebra.forms import Decline, Extent, Form
 from rankhoist.compiler.algebra.orders import Chosen, InOrder, RowNumber
-from rankhoist.compiler.algebra.values import Opaque, Promise, Value
+from rankhoist.compiler.algebra.values import Opaque, Promise, Value, told
 from rankhoist.compiler.graph.lengths import Length, Sized
 from rankhoist.compiler.graph.node import Op, Work
 from rankhoist.compiler.graph.work import original_work
@@ -147,5 +147,5 @@ def operand(value: Value) -> Any:
     if isinstance(value, RowNumber):
         return Operand(((value.count, True), *((1, False) for _ in range(value.behind))), value.dtype)
     if isinstance(value, Opaque | OfBags | InOrder | Chosen):
-        raise Decline("an operand's axes do not follow the rows")
+        raise Decline(told(value))
     return [operand(v) for v in value] if isinstance(value, list | tuple) else value

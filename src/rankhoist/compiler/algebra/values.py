@@ -130,15 +130,20 @@ def as_form(value: Value) -> Form:
     """A tensor as a form with its dims in the order of its axes."""
     if isinstance(value, Form | InOrder):
         return ordered(value if isinstance(value, Form) else value.form)
+    raise (Elsewhere if isinstance(value, OfBags) else Decline)(told(value))
+
+
+def told(value: Value) -> str:
+    """What an operand is that is no form, in words."""
     if isinstance(value, Chosen) or (isinstance(value, Opaque) and value.by_data):
-        raise Decline("a mask chose the rows of the operand, or other data says how many there are")
+        return "a mask chose the rows of the operand, or other data says how many there are"
     if isinstance(value, Opaque):
-        raise Decline("the operand is a tensor whose axes do not follow the rows")
+        return "the operand is a tensor whose axes do not follow the rows"
     if isinstance(value, RowNumber):
-        raise Decline("the operand is the row number")
-    if isinstance(value, OfBags):
-        raise Elsewhere("the operand is of bags of values")
-    raise Decline("the operand is no tensor")
+        return "the operand is the row number"
+    if isinstance(value, InOrder):
+        return "the operand has rows in another order"
+    return "the operand is of bags of values" if isinstance(value, OfBags) else "the operand is no tensor"
 
 
 def integer(value: Value) -> int:
