@@ -51,6 +51,7 @@ PACKED = randn(9, 3)  # of sequences of several lengths
 ONCE = (True, 1, 0.0, False, False, False)  # biases, layers, dropout, training, both ways, batch first
 
 # Operator, its arguments, and the multiply-adds of operators that PyTorch's counter does not know.
+LEAVING = {"cholesky"}  # what newer versions of PyTorch cannot call any more; an old archive may hold it
 PRODUCTS: list[tuple[Any, Sequence[Any], int | None]] = [
     (aten.linear.default, (randn(2, 6, 3), randn(5, 3)), None),
     (aten.matmul.default, (randn(6, 2, 3), randn(3, 5)), None),
@@ -132,7 +133,7 @@ def test_every_operator_with_a_rule_has_multiply_adds_or_is_said_to_have_none():
     }
     assert {*named} >= WITHOUT_PRODUCTS
     rest = set().union(*(names for family, names in named.items() if family not in WITHOUT_PRODUCTS))
-    counted = {operator_name(graph.call_function(op)) for op, _, _ in PRODUCTS}
+    counted = {operator_name(graph.call_function(op)) for op, _, _ in PRODUCTS} | LEAVING
     assert rest == counted | ALSO_WITHOUT and not counted & ALSO_WITHOUT
 
 
