@@ -50,8 +50,9 @@ DEFINITE = torch.eye(6).expand(2, 6, 6) + 0.1  # matrices that have all decompos
 PACKED = randn(9, 3)  # of sequences of several lengths
 ONCE = (True, 1, 0.0, False, False, False)  # biases, layers, dropout, training, both ways, batch first
 
-# Operator, its arguments, and the multiply-adds of operators that PyTorch's counter does not know.
 LEAVING = {"cholesky"}  # what newer versions of PyTorch cannot call any more; an old archive may hold it
+
+# Operator, its arguments, and the multiply-adds of operators that PyTorch's counter does not know.
 PRODUCTS: list[tuple[Any, Sequence[Any], int | None]] = [
     (aten.linear.default, (randn(2, 6, 3), randn(5, 3)), None),
     (aten.matmul.default, (randn(6, 2, 3), randn(3, 5)), None),
