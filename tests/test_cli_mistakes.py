@@ -66,6 +66,11 @@ def test_a_mistake_is_told_in_one_line(typed: str, capsys: pytest.CaptureFixture
     assert MISTAKES[typed] in told.err.splitlines()[-1]
 
 
+def test_what_the_system_refuses_is_told_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main("train --rows 4000 --out mistaken.py/run".split()) == 2
+    assert capsys.readouterr().err == "rankhoist: mistaken.py/run: Not a directory\n"
+
+
 def test_a_command_that_is_interrupted_says_so(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["hoist", "mistaken:interrupted", "--context", "input"]) == 130
     assert capsys.readouterr().err == "rankhoist: stopped\n"

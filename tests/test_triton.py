@@ -20,7 +20,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 import rankhoist
 from rankhoist import cli
-from rankhoist.errors import BackendError
+from rankhoist.errors import ArtifactError, BackendError
 from rankhoist.runtime.datatypes import DATATYPES
 from rankhoist.runtime.triton import to_triton
 
@@ -178,6 +178,9 @@ def test_what_is_no_ensemble_is_refused(hoisted, tmp_path: Path):
         with pytest.raises(BackendError, match=message):
             to_triton(hoisted, tmp_path, name, version)
     assert list(tmp_path.iterdir()) == []
+    (taken := tmp_path / "taken").touch()
+    with pytest.raises(ArtifactError, match="taken cannot be written: Not a directory"):
+        to_triton(hoisted, taken, "ranker")
 
 
 def test_every_type_is_one_of_the_schema():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankhoist.errors import InputError
+from rankhoist.errors import ArtifactError, InputError
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -24,6 +25,19 @@ def path_of(given: str | os.PathLike[str], what: str = "path") -> Path:
     if not isinstance(given, str | os.PathLike):
         raise InputError(f"{what} is {_shown(given)}, expected a text or a pathlib.Path")
     return Path(given)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where a file, or a folder, is written: what the system refuses is an error of ours that names it.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{os.fspath(path)} cannot be written: {error.strerror or error}") from error
 
 
 def of_kind(given: Any, kind: type[T] | tuple[type[T], ...], what: str, advice: str) -> T:

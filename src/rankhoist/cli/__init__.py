@@ -70,6 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED
+    except OSError as error:  # of a file that nothing above speaks of: a full disk, a folder of somebody else's
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"rankhoist: {where}{error.strerror or error}", file=sys.stderr)
+        return UNUSABLE
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
             raise

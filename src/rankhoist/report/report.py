@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from rankhoist.arguments import path_of
+from rankhoist.arguments import path_of, writing
 from rankhoist.errors import ArtifactError
 from rankhoist.report.certificate import Certificate
 from rankhoist.report.notebook import of_report
@@ -74,7 +74,5 @@ class Report(Record):
 
 
 def _write(path: str | os.PathLike[str], text: str) -> None:
-    try:
-        path_of(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
+    with writing(file := path_of(path)):
+        file.write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import IO, Any
 
-from rankhoist.arguments import path_of
+from rankhoist.arguments import path_of, writing
 from rankhoist.errors import ArtifactError
 from rankhoist.runtime.plain import entry, shown
 from rankhoist.runtime.tensor_file import PIECE, Piece
@@ -105,13 +105,10 @@ def write(path: str | os.PathLike[str], members: Mapping[str, bytes | Sequence[P
     if sorted(members) != sorted(MEMBERS):
         raise ValueError(f"an artifact has the members {MEMBERS}")
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    try:
-        with written(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            listed = {name: _written(archive, name, pieces_of(data)) for name, data in members.items()}
-            manifest = {"format": FORMAT, "date": date, "versions": versions(), "members": listed}
-            archive.writestr(zipfile.ZipInfo(MANIFEST), to_json(manifest))
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
+    with writing(path), written(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        listed = {name: _written(archive, name, pieces_of(data)) for name, data in members.items()}
+        manifest = {"format": FORMAT, "date": date, "versions": versions(), "members": listed}
+        archive.writestr(zipfile.ZipInfo(MANIFEST), to_json(manifest))
 
 
 def pieces_of(data: bytes | Sequence[Piece]) -> Sequence[Piece]:

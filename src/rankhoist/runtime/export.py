@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch.export import Dim
 
+from rankhoist.arguments import writing
 from rankhoist.capture.varying import MOST
 from rankhoist.compiler.emit import Stages, Variant
 from rankhoist.compiler.targets import aoti, onnx
@@ -146,10 +147,8 @@ def write(folder: Path, source: Source, several: bool, suffix: str, write_one: W
         interface_json.to_data(inputs.interface)  # what no manifest describes is refused before anything is written
     except ArtifactError as error:
         raise refused("the model", error) from error
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{folder} cannot be written: {error.strerror or error}") from error
     for stage in source.exported(several):
         path = folder / f"{stage.name}{suffix}"
         try:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.arguments import path_of
+from rankhoist.arguments import path_of, writing
 from rankhoist.capture import Interface
 from rankhoist.errors import BackendError
 from rankhoist.runtime.datatypes import DATATYPES
@@ -54,6 +54,7 @@ def to_triton(hoisted: HoistedModel, folder: str | os.PathLike[str], name: str, 
     Raises:
         BackendError: the extra `onnx` is not installed, an operator has no ONNX counterpart, a stage reads no input, an
             input is jagged, or there is this version already.
+        ArtifactError: the folder cannot be written.
     """
     if not MODEL.fullmatch(name):
         raise BackendError(f"{name!r} is no name for a model of Triton's: letters, digits and _ -")
@@ -63,7 +64,7 @@ def to_triton(hoisted: HoistedModel, folder: str | os.PathLike[str], name: str, 
     root = path_of(folder, "folder")
     if (root / name / str(version)).exists():
         raise BackendError(f"{root / name} has a version {version} already: give a later one")
-    with tempfile.TemporaryDirectory() as temporary:
+    with writing(root), tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary)
         hoisted.export_onnx(exported)
         stages = _stages(hoisted, exported, name)
