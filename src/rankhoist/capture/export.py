@@ -127,7 +127,7 @@ def _no_own_gradients() -> Iterator[None]:
     def refuse(what: str) -> Any:
         raise UnsupportedModelError(f"{what}, which the captured graph does not show")
 
-    def function(setup: Any) -> Any:
+    def function(context: Any) -> Any:
         refuse("a torch.autograd.Function computes its own gradient")
 
     def hook(x: torch.Tensor, call: Any) -> Any:
@@ -142,9 +142,9 @@ def _no_own_gradients() -> Iterator[None]:
         return entered(mode)
 
     entered = torch.inference_mode.__enter__
-    asked = mock.patch("torch.autograd.function._is_setup_context_defined", function)  # which each of them asks first
+    begun = mock.patch("torch.autograd.function.BackwardCFunction.__init__", function)  # each makes one first
     told = mock.patch.object(torch.Tensor, "register_hook", hook)
-    with asked, told, mock.patch.object(torch.inference_mode, "__enter__", enter):
+    with begun, told, mock.patch.object(torch.inference_mode, "__enter__", enter):
         yield
 
 
