@@ -75,6 +75,11 @@ EQUAL: dict[str, Equal] = {
         IDS,
         dict(e=torch.tensor([1.5, 4.5, 7.5], dtype=torch.float64)),
     ),
+    "searchsorted": (
+        lambda c, k, e: torch.searchsorted(e, both(c, k), right=True) + torch.searchsorted(e, c[:, :1], side="left"),
+        ROWS,
+        dict(e=torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64)),
+    ),
     "gather_columns": (
         lambda c, k, i: both(c, k)[:, i] + both(c, k).index_select(1, i).flip(1),
         ROWS,
@@ -121,6 +126,24 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "embedding",
         "the table is no weight, but [rows, 6]",
         {},
+    ),
+    "boundaries_of_rows": (
+        lambda c, k: torch.searchsorted(c.sort(1).values, k),
+        "searchsorted",
+        "the boundaries are no list of weights, but [rows, 6]",
+        {},
+    ),
+    "boundaries_per_column": (
+        lambda c, k, e: torch.searchsorted(e, c[:, :4].t().contiguous()).t() + k,
+        "searchsorted",
+        "the boundaries are no list of weights, but [4, 3]",
+        dict(e=randn(4, 3).sort(1).values),
+    ),
+    "boundaries_by_an_index": (
+        lambda c, k, e: torch.searchsorted(e, c[:, :4].contiguous(), sorter=e.argsort()) + k,
+        "searchsorted",
+        "the boundaries are sorted by an index",
+        dict(e=randn(3)),
     ),
     "bags_by_offsets": (
         lambda c, k, t: F.embedding_bag(positive(k).flatten(), t, torch.arange(k.shape[0]) * 2, mode="sum") * c[:, :3],
@@ -184,6 +207,13 @@ def test_bags_of_the_context_are_the_requests_beside_those_of_the_candidate():
         return F.embedding_bag(torch.cat([c, k], 1).view(-1, 2), t, mode="sum").view(len(c), 4, 3)
 
     assert rates(bags, "embedding_bag", Level.FULL, IDS, t=randn(9, 3)) == {Rate.REQUEST, Rate.ITEM}
+
+
+def test_buckets_of_the_context_are_the_requests():
+    def buckets(c: Tensor, k: Tensor, e: Tensor) -> Tensor:
+        return torch.searchsorted(e, both(c, k))
+
+    assert rates(buckets, "searchsorted", Level.FULL, ROWS, e=randn(3).sort().values) == {Rate.REQUEST, Rate.ITEM}
 
 
 @pytest.mark.parametrize(("context", "candidate", "wrong"), [(9, 0, 9), (0, 9, 9), (-10, -9, -10)])

@@ -41,11 +41,14 @@ def one_hot(call: Call) -> Form:
 
 
 def bucketize(call: Call) -> Form:
-    """The bucket of every element, for constant boundaries."""
-    value, edges = call.forms()
-    if not edges.of_weights:
-        raise Decline(f"the boundaries are no weight, but {edges.axes}")
-    return call.by_element(call.tidy(value), lambda part: call.again(self=part, boundaries=edges))
+    """The bucket of every element, for constant boundaries: `b(x)_i = b(x_i)`."""
+    name = "boundaries" if call.name == "bucketize" else "sorted_sequence"
+    edges = call.form(name)
+    if not edges.of_weights or edges.has_rows or len(edges.layout) != 1:
+        raise Decline(f"the boundaries are no list of weights, but {edges.axes}")
+    if call.value("sorter") is not None:
+        raise Decline("the boundaries are sorted by an index")
+    return call.by_element(call.tidy(call.form("self")), lambda part: call.again(**{"self": part, name: edges}))
 
 
 def embedding_bag(call: Call) -> Value:
@@ -299,7 +302,7 @@ LAWS = [
         "one_hot": one_hot,
         "embedding_bag _embedding_bag_forward_only _embedding_bag": embedding_bag,
     }),
-    *law("elementwise on blocks", Level.REQUEST, {"bucketize": bucketize}, blocks=Level.LINEAR),
+    *law("elementwise on blocks", Level.REQUEST, {"bucketize searchsorted": bucketize}, blocks=Level.LINEAR),
     *law("rows of the request", Level.REQUEST, {"gather": gathered, "index": own_rows}, blocks=Level.LINEAR),
     *law("the own row", Level.REQUEST, {"unsqueeze view reshape": own_number}, blocks=Level.LINEAR),
     *law("the own row", Level.REQUEST, {"index": own_row, "gather": gather, "arange": row_number}, blocks=Level.LINEAR),
