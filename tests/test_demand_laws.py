@@ -78,6 +78,10 @@ CALLS: dict[str, tuple[Any, Callable[[random.Random], tuple[Any, ...]]]] = {
     "repeat": (aten.repeat.default, sized(lambda r: [1, r.randint(1, 3), 2])),
     "tile": (aten.tile.default, sized(lambda r: [r.randint(1, 3)])),
     "repeat_interleave": (aten.repeat_interleave.self_int, sized(lambda r: r.randint(1, 3), 1)),
+    "repeat_interleave_flat": (
+        aten.repeat_interleave.self_int,
+        lambda r: (normal(*sizes_of(r, 1)), r.randint(1, 3)),
+    ),
     "pad": (aten.pad.default, sized(amount, "constant", 0.5)),
     "pad_by_zero": (aten.pad.default, sized(amount)),
     "pad_by_copies": (aten.pad.default, sized([2, 1], lambda r: r.choice(["replicate", "reflect", "circular"]))),

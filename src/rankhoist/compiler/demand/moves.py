@@ -135,8 +135,9 @@ def repeated(node: fx.Node, sizes: Sequence[Any]) -> Places | None:
 
 
 def repeated_each(node: fx.Node, sizes: Sequence[Any]) -> Places | None:
-    times, dim = arguments(node)[1:3]
-    return None if dim is None else _each(sizes, {dim: times}, lambda n, times: np.repeat(np.arange(n), times))
+    times, *others = arguments(node)[1:]
+    dims = others[:1] or ([0] if len(sizes) == 1 else [])  # without a dim, what is repeated is flattened first
+    return _each(sizes, {dims[0]: times}, lambda n, times: np.repeat(np.arange(n), times)) if dims else None
 
 
 def padded(node: fx.Node, sizes: Sequence[Any]) -> Places | None:
