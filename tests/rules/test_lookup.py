@@ -106,6 +106,29 @@ EQUAL: dict[str, Equal] = {
         ROWS,
         dict(i=torch.tensor([4, 0, -6])),
     ),
+    "several_of_own": (
+        lambda c, k: (
+            both(c, k)[torch.arange(len(k)).repeat_interleave(3), (c[:, :3].abs() * 9).long().flatten() % 10].view(
+                -1, 3
+            )
+            + both(c, k)[torch.arange(len(k))[:, None].expand(-1, 3), (k[:, :3] > 0).long()]
+        ),
+        ROWS,
+        {},
+    ),
+    "constant_columns_of_own_by_rows_as_often": (
+        lambda c, k, i: (
+            both(c, k)[torch.arange(k.shape[0]).view(-1, 1).repeat(1, 3), i]
+            + both(c, k)[torch.arange(k.shape[0]).unsqueeze(1).expand(-1, 3), i[:1]]
+        ),
+        ROWS,
+        dict(i=torch.tensor([4, 0, -6])),
+    ),
+    "all_rows_twice": (
+        lambda c, k: both(c, k)[torch.arange(len(k)).repeat(2)].view(2, len(k), -1)[1] * k[:, :1],
+        ROWS,
+        {},
+    ),
     "a_constant_column_of_own": (lambda c, k: both(c, k)[torch.arange(k.shape[0]), 7] * c[:, 0], ROWS, {}),
     "points_of_own": (
         lambda c, k, i: fields(c, k)[torch.arange(k.shape[0])[:, None, None], i[:, None], i % 2].sum(2),

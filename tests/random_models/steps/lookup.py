@@ -53,14 +53,18 @@ def pairs_by_index(draft: Draft, x: fx.Node) -> Made:
 
 
 def own_row(draft: Draft, x: fx.Node) -> Made:
-    """`x[arange(rows), ids]`, and `gather`."""
+    """`x[arange(rows), ids]`, read or added to, and `gather`."""
     ids = draft.value(lambda e: len(e) in (1, 2) and e[0] == -1 and min((*e[1:], 1)) > 0, floating=False)
     _check_ids(draft, ids)
     ids = draft.call(aten.remainder.Scalar, ids, draft.places(draft.extent(x)[1]))
-    if len(draft.extent(ids)) == 2:
+    many = len(draft.extent(ids)) == 2
+    if many and draft.flag():
         return draft.call(aten.gather.default, x, 1, ids)
     rows = draft.call(aten.arange.default, draft.size(-1), device=torch.device("cpu"), pin_memory=False)
-    return draft.call(aten.index.Tensor, x, [rows, ids])
+    places = [draft.call(aten.unsqueeze.default, rows, 1) if many else rows, ids]
+    if draft.flag():
+        return draft.call(aten.index_put.default, x, places, draft.random(1), True)
+    return draft.call(aten.index.Tensor, x, places)
 
 
 def read(draft: Draft, x: fx.Node) -> Made:

@@ -145,7 +145,7 @@ def operand(value: Value) -> Any:
     if isinstance(value, Bounds) and not (value.first and value.last):
         return Operand(tuple(value.lengths.extents), value.dtype)
     if isinstance(value, RowNumber):
-        return Operand(((value.count, True), *((1, False) for _ in range(value.behind))), value.dtype)
+        return Operand(((value.count * value.each, True), *((n, False) for n in value.behind)), value.dtype)
     if isinstance(value, Opaque | OfBags | InOrder | Chosen):
         raise Decline(told(value))
     return [operand(v) for v in value] if isinstance(value, list | tuple) else value

@@ -7,29 +7,52 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import sympy
 import torch
 
-from rankhoist.compiler.algebra.forms import Form
-from rankhoist.compiler.graph.node import Node, Rate
+from rankhoist.compiler.algebra.forms import ROW, Form
+from rankhoist.compiler.graph.build import Builder
+from rankhoist.compiler.graph.node import ROWS, Node, Rate, Size, aten
 
 
 @dataclass(frozen=True, eq=False)
 class RowNumber:
     """`arange(0, step * count * rows, step)`: row i holds the `count` numbers from `step * count * i` on.
 
-    One per row, and by ones, marks "my own row" in an index. `behind` axes of size 1 follow the rows:
-    `arange(rows)[:, None]`.
+    One per row, and by ones, marks "my own row" in an index. Axes `behind` the rows repeat it,
+    `arange(rows)[:, None]`, and so does an axis of size `each` that is folded with the rows,
+    `arange(rows).repeat_interleave(each)`.
     """
 
     dtype: torch.dtype
     step: int = 1
-    behind: int = 0
+    behind: tuple[int, ...] = ()
     count: int = 1
+    each: int = 1
 
     @property
     def own_row(self) -> bool:
         """Whether row i holds i."""
         return (self.step, self.count) == (1, 1)
+
+    def beside(self, given: Form, behind: int) -> bool:
+        """Whether a form has its rows, if any, where this has them in what has so many axes behind them."""
+        if not given.has_rows:
+            return len(given.layout) <= behind + 1
+        mine = given.layout[0][:1] == (ROW,) and given.extents[0] == (self.each, True)
+        return mine and len(given.layout) == behind + 1
+
+    def made(self, b: Builder, rows: sympy.Symbol, device: torch.device, rate: Rate) -> Node:
+        """As a tensor over as many rows as `rate` has."""
+        sizes, kwargs = (self.each, *self.behind), {"dtype": self.dtype, "device": device}
+        every = (0, Size(rows * self.step * self.count), self.step)
+        made = b.call(aten.arange.start_step, every, rate, (), self.dtype, kwargs=kwargs)
+        if {*sizes} == {1}:
+            return b.reshape(made, [1] * len(self.behind))
+        made = b.reshape(made, [1] * len(sizes))
+        made = b.call(aten.expand.default, (made, [ROWS, *sizes]), rate, sizes, self.dtype, free=True)
+        shape = [Size(rows * self.each), *self.behind]
+        return b.call(aten.reshape.default, (made, shape), rate, (), self.dtype, free=True, rows_first=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,10 +128,7 @@ class OriginalOperators(Evaluator):
         if isinstance(value, InOrder | Chosen):
             return self.present(as_tensor(value), rate)
         if isinstance(value, RowNumber):
-            end = Size(self.program.rows * value.step * value.count)
-            kwargs = {"dtype": value.dtype, "device": self.program.device}
-            made = self.b.call(aten.arange.start_step, (0, end, value.step), rate, (), value.dtype, kwargs=kwargs)
-            return self.b.reshape(made, [1] * value.behind)
+            return value.made(self.b, self.program.rows, self.program.device, rate)
         if isinstance(value, Form):
             node = self.node(value)
             if value.has_rows:

@@ -86,7 +86,7 @@ def _per_row(call: Call, offsets: Value) -> sympy.Expr | int | None:
     if isinstance(offsets, bags.Bounds) and offsets.first:
         totals = [key.total for key in call.bags(offsets.lengths)]
         return totals[0] / call.rows if len(totals) == 1 and totals[0] is not None else None
-    return offsets.step * offsets.count if isinstance(offsets, orders.RowNumber) else None
+    return offsets.step * offsets.count if isinstance(offsets, orders.RowNumber) and offsets.each == 1 else None
 
 
 def table_index(call: Call) -> Form:
@@ -211,9 +211,10 @@ def own_rows(call: Call) -> Form:
         raise Elsewhere("no index is the row number")
     index = call.form(of=chosen[1][1])
     _read_by_candidates(value, index)
-    if own.behind != 1 or len(index.layout) != 2 or index.dtype == torch.bool:
+    places = index.sizes[0]
+    if (own.each, own.behind) not in ((1, (1,)), (1, (places,))) or len(index.layout) != 2 or index.dtype == torch.bool:
         raise Elsewhere(f"axis 1 of {value.axes} is indexed by {index.axes}")
-    places, counted = index.sizes[0], _from_the_start(call, index, value)
+    counted = _from_the_start(call, index, value)
     index = grid.stretched(call.builder, moves.with_axes(counted, range(2, len(value.layout))), [
         (1, True), (places, False), *value.extents[2:]
     ])  # fmt: skip
@@ -228,14 +229,17 @@ def _read_by_candidates(value: Form, index: Form) -> None:
 
 
 def own_number(call: Call) -> orders.RowNumber:
-    """`arange(rows)[:, None]`: axes of size 1 behind the rows."""
+    """`arange(rows)[:, None].expand(-1, k)`: row i holds i alone, as often as the axes behind it say."""
     own = call.value("self")
     if not isinstance(own, orders.RowNumber):
         raise Elsewhere("no operand is the row number")
-    first, *others = call.out.extents
-    if first != (1, True) or any(extent != (1, False) for extent in others):
+    (each, rows), *others = call.out.extents
+    behind = tuple(n for n, _ in others)
+    times = call.value("repeats") if call.name in ("repeat", "tile") else [1]
+    known = all(isinstance(n, int) for n in (each, *behind)) and call.out.dtype in NUMBERS
+    if own.count != 1 or not rows or any(rows for _, rows in others) or times[0] != 1 or not known:
         raise Decline(f"makes {call.out.axes} of the row number")
-    return replace(own, behind=len(others))
+    return replace(own, dtype=call.out.dtype, each=each, behind=behind)
 
 
 # -- the own row
@@ -250,25 +254,19 @@ def own_row(call: Call) -> Value:
     first = chosen[0][1]
     if not isinstance(first, orders.RowNumber) or not first.own_row or value.layout[axes[0]] != (ROW,):
         raise Decline(f"the row number indexes axes {axes} of {value.axes}, which are not the rows first")
-    if len(chosen) == 1 and not first.behind:
+    if len(chosen) == 1 and not first.behind and first.each == 1:
         return value
     others = [call.form(of=i) for _, i in chosen[1:]]
     shown = ", ".join(i.axes for i in others)
     if axes != list(range(axes[0], axes[0] + len(axes))) or any(i.dtype == torch.bool for i in others):
         raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not one behind the other by numbers")
-    if not all(_of_own_row(i, first.behind) for i in others):
+    if not all(first.beside(i, len(first.behind)) for i in others):
         raise Decline(f"{value.axes} is indexed by {shown}, with rows in a later axis")
-    constants = [k for k in map(call.constant, others) if k is not None and k.dim() <= first.behind]
-    if not others or len(constants) < len(others):
+    constants = [k for k in map(call.constant, others) if k is not None and k.dim() <= len(first.behind)]
+    if not others or len(constants) < len(others) or first.each != 1:
         return call.rowwise(self=value)
-    shaped = [k.reshape([1] * (first.behind - k.dim()) + list(k.shape)) for k in constants]
+    shaped = [k.expand(torch.broadcast_shapes(k.shape, first.behind)) for k in constants]
     return folds.take_points(call.builder, value, axes[1:], shaped)
-
-
-def _of_own_row(index: Form, behind: int) -> bool:
-    """Whether it has its rows, if any, where the row number has them with so many axes behind."""
-    rows = [axis for axis, entry in enumerate(index.layout) if ROW in entry]
-    return len(index.layout) <= behind + 1 and (not rows or (rows == [0] and len(index.layout) == behind + 1))
 
 
 def gather(call: Call) -> Value:
@@ -304,7 +302,9 @@ LAWS = [
     }),
     *law("elementwise on blocks", Level.REQUEST, {"bucketize searchsorted": bucketize}, blocks=Level.LINEAR),
     *law("rows of the request", Level.REQUEST, {"gather": gathered, "index": own_rows}, blocks=Level.LINEAR),
-    *law("the own row", Level.REQUEST, {"unsqueeze view reshape": own_number}, blocks=Level.LINEAR),
+    *law("the own row", Level.REQUEST, {
+        "unsqueeze view reshape flatten expand expand_as repeat tile repeat_interleave _to_copy clone": own_number,
+    }, blocks=Level.LINEAR),
     *law("the own row", Level.REQUEST, {"index": own_row, "gather": gather, "arange": row_number}, blocks=Level.LINEAR),
     *law("constant index", Level.REQUEST, {
         "index index_select": constant_index,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from rankhoist.compiler.algebra import grid, joins, moves, sequences
+from rankhoist.compiler.algebra import grid, joins, moves, orders, sequences
 from rankhoist.compiler.algebra.call import Call
 from rankhoist.compiler.algebra.forms import ROW, Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.values import Value
@@ -47,6 +47,21 @@ def recurrent(call: Call) -> Value:
 def scattered(call: Call) -> Value:
     """`scatter`, `index_add`, ...: along an axis without rows, every row is put into its own."""
     _check_own(call)
+    return call.rowwise()
+
+
+def put_to_own_row(call: Call) -> Value:
+    """`x[arange(rows)[:, None], i] = v`: every row is put into its own, where nothing of another row is."""
+    value, (own, *others) = call.form("self"), call.value("indices")
+    if not isinstance(own, orders.RowNumber) or not own.own_row:
+        raise Elsewhere("puts elements at places that depend on the inputs")
+    places = [call.form(of=i) for i in others if i is not None]
+    behind = len(own.behind) + len(value.layout) - 1 - len(places)
+    if value.layout[0] != (ROW,) or any(i.dtype == torch.bool for i in places):
+        raise Decline(f"puts rows into {value.axes} by {', '.join(i.axes for i in places)}")
+    kept = all(own.beside(i, len(own.behind)) for i in places)
+    if not kept or not own.beside(call.form("values"), behind):
+        raise Decline(f"puts rows of {call.form('values').axes} into {value.axes}, where they stand otherwise")
     return call.rowwise()
 
 
@@ -163,5 +178,6 @@ LAWS = [*law("at constant places", Level.LINEAR, {PUTS: at_constant_places}), *l
     "upsample_trilinear3d upsample_bicubic2d": batch_first,
     "gru lstm rnn_tanh rnn_relu": recurrent,
     PUTS: scattered,
+    "index_put": put_to_own_row,
     "rankhoist::opaque": kept,
 }, blocks=Level.LINEAR)]  # fmt: skip
