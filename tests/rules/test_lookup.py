@@ -212,6 +212,12 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "works along the row axis: axis 0 of [rows, 4]",
         {},
     ),
+    "places_of_own_part_by_part": (  # row i reads at places of rows 2 i and 2 i + 1
+        lambda c, k: k[torch.arange(len(k)).repeat_interleave(2), positive(k)[:, :2].t().flatten()].view(-1, 2),
+        "index",
+        "with rows in a later axis",
+        {},
+    ),
     "row_number_of_a_weight": (
         lambda c, k, w: w[torch.arange(k.shape[0]) % 4] * c[:, :3] + k[:, :1],
         "remainder",
