@@ -211,10 +211,10 @@ def own_rows(call: Call) -> Form:
         raise Elsewhere("no index is the row number")
     index = call.form(of=chosen[1][1])
     _read_by_candidates(value, index)
-    places = index.sizes[0]
-    if (own.each, own.behind) not in ((1, (1,)), (1, (places,))) or len(index.layout) != 2 or index.dtype == torch.bool:
+    alone = own.each == 1 and own.behind in ((1,), tuple(index.sizes))
+    if not alone or len(index.layout) != 2 or index.dtype == torch.bool:
         raise Elsewhere(f"axis 1 of {value.axes} is indexed by {index.axes}")
-    counted = _from_the_start(call, index, value)
+    places, counted = index.sizes[0], _from_the_start(call, index, value)
     index = grid.stretched(call.builder, moves.with_axes(counted, range(2, len(value.layout))), [
         (1, True), (places, False), *value.extents[2:]
     ])  # fmt: skip
