@@ -166,12 +166,19 @@ def test_concurrent_requests_get_their_own_scores(server: Served, hoisted, size:
         list(pool.map(ask, range(80)))
 
 
-def test_requests_were_scored_together(server: Served):
-    """The test before this one is about nothing otherwise."""
-    text = server.call("/metrics").body.decode()
-    calls = float(re.search(r'rankhoist_batch_requests_count{model="ranker"} (\S+)', text)[1])
-    requests = float(re.search(r'rankhoist_batch_requests_sum{model="ranker"} (\S+)', text)[1])
-    assert requests > calls
+def test_requests_are_scored_together(server: Served):
+    """The test before this one is about nothing otherwise. Whether two meet is chance, on a machine with other work."""
+
+    def counted(which: str) -> float:
+        text = server.call("/metrics").body.decode()
+        return float(re.search(rf'rankhoist_batch_requests_{which}{{model="ranker"}} (\S+)', text)[1])
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in range(20):
+            list(pool.map(lambda seed: server.outputs("ranker", arrays(inputs(1, 7, seed))), range(80)))
+            if counted("sum") > counted("count"):
+                return
+    pytest.fail("each of 1600 requests was scored alone")
 
 
 # -- refusals
