@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankhoist.compiler.algebra.workload import MOST
 from rankhoist.errors import CommandError
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 MOST_COLUMNS = 2**24
-MOST = 2**31 - 1  # of anything that is counted
 
 CONTEXT_HELP = """\
 an input that belongs to the request, by name or glob; for a packed input [rows, columns] its context columns, as

@@ -91,8 +91,8 @@ def power(evaluator: Evaluator, powers: Sequence[int], blocks: list[Block]) -> B
     `c / z = c (1 / z)`, where it is small.
     """
     for p, block in zip(powers, blocks, strict=True):
-        alone = any(b.settled and b.rate.per_candidate for b in blocks if b is not block)
-        if p < 0 and block.rate.per_candidate and (alone or not _narrow(block)):
+        divided = any(b.settled and b.rate.per_candidate for b in blocks if b is not block)  # is known per candidate
+        if p < 0 and block.rate.per_candidate and (divided or not _narrow(block)):
             return None
     return product(evaluator, [b if p > 0 else _inverse(evaluator, b) for p, b in zip(powers, blocks, strict=True)])
 
