@@ -143,6 +143,33 @@ def best_experts(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tenso
     return out
 
 
+def under_each_other(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """Masks have the rows last, and are read by their columns the other way round."""
+    x = torch.cat([c, k], 1)
+    share, best = F.linear(x, w[:, 0]).softmax(-1).topk(2, -1)
+    out, masks = torch.zeros(len(x), 2, dtype=x.dtype), F.one_hot(best, 3).permute(2, 1, 0)
+    for i in range(3):
+        place, row = torch.where(masks[i])
+        own = F.linear(F.relu(F.linear(x[None, row].reshape(-1, 10), w[i], b)), v)
+        out = out.index_add(0, row, own * share[row, place, None] + F.relu(x[None, row])[0, :, :2])
+    return out
+
+
+def of_pairs_of_places(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """A mask whose rows are between its axes."""
+    x = torch.cat([c, k], 1)
+    mask = (x[None, :, :3] > torch.tensor([-0.5, 0.5]).to(x)[:, None, None]) & (k > 0).any(1)[None, :, None]
+    _level, row, place = torch.where(mask)
+    return torch.zeros(len(x), 8, dtype=x.dtype).index_add(0, row, F.linear(x[row], w[1]) * x[row, place][:, None])
+
+
+def of_more_columns(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """A mask of some of the columns that are there."""
+    x = torch.cat([c, k], 1)
+    row, place = torch.where(c[:, :3] > 0)
+    return torch.zeros(len(x), 8, dtype=x.dtype).index_add(0, row, F.linear(x[row], w[1]) * x[row, place][:, None])
+
+
 def weighed(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     """How many are chosen is a size, of what weighs them."""
     x = torch.cat([c, k], 1)
@@ -156,6 +183,9 @@ EXPERTS = dict(w=randn(3, 8, 10), b=randn(8), v=randn(2, 8))
 EQUAL: dict[str, Equal] = {
     "experts": (experts, ROWS, EXPERTS),
     "best_experts": (best_experts, ROWS, EXPERTS),
+    "under_each_other": (under_each_other, ROWS, EXPERTS),
+    "of_pairs_of_places": (of_pairs_of_places, ROWS, dict(w=EXPERTS["w"])),
+    "of_more_columns": (of_more_columns, ROWS, dict(w=EXPERTS["w"])),
     "weighed": (weighed, ROWS, dict(w=EXPERTS["w"])),
     "counted": (counted, HISTORY, W),
     "assigned": (assigned, HISTORY, W),
@@ -283,15 +313,24 @@ def test_what_is_chosen_of_a_request_is_computed_once(name: str):
         assert rates_of(made, f"aten.{operator}") <= {Rate.WEIGHT, Rate.REQUEST}, operator
 
 
-@pytest.mark.parametrize(("name", "places"), [("experts", 1), ("best_experts", 2)])
+@pytest.mark.parametrize(("name", "places"), [("experts", 1), ("best_experts", 2), ("under_each_other", 2)])
 def test_a_layer_of_rows_that_a_candidate_chooses_multiplies_its_columns(name: str, places: int):
-    """The context's are multiplied once per request; two experts are counted for each row, which chooses no more."""
+    """The context's are multiplied once per request; all places of all experts are counted."""
     call, inputs, weights = EQUAL[name]
     rows = inputs[0][torch.arange(4) % 3], inputs[1][:4]
     made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.LINEAR)
     gate = 3 * K if places > 1 else 0
     left = sum(n.work.multiply_adds for n in made.plan.nodes if n.rate.per_candidate)
-    assert left == gate + 3 * (places * 8 * K + 2 * 8)
+    assert left == gate + 3 * places * (8 * K + 2 * 8)
+
+
+def test_of_the_original_all_places_are_counted():
+    call, inputs, weights = EQUAL["assigned"]
+    hoisted = rankhoist.hoist(
+        Function(call, **weights).eval(), (inputs[0][:1].expand(4, 6, 4), inputs[1][:4]), context=["context"]
+    )
+    (layer,) = (o for o in hoisted.report().operators if o.operator.startswith("aten.linear."))
+    assert layer.before.multiply_adds == 6 * 4 * 5
 
 
 def test_what_is_chosen_of_both_sides_is_computed_as_early_as_it_is_known():

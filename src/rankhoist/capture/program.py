@@ -32,7 +32,7 @@ from rankhoist.capture.reached import by_their_names
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.signature import Arguments
 from rankhoist.capture.stand_ins import exported
-from rankhoist.capture.true_places import by_masks
+from rankhoist.capture.true_places import by_masks, counted
 from rankhoist.capture.users import jagged_users, plain_users
 from rankhoist.capture.varying import Dynamic
 from rankhoist.capture.wrappers import unwrapped
@@ -87,6 +87,7 @@ class Program:
         packs: how leaves of a call are made of jagged inputs.
         bags: the placeholders of a jagged input's lengths and columns -> the name of what a stage reads there.
         lengths: the symbols of axes that vary, and what plans take them for: what the example has.
+        places: the symbols of how many places a mask chooses, and what plans take them for: all that it has.
         asked: placeholders of the weights whose values the model's own Python asked for, or by which something was left
             out that nobody reads.
         wider: the program as it was captured, where this one leaves out what nobody reads.
@@ -112,6 +113,7 @@ class Program:
     packs: tuple[Pack, ...] = ()
     bags: dict[str, str] = field(default_factory=dict)
     lengths: dict[sympy.Symbol, int] = field(default_factory=dict)
+    places: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
     wider: Program | None = None
     narrower: list[Program] = field(default_factory=list, init=False, repr=False, compare=False)  # once it is made
@@ -261,6 +263,7 @@ def _program(exported: torch.export.ExportedProgram, given: Example, sides: Any,
         _floating_dtype(tensors), next((t.device for t in tensors), torch.device("cpu")),
         {n: x for n, x in example.items() if n not in constants}, found.constants, training,
         tuple(buffers[n] for n in written), packs=packs, bags=found.bags, lengths=found.lengths,
+        places=counted(graph),
     )  # fmt: skip
 
 

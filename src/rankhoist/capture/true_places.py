@@ -1,16 +1,18 @@
 """Places where a mask is true, counted: `x[m.nonzero(as_tuple=True)]` and `x[torch.where(m)]` are `x[m]`.
 
-So is a `z` that is written there. Of `m` with several axes, all of its columns are read in their order. What the first
-of two columns reads is a row for every place of it, `x[r] = x[:, None].expand(-1, K, -1)[m]`.
+So is a `z` that is written there, by all of its columns in their order. What is read by some of them, or in another
+order, is the same along the others: `r, k = torch.where(m)` gives `x[r] = x[:, None].expand(-1, K, -1)[m]`.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -28,44 +30,75 @@ class Column:
 def by_masks(graph: fx.Graph) -> None:
     """Reads and writes at the places where a mask is true are those by the mask."""
     masks: dict[fx.Node, fx.Node] = {}
-    for node in [n for n in graph.nodes if n.target in INDEXED]:
+    for node in [n for n in graph.nodes if n.target in INDEXED and not n.kwargs]:  # a sum may multiply by one
         indices, others = INDEXED[node.target](*node.args)
-        if not others:
-            _beside(graph, node, indices)
-        found = _mask(indices)
-        if found is None or node.kwargs:  # of a sum, by how much it is multiplied
+        found = _columns(indices)
+        if found is None:
             continue
-        at, mask = found
+        at, mask, axes = found
+        own, sizes = _sizes(node.args[0]), _sizes(mask)
+        if own[at : at + len(axes)] != [sizes[axis] for axis in axes]:  # of a longer axis some places are not asked for
+            continue
+        whole = axes == [*range(len(sizes))]
+        if not whole and (others or not _spread(graph, node, at, mask, axes)):
+            continue
         if mask.meta["val"].dtype != torch.bool and mask not in masks:
             masks[mask] = _not_zero(graph, mask)
+        read = [*[None] * at, masks.get(mask, mask)] if whole else [masks.get(mask, mask)]
         node.target = aten.index_put.default if others else aten.index.Tensor
-        node.args = (node.args[0], [*[None] * at, masks.get(mask, mask)], *others)
+        node.args = (node.args[0], read, *others)
 
 
-def _mask(indices: Sequence[fx.Node | None]) -> tuple[int, fx.Node] | None:
-    """The axis that a mask begins at, and the mask, of which these are all columns."""
-    counted = [(i, _column(index)) for i, index in enumerate(indices) if index is not None]
-    at, first = counted[0] if counted else (0, None)
-    if first is None or len(counted) != first.mask.meta["val"].dim():
+def _columns(indices: Indices) -> tuple[int, fx.Node, list[int]] | None:
+    """The axis that reads by columns of one mask begin at, one behind the other, the mask, and its axes."""
+    given = [(i, _column(index)) for i, index in enumerate(indices) if index is not None]
+    at = given[0][0] if given else 0
+    columns = [c for k, (i, c) in enumerate(given) if c is not None and i == at + k]
+    if not columns or len(columns) < len(given) or len({c.mask for c in columns}) > 1:
         return None
-    own = all(c == Column(first.mask, k) and i == at + k for k, (i, c) in enumerate(counted))
-    return (at, first.mask) if own else None
+    return at, columns[0].mask, [c.axis for c in columns]
 
 
-def _beside(graph: fx.Graph, node: fx.Node, indices: Indices) -> None:
-    """A read of rows by the first of two columns, as one of rows beside each other."""
-    first = _column(indices[0]) if len(indices) == 1 and indices[0] is not None else None
-    if first is None or first.axis or first.mask.meta["val"].dim() != 2 or first.mask.meta["val"].dtype != torch.bool:
-        return
+def _spread(graph: fx.Graph, node: fx.Node, at: int, mask: fx.Node, axes: list[int]) -> bool:
+    """Give a read a tensor with all of the mask's axes first, in their order: it is the same along those that it has
+    no columns of. Of `x[None, r]` the axis that was put before goes behind the read.
+    """
     x: Any = node.args[0]
-    sizes = [-1, first.mask.meta["val"].shape[1], *[-1] * (x.meta["val"].dim() - 1)]
-    if isinstance(sizes[1], int):
-        with graph.inserting_before(node):
-            apart = graph.call_function(aten.unsqueeze.default, (x, 1))
-            beside = graph.call_function(aten.expand.default, (apart, sizes))
-        apart.meta["val"] = x.meta["val"].unsqueeze(1)
-        beside.meta["val"] = apart.meta["val"].expand(sizes)
-        node.target, node.args = aten.index.Tensor, (beside, [first.mask])
+    sizes = {j: size for j, size in enumerate(mask.meta["val"].shape) if j not in axes}
+    before = at == 1 and x.target is aten.unsqueeze.default and x.args[1] == 0
+    if at > before or len({*axes}) < len(axes) or any(not isinstance(s, int) for s in sizes.values()):
+        return False
+    x = x.args[0] if before else x
+    order = [*sorted(range(len(axes)), key=axes.__getitem__), *range(len(axes), x.meta["val"].dim())]
+    with graph.inserting_before(node):
+        x = _called(graph, aten.permute.default, (x, order), x.meta["val"].permute(order))
+        for j, size in sizes.items():
+            x = _called(graph, aten.unsqueeze.default, (x, j), x.meta["val"].unsqueeze(j))
+            shape = [size if i == j else -1 for i in range(x.meta["val"].dim())]
+            x = _called(graph, aten.expand.default, (x, shape), x.meta["val"].expand(shape))
+    if before:
+        with graph.inserting_after(node):
+            behind = _called(graph, aten.unsqueeze.default, (node, 0), node.meta["val"])
+        node.meta["val"] = node.meta["val"].squeeze(0)
+        for user in [user for user in node.users if user is not behind]:
+            if user.target in MOVES and _sizes(user) == _sizes(node):  # the author takes it away again
+                user.replace_all_uses_with(node)
+                graph.erase_node(user)
+            else:
+                user.replace_input_with(node, behind)
+    node.args = (x,)
+    return True
+
+
+def _sizes(node: Any) -> list[Any]:
+    """Of what a node makes, to be compared: of those that data decides torch does not say whether they are equal."""
+    return [size.node.expr if isinstance(size, torch.SymInt) else size for size in node.meta["val"].shape]
+
+
+def _called(graph: fx.Graph, target: Any, args: Any, value: Any) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta["val"] = value
+    return node
 
 
 def _column(node: fx.Node) -> Column | None:
@@ -93,13 +126,39 @@ def _of_all(counted: Any, axis: Any, only: bool = False) -> Column | None:
     return Column(mask, axis % axes) if axes == 1 or not only else None
 
 
+def counted(graph: fx.Graph) -> dict[sympy.Symbol, sympy.Expr]:
+    """How many places a mask chooses, which data decides, by its symbol -> how many it has, which is the most."""
+    most: dict[sympy.Symbol, sympy.Expr] = {}
+    for node in graph.nodes:
+        mask, axis = _chooses(node) or (None, 0)
+        made = node.meta.get("val")
+        first = made[0] if isinstance(made, list | tuple) else made
+        size = first.shape[axis] if mask is not None and isinstance(first, torch.Tensor) else 0
+        if mask is not None and isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+            sizes = (s.node.expr if isinstance(s, torch.SymInt) else sympy.Integer(s) for s in mask.meta["val"].shape)
+            most.setdefault(size.node.expr, math.prod(sizes, start=sympy.Integer(1)).xreplace(most))
+    return most
+
+
+def _chooses(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The mask by which a node chooses, and the axis of its result that is as long as there are places."""
+    if node.target in COUNTS:
+        return node.all_input_nodes[COUNTS[node.target]], 0
+    if node.target is not aten.index.Tensor:
+        return None
+    masks: list[Any] = [(i, own) for i, own in enumerate(node.args[1]) if own is not None]  # type: ignore[arg-type]
+    (at, mask), *others = masks
+    return None if others or mask.meta["val"].dtype != torch.bool else (mask, at)
+
+
 def _not_zero(graph: fx.Graph, node: fx.Node) -> fx.Node:
     with graph.inserting_after(node):
-        made = graph.call_function(aten.ne.Scalar, (node, 0))
-    made.meta["val"] = node.meta["val"].ne(0)
-    return made
+        return _called(graph, aten.ne.Scalar, (node, 0), node.meta["val"].ne(0))
 
 
+COUNTS = {  # which of its inputs is the mask
+    aten.nonzero.default: 0, aten.nonzero_numpy.default: 0, aten.where.default: 0, aten.masked_select.default: 1,
+}  # fmt: skip
 MOVES = {aten.squeeze.dim, aten.view.default, aten.reshape.default, aten.flatten.using_ints}
 Indices = Sequence[fx.Node | None]
 INDEXED: dict[Any, Callable[..., tuple[Indices, Sequence[Any]]]] = {  # what it reads by, and what it puts there

@@ -49,10 +49,10 @@ DIVISIONS = {"div", "floor_divide", "remainder", "fmod"}  # refuse a whole numbe
 
 def mask_of(originals: OriginalOperators, value: Form) -> Mask:
     """A mask over rows and places of each."""
-    if value.dtype != torch.bool or value.of_weights or not value.layout or value.layout[0][:1] != (ROW,):
+    if value.dtype != torch.bool or value.of_weights or not value.has_rows:
         raise Elsewhere(f"{value.axes} is no mask of rows that depends on the inputs")
-    if any(ROW in e for e in value.layout[1:]) or varies(value.sizes):
-        raise Elsewhere(f"a mask of {value.axes} whose rows are not first, or whose length varies")
+    if varies(value.sizes):
+        raise Elsewhere(f"a mask of {value.axes} whose length varies")
     form = _folded(originals, value, len(value.layout))
     return Mask(form, originals.node(form), int(form.extents[0][0]))
 
@@ -74,19 +74,29 @@ def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, valu
 
 
 def _folded(originals: OriginalOperators, value: Form, axes: int) -> Form:
-    """With the first axes folded, places in one dim: `[rows, T, ...]` is `[(rows T), ...]`."""
+    """With the first axes folded, places in one dim: `[rows, T]` is `[(rows T)]`, `[T, rows]` `[(T rows)]`."""
     count = math.prod(size for size, _ in value.extents[:axes])
-    if value.layout[0][:1] != (ROW,):
-        raise Decline(f"a mask chooses from {value.axes}, whose rows are not first")
+    if not any(ROW in entry for entry in value.layout[:axes]):
+        raise Decline(f"a mask chooses from {value.axes}, whose rows are behind its axes")
     folded = moves.ordered(folds.to_shape(originals.b, value, [(count, True), *value.extents[axes:]]))
-    return moves.merge_dims(folded, 0, len(folded.layout[0]) - 1) if len(folded.layout[0]) > 2 else folded
+    own = folded.layout[0]
+    if len(own) > 2 and own[0] == ROW:
+        folded = moves.merge_dims(folded, 0, len(own) - 1)
+    if len(folded.layout[0]) > 2:
+        raise Decline(f"a mask chooses from {value.axes}, whose rows are between its axes")
+    return folded
+
+
+def _places(entry: tuple[int, ...]) -> int:
+    """The dim that is folded with the rows, before them or behind them."""
+    return entry[0] if entry[-1] == ROW else entry[1]
 
 
 def _of_candidates(value: Form, axis: int) -> bool:
     """Whether most places depend on the candidate: to compute all of them may be more than to compute the chosen."""
     if len(value.layout[axis]) == 1:
         return value.rate.per_candidate
-    return bool(sequences.per_candidate(value, value.layout[axis][1]).mean() > 0.5)
+    return bool(sequences.per_candidate(value, _places(value.layout[axis])).mean() > 0.5)
 
 
 def _columns(value: Form) -> np.ndarray:
@@ -208,7 +218,7 @@ def _fits(value: Value, axis: int | None, mask: Mask) -> bool:
     """Whether a result has a mask's places on an axis, most of them not the candidate's, and no other rows."""
     if not isinstance(value, Form) or axis is None or any(ROW in e for i, e in enumerate(value.layout) if i != axis):
         return False
-    if value.layout[axis][:1] != (ROW,) or value.extents[axis] != (mask.count, True):
+    if value.extents[axis] != (mask.count, True) or len(value.layout[axis]) > 2:
         return False
     return not _of_candidates(value, axis)
 

@@ -59,7 +59,8 @@ class OriginalOperators(Evaluator):
         if node.target in READS_MEMORY:
             shown[0] = self._contiguous(shown[0])
         named = {k: self.present(v, rate) for k, v in kwargs.items()}
-        work = original_work(node, self.program.rows, self.workload.candidates, self.program.lengths)
+        of, candidates = self.program, self.workload.candidates
+        work = original_work(node, of.rows, candidates, of.lengths, of.places)
         made = self._made(rate, overload(node), shown, named, promised, work)
         self._measure(node, made)
         return self._results(made, promised, outside)

@@ -17,16 +17,21 @@ from rankhoist.compiler.graph.operators import row
 
 
 def original_work(
-    node: fx.Node, rows: sympy.Symbol, count: int, lengths: Mapping[sympy.Symbol, int] | None = None
-) -> Work:
-    """Work of a captured operator per row, when it runs over `count` rows, at these `lengths` of axes that vary."""
+    node: fx.Node, rows: sympy.Symbol, count: int, lengths: Mapping[sympy.Symbol, int] | None = None,
+    places: Mapping[sympy.Symbol, sympy.Expr] | None = None,
+) -> Work:  # fmt: skip
+    """Work of a captured operator per row, when it runs over `count` rows, at these `lengths` of axes that vary.
+
+    `places` are the sizes that masks decide: all places are taken to be chosen.
+    """
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return Work()
     meta = node.meta.get("val")
     fakes = [m for m in (meta if isinstance(meta, list | tuple) else [meta]) if isinstance(m, torch.Tensor)]
 
     def shape(fake: torch.Tensor) -> list[int]:
-        return [_number(s, rows, count, tuple((lengths or {}).items())) for s in fake.shape]
+        known = tuple({**(places or {}), rows: count, **(lengths or {})}.items())
+        return [_value(s.node.expr, known, count) if isinstance(s, torch.SymInt) else int(s) for s in fake.shape]
 
     known = row(node.target)
     elements = 0 if known.view else sum(math.prod(shape(f)) for f in fakes)
@@ -58,12 +63,9 @@ def _tensor_args(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _number(size: Any, rows: sympy.Symbol, count: int, lengths: tuple[tuple[sympy.Symbol, int], ...]) -> int:
-    return _value(size.node.expr, rows, count, lengths) if isinstance(size, torch.SymInt) else int(size)
-
-
 @lru_cache
-def _value(expr: sympy.Expr, rows: sympy.Symbol, count: int, lengths: tuple[tuple[sympy.Symbol, int], ...]) -> int:
-    """A size with `count` rows; sizes that depend on data are taken for the row count too."""
-    value = expr.subs({rows: count} | dict(lengths))
-    return int(value.subs(dict.fromkeys(value.free_symbols, count)))
+def _value(expr: sympy.Expr, known: tuple[tuple[sympy.Symbol, Any], ...], count: int) -> int:
+    """A size; one that other data decides is taken for the row count."""
+    for symbol, value in known:  # those of places are of rows and lengths
+        expr = expr.subs(symbol, value)
+    return int(expr.subs(dict.fromkeys(expr.free_symbols, count)))

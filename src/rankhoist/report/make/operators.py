@@ -81,9 +81,8 @@ def _original(plan: Plan, node: fx.Node) -> Amount:
     outcome = plan.interpreter.outcomes.get(node.name)
     if outcome is not None and outcome.rates <= {Rate.WEIGHT}:
         return Amount()
-    work = original_work(
-        node, plan.interpreter.program.rows, plan.workload.candidates, plan.interpreter.program.lengths
-    )
+    program = plan.interpreter.program
+    work = original_work(node, program.rows, plan.workload.candidates, program.lengths, program.places)
     value = node.meta["val"]
     first = value if isinstance(value, torch.Tensor) else next(v for v in value if isinstance(v, torch.Tensor))
     return Amount(work.multiply_adds, work.elements * first.dtype.itemsize)
