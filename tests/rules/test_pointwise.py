@@ -35,6 +35,11 @@ def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     return torch.view_as_complex(x.reshape(-1, 2, 2)) * torch.polar(torch.ones_like(angles), angles)
 
 
+def wide(k: torch.Tensor) -> torch.Tensor:
+    """As many columns as both sides have."""
+    return torch.cat([k, k, k[:, :2]], 1)
+
+
 def special(x: torch.Tensor) -> torch.Tensor:
     """Functions that few models know."""
     some = (
@@ -55,6 +60,11 @@ def standardised(x: torch.Tensor) -> torch.Tensor:
     )
 
 
+def whitened(x: torch.Tensor, unbiased: bool = False) -> torch.Tensor:
+    """A norm by hand, with no weight."""
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=unbiased, keepdim=True) + 1e-6).sqrt()
+
+
 EQUAL: dict[str, Equal] = {
     "relu_of_cat": (lambda c, k: torch.relu(interleaved(c, k)) * 2 + 1, ROWS, {}),
     "arithmetic": (lambda c, k: (c[:, :4] - k) / (c[:, :4].exp() + 2) + k * c[:, 1:5] - (3 - k) * 0.5, ROWS, {}),
@@ -73,6 +83,11 @@ EQUAL: dict[str, Equal] = {
     "gate_by_candidate": (lambda c, k, w: torch.sigmoid(k[:, :1]) * c @ w[:2, :C].t(), ROWS, dict(w=W)),
     "divided_by_the_candidate": (
         lambda c, k, w: F.linear(F.normalize(both(c, k)) + standardised(interleaved(c, k)), w),
+        ROWS,
+        dict(w=W),
+    ),
+    "less_its_mean_by_a_number": (
+        lambda c, k, w: F.linear(whitened(both(c, k)) + whitened(interleaved(c, k), True) * k.tanh()[:, :1], w),
         ROWS,
         dict(w=W),
     ),
@@ -152,10 +167,14 @@ def test_complex_numbers_of_a_request_are_computed_once():
     [
         (lambda x, k, w: F.linear(x / (1 + k[:, :1].abs()), w), 5 * K),
         (lambda x, k, w: F.linear(standardised(x), w), 5 * K),
-        (lambda x, k, w: F.linear(x / (1 + torch.cat([k, k, k[:, :2]], 1).abs()), w), 5 * (C + K)),  # no number per row
+        (lambda x, k, w: F.linear(whitened(x), w), 5 * K),
+        (lambda x, k, w: F.linear(whitened(x).mul(k[:, :1]) + 2, w), 5 * K),
+        (lambda x, k, w: F.linear((x - x.amax(1, keepdim=True)) * (1 + k[:, :1]), w), 5 * K),
+        (lambda x, k, w: F.linear(x / (1 + wide(k).abs()), w), 5 * (C + K)),  # no number per row
+        (lambda x, k, w: F.linear((x - x.mean(-1, keepdim=True)) * wide(k), w), 5 * (C + K)),
     ],
 )
-def test_a_layer_of_what_a_number_of_the_candidate_divides(call: Call, left: int):
+def test_a_layer_of_what_a_number_of_the_candidate_multiplies(call: Call, left: int):
     rows = ROWS[0][torch.arange(4) % 3], ROWS[1][:4]
     program = capture(Function(lambda c, k, w: call(both(c, k), k, w), w=W).eval(), rows, ["context"], all_rules())
     assert sum(n.work.multiply_adds for n in kept(program).plan.nodes if n.rate.per_candidate) == left

@@ -151,13 +151,15 @@ class Sums:
         return Term((*fixed, outer.product(Term(tuple(moving)))), term.scale)
 
     def small(self, term: Term) -> bool:
-        """Whether the moving factors multiply to something smaller than the block itself."""
+        """Whether the moving factors multiply to something smaller than the block itself, coefficient or not: of
+        `(x - mean) s` the candidate's part of `mean s` is a number.
+        """
         fixed, moving = self.split(term)
         if all(f.place for f in moving):
             return False
         coefficient, own = ({x for f in factors for x in f.labels} for factors in (fixed, moving))
         left = [x for x in own if x in self.visible or x in coefficient]
-        return bool(coefficient) and 2 * size(left) <= size(self.visible)
+        return bool(2 * size(left) <= size(self.visible))
 
     def product(self, term: Term) -> Factor:
         """One term, in its cheapest order."""
