@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function, kept
 
+from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.rules import all_rules
 from rules.cases import (
     FIELDS,
     HISTORY,
@@ -41,6 +44,16 @@ def pieces_of_context(c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
             shares = shares + F.linear(y, w[:2]).softmax(1).reshape(-1, 1, 1).mT
         y = (shares @ own).reshape(-1, 1, C) + number * y
     return torch.cat([x, (x + y) / 2], 1)
+
+
+def in_groups(c: torch.Tensor, k: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Two groups, one of the context and one of both."""
+    return F.linear(F.group_norm(both(c, k), 2, b.exp(), b), w)
+
+
+def along_a_sequence(c: torch.Tensor, k: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Two groups of two channels, each of a history and a target."""
+    return F.group_norm(behind(c, k).mT, 2, b, b, eps=1e-3).flatten(1) @ w
 
 
 EQUAL: dict[str, Equal] = {
@@ -84,6 +97,28 @@ EQUAL: dict[str, Equal] = {
         {},
     ),
     "groups_of_both": (lambda c, k: F.group_norm(fields(c, k), 1).exp(), FIELDS, {}),
+    "groups_in_part": (in_groups, ROWS, dict(w=W, b=randn(C + K))),
+    "groups_interleaved": (
+        lambda c, k, w: F.linear(F.group_norm(interleaved(c, k), 2, eps=0.1), w) + F.group_norm(both(c, k), 1)[:, :5],
+        ROWS,
+        dict(w=W),
+    ),
+    "groups_along_a_sequence": (along_a_sequence, HISTORY, dict(w=randn(28, 3), b=randn(4))),
+    "groups_of_one_and_both_into_a_layer": (
+        lambda c, k, w, b: F.linear(F.group_norm(both(c, k).view(-1, 5), 1, b, b), w).view(-1, 2, 3).sum(1).exp(),
+        ROWS,
+        dict(w=randn(3, 5), b=randn(5)),
+    ),
+    "instances_along_a_sequence": (
+        lambda c, k, w, b: F.instance_norm(behind(c, k).mT, weight=b, bias=b).flatten(1) @ w,
+        HISTORY,
+        dict(w=randn(28, 3), b=randn(4)),
+    ),
+    "instances_by_running_statistics": (
+        lambda c, k, w, b: F.instance_norm(behind(c, k).mT, b, b.abs(), b, b, False).flatten(1) @ w,
+        HISTORY,
+        dict(w=randn(28, 3), b=randn(4)),
+    ),
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
@@ -101,6 +136,23 @@ def test_groups_are_known_as_early_as_what_is_in_them(name: str):
     call, inputs, weights = EQUAL[name]
     found = rates(call, "exp", Level.LINEAR, inputs, **weights)
     assert found == ({Rate.PAIR} if name == "groups_of_both" else {Rate.REQUEST, Rate.ITEM})
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("groups_in_part", 5 * (K + 1)),  # the candidate's columns, and one of the context by the scale of its group
+        # Of several groups what is the candidate's, the context's part by their scales, and the means by their scales.
+        ("groups_along_a_sequence", 3 * (4 + 2 + 2)),
+        ("instances_along_a_sequence", 3 * (4 + 4 + 4)),
+        ("instances_by_running_statistics", 3 * 4),
+    ],
+)
+def test_a_layer_multiplies_what_a_mixed_group_has_of_the_request_once(name: str, left: int):
+    call, (context, candidate), weights = EQUAL[name]
+    rows = context[torch.arange(4) % 3], candidate[:4]
+    program = capture(Function(call, **weights).eval(), rows, ["context"], all_rules())
+    assert sum(n.work.multiply_adds for n in kept(program).plan.nodes if n.rate.per_candidate) == left
 
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)

@@ -174,8 +174,14 @@ def _instance_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     use_input_stats: bool, momentum: float, eps: float, cudnn_enabled: bool = False,
 ) -> Any:  # fmt: skip
-    """Every channel of every row is normed by itself; torch's own parts are a batch norm in training mode."""
+    """Every channel of every row is normed by itself; torch's own parts are a batch norm in training mode.
+
+    By statistics that were kept it is a batch norm, which leaves the result in another order in memory.
+    """
     size = math.prod(x.shape[2:])
+    if running_mean is not None and running_var is not None and not use_input_stats:
+        in_order = x.contiguous()
+        return torch.batch_norm(in_order, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled)
     if running_mean is not None or not use_input_stats or not isinstance(size, int):
         return NotImplemented
     own = [-1, *[1] * (x.dim() - 2)]

@@ -6,7 +6,7 @@ import operator
 
 from torch import fx
 
-from random_models.draft import Draft, aten
+from random_models.draft import Draft, UnstableError, aten
 from random_models.operands import floats, several_wide
 from random_models.steps.table import Made, Step
 
@@ -20,6 +20,17 @@ def layer_norm(draft: Draft, x: fx.Node) -> Made:
     shape = list(extent[-depth:])
     weights = [draft.random(*shape), draft.random(*shape)] if draft.flag() else []
     return draft.call(aten.layer_norm.default, x, shape, *weights)
+
+
+def group_norm(draft: Draft, x: fx.Node) -> Made:
+    width, sample = draft.extent(x)[1], draft.sample[x]
+    if width != sample.shape[1] or not sample.numel():
+        raise UnstableError  # channels that vary, or nothing to norm
+    groups = draft.pick([n for n in range(1, width + 1) if width % n == 0])
+    if float(sample.reshape(len(sample), groups, -1).std(2, correction=0).amin()) < 1e-2:
+        raise UnstableError
+    weights = [draft.random(width), draft.random(width)] if draft.flag() else []
+    return draft.call(aten.group_norm.default, x, groups, *weights)
 
 
 def batch_norm(draft: Draft, x: fx.Node) -> Made:
@@ -44,5 +55,5 @@ def batch_norm_in_training(draft: Draft, x: fx.Node) -> Made:
 
 
 CHANNELS = floats(lambda e: len(e) in (2, 3) and e[0] < 0 and e[1] > 0)
-STEPS = [Step(1, layer_norm, floats(several_wide)), Step(1, batch_norm, CHANNELS)]
+STEPS = [Step(1, layer_norm, floats(several_wide)), Step(1, group_norm, CHANNELS), Step(1, batch_norm, CHANNELS)]
 IN_TRAINING = Step(12, batch_norm_in_training, CHANNELS)

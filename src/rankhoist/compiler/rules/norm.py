@@ -8,8 +8,8 @@ Law 2: a row norm over mixed blocks takes its statistics from those of the block
 and is then `(x - mean) * s * weight + bias` with atoms of width 1, `s` and the blocks' parts of `mean s`: a linear map
 that follows never sees the normalised values. Context blocks contribute their statistics once per request.
 Law 3: a row norm along axes that no cut goes through is the norm of every block, at the block's own rate.
-Law 4: a norm of groups is law 3 along what is in a group, then `x * weight + bias` with weights per channel; whatever
-the first axis folds, a row with its tokens, groups of other rows and tokens do not meet.
+Law 4: a norm of groups is law 3, or law 2, along what is in a group, then `x * weight + bias` with weights per channel;
+whatever the first axis folds, a row with its tokens, groups of other rows and tokens do not meet.
 """
 
 from __future__ import annotations
@@ -65,7 +65,16 @@ def norm_of_cut_axis(call: Call) -> Value:
     cut = [d for e in x.layout[len(x.layout) - count :] for d in e if len(joined.dims[d]) > 1]
     if len(cut) != 1 or not joined.mixed or not x.arithmetic:
         raise Elsewhere(f"{len(cut)} of the normalised axes of {x.axes} hold both context and candidate")
-    return _norm_by_statistics(call, x, count)
+    eps = call.value("eps") if call.value("eps") is not None else torch.finfo(x.dtype).eps
+    return _affine(call, _by_statistics(call, x, count, len(_weights(call)) > 1, eps))
+
+
+def norm_of_cut_groups(call: Call) -> Value:
+    """Law 2 of `group_norm` along what is in a group, unevaluated."""
+    x = _in_groups(call)
+    if not x.mixed or len(x.dims[x.dim(2)]) == 1 or not x.arithmetic:
+        raise Elsewhere(f"no group of {call.form('input').axes} holds both context and candidate")
+    return _out_of_groups(call, _by_statistics(call, x, 1, True, call.value("eps")))
 
 
 def norm_of_blocks(call: Call) -> Value:
@@ -91,23 +100,30 @@ def norm_of_groups(call: Call) -> Value:
     x, _ = _normalised(call)
     if x.layout[0] == (ROW,) and not x.mixed:
         return call.rowwise()
-    own = x.extents
-    inside = math.prod(size for size, _ in own[1:]) // call.number("num_groups")
-    grouped = call.tidy(folds.to_shape(call.builder, x, [own[0], (call.number("num_groups"), False), (inside, False)]))
+    grouped = _in_groups(call)
     dim = grouped.dim(2)
     if x.layout[0] == (ROW,) and len(grouped.dims[dim]) > 1:
         return call.rowwise()
-    eps = call.value("eps")
+    size, eps = grouped.sizes[dim], call.value("eps")
     normed = call.along(
-        grouped, [dim], lambda part, _: call.run(aten.layer_norm.default, part, [inside], None, None, eps)
+        grouped, [dim], lambda part, _: call.run(aten.layer_norm.default, part, [size], None, None, eps)
     )
-    result: Form = folds.to_shape(call.builder, normed, own)
+    return _out_of_groups(call, normed)
+
+
+def _in_groups(call: Call) -> Form:
+    """`[rows, channels, ...]` as `[rows, groups, all that is in one]`."""
+    x, _ = _normalised(call)
+    groups = call.number("num_groups")
+    inside = math.prod(size for size, _ in x.extents[1:]) // groups
+    return call.tidy(folds.to_shape(call.builder, x, [x.extents[0], (groups, False), (inside, False)]))
+
+
+def _out_of_groups(call: Call, normed: Form) -> Form:
+    """With the axes of what is normalised, by weights per channel."""
+    own = call.form("input").extents
     axes: tuple[tuple[int, ...], ...] = ((), (0,), *(() for _ in own[2:]))
-    if call.value("weight") is not None:
-        result = grid.multiply(call.builder, [result, replace(call.form("weight"), layout=axes)], x.dtype)
-    if call.value("bias") is not None:
-        result = grid.total(call.builder, [result, replace(call.form("bias"), layout=axes)], x.dtype, (1.0, 1.0))
-    return result
+    return _affine(call, folds.to_shape(call.builder, normed, own), axes)
 
 
 def norm_of_rows(call: Call) -> Value:
@@ -131,24 +147,29 @@ def _weights(call: Call) -> tuple[str, ...]:
     return ("weight",) if "rms_norm" in call.name else ("weight", "bias")
 
 
-def _norm_by_statistics(call: Call, x: Form, count: int) -> Form:
+def _by_statistics(call: Call, x: Form, count: int, centred: bool, eps: float) -> Form:
+    """Law 2 along the last axes, without weights."""
     x = call.tidy(call.settled(call.tidy(x)))
     dims = [d for e in x.layout[len(x.layout) - count :] for d in e]
     if all(len(x.dims[d]) == 1 for d in dims):
         raise Elsewhere(f"both sides of the normalised axes of {x.axes} are known at one rate once they are computed")
     axes = sorted(x.axis(d) for d in dims)
-    centred = len(_weights(call)) > 1
-    eps = call.value("eps") if call.value("eps") is not None else torch.finfo(x.dtype).eps
     scale = call.each(aten.rsqrt.default, _mean_square(call, x, dims, axes, centred, eps))
     parts = [grid.multiply(call.builder, [x, scale], x.dtype)]
     if centred:
         parts.append(grid.multiply(call.builder, [_parts_of_mean(call, x, dims, axes), scale], x.dtype))
-    result = grid.total(call.builder, parts, x.dtype, (1.0, -1.0)[: len(parts)])
-    if call.value("weight") is not None:
-        result = grid.multiply(call.builder, [result, call.form("weight")], x.dtype)
-    if call.value("bias") is not None:
-        result = grid.total(call.builder, [result, call.form("bias")], x.dtype, (1.0, 1.0))
-    return result
+    return grid.total(call.builder, parts, x.dtype, (1.0, -1.0)[: len(parts)])
+
+
+def _affine(call: Call, normed: Form, axes: tuple[tuple[int, ...], ...] | None = None) -> Form:
+    """`x * weight + bias`, as far as there are such, which lie along `axes`, by default along the last."""
+    weight, bias = (None if call.value(n) is None else call.form(n) for n in ("weight", "bias"))
+    if weight is not None:
+        own = replace(weight, layout=axes or weight.layout)
+        normed = grid.multiply(call.builder, [normed, own], normed.dtype)
+    if bias is not None:
+        normed = grid.total(call.builder, [normed, replace(bias, layout=axes or bias.layout)], normed.dtype, (1.0, 1.0))
+    return normed
 
 
 def _mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> Form:
@@ -201,7 +222,7 @@ LAWS = [
     *law("batch norm", Level.REQUEST, {
         "batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm": batch_norm,
     }, blocks=Level.LINEAR),
-    *law("layer norm over blocks", Level.FULL, {BY_AXES: norm_of_cut_axis}),
+    *law("layer norm over blocks", Level.FULL, {BY_AXES: norm_of_cut_axis, "group_norm": norm_of_cut_groups}),
     *law("norm of blocks", Level.LINEAR, {BY_AXES: norm_of_blocks}),
     *law("one side alone", Level.REQUEST, {
         f"{BY_AXES} native_group_norm": norm_of_rows,
