@@ -42,10 +42,22 @@ def image(c: Tensor, k: Tensor) -> Tensor:
     return behind(c, k)[:, None]
 
 
+def corner(c: Tensor, k: Tensor) -> Tensor:
+    """`[B, 1, T + 1, D]`, the last place of all the candidate's alone."""
+    return torch.cat([c, torch.cat([c[:, 0, 1:], k[:, :1]], 1)[:, None]], 1)[:, None]
+
+
 EQUAL: dict[str, Equal] = {
     "windows": (lambda c, k: both(c, k).unfold(1, 3, 1).amax(2), ROWS, {}),
     "conv1d": (lambda c, k, w: F.conv1d(both(c, k).unsqueeze(1), w).flatten(1), ROWS, dict(w=randn(2, 1, 3))),
     "max_pool": (lambda c, k: F.max_pool1d(fields(c, k), 2), FIELDS, {}),
+    "uneven_parts": (
+        lambda c, k, w: (
+            F.adaptive_avg_pool1d(fields(c, k).mT, 3) @ w + F.adaptive_max_pool1d(fields(c, k).mT, 5)[:, :, :2]
+        ),
+        FIELDS,
+        dict(w=randn(3, 2)),
+    ),
     "window_places": (lambda c, k: behind(c, k).unfold(1, 3, 2).exp().sum((1, 3)), HISTORY, {}),
 }
 
@@ -82,6 +94,9 @@ WINDOWS: dict[str, Call] = {
     "max_pool1d": lambda c, k, w, b: F.max_pool1d(channels(c, k), 2, 1, padding=1),
     "max_pool2d": lambda c, k, w, b: F.max_pool2d(image(c, k), (2, 1), 1, padding=(1, 0)),
     "avg_pool2d": lambda c, k, w, b: F.avg_pool2d(image(c, k), (2, 3), (1, 2), padding=(1, 1)),
+    "adaptive_avg_pool1d": lambda c, k, w, b: F.adaptive_avg_pool1d(channels(c, k), 4),
+    "adaptive_max_pool1d": lambda c, k, w, b: F.adaptive_max_pool1d(channels(c, k), 4),
+    "adaptive_avg_pool2d": lambda c, k, w, b: F.adaptive_avg_pool2d(image(c, k), (4, 3)),
     "unfold": lambda c, k, w, b: behind(c, F.relu(k)).unfold(1, 1, 1).amax(-1),
     "diff": lambda c, k, w, b: torch.diff(behind(c, k), dim=1, prepend=behind(c, k)[:, :1]),
 }
@@ -122,12 +137,22 @@ def test_multiply_adds_of_a_convolution_are_counted_by_window():
     assert cost == 1000 * 2 * D * 3 + (49 * 3 + 2 + 1) * D * 3  # of the last window, one is a zero
 
 
+def test_a_layer_behind_uneven_parts_multiplies_those_of_the_candidate():
+    """Six places in four parts of two, of which the last reads the target: a sum of both, or the largest of both."""
+    rows = TOKENS[0][torch.arange(4) % 3], TOKENS[1][:4]
+    for name in ("adaptive_avg_pool1d", "adaptive_max_pool1d"):
+        pooled = WINDOWS[name]
+        model = Function(lambda c, k, w, b, pooled=pooled: (pooled(c, k, w, b).mT @ w[:, :, 0].T).exp(), **KERNEL)
+        program = capture(model.eval(), rows, ["context"], all_rules())
+        assert hoisted_at(program, Level.LINEAR).plan.cost.multiply_adds == 1000 * D * 3 + 3 * D * 3
+
+
 WHOLE: dict[str, tuple[Call, str]] = {  # near misses that another law takes: the whole axis, as one tensor
     "further_than_the_end": (lambda c, k: F.avg_pool1d(channels(c, k), 4, 3, ceil_mode=True), "avg_pool1d"),
     "zeros_that_do_not_count": (
         lambda c, k: F.avg_pool1d(channels(c, k), 2, 1, 1, count_include_pad=False), "avg_pool1d",
     ),
-    "uneven_parts": (lambda c, k: F.adaptive_avg_pool1d(channels(c, k), 4), "adaptive_avg_pool1d"),
+    "parts_of_two_axes": (lambda c, k: F.adaptive_avg_pool2d(corner(c, k), (4, 2)), "adaptive_avg_pool2d"),
     "another_divisor": (lambda c, k: F.avg_pool2d(image(c, k), (6, 1), divisor_override=2), "avg_pool2d"),
     "transposed": (lambda c, k: F.conv_transpose1d(channels(c, k), torch.ones(D, 1, 2).double()), "convolution"),
 }  # fmt: skip
@@ -161,8 +186,9 @@ def test_pooling_that_is_another_operator(name: str):
     assert operator in called and not {o for o in called if "pool" in o} - {operator}
 
 
-def test_the_largest_of_places_and_where_it_is():
+@pytest.mark.parametrize("parts", [1, 3, 4])
+def test_the_largest_of_places_and_where_it_is(parts: int):
     def call(c: Tensor, k: Tensor) -> list[Tensor]:
-        return list(F.adaptive_max_pool1d(channels(c, k), 1, return_indices=True))
+        return list(F.adaptive_max_pool1d(channels(c, k), parts, return_indices=True))
 
     check_model(Function(call).eval(), *TOKENS)

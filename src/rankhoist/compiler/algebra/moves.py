@@ -219,8 +219,13 @@ def _cut_labels(labels: Labels, sizes: Sequence[Sized]) -> list[Labels] | None:
 
 def unfolded(builder: Builder, form: Form, axis: int, size: int, step: int) -> Form:
     """Windows along an original axis as a new last one: `x[..., t * step + j, ...]` at `[..., t, ..., j]`."""
+    places = np.arange(0, form.sizes[form.dim(axis)] - size + 1, step)[:, None] + np.arange(size)
+    return windows(builder, form, axis, places)
+
+
+def windows(builder: Builder, form: Form, axis: int, places: np.ndarray) -> Form:
+    """The same with any places of each: `x[..., places[t, j], ...]` at `[..., t, ..., j]`."""
     dim = form.dim(axis)
-    places = np.arange(0, form.sizes[dim] - size + 1, step)[:, None] + np.arange(size)
     split = split_dim(builder, take_dim(builder, form, dim, places.reshape(-1)), dim, places.shape)
     layout = replaced(split.layout, axis, (dim,))
     return replace(split, layout=(*layout, (dim + 1,)))

@@ -11,9 +11,11 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 
 from rankhoist.compiler.algebra import folds, grid, joins, moves, sequences
 from rankhoist.compiler.algebra.call import Call
@@ -203,8 +205,8 @@ def _pooled(call: Call) -> tuple[Form, range]:
 def _pools(call: Call, x: Form, axes: Sequence[int]) -> list[Windows]:
     """Windows along every axis; declines where what is put around counts for nothing in a mean."""
     count = len(axes)
-    if call.value("kernel_size") is None or len(call.outs) > 1:
-        raise Elsewhere("windows of several sizes, or the places of the largest")
+    if len(call.outs) > 1:
+        raise Elsewhere("the places of the largest")
     size, padding = (_for_each(call.value(k), count) for k in ("kernel_size", "padding"))
     stride = _for_each(call.value("stride") or size, count)
     dilation = _for_each(call.value("dilation") or 1, count)
@@ -217,6 +219,65 @@ def pooling_of_rows(call: Call) -> Value:
     """As a whole, every row for itself."""
     _pooled(call)
     return call.rowwise()
+
+
+def means_of_parts(call: Call) -> Form:
+    """`adaptive_avg_pool`: along one axis after the other, as a mean of means of as many places is that of all."""
+    x, axes, counts = _parts_of(call)
+
+    def mean(own: Form, _: np.ndarray) -> Form:
+        dim = own.dim(-1)
+        return grid.sum_dims(call.builder, own, [dim], 1.0 / own.sizes[dim])
+
+    for axis, count in zip(axes, counts, strict=True):
+        x = _of_parts(call, x, axis, count, mean)
+    return x
+
+
+def largest_of_parts(call: Call) -> list[Form]:
+    """`adaptive_max_pool1d`: the largest of parts of every part, and where it is."""
+    x, (axis,), (count,) = _parts_of(call)
+
+    def largest(own: Form, _: np.ndarray) -> Form:
+        own = call.tidy(own)
+        dim = own.dim(-1)
+        sides = (joins.segment(own, dim, k) for k in range(len(own.dims[dim])))
+        found: list[Form] = [
+            call.along(side, [dim], lambda x, axes: call.run(aten.amax.default, x, axes)) for side in sides
+        ]
+        return reduce(lambda x, y: call.each(aten.maximum.default, x, y), found)
+
+    def where(own: Form, begin: np.ndarray) -> Form:
+        found: Form = call.along(own, [own.dim(-1)], lambda x, axes: call.run(aten.argmax.default, x, axes[0]))
+        return call.each(aten.add.Tensor, found, grid.tensor_form(call.builder, torch.from_numpy(begin)))
+
+    return [_of_parts(call, x, axis, count, largest), _of_parts(call, x, axis, count, where)]
+
+
+def _parts_of(call: Call) -> tuple[Form, range, list[int]]:
+    """What is pooled, along which axes, and into how many parts each; one axis is cut."""
+    x, axes = _pooled(call)
+    _only_cut(x, axes)
+    if not x.arithmetic or any(x.varies(x.dim(a)) for a in axes):
+        raise Elsewhere(f"parts of {x.axes} are as long as a call says")
+    return call.tidy(x), axes, call.number("output_size")
+
+
+def _of_parts(call: Call, x: Form, axis: int, count: int, pool: Callable[[Form, np.ndarray], Form]) -> Form:
+    """Part t of n parts of T places is `t T // n` to `-(-(t + 1) T // n)`; those of one length are pooled at once.
+
+    Args:
+        pool: gets these, along a last axis of their own, and where each begins.
+    """
+    length = x.sizes[x.dim(axis)]
+    begin = np.arange(count) * length // count
+    sizes = -(-np.arange(1, count + 1) * length // count) - begin
+    made = []
+    for size in np.unique(sizes):
+        own = begin[sizes == size]
+        made.append(pool(moves.windows(call.builder, x, axis, own[:, None] + np.arange(size)), own))
+    joined = joins.along_axis(call.builder, made, axis)
+    return moves.take_dim(call.builder, joined, joined.dim(axis), np.argsort(np.argsort(sizes, kind="stable")))
 
 
 # -- unfold
@@ -251,16 +312,19 @@ def unfold_rows(call: Call) -> Value:
     return call.rowwise()
 
 
-POOLS = """
-max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d
-adaptive_avg_pool2d adaptive_max_pool1d
-"""
+POOLS = "max_pool1d max_pool2d max_pool1d_with_indices max_pool2d_with_indices avg_pool1d avg_pool2d"
+MEANS_OF_PARTS, LARGEST_OF_PARTS = "adaptive_avg_pool1d adaptive_avg_pool2d", "adaptive_max_pool1d"
 
 LAWS = [
     *law("windows", Level.LINEAR, {
         "conv1d conv2d conv3d convolution": convolution,
         POOLS: pooling,
         "unfold": unfold,
+        MEANS_OF_PARTS: means_of_parts,
     }),
-    *law("one side alone", Level.REQUEST, {POOLS: pooling_of_rows, "unfold": unfold_rows}, blocks=Level.LINEAR),
+    *law("windows", Level.LINEAR, {LARGEST_OF_PARTS: largest_of_parts}, ties=True),
+    *law("one side alone", Level.REQUEST, {
+        f"{POOLS} {MEANS_OF_PARTS} {LARGEST_OF_PARTS}": pooling_of_rows,
+        "unfold": unfold_rows,
+    }, blocks=Level.LINEAR),
 ]  # fmt: skip
