@@ -47,16 +47,19 @@ def corner(c: Tensor, k: Tensor) -> Tensor:
     return torch.cat([c, torch.cat([c[:, 0, 1:], k[:, :1]], 1)[:, None]], 1)[:, None]
 
 
+def of_patches(x: Tensor) -> Tensor:
+    """A number of each, for which every place of it counts otherwise."""
+    return (x * torch.arange(1, x.shape[1] + 1)[:, None]).amax(1)
+
+
 EQUAL: dict[str, Equal] = {
     "windows": (lambda c, k: both(c, k).unfold(1, 3, 1).amax(2), ROWS, {}),
     "conv1d": (lambda c, k, w: F.conv1d(both(c, k).unsqueeze(1), w).flatten(1), ROWS, dict(w=randn(2, 1, 3))),
     "max_pool": (lambda c, k: F.max_pool1d(fields(c, k), 2), FIELDS, {}),
     "uneven_parts": (
-        lambda c, k, w: (
-            F.adaptive_avg_pool1d(fields(c, k).mT, 3) @ w + F.adaptive_max_pool1d(fields(c, k).mT, 5)[:, :, :2]
-        ),
+        lambda c, k, w: (F.adaptive_avg_pool1d(fields(c, k).mT, 5) + F.adaptive_max_pool1d(fields(c, k).mT, 5)) @ w,
         FIELDS,
-        dict(w=randn(3, 2)),
+        dict(w=randn(5, 2)),
     ),
     "window_places": (lambda c, k: behind(c, k).unfold(1, 3, 2).exp().sum((1, 3)), HISTORY, {}),
 }
@@ -97,6 +100,13 @@ WINDOWS: dict[str, Call] = {
     "adaptive_avg_pool1d": lambda c, k, w, b: F.adaptive_avg_pool1d(channels(c, k), 4),
     "adaptive_max_pool1d": lambda c, k, w, b: F.adaptive_max_pool1d(channels(c, k), 4),
     "adaptive_avg_pool2d": lambda c, k, w, b: F.adaptive_avg_pool2d(image(c, k), (4, 3)),
+    "im2col": lambda c, k, w, b: of_patches(F.unfold(image(c, k), (2, 3), padding=(1, 0))),
+    "im2col.wide": lambda c, k, w, b: of_patches(F.unfold(image(c, k).mT, (2, 2), stride=(2, 1))),
+    "im2col.dilated": lambda c, k, w, b: of_patches(
+        F.unfold(channels(c, k)[..., None], (2, 1), dilation=2, padding=(1, 0))
+    ),
+    "im2col.far": lambda c, k, w, b: of_patches(F.unfold(image(c, k), (5, 2), padding=(4, 1), stride=(1, 2))),
+    "im2col.far_and_wide": lambda c, k, w, b: of_patches(F.unfold(image(c, k).mT, (3, 6), padding=(0, 5))),
     "unfold": lambda c, k, w, b: behind(c, F.relu(k)).unfold(1, 1, 1).amax(-1),
     "diff": lambda c, k, w, b: torch.diff(behind(c, k), dim=1, prepend=behind(c, k)[:, :1]),
 }
@@ -137,6 +147,22 @@ def test_multiply_adds_of_a_convolution_are_counted_by_window():
     assert cost == 1000 * 2 * D * 3 + (49 * 3 + 2 + 1) * D * 3  # of the last window, one is a zero
 
 
+def test_a_layer_of_patches_multiplies_what_they_have_of_the_candidate():
+    """Of patches of three places one has the target, as the last; of channels the target is one of three."""
+
+    def history(c: Tensor, k: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return (F.unfold(channels(c, k)[..., None], (3, 1)).mT @ w.flatten(1).T).exp()
+
+    def channel(c: Tensor, k: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        whole = torch.stack([c[:, 0], c[:, 1], k], 1)[:, :, None]
+        return (F.unfold(whole, (1, 3)).mT @ w[:, :3].flatten(1).T).exp()
+
+    rows = randn(4, 50, D), randn(4, D)
+    for call, once, each in ((history, 48 * 3 * D + 2 * D, D), (channel, 2 * 2 * 3, 2 * 3)):
+        program = capture(Function(call, **KERNEL).eval(), rows, ["context"], all_rules())
+        assert hoisted_at(program, Level.LINEAR).plan.cost.multiply_adds == 3 * (1000 * each + once), call
+
+
 def test_a_layer_behind_uneven_parts_multiplies_those_of_the_candidate():
     """Six places in four parts of two, of which the last reads the target: a sum of both, or the largest of both."""
     rows = TOKENS[0][torch.arange(4) % 3], TOKENS[1][:4]
@@ -153,6 +179,7 @@ WHOLE: dict[str, tuple[Call, str]] = {  # near misses that another law takes: th
         lambda c, k: F.avg_pool1d(channels(c, k), 2, 1, 1, count_include_pad=False), "avg_pool1d",
     ),
     "parts_of_two_axes": (lambda c, k: F.adaptive_avg_pool2d(corner(c, k), (4, 2)), "adaptive_avg_pool2d"),
+    "patches_of_two_axes": (lambda c, k: F.unfold(corner(c, k), (5, 4), padding=(4, 3)), "im2col"),
     "another_divisor": (lambda c, k: F.avg_pool2d(image(c, k), (6, 1), divisor_override=2), "avg_pool2d"),
     "transposed": (lambda c, k: F.conv_transpose1d(channels(c, k), torch.ones(D, 1, 2).double()), "convolution"),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -25,73 +25,6 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.rules.law import law
 
-CONTEXT, BOTH_SIDES, CANDIDATE = range(3)  # what a window reads
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows along one axis: positions in each, steps between and within them, and what is put around the axis."""
-
-    axis: int
-    size: int
-    stride: int = 1
-    dilation: int = 1
-    before: int = 0
-    behind: int = 0
-
-    @property
-    def span(self) -> int:
-        """Positions from the first that a window reads to the last."""
-        return self.dilation * (self.size - 1) + 1
-
-    def count(self, length: int) -> int:
-        """Windows on an axis of that length, nothing put around it."""
-        return (length - self.span) // self.stride + 1
-
-    def reads(self, start: int, end: int) -> np.ndarray:
-        """All that windows from `start` to `end` read, and what lies between."""
-        return np.arange(start * self.stride, (end - 1) * self.stride + self.span)
-
-    @property
-    def bare(self) -> Windows:
-        """The same on an axis around which nothing need be put."""
-        return replace(self, before=0, behind=0)
-
-
-Apply = Callable[[Form, Windows, int], Form]  # x, windows that are all of one kind, the kind
-
-
-def by_windows(call: Call, x: Form, windows: Windows, number: float, apply: Apply) -> Form:
-    """Runs of windows that read the same sides, each at its own rate.
-
-    Args:
-        number: what lies before the axis and behind it.
-    """
-    dim = x.dim(windows.axis)
-    late = sequences.per_candidate(x, dim)
-    if late.all() or not late.any():
-        raise Elsewhere(f"axis {windows.axis} of {x.axes} is known at one rate")
-    own = windows.bare
-    if windows.before or windows.behind:
-        x = joins.padded(call.builder, x, windows.axis, windows.before, windows.behind, number)
-        late = np.concatenate([np.zeros(windows.before, bool), late, np.zeros(windows.behind, bool)])
-    reads = [late[t * own.stride : t * own.stride + own.span : own.dilation] for t in range(own.count(len(late)))]
-    kinds = [int(r.any()) + int(r.all()) for r in reads]
-    runs = sequences.runs(kinds) if any(kinds) else [(0, len(kinds), CONTEXT)]
-    dim = x.dim(windows.axis)
-    parts = [apply(moves.take_dim(call.builder, x, dim, own.reads(a, b)), own, kind) for a, b, kind in runs]
-    return joins.along_axis(call.builder, parts, windows.axis)
-
-
-def _only_cut(x: Form, axes: Sequence[int]) -> int:
-    """The one axis that exists per candidate in part."""
-    late = {a: sequences.per_candidate(x, x.dim(a)) for a in axes if len(x.layout[a]) == 1 and ROW not in x.layout[a]}
-    cut = [a for a, own in late.items() if own.any() and not own.all()]
-    if len(cut) != 1:
-        raise Elsewhere(f"{len(cut)} of the axes of {x.axes} hold both context and candidate")
-    return cut[0]
-
-
 # -- convolution
 
 
@@ -103,24 +36,24 @@ def convolution(call: Call) -> Form:
     if x.layout[0] != (ROW,):
         raise Elsewhere(f"the first axis of {x.axes} is not the rows")
     space = range(2, len(x.layout))
-    cut = _only_cut(x, space)
+    cut = sequences.only_cut(x, space)
     each = _each_axis(call, weight.sizes[2:], len(space))
 
-    def apply(part: Form, own: Windows, kind: int) -> Form:
-        if kind == BOTH_SIDES and _whole_elsewhere(part, each, own):
+    def apply(part: Form, own: sequences.Windows, kind: int) -> Form:
+        if kind == sequences.BOTH_SIDES and _whole_elsewhere(part, each, own):
             return _by_products(call, part, weight, own, len(space))
         around = [own if w.axis == own.axis else w for w in each]
         return _convolved(call, part, weight, around)
 
-    return _with_bias(call, by_windows(call, x, each[cut - 2], 0.0, apply))
+    return _with_bias(call, sequences.by_windows(call.builder, x, each[cut - 2], 0.0, apply))
 
 
-def _each_axis(call: Call, sizes: Sequence[int], count: int) -> list[Windows]:
+def _each_axis(call: Call, sizes: Sequence[int], count: int) -> list[sequences.Windows]:
     stride, dilation = (_for_each(call.value(k), count) for k in ("stride", "dilation"))
     padding = call.value("padding")
     result = []
     for i, size in enumerate(sizes):
-        own = Windows(i + 2, size, stride[i], dilation[i])
+        own = sequences.Windows(i + 2, size, stride[i], dilation[i])
         if isinstance(padding, str):
             total = own.span - 1 if padding == "same" else 0
             result.append(replace(own, before=total // 2, behind=total - total // 2))
@@ -134,7 +67,7 @@ def _for_each(value: Any, count: int) -> list[int]:
     return list(value) * (count // len(value)) if isinstance(value, list | tuple) else [value] * count
 
 
-def _convolved(call: Call, x: Form, weight: Form, each: Sequence[Windows]) -> Form:
+def _convolved(call: Call, x: Form, weight: Form, each: Sequence[sequences.Windows]) -> Form:
     """Without a bias, at the rate of x."""
     for w in each:
         if w.before != w.behind:
@@ -146,13 +79,13 @@ def _convolved(call: Call, x: Form, weight: Form, each: Sequence[Windows]) -> Fo
     return made
 
 
-def _whole_elsewhere(x: Form, each: Sequence[Windows], own: Windows) -> bool:
+def _whole_elsewhere(x: Form, each: Sequence[sequences.Windows], own: sequences.Windows) -> bool:
     """Whether there is one window along every other axis, and it is the axis."""
     others = [w for w in each if w.axis != own.axis]
     return all(w.size == x.sizes[x.dim(w.axis)] and not w.before and not w.behind for w in others)
 
 
-def _by_products(call: Call, x: Form, weight: Form, own: Windows, count: int) -> Form:
+def _by_products(call: Call, x: Form, weight: Form, own: sequences.Windows, count: int) -> Form:
     """Every window by itself: a linear map of all that it reads."""
     space = [f"s{i}" for i in range(count)]
     axes, dim = (["b", "g", "i", *space], ["g", "o", "i", *space]), x.dim(own.axis)
@@ -183,14 +116,14 @@ def pooling(call: Call) -> Form:
     sizes = [w.count(value.sizes[value.dim(w.axis)] + w.before + w.behind) for w in windows]
     if [size for size, _ in call.out.extents[axes[0] :]] != sizes:
         raise Elsewhere("a window reaches further than what is put behind the axis")
-    at = _only_cut(value, axes) - axes[0]
+    at = sequences.only_cut(value, axes) - axes[0]
 
-    def apply(part: Form, own: Windows, kind: int) -> Form:
+    def apply(part: Form, own: sequences.Windows, kind: int) -> Form:
         padding = [0 if i == at else w.before for i, w in enumerate(windows)]
         made: Form = call.again(self=part, padding=padding, ceil_mode=False)
         return made
 
-    return by_windows(call, value, windows[at], -math.inf if "max" in call.name else 0.0, apply)
+    return sequences.by_windows(call.builder, value, windows[at], -math.inf if "max" in call.name else 0.0, apply)
 
 
 def _pooled(call: Call) -> tuple[Form, range]:
@@ -202,7 +135,7 @@ def _pooled(call: Call) -> tuple[Form, range]:
     return value, axes
 
 
-def _pools(call: Call, x: Form, axes: Sequence[int]) -> list[Windows]:
+def _pools(call: Call, x: Form, axes: Sequence[int]) -> list[sequences.Windows]:
     """Windows along every axis; declines where what is put around counts for nothing in a mean."""
     count = len(axes)
     if len(call.outs) > 1:
@@ -212,7 +145,7 @@ def _pools(call: Call, x: Form, axes: Sequence[int]) -> list[Windows]:
     dilation = _for_each(call.value("dilation") or 1, count)
     if any(padding) and (call.value("count_include_pad") is False or not x.dtype.is_floating_point):
         raise Elsewhere("what is put around the axis does not count")
-    return [Windows(a, size[i], stride[i], dilation[i], padding[i], padding[i]) for i, a in enumerate(axes)]
+    return [sequences.Windows(a, size[i], stride[i], dilation[i], padding[i], padding[i]) for i, a in enumerate(axes)]
 
 
 def pooling_of_rows(call: Call) -> Value:
@@ -257,7 +190,7 @@ def largest_of_parts(call: Call) -> list[Form]:
 def _parts_of(call: Call) -> tuple[Form, range, list[int]]:
     """What is pooled, along which axes, and into how many parts each; one axis is cut."""
     x, axes = _pooled(call)
-    _only_cut(x, axes)
+    sequences.only_cut(x, axes)
     if not x.arithmetic or any(x.varies(x.dim(a)) for a in axes):
         raise Elsewhere(f"parts of {x.axes} are as long as a call says")
     return call.tidy(x), axes, call.number("output_size")
@@ -292,11 +225,42 @@ def unfold(call: Call) -> Form:
         with contextlib.suppress(Decline):
             return moves.unfolded(call.builder, call.tidy(x), axis, size, step)
 
-    def apply(part: Form, own: Windows, kind: int) -> Form:
+    def apply(part: Form, own: sequences.Windows, kind: int) -> Form:
         made: Form = call.run(aten.unfold.default, part, axis, own.size, own.stride)
         return made
 
-    return by_windows(call, call.tidy(x), Windows(axis, size, step), 0.0, apply)
+    return sequences.by_windows(call.builder, call.tidy(x), sequences.Windows(axis, size, step), 0.0, apply)
+
+
+def patches(call: Call) -> Form:
+    """`F.unfold` of images, `[rows, C, H, W]` to `[rows, C * size, windows]`: as `unfold`, along two axes."""
+    x, each = call.form(), _each_axis(call, call.number("kernel_size"), 2)
+    if x.layout[0] != (ROW,) or len(x.layout) != 4 or not x.mixed or any(x.varies(x.dim(w.axis)) for w in each):
+        raise Elsewhere(f"{x.axes} is no image of both sides")
+    x = call.tidy(x)
+    with contextlib.suppress(Decline):
+        return _place_by_place(call, x, each)
+    cut = sequences.only_cut(x, [w.axis for w in each])
+
+    def apply(part: Form, own: sequences.Windows, kind: int) -> Form:
+        around = [own if w.axis == cut else w for w in each]
+        found: Form = call.again(self=part, padding=[w.before for w in around])
+        counts = [w.count(part.sizes[part.dim(w.axis)] + w.before + w.behind) for w in around]
+        return folds.to_shape(call.builder, found, [*found.extents[:2], *((n, False) for n in counts)])
+
+    made = sequences.by_windows(call.builder, x, each[cut - 2], 0.0, apply)
+    return folds.to_shape(call.builder, made, call.out.extents)
+
+
+def _place_by_place(call: Call, x: Form, each: Sequence[sequences.Windows]) -> Form:
+    """All that windows read, the places in one before the windows."""
+    for w in each:
+        x = joins.padded(call.builder, x, w.axis, w.before, w.behind, 0.0)
+        begin = w.stride * np.arange(w.count(x.sizes[x.dim(w.axis)]))
+        x = moves.windows(call.builder, x, w.axis, begin[:, None] + w.dilation * np.arange(w.size))
+    rows, channels, high, wide, *places = x.layout
+    x = moves.ordered(replace(x, layout=(rows, channels, *places, high, wide)))
+    return folds.to_shape(call.builder, x, call.out.extents)
 
 
 def _unfolded(call: Call) -> tuple[Form, int, int, int]:
@@ -320,6 +284,7 @@ LAWS = [
         "conv1d conv2d conv3d convolution": convolution,
         POOLS: pooling,
         "unfold": unfold,
+        "im2col": patches,
         MEANS_OF_PARTS: means_of_parts,
     }),
     *law("windows", Level.LINEAR, {LARGEST_OF_PARTS: largest_of_parts}, ties=True),
