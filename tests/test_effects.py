@@ -14,7 +14,8 @@ from helpers import LEVELS, Function, assert_equal, check_model
 from torch import Tensor
 
 import rankhoist
-from rankhoist.capture import capture, stated
+from rankhoist.capture import capture
+from rankhoist.capture.statements import wanted
 from rankhoist.compiler.plan import attempt
 from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import ExportError, HoistingWarning, UnsupportedModelError
@@ -136,15 +137,15 @@ def test_a_cut_to_the_longest_of_a_call_is_told_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("test", "wanted"),
+    ("test", "truth"),
     [
         ("x", True), ("not x", False), ("x and y", True), ("x and not y", None), ("x or y", None),
         ("not (x or y)", False), ("not (x and y)", None), ("0 < x < 1", True), ("not 0 < x < 1", None),
         ("x if y else z", None), ("not (x or not y)", None), ("all(x for x in y)", None), ("f(x and y)", None),
     ],
 )  # fmt: skip
-def test_what_an_assertion_wants_to_hear(test, wanted):
-    assert stated._wanted(ast.parse(test, mode="eval").body, True) is wanted
+def test_what_an_assertion_wants_to_hear(test, truth):
+    assert wanted(ast.parse(test, mode="eval").body, True) is truth
 
 
 def test_an_operator_that_writes_to_what_it_is_given_is_named():

@@ -24,10 +24,12 @@ from rankhoist.capture.archive import muted
 from rankhoist.capture.asked import Asked
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
+from rankhoist.capture.nowhere import of_all_answers
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.other_words import OtherWords
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.refusal import failing_module, line_of, refused
+from rankhoist.capture.shortcuts import Answers, answered
 from rankhoist.capture.signature import by_name, naming
 from rankhoist.capture.stated import Stated
 from rankhoist.capture.varying import Axes, fitted, told, traceable
@@ -107,11 +109,15 @@ def exported(
     for floats, strict in ((False, False), (True, False), (False, True)):
         if first is not None and not (_fixes_rows(first) if strict else _reads_floats(first)):
             continue
-        mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats)
-        try:
+
+        def once(answers: Answers | None, floats: bool = floats, strict: bool = strict) -> torch.export.ExportedProgram:
             own = _no_own_gradients() if training else contextlib.nullcontext()
+            mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers)
             with _quiet(), own, of_any_length(), mode:
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
+
+        try:
+            return once(None) if strict or training else of_all_answers(once)
         except Exception as error:
             first = first or error
     assert first is not None
@@ -149,11 +155,12 @@ def _no_own_gradients() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _symbolic(model: nn.Module, training: bool, floats: bool) -> Iterator[None]:
-    """With functions of torch that would fix the number of rows in other words, checks of data as assertions, and the
-    values of weights where Python asks for them.
+def _symbolic(model: nn.Module, training: bool, floats: bool, answers: Answers | None) -> Iterator[None]:
+    """With functions of torch that would fix the number of rows in other words, checks of data as assertions, the
+    values of weights where Python asks for them, and answers where it asks whether there is anything.
     """
-    with EvenParts(), OtherWords(), Asked(model, training, floats), Stated():
+    questions = contextlib.nullcontext() if answers is None else answered(answers)
+    with EvenParts(), OtherWords(), questions, Asked(model, training, floats), Stated():
         yield
 
 

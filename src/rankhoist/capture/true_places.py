@@ -129,15 +129,23 @@ def _of_all(counted: Any, axis: Any, only: bool = False) -> Column | None:
 def counted(graph: fx.Graph) -> dict[sympy.Symbol, sympy.Expr]:
     """How many places a mask chooses, which data decides, by its symbol -> how many it has, which is the most."""
     most: dict[sympy.Symbol, sympy.Expr] = {}
+    for symbol, mask in counted_by(graph).items():
+        sizes = (s.node.expr if isinstance(s, torch.SymInt) else sympy.Integer(s) for s in mask.meta["val"].shape)
+        most[symbol] = math.prod(sizes, start=sympy.Integer(1)).xreplace(most)
+    return most
+
+
+def counted_by(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
+    """Symbols of how many places a mask chooses -> the mask."""
+    found: dict[sympy.Symbol, fx.Node] = {}
     for node in graph.nodes:
         mask, axis = _chooses(node) or (None, 0)
         made = node.meta.get("val")
-        first = made[0] if isinstance(made, list | tuple) else made
+        first = made[0] if isinstance(made, list | tuple) and made else made
         size = first.shape[axis] if mask is not None and isinstance(first, torch.Tensor) else 0
         if mask is not None and isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
-            sizes = (s.node.expr if isinstance(s, torch.SymInt) else sympy.Integer(s) for s in mask.meta["val"].shape)
-            most.setdefault(size.node.expr, math.prod(sizes, start=sympy.Integer(1)).xreplace(most))
-    return most
+            found.setdefault(size.node.expr, mask)
+    return found
 
 
 def _chooses(node: fx.Node) -> tuple[fx.Node, int] | None:

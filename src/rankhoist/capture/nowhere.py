@@ -1,0 +1,344 @@
+"""Whether two graphs are one where a mask is true nowhere. Their terms are compared, by what they are made of:
+
+    z[m] = y  and  z.index_add(0, r, y) by its places r  are  z,   where(m, y, z)  is  z,   cat([y[m], z])  is  z
+
+What is chosen has no elements then, and neither has what is made of it, as far as sizes say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx.immutable_collections import immutable_list
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture.defaults import fill
+from rankhoist.capture.effects import without_tokens
+from rankhoist.capture.operators import operator_name
+from rankhoist.capture.recurrent import of_any_length
+from rankhoist.capture.shortcuts import COMPARED, MARK, OPPOSITE, Answers, Question, same_state
+from rankhoist.capture.true_places import by_masks, counted_by
+
+aten = torch.ops.aten
+COUNTS = {aten.sum.default, aten.count_nonzero.default, aten.any.default}
+CONTRARY = {
+    "ne": "eq",
+    "eq": "ne",
+    "ge": "lt",
+    "gt": "le",
+    "le": "gt",
+    "lt": "ge",
+}  # where one is true, the other is not
+SAME = {"_to_copy", "to", "clone", "alias", "contiguous", "detach"}  # elements are the same
+VIEWS = {
+    *SAME,
+    "expand",
+    "flatten",
+    "permute",
+    "reshape",
+    "select",
+    "slice",
+    "squeeze",
+    "transpose",
+    "t",
+    "unsqueeze",
+    "view",
+}
+WRITES = {"index_put", "index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce"}
+SOME = (1, 2, 10**6)  # numbers of places; a relation that is the same of these is so of all but 0
+
+
+def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> ExportedProgram:
+    """A model exported as if there was work wherever it asks, if that is what it computes; as it is otherwise.
+
+    Args:
+        export: with answers; or without, when torch.export refuses a question.
+    """
+    busy = Answers()
+    program = export(busy)
+    if busy.asked:
+        first = _plain(program)
+        for number in range(len(busy.asked)):
+            idle = Answers(number)
+            try:
+                second = _plain(export(idle))
+            except Exception:  # whatever it is, there is no graph to compare
+                return export(None)
+            goes_on = len(busy.asked) == len(idle.asked) and all(map(same_state, busy.asked, idle.asked))
+            if not (goes_on and _same((first, second), (busy, idle), number)):
+                return export(None)
+    for node in [n for n in program.graph.nodes if _is_mark(n)]:
+        program.graph.erase_node(node)
+    return program
+
+
+def _plain(program: ExportedProgram) -> ExportedProgram:
+    """In the words in which graphs are compared."""
+    with of_any_length():
+        program = program.run_decompositions({})
+    without_tokens(program)
+    by_masks(program.graph)
+    fill(program.graph)
+    return program
+
+
+def _is_mark(node: fx.Node) -> bool:
+    return node.target is aten._assert_async.msg and str(node.args[1]).startswith(MARK)
+
+
+def _same(programs: Sequence[ExportedProgram], answers: Sequence[Answers], number: int) -> bool:
+    """Whether two exports are one where there is nothing of what a question asks for, and all operators of the first
+    one take that there is nothing.
+    """
+    terms = Terms()
+    graphs = [_Graph(program, terms) for program in programs]
+    if not all(graph.learn(own.asked[number], number) for graph, own in zip(graphs, answers, strict=True)):
+        return False
+    first, second = (graph.results() for graph in graphs)
+    return first == second and graphs[0].takes_nothing()
+
+
+@dataclass
+class Terms:
+    """Numbers of terms, of both graphs: those of the same operator and terms are one.
+
+    Attributes:
+        nowhere, everywhere: those of masks that are true nowhere, and everywhere.
+    """
+
+    numbers: dict[Any, int] = field(default_factory=dict)
+    nowhere: set[int] = field(default_factory=set)
+    everywhere: set[int] = field(default_factory=set)
+
+    def of(self, *key: Any) -> int:
+        return self.numbers.setdefault(key, len(self.numbers))
+
+
+class _Graph:
+    """A graph, and the numbers of its terms."""
+
+    def __init__(self, program: ExportedProgram, terms: Terms) -> None:
+        self._graph, self._terms = program.graph, terms
+        self._constants = {
+            spec.arg.name: _content(program.constants[spec.target])
+            for spec in program.graph_signature.input_specs
+            if spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None
+        }
+        self._counted = counted_by(self._graph)
+        self._numbers: dict[fx.Node, int] = {}
+        self._read(self._whole)
+
+    # -- what is known where there is nothing
+
+    def learn(self, question: Question, number: int) -> bool:
+        """Which masks are true nowhere; False where it is none of them."""
+        mark = next((n.args[0] for n in self._graph.nodes if _is_mark(n) and n.args[1] == f"{MARK}{number}"), None)
+        if question.about is None:
+            return self._if(mark, question.nothing)
+        symbols = question.about.free_symbols
+        if len(symbols) != 1 or not _says_none(lambda n: question.about.subs(*symbols, n), question.nothing):
+            return False
+        return self._if(mark, False) if mark is not None else self._nowhere(self._counted.get(*symbols))
+
+    def _if(self, node: Any, truth: bool) -> bool:
+        """A number is true, or it is not."""
+        name, first = operator_name(node), node.args[0]
+        if node.target is aten.all.default and truth:
+            return self._everywhere(first)
+        if name in OPPOSITE:
+            return self._if(first, not truth)
+        if name in SAME and first.meta["val"].dtype == torch.bool:
+            return self._if(first, truth)
+        if name in COMPARED and isinstance(node.args[1], int | float):
+            return _says_none(lambda n: COMPARED[name](n, node.args[1]), truth) and self._none(first)
+        return not truth and self._none(node)
+
+    def _none(self, node: Any) -> bool:
+        """A number of places is 0."""
+        if operator_name(node) in SAME:
+            return self._none(node.args[0])
+        whole = node.target in COUNTS and set(node.args[1:]) <= {None}
+        return (
+            whole and (node.target is not aten.sum.default or _positive(node.args[0])) and self._nowhere(node.args[0])
+        )
+
+    def _nowhere(self, mask: Any) -> bool:
+        """A mask, of booleans or numbers, is true nowhere."""
+        if mask is None:
+            return False
+        self._terms.nowhere.add(self._numbers[mask])
+        if operator_name(mask) in SAME:
+            self._nowhere(mask.args[0])
+        if operator_name(mask) in OPPOSITE and mask.meta["val"].dtype == torch.bool:
+            self._everywhere(mask.args[0])
+        return True
+
+    def _everywhere(self, mask: Any) -> bool:
+        name = operator_name(mask)
+        if name in SAME:
+            return self._everywhere(mask.args[0])
+        if mask.meta["val"].dtype != torch.bool:
+            return False
+        self._terms.everywhere.add(self._numbers[mask])
+        if name in OPPOSITE:
+            self._nowhere(mask.args[0])
+        if name in CONTRARY:
+            contrary = getattr(getattr(aten, CONTRARY[name]), mask.target._overloadname)
+            self._terms.nowhere.add(self._terms.of(contrary, *self._given(mask.args, mask.kwargs)))
+        return True
+
+    # -- terms
+
+    def results(self) -> Any:
+        """Of all that is returned, where there is nothing."""
+        self._read(self._left)
+        last = next(n for n in self._graph.nodes if n.op == "output")
+        return self._given(last.args)
+
+    def _read(self, of: Callable[[fx.Node], int]) -> None:
+        for node in self._graph.nodes:
+            if node.op != "output":
+                self._numbers[node] = of(node)
+
+    def _given(self, *given: Any) -> Any:
+        """Arguments, with numbers of terms in place of nodes, as part of a key."""
+        values, spec = pytree.tree_flatten(given)
+        return tuple([(fx.Node, self._numbers[v]) if isinstance(v, fx.Node) else (type(v), v) for v in values]), str(
+            spec
+        )
+
+    def _whole(self, node: fx.Node) -> int:
+        """The number of a term as it is."""
+        if node.op == "call_function":
+            return self._terms.of(node.target, *self._given(node.args, node.kwargs))
+        return self._terms.of(node.op, self._constants.get(node.name, node.target))
+
+    def _left(self, node: fx.Node) -> int:
+        """The number of what a term is where there is nothing."""
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            return self._whole(node)
+        name, args = operator_name(node), tuple[Any, ...](node.args)
+        if name == "cat":
+            args = (immutable_list(part for part in args[0] if not self._is_nothing(part)), *args[1:])
+            if len(args[0]) == 1 and _alike(args[0][0], node, self._none_of()) is not None:
+                return self._numbers[args[0][0]]
+        same = self._same(node, name)
+        number = self._terms.of(node.target, *self._given(args, node.kwargs)) if same is None else self._numbers[same]
+        self._pass_on(node, name, number)
+        return number
+
+    def _same(self, node: fx.Node, name: str) -> Any:
+        """Another node that it is where there is nothing."""
+        given: Any = node.args
+        if name in WRITES and any(self._is_nothing(n) for n in pytree.tree_leaves(given[1:])):
+            return given[0]
+        if name in ("masked_scatter", "masked_fill") and self._is_nothing(given[1]):
+            return _alike(given[0], node)
+        if name == "where" and len(given) == 3:
+            number = self._numbers[given[0]]
+            kept = 2 if number in self._terms.nowhere else 1 if number in self._terms.everywhere else 0
+            return _alike(given[kept], node) if kept else None
+        return None
+
+    def _pass_on(self, node: fx.Node, name: str, number: int) -> None:
+        """Masks that are made of others."""
+        numbers = [self._numbers[n] for n in node.all_input_nodes]
+        nowhere, everywhere = self._terms.nowhere, self._terms.everywhere
+        first = numbers[0] if numbers else -1
+        if name in VIEWS or name in OPPOSITE:
+            for own, other in ((nowhere, everywhere), (everywhere, nowhere)):
+                if first in own:
+                    (other if name in OPPOSITE else own).add(number)
+        elif name in COMPARED and first in nowhere and isinstance(node.args[1], int | float):
+            (everywhere if COMPARED[name](0, node.args[1]) else nowhere).add(number)
+        elif name in ("logical_and", "bitwise_and") and nowhere & {*numbers}:
+            nowhere.add(number)
+
+    def _is_nothing(self, node: Any) -> bool:
+        """A mask that is true nowhere, or a tensor without elements."""
+        if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
+            return False
+        value, none = node.meta["val"], self._none_of()
+        mask = value.dtype == torch.bool and self._numbers[node] in self._terms.nowhere
+        return mask or any(_at(size, none) == 0 for size in value.shape)
+
+    def _none_of(self) -> dict[sympy.Symbol, int]:
+        """Sizes that are 0."""
+        return {s: 0 for s, mask in self._counted.items() if self._numbers.get(mask) in self._terms.nowhere}
+
+    # -- operators that are given nothing
+
+    def takes_nothing(self) -> bool:
+        """Whether no operator of what has no elements raises, as a maximum of nothing does."""
+        sizes = self._none_of()
+        for node in self._graph.nodes:
+            tensors = [n for n in (*node.all_input_nodes, node) if self._is_nothing(n)]
+            if tensors and isinstance(node.target, torch._ops.OpOverload):
+                try:
+                    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: _made(n, sizes), (node.args, node.kwargs))
+                    node.target(*args, **kwargs)
+                except Exception:  # whatever it says
+                    return False
+        return True
+
+
+def _positive(node: Any) -> bool:
+    """Whether no element is below 0, so that a sum of 0 is one of zeros."""
+    if node.meta["val"].dtype == torch.bool or operator_name(node) == "one_hot":
+        return True
+    return operator_name(node) in VIEWS and _positive(node.args[0])
+
+
+def _made(node: fx.Node, sizes: dict[sympy.Symbol, int]) -> Any:
+    """What a node may be at such sizes."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.zeros([_at(size, sizes, 2) for size in value.shape], dtype=value.dtype)
+        return _at(value, sizes, 2)
+
+    return pytree.tree_map(of, node.meta["val"])
+
+
+def _at(size: Any, sizes: dict[sympy.Symbol, int], others: int | None = None) -> Any:
+    """A size as a number where it is one."""
+    if not isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return size
+    expr = size.node.expr.subs(sizes)
+    if others is not None:
+        expr = expr.subs(dict.fromkeys(expr.free_symbols, others))
+    return expr if expr.free_symbols else bool(expr) if isinstance(size, torch.SymBool) else int(expr)
+
+
+def _alike(node: Any, other: fx.Node, sizes: dict[sympy.Symbol, int] | None = None) -> Any:
+    """A node, if it has the shape and dtype of another one, where some sizes are known."""
+    if not isinstance(node, fx.Node):
+        return None
+    one, two = node.meta["val"], other.meta["val"]
+    shapes = [[_at(size, sizes or {}) for size in own.shape] for own in (one, two)]
+    same = len(shapes[0]) == len(shapes[1]) and all(map(_same_size, *shapes))
+    return node if same and one.dtype == two.dtype else None
+
+
+def _same_size(one: Any, two: Any) -> bool:
+    return bool(sympy.sympify(one) == sympy.sympify(two))
+
+
+def _says_none(truth: Callable[[int], Any], nothing: bool) -> bool:
+    """Whether a relation of one number has an answer for 0, and another for all above."""
+    return bool(truth(0)) is nothing and all(bool(truth(n)) is not nothing for n in SOME)
+
+
+def _content(x: Any) -> Any:
+    return (
+        (x.dtype, x.shape, x.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        if isinstance(x, torch.Tensor)
+        else id(x)
+    )

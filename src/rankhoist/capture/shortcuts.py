@@ -1,0 +1,283 @@
+"""Branches that leave work out where there is none: a mask is true nowhere, so what it chooses is nothing.
+
+    if mask.any(): out[mask] = expert(x[mask])        if rows.numel() == 0: continue
+
+torch.export refuses to ask data. Here the graph goes on as if there was work, at every such question. For each of them
+the model is exported once more, as if there was none, and that graph has to be the first one where the mask is true
+nowhere (`nowhere`). Then the first is the model whatever the answers are. Going back question by question: from there
+on, with the answers of some data, the model computes what the busy graph does. Where one is idle, it reaches the next
+one with what the busy graph has there, so that what follows is known.
+
+What it has there are tensors, which the graphs compare as far as anybody reads them, and other values in the frames of
+the model's Python, which have to be the same after both answers. A branch for nothing reads nothing on its own: it is
+not written, or it is `pass`, `continue`, or `return` of what the other one reads, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, MethodType
+from typing import Any
+from unittest import mock
+
+import sympy
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode
+
+from rankhoist.capture.statements import asking, length_asked, source, wanted, within
+
+MOST = 64  # questions: each is another export
+MARK = "whether there is anything, question "
+TORCH, OURS = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
+COMPARED = {name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")}
+WHOLE = {"any": 0, "sum": 0, "count_nonzero": 0, "all": 1}  # of what is true nowhere; all: of its opposite
+SAME = {"bool", "long", "int", "float", "double", "to", "item"}
+OPPOSITE = {"logical_not", "bitwise_not", "invert"}
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, range, slice)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the model's Python asks: a relation of numbers that data decides, or (None) the truth of a tensor, of which
+    the graph has a mark. `nothing` is the answer where masks are true nowhere; `state` is where, and what is there.
+    """
+
+    about: Any
+    nothing: bool
+    state: list[tuple[Any, int, dict[str, Any]]]
+
+
+@dataclass
+class Answers:
+    """To the questions of one export: there is work, but at the question `idle`."""
+
+    idle: int | None = None
+    asked: list[Question] = field(default_factory=list)
+    items: dict[sympy.Symbol, Tensor] = field(default_factory=dict)  # numbers that were read -> out of what
+
+    def to(self, about: Any, nothing: bool, frame: FrameType, x: Tensor | None = None) -> bool:
+        """Whether there is work, in the words of the question; x is what it asks, where it is a tensor."""
+        if x is not None:
+            torch._assert_async(x.bool(), f"{MARK}{len(self.asked)}")
+        self.asked.append(Question(about, nothing, _state(frame)))
+        return nothing if len(self.asked) - 1 == self.idle else not nothing
+
+
+@contextlib.contextmanager
+def answered(answers: Answers) -> Iterator[None]:
+    """While a model is exported: its own lines are answered whether there is anything."""
+    with _asked_of_sizes(answers), _AskedOfTensors(answers):
+        yield
+
+
+class _AskedOfTensors(TorchFunctionMode):
+    """Answers of tensors, where they ask for more or less than nothing."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self._answers = answers
+        self._made: dict[int, tuple[Tensor, str, tuple[Any, ...]]] = {}  # tensors are kept: none comes to their places
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__ and args[0].dim() == 0:
+            nothing, frame = self._at_nothing(args[0]), _of_model(sys._getframe(1))
+            if nothing is not None and _is_shortcut(frame, bool(nothing)):
+                return self._answers.to(None, bool(nothing), frame, args[0])
+        if func is Tensor.__len__ and args[0].dim():
+            length = self._length(args[0], _of_model(sys._getframe(1)))
+            if length is not None:
+                return length
+        result = func(*args, **(kwargs or {}))
+        if func is Tensor.item and isinstance(result, SIZES):
+            self._answers.items.update(dict.fromkeys(result.node.expr.free_symbols, args[0]))
+        if isinstance(result, Tensor):
+            self._made[id(result)] = result, func.__name__.strip("_"), args
+        return result
+
+    def _at_nothing(self, x: Any) -> float | None:
+        """What a number is where masks are true nowhere, or all are true where it asks whether they are."""
+        if isinstance(x, int | float):
+            return x
+        _, name, given = self._made.get(id(x), (None, "", ()))
+        if name in WHOLE and len(given) == 1:
+            return WHOLE[name]
+        values = [self._at_nothing(own) for own in given[: 2 if name in COMPARED else 1]]
+        if None in values or not values:
+            return None
+        if name in OPPOSITE:
+            return not values[0]
+        return COMPARED[name](*values) if name in COMPARED else values[0] if name in SAME else None
+
+    def _length(self, x: Tensor, frame: FrameType) -> int | None:
+        """The length of a tensor that a condition compares; Python wants a number there and then."""
+        size: Any = x.shape[0]
+        found = within(frame, _conditions(frame.f_code.co_filename))
+        relation = None if found is None else length_asked(found.test)
+        symbols: set[Any] = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
+        if relation is None or not symbols or not all(map(size.node.shape_env.is_unbacked_symint, symbols)):
+            return None
+        about = relation(size.node.expr)
+        nothing = bool(about.subs(dict.fromkeys(symbols, 0)))
+        if found is None or not _leaves_out(found, nothing, frame):
+            return None
+        return 0 if self._answers.to(about, nothing, frame) is nothing else 1
+
+
+@contextlib.contextmanager
+def _asked_of_sizes(answers: Answers) -> Iterator[None]:
+    """Answers of numbers that data decides, where torch knows none, to the model's own lines."""
+
+    def asks(truth: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        def asked(x: Any) -> bool:
+            try:
+                return truth(x)
+            except GuardOnDataDependentSymNode:
+                frame = sys._getframe(1)
+                about = x.node.expr if isinstance(x, torch.SymBool) else sympy.Ne(x.node.expr, 0)
+                nothing = about.subs(dict.fromkeys(about.free_symbols, 0))
+                if _foreign(frame) or nothing not in (True, False) or not _is_shortcut(frame, bool(nothing)):
+                    raise
+                (symbol, *_) = about.free_symbols
+                return answers.to(about, bool(nothing), frame, answers.items.get(symbol))
+
+        return asked
+
+    with contextlib.ExitStack() as stack:
+        for kind in (torch.SymBool, torch.SymInt):
+            stack.enter_context(mock.patch.object(kind, "__bool__", asks(kind.__bool__)))
+        yield
+
+
+# -- where it is asked
+
+
+def _foreign(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith((TORCH, OURS))
+
+
+def _of_model(frame: FrameType | None) -> FrameType:
+    """The innermost frame of the model's own lines."""
+    while frame is not None and _foreign(frame) and frame.f_back is not None:
+        frame = frame.f_back
+    assert frame is not None
+    return frame
+
+
+def _is_shortcut(frame: FrameType, nothing: bool) -> bool:
+    """Whether a condition asks, and the branch that such an answer leads to reads nothing on its own."""
+    found = asking(frame, _conditions(frame.f_code.co_filename))
+    return found is not None and _leaves_out(found, nothing, frame)
+
+
+def _leaves_out(found: ast.If, nothing: bool, frame: FrameType) -> bool:
+    for on in (True, False):
+        if wanted(found.test, on) is (not nothing):
+            branch = found.orelse if on else found.body
+            return not branch or (
+                len(branch) == 1 and _idle(branch[0], _behind(source(frame.f_code.co_filename), found))
+            )
+    return False
+
+
+@functools.lru_cache(8)
+def _conditions(file: str) -> list[ast.If]:
+    return [s for s in ast.walk(source(file)) if isinstance(s, ast.If)]
+
+
+def _idle(statement: ast.stmt, behind: Sequence[ast.stmt]) -> bool:
+    """Whether it computes nothing, and reads what is read by the next statements, too."""
+    if isinstance(statement, ast.Return):
+        names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
+        plain = statement.value is None or isinstance(statement.value, ast.Name | ast.Tuple | ast.Constant)
+        return plain and names <= _read(behind)
+    return isinstance(statement, ast.Pass | ast.Continue)
+
+
+def _behind(tree: ast.Module, statement: ast.stmt) -> list[ast.stmt]:
+    """The statements behind one in its block."""
+    for node in ast.walk(tree):
+        for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
+            if isinstance(block, list) and statement in block:
+                return block[block.index(statement) + 1 :]
+    return []
+
+
+def _read(statements: Sequence[ast.stmt]) -> set[str]:
+    """Names that are read, or written into, before they are given another value."""
+    read: set[str] = set()
+    given: set[str] = set()
+    for statement in statements:
+        if isinstance(statement, ast.If | ast.While | ast.Try | ast.For | ast.With):
+            break  # it may not come to what is in it
+        names = [n for n in ast.walk(statement) if isinstance(n, ast.Name)]
+        grown = (
+            {statement.target.id}
+            if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name)
+            else set()
+        )
+        read |= ({n.id for n in names if isinstance(n.ctx, ast.Load)} | grown) - given
+        given |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    return read
+
+
+# -- what is there
+
+
+def _state(frame: FrameType | None) -> list[tuple[Any, int, dict[str, Any]]]:
+    """Of the frames of the model's own lines: where they are, and what they have, but what tensors hold."""
+    found = []
+    while frame is not None and not frame.f_code.co_filename.startswith(str(Path(TORCH, "export"))):
+        if not _foreign(frame):
+            own = {name: _form(value, ()) for name, value in frame.f_locals.items()}
+            found.append((frame.f_code, frame.f_lineno, own))
+        frame = frame.f_back
+    return found
+
+
+def _form(value: Any, within: tuple[int, ...]) -> Any:
+    if isinstance(value, (Tensor, *SIZES)):
+        return "of the graph"
+    if isinstance(value, PLAIN):
+        return type(value), repr(value)
+    if id(value) in within:
+        return "itself"
+    within = (*within, id(value))
+    if isinstance(value, dict):
+        return type(value), [(_form(k, within), _form(v, within)) for k, v in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value), [_form(own, within) for own in value]
+    if isinstance(value, MethodType):
+        return value.__func__, _Same(value.__self__)
+    return _Same(value)  # made anew in every export, it is another
+
+
+class _Same:
+    """A value that is equal to itself alone, and stays there meanwhile."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value
+
+
+def same_state(busy: Question, idle: Question) -> bool:
+    """Whether the same lines go on with the same values, of names that both have: one that is missing nobody reads."""
+    if len(busy.state) != len(idle.state):
+        return False
+    for (code, at, own), (other, place, values) in zip(busy.state, idle.state, strict=True):
+        if (code, at) != (other, place) or not values.keys() <= own.keys():
+            return False
+        if any(own[name] != form for name, form in values.items()):
+            return False
+    return True

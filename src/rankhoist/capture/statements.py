@@ -1,0 +1,90 @@
+"""Which statement of a model's own Python asks for a truth, read in its source."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import linecache
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import sympy
+
+Statement = TypeVar("Statement", ast.Assert, ast.If, ast.Assert | ast.If)
+RELATIONS = {
+    ast.Gt: sympy.Gt,
+    ast.GtE: sympy.Ge,
+    ast.Lt: sympy.Lt,
+    ast.LtE: sympy.Le,
+    ast.Eq: sympy.Eq,
+    ast.NotEq: sympy.Ne,
+}
+BRANCHES = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
+
+
+def asking(frame: FrameType, among: Sequence[Statement]) -> Statement | None:
+    """The statement whose test a frame is in; None where it is not one that can be told."""
+    return within(frame, among) if _branches(frame) else None
+
+
+def within(frame: FrameType, among: Sequence[Statement]) -> Statement | None:
+    """The statement whose test is in the line of a frame; None where there are several."""
+    found = [s for s in among if s.test.lineno <= frame.f_lineno <= (s.test.end_lineno or 0)]
+    return found[0] if len(found) == 1 else None
+
+
+def _branches(frame: FrameType) -> bool:
+    """Whether it is about to go on in one of two ways, and not in a call such as `sorted(x)`."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    while code[at] == dis.EXTENDED_ARG:  # before a jump that goes far
+        at += 2
+    return dis.opname[code[at]].startswith(("POP_JUMP", "JUMP_IF", "TO_BOOL"))
+
+
+@functools.lru_cache(8)
+def source(file: str) -> ast.Module:
+    """A file's statements; none where it cannot be read."""
+    try:
+        return ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+def wanted(test: ast.expr, on: bool) -> bool | None:
+    """Which truth of all that a test asks leads `on`, to True or to False; None where that is not one."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return wanted(test.operand, not on)
+    if isinstance(test, ast.BoolOp):
+        parts = {wanted(part, on) for part in test.values}
+        return parts.pop() if isinstance(test.op, ast.And) is on and len(parts) == 1 else None
+    if isinstance(test, ast.Compare) and len(test.ops) > 1 and not on:
+        return None
+    return None if any(isinstance(part, BRANCHES) for part in ast.walk(test)) else on
+
+
+def length_asked(test: ast.expr) -> Callable[[Any], Any] | None:
+    """What a condition asks of a length: `len(x) > 0`, `not len(x)`; None where it, or its line, asks more."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return length_asked(test.operand)
+    if _is_length(test):
+        return lambda n: sympy.Ne(n, 0)
+    if (
+        isinstance(test, ast.Compare)
+        and _is_length(test.left)
+        and type(test.ops[0]) in RELATIONS
+        and len(test.ops) == 1
+    ):
+        bound = test.comparators[0]
+        if isinstance(bound, ast.Constant) and type(bound.value) is int:
+            return functools.partial(_related, RELATIONS[type(test.ops[0])], bound.value)
+    return None
+
+
+def _is_length(test: ast.expr) -> bool:
+    return isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id == "len"
+
+
+def _related(relation: Any, bound: int, n: Any) -> Any:
+    return relation(n, bound)

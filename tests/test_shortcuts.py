@@ -1,0 +1,244 @@
+"""Branches that leave work out where a mask is true nowhere, as experts whom no row chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_equal, repeated
+from torch import Tensor, nn
+
+import rankhoist
+from rankhoist.errors import ExportError
+
+EXPERTS, WIDTH = 2, 4
+OFFSETS = [0, 1, 1, 9]
+Step = Callable[["Model", Tensor, Tensor, int, Tensor], Tensor]
+
+
+class Model(nn.Module):
+    """Every step writes what an expert makes of its rows."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(5, WIDTH) for _ in range(EXPERTS))
+        self.step = step
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = torch.cat([context, candidate], 1)
+        best = (candidate[:, 0] * 5).long().remainder(EXPERTS)
+        out = x.new_ones(x.shape[0], WIDTH)
+        for i in range(EXPERTS):
+            out = self.step(self, x, best, i, out)
+        return out.sum(1)
+
+
+def any_of(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.any():
+        made = m.experts[i](x[own])
+        out[own] = made.relu()
+    return out
+
+
+def none_of(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if not torch.any(own):
+        return out
+    return torch.where(own[:, None], m.experts[i](x), out)
+
+
+def all_of_others(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    if (best != i).all():
+        return out
+    out[best == i] = m.experts[i](x[best == i])
+    return out
+
+
+def sums(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.float().sum() == 0:
+        return out
+    return out.masked_scatter(own[:, None], m.experts[i](x[own]))
+
+
+def items(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.sum().item() >= 1:
+        out[own] += m.experts[i](x[own])
+    return out
+
+
+def numbers_of(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    rows = torch.where(best == i)[0]
+    if rows.numel() == 0:
+        return out
+    return out.index_add(0, rows, m.experts[i](x[rows]))
+
+
+def sizes(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    chosen = x[best == i]
+    if chosen.size(0):
+        out[best == i] = m.experts[i](chosen)
+    return out
+
+
+def lengths(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    rows = (best == i).nonzero(as_tuple=True)[0]
+    if len(rows) > 0:
+        out = out.index_copy(0, rows, m.experts[i](x[rows]))
+    return out
+
+
+def no_length(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    rows = (best == i).nonzero()[:, 0]
+    if not len(rows):
+        pass
+    else:
+        out[rows] = torch.cat([m.experts[i](x[rows]), out[:0]])
+    return out
+
+
+def of_two(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    share, chosen = F.softmax(x[:, :3], 1).topk(2, -1)
+    place, rows = torch.where(F.one_hot(chosen, 3).permute(2, 1, 0)[i])
+    if rows.shape[0] == 0:
+        return out
+    made = m.experts[i](x[None, rows].reshape(-1, 5)) * share[rows, place, None]
+    return out.index_add(0, rows, made)
+
+
+EQUAL: list[Step] = [
+    any_of, none_of, all_of_others, sums, items, numbers_of, sizes, lengths, no_length, of_two,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", EQUAL, ids=lambda step: step.__name__)
+def test_what_is_left_out_is_nothing(step: Step):
+    model = Model(step).double().eval()
+    context, candidate = torch.randn(3, 2).double(), torch.randn(9, 3).double()
+    hoisted = rankhoist.hoist(model, (context[[0, 1, 1, 2]], candidate[:4]), context=["context"], level="lookup")
+    assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), model(repeated(context, OFFSETS), candidate))
+    for row in candidate:
+        assert_equal(hoisted(context[:1], row[None]), model(context[:1], row[None]))
+
+
+# -- near misses
+
+
+def counted(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own, count = best == i, 1
+    if own.any():
+        count += 1
+    return out / count
+
+
+def otherwise(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.any():
+        out[own] = m.experts[i](x[own])
+    else:
+        out = out + 1
+    return out
+
+
+def of_shares(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.float().mean() > 0.5:
+        out[own] = m.experts[i](x[own])
+    return out
+
+
+def of_more_than_one(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.sum() > 1:
+        out[own] = m.experts[i](x[own])
+    return out
+
+
+def of_numbers(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    """Their sum may be 0, and none of them."""
+    own = best - 1
+    if own.sum() != 0:
+        out = torch.where(own[:, None] != 0, m.experts[i](x), out)
+    return out
+
+
+def of_another(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    if (best == 0).any():
+        out[best == i] = m.experts[i](x[best == i])
+    return out
+
+
+def by_zero(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    """0 times what is not finite is no 0."""
+    own = best == i
+    if own.any():
+        out = out + own[:, None] * m.experts[i](x)
+    return out
+
+
+def largest(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    """Nothing has no maximum."""
+    own = best == i
+    if own.any():
+        out[own] = m.experts[i](x[own]) + x[own].amax(0).detach()[:WIDTH] * 0
+    return out
+
+
+def another_result(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own, zeros = best == i, torch.zeros_like(out)
+    if not own.any():
+        return zeros
+    out[own] = m.experts[i](x[own])
+    return out
+
+
+def listed(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    parts, own = [out], best == i
+    if own.any():
+        parts.append(m.experts[i](x))
+    return torch.stack(parts).mean(0)
+
+
+def kept(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    """What is left there is read behind it."""
+    own, last = best == i, out
+    if own.any():
+        last = m.experts[i](x)
+        out[own] = last[own]
+    return out + last
+
+
+REFUSED: list[Step] = [
+    counted, otherwise, of_shares, of_more_than_one, of_numbers, of_another, by_zero, largest, another_result, listed,
+    kept,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", REFUSED, ids=lambda step: step.__name__)
+def test_what_is_no_shortcut_is_refused(step: Step):
+    rows: tuple[Any, ...] = (torch.randn(4, 2), torch.randn(4, 3))
+    with pytest.raises(ExportError, match="its control flow, or a size, depends on the values"):
+        rankhoist.hoist(Model(step).eval(), rows, context=["context"], level="expand")
+
+
+class Flagged(nn.Module):
+    """What it does where nobody was chosen is seen in no graph that leaves one expert out."""
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        out, found = torch.zeros_like(candidate), False
+        for bound in (0.0, 1.0):
+            own = candidate[:, 0] > bound
+            if own.any():
+                found = True
+                out[own] = candidate[own] * context[own]
+        return out.sum(1) if found else out.sum(1) - 1
+
+
+def test_other_values_that_are_left_there_are_no_shortcut():
+    with pytest.raises(ExportError, match="its control flow, or a size, depends on the values"):
+        rankhoist.hoist(Flagged().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["context"], level="expand")
