@@ -23,7 +23,7 @@ from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.operators import operator_name
 from rankhoist.capture.recurrent import of_any_length
-from rankhoist.capture.shortcuts import COMPARED, MARK, OPPOSITE, Answers, Question, same_state
+from rankhoist.capture.shortcuts import COMPARED, MARK, MOST, OPPOSITE, Answers, Question, same_state
 from rankhoist.capture.true_places import by_masks, counted_by
 
 aten = torch.ops.aten
@@ -63,6 +63,8 @@ def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> Expor
     """
     busy = Answers()
     program = export(busy)
+    if len(busy.asked) > MOST:
+        return export(None)
     if busy.asked:
         first = _plain(program)
         for number in range(len(busy.asked)):
