@@ -6,6 +6,7 @@ import ast
 import dis
 import functools
 import linecache
+import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ RELATIONS = {
     ast.Eq: sympy.Eq,
     ast.NotEq: sympy.Ne,
 }
+AS_TRUTH = 16  # of a comparison whose result is asked for its truth at once
 BRANCHES = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
 
 
@@ -40,7 +42,9 @@ def _branches(frame: FrameType) -> bool:
     code, at = frame.f_code.co_code, frame.f_lasti
     while code[at] == dis.EXTENDED_ARG:  # before a jump that goes far
         at += 2
-    return dis.opname[code[at]].startswith(("POP_JUMP", "JUMP_IF", "TO_BOOL"))
+    name = dis.opname[code[at]]
+    compares = sys.version_info >= (3, 13) and name == "COMPARE_OP" and code[at + 1] & AS_TRUTH
+    return bool(compares) or name.startswith(("POP_JUMP", "JUMP_IF", "TO_BOOL"))
 
 
 @functools.lru_cache(8)
