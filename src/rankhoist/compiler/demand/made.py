@@ -14,6 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture import Program
 from rankhoist.compiler.demand.boxes import Axis, Box, Part, Size
 
 
@@ -42,10 +43,33 @@ class Made:
 Law = Callable[[fx.Node, Box], "Take | Made | None"]
 
 
+def takes_of(way: Any) -> list[Take]:
+    """The parts of operands that something is made of."""
+    if isinstance(way, Take):
+        return [way]
+    if isinstance(way, Made):
+        way = [way.args, way.kwargs]
+    if isinstance(way, Mapping):
+        way = list(way.values())
+    return [t for w in way for t in takes_of(w)] if isinstance(way, list | tuple) else []
+
+
 def sizes_of(node: fx.Node) -> list[Size]:
     """Of a captured tensor: numbers, or expressions in the rows and in lengths that vary."""
     exprs = (s.node.expr if isinstance(s, torch.SymInt) else s for s in node.meta["val"].shape)
     return [int(e) if isinstance(e, int | sympy.Integer) else e for e in exprs]
+
+
+def rates_of(program: Program, graph: fx.Graph) -> dict[fx.Node, int]:
+    """0 of what weights decide, 1 of what context inputs do as well, 2 of what candidates do."""
+    rates: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            spec = program.inputs.get(node.name)
+            rates[node] = 0 if spec is None else 1 if spec.role == "context" and not spec.bags else 2
+        else:
+            rates[node] = max((rates[x] for x in node.all_input_nodes), default=0)
+    return rates
 
 
 def arguments(node: fx.Node) -> list[Any]:

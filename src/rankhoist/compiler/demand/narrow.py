@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
@@ -27,15 +26,16 @@ from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import Box
 from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.laws import part_of
-from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of, valued
+from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of, takes_of
 from rankhoist.compiler.demand.ways import chosen
+from rankhoist.compiler.demand.writer import SIZE, Writer
 from rankhoist.compiler.graph.decline import Decline
 from rankhoist.compiler.graph.operators import row
 from rankhoist.errors import HoistingWarning
 from rankhoist.mistakes import is_mistake, told
 
 aten = torch.ops.aten
-SIZE, PICK = aten.sym_size.int, operator.getitem
+PICK = operator.getitem
 Demands = Mapping[fx.Node, Sequence[Box]]
 
 
@@ -102,7 +102,7 @@ def _told(constants: Constants, node: fx.Node, wanted: Mapping[fx.Node, list[Box
     ways = [_way(constants, node, box) for box in asked]
     if ways == [None]:
         _all_operands(node, wanted)
-    for take in _takes(ways):
+    for take in takes_of(ways):
         wanted[take.node].append(take.box)
     return asked
 
@@ -126,7 +126,7 @@ def _widened(box: Box, every: Box, dims: Sequence[int]) -> Box:
 def _way(constants: Constants, node: fx.Node, box: Box) -> Take | Made | None:
     """How a part is made of parts of operands; None too where rows were cut, which others know how to."""
     way = part_of(node, box, constants)
-    cut = (p for take in _takes(way) for axis in take.box for p in axis if p.end is not None)
+    cut = (p for take in takes_of(way) for axis in take.box for p in axis if p.end is not None)
     lengths = constants.program.lengths.keys()
     return None if any(p.size.free_symbols - lengths for p in cut if not isinstance(p.size, int)) else way
 
@@ -141,17 +141,6 @@ def _several(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), list | tuple)
 
 
-def _takes(way: Any) -> list[Take]:
-    """The parts of operands that something is made of."""
-    if isinstance(way, Take):
-        return [way]
-    if isinstance(way, Made):
-        way = [way.args, way.kwargs]
-    if isinstance(way, Mapping):
-        way = list(way.values())
-    return [t for w in way for t in _takes(w)] if isinstance(way, list | tuple) else []
-
-
 def _saves(node: fx.Node, wanted: Sequence[Box]) -> bool:
     """Whether an operator computes fewer elements."""
     if node.op != "call_function" or not is_tensor(node) or row(node.target).view:
@@ -162,17 +151,14 @@ def _saves(node: fx.Node, wanted: Sequence[Box]) -> bool:
 # -- forwards
 
 
-class _Writer:
+class _Writer(Writer):
     """Writes the graph anew; `pieces` are the computed boxes of every captured tensor."""
 
     def __init__(self, program: Program, wanted: Demands, constants: Constants) -> None:
-        self.program, self.wanted, self.constants = program, wanted, constants
-        self.graph = fx.Graph()
+        super().__init__(program, fx.Graph())
+        self.wanted, self.constants = wanted, constants
         self.pieces: defaultdict[fx.Node, list[tuple[Box, fx.Node]]] = defaultdict(list)
         self.others: dict[fx.Node, fx.Node | int] = {}  # placeholders, sizes and several tensors at once
-        self.sizes: dict[Any, Any] = {}
-        self.named: set[str] = set()
-        self.source: fx.Node
 
     def written(self) -> Program:
         for node in self.program.graph.nodes:
@@ -211,23 +197,9 @@ class _Writer:
 
     def _reads_all(self, node: fx.Node, way: Take | Made) -> bool:
         """Whether all of all operands is there and read."""
-        taken = {take.node for take in _takes(way)}
+        taken = {take.node for take in takes_of(way)}
         whole = all(any(boxes.all_of(box) for box, _ in self.pieces[x]) for x in taken)
         return whole and taken == {x for x in node.all_input_nodes if is_tensor(x)}
-
-    def _made(self, way: Any) -> Any:
-        """Arguments with nodes in place of what they are made of."""
-        if isinstance(way, Take):
-            return self._taken(way)
-        if isinstance(way, Made):
-            return self._call(way.target, self._made(list(way.args)), self._made(dict(way.kwargs)), way.of)
-        if isinstance(way, sympy.Basic):
-            return self._size(way)
-        if isinstance(way, fx.Node):
-            return self._whole(way)
-        if isinstance(way, list | tuple):
-            return [self._made(w) for w in way]
-        return {k: self._made(v) for k, v in way.items()} if isinstance(way, dict) else way
 
     def _taken(self, take: Take) -> fx.Node:
         outer, made = next((b, n) for b, n in self.pieces[take.node] if boxes.covers(b, take.box))
@@ -250,53 +222,3 @@ class _Writer:
     def _shaped(self, x: fx.Node, sizes: Sequence[Any]) -> fx.Node:
         same = len(sizes) == len(sizes_of(x))
         return x if same else self._call(aten.reshape.default, (x, self._made(sizes)), name=f"{self.source.name}_of")
-
-    def _call(
-        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, of: fx.Node | None = None,
-        name: str = "",
-    ) -> fx.Node:  # fmt: skip
-        """An operator of ours: a part of a captured result, the first under its name, or of an operand for it."""
-        source = of or self.source
-        own = source.name
-        named = name or (own if own not in self.named else f"{own}_part")
-        self.named.add(named)
-        made = self.graph.create_node("call_function", target, tuple(args), dict(kwargs or {}), named)
-        try:
-            valued(made, source)
-        except RuntimeError as error:
-            raise Decline(f"torch cannot tell the sizes of {target}") from error
-        made.meta |= {} if name else {"captured": own}
-        return made
-
-    # -- sizes
-
-    def _size(self, expr: sympy.Expr) -> Any:
-        """A number, or sums and multiples of sizes that inputs have."""
-        if expr.is_Integer:
-            return int(expr)
-        if expr not in self.sizes:
-            number, rest = expr.as_coeff_Mul()
-            more, others = expr.as_coeff_Add()
-            if number != 1:
-                self.sizes[expr] = self._computed(operator.mul, self._size(rest), int(number))
-            elif more:
-                self.sizes[expr] = self._computed(operator.add, self._size(others), int(more))
-            else:
-                self.sizes[expr] = self._read(expr)
-        return self.sizes[expr]
-
-    def _computed(self, op: Any, size: fx.Node, number: int) -> fx.Node:
-        return self._number(op, (size, number), op(size.meta["val"], number))
-
-    def _read(self, expr: sympy.Expr) -> fx.Node:
-        """The size of an input that has it."""
-        for node in self.program.graph.find_nodes(op="placeholder"):
-            for dim, size in enumerate(sizes_of(node) if is_tensor(node) else ()):
-                if size == expr:
-                    return self._number(SIZE, (self._whole(node), dim), node.meta["val"].shape[dim])
-        raise Decline(f"no input has the size {expr}")
-
-    def _number(self, target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
-        made = self.graph.call_function(target, args)
-        made.meta["val"] = value
-        return made

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture import Program
-from rankhoist.compiler.demand.made import is_tensor, sizes_of, valued
+from rankhoist.compiler.demand.made import is_tensor, rates_of, sizes_of, valued
 from rankhoist.compiler.demand.masked import ALONG, PUTS, AllRows, computes_rows, put_back, uncount
 from rankhoist.compiler.demand.selected import of_own_place
 from rankhoist.compiler.demand.summed import choices
@@ -51,7 +51,7 @@ class _Chooser:
         self.graph.graph_copy(program.graph, places)  # all but its output
         self.outputs = [places[x] if isinstance(x, fx.Node) else x for x in program.outputs]
         self.graph.output(tuple(self.outputs))
-        self.rates = self._rates()
+        self.rates = rates_of(program, self.graph)
         self.flags: list[fx.Node] = []  # of the ways that are being chosen from, [rows], one less than there are ways
         self.products = 0
         self.names: dict[fx.Node, str] = {}  # what stands for operators as captured
@@ -63,17 +63,6 @@ class _Chooser:
                     self.source = node
                     written(node)
             self.graph.eliminate_dead_code()
-
-    def _rates(self) -> dict[fx.Node, int]:
-        """0 of what weights decide, 1 of what context inputs do as well, 2 of what candidates do."""
-        rates: dict[fx.Node, int] = {}
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                spec = self.program.inputs.get(node.name)
-                rates[node] = 0 if spec is None else 1 if spec.role == "context" and not spec.bags else 2
-            else:
-                rates[node] = max((rates[x] for x in node.all_input_nodes), default=0)
-        return rates
 
     def _by_mask(self, node: fx.Node) -> None:
         """A choice where rows that a request's mask chooses are put back, or added to what is there."""
