@@ -16,6 +16,7 @@ import test_fills
 import test_gathers
 import test_padding
 import test_reads_mapped
+import test_target
 import test_ways
 import test_zeros
 from rules import test_rowwise, test_scans, test_windows
@@ -53,7 +54,7 @@ def test_named_cases_exist():
     equal = {*test_padding.IDIOMS, *test_fills.FILLED, *test_added_fills.ADDED, *test_scans.SCANS}
     equal = equal.union(test_windows.WINDOWS, test_windows.POOLED, test_demand.NARROWED, test_reads_mapped.MAPS)
     equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, test_experts.LAYERS, test_ways.KEPT)
-    equal = equal.union(test_zeros.MIXES)
+    equal = equal.union(test_zeros.MIXES, test_target.PUT)
     equal = equal.union(*(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
     declining = declining.union(
@@ -65,6 +66,7 @@ def test_named_cases_exist():
         test_reads_mapped.NEAR_MISSES,
         test_gathers.NEAR_MISSES,
         test_gathers.PAIR_BY_PAIR,
+        test_target.NEAR_MISSES,
         test_ways.NEAR_MISSES,
         test_zeros.NEAR_MISSES,
         *(t.NEAR_MISSES for t in TESTS),

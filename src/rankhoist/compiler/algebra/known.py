@@ -71,14 +71,14 @@ def known(evaluator: Evaluator, node: Node) -> Known | None:
 
 def _found(evaluator: Evaluator, node: Node) -> Known | None:
     if node.rate is Rate.WEIGHT and (value := evaluator.fixed_value(node)) is not None:
-        return _all_of(value)
+        return all_of(value)
     if isinstance(node.op, str):
         return None
     if varies(node.shape) or any(varies(x.shape) for x in node.inputs):
         return _of_any_length(evaluator, node)
     if not by_rows(node) or math.prod(node.sizes) > LARGEST:
         return None
-    if node.op not in MOVES and not _pointwise(node.op):
+    if node.op not in MOVES and not by_elements(node.op):
         return None
     found = {x.index: known(evaluator, x) for x in node.inputs}
     given = {x.index: found[x.index] or _nothing(x) for x in node.inputs}
@@ -93,7 +93,8 @@ def by_rows(node: Node) -> bool:
     return node.rows_first and all(x.rows_first for x in node.inputs)
 
 
-def _all_of(value: Tensor) -> Known:
+def all_of(value: Tensor) -> Known:
+    """Where every element is what it is."""
     return Known(value, torch.ones((), dtype=torch.bool).expand(value.shape), _signs(value))
 
 
@@ -108,7 +109,7 @@ def _of_any_length(evaluator: Evaluator, node: Node) -> Known | None:
     shape = [1] * first_axis(node) + [1 if varies([size]) else size for size in node.shape]
     number = number_of(evaluator.memo, node)
     if number is not None:
-        return _all_of(torch.full(shape, number, dtype=node.dtype))
+        return all_of(torch.full(shape, number, dtype=node.dtype))
     given = [known(evaluator, x) for x in node.inputs]
     filled = any(isinstance(a, float) and _infinities(a) for a in node.args) or any(k and k.infinities for k in given)
     if not filled or not node.dtype.is_floating_point:
@@ -117,7 +118,8 @@ def _of_any_length(evaluator: Evaluator, node: Node) -> Known | None:
     return Known(unknown.to(node.dtype), unknown, ANY)
 
 
-def _pointwise(op: Any) -> bool:
+def by_elements(op: Any) -> bool:
+    """Whether `result` is told of such an operator."""
     if not isinstance(op, torch._ops.OpOverload) or op.overloadpacket in FAILS:
         return False
     return torch.Tag.pointwise in op.tags or op.overloadpacket in MASKING | {aten._to_copy}

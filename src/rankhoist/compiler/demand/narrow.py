@@ -27,6 +27,7 @@ from rankhoist.compiler.demand.boxes import Box
 from rankhoist.compiler.demand.constants import Constants
 from rankhoist.compiler.demand.laws import part_of
 from rankhoist.compiler.demand.made import Made, Take, is_tensor, sizes_of, takes_of
+from rankhoist.compiler.demand.target import behind
 from rankhoist.compiler.demand.ways import chosen
 from rankhoist.compiler.demand.writer import SIZE, Writer
 from rankhoist.compiler.graph.decline import Decline
@@ -50,7 +51,7 @@ def narrowed(program: Program) -> Program:
 
 def _narrowed_or_whole(program: Program) -> Program:
     made = program
-    for leaves_out in (chosen, _narrowed):
+    for leaves_out in (behind, chosen, _narrowed):
         try:
             made = leaves_out(made)
         except Exception as error:
