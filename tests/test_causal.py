@@ -56,6 +56,9 @@ IDIOMS: dict[str, Attention] = {
     "causal_and_padding": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, ~HIDDEN & ~padded(k)),
     "seeing_itself": softmax_of(seeing_itself),
     "masked_fill": softmax_of(lambda x: x.masked_fill(HIDDEN, -torch.inf)),
+    "more_digits": lambda q, k, v: (
+        (q @ k.mT / 2).float().masked_fill(HIDDEN, -torch.inf).softmax(-1, torch.float64).float().double() @ v
+    ),
     "expanded": softmax_of(lambda x: x.masked_fill(HIDDEN[None].expand(x.shape[0], -1, -1), -torch.inf)),
     "made_in_forward": softmax_of(lambda x: x.masked_fill(torch.triu(torch.ones(T, T), 1) == 1, -torch.inf)),
     "where": softmax_of(lambda x: torch.where(HIDDEN, -torch.inf, x)),

@@ -33,6 +33,7 @@ LEFT[1, :3] = 0
 TARGET = torch.tensor([3, 9, 0, 1, 4, 0, 7])
 REAL = Path(targets.__file__).with_name("profile.json")
 LEAST = torch.finfo(torch.float64).min
+FEWER = torch.finfo(torch.float32).min
 
 
 def of_heads(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
@@ -46,6 +47,9 @@ FILLED: dict[str, Attention] = {
     "masked_fill": softmax_of(lambda x, pad: x.masked_fill(HIDDEN | pad[:, None], -1e9)),
     "filled_twice": softmax_of(lambda x, pad: x.masked_fill(HIDDEN, -1e9).masked_fill(pad[:, None], -1e9)),
     "where": softmax_of(lambda x, pad: torch.where(HIDDEN | pad[:, None], LEAST, x)),
+    "more_digits": lambda q, k, v, pad: (
+        (q @ k.mT / 2).float().masked_fill(HIDDEN | pad[:, None], FEWER).softmax(-1, torch.float64) @ v
+    ),
     "infinite_padding": softmax_of(lambda x, pad: x.masked_fill(pad[:, None], -torch.inf).masked_fill(HIDDEN, -1e9)),
     "heads": of_heads,
 }

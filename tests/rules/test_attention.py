@@ -63,6 +63,8 @@ def repeated_heads(c: Tensor, k: Tensor) -> Tensor:
 
 EQUAL: dict[str, Equal] = {
     "softmax": (lambda c, k: both(c, k).softmax(-1), ROWS, {}),
+    "softmax_of_fewer_digits": (lambda c, k: both(c, k).float().softmax(-1, torch.float64), ROWS, {}),
+    "softmax_of_whole_numbers": (lambda c, k: both(c, k).round().long().softmax(-1, torch.float64), ROWS, {}),
     "softmax_halves": (lambda c, k: torch.stack([c[:, :4], k], 1).softmax(-1), ROWS, {}),
     "self_attention": (
         lambda c, k, w: (lambda q: torch.softmax(q @ q.mT / 2, -1) @ q)(fields(c, k) @ w).mean(1),

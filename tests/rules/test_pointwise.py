@@ -94,6 +94,15 @@ EQUAL: dict[str, Equal] = {
     "one_over_the_candidate": (lambda c, k: 1 / k + c[:, :4] / k + (both(c, k) / k[:, :1])[:, 2:6], ROWS, {}),
     "comparisons": (lambda c, k: torch.where(c[:, :4] > k, c[:, :4], k).clamp(-0.5, 0.5), ROWS, {}),
     "masked_fill": (lambda c, k: k.masked_fill(c[:, :4] > 0, -1.0).maximum(c[:, 1:5]), ROWS, {}),
+    "numbers_of_fewer_digits": (
+        lambda c, k: sum(
+            torch.where(torch.arange(C + K) < C, number, both(c, k)).to(dtype).double() * 3
+            for number in (0.1, 2.7, -1.0)
+            for dtype in (torch.float32, torch.int64, torch.bool)
+        ),
+        ROWS,
+        {},
+    ),
     "dtype_round_trip": (lambda c, k: (both(c, k) * 10).long().to(torch.float64) + (both(c, k) > 0), ROWS, {}),
     "scaled_sum_with_what_is_new": (
         lambda c, k, w: torch.add(k, (k @ w).relu(), alpha=0.5) + c[:, :4],

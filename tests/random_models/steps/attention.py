@@ -13,8 +13,8 @@ SHARES = [aten.softmax.int, aten.softmax.int, aten.log_softmax.int]
 
 
 def softmax(draft: Draft, x: fx.Node) -> Made:
-    target = draft.pick(SHARES)
-    return draft.call(target, x, draft.axis(x) - (len(draft.extent(x)) if draft.flag() else 0))
+    target, dtype = draft.pick(SHARES), draft.pick([None, torch.float64])
+    return draft.call(target, x, draft.axis(x) - (len(draft.extent(x)) if draft.flag() else 0), dtype)
 
 
 def hidden_by_infinity(draft: Draft, x: fx.Node) -> Made:

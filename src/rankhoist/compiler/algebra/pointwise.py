@@ -112,17 +112,19 @@ def _inverse(evaluator: Evaluator, block: Block) -> Block:
 
 
 def cast(evaluator: Evaluator, value: Form, dtype: torch.dtype) -> Form:
-    """All blocks in another dtype."""
+    """All blocks in another dtype; a number that both have stays one."""
     if dtype == value.dtype:
         return value
     value = evaluator.tidy(value)
+    operation = Elementwise(aten._to_copy.default, [value], {"dtype": dtype}, (0,), [value], dtype)
     blocks = {}
 
     def build(given: Sequence[Block]) -> Block:
         return one_block(_cast_factor(evaluator, evaluator.settle(given[0]).factor, dtype), given[0].labels)
 
     for cell, block in value.blocks.items():
-        blocks[cell] = reads.through(evaluator, [block], build)
+        known = folded(evaluator, operation, [block])
+        blocks[cell] = known if known is not None else reads.through(evaluator, [block], build)
     return Form(value.dims, blocks, value.layout, dtype)
 
 

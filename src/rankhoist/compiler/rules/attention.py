@@ -29,23 +29,19 @@ from rankhoist.compiler.rules.law import law
 
 
 def softmax(call: Call) -> Form:
-    """Along one axis that holds blocks of different rates, by log-sum-exp."""
+    """Along one axis that holds blocks of different rates, by log-sum-exp; `softmax(x, dtype=d)` is that of x as d."""
     value = call.form("self")
     dim = value.dim(call.value("dim"))
     joined = call.tidy(value)
     if len(joined.dims[dim]) < 2 or not joined.mixed:
         raise Elsewhere(f"axis {value.axis(dim)} of {value.axes} is one block")
-    if not value.arithmetic or call.out.dtype != value.dtype:
-        raise Elsewhere(f"makes {call.out.dtype} of {value.dtype}")
-    return softmax_of(call, value, dim)
+    return softmax_of(call, call.cast(value, call.out.dtype), dim)
 
 
 def softmax_of_filled(call: Call) -> Form:
     """The same where a mask has filled scores with a finite number, on the condition that it hides them."""
-    value = call.form("self")
+    value = call.cast(call.form("self"), call.out.dtype)
     dim = value.dim(call.value("dim"))
-    if not value.arithmetic or call.out.dtype != value.dtype:
-        raise Elsewhere(f"makes {call.out.dtype} of {value.dtype}")
     return softmax_of(call, call.hidden(value, dim), dim)
 
 
