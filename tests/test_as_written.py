@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import assert_equal, hoisted_at
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from rankhoist import hoist
 from rankhoist.capture import capture
@@ -37,7 +38,25 @@ class Pair(NamedTuple):
     item: Tensor
 
 
+class Named(dict[str, Tensor]):
+    """Tensors by name, as attributes too; torch knows it as a container."""
+
+    user = property(lambda self: self["user"])
+    item = property(lambda self: self["item"])
+
+    @classmethod
+    def of(cls, user: Tensor, item: Tensor) -> Named:
+        return cls(user=user, item=item)
+
+
 torch.export.register_dataclass(Batch)
+pytree.register_pytree_node(
+    Named,
+    lambda x: (list(x.values()), list(x)),
+    lambda values, names: Named(zip(names, values, strict=True)),
+    flatten_with_keys_fn=lambda x: ([(pytree.MappingKey(k), v) for k, v in x.items()], list(x)),
+    serialized_type_name="test_as_written.Named",
+)
 
 
 class Reads(nn.Module):
@@ -54,7 +73,7 @@ def sides(count: int) -> tuple[Tensor, Tensor]:
     return torch.randn(1, WIDTH, dtype=torch.float64), torch.randn(count, WIDTH, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", [Batch, Pair])
+@pytest.mark.parametrize("kind", [Batch, Pair, Named.of])
 def test_inputs_in_containers_of_ones_own(kind: Any):
     model = Reads().double().eval()
     user, item = sides(5)

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_equal
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.utils import _pytree as pytree
 
 import rankhoist
 from rankhoist import hoist
@@ -168,6 +172,83 @@ def test_a_quantised_model_is_told_what_is_true():
     quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(Ranker().eval()), {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(UnsupportedModelError, match=r"module 'layers.0' \(Linear\).*before it was quantised"):
         hoist(quantised, ROWS, context=["user"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_of_half_precision_is_not_told_that_its_inputs_are_quantised():
+    packed = torch.ao.quantization.quantize_dynamic(copy.deepcopy(Ranker().eval()), {nn.Linear}, dtype=torch.float16)
+    with pytest.raises(
+        UnsupportedModelError, match=r"'layers.0' \(Linear\).* which torch.export does not take\. Hoist"
+    ):
+        hoist(packed, ROWS, context=["user"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_spread_over_processes_are_refused():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        by_layers, by_columns = Ranker().eval(), Ranker().eval()
+        fully_shard(by_layers, mesh=mesh)
+        parallelize_module(by_columns, mesh, {"layers.3": ColwiseParallel()})
+        for model, name in ((by_layers, r"'' \(FSDPRanker\)"), (by_columns, r"'layers.3' \(Linear\)")):
+            with pytest.raises(
+                UnsupportedModelError, match=rf"module {name} has weights that are spread over processes"
+            ):
+                hoist(model, ROWS, context=["user"])
+    finally:
+        distributed.destroy_process_group()
+
+
+class Sum(torch.Tensor):
+    """A weight that is made of two, and has no memory of its own, as quantised ones of torchao."""
+
+    @staticmethod
+    def __new__(cls, high: torch.Tensor, low: torch.Tensor) -> Sum:
+        return torch.Tensor._make_wrapper_subclass(cls, high.shape, dtype=high.dtype)
+
+    def __init__(self, high: torch.Tensor, low: torch.Tensor) -> None:
+        self.high, self.low = high, low
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["high", "low"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: dict[str, torch.Tensor], meta: None, size: Any, stride: Any) -> Sum:
+        return Sum(parts["high"], parts["low"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.detach.default, torch.ops.aten._to_copy.default):
+            return Sum(*(func(x, **(kwargs or {})) for x in (args[0].high, args[0].low)))
+        return func(*pytree.tree_map_only(Sum, lambda x: x.high + x.low, args), **(kwargs or {}))
+
+
+def test_weights_that_are_made_of_others_are_hoisted_verified_and_updated():
+    def of_parts() -> Ranker:
+        model = Ranker().eval()
+        for layer in (model.layers[0], model.layers[3]):
+            whole = layer.weight.detach()
+            layer.weight = nn.Parameter(Sum(whole.round(decimals=1), whole - whole.round(decimals=1)))
+        return model
+
+    model, newer = of_parts(), of_parts()
+    hoisted = hoist(model, ROWS, context=["user"])
+    assert rankhoist.verify(hoisted, model, candidates=[7]).passed
+    hoisted.update_weights(newer.state_dict())
+    assert_equal(hoisted(CONTEXT, CANDIDATES), newer(CONTEXT.expand(9), CANDIDATES))
+
+
+def test_weights_that_were_made_for_inference_are_hoisted_and_stay_what_they_are():
+    with torch.inference_mode():
+        model = Ranker().eval()
+        rows = tuple(x.clone() for x in ROWS)
+    weights = dict(model.named_parameters())
+    hoisted = hoist(model, rows, context=["user"])
+    with torch.no_grad():
+        assert_equal(hoisted(CONTEXT, CANDIDATES), model(CONTEXT.expand(9), CANDIDATES))
+    assert rankhoist.verify(hoisted, model, candidates=[7]).passed
+    assert all(x is weights[n] and x.is_inference() for n, x in model.named_parameters())
 
 
 def test_only_a_model_in_training_mode_is_asked_to_be_in_eval_mode():

@@ -16,7 +16,7 @@ from rankhoist.capture.inputs import common_rows, named_leaves
 from rankhoist.capture.scripts import signature_of
 from rankhoist.capture.signature import Arguments
 from rankhoist.capture.varying import Axes, Dynamic, asked
-from rankhoist.capture.wrappers import check_packed
+from rankhoist.capture.wrappers import check_whole
 from rankhoist.errors import InputError
 
 
@@ -46,7 +46,7 @@ def of_module(
     Raises:
         CaptureError: see `capture`.
     """
-    check_packed(model)
+    check_whole(model)
     check_weights(model, example)
     if not training:
         check_eval_mode(model)

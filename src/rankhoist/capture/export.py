@@ -10,7 +10,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import is_dataclass
 from types import FrameType
 from typing import Any
 from unittest import mock
@@ -77,13 +76,15 @@ def export(
 
 
 def _sizes(value: Any, of: Callable[[Any], Any]) -> Any:
-    """What `of` says of every leaf, in the containers that torch.export takes: a list for a dataclass."""
+    """What `of` says of every leaf, in the containers that torch.export takes: a list for one that is not Python's."""
+
+    def other(x: Any) -> bool:
+        return type(x) in pytree.SUPPORTED_NODES and type(x) not in pytree.BUILTIN_TYPES
 
     def own(x: Any) -> Any:
-        node = pytree.SUPPORTED_NODES.get(type(x)) if is_dataclass(x) else None
-        return of(x) if node is None else [_sizes(part, of) for part in node.flatten_fn(x)[0]]
+        return [_sizes(part, of) for part in pytree.SUPPORTED_NODES[type(x)].flatten_fn(x)[0]] if other(x) else of(x)
 
-    return pytree.tree_map(own, value, is_leaf=is_dataclass)
+    return pytree.tree_map(own, value, is_leaf=other)
 
 
 def exported(

@@ -24,6 +24,7 @@ from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.empty import leave_out_empty
 from rankhoist.capture.example import Example, of_exported, of_module
+from rankhoist.capture.inference import ordinary_weights
 from rankhoist.capture.inputs import Constant, Context, InputSpec, opened_names, own_rows
 from rankhoist.capture.interface import Interface
 from rankhoist.capture.opaque import OpaqueCall, kept
@@ -166,7 +167,7 @@ def capture(
     if call.bound is not None and call.jagged is None:  # containers of bags have names of their own
         context = opened_names(context, call.bound.arguments)
         item = None if item is None else opened_names(item, call.bound.arguments)
-    with kept(model, call.bound, opaque) as calls, asked() as names:
+    with ordinary_weights(model), kept(model, call.bound, opaque) as calls, asked() as names:
         if isinstance(model, nn.Module) and call.bound is not None:
             made = exported(model, call.bound, training, call.jagged, call.varying)
         else:

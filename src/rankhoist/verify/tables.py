@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 aten = torch.ops.aten
 MODEL, TABLE = 2**30, 2**24  # bytes: of a model whose tables are worth it, and of such a table
@@ -27,14 +27,18 @@ class Tables:
     """The large tables among weights, of as many dtypes and aliases as there are of them."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        known = {t.untyped_storage().data_ptr(): t for t in weights if t.is_floating_point() and t.dim() == 2}
+        known = {
+            t.untyped_storage().data_ptr(): t
+            for t in filter(_has_memory, weights)
+            if t.is_floating_point() and t.dim() == 2
+        }
         size = {at: t.untyped_storage().nbytes() for at, t in known.items() if t.dtype != torch.float64}
         large = {at: known[at] for at, count in size.items() if count >= TABLE}
         self._large = large if sum(size.values()) >= MODEL else {}
 
     def has(self, x: Any) -> bool:
         """Whether it is a table, or a part of one."""
-        return isinstance(x, Tensor) and x.layout == torch.strided and x.untyped_storage().data_ptr() in self._large
+        return isinstance(x, Tensor) and _has_memory(x) and x.untyped_storage().data_ptr() in self._large
 
     def lifted(self, x: Tensor) -> Tensor:
         """What a weight is in a float64 run."""
@@ -66,6 +70,11 @@ class _LookedUp(TorchDispatchMode):
                 return _bags(func, first, *others, **kwargs)
         args, kwargs = pytree.tree_map_only(self._tables.has, torch.Tensor.double, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _has_memory(x: Tensor) -> bool:
+    """Of its own: neither sparse, nor made of other tensors, as quantised weights are."""
+    return x.layout == torch.strided and not is_traceable_wrapper_subclass(x)
 
 
 def _is_view(func: Any) -> bool:
