@@ -228,3 +228,41 @@ def test_what_no_call_reads_of_another_is_kept_for_nothing(call: Any):
     assert (model.calls, model.kept) == (0, None), "the model is as it was"
     user, item = sides(7)
     assert_equal(made(user, item), model(user.expand(7, -1), item))
+
+
+class Shown(Two):
+    """Keeps an array to be looked at."""
+
+    def __init__(self, read: Callable[[Tensor, Any], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, user, item):
+        made = super().forward(user, item)
+        self.seen = made.softmax(1).mean(0).detach().cpu().numpy()
+        return self.read(made, self.seen)
+
+
+def test_an_array_that_is_kept_to_be_looked_at_is_left_out():
+    model, (user, item) = Shown(lambda made, seen: made).double().eval(), sides(5)
+    made = hoist(model, (user.expand(5, -1), item), context=["user"])
+    assert_equal(made(user, item), model(user.expand(5, -1), item))
+    assert model.seen.shape == (WIDTH,)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda made, seen: made + seen[0],
+        lambda made, seen: made * seen.shape[0],
+        lambda made, seen: made if seen.mean() > 0 else -made,
+        lambda made, seen: made if (seen == 3).all() else -made,
+        lambda made, seen: made * torch.tensor(seen),
+        lambda made, seen: made if str(seen) else -made,
+        lambda made, seen: made if 3 in seen else -made,
+    ],
+)
+def test_an_array_that_is_read_is_refused(read: Callable[[Tensor, Any], Tensor]):
+    user, item = sides(5)
+    with pytest.raises(ExportError, match=r"what \.numpy\(\) gives of an input's values is read in forward"):
+        hoist(Shown(read).double().eval(), (user.expand(5, -1), item), context=["user"])
