@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -144,6 +145,23 @@ class Gate(nn.Module):
 def test_the_line_that_does_not_export_is_said():
     with pytest.raises(ExportError, match=r"line \d+ of .*test_as_written.py: return x if x.sum\(\) > 0"):
         capture(Two(Gate()).eval(), (torch.randn(4, WIDTH), torch.randn(4, WIDTH)), ["user"])
+
+
+class Compiles(nn.Module):
+    """As a library that writes code for the shapes that it meets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: dict[str, Any] = {}
+        exec(f"def f(x): return x.reshape({int(x.shape[0])}, -1)", made)
+        return made["f"](x)
+
+
+def test_the_line_that_fixes_the_number_of_rows_is_said():
+    x = torch.randn(4, WIDTH)
+    with pytest.raises(ExportError, match=r"module 'user' \(Compiles\): it fixes the number of rows") as refused:
+        hoist(Two(Compiles()).eval(), (x, x), context=["user"])
+    assert re.search(rf"It is line \d+ of {re.escape(__file__)}: exec\(.*int\(x.shape\[0\]\)", str(refused.value))
+    assert "mark_dynamic" not in str(refused.value)
 
 
 class Changing(nn.Module):

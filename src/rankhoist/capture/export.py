@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture.archive import muted
 from rankhoist.capture.asked import Asked
 from rankhoist.capture.even import EvenParts
+from rankhoist.capture.fixing import Fixed, noting
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.nowhere import of_all_answers
 from rankhoist.capture.opaque import keepable
@@ -107,13 +108,14 @@ def exported(
     # `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model. Where they stand in the way, the strict
     # exporter reads the model's bytecode instead, and keeps them symbolic.
     first: Exception | None = None
+    fixed: list[Fixed] = []
     for floats, strict in ((False, False), (True, False), (False, True)):
         if first is not None and not (_fixes_rows(first) if strict else _reads_floats(first)):
             continue
 
         def once(answers: Answers | None, floats: bool = floats, strict: bool = strict) -> torch.export.ExportedProgram:
             own = _no_own_gradients() if training else contextlib.nullcontext()
-            mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers)
+            mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers, fixed)
             with _quiet(), own, of_any_length(), mode:
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
 
@@ -124,7 +126,7 @@ def exported(
     assert first is not None
     if not training and not _untraced(first) and (refusal := refused(model, bound.args, bound.kwargs, leaves)):
         raise refusal from first
-    raise ExportError(_why_not_exported(model, bound, first) + _constants(leaves)) from first
+    raise ExportError(_why_not_exported(model, bound, first, fixed) + _constants(leaves)) from first
 
 
 @contextlib.contextmanager
@@ -156,12 +158,15 @@ def _no_own_gradients() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _symbolic(model: nn.Module, training: bool, floats: bool, answers: Answers | None) -> Iterator[None]:
+def _symbolic(
+    model: nn.Module, training: bool, floats: bool, answers: Answers | None, fixed: list[Fixed]
+) -> Iterator[None]:
     """With functions of torch that would fix the number of rows in other words, checks of data as assertions, the
-    values of weights where Python asks for them, and answers where it asks whether there is anything.
+    values of weights where Python asks for them, and answers where it asks whether there is anything; `fixed` is
+    where a size gets a number all the same.
     """
     questions = contextlib.nullcontext() if answers is None else answered(answers)
-    with EvenParts(), OtherWords(), questions, Asked(model, training, floats), Stated():
+    with noting(fixed), EvenParts(), OtherWords(), questions, Asked(model, training, floats), Stated():
         yield
 
 
@@ -229,13 +234,16 @@ def _untraced(error: Exception) -> bool:
     return "fake tensor in the exported program constant" in str(error)
 
 
-def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Exception) -> str:
+def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Exception, fixed: list[Fixed]) -> str:
     said, _, _ = str(error).strip().partition("\n\n")  # what follows is for torch's own developers
-    path, kind = failing_module(model, error)
+    (path, kind), line = failing_module(model, error), line_of(error)
     if _reads_values(error):
         cause = "its control flow, or a size, depends on the values of tensors"
     elif _fixes_rows(error):
         cause = "it fixes the number of rows (reads the batch size as a Python number, or relates rows to each other)"
+        if fixed and "varying_" not in said:  # what torch says of lengths is read again
+            path, kind = fixed[0].module(model)
+            said, line = "", f"\nIt is {fixed[0].line}"
     elif _untraced(error):
         cause = "it makes or writes a tensor where no graph shows it, as `weight.data += ...` in forward does"
         said = ""
@@ -244,7 +252,7 @@ def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Ex
     else:
         cause = in_one_line(error, 1500).rstrip(".")
         said = said.partition("\n")[2]  # the first line is the cause
-    advice = f"{_merged(error)}{_register(str(error))}{_cut(str(error))}{line_of(error)}"
+    advice = f"{_merged(error)}{_register(str(error))}{_cut(str(error))}{line}"
     return (
         f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}"
         + (f"\n{said[:1500]}" if said else "")
