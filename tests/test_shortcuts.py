@@ -111,8 +111,17 @@ def of_two(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
     return out.index_add(0, rows, made)
 
 
+@torch.no_grad()
+def without_gradients(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.any():
+        out = torch.where(own[:, None], m.experts[i](x), out)
+    return out
+
+
 EQUAL: list[Step] = [
     any_of, none_of, all_of_others, sums, items, numbers_of, sizes, lengths, no_length, of_two,
+    without_gradients,
 ]  # fmt: skip
 
 
@@ -213,9 +222,18 @@ def kept(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
     return out + last
 
 
+@torch.no_grad()
+def twice(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    """Its graph is one within the graph."""
+    own = best == i
+    if own.any():
+        out = torch.where(own[:, None], m.experts[i](x), out) * 2
+    return out
+
+
 REFUSED: list[Step] = [
     counted, otherwise, of_shares, of_more_than_one, of_numbers, of_another, by_zero, largest, another_result, listed,
-    kept,
+    kept, twice,
 ]  # fmt: skip
 
 

@@ -32,6 +32,19 @@ SIMPLE = {  # these have a kernel of their own, and parts that take about as lon
 SIZES = "aten::sym_"  # they are numbers, and PyTorch's parts of one are the same operator
 
 
+WRITES = {  # of results that are what they write to was: they change neither its shape nor its dtype
+    aten.index_put_.default: aten.index_put.default,
+    aten.index_add_.default: aten.index_add.default,
+    aten.index_copy_.default: aten.index_copy.default,
+    aten.masked_scatter_.default: aten.masked_scatter.default,
+    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
+    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
+    aten.scatter_.src: aten.scatter.src,
+    aten.scatter_.value: aten.scatter.value,
+    aten.scatter_add_.default: aten.scatter_add.default,
+}
+
+
 def is_functional(program: ExportedProgram) -> bool:
     """Whether torch, to make a program functional, would trace it for nothing: it leaves all of its operators as they
     are, for none writes to an operand, has no result but an effect, or is always taken apart.
@@ -47,6 +60,24 @@ def _plain(op: torch._ops.OpOverload, stays_whole: Callable[[Any], bool]) -> boo
     composite = op._can_decompose() and op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     own, schema = op.namespace == "aten", op._schema
     return own and not schema.is_mutable and bool(schema.returns) and (not composite or stays_whole(op))
+
+
+def written_anew(graph: fx.Graph) -> bool:
+    """Make writes into tensors of the model operators that return others; False where a view may show one."""
+    places = {node: i for i, node in enumerate(graph.nodes)}
+    for node in [n for n in graph.nodes if _is_operator(n) and n.target._schema.is_mutable]:
+        written, anew = node.args[0], WRITES.get(node.target)
+        if anew is None or not _is_operator(written) or any(map(_is_view, (written, *written.users))):
+            return False
+        written.replace_all_uses_with(node, lambda user, node=node: places[user] > places[node])
+        node.target = anew
+    return True
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether what it makes, or a part of it, may lie in the memory of an operand, but by writing to it."""
+    returns = node.target._schema.returns if _is_operator(node) else ()  # type: ignore[union-attr]
+    return any(made.alias_info and not made.alias_info.is_write for made in returns)
 
 
 def _is_operator(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ What is chosen has no elements then, and neither has what is made of it, as far 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.immutable_collections import immutable_list
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.composites import written_anew
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.operators import operator_name
@@ -76,19 +78,24 @@ def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> Expor
             goes_on = len(busy.asked) == len(idle.asked) and all(map(same_state, busy.asked, idle.asked))
             if not (goes_on and _same((first, second), (busy, idle), number)):
                 return export(None)
-    for node in [n for n in program.graph.nodes if _is_mark(n)]:
-        program.graph.erase_node(node)
+    for part in [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]:
+        for node in [n for n in part.graph.nodes if _is_mark(n)]:
+            part.graph.erase_node(node)
     return program
 
 
 def _plain(program: ExportedProgram) -> ExportedProgram:
-    """In the words in which graphs are compared."""
-    with of_any_length():
-        program = program.run_decompositions({})
-    without_tokens(program)
-    by_masks(program.graph)
-    fill(program.graph)
-    return program
+    """In the words in which graphs are compared, without writes. The program itself is left as it is."""
+    own = copy.copy(program)
+    own._graph_module = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
+    graphs_within = any(n.op == "get_attr" for n in own.graph.nodes)
+    if graphs_within or not written_anew(own.graph):
+        with of_any_length():
+            own = program.run_decompositions({})
+        without_tokens(own)
+    by_masks(own.graph)
+    fill(own.graph)
+    return own
 
 
 def _is_mark(node: fx.Node) -> bool:
@@ -143,7 +150,7 @@ class _Graph:
         """Which masks are true nowhere; False where it is none of them."""
         mark = next((n.args[0] for n in self._graph.nodes if _is_mark(n) and n.args[1] == f"{MARK}{number}"), None)
         if question.about is None:
-            return self._if(mark, question.nothing)
+            return mark is not None and self._if(mark, question.nothing)
         symbols = question.about.free_symbols
         if len(symbols) != 1 or not _says_none(lambda n: question.about.subs(*symbols, n), question.nothing):
             return False
@@ -220,6 +227,8 @@ class _Graph:
         """The number of a term as it is."""
         if node.op == "call_function":
             return self._terms.of(node.target, *self._given(node.args, node.kwargs))
+        if node.op == "get_attr":  # a graph within the graph: it is not looked into
+            return self._terms.of(node)
         return self._terms.of(node.op, self._constants.get(node.name, node.target))
 
     def _left(self, node: fx.Node) -> int:
@@ -260,7 +269,7 @@ class _Graph:
                     (other if name in OPPOSITE else own).add(number)
         elif name in COMPARED and first in nowhere and isinstance(node.args[1], int | float):
             (everywhere if COMPARED[name](0, node.args[1]) else nowhere).add(number)
-        elif name in ("logical_and", "bitwise_and") and nowhere & {*numbers}:
+        elif name in ("logical_and", "bitwise_and", "__and__") and nowhere & {*numbers}:
             nowhere.add(number)
 
     def _is_nothing(self, node: Any) -> bool:
