@@ -156,7 +156,8 @@ def folded(m: Ranker, history: Tensor, p: Tensor, item: Tensor) -> Tensor:
     """Heads are rows, in scores and in their mask."""
     x = assigned(m.items(history), p, m.items(item)) + m.places
     q, k, v = (t.reshape(-1, T, 2, D // 2).transpose(1, 2).flatten(0, 1) for t in m.wide[0](x).chunk(3, -1))
-    weights = torch.baddbmm(BIAS.expand(q.shape[0], -1, -1), q, k.mT).softmax(-1)
+    scores = torch.baddbmm(BIAS.expand(q.shape[0], -1, -1), q, k.mT) + torch.baddbmm(BIAS, k, q.mT)
+    weights = scores.softmax(-1)
     made = torch.bmm(weights, v).view(-1, 2, T, D // 2).transpose(1, 2).flatten(2)
     return m.score(made[rows(made), p])
 

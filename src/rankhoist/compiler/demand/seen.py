@@ -201,4 +201,6 @@ ALIKE = {
 }
 SPLITS = {*overloads("split split_with_sizes chunk unbind.int")}
 ALONG = {*overloads("slice.Tensor cat stack")}  # places along these are moved
-BROADCASTS = {aten.scaled_dot_product_attention.default, *overloads("matmul expand where.ScalarOther where.ScalarSelf")}
+BROADCASTS = {
+    *overloads("scaled_dot_product_attention matmul baddbmm expand where.ScalarOther where.ScalarSelf"),
+}
