@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Function
+from helpers import Function, kept
 from torch import Tensor
 
 import rankhoist
+from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.node import Rate
+from rankhoist.compiler.rules import all_rules
 from rankhoist.errors import VocabularyError
-from rules.cases import FIELDS, IDS, ROWS, Equal, NearMiss, both, declines, equal_at_every_level, fields, numbers, rates
+from rules.cases import (
+    FIELDS,
+    IDS,
+    ROWS,
+    C,
+    Call,
+    Equal,
+    K,
+    NearMiss,
+    both,
+    declines,
+    equal_at_every_level,
+    fields,
+    numbers,
+    rates,
+)
 
 randn = numbers(1)
 
@@ -21,7 +40,53 @@ def positive(x: Tensor) -> Tensor:
     return (x > 0).long()
 
 
+def by_domain(x: Tensor, w: Tensor) -> Tensor:
+    """A norm of each of three domains, side by side: `[rows, 3, columns]`."""
+    return torch.stack([x * w[0] + w[1], x * w[1] + w[2], x * w[2] - w[0]], 1)
+
+
+def domain(x: Tensor) -> Tensor:
+    return x.abs().mul(7).long() % 3
+
+
+def read_by(place: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """A layer of what is read of norms of both sides, at one place of each row."""
+
+    def call(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+        return by_domain(both(c, k), w)[torch.arange(len(k)), place(c, k)] @ w.T
+
+    return call
+
+
+def gathered_by(place: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """The same by places of every column."""
+
+    def call(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+        return by_domain(both(c, k), w).gather(1, place(c, k)[:, None].expand(-1, 1, C + K))[:, 0] @ w.T
+
+    return call
+
+
 EQUAL: dict[str, Equal] = {
+    "read_by_the_request": (read_by(lambda c, k: domain(c[:, 0])), ROWS, dict(w=randn(3, C + K))),
+    "read_from_the_end": (read_by(lambda c, k: -1 - domain(c[:, 0])), ROWS, dict(w=randn(3, C + K))),
+    "several_read_by_the_request": (
+        lambda c, k, w: by_domain(both(c, k), w)[torch.arange(len(k))[:, None], domain(c[:, :2])] @ w.T,
+        ROWS,
+        dict(w=randn(3, C + K)),
+    ),
+    "gathered_by_the_request": (gathered_by(lambda c, k: domain(c[:, :1])), ROWS, dict(w=randn(3, C + K))),
+    "read_by_the_candidate": (read_by(lambda c, k: domain(k[:, 0])), ROWS, dict(w=randn(3, C + K))),
+    "another_place_of_each_column": (
+        gathered_by(lambda c, k: domain(both(c, c)[:, : C + K])),
+        ROWS,
+        dict(w=randn(3, C + K)),
+    ),
+    "places_of_either_side": (
+        lambda c, k, w: torch.stack([c[:, :4], k], 1)[torch.arange(len(k)), domain(c[:, 0]) % 2] @ w[:, :4].T,
+        ROWS,
+        dict(w=randn(3, C + K)),
+    ),
     "embedding": (lambda c, k, t: F.embedding(torch.cat([c, k], 1), t).flatten(1), IDS, dict(t=randn(9, 3))),
     "offsets_one_table": (
         lambda c, k, t, o: F.embedding(torch.stack([c[:, 0], k[:, 0], c[:, 1]], 1) + o, t).sum(1),
@@ -225,6 +290,26 @@ NEAR_MISSES: dict[str, NearMiss] = {
         dict(w=randn(4, 3)),
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("read_by_the_request", 3 * K),
+        ("read_from_the_end", 3 * K),
+        ("several_read_by_the_request", 2 * 3 * K),
+        ("gathered_by_the_request", 3 * K),
+        # near misses: read as one tensor
+        ("read_by_the_candidate", 3 * (C + K)),
+        ("another_place_of_each_column", 3 * (C + K)),
+        ("places_of_either_side", 3 * 4),
+    ],
+)
+def test_what_the_request_reads_of_both_sides_is_read_side_by_side(name: str, left: int):
+    call, (context, candidate), weights = EQUAL[name]
+    rows = context[torch.arange(4) % 3], candidate[:4]
+    program = capture(Function(call, **weights).eval(), rows, ["context"], all_rules())
+    assert sum(n.work.multiply_adds for n in kept(program).plan.nodes if n.rate.per_candidate) == left
 
 
 test_equal_at_every_level = equal_at_every_level(EQUAL)

@@ -10,12 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rankhoist.compiler.algebra import joins, reads
+import numpy as np
+import torch
+
+from rankhoist.compiler.algebra import grid, joins, moves, reads
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
     ROW,
     Block,
     Cell,
+    Elsewhere,
     Factor,
     Form,
     Label,
@@ -69,6 +73,34 @@ def by_blocks(
             result[where] = new
     found = [_form(value, s, r, d) for s, r, d in zip(shapes, results, dtypes, strict=True)]
     return found if several else found[0]
+
+
+def read(evaluator: Evaluator, value: Form, index: Form, dim: int, gather: Callable[[Form, int, Form], Form]) -> Form:
+    """`value.gather(dim, index)`, `[c; k][n, i_n] = [c[n, i_n]; k[n, i_n]]`: no cut goes through the dim, and the index
+    is the same along all others.
+    """
+    value = evaluator.tidy(evaluator.settled(evaluator.tidy(value)))
+    others = [d for d in range(len(value.dims)) if d != dim]
+    same = all(_same_along(index, d) and index.sizes[d] == value.sizes[d] for d in others)
+    if not same or len(value.dims[dim]) > 1 or index.dtype != torch.int64:
+        raise Elsewhere(f"places of {value.axes} by {index.axes} are of either side, or others along other axes")
+    if any(block.rate is Rate.WEIGHT for block in value.blocks.values()):
+        raise Elsewhere(f"a part of {value.axes} is a weight")
+    for d in others:
+        index = moves.take_dim(evaluator.b, index, d, np.zeros(1, dtype=np.int64))
+
+    def rule(part: Form, axes: list[int]) -> Form:
+        shape = [index.extents[axis] if axis in axes else size for axis, size in enumerate(part.extents)]
+        return gather(part, axes[0], grid.stretched(evaluator.b, index, shape))
+
+    found: Form = by_blocks(evaluator, value, [dim], rule)
+    return found
+
+
+def _same_along(form: Form, dim: int) -> bool:
+    """Whether all of its positions have one value."""
+    blocks = form.blocks.values()
+    return not any({*b.labels[dim]} & {*f.labels} for b in blocks for t in b.terms for f in t.factors)
 
 
 def of_elements(evaluator: Evaluator, value: Form, rule: Callable[[Form], Form]) -> Form:

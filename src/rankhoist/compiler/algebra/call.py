@@ -32,7 +32,7 @@ from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Promise, Value, as_form, integer, tensors_in
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Op
+from rankhoist.compiler.graph.node import Op, aten
 
 Rule = Callable[["Call"], Value]
 
@@ -223,11 +223,13 @@ class Call:
         return pointwise.elementwise(self._originals, op, operands, {}, self._originals.dtype_of(op, operands))
 
     def read(self, value: Form, index: Form, dim: int) -> Form:
-        """`value` at places of one dim that a candidate chooses, unevaluated: `value.gather(dim, index)` of what a
-        request has, rows of a weight. See `reads`.
+        """`value.gather(dim, index)`: what a request has, or rows of a weight, at places of one dim that a candidate
+        chooses, unevaluated (see `reads`), or what both have, block by block, at places that the request chooses.
         """
         if value.of_weights:
             return reads.of_table(self._originals, value, index)
+        if not index.rate.per_candidate:
+            return along.read(self._originals, value, index, dim, partial(self.run, aten.gather.default))
         return reads.of_request(self._originals, value, index, dim)
 
     def attended(

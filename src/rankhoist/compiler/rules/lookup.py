@@ -194,37 +194,41 @@ def masked_select(call: Call) -> Form:
 
 
 def gathered(call: Call) -> Form:
-    """`x.gather(axis, i)`, x of the request and i of the candidate."""
+    """`x.gather(axis, i)`, x of the request and i of the candidate, or x of both and i of the request."""
     value, index = call.forms("self", "index")
     dim = value.dim(call.value("dim"))
-    _read_by_candidates(value, index)
+    _read_by_other(value, index)
     if len(index.layout) != len(value.layout):
         raise Elsewhere(f"{value.axes} is gathered by {index.axes}")
     return call.read(value, index, dim)
 
 
 def own_rows(call: Call) -> Form:
-    """`x[arange(rows)[:, None], i]`, x `[rows, T, ...]` of the request and i `[rows, K]` of the candidate."""
+    """The same of `x[arange(rows)[:, None], i]`, x `[rows, T, ...]` and i `[rows, K]`, and of i `[rows]`."""
     value, chosen = call.form(), _chosen(call)
     own = chosen[0][1]
     if [axis for axis, _ in chosen] != [0, 1] or not isinstance(own, orders.RowNumber) or not own.own_row:
         raise Elsewhere("no index is the row number")
     index = call.form(of=chosen[1][1])
-    _read_by_candidates(value, index)
-    alone = own.each == 1 and own.behind in ((1,), tuple(index.sizes))
-    if not alone or len(index.layout) != 2 or index.dtype == torch.bool:
+    _read_by_other(value, index)
+    alone = own.each == 1 and own.behind in ((), (1,), tuple(index.sizes))
+    if not alone or len(index.layout) != 1 + len(own.behind) or len(own.behind) > 1 or index.dtype == torch.bool:
         raise Elsewhere(f"axis 1 of {value.axes} is indexed by {index.axes}")
+    index = index if own.behind else moves.with_axes(index, [1])
     places, counted = index.sizes[0], _from_the_start(call, index, value)
     index = grid.stretched(call.builder, moves.with_axes(counted, range(2, len(value.layout))), [
         (1, True), (places, False), *value.extents[2:]
     ])  # fmt: skip
-    return call.read(value, index, 0)
+    made = call.read(value, index, 0)
+    return made if own.behind else moves.drop_dim(call.builder, made, 0)
 
 
-def _read_by_candidates(value: Form, index: Form) -> None:
-    if value.of_weights or value.rate.per_candidate or not index.rate.per_candidate:
+def _read_by_other(value: Form, index: Form) -> None:
+    """What the request has is read by the candidate; or what both have by the request."""
+    late, of_both = index.rate.per_candidate, value.mixed and value.rate.per_candidate
+    if value.of_weights or (value.rate.per_candidate if late else not of_both):
         raise Elsewhere(f"{value.axes} is not the request's, or {index.axes} not the candidate's")
-    if any(f.layout[0] != (ROW,) or any(len(e) != 1 for e in f.layout) for f in (value, index)):
+    if any(f.layout[:1] != ((ROW,),) or any(len(e) != 1 for e in f.layout) for f in (value, index)):
         raise Elsewhere(f"rows of {value.axes} and {index.axes} are not on axis 0")
 
 
