@@ -19,12 +19,12 @@ from torch import nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.all_answers import of_all_answers
 from rankhoist.capture.archive import muted
 from rankhoist.capture.asked import Asked
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.fixing import Fixed, noting
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
-from rankhoist.capture.nowhere import of_all_answers
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.other_words import OtherWords
 from rankhoist.capture.recurrent import of_any_length

@@ -7,7 +7,6 @@ What is chosen has no elements then, and neither has what is made of it, as far 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +19,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx.immutable_collections import immutable_list
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.composites import written_anew
-from rankhoist.capture.defaults import fill
-from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.operators import operator_name
-from rankhoist.capture.recurrent import of_any_length
-from rankhoist.capture.shortcuts import COMPARED, MARK, MOST, OPPOSITE, Answers, Question, same_state
-from rankhoist.capture.true_places import by_masks, counted_by
+from rankhoist.capture.shortcuts import COMPARED, MARK, OPPOSITE, Answers, Question
+from rankhoist.capture.true_places import counted_by
 
 aten = torch.ops.aten
 COUNTS = {aten.sum.default, aten.count_nonzero.default, aten.any.default}
@@ -37,72 +32,15 @@ CONTRARY = {
     "gt": "le",
     "le": "gt",
     "lt": "ge",
-}  # where one is true, the other is not
+}  # one is true where the other is not
 SAME = {"_to_copy", "to", "clone", "alias", "contiguous", "detach"}  # elements are the same
-VIEWS = {
-    *SAME,
-    "expand",
-    "flatten",
-    "permute",
-    "reshape",
-    "select",
-    "slice",
-    "squeeze",
-    "transpose",
-    "t",
-    "unsqueeze",
-    "view",
-}
+VIEWS = {*SAME, "expand", "flatten", "permute", "reshape", "select", "slice", "squeeze", "t", "transpose", "unsqueeze",
+         "view"}  # fmt: skip
 WRITES = {"index_put", "index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce"}
 SOME = (1, 2, 10**6)  # numbers of places; a relation that is the same of these is so of all but 0
 
 
-def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> ExportedProgram:
-    """A model exported as if there was work wherever it asks, if that is what it computes; as it is otherwise.
-
-    Args:
-        export: with answers; or without, when torch.export refuses a question.
-    """
-    busy = Answers()
-    program = export(busy)
-    if len(busy.asked) > MOST:
-        return export(None)
-    if busy.asked:
-        first = _plain(program)
-        for number in range(len(busy.asked)):
-            idle = Answers(number)
-            try:
-                second = _plain(export(idle))
-            except Exception:  # whatever it is, there is no graph to compare
-                return export(None)
-            goes_on = len(busy.asked) == len(idle.asked) and all(map(same_state, busy.asked, idle.asked))
-            if not (goes_on and _same((first, second), (busy, idle), number)):
-                return export(None)
-    for part in [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]:
-        for node in [n for n in part.graph.nodes if _is_mark(n)]:
-            part.graph.erase_node(node)
-    return program
-
-
-def _plain(program: ExportedProgram) -> ExportedProgram:
-    """In the words in which graphs are compared, without writes. The program itself is left as it is."""
-    own = copy.copy(program)
-    own._graph_module = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
-    graphs_within = any(n.op == "get_attr" for n in own.graph.nodes)
-    if graphs_within or not written_anew(own.graph):
-        with of_any_length():
-            own = program.run_decompositions({})
-        without_tokens(own)
-    by_masks(own.graph)
-    fill(own.graph)
-    return own
-
-
-def _is_mark(node: fx.Node) -> bool:
-    return node.target is aten._assert_async.msg and str(node.args[1]).startswith(MARK)
-
-
-def _same(programs: Sequence[ExportedProgram], answers: Sequence[Answers], number: int) -> bool:
+def same_where_nothing(programs: Sequence[ExportedProgram], answers: Sequence[Answers], number: int) -> bool:
     """Whether two exports are one where there is nothing of what a question asks for, and all operators of the first
     one take that there is nothing.
     """
@@ -112,6 +50,10 @@ def _same(programs: Sequence[ExportedProgram], answers: Sequence[Answers], numbe
         return False
     first, second = (graph.results() for graph in graphs)
     return first == second and graphs[0].takes_nothing()
+
+
+def is_mark(node: fx.Node) -> bool:
+    return node.target is aten._assert_async.msg and str(node.args[1]).startswith(MARK)
 
 
 @dataclass
@@ -148,7 +90,7 @@ class _Graph:
 
     def learn(self, question: Question, number: int) -> bool:
         """Which masks are true nowhere; False where it is none of them."""
-        mark = next((n.args[0] for n in self._graph.nodes if _is_mark(n) and n.args[1] == f"{MARK}{number}"), None)
+        mark = next((n.args[0] for n in self._graph.nodes if is_mark(n) and n.args[1] == f"{MARK}{number}"), None)
         if question.about is None:
             return mark is not None and self._if(mark, question.nothing)
         symbols = question.about.free_symbols

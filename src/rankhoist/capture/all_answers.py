@@ -1,0 +1,58 @@
+"""A model exported as if there was work wherever its Python asks, if that is what it computes (see `shortcuts`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import fx
+from torch.export import ExportedProgram
+
+from rankhoist.capture.composites import written_anew
+from rankhoist.capture.defaults import fill
+from rankhoist.capture.effects import without_tokens
+from rankhoist.capture.nowhere import is_mark, same_where_nothing
+from rankhoist.capture.recurrent import of_any_length
+from rankhoist.capture.shortcuts import MOST, Answers, same_state
+from rankhoist.capture.true_places import by_masks
+
+
+def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> ExportedProgram:
+    """A model exported as if there was work wherever it asks, if that is what it computes; as it is otherwise.
+
+    Args:
+        export: with answers; or without, when torch.export refuses a question.
+    """
+    busy = Answers()
+    program = export(busy)
+    if len(busy.asked) > MOST:
+        return export(None)
+    if busy.asked:
+        first = _plain(program)
+        for number in range(len(busy.asked)):
+            idle = Answers(number)
+            try:
+                second = _plain(export(idle))
+            except Exception:  # whatever it is, there is no graph to compare
+                return export(None)
+            goes_on = len(busy.asked) == len(idle.asked) and all(map(same_state, busy.asked, idle.asked))
+            if not (goes_on and same_where_nothing((first, second), (busy, idle), number)):
+                return export(None)
+    for part in [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]:
+        for node in [n for n in part.graph.nodes if is_mark(n)]:
+            part.graph.erase_node(node)
+    return program
+
+
+def _plain(program: ExportedProgram) -> ExportedProgram:
+    """In the words in which graphs are compared, without writes. The program itself is left as it is."""
+    own = copy.copy(program)
+    own._graph_module = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
+    graphs_within = any(n.op == "get_attr" for n in own.graph.nodes)
+    if graphs_within or not written_anew(own.graph):
+        with of_any_length():
+            own = program.run_decompositions({})
+        without_tokens(own)
+    by_masks(own.graph)
+    fill(own.graph)
+    return own
