@@ -25,14 +25,8 @@ from rankhoist.capture.true_places import counted_by
 
 aten = torch.ops.aten
 COUNTS = {aten.sum.default, aten.count_nonzero.default, aten.any.default}
-CONTRARY = {
-    "ne": "eq",
-    "eq": "ne",
-    "ge": "lt",
-    "gt": "le",
-    "le": "gt",
-    "lt": "ge",
-}  # one is true where the other is not
+# Where one is true, the other is not.
+CONTRARY = {"ne": "eq", "eq": "ne", "ge": "lt", "gt": "le", "le": "gt", "lt": "ge"}
 SAME = {"_to_copy", "to", "clone", "alias", "contiguous", "detach"}  # elements are the same
 VIEWS = {*SAME, "expand", "flatten", "permute", "reshape", "select", "slice", "squeeze", "t", "transpose", "unsqueeze",
          "view"}  # fmt: skip
