@@ -176,6 +176,22 @@ def of_numbers(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor
     return out
 
 
+def of_parts(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    """Numbers below 1 are cut to 0, and are none."""
+    own = x[:, 2] / 3
+    if own.long().any():
+        out = torch.where(own[:, None] != 0, m.experts[i](x), out)
+    return out
+
+
+def complement(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    """Of a number it is true, but for -1."""
+    own = best == i
+    if not ~own.sum():
+        out[own] = m.experts[i](x[own])
+    return out
+
+
 def of_another(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
     if (best == 0).any():
         out[best == i] = m.experts[i](x[best == i])
@@ -233,7 +249,7 @@ def twice(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
 
 REFUSED: list[Step] = [
     counted, otherwise, of_shares, of_more_than_one, of_numbers, of_another, by_zero, largest, another_result, listed,
-    kept, twice,
+    kept, twice, of_parts, complement,
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from rankhoist.capture.shortcuts import COMPARED, MARK, OPPOSITE, Answers, Quest
 from rankhoist.capture.true_places import counted_by
 
 aten = torch.ops.aten
+COUNTED = {torch.bool, torch.int32, torch.int64, torch.float32, torch.float64}  # dtypes in which some are never none
 COUNTS = {aten.sum.default, aten.count_nonzero.default, aten.any.default}
 # Where one is true, the other is not.
 CONTRARY = {"ne": "eq", "eq": "ne", "ge": "lt", "gt": "le", "le": "gt", "lt": "ge"}
@@ -43,10 +44,12 @@ def same_where_nothing(programs: Sequence[ExportedProgram], answers: Sequence[An
     if not all(graph.learn(own.asked[number], number) for graph, own in zip(graphs, answers, strict=True)):
         return False
     first, second = (graph.results() for graph in graphs)
-    return first == second and graphs[0].takes_nothing()
+    alike = programs[0].call_spec.out_spec == programs[1].call_spec.out_spec
+    return alike and first == second and graphs[0].takes_nothing()
 
 
 def is_mark(node: fx.Node) -> bool:
+    """Whether it is there to say what a question asks."""
     return node.target is aten._assert_async.msg and str(node.args[1]).startswith(MARK)
 
 
@@ -97,7 +100,7 @@ class _Graph:
         name, first = operator_name(node), node.args[0]
         if node.target is aten.all.default and truth:
             return self._everywhere(first)
-        if name in OPPOSITE:
+        if name == "logical_not" or (name in OPPOSITE and first.meta["val"].dtype == torch.bool):
             return self._if(first, not truth)
         if name in SAME and first.meta["val"].dtype == torch.bool:
             return self._if(first, truth)
@@ -107,28 +110,28 @@ class _Graph:
 
     def _none(self, node: Any) -> bool:
         """A number of places is 0."""
+        if node.meta["val"].dtype not in COUNTED:
+            return False
         if operator_name(node) in SAME:
             return self._none(node.args[0])
-        whole = node.target in COUNTS and set(node.args[1:]) <= {None}
-        return (
-            whole and (node.target is not aten.sum.default or _positive(node.args[0])) and self._nowhere(node.args[0])
-        )
+        if node.target not in COUNTS or not set(node.args[1:]) <= {None}:
+            return False
+        return (node.target is not aten.sum.default or _positive(node.args[0])) and self._nowhere(node.args[0])
 
     def _nowhere(self, mask: Any) -> bool:
         """A mask, of booleans or numbers, is true nowhere."""
         if mask is None:
             return False
         self._terms.nowhere.add(self._numbers[mask])
-        if operator_name(mask) in SAME:
-            self._nowhere(mask.args[0])
-        if operator_name(mask) in OPPOSITE and mask.meta["val"].dtype == torch.bool:
-            self._everywhere(mask.args[0])
+        name, first = operator_name(mask), mask.args[0]
+        if name in SAME and first.meta["val"].dtype == torch.bool:
+            self._nowhere(first)
+        if name in OPPOSITE and first.meta["val"].dtype == torch.bool:
+            self._everywhere(first)
         return True
 
     def _everywhere(self, mask: Any) -> bool:
         name = operator_name(mask)
-        if name in SAME:
-            return self._everywhere(mask.args[0])
         if mask.meta["val"].dtype != torch.bool:
             return False
         self._terms.everywhere.add(self._numbers[mask])
@@ -155,9 +158,8 @@ class _Graph:
     def _given(self, *given: Any) -> Any:
         """Arguments, with numbers of terms in place of nodes, as part of a key."""
         values, spec = pytree.tree_flatten(given)
-        return tuple([(fx.Node, self._numbers[v]) if isinstance(v, fx.Node) else (type(v), v) for v in values]), str(
-            spec
-        )
+        named = [("term", self._numbers[v]) if isinstance(v, fx.Node) else (type(v), repr(v)) for v in values]
+        return tuple(named), str(spec)
 
     def _whole(self, node: fx.Node) -> int:
         """The number of a term as it is."""
@@ -248,7 +250,7 @@ def _made(node: fx.Node, sizes: dict[sympy.Symbol, int]) -> Any:
 
     def of(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return torch.zeros([_at(size, sizes, 2) for size in value.shape], dtype=value.dtype)
+            return torch.zeros((), dtype=value.dtype).expand([_at(size, sizes, 2) for size in value.shape])
         return _at(value, sizes, 2)
 
     return pytree.tree_map(of, node.meta["val"])
@@ -284,8 +286,6 @@ def _says_none(truth: Callable[[int], Any], nothing: bool) -> bool:
 
 
 def _content(x: Any) -> Any:
-    return (
-        (x.dtype, x.shape, x.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        if isinstance(x, torch.Tensor)
-        else id(x)
-    )
+    if not isinstance(x, torch.Tensor):
+        return id(x)
+    return x.dtype, x.shape, x.contiguous().flatten().view(torch.uint8).numpy().tobytes()
