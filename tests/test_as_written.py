@@ -284,3 +284,19 @@ def test_an_array_that_is_read_is_refused(read: Callable[[Tensor, Any], Tensor])
     user, item = sides(5)
     with pytest.raises(ExportError, match=r"what \.numpy\(\) gives of an input's values is read in forward"):
         hoist(Shown(read).double().eval(), (user.expand(5, -1), item), context=["user"])
+
+
+class Measured(nn.Module):
+    """Lengths beside a check of data, which torch's strict exporter does not take."""
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        assert user.abs().max() < 99, "too large"
+        return (user * item).sum(1) + torch.ones(len(item), len(item[0])).sum(1) * len(user[0])
+
+
+def test_a_length_is_a_size_of_any_number_of_rows():
+    model, (user, item) = Measured().eval(), torch.rand(2, 7, WIDTH)
+    hoisted = hoist(model, (user[:1].expand(4, -1), item[:4]), context=["user"])
+    for count in (1, 3, 7):
+        assert_equal(hoisted(user[:1], item[:count]), model(user[:1].expand(count, -1), item[:count]))
+    assert "len" not in globals()

@@ -27,6 +27,7 @@ from rankhoist.capture.fixing import Fixed, noting
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.other_words import OtherWords
+from rankhoist.capture.python_len import lengths_are_sizes
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.refusal import failing_module, line_of, refused
 from rankhoist.capture.shortcuts import Answers, answered
@@ -105,8 +106,8 @@ def exported(
         ExportError: `torch.export` refuses the model.
     """
     # Floats of weights stay names in the graph, but where Python compares them or computes with them. Python's own
-    # `len(x)` and `int(x.shape[0])` are numbers to whoever runs the model. Where they stand in the way, the strict
-    # exporter reads the model's bytecode instead, and keeps them symbolic.
+    # `int(x.shape[0])` is a number to whoever runs the model, and so is `len(x)` outside of its modules' files. Where
+    # they stand in the way, the strict exporter reads the model's bytecode instead, and keeps them symbolic.
     first: Exception | None = None
     fixed: list[Fixed] = []
     for floats, strict in ((False, False), (True, False), (False, True)):
@@ -115,8 +116,8 @@ def exported(
 
         def once(answers: Answers | None, floats: bool = floats, strict: bool = strict) -> torch.export.ExportedProgram:
             own = _no_own_gradients() if training else contextlib.nullcontext()
-            mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers, fixed)
-            with _quiet(), own, of_any_length(), mode:
+            mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers)
+            with _quiet(), noting([] if strict else fixed), own, of_any_length(), mode:
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
 
         try:
@@ -158,15 +159,12 @@ def _no_own_gradients() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _symbolic(
-    model: nn.Module, training: bool, floats: bool, answers: Answers | None, fixed: list[Fixed]
-) -> Iterator[None]:
+def _symbolic(model: nn.Module, training: bool, floats: bool, answers: Answers | None) -> Iterator[None]:
     """With functions of torch that would fix the number of rows in other words, checks of data as assertions, the
-    values of weights where Python asks for them, and answers where it asks whether there is anything; `fixed` is
-    where a size gets a number all the same.
+    values of weights where Python asks for them, and answers where it asks whether there is anything.
     """
     questions = contextlib.nullcontext() if answers is None else answered(answers)
-    with noting(fixed), EvenParts(), OtherWords(), questions, Asked(model, training, floats), Stated():
+    with lengths_are_sizes(model), EvenParts(), OtherWords(), questions, Asked(model, training, floats), Stated():
         yield
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
-from rankhoist.capture.statements import asking, length_asked, source, wanted, within
+from rankhoist.capture.statements import asking, source, wanted
 
 MOST = 64  # questions: each is another export
 MARK = "whether there is anything, question "
@@ -93,10 +93,6 @@ class _AskedOfTensors(TorchFunctionMode):
             nothing, frame = self._at_nothing(args[0]), _of_model(sys._getframe(1))
             if nothing is not None and _is_shortcut(frame, bool(nothing)):
                 return self._answers.to(None, bool(nothing), frame, args[0])
-        if func is Tensor.__len__ and args[0].dim():
-            length = self._length(args[0], _of_model(sys._getframe(1)))
-            if length is not None:
-                return length
         result = func(*args, **(kwargs or {}))
         if func is Tensor.item and isinstance(result, SIZES):
             self._answers.items.update(dict.fromkeys(result.node.expr.free_symbols, args[0]))
@@ -117,20 +113,6 @@ class _AskedOfTensors(TorchFunctionMode):
         if name in OPPOSITE:
             return not values[0]
         return COMPARED[name](*values) if name in COMPARED else values[0] if name in SAME else None
-
-    def _length(self, x: Tensor, frame: FrameType) -> int | None:
-        """The length of a tensor that a condition compares; Python wants a number there and then."""
-        size: Any = x.shape[0]
-        found = within(frame, _conditions(frame.f_code.co_filename))
-        relation = None if found is None else length_asked(found.test)
-        symbols: set[Any] = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
-        if relation is None or not symbols or not all(map(size.node.shape_env.is_unbacked_symint, symbols)):
-            return None
-        about = relation(size.node.expr)
-        nothing = bool(about.subs(dict.fromkeys(symbols, 0)))
-        if found is None or not _leaves_out(found, nothing, frame):
-            return None
-        return 0 if self._answers.to(about, nothing, frame) is nothing else 1
 
 
 @contextlib.contextmanager

@@ -7,32 +7,19 @@ import dis
 import functools
 import linecache
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any, TypeVar
-
-import sympy
+from typing import TypeVar
 
 Statement = TypeVar("Statement", ast.Assert, ast.If, ast.Assert | ast.If)
-RELATIONS = {
-    ast.Gt: sympy.Gt,
-    ast.GtE: sympy.Ge,
-    ast.Lt: sympy.Lt,
-    ast.LtE: sympy.Le,
-    ast.Eq: sympy.Eq,
-    ast.NotEq: sympy.Ne,
-}
 AS_TRUTH = 16  # of a comparison whose result is asked for its truth at once
 BRANCHES = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
 
 
 def asking(frame: FrameType, among: Sequence[Statement]) -> Statement | None:
     """The statement whose test a frame is in; None where it is not one that can be told."""
-    return within(frame, among) if _branches(frame) else None
-
-
-def within(frame: FrameType, among: Sequence[Statement]) -> Statement | None:
-    """The statement whose test is in the line of a frame; None where there are several."""
+    if not _branches(frame):
+        return None
     found = [s for s in among if s.test.lineno <= frame.f_lineno <= (s.test.end_lineno or 0)]
     return found[0] if len(found) == 1 else None
 
@@ -66,29 +53,3 @@ def wanted(test: ast.expr, on: bool) -> bool | None:
     if isinstance(test, ast.Compare) and len(test.ops) > 1 and not on:
         return None
     return None if any(isinstance(part, BRANCHES) for part in ast.walk(test)) else on
-
-
-def length_asked(test: ast.expr) -> Callable[[Any], Any] | None:
-    """What a condition asks of a length: `len(x) > 0`, `not len(x)`; None where it, or its line, asks more."""
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return length_asked(test.operand)
-    if _is_length(test):
-        return lambda n: sympy.Ne(n, 0)
-    if (
-        isinstance(test, ast.Compare)
-        and _is_length(test.left)
-        and type(test.ops[0]) in RELATIONS
-        and len(test.ops) == 1
-    ):
-        bound = test.comparators[0]
-        if isinstance(bound, ast.Constant) and type(bound.value) is int:
-            return functools.partial(_related, RELATIONS[type(test.ops[0])], bound.value)
-    return None
-
-
-def _is_length(test: ast.expr) -> bool:
-    return isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id == "len"
-
-
-def _related(relation: Any, bound: int, n: Any) -> Any:
-    return relation(n, bound)
