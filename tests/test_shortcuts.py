@@ -44,6 +44,14 @@ def any_of(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
     return out
 
 
+def copied(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = best == i
+    if own.any():
+        out = out.clone()
+        out[own] = m.experts[i](x)[own]
+    return out
+
+
 def none_of(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
     own = best == i
     if not torch.any(own):
@@ -120,7 +128,7 @@ def without_gradients(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) ->
 
 
 EQUAL: list[Step] = [
-    any_of, none_of, all_of_others, sums, items, numbers_of, sizes, lengths, no_length, of_two,
+    any_of, copied, none_of, all_of_others, sums, items, numbers_of, sizes, lengths, no_length, of_two,
     without_gradients,
 ]  # fmt: skip
 
@@ -133,6 +141,55 @@ def test_what_is_left_out_is_nothing(step: Step):
     assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), model(repeated(context, OFFSETS), candidate))
     for row in candidate:
         assert_equal(hoisted(context[:1], row[None]), model(context[:1], row[None]))
+
+
+class Groups(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.channels = nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) + self.channels(x[:, :, None] * torch.arange(3.0).to(x)).sum(2)
+
+
+class Kept(nn.Module):
+    """Statistics that were kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.plain = nn.BatchNorm1d(4), nn.BatchNorm1d(2, affine=False)
+        self.channels = nn.InstanceNorm1d(2, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = x.view(-1, 2, 2)
+        return self.norm(x) + (self.plain(pairs) + self.channels(pairs)).flatten(1)
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.product, self.places = nn.Bilinear(4, 4, 4), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, x + 1) + self.places(x[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("kind", [Groups, Kept, Product])
+def test_layers_take_rows_of_which_data_says_how_many_there_are(kind: type[nn.Module]):
+    def step(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+        own = best == i
+        if own.any():
+            out[own] = m.layer(m.experts[i](x[own]))
+        return out
+
+    model = Model(step).double().eval()
+    model.layer = kind().double().eval()
+    for x in [*model.parameters(), *model.buffers()]:
+        if x.is_floating_point():
+            x.data = torch.rand_like(x) + 0.5
+    context, candidate = torch.randn(3, 2).double(), torch.randn(9, 3).double()
+    hoisted = rankhoist.hoist(model, (context[[0, 1, 1, 2]], candidate[:4]), context=["context"])
+    assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), model(repeated(context, OFFSETS), candidate))
 
 
 # -- near misses

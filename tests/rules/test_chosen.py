@@ -132,6 +132,16 @@ def experts(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+def matrices(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """A product with a matrix each."""
+    x = torch.cat([k[:, :1], c, k[:, 1:]], 1)
+    out = torch.ones(len(x), 8, dtype=x.dtype)
+    for i in range(3):
+        own = (k[:, 0] * 5).long().remainder(3) == i
+        out[own] = torch.mm(x[own], w[i].T) + x[own] @ w[0].T
+    return out
+
+
 def best_experts(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
     """Each for the rows that have it among their two best."""
     x = torch.cat([c, k], 1)
@@ -182,6 +192,7 @@ EXPERTS = dict(w=randn(3, 8, 10), b=randn(8), v=randn(2, 8))
 
 EQUAL: dict[str, Equal] = {
     "experts": (experts, ROWS, EXPERTS),
+    "matrices": (matrices, ROWS, dict(w=EXPERTS["w"])),
     "best_experts": (best_experts, ROWS, EXPERTS),
     "under_each_other": (under_each_other, ROWS, EXPERTS),
     "of_pairs_of_places": (of_pairs_of_places, ROWS, dict(w=EXPERTS["w"])),

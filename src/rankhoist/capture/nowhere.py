@@ -28,7 +28,8 @@ COUNTED = {torch.bool, torch.int32, torch.int64, torch.float32, torch.float64}  
 COUNTS = {aten.sum.default, aten.count_nonzero.default, aten.any.default}
 # Where one is true, the other is not.
 CONTRARY = {"ne": "eq", "eq": "ne", "ge": "lt", "gt": "le", "le": "gt", "lt": "ge"}
-SAME = {"_to_copy", "to", "clone", "alias", "contiguous", "detach"}  # elements are the same
+COPIES = {"clone", "alias", "contiguous", "detach"}
+SAME = {*COPIES, "_to_copy", "to"}  # elements are the same, perhaps in another dtype
 VIEWS = {*SAME, "expand", "flatten", "permute", "reshape", "select", "slice", "squeeze", "t", "transpose", "unsqueeze",
          "view"}  # fmt: skip
 WRITES = {"index_put", "index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce"}
@@ -186,6 +187,8 @@ class _Graph:
     def _same(self, node: fx.Node, name: str) -> Any:
         """Another node that it is where there is nothing."""
         given: Any = node.args
+        if name in COPIES:
+            return given[0]
         if name in WRITES and any(self._is_nothing(n) for n in pytree.tree_leaves(given[1:])):
             return given[0]
         if name in ("masked_scatter", "masked_fill") and self._is_nothing(given[1]):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -93,6 +94,54 @@ def _unbind(input: Tensor, dim: int = 0) -> Any:
     return input.unbind(dim)
 
 
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """With statistics that are there, of rows that a mask chose: torch asks whether there are any."""
+    if training or running_mean is None or running_var is None or not _by_data(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = torch.rsqrt(running_var + eps) * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - running_mean * scale
+    scale, shift = (x.view(-1, *[1] * (input.dim() - 2)) for x in (scale, shift))
+    return input * scale + shift
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Of rows that a mask chose: torch asks whether a group is more than one number."""
+    own = torch.group_norm if _by_data(input) else F.group_norm
+    return own(input, num_groups, weight, bias, eps)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Of rows that a mask chose: a group norm with a group for each channel, or a batch norm."""
+    if not _by_data(input):
+        given = running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        return F.instance_norm(input, *given)
+    if use_input_stats:
+        return torch.group_norm(input, input.shape[1], weight, bias, eps)
+    return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Of rows that a mask chose: torch asks whether there are any."""
+    if not _by_data(input1):
+        return torch.bilinear(input1, input2, weight, bias)
+    made = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return made if bias is None else made + bias
+
+
+def _by_data(x: Tensor) -> bool:
+    """Whether data says how many elements there are."""
+    sizes: list[Any] = [size for size in x.shape if isinstance(size, torch.SymInt)]
+    return any(s.node.shape_env.is_unbacked_symint(symbol) for s in sizes for symbol in s.node.expr.free_symbols)
+
+
 WORDS: dict[Any, Callable[..., Any]] = {
     torch.unbind: _unbind,
     Tensor.unbind: _unbind,
@@ -100,6 +149,10 @@ WORDS: dict[Any, Callable[..., Any]] = {
     torch.take_along_dim: _take_along_dim,
     Tensor.take_along_dim: _take_along_dim,
     torch.cdist: _cdist,
+    torch.bilinear: _bilinear,
+    F.batch_norm: _batch_norm,
+    F.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
     torch.fake_quantize_per_tensor_affine: _fake_quantize,
     torch.fake_quantize_per_channel_affine: _fake_quantize_channels,
 }

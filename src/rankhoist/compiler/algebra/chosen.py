@@ -41,6 +41,11 @@ from rankhoist.compiler.graph.node import Rate, aten
 BY_IDS = {"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", "one_hot", "index",
           "index_select", "gather", "scatter", "scatter_add", "scatter_reduce"}  # fmt: skip
 OF_SOME = {"opaque", "inverse", "cholesky", "cholesky_inverse", "cholesky_solve", "matrix_power"}  # refuse matrices
+LAYERS: dict[Any, int] = {
+    aten.linear.default: 1,
+    aten.matmul.default: 0,
+    aten.mm.default: 0,
+}  # which axis of the matrix is summed over
 DIVISIONS = {"div", "floor_divide", "remainder", "fmod"}  # refuse a whole number 0
 
 
@@ -115,8 +120,8 @@ def by_law(originals: OriginalOperators, law: ByLaw, node: fx.Node, args: Any, k
     """What a law makes of an operator; of rows that one mask chooses, what it makes of all, chosen by that mask."""
     mask = _common(originals, node, args, kwargs)
     if mask is None or any(isinstance(v, Chosen) and _of_candidates(v.value, v.axis) for v in tensors_in(args)):
-        layer = mask is not None and node.target is aten.linear.default and isinstance(args[0], Chosen)
-        return _layer(originals, *args) if layer and args[0].axis == 0 else law(node, args, kwargs)
+        layer = mask is not None and node.target in LAYERS and isinstance(args[0], Chosen) and args[0].axis == 0
+        return _layer(originals, node.target, *args) if layer and _is_matrix(args[1]) else law(node, args, kwargs)
     own = originals.memo.chosen[mask.node.index]
     fakes = flat(node.meta["val"])
     axes = [-1 if fake is None else _axis(originals, fake, own) for fake in fakes]
@@ -134,21 +139,25 @@ def by_law(originals: OriginalOperators, law: ByLaw, node: fx.Node, args: Any, k
     return law(node, args, kwargs)
 
 
-def _layer(originals: OriginalOperators, x: Chosen, weight: Form, *bias: Form | None) -> tuple[Value, Outcome]:
+def _is_matrix(weight: Value) -> bool:
+    return isinstance(weight, Form) and len(weight.layout) == 2 and all(len(entry) == 1 for entry in weight.layout)
+
+
+def _layer(originals: OriginalOperators, op: Any, x: Chosen, weight: Form, *bias: Form | None) -> tuple[Value, Outcome]:
     """`(W [c; k] + b)[m]`, of which the candidate's columns are multiplied where they are chosen."""
     b, of_request = originals.b, _columns(x.value)
-    own, across = x.value.layout[-1][0], weight.dim(1)
+    own, across, along = x.value.layout[-1][0], weight.dim(LAYERS[op]), weight.dim(1 - LAYERS[op])
 
     def part(columns: np.ndarray) -> tuple[Form, Form]:
         places = np.flatnonzero(columns)
         return moves.take_dim(b, x.value, own, places), moves.take_dim(b, weight, across, places)
 
-    whole = originals.operate(aten.linear.default, (*part(of_request), *filter(None, bias)), {})
+    whole = originals.operate(op, (*part(of_request), *filter(None, bias)), {})
     rows, matrix = part(~of_request)
     moving = _chosen(originals, rows, 0, x.mask).tensor.node
-    work = x.mask.count * rows.sizes[own] * weight.sizes[weight.dim(0)]
+    work = x.mask.count * rows.sizes[own] * weight.sizes[along]
     args = moving, originals.present(matrix, Rate.WEIGHT)
-    made = b.call(aten.linear.default, args, Rate.PAIR, (), whole.dtype, multiply_adds=work, rows_first=False)
+    made = b.call(op, args, Rate.PAIR, (), whole.dtype, multiply_adds=work, rows_first=False)
     made = b.call(
         aten.add.Tensor, (made, _chosen(originals, whole, 0, x.mask).tensor.node), Rate.PAIR, (), whole.dtype,
         rows_first=False,

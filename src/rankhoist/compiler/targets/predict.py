@@ -186,6 +186,8 @@ def _original(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 def _convolution(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     """A linear map of the channels at every place."""
+    if len(node.sizes) < 2:
+        return _original(node, profile, rows, requests)
     _, k, _ = sizes(node)
     return profile.products(1, rows * math.prod(node.sizes[1:]), k, node.sizes[0]) + ARRANGING * profile.call
 
