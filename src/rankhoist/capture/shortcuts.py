@@ -43,6 +43,7 @@ COMPARED = {name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "
 WHOLE = {"any": 0, "sum": 0, "count_nonzero": 0, "all": 1}  # of what is true nowhere; all: of its opposite
 SAME = {"bool", "long", "int", "float", "double", "to", "item"}
 OPPOSITE = {"logical_not", "bitwise_not", "invert"}
+OPERANDS = {**dict.fromkeys(COMPARED, 2), **dict.fromkeys(SAME | OPPOSITE, 1)}
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, range, slice)
 
 
@@ -97,7 +98,8 @@ class _AskedOfTensors(TorchFunctionMode):
         if func is Tensor.item and isinstance(result, SIZES):
             self._answers.items.update(dict.fromkeys(result.node.expr.free_symbols, args[0]))
         if isinstance(result, Tensor):
-            self._made[id(result)] = result, func.__name__.strip("_"), args
+            written = any(result is x for x in args)  # it is another number then
+            self._made[id(result)] = result, "" if written else func.__name__.strip("_"), args
         return result
 
     def _at_nothing(self, x: Any) -> float | None:
@@ -107,12 +109,12 @@ class _AskedOfTensors(TorchFunctionMode):
         _, name, given = self._made.get(id(x), (None, "", ()))
         if name in WHOLE and len(given) == 1:
             return WHOLE[name]
-        values = [self._at_nothing(own) for own in given[: 2 if name in COMPARED else 1]]
+        values = [self._at_nothing(own) for own in given[: OPERANDS.get(name, 0)]]
         if None in values or not values:
             return None
-        if name in OPPOSITE:
-            return not values[0]
-        return COMPARED[name](*values) if name in COMPARED else values[0] if name in SAME else None
+        if name in COMPARED:
+            return bool(COMPARED[name](*values))
+        return not values[0] if name in OPPOSITE else values[0]
 
 
 @contextlib.contextmanager
