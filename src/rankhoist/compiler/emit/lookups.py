@@ -105,7 +105,7 @@ def guard(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, fx.Node]:
 
 def count(graph: fx.Graph, counts: Sequence[fx.Node]) -> None:
     """The counts of all guarded lookups as one more result of a graph."""
-    last = next(reversed(graph.nodes))
+    last: Any = graph.output_node()
     with graph.inserting_before(last):
         last.args = ((*last.args[0], graph.call_function(torch.stack, (list(counts),))),)
 

@@ -126,7 +126,7 @@ def _bind(module: fx.GraphModule, given: Sequence[Moving | Tensor]) -> dict[int,
             with graph.inserting_before(first):
                 node.replace_all_uses_with(graph.get_attr(f"weight_{i}"))
             graph.erase_node(node)
-    last = next(reversed(graph.nodes))
+    last: Any = graph.output_node()
     results, constants = [], {}
     for i, value in enumerate(last.args[0]):
         if not isinstance(value, fx.Node):
