@@ -20,6 +20,7 @@ import contextlib
 import functools
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,8 @@ class _AskedOfTensors(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _asked_of_sizes(answers: Answers) -> Iterator[None]:
-    """Answers of numbers that data decides, where torch knows none, to the model's own lines."""
+    """Answers of numbers that data decides, where torch knows none, to the model's own lines in this thread."""
+    thread, ended = threading.get_ident(), False
 
     def asks(truth: Callable[[Any], bool]) -> Callable[[Any], bool]:
         def asked(x: Any) -> bool:
@@ -127,9 +129,11 @@ def _asked_of_sizes(answers: Answers) -> Iterator[None]:
                 return truth(x)
             except GuardOnDataDependentSymNode:
                 frame = sys._getframe(1)
+                if ended or threading.get_ident() != thread or _foreign(frame):
+                    raise
                 about = x.node.expr if isinstance(x, torch.SymBool) else sympy.Ne(x.node.expr, 0)
                 nothing = about.subs(dict.fromkeys(about.free_symbols, 0))
-                if _foreign(frame) or nothing not in (True, False) or not _is_shortcut(frame, bool(nothing)):
+                if nothing not in (True, False) or not _is_shortcut(frame, bool(nothing)):
                     raise
                 (symbol, *_) = about.free_symbols
                 return answers.to(about, bool(nothing), frame, answers.items.get(symbol))
@@ -139,7 +143,10 @@ def _asked_of_sizes(answers: Answers) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for kind in (torch.SymBool, torch.SymInt):
             stack.enter_context(mock.patch.object(kind, "__bool__", asks(kind.__bool__)))
-        yield
+        try:
+            yield
+        finally:
+            ended = True  # another thread's export may put these back
 
 
 # -- where it is asked
