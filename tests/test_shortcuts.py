@@ -330,6 +330,59 @@ class Flagged(nn.Module):
         return out.sum(1) if found else out.sum(1) - 1
 
 
+class Early(nn.Module):
+    """What it returns where there is nothing reads what another question has left out."""
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = candidate * context
+        made = last = x.relu()
+        if (candidate[:, 0] > 0).any():
+            last = x
+        own = candidate[:, 1] > 0
+        if own.any():
+            return torch.where(own[:, None], made, x).sum(1)
+        return last.sum(1)
+
+
+class Another(nn.Module):
+    """The same, of a name that has another value where there is work."""
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = candidate * context
+        made = last = x.relu()
+        if (candidate[:, 0] > 0).any():
+            last = x
+        own = (candidate[:, 1] > 0)[:, None]
+        if own.any():
+            last = torch.where(own, made, x)
+        else:
+            return last
+        return last.clone()
+
+
+class First(nn.Module):
+    """The same, out of a loop."""
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = candidate * context
+        made = last = x.relu()
+        if (candidate[:, 0] > 0).any():
+            last = x
+        for bound in (0.0,):
+            own = candidate[:, 1] > bound
+            if not own.any():
+                continue
+            return torch.where(own[:, None], made, x).sum(1)
+        return last.sum(1)
+
+
+@pytest.mark.parametrize("kind", [Early, Another, First])
+def test_a_result_that_is_read_for_nothing_alone_is_no_shortcut(kind: type[nn.Module]):
+    """Neither question shows it alone."""
+    with pytest.raises(ExportError, match="its control flow, or a size, depends on the values"):
+        rankhoist.hoist(kind().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["context"], level="expand")
+
+
 def test_other_values_that_are_left_there_are_no_shortcut():
     with pytest.raises(ExportError, match="its control flow, or a size, depends on the values"):
         rankhoist.hoist(Flagged().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["context"], level="expand")

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
-from rankhoist.capture.statements import asking, source, wanted
+from rankhoist.capture.statements import BRANCHES, asking, source, wanted
 
 MOST = 64  # questions: each is another export
 MARK = "whether there is anything, question "
@@ -45,6 +45,7 @@ WHOLE = {"any": 0, "sum": 0, "count_nonzero": 0, "all": 1}  # of what is true no
 SAME = {"bool", "long", "int", "float", "double", "to", "item"}
 OPPOSITE = {"logical_not", "bitwise_not", "invert"}
 OPERANDS = {**dict.fromkeys(COMPARED, 2), **dict.fromkeys(SAME | OPPOSITE, 1)}
+SIMPLE = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, range, slice)
 
 
@@ -173,11 +174,16 @@ def _is_shortcut(frame: FrameType, nothing: bool) -> bool:
 def _leaves_out(found: ast.If, nothing: bool, frame: FrameType) -> bool:
     for on in (True, False):
         if wanted(found.test, on) is (not nothing):
-            branch = found.orelse if on else found.body
-            return not branch or (
-                len(branch) == 1 and _idle(branch[0], _behind(source(frame.f_code.co_filename), found))
-            )
+            work, rest = (found.body, found.orelse) if on else (found.orelse, found.body)
+            behind = [*work, *_behind(source(frame.f_code.co_filename), found)]
+            return _goes_on(work, ast.Continue) if not rest else len(rest) == 1 and _idle(rest[0], work, behind)
     return False
+
+
+def _goes_on(work: Sequence[ast.stmt], *jumps: type[ast.stmt]) -> bool:
+    """Whether it comes to its end, and leaves by none of these."""
+    leaves = (ast.Return, ast.Break, ast.Raise, *jumps)
+    return not any(isinstance(n, leaves) for s in work for n in ast.walk(s))
 
 
 @functools.lru_cache(8)
@@ -185,13 +191,15 @@ def _conditions(file: str) -> list[ast.If]:
     return [s for s in ast.walk(source(file)) if isinstance(s, ast.If)]
 
 
-def _idle(statement: ast.stmt, behind: Sequence[ast.stmt]) -> bool:
-    """Whether it computes nothing, and reads what is read by the next statements, too."""
+def _idle(statement: ast.stmt, work: Sequence[ast.stmt], behind: Sequence[ast.stmt]) -> bool:
+    """Whether it computes nothing, and reads what is read where there is work, too."""
     if isinstance(statement, ast.Return):
         names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
         plain = statement.value is None or isinstance(statement.value, ast.Name | ast.Tuple | ast.Constant)
         return plain and names <= _read(behind)
-    return isinstance(statement, ast.Pass | ast.Continue)
+    if isinstance(statement, ast.Continue):
+        return _goes_on(behind)
+    return isinstance(statement, ast.Pass) and _goes_on(work, ast.Continue)
 
 
 def _behind(tree: ast.Module, statement: ast.stmt) -> list[ast.stmt]:
@@ -204,19 +212,15 @@ def _behind(tree: ast.Module, statement: ast.stmt) -> list[ast.stmt]:
 
 
 def _read(statements: Sequence[ast.stmt]) -> set[str]:
-    """Names that are read, or written into, before they are given another value."""
+    """Names that are read, or written into, before they are given another value, in any case."""
     read: set[str] = set()
     given: set[str] = set()
     for statement in statements:
-        if isinstance(statement, ast.If | ast.While | ast.Try | ast.For | ast.With):
+        if not isinstance(statement, SIMPLE) or any(isinstance(n, BRANCHES) for n in ast.walk(statement)):
             break  # it may not come to what is in it
         names = [n for n in ast.walk(statement) if isinstance(n, ast.Name)]
-        grown = (
-            {statement.target.id}
-            if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name)
-            else set()
-        )
-        read |= ({n.id for n in names if isinstance(n.ctx, ast.Load)} | grown) - given
+        into = statement.target if isinstance(statement, ast.AugAssign) else None
+        read |= {n.id for n in names if isinstance(n.ctx, ast.Load) or n is into} - given
         given |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
     return read
 
