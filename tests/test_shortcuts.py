@@ -73,6 +73,13 @@ def sums(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
     return out.masked_scatter(own[:, None], m.experts[i](x[own]))
 
 
+def expanded(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
+    own = (best == i).unsqueeze(1)
+    if own.any():
+        out = out.masked_scatter(own.expand_as(out), m.experts[i](x[own.squeeze(1)]))
+    return out
+
+
 def items(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) -> Tensor:
     own = best == i
     if own.sum().item() >= 1:
@@ -128,7 +135,7 @@ def without_gradients(m: Model, x: Tensor, best: Tensor, i: int, out: Tensor) ->
 
 
 EQUAL: list[Step] = [
-    any_of, copied, none_of, all_of_others, sums, items, numbers_of, sizes, lengths, no_length, of_two,
+    any_of, copied, none_of, all_of_others, sums, expanded, items, numbers_of, sizes, lengths, no_length, of_two,
     without_gradients,
 ]  # fmt: skip
 

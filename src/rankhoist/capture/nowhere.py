@@ -30,8 +30,8 @@ COUNTS = {aten.sum.default, aten.count_nonzero.default, aten.any.default}
 CONTRARY = {"ne": "eq", "eq": "ne", "ge": "lt", "gt": "le", "le": "gt", "lt": "ge"}
 COPIES = {"clone", "alias", "contiguous", "detach"}
 SAME = {*COPIES, "_to_copy", "to"}  # elements are the same, perhaps in another dtype
-VIEWS = {*SAME, "expand", "flatten", "permute", "reshape", "select", "slice", "squeeze", "t", "transpose", "unsqueeze",
-         "view"}  # fmt: skip
+VIEWS = {*SAME, "expand", "expand_as", "flatten", "permute", "reshape", "select", "slice", "squeeze", "t",
+         "transpose", "unsqueeze", "view"}  # fmt: skip
 WRITES = {"index_put", "index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce"}
 SOME = (1, 2, 10**6)  # numbers of places; a relation that is the same of these is so of all but 0
 
