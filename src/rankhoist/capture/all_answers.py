@@ -25,7 +25,7 @@ def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> Expor
     """
     busy = Answers()
     program = export(busy)
-    if len(busy.asked) > MOST or not _holds(program, busy, export):
+    if busy.asked and (len(busy.asked) > MOST or not _holds(program, busy, export)):
         return export(None)
     for part in [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]:
         for node in [n for n in part.graph.nodes if is_mark(n)]:
@@ -36,7 +36,7 @@ def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> Expor
 def _holds(program: ExportedProgram, busy: Answers, export: Callable[[Answers], ExportedProgram]) -> bool:
     """Whether the model computes what was exported with answers, whatever the answers are."""
     try:
-        first = _plain(program) if busy.asked else program
+        first = _plain(program)
         for number in range(len(busy.asked)):
             idle = Answers(number)
             second = _plain(export(idle))

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram, exported_program
 
 from rankhoist.capture.assignments import ASSIGNMENTS
+from rankhoist.capture.operators import is_view
 from rankhoist.capture.pooling import LARGEST, MEANS
 from rankhoist.capture.recurrent import of_any_length
 
@@ -67,17 +68,12 @@ def written_anew(graph: fx.Graph) -> bool:
     places = {node: i for i, node in enumerate(graph.nodes)}
     for node in [n for n in graph.nodes if _is_operator(n) and n.target._schema.is_mutable]:
         written, anew = node.args[0], WRITES.get(node.target)
-        if anew is None or not _is_operator(written) or any(map(_is_view, (written, *written.users))):
+        calls = [n for n in (written, *written.users) if _is_operator(n)]
+        if anew is None or not _is_operator(written) or any(is_view(n.target) for n in calls):
             return False
         written.replace_all_uses_with(node, lambda user, node=node: places[user] > places[node])
         node.target = anew
     return True
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether what it makes, or a part of it, may lie in the memory of an operand, but by writing to it."""
-    returns = node.target._schema.returns if _is_operator(node) else ()  # type: ignore[union-attr]
-    return any(made.alias_info and not made.alias_info.is_write for made in returns)
 
 
 def _is_operator(node: fx.Node) -> bool:

@@ -6,16 +6,15 @@ import contextlib
 import linecache
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import sympy
-import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-OTHERS = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+from rankhoist.capture.own_lines import is_own
+
 FIXES = "_set_replacement"  # of a symbol, by what it is from then on
 
 
@@ -51,7 +50,7 @@ def _here() -> Fixed | None:
     line, modules, frame = "", list[nn.Module](), sys._getframe().f_back
     while frame is not None:
         path, number, owner = frame.f_code.co_filename, frame.f_lineno, frame.f_locals.get("self")
-        if not line and not path.startswith(OTHERS) and (said := linecache.getline(path, number).strip()):
+        if not line and is_own(path) and (said := linecache.getline(path, number).strip()):
             line = f"line {number} of {path}: {said}"
         if frame.f_code.co_name == "forward" and isinstance(owner, nn.Module):
             modules.append(owner)

@@ -22,6 +22,11 @@ def operator_name(node: fx.Node) -> str:
     return str(overload(node)._schema.name).split("::")[1]
 
 
+def is_view(op: torch._ops.OpOverload) -> bool:
+    """Whether a result, or a part of one, may lie in the memory of an operand, but by writing to it."""
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns)
+
+
 def module_path(node: fx.Node) -> str:
     """Path of the module whose `forward` made this node, e.g. `cross.layers.0`; empty for the model itself."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-OTHERS = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+from rankhoist.capture.own_lines import is_own
 
 
 @contextlib.contextmanager
@@ -23,7 +21,7 @@ def lengths_are_sizes(model: nn.Module) -> Iterator[None]:
     """For the files of a model's modules, and of what they are derived from."""
     files = {base.__module__ for module in model.modules() for base in type(module).__mro__}
     spaces = [vars(sys.modules[name]) for name in files if name in sys.modules]
-    own = [s for s in spaces if "len" not in s and not str(s.get("__file__") or OTHERS[0]).startswith(OTHERS)]
+    own = [s for s in spaces if "len" not in s and s.get("__file__") and is_own(str(s["__file__"]))]
     for space in own:
         space["len"] = _length
     try:

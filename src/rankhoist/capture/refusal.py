@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.inputs import CONSTANTS
+from rankhoist.capture.own_lines import is_own
 from rankhoist.errors import InputError, RankhoistError
 from rankhoist.mistakes import first_line
 
-OWN = str(Path(__file__).parents[1])
 SCRIPTED = "The following operation failed in the TorchScript interpreter"
 
 
@@ -71,8 +70,7 @@ def _other_dtypes(weights: list[Tensor], leaves: Mapping[str, Any]) -> str:
 
 def line_of(error: BaseException) -> str:
     """The innermost line that is not torch's own."""
-    torchs = str(Path(torch.__file__).parent)
-    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torchs, OWN))]
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if is_own(f.filename)]
     return (
         f"\nIt is line {lines[-1].lineno} of {lines[-1].filename}: {lines[-1].line}" if lines and lines[-1].line else ""
     )

@@ -34,11 +34,12 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
+from rankhoist.capture.own_lines import TORCH, is_own, own_frame
 from rankhoist.capture.statements import BRANCHES, asking, source, wanted
 
 MOST = 64  # questions: each is another export
 MARK = "whether there is anything, question "
-TORCH, OURS = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+EXPORTER = str(Path(TORCH, "export"))
 SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 COMPARED = {name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")}
 WHOLE = {"any": 0, "sum": 0, "count_nonzero": 0, "all": 1}  # of what is true nowhere; all: of its opposite
@@ -93,8 +94,8 @@ class _AskedOfTensors(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__bool__ and args[0].dim() == 0:
-            nothing, frame = self._at_nothing(args[0]), _of_model(sys._getframe(1))
-            if nothing is not None and _is_shortcut(frame, bool(nothing)):
+            nothing, frame = self._at_nothing(args[0]), own_frame(sys._getframe(1))
+            if nothing is not None and frame is not None and _is_shortcut(frame, bool(nothing)):
                 return self._answers.to(None, bool(nothing), frame, args[0])
         result = func(*args, **(kwargs or {}))
         if func is Tensor.item and isinstance(result, SIZES):
@@ -130,7 +131,7 @@ def _asked_of_sizes(answers: Answers) -> Iterator[None]:
                 return truth(x)
             except GuardOnDataDependentSymNode:
                 frame = sys._getframe(1)
-                if ended or threading.get_ident() != thread or _foreign(frame):
+                if ended or threading.get_ident() != thread or not is_own(frame.f_code.co_filename):
                     raise
                 about = x.node.expr if isinstance(x, torch.SymBool) else sympy.Ne(x.node.expr, 0)
                 nothing = about.subs(dict.fromkeys(about.free_symbols, 0))
@@ -151,18 +152,6 @@ def _asked_of_sizes(answers: Answers) -> Iterator[None]:
 
 
 # -- where it is asked
-
-
-def _foreign(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith((TORCH, OURS))
-
-
-def _of_model(frame: FrameType | None) -> FrameType:
-    """The innermost frame of the model's own lines."""
-    while frame is not None and _foreign(frame) and frame.f_back is not None:
-        frame = frame.f_back
-    assert frame is not None
-    return frame
 
 
 def _is_shortcut(frame: FrameType, nothing: bool) -> bool:
@@ -231,8 +220,8 @@ def _read(statements: Sequence[ast.stmt]) -> set[str]:
 def _state(frame: FrameType | None) -> list[tuple[Any, int, dict[str, Any]]]:
     """Of the frames of the model's own lines: where they are, and what they have, but what tensors hold."""
     found = []
-    while frame is not None and not frame.f_code.co_filename.startswith(str(Path(TORCH, "export"))):
-        if not _foreign(frame):
+    while frame is not None and not frame.f_code.co_filename.startswith(EXPORTER):
+        if is_own(frame.f_code.co_filename):
             own = {name: _form(value, ()) for name, value in frame.f_locals.items()}
             found.append((frame.f_code, frame.f_lineno, own))
         frame = frame.f_back

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from rankhoist.capture.operators import is_view
+
 aten = torch.ops.aten
 MODEL, TABLE = 2**30, 2**24  # bytes: of a model whose tables are worth it, and of such a table
 LOOKUPS = {aten.embedding.default, aten.index_select.default, aten.index.Tensor}
@@ -60,7 +62,7 @@ class _LookedUp(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(map(self._tables.has, pytree.tree_leaves((args, kwargs)))) or _is_view(func):
+        if not any(map(self._tables.has, pytree.tree_leaves((args, kwargs)))) or is_view(func):
             return func(*args, **kwargs)
         first, *others = args
         if self._tables.has(first) and not any(map(self._tables.has, pytree.tree_leaves(others))):
@@ -75,11 +77,6 @@ class _LookedUp(TorchDispatchMode):
 def _has_memory(x: Tensor) -> bool:
     """Of its own: neither sparse, nor made of other tensors, as quantised weights are."""
     return x.layout == torch.strided and not is_traceable_wrapper_subclass(x)
-
-
-def _is_view(func: Any) -> bool:
-    """Its result is memory of its operand, which is not written to."""
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
 
 
 def _bags(func: Any, table: Tensor, ids: Tensor, offsets: Tensor, *given: Any, **named: Any) -> Any:

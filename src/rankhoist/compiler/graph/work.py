@@ -29,9 +29,10 @@ def original_work(
     meta = node.meta.get("val")
     fakes = [m for m in (meta if isinstance(meta, list | tuple) else [meta]) if isinstance(m, torch.Tensor)]
 
+    sizes = tuple({**(places or {}), rows: count, **(lengths or {})}.items())
+
     def shape(fake: torch.Tensor) -> list[int]:
-        known = tuple({**(places or {}), rows: count, **(lengths or {})}.items())
-        return [_value(s.node.expr, known, count) if isinstance(s, torch.SymInt) else int(s) for s in fake.shape]
+        return [_value(s.node.expr, sizes, count) if isinstance(s, torch.SymInt) else int(s) for s in fake.shape]
 
     known = row(node.target)
     elements = 0 if known.view else sum(math.prod(shape(f)) for f in fakes)
