@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,39 @@ def test_time_that_is_up_leaves_compilers_out(hoisted, clock, monkeypatch):
     (point,) = hoisted.report().tuning.points
     assert {t.problem for t in point.trials if t.backend == "inductor"} == {"no time was left"}
     assert any("no time is left" in line for line in told)
+
+
+def test_the_original_is_compiled_before_time_is_up(hoisted, clock, monkeypatch):
+    """By every backend the original first, then what is nearly the fastest, and more than that at last."""
+    asked, now = [], [0.0]
+
+    def admitted(self: Any, keys: list[Way]) -> list[Way]:
+        asked.extend(key for key in keys if key.backend != "eager")
+        now[0] += 6.0 if any(key.backend != "eager" for key in keys) else 0.0
+        return keys
+
+    monkeypatch.setattr(tune._Calls, "admitted", admitted)
+    monkeypatch.setattr(tune._Calls, "best_plans", lambda self: {0, 1, 2, hoisted.plans.original})
+    monkeypatch.setattr(tune, "installed", lambda *_: ["eager", "one", "two"])
+    monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=lambda: now[0], thread_time=None))
+    hoisted.tune(candidates=[60], seconds=50.0)
+    original = hoisted.plans.original
+    assert asked == [
+        Way(original, "one"),
+        Way(0, "one"),
+        Way(original, "two"),
+        Way(0, "two"),
+        Way(1, "one"),
+        Way(2, "one"),
+    ]
+    (point,) = hoisted.report().tuning.points
+    assert {Way(t.plan, t.backend) for t in point.trials if t.problem} == {Way(1, "two"), Way(2, "two")}
+
+
+def test_on_a_gpu_what_is_recorded_comes_first(monkeypatch):
+    monkeypatch.setattr(backends, "here", lambda name, device: True)
+    found = backends.installed(torch.device("cuda"), torch.float32)
+    assert found == ["eager", "graphs", "inductor-graphs", "inductor"]
 
 
 @pytest.mark.parametrize("given", [{"candidates": [0]}, {"requests": []}, {"seconds": 0.0}])

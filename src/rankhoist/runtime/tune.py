@@ -90,13 +90,14 @@ def tuned(
 
 
 def _to_compile(model: Tunable, calls: Sequence[_Calls]) -> list[Way]:
-    """By every backend what is nearly the fastest: what is so for most sizes, then the original, then the rest."""
+    """What other backends are tried with: by each the original, than which nothing is to be slower, and what is nearly
+    the fastest for most sizes; then by each the rest.
+    """
     best = [plan for own in calls for plan in own.best_plans()]
     original = model.plans.original
-    first, *rest = sorted({*best}, key=lambda p: (p == original, -best.count(p)))
-    plans = [first, *sorted(rest, key=lambda p: p != original)]
+    plans = sorted({*best}, key=lambda plan: (plan != original, -best.count(plan)))
     others = [backend for backend in calls[0].backends if backend != calls[0].first]
-    return [Way(plan, backend) for backend in others for plan in plans]
+    return [Way(plan, backend) for some in (plans[:2], plans[2:]) for backend in others for plan in some]
 
 
 def _may_be_cut(model: Tunable) -> bool:

@@ -161,10 +161,12 @@ RECORDED = ("graphs", "inductor-graphs")  # what they run is recorded, and repla
 
 
 def installed(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The backends that this machine has for a device and a dtype, `eager` first, then those that start sooner."""
+    """The backends that this machine has for a device and a dtype, `eager` first, then those that start sooner; what is
+    compiled and recorded before what is compiled alone, which takes as long to compile and longer to run.
+    """
     takes = {"onnx": (torch.float32, torch.float64), "openvino": differs.DTYPES}  # on a CPU
     on_cpu = [name for name, dtypes in takes.items() if dtype in dtypes]
-    found = {"cpu": [*on_cpu, "inductor"], "cuda": ["graphs", "inductor", "inductor-graphs"]}
+    found = {"cpu": [*on_cpu, "inductor"], "cuda": ["graphs", "inductor-graphs", "inductor"]}
     return ["eager", *(name for name in found.get(device.type, ["inductor"]) if here(name, device))]
 
 
