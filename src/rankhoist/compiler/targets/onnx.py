@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.targets.exported import Call, Exported, Load, Write
 from rankhoist.compiler.targets.extras import need, present
 
@@ -72,10 +73,37 @@ def _write(stage: Exported, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and the exporter about themselves
-        program = torch.onnx.export(stage.program, dynamo=True, verbose=False, dynamic_shapes=stage.names)
+        program = torch.onnx.export(
+            _written_out(stage.program), dynamo=True, verbose=False, dynamic_shapes=stage.names,
+            optimize=False,  # it takes 1e-9 for 0, see findings/onnx_drops_small_numbers.sh; runtimes optimise again
+        )  # fmt: skip
         assert program is not None
         _name(program.model.graph, stage.inputs, stage.outputs)
         program.save(str(path), external_data=weights > INSIDE)
+
+
+def _written_out(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program in operators that the exporter has."""
+    searches = {
+        aten.searchsorted.Tensor: _search,
+        aten.searchsorted.Scalar: lambda bounds, x, **how: _search(bounds, bounds.new_tensor(x), **how),
+    }
+    found = {n.target for n in program.graph.nodes} & searches.keys()
+    return program.run_decompositions({op: searches[op] for op in found}) if found else program
+
+
+def _search(
+    bounds: Tensor, x: Tensor, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Where x belongs among sorted bounds: behind as many of them as are not above it, or not as large."""
+    right = right or side == "right"
+    bounds = bounds if sorter is None else bounds.gather(-1, sorter)
+    if bounds.dim() == 1:
+        return torch.bucketize(x, bounds, out_int32=out_int32, right=right)
+    below = bounds.unsqueeze(-2), x.unsqueeze(-1)
+    behind = ~(below[0] > below[1] if right else below[0] >= below[1])  # of what is no number all
+    return behind.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
 def _name(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -1,0 +1,50 @@
+"""What PyTorch's exporter to ONNX drops or lacks, and stages have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Function, assert_equal
+from torch import Tensor
+
+from rankhoist import hoist
+from rankhoist.runtime import load_onnx
+
+pytest.importorskip("onnxruntime")
+STEPS = torch.tensor([0.0, 0.3, 2.0, 3.0])
+
+
+def exported(call: Callable[[Tensor, Tensor], Any], one: Tensor, items: Tensor, folder: Path) -> tuple[Any, Any]:
+    """Scores of an export, and those of the model."""
+    model, rows = Function(call).eval(), one.expand(len(items), -1)
+    hoist(model, (rows, items), context=["context"]).export_onnx(folder)
+    return load_onnx(folder)(one, items), model(rows, items)
+
+
+def test_places_among_sorted_numbers(tmp_path):
+    def searched(c: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        x, ordered = k + c[:, :1], c.sort(1).values
+        return (
+            torch.searchsorted(STEPS, x),
+            torch.searchsorted(STEPS, x, right=True, out_int32=True),
+            torch.searchsorted(STEPS, 0.3) + (x > 1).long(),
+            torch.searchsorted(ordered, x),
+            torch.searchsorted(ordered, x, side="right", out_int32=True),
+            torch.searchsorted(c.clone(), x, sorter=c.argsort(1)),
+        )
+
+    one, nan, inf = torch.tensor([[0.0, 2.5, 2.0]]), float("nan"), float("inf")
+    items = torch.tensor([[0.0, 2.0, 2.5], [nan, -1.0, 3.0], [inf, 0.3, 0.7], [-inf, 0.1, 9.0]])
+    assert_equal(*exported(searched, one, items, tmp_path))
+
+
+def test_small_numbers_stay(tmp_path):
+    """A norm of nothing is divided by 1e-9, not by 0."""
+    items = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    scores, own = exported(lambda c, k: c + k / (k.norm(dim=1, keepdim=True) + 1e-9), items[1:2], items, tmp_path)
+    assert own.isfinite().all()
+    assert_equal(scores, own)
