@@ -20,6 +20,11 @@ def alike(made: Tensor, truth: Tensor, share: float) -> bool:
     return torch.allclose(made, truth, 0, share * scale, equal_nan=True)
 
 
+def at_rows(rows: list[int], given: Any) -> Any:
+    """These rows of a call's tensors."""
+    return pytree.tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, given)
+
+
 def leaves_alike(made: Any, truth: Any) -> bool:
     """Whether two results of a call are equal, tensor by tensor, but for rounding."""
     pairs = zip(pytree.tree_leaves(made), pytree.tree_leaves(truth), strict=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankhoist.capture.alike import leaves_alike
+from rankhoist.capture.alike import at_rows, leaves_alike
+from rankhoist.capture.as_called import as_called
 from rankhoist.capture.bags import JaggedCall
 from rankhoist.capture.checks import check_exported
 from rankhoist.capture.export import export
@@ -41,9 +41,12 @@ def exported(
         flex_as_operators(),
         written(model) as attributes,
     ):
-        program = (
-            jagged.export(model, bound, training) if jagged is not None else export(model, bound, training, varying)
-        )
+        if jagged is not None:
+            program = jagged.export(model, bound, training)
+        elif training:
+            program = export(model, bound, training)
+        else:
+            program = as_called(model, bound, lambda: export(model, bound, varying=varying))
         others = scripts or met.sequences
     if training:
         check_exported(program)
@@ -65,7 +68,7 @@ def check_alike(model: nn.Module, bound: inspect.BoundArguments, program: torch.
     leaves = [x for x in pytree.tree_leaves((bound.args, bound.kwargs)) if isinstance(x, Tensor)]
     count, run = len(leaves[0]), program.module()
     for rows in [list(range(count)) * 2, *([i, i] for i in range(min(count, ALONE)))]:
-        args, kwargs = _at(rows, (bound.args, bound.kwargs))
+        args, kwargs = at_rows(rows, (bound.args, bound.kwargs))
         with torch.no_grad():
             made = run(*args, **kwargs)
             try:
@@ -78,8 +81,3 @@ def check_alike(model: nn.Module, bound: inspect.BoundArguments, program: torch.
                 f"{sorted({*rows})[:ALONE]} of the example scores differ: a score depends on the other rows of a call, "
                 "as on the longest of their sequences. Pad to one length (total_length=)"
             )
-
-
-def _at(rows: list[int], given: Any) -> Any:
-    """These rows of a call's tensors."""
-    return pytree.tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, given)

@@ -1,0 +1,91 @@
+"""A model that asks whether it is traced, and computes something else then:
+
+    scale = 1 if torch.compiler.is_compiling() else torch.sqrt(1 - gate**2)
+
+What is exported is the model as it is traced, and what its callers know is the model as it is called. So a program is
+held beside its model on rows of the example. Where they differ, the model is exported once more, told that nobody
+traces it; torch's own questions are answered as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rankhoist.capture.alike import at_rows, leaves_alike
+from rankhoist.capture.own_lines import is_own
+from rankhoist.errors import UnsupportedModelError
+
+QUESTIONS = ("is_compiling", "is_exporting", "is_dynamo_compiling")  # of torch.compiler
+FEW = 3  # rows of the example, more than `torch.export` takes for a constant
+
+
+def as_called(
+    model: nn.Module, bound: inspect.BoundArguments, export: Callable[[], torch.export.ExportedProgram]
+) -> torch.export.ExportedProgram:
+    """What `export` makes of a model that computes what the model does when it is called.
+
+    Raises:
+        UnsupportedModelError: it computes something else whatever it is told.
+    """
+    program = export()
+    if not _differs(model, bound, program):
+        return program
+    with contextlib.suppress(Exception), _not_traced():
+        again = export()
+        if not _differs(model, bound, again):
+            return again
+    raise UnsupportedModelError(
+        "the graph that torch.export makes of the model scores rows of the example otherwise than the model does: it "
+        "computes something else where it is traced (torch.compiler.is_compiling(), torch.jit.is_tracing(), a class "
+        "that it looks at). Make it compute the same, or hoist the part that does"
+    )
+
+
+@contextlib.contextmanager
+def _not_traced() -> Iterator[None]:
+    """For who asks from files that are not torch's."""
+
+    def told(asked: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: not is_own(sys._getframe(1).f_code.co_filename) and asked()
+
+    with contextlib.ExitStack() as stack:
+        for name in QUESTIONS:
+            stack.enter_context(mock.patch.object(torch.compiler, name, told(getattr(torch.compiler, name))))
+        yield
+
+
+def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> bool:
+    """Whether a program and its model are known to differ on the example.
+
+    On a GPU it is not tried, see `refused`. Who draws random numbers, writes to buffers or fails is refused for that.
+    """
+    if program.graph_signature.buffers_to_mutate or any(
+        t.device.type != "cpu" for t in (*model.parameters(), *model.buffers())
+    ):
+        return False
+    given = bound.args, bound.kwargs
+    count = next((len(x) for x in pytree.tree_leaves(given) if isinstance(x, Tensor)), 0)
+    rows = list(itertools.islice(itertools.cycle(range(count)), FEW))
+
+    def scores(run: Callable[..., Any]) -> Any:
+        args, kwargs = at_rows(rows, given)
+        return run(*args, **kwargs)
+
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made, truth = scores(program.module()), scores(model)
+            return not leaves_alike(made, truth) and leaves_alike(scores(model), truth)
+    except Exception:  # whatever it is, it is told where it matters
+        return False

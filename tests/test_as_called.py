@@ -1,0 +1,67 @@
+"""Models that ask whether they are traced: what counts is what they compute when they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+import torch
+from helpers import assert_equal
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+import rankhoist
+from rankhoist.capture import as_called
+from rankhoist.errors import UnsupportedModelError
+
+ASKS: dict[str, Callable[[], bool]] = {
+    "is_compiling": lambda: torch.compiler.is_compiling(),
+    "is_exporting": lambda: torch.compiler.is_exporting(),
+}
+
+
+class Asking(nn.Module):
+    """A gate that is another where the model is traced."""
+
+    def __init__(self, asks: Callable[[], bool], otherwise: bool = True) -> None:
+        super().__init__()
+        self.asks, self.otherwise = asks, otherwise
+        self.gate, self.top = nn.Linear(9, 4), nn.Linear(4, 1)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(torch.cat([user, item], 1)))
+        if not self.asks() or not self.otherwise:
+            gate = gate * torch.sqrt(1 - gate**2)
+        score: Tensor = self.top(gate)
+        return score
+
+
+def hoisted(model: nn.Module) -> rankhoist.HoistedModel:
+    return rankhoist.hoist(
+        model.double().eval(), (torch.randn(4, 6).double(), torch.randn(4, 3).double()), context=["user"]
+    )
+
+
+@pytest.mark.parametrize("asks", ASKS.values(), ids=ASKS)
+def test_scores_are_those_of_the_model_when_it_is_called(asks):
+    model = Asking(asks)
+    user, item = torch.randn(1, 6).double(), torch.randn(20, 3).double()
+    assert_equal(hoisted(model)(user, item), model(user.expand(20, 6), item))
+    assert not torch.compiler.is_compiling() and torch.compiler.is_compiling is is_compiling
+
+
+def test_who_computes_the_same_is_exported_once():
+    with mock.patch.object(as_called, "_not_traced", side_effect=AssertionError):
+        hoisted(Asking(ASKS["is_compiling"], otherwise=False))
+
+
+def test_who_cannot_be_told_otherwise_is_refused():
+    with pytest.raises(UnsupportedModelError, match="computes something else where it is traced"):
+        hoisted(Asking(lambda: is_compiling()))
+
+
+def test_torch_itself_is_answered_as_ever():
+    with mock.patch("torch.compiler._is_compiling_flag", True), as_called._not_traced():
+        assert not torch.compiler.is_compiling()
+        assert torch._dynamo.external_utils.is_compiling()  # asks torch.compiler
