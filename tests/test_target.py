@@ -47,6 +47,11 @@ def at(p: Tensor) -> Tensor:
     return torch.arange(T) == p[:, None]
 
 
+def flags(p: Tensor, h: Tensor) -> Tensor:
+    """1 at a place of every row, for as many axes as h has."""
+    return F.one_hot(p, T).view(-1, T, *[1] * (h.dim() - 2)).to(h.dtype)
+
+
 def assigned(h: Tensor, p: Tensor, y: Tensor) -> Tensor:
     h = h.clone()
     h[rows(h), p] = y
@@ -57,12 +62,19 @@ WRITES: dict[str, Writes] = {
     "assigned": assigned,
     "scattered": lambda h, p, y: h.scatter(1, columns(p, h), y.unsqueeze(1)),
     "chosen": lambda h, p, y: torch.where(at(p).view(-1, T, *[1] * (h.dim() - 2)), y.unsqueeze(1), h),
+    "weighed": lambda h, p, y: h * (1 - flags(p, h)) + flags(p, h) * y.unsqueeze(1),
+    "other_way": lambda h, p, y: torch.where((~at(p)).view(-1, T, *[1] * (h.dim() - 2)), h, y.unsqueeze(1)),
+    "filled": lambda h, p, y: (
+        y.unsqueeze(1).expand_as(h).masked_fill((torch.arange(T) != p[:, None]).view(-1, T, *[1] * (h.dim() - 2)), 0)
+        + h.masked_fill(at(p).view(-1, T, *[1] * (h.dim() - 2)), 0)
+    ),
 }
 READS: dict[str, Reads] = {
     "indexed": lambda x, p: x[rows(x), p],
     "gathered": lambda x, p: x.gather(1, columns(p, x)).squeeze(1),
     "taken": lambda x, p: torch.take_along_dim(x, p[:, None, None], 1)[:, 0],
     "summed": lambda x, p: (x * at(p)[..., None]).sum(1),
+    "weighed": lambda x, p: (x * flags(p, x)).sum(1),
 }
 
 
@@ -198,7 +210,7 @@ def of_first(m: Ranker, history: Tensor, p: Tensor, item: Tensor) -> Tensor:
 
 OTHERS: list[Calls] = [by_itself, folded, of_two_tables, by_a_count, of_keys_and_values, of_another, of_first]
 PAIRS = [("assigned", "indexed"), ("assigned", "gathered"), ("scattered", "taken"), ("chosen", "indexed"),
-         ("chosen", "summed")]  # fmt: skip
+         ("chosen", "summed"), ("weighed", "weighed"), ("other_way", "indexed"), ("filled", "summed")]  # fmt: skip
 PUT: dict[str, Calls] = {
     **{f"{w}_{r}": scored(WRITES[w], READS[r]) for w, r in PAIRS},
     **{f"ids_{name}": ids(writes) for name, writes in WRITES.items()},
@@ -268,19 +280,29 @@ def at_places(places: list[int], *calls: Calls) -> tuple[Program, Ranker, tuple[
 
 def test_places_outside() -> None:
     """Counted from the end by an index; nowhere for a choice, where a read from the end reads the history."""
-    pairs = ("assigned", "indexed"), ("assigned", "summed"), ("chosen", "indexed"), ("chosen", "summed")
+    pairs = (
+        ("assigned", "indexed"),
+        ("assigned", "summed"),
+        ("chosen", "indexed"),
+        ("chosen", "summed"),
+        ("filled", "summed"),
+    )
     calls = [scored(WRITES[w], READS[r]) for w, r in pairs]
     moved, model, given = at_places([-1, -T, -2, 3], *calls)
     assert_equal(ran(moved, *given), model(*given))
-    moved, model, given = at_places([T, 2 * T, -T - 1], calls[3])
+    moved, model, given = at_places([T, 2 * T, -T - 1], calls[3], calls[4])
     assert_equal(ran(moved, *given), model(*given))
 
 
-@pytest.mark.parametrize("words", [("assigned", "indexed"), ("scattered", "indexed"), ("chosen", "gathered")], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [("assigned", "indexed"), ("scattered", "indexed"), ("chosen", "gathered"), ("weighed", "weighed")],
+    ids=str,
+)
 def test_an_error_remains_one(words: tuple[str, str]) -> None:
     moved, model, given = at_places([T, 0], scored(WRITES[words[0]], READS[words[1]]))
     for call in (model, partial(ran, moved)):
-        with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)|smaller than num_classes"):
             call(*given)
 
 
@@ -324,6 +346,14 @@ NEAR_MISSES: dict[str, Calls] = {
     "added_up": scored(lambda h, p, y: h.index_put((rows(h), p), y, accumulate=True), READS["indexed"]),
     "flag_of_the_next": scored(
         lambda h, p, y: torch.where(at(p + 1)[..., None], y.unsqueeze(1), h), READS["summed"]),
+    "weighed_by_another": scored(
+        lambda h, p, y: h * (1 - flags(p, h)) + flags((p + 1) % T, h) * y.unsqueeze(1),
+        lambda x, p: x[rows(x), (p + 1) % T]),
+    "weighed_alike": scored(lambda h, p, y: h * flags(p, h) + flags(p, h) * y.unsqueeze(1), READS["indexed"]),
+    "weighed_elsewhere": scored(
+        lambda h, p, y: h * (1 - flags(p, h)) + (1 - flags(p, h)) * y.unsqueeze(1), READS["indexed"]),
+    "weighed_by_more": scored(
+        lambda h, p, y: h * (2 - flags(p, h)) + flags(p, h) * y.unsqueeze(1), READS["indexed"]),
     "place_of_the_candidate": lambda m, h, p, item: scored(assigned, READS["indexed"])(m, h, item % T, item),
     "history_of_the_candidate": lambda m, h, p, item: scored(assigned, READS["indexed"])(
         m, (h + item[:, None]) % ITEMS, p, item),
