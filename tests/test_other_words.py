@@ -92,6 +92,22 @@ def test_models_written_for_one_row(name: str):
         assert models["full"].plan.cost.multiply_adds == 1000 * 5 * 4 + 5 * 4
 
 
+MOVED = {
+    "to the end": lambda c, k: torch.vmap(torch.outer, 0, -1)(c, k).sum(0).t(),
+    "to the middle": lambda c, k: torch.vmap(torch.outer, 0, 1)(c, k).tanh().sum(0),
+    "from the middle": lambda c, k: torch.vmap(torch.outer, 1, 0)(c.t(), k.t()).tanh().sum(1),
+    "the same for all": lambda c, k: torch.vmap(lambda x: W[0, :4])(c) * c * k,
+    "each in the other": lambda c, k: torch.vmap(torch.vmap(lambda a, b: a * b, 0, 0), 0, 1)(c, k).t(),
+    "other axes": lambda c, k: torch.vmap(lambda a: a.tanh(), 1, 2)(torch.stack([c, k], 1))[..., 1] * k,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_results_that_vmap_moves(name: str):
+    """torch moves them where no graph shows it."""
+    check_model(Function(MOVED[name]).eval(), CONTEXT, CANDIDATE)
+
+
 class Encoder(nn.Module):
     """Its number of rows is Python's own, so it is read by the exporter that reads bytecode."""
 

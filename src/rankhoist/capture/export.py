@@ -25,6 +25,7 @@ from rankhoist.capture.asked import Asked
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.fixing import Fixed, noting
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
+from rankhoist.capture.one_row import results_are_moved
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.other_words import OtherWords
 from rankhoist.capture.python_len import lengths_are_sizes
@@ -164,7 +165,10 @@ def _symbolic(model: nn.Module, training: bool, floats: bool, answers: Answers |
     values of weights where Python asks for them, and answers where it asks whether there is anything.
     """
     questions = contextlib.nullcontext() if answers is None else answered(answers)
-    with lengths_are_sizes(model), EvenParts(), OtherWords(), questions, Asked(model, training, floats), Stated():
+    with (
+        lengths_are_sizes(model), results_are_moved(), EvenParts(), OtherWords(), questions, Asked(model, training, floats),
+        Stated(),
+    ):  # fmt: skip
         yield
 
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+
+@contextlib.contextmanager
+def results_are_moved() -> Iterator[None]:
+    """While a model is exported: `vmap` brings its axis to the place that a result has it at by what no graph shows."""
+    vmap = importlib.import_module("torch._functorch.vmap")
+    known = vmap._remove_batch_dim
+
+    def moved(x: Tensor, level: int, size: int, place: int) -> Tensor:
+        if torch._C._functorch.maybe_get_level(x) != level:  # it is one for all
+            return known(x, level, size, place)  # type: ignore[no-any-return]
+        own = torch._C._functorch.maybe_get_bdim(x)
+        return known(x, level, size, own).movedim(own, place)  # type: ignore[no-any-return]
+
+    with mock.patch.object(vmap, "_remove_batch_dim", moved):
+        yield
 
 
 def mapped(func: Any, args: Any, kwargs: Any) -> Any:
