@@ -25,6 +25,7 @@ from rankhoist.capture.asked import Asked
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.fixing import Fixed, noting
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
+from rankhoist.capture.loops import loops_are_mapped
 from rankhoist.capture.one_row import results_are_moved
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.other_words import OtherWords
@@ -166,8 +167,8 @@ def _symbolic(model: nn.Module, training: bool, floats: bool, answers: Answers |
     """
     questions = contextlib.nullcontext() if answers is None else answered(answers)
     with (
-        lengths_are_sizes(model), results_are_moved(), EvenParts(), OtherWords(), questions, Asked(model, training, floats),
-        Stated(),
+        lengths_are_sizes(model), loops_are_mapped(model), results_are_moved(), EvenParts(), OtherWords(), questions,
+        Asked(model, training, floats), Stated(),
     ):  # fmt: skip
         yield
 

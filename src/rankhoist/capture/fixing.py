@@ -46,13 +46,16 @@ def noting(found: list[Fixed]) -> Iterator[None]:
 
 
 def _here() -> Fixed | None:
-    """At the innermost line that is neither torch's nor ours."""
-    line, modules, frame = "", list[nn.Module](), sys._getframe().f_back
+    """At the innermost line that is neither torch's nor ours, and at the module's that calls it."""
+    line, called, modules, frame = "", "", list[nn.Module](), sys._getframe().f_back
     while frame is not None:
         path, number, owner = frame.f_code.co_filename, frame.f_lineno, frame.f_locals.get("self")
-        if not line and is_own(path) and (said := linecache.getline(path, number).strip()):
-            line = f"line {number} of {path}: {said}"
+        if is_own(path) and (said := linecache.getline(path, number).strip()):
+            line = line or f"line {number} of {path}: {said}"
+            if isinstance(owner, nn.Module):
+                called = called or f"line {number} of {path}: {said}"
         if frame.f_code.co_name == "forward" and isinstance(owner, nn.Module):
             modules.append(owner)
         frame = frame.f_back
-    return Fixed(line, modules) if line else None
+    told = f"{line}\nreached from {called}" if called not in ("", line) else line
+    return Fixed(told, modules) if line else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
+from torch import nn
 
 TORCH = str(Path(torch.__file__).parent)
 OTHERS = TORCH, str(Path(__file__).parents[1])
@@ -21,3 +24,10 @@ def own_frame(frame: FrameType | None) -> FrameType | None:
     while frame is not None and not is_own(frame.f_code.co_filename):
         frame = frame.f_back
     return frame
+
+
+def own_names(model: nn.Module) -> list[dict[str, Any]]:
+    """The global names of such files that its modules are written in, and what those are derived from."""
+    files = {base.__module__ for module in model.modules() for base in type(module).__mro__}
+    spaces = [vars(sys.modules[name]) for name in files if name in sys.modules]
+    return [names for names in spaces if names.get("__file__") and is_own(str(names["__file__"]))]
