@@ -53,6 +53,14 @@ def other_folds(c: Tensor, k: Tensor) -> Tensor:
     return (torch.cat([x.new_ones(x.shape[0], 1), x], 1).exp()[:, :2] * (x + y).exp()).view(-1, 14, 2).sum(1)
 
 
+def for_all_rows(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Heads times a matrix of each, which is repeated for every row, and for two of every row."""
+    x = heads(c, k)
+    twice = torch.cat([x.view(-1, 2, 7, 2)] * 2, 1).view(-1, 7, 2)
+    scores = x.bmm(w.repeat(x.shape[0] // 2, 1, 1)).exp().view(-1, 2, 7, 3).sum(1)
+    return scores.sum(1) + twice.bmm(w.repeat(2 * len(c), 1, 1)).exp().view(-1, 28, 3).sum(1)
+
+
 def repeated_each(c: Tensor, k: Tensor) -> Tensor:
     """Tokens, each as often as a constant says, times a number of columns and rows that are all repeated twice."""
     x, two = behind(c, k), torch.tensor([2])
@@ -72,6 +80,7 @@ EQUAL: dict[str, Equal] = {
     ),
     "repeat_interleave": (lambda c, k: (c.repeat_interleave(2, 0).view(-1, 2, C) * k[:, None, :1]).sum(1), ROWS, {}),
     "repeated_each": (repeated_each, HISTORY, {}),
+    "for_all_rows": (for_all_rows, HISTORY, dict(w=randn(2, 2, 3))),
     "stacked_nested": (
         lambda c, k: (
             torch.cat([torch.cat([c, k]), k]).sigmoid().view(3, -1, K).prod(0)
@@ -147,6 +156,10 @@ def test_numbers_take_the_order_of_rows_and_parts(name: str):
 def test_what_is_folded_with_the_rows_keeps_its_rates(name: str):
     call, inputs, _ = EQUAL[name]
     assert {Rate.REQUEST, Rate.ITEM} <= rates(call, "exp", Level.LINEAR, inputs)
+
+
+def test_constants_for_all_rows_keep_what_they_meet():
+    assert rates(for_all_rows, "bmm", Level.LINEAR, HISTORY, w=randn(2, 2, 3)) == {Rate.REQUEST, Rate.ITEM}
 
 
 def test_what_is_repeated_by_constants_keeps_its_rates():

@@ -84,7 +84,7 @@ def expand(call: Call) -> Form:
 
 
 def repeat(call: Call) -> Form:
-    """`repeat`, `tile`: whole axes again and again."""
+    """`repeat`, `tile`: whole axes again and again; a constant as often as there are rows is folded with these."""
     value, shape = call.form(), call.out.extents
     lead = len(shape) - len(value.layout)
     goal = []
@@ -93,12 +93,16 @@ def repeat(call: Call) -> Form:
         if (own, own_rows) == (1, False):
             goal.append((number, rows))
             continue
-        if own_rows or rows:
+        if own_rows:
             if (own, True) != (number, rows):
                 value = stacked.under_each_other(call.builder, [value] * (number // own), axis - lead)
-        elif number != own:
-            dim = value.dim(axis - lead)
-            value = moves.take_dim(call.builder, value, dim, np.tile(np.arange(own), number // own))
+        else:
+            if number != own:
+                dim = value.dim(axis - lead)
+                value = moves.take_dim(call.builder, value, dim, np.tile(np.arange(own), number // own))
+            if rows and not value.has_rows:  # all of it for every row
+                entry = (ROW, *value.layout[axis - lead])
+                value = replace(value, layout=moves.replaced(value.layout, axis - lead, entry))
         goal.append((number, rows))
     return grid.stretched(call.builder, value, goal)
 

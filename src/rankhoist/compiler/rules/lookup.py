@@ -172,6 +172,28 @@ def _chosen(call: Call) -> list[tuple[int, Value]]:
     return [(axis, i) for axis, i in enumerate(call.value("indices")) if i is not None]
 
 
+def constant_places(call: Call) -> Form:
+    """`x.gather(axis, p)`, p constant: points of that axis and of those along which p changes."""
+    value, index = call.forms("self", "index")
+    axis = value.place(call.value("dim"))
+    others = [a for a in range(len(value.layout)) if a != axis]
+    same = tuple(tuple(d for d in e if d != ROW) for e in index.layout)  # for all rows
+    places = call.constant(replace(index, layout=same))
+    if places is None or not value.mixed:
+        raise Elsewhere(f"{value.axes} is gathered by {index.axes}, and is whole or {index.axes} depends on the inputs")
+    if any(value.extents[a] != index.extents[a] for a in others):
+        raise Elsewhere(f"gathers from a part of {value.axes} by {index.axes}")
+    places = places.reshape([math.prod(index.sizes[d] for d in e) for e in same])
+    changing = [a for a in others if not torch.equal(places, places.narrow(a, 0, 1).expand_as(places))]
+    rest = [a for a in others if a not in changing]
+    order = [*rest, *changing, axis]
+    points = places.permute(order)[(0,) * len(rest)]
+    at = torch.meshgrid(*map(torch.arange, points.shape), indexing="ij")[:-1]
+    together = moves.ordered(replace(value, layout=tuple(value.layout[a] for a in order)))
+    taken = folds.take_points(call.builder, together, [*range(len(rest), len(order))], [*at, points])
+    return replace(taken, layout=tuple(taken.layout[order.index(a)] for a in range(len(order))))
+
+
 def masked_select(call: Call) -> Form:
     """A constant mask over the axes after the rows, flattened: points of these axes, folded behind the rows."""
     value, mask = call.forms("self", "mask")
@@ -309,6 +331,7 @@ LAWS = [
     *law("the own row", Level.REQUEST, {
         "unsqueeze view reshape flatten expand expand_as repeat tile repeat_interleave _to_copy clone": own_number,
     }, blocks=Level.LINEAR),
+    *law("constant index", Level.REQUEST, {"gather": constant_places}, blocks=Level.LINEAR),
     *law("the own row", Level.REQUEST, {"index": own_row, "gather": gather, "arange": row_number}, blocks=Level.LINEAR),
     *law("constant index", Level.REQUEST, {
         "index index_select": constant_index,
