@@ -102,6 +102,18 @@ def test_a_model_that_rounds_inside_is_replaced_by_its_graph(share: float):
     assert "it rounds to a shorter dtype inside" in certificate.note
 
 
+def test_a_model_that_rounds_in_some_requests_is_replaced_by_its_graph():
+    """As one whose mask hides what is rounded."""
+
+    def score(dense: Tensor, item: Tensor) -> Tensor:
+        made = (dense.sum(1) + item.sum(1)).sin()
+        return torch.where(dense[:, 0] > 0, made.float(), made)
+
+    model = Function(score).eval()
+    certificate = verify(hoist(model, (USER[1], ITEM), context=["dense"]), model)
+    assert certificate and certificate.truth == "captured graph in float64"
+
+
 class Mixed(nn.Module):
     """Products in a shorter dtype, by autocast or by hand; the sum is in float32."""
 

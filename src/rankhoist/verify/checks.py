@@ -160,7 +160,8 @@ def _run(
     called = [*range(len(batches)), *(k for _, k in extra)]  # the batch of every call
     own = _own(module, hoisted, batches)
     with float64_by_default(), tables.looked_up():
-        truth = choose_truth(module, hoisted, tables, probe)
+        several = [batches[k] for k in small if batches[k].candidates > 1]  # of one, a squeeze() may lose the axis
+        truth = choose_truth(module, hoisted, tables, [probe, *several])
         truths = _results(truth.name, truth.run, batches)
         check_numbers(truths, batches)
         row_independent = _row_independent(truth.run, probe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -184,16 +184,17 @@ def float64_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def choose_truth(module: nn.Module, hoisted: HoistedModel, tables: Tables, probe: Batch) -> Truth:
+def choose_truth(module: nn.Module, hoisted: HoistedModel, tables: Tables, probes: Sequence[Batch]) -> Truth:
     """The model in float64, or its captured graph where the model itself does not compute in float64.
 
     A model that names float32 inside (`x.float()`) fails in float64, or rounds; in its graph every float32 can be
-    replaced. Other rows may round a hundred times as far as the probe's, so that a hundredth of the 1e-10 that is asked
-    for counts. A larger distance than half of the digits is no rounding: then the model is right.
+    replaced. A mask may hide of a request what is rounded, so several are asked. Other rows may round a hundred times
+    as far as those, so that a hundredth of the 1e-10 that is asked for counts. A larger distance than half of the
+    digits is no rounding: then the model is right.
     """
     model, program = _model_in_float64(module, tables, hoisted.interface), hoisted.program
     try:
-        expected = model.run(probe)
+        expected = [model.run(probe) for probe in probes]
     except Exception as error:  # whatever the model raises when it meets float64
         note = f"the model in float64 raises {in_one_line(error)}"
         if program is None:
@@ -203,7 +204,7 @@ def choose_truth(module: nn.Module, hoisted: HoistedModel, tables: Tables, probe
         return replace(model, note=NO_GRAPH)
     graph = _graph_in_float64(hoisted, tables, program)
     try:
-        rounding = distance(expected, graph.run(probe))
+        rounding = max(distance(own, graph.run(probe)) for own, probe in zip(expected, probes, strict=True))
     except Exception:  # the fallback is not needed: the model works
         return model
     if FLOAT64_TOLERANCE / 100 < rounding <= half_of_the_digits(shortest_dtype(hoisted)):
