@@ -1,4 +1,4 @@
-"""What PyTorch's exporter to ONNX drops or lacks, and stages have."""
+"""What PyTorch's exporter to ONNX drops or lacks, and stages have; and what ONNX Runtime lacks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from helpers import Function, assert_equal
 from torch import Tensor
 
 from rankhoist import hoist
+from rankhoist.errors import BackendError
 from rankhoist.runtime import load_onnx
 
 pytest.importorskip("onnxruntime")
@@ -48,3 +49,8 @@ def test_small_numbers_stay(tmp_path):
     scores, own = exported(lambda c, k: c + k / (k.norm(dim=1, keepdim=True) + 1e-9), items[1:2], items, tmp_path)
     assert own.isfinite().all()
     assert_equal(scores, own)
+
+
+def test_what_the_runtime_lacks_is_an_error_of_ours(tmp_path):
+    with pytest.raises(BackendError, match=r"does not run candidate.onnx on CPUExecutionProvider: .*model.float\(\)"):
+        exported(lambda c, k: c * k, torch.ones(1, 2).bfloat16(), torch.ones(3, 2).bfloat16(), tmp_path)

@@ -98,7 +98,8 @@ def load_onnx(folder: str | os.PathLike[str], providers: Sequence[str] = (), thr
         threads: inside one operator; 0 leaves it to ONNX Runtime.
 
     Raises:
-        BackendError: the extra `onnx` is not installed, or the folder holds no export that this version reads.
+        BackendError: the extra `onnx` is not installed, the folder holds no export that this version reads, or ONNX
+            Runtime lacks what a stage needs, as it does for many operators in other dtypes than float32.
     """
     return Runner(path_of(folder, "folder"), onnx.loader(providers, threads))
 

@@ -162,7 +162,7 @@ def _layer(originals: OriginalOperators, op: Any, x: Chosen, weight: Form, *bias
         aten.add.Tensor, (made, _chosen(originals, whole, 0, x.mask).tensor.node), Rate.PAIR, (), whole.dtype,
         rows_first=False,
     )  # fmt: skip
-    reason = "a mask of the candidate chooses its rows"
+    reason = "a mask chooses its rows"
     return Opaque(made, whole.dtype, by_data=True), Outcome(reason=reason, law="rows chosen by a mask", rule="_layer")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.targets.exported import Call, Exported, Load, Write
 from rankhoist.compiler.targets.extras import need, present
+from rankhoist.errors import BackendError
 
 SUFFIX = ".onnx"
 INSIDE = 2**30  # bytes of weights that stay inside the model; ONNX files end at 2 GiB
@@ -36,7 +37,7 @@ def writer() -> Write:
 
 
 def loader(providers: Sequence[str], threads: int) -> Load:
-    """What loads a stage into ONNX Runtime, which releases the interpreter lock.
+    """What loads a stage into ONNX Runtime, which releases the interpreter lock, or raises a BackendError.
 
     Raises:
         BackendError: the extra is not installed.
@@ -48,7 +49,14 @@ def loader(providers: Sequence[str], threads: int) -> Load:
     options.intra_op_num_threads = threads
 
     def load(path: Path) -> Call:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[*providers] or ["CPUExecutionProvider"])
+        names = [*providers] or ["CPUExecutionProvider"]
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=names)
+        except Exception as error:  # its own kinds have no common base
+            raise BackendError(
+                f"ONNX Runtime does not run {path.name} on {', '.join(names)}: {error}. Kernels that it lacks for a "
+                "dtype it has for float32: hoist model.float(), and export that"
+            ) from error
         names = [i.name for i in session.get_inputs()]
 
         def call(inputs: list[Tensor]) -> Sequence[Tensor]:
