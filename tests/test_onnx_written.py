@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import Function, assert_equal
 from torch import Tensor
 
@@ -43,11 +44,16 @@ def test_places_among_sorted_numbers(tmp_path):
     assert_equal(*exported(searched, one, items, tmp_path))
 
 
-def test_small_numbers_stay(tmp_path):
-    """A norm of nothing is divided by 1e-9, not by 0."""
+def test_numbers_of_any_size_stay(tmp_path):
+    """A norm of nothing is divided by 1e-9, not by 0; and nothing is the logarithm of what became 0."""
     items = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    scores, own = exported(lambda c, k: c + k / (k.norm(dim=1, keepdim=True) + 1e-9), items[1:2], items, tmp_path)
-    assert own.isfinite().all()
+
+    def scored(c: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        normed, large = c + k / (k.norm(dim=1, keepdim=True) + 1e-9), (c + k) * torch.tensor([-200.0, 1.0, 300.0])
+        return normed, F.logsigmoid(large), large.logcumsumexp(1), large.logcumsumexp(-1).flip(1)
+
+    scores, own = exported(scored, items[1:2], items, tmp_path)
+    assert all(x.isfinite().all() for x in [*scores, *own])
     assert_equal(scores, own)
 
 

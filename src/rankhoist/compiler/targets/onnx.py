@@ -91,13 +91,28 @@ def _write(stage: Exported, path: Path) -> None:
 
 
 def _written_out(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program in operators that the exporter has."""
-    searches = {
+    """The same program in operators that the exporter has, and writes as they are."""
+    written: dict[Any, Any] = {
         aten.searchsorted.Tensor: _search,
         aten.searchsorted.Scalar: lambda bounds, x, **how: _search(bounds, bounds.new_tensor(x), **how),
+        aten.log_sigmoid.default: _log_sigmoid,
+        aten.logcumsumexp.default: _log_of_sums,
     }
-    found = {n.target for n in program.graph.nodes} & searches.keys()
-    return program.run_decompositions({op: searches[op] for op in found}) if found else program
+    found = {n.target for n in program.graph.nodes} & written.keys()
+    return program.run_decompositions({op: written[op] for op in found}) if found else program
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """Of -1000 it is -1000; the exporter's is the logarithm of 0."""
+    return x.clamp(max=0) - x.abs().neg().exp().log1p()
+
+
+def _log_of_sums(x: Tensor, dim: int) -> Tensor:
+    """Each sum by its own largest number, as one far above may come later."""
+    last = x.movedim(dim, -1) if x.dim() else x.unsqueeze(0)
+    later = torch.ones(last.shape[-1], last.shape[-1], dtype=torch.bool, device=x.device).triu(1)
+    made = last.unsqueeze(-2).masked_fill(later, -torch.inf).logsumexp(-1)
+    return made.movedim(-1, dim) if x.dim() else made.squeeze(0)
 
 
 def _search(
