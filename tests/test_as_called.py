@@ -61,6 +61,31 @@ def test_who_cannot_be_told_otherwise_is_refused():
         hoisted(Asking(lambda: is_compiling()))
 
 
+def checked(x: Tensor) -> Tensor:
+    if type(x) is not Tensor:
+        raise TypeError(f"no tensor: {type(x)}")
+    return x.tanh()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda x: 2 * x if type(x) is Tensor else x,
+        lambda x: {Tensor: torch.exp}.get(type(x), torch.neg)(x),
+        lambda x: 2 * x if x.__class__ == Tensor else x,
+        checked,
+    ],
+)
+def test_a_tensor_is_of_its_own_type(told: Callable[[Tensor], Tensor]):
+    class Typed(Asking):
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            return told(self.gate(torch.cat([user, item], 1)))
+
+    model = Typed(bool)
+    user, item = torch.randn(1, 6).double(), torch.randn(20, 3).double()
+    assert_equal(hoisted(model)(user, item), model(user.expand(20, 6), item))
+
+
 def test_torch_itself_is_answered_as_ever():
     with mock.patch("torch.compiler._is_compiling_flag", True), as_called._not_traced():
         assert not torch.compiler.is_compiling()

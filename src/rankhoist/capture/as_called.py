@@ -1,10 +1,10 @@
-"""A model that asks whether it is traced, and computes something else then:
+"""A model that asks whether it is traced, or what type a tensor is, and computes something else then:
 
-    scale = 1 if torch.compiler.is_compiling() else torch.sqrt(1 - gate**2)
+    scale = 1 if torch.compiler.is_compiling() else torch.sqrt(1 - gate**2)        x = x if type(x) is Tensor else x[0]
 
 What is exported is the model as it is traced, and what its callers know is the model as it is called. So a program is
 held beside its model on rows of the example. Where they differ, the model is exported once more, told that nobody
-traces it; torch's own questions are answered as ever.
+traces it; torch's own questions are answered as ever. Then its bytecode is read, in which a stand-in is a Tensor.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ FEW = 3  # rows of the example, more than `torch.export` takes for a constant
 
 
 def as_called(
-    model: nn.Module, bound: inspect.BoundArguments, export: Callable[[], torch.export.ExportedProgram]
+    model: nn.Module, bound: inspect.BoundArguments, export: Callable[[bool], torch.export.ExportedProgram]
 ) -> torch.export.ExportedProgram:
-    """What `export` makes of a model that computes what the model does when it is called.
+    """What `export` makes of a model that computes what the model does when it is called; it is told whether it is to
+    read the bytecode.
 
     Raises:
         UnsupportedModelError: it computes something else whatever it is told.
     """
-    program = export()
+    program = export(False)
     if not _differs(model, bound, program):
         return program
-    with contextlib.suppress(Exception), _not_traced():
-        again = export()
-        if not _differs(model, bound, again):
-            return again
+    for mode, strict in ((_not_traced, False), (contextlib.nullcontext, True)):
+        with contextlib.suppress(Exception), mode():
+            again = export(strict)
+            if not _differs(model, bound, again):
+                return again
     raise UnsupportedModelError(
         "the graph that torch.export makes of the model scores rows of the example otherwise than the model does: it "
         "computes something else where it is traced (torch.compiler.is_compiling(), torch.jit.is_tracing(), a class "

@@ -45,11 +45,15 @@ TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo", "torch._subclasses") 
 
 
 def export(
-    model: nn.Module, bound: inspect.BoundArguments, training: bool = False, varying: Axes | None = None
+    model: nn.Module,
+    bound: inspect.BoundArguments,
+    training: bool = False,
+    varying: Axes | None = None,
+    strict: bool = False,
 ) -> torch.export.ExportedProgram:
     """Export with at least two rows: a size of one would be taken for a constant. What is no tensor is a constant.
 
-    `varying` are the symbols of other axes, by input.
+    `varying` are the symbols of other axes, by input; `strict`, the model's bytecode is read.
 
     Raises:
         ExportError: `torch.export` refuses the model; says in which module and why.
@@ -69,14 +73,14 @@ def export(
     dynamic = _sizes(by_name(bound), lambda x: {0: rows, **own.get(id(x), {})} if isinstance(x, torch.Tensor) else None)
     try:
         with naming(model, bound):
-            return exported(model, model, args, kwargs, dynamic, leaves, bound, training)
+            return exported(model, model, args, kwargs, dynamic, leaves, bound, training, strict)
     except ExportError as error:
         if not varying:
             raise
         fewer = fitted(varying, error)
         if fewer is None:
             raise ExportError(told(varying, error)) from error.__cause__
-        return export(model, bound, training, fewer)
+        return export(model, bound, training, fewer, strict)
 
 
 def _sizes(value: Any, of: Callable[[Any], Any]) -> Any:
@@ -100,6 +104,7 @@ def exported(
     leaves: Mapping[str, Any],
     bound: inspect.BoundArguments,
     training: bool = False,
+    only_strict: bool = False,
 ) -> torch.export.ExportedProgram:
     """What is `called`, which is the model or calls it, with sizes that are `dynamic`; `leaves` are those of its call.
 
@@ -108,12 +113,12 @@ def exported(
         ExportError: `torch.export` refuses the model.
     """
     # Floats of weights stay names in the graph, but where Python compares them or computes with them. Python's own
-    # `int(x.shape[0])` is a number to whoever runs the model, and so is `len(x)` outside of its modules' files. Where
-    # they stand in the way, the strict exporter reads the model's bytecode instead, and keeps them symbolic.
+    # `int(x.shape[0])` is a number to whoever runs the model, and so is `len(x)` outside of its modules' files, and
+    # `type(x)` is no Tensor. Where they stand in the way, the strict exporter reads the model's bytecode instead.
     first: Exception | None = None
     fixed: list[Fixed] = []
-    for floats, strict in ((False, False), (True, False), (False, True)):
-        if first is not None and not (_fixes_rows(first) if strict else _reads_floats(first)):
+    for floats, strict in ((False, True),) if only_strict else ((False, False), (True, False), (False, True)):
+        if first is not None and not (_read_anew(first) if strict else _reads_floats(first)):
             continue
 
         def once(answers: Answers | None, floats: bool = floats, strict: bool = strict) -> torch.export.ExportedProgram:
@@ -230,6 +235,11 @@ def _reads_floats(error: Exception) -> bool:
 def _fixes_rows(error: Exception) -> bool:
     said = ("specialized", "Constraints violated", "constant")
     return not (_reads_values(error) or _untraced(error)) and any(words in str(error) for words in said)
+
+
+def _read_anew(error: Exception) -> bool:
+    """Whether the model's bytecode tells more: sizes are fixed, or it refuses what stands in for a tensor."""
+    return _fixes_rows(error) or "FakeTensor" in str(error)
 
 
 def _untraced(error: Exception) -> bool:

@@ -46,7 +46,7 @@ def exported(
         elif training:
             program = export(model, bound, training)
         else:
-            program = as_called(model, bound, lambda: export(model, bound, varying=varying))
+            program = as_called(model, bound, lambda strict: export(model, bound, varying=varying, strict=strict))
         others = scripts or met.sequences
     if training:
         check_exported(program)
