@@ -86,6 +86,37 @@ def test_a_tensor_is_of_its_own_type(told: Callable[[Tensor], Tensor]):
     assert_equal(hoisted(model)(user, item), model(user.expand(20, 6), item))
 
 
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(3))
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        self.calls.view(3)[1:] += 1
+        return (user[:, :3] * item * self.calls).sum(1)
+
+
+def test_buffers_of_a_model_that_writes_to_them_stay_as_they_are():
+    model = Counting()
+    with pytest.raises(UnsupportedModelError, match="writes to its buffer 'calls'"):
+        hoisted(model)
+    assert not model.calls.any()
+
+
+class Halving(nn.Module):
+    """Writes to what it is given, and to what it makes of it: nothing that outlives a call of the hoisted model."""
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        user.mul_(0.5)
+        return (user[:, :3] * item).view(-1, 3).exp_().sum(1)
+
+
+def test_who_writes_to_its_inputs_is_held_beside_its_graph():
+    with mock.patch.object(as_called, "leaves_alike", return_value=True) as held:
+        hoisted(Halving())
+    assert held.called
+
+
 def test_torch_itself_is_answered_as_ever():
     with mock.patch("torch.compiler._is_compiling_flag", True), as_called._not_traced():
         assert not torch.compiler.is_compiling()

@@ -14,15 +14,16 @@ import inspect
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.alike import at_rows, leaves_alike
+from rankhoist.capture.operators import is_view
 from rankhoist.capture.own_lines import is_own
 from rankhoist.errors import UnsupportedModelError
 
@@ -70,11 +71,13 @@ def _not_traced() -> Iterator[None]:
 def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> bool:
     """Whether a program and its model are known to differ on the example.
 
-    On a GPU it is not tried, see `refused`. Who draws random numbers, writes to buffers or fails is refused for that.
+    On a GPU it is not tried, see `refused`. Who draws random numbers, writes to buffers or fails is refused for that;
+    who writes is not called, for the buffers are the user's.
     """
-    if program.graph_signature.buffers_to_mutate or any(
-        t.device.type != "cpu" for t in (*model.parameters(), *model.buffers())
-    ):
+    given_to_it = set(program.graph_signature.user_inputs)
+    graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
+    writes = any(_writes(node, given_to_it) for graph in graphs for node in graph.nodes)
+    if writes or any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers())):
         return False
     given = bound.args, bound.kwargs
     count = next((len(x) for x in pytree.tree_leaves(given) if isinstance(x, Tensor)), 0)
@@ -91,3 +94,15 @@ def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.exp
             return not leaves_alike(made, truth) and leaves_alike(scores(model), truth)
     except Exception:  # whatever it is, it is told where it matters
         return False
+
+
+def _writes(node: fx.Node, given: Container[Any]) -> bool:
+    """Whether it writes to what is there before the call, and was not `given` to it: a weight."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return False
+    written: Any = node
+    while isinstance(op := written.target, torch._ops.OpOverload) and (op._schema.is_mutable or is_view(op)):
+        written = written.args[0] if written.args else None
+        if not isinstance(written, fx.Node):
+            return True
+    return written.op != "call_function" and written.name not in given
