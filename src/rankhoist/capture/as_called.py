@@ -13,7 +13,6 @@ import contextlib
 import inspect
 import itertools
 import sys
-import warnings
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 from unittest import mock
@@ -23,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.alike import at_rows, leaves_alike
+from rankhoist.capture.export import quiet
 from rankhoist.capture.operators import is_view
 from rankhoist.capture.own_lines import is_own
 from rankhoist.errors import UnsupportedModelError
@@ -88,8 +88,7 @@ def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.exp
         return run(*args, **kwargs)
 
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             made, truth = scores(program.module()), scores(model)
             return not leaves_alike(made, truth) and leaves_alike(scores(model), truth)
     except Exception:  # whatever it is, it is told where it matters

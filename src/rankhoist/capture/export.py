@@ -124,7 +124,7 @@ def exported(
         def once(answers: Answers | None, floats: bool = floats, strict: bool = strict) -> torch.export.ExportedProgram:
             own = _no_own_gradients() if training else contextlib.nullcontext()
             mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers)
-            with _quiet(), noting([] if strict else fixed), own, of_any_length(), mode:
+            with quiet(), noting([] if strict else fixed), own, of_any_length(), mode:
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
 
         try:
@@ -179,7 +179,7 @@ def _symbolic(model: nn.Module, training: bool, floats: bool, answers: Answers |
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what torch says to its own developers (the graph so far, twice), without its look into a mask, and
     without its one operator for a whole layer of an encoder, of which nothing is known.
 
