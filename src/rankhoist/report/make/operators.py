@@ -107,7 +107,8 @@ def _attributed(plan: Plan, before: Mapping[str, Amount]) -> _Work:
     # Behind a value that exists per candidate, products of candidates have been made; coefficients may reach further.
     matrix = {name for name, amount in before.items() if amount.multiply_adds}
     pairs = {name for name, o in plan.interpreter.outcomes.items() if Rate.PAIR in o.rates}
-    own = matrix | (_sums_of_products(plan) & pairs)
+    differ = {name for name in plan.interpreter.outcomes if _per_candidate(plan, name)}
+    own = matrix | (_sums_of_products(plan) & differ)
     candidate, request = (_nearest(plan, own, stop, pairs) for stop in (evaluated, set[str]()))
     work = {stage: defaultdict[str, Amount](Amount) for stage in ("weight", "request", "candidate")}
     for n in nodes:
