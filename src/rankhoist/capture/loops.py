@@ -83,10 +83,19 @@ class _Loop(NamedTuple):
         return self.arrow.join(",".join(part.rest for part in side) for side in (self.inputs, self.results))
 
     def run(self, rest: Callable[..., Any], tensors: Sequence[Any]) -> Any:
+        """Several results in what the function has them in, a list or a tuple."""
         to: Any = tuple(part.at for part in self.results)
-        made = torch.vmap(rest, tuple(part.at for part in self.inputs), to if len(to) > 1 else to[0])(*tensors)
+        found: Any = tuple
+
+        def own(*parts: Any) -> Any:
+            nonlocal found
+            made = rest(*parts)
+            found = type(made)
+            return tuple(made) if found is list else made
+
+        made = torch.vmap(own, tuple(part.at for part in self.inputs), to if len(to) > 1 else to[0])(*tensors)
         if isinstance(made, tuple):
-            return tuple(part.whole(x) for part, x in zip(self.results, made, strict=True))
+            return found(part.whole(x) for part, x in zip(self.results, made, strict=True))
         return self.results[0].whole(made)
 
 
