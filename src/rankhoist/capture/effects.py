@@ -33,6 +33,14 @@ def without_tokens(exported: torch.export.ExportedProgram) -> None:
         graph.erase_node(node)
 
 
+def without_checks_of_kinds(graph: fx.Graph) -> None:
+    """Without what holds a dtype or a device fixed that a cast had nothing to do for: it is no reader of a tensor, and a
+    hoisted model has another device, or another dtype, if it is told so.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
+        graph.erase_node(node)
+
+
 def _call_plainly(graph: fx.Graph, node: fx.Node) -> None:
     before, op, *args = cast(tuple[Any, ...], node.args)
     if op not in ASSERTIONS and op not in LEFT_OUT:

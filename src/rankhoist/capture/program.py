@@ -21,7 +21,7 @@ from rankhoist.capture.bags import MODEL, BagNames
 from rankhoist.capture.checks import check_operators, check_outputs, check_results, check_states, mutated
 from rankhoist.capture.composites import few_prepared, is_functional, taken_apart
 from rankhoist.capture.defaults import fill
-from rankhoist.capture.effects import without_tokens
+from rankhoist.capture.effects import without_checks_of_kinds, without_tokens
 from rankhoist.capture.empty import leave_out_empty
 from rankhoist.capture.example import Example, of_exported, of_module
 from rankhoist.capture.inference import ordinary_weights
@@ -175,6 +175,7 @@ def capture(
         ours = made is not model and not training  # others may use theirs on
         functional = _functional(made, known, ours, training)
     without_tokens(functional)
+    without_checks_of_kinds(functional.graph)
     by_their_names(functional)
     fill(functional.graph)
     if not training:  # a gradient of nothing is zeros, one that is missing is not

@@ -142,7 +142,8 @@ def moved(node: Node, read: Reader, index: Reader) -> Tensor:
     """One of `MOVES` over one row: of what is read for what it moves, and for its other operands."""
     first, *others = node.args
     what = [read(x) for x in first] if isinstance(first, list | tuple) else read(first)
-    made: Tensor = node.op(what, *(_over_one_row(a, index) for a in others))  # type: ignore[operator]
+    op: Any = aten.reshape.default if node.op is aten.view.default else node.op  # it may lie in memory in another way
+    made: Tensor = op(what, *(_over_one_row(a, index) for a in others))
     return made
 
 
