@@ -122,6 +122,10 @@ NARROWED: dict[str, tuple[Callable[[Model, Tensor], Tensor], float]] = {
     "columns_of_softmax": (lambda m, x: m.one(x).softmax(1)[:, 1, :2], 1 / 4),
     "chosen_places": (lambda m, x: m.one(x)[:, CHOSEN] + m.two(x).index_select(1, CHOSEN - 1)[..., [2]], 0.2),
     "local": (lambda m, x: heads(m, x, mask=LOCAL)[:, 3] + heads(m, x, mask=LOCAL.double().log())[:, 3], 0.3),
+    "cast_to_what_it_is": (lambda m, x: m.two(m.one(x).double().relu().to(x.dtype))[:, 1], 1 / 6),
+    "of_the_type_of": (lambda m, x: m.two((y := m.one(x)).relu().type_as(y))[:, 1], 1 / 6),
+    "of_the_shape_of": (lambda m, x: (m.one(x[:, :1]).expand_as(y := m.two(x)) + y.view_as(x))[:, 1], 2 / 7),
+    "behind_nothing": (lambda m, x: torch.cat([torch.tensor([], dtype=x.dtype), m.one(x)], 1)[:, 1], 1 / 6),
     "unread": (lambda m, x: torch.stack([m.one(x), m.two(x)])[1], 1 / 2),
 }  # fmt: skip
 

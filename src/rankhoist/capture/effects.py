@@ -34,7 +34,7 @@ def without_tokens(exported: torch.export.ExportedProgram) -> None:
 
 
 def without_checks_of_kinds(graph: fx.Graph) -> None:
-    """Without what holds a dtype or a device fixed that a cast had nothing to do for: it is no reader of a tensor, and a
+    """Without what holds a dtype or a device fixed that a cast had nothing to do for: it reads no element, and a
     hoisted model has another device, or another dtype, if it is told so.
     """
     for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):

@@ -62,7 +62,7 @@ def _narrowed_or_whole(program: Program) -> Program:
 
 
 def _narrowed(program: Program) -> Program:
-    if any(map(without_elements, program.graph.nodes)):  # what is left of these has no boxes
+    if any(n.users and without_elements(n) for n in program.graph.nodes):  # what is left of these has no boxes
         return program
     constants = Constants(program)
     wanted = demands(program, constants)

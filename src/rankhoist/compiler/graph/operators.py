@@ -131,10 +131,10 @@ ROWS: list[tuple[str, Operator]] = [
     ("unsqueeze", replace(VIEW, reshapes=True, spelled=torch.unsqueeze)),
     ("select", replace(VIEW, spelled=torch.select, overload="int")),
     ("expand", replace(VIEW, spelled="expand")),
-    ("view flatten unflatten squeeze view_as", replace(VIEW, reshapes=True)),
+    ("view flatten unflatten squeeze", replace(VIEW, reshapes=True)),
     ("_unsafe_view", replace(VIEW, reshapes=True, checked=True)),
     ("ravel", Operator(reshapes=True)),
-    ("transpose t numpy_T diagonal slice split split_with_sizes unsafe_split chunk unbind narrow expand_as", VIEW),
+    ("transpose t numpy_T diagonal slice split split_with_sizes unsafe_split chunk unbind narrow", VIEW),
     ("alias detach unfold view_as_real view_as_complex", VIEW),
     ("_conj", replace(VIEW, checked=True)),
     # -- elements by themselves

@@ -18,9 +18,7 @@ from rankhoist.compiler.growing.known import Known, Pair, Says
 from rankhoist.compiler.growing.law import Law, steady
 from rankhoist.compiler.growing.step import Step
 
-OTHERS = frozenset(
-    "__or__ __and__ __xor__ _to_copy to alias detach contiguous _prelu_kernel masked_fill where type_as".split()
-)
+OTHERS = frozenset("__or__ __and__ __xor__ _to_copy to alias detach contiguous _prelu_kernel masked_fill where".split())
 Places = tuple[Mapping[int, Any], Any]
 
 

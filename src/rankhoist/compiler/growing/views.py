@@ -31,7 +31,7 @@ def _moves(known: Known, node: fx.Node) -> Moves | None:
     if name in ("transpose", "t", "numpy_T"):
         a, b = (argument(node, i, f"dim{i - 1}", i - 1) % dim for i in (1, 2)) if dim > 1 else (0, 0)
         return {a if i == b else b if i == a else i: i for i in grows}
-    if name in ("expand", "expand_as"):
+    if name == "expand":
         shift = known.dim(node) - dim
         return {i + shift: i for i in grows}
     if name in ("select", "slice", "narrow", "index_select"):

@@ -140,7 +140,7 @@ LAWS = [
         "constant_pad_nd pad": pad,
     }),
     *law("constants and broadcasts", Level.LOOKUP, {
-        "expand expand_as broadcast_to": expand,
+        "expand broadcast_to": expand,
         "repeat tile": repeat,
         "repeat_interleave": repeat_interleave,
     }),

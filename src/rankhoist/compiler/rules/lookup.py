@@ -329,7 +329,7 @@ LAWS = [
     *law("elementwise on blocks", Level.REQUEST, {"bucketize searchsorted": bucketize}, blocks=Level.LINEAR),
     *law("rows of the request", Level.REQUEST, {"gather": gathered, "index": own_rows}, blocks=Level.LINEAR),
     *law("the own row", Level.REQUEST, {
-        "unsqueeze view reshape flatten expand expand_as repeat tile repeat_interleave _to_copy clone": own_number,
+        "unsqueeze view reshape flatten expand repeat tile repeat_interleave _to_copy clone": own_number,
     }, blocks=Level.LINEAR),
     *law("constant index", Level.REQUEST, {"gather": constant_places}, blocks=Level.LINEAR),
     *law("the own row", Level.REQUEST, {"index": own_row, "gather": gather, "arange": row_number}, blocks=Level.LINEAR),

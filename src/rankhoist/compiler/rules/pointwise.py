@@ -144,7 +144,7 @@ LAWS = [
     *law("elementwise on blocks", Level.EXPAND, {
         "clone alias lift lift_fresh lift_fresh_copy contiguous": identity,
     }),
-    *law("elementwise on blocks", Level.LOOKUP, {"_to_copy to type_as _cast_Float float": cast}),
+    *law("elementwise on blocks", Level.LOOKUP, {"_to_copy to _cast_Float float": cast}),
     *law("elementwise on blocks", Level.REQUEST, {
         UNARY + SEVERAL + "max.other min.other": elementwise,
         "dropout feature_dropout alpha_dropout": identity,

@@ -70,7 +70,7 @@ def squeeze(call: Call) -> Form:
 
 LAWS = law("positions move", Level.LOOKUP, {
     # `view.dtype` is no reshape: another number of elements, from the same bytes
-    "view.default reshape _unsafe_view flatten unflatten view_as ravel _reshape_alias view_copy.default": reshape,
+    "view.default reshape _unsafe_view flatten unflatten ravel _reshape_alias view_copy.default": reshape,
     "transpose swapaxes swapdims": transpose,
     "permute": permute,
     "t numpy_T": reverse_axes,
