@@ -52,7 +52,9 @@ def measured(name: str, seconds: float, tuned: float) -> dict[str, Any]:
 
 
 def _error(a: Any, b: Any) -> float:
-    return 0.0 if a is None or b is None else float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
+    if a is None or b is None:
+        return 0.0
+    return float(((a - b).abs().max() / b.abs().max().clamp_min(1e-6)).nan_to_num(torch.inf))
 
 
 def _step(model: nn.Module, call: Callable[[], Any]) -> Callable[[], None]:

@@ -25,6 +25,7 @@ from benchmarks import dated
 from rankhoist import HoistedModel
 from rankhoist.compiler.targets.timing import interleaved
 from rankhoist.runtime import RequestState
+from rankhoist.runtime.alike import error
 
 IDS, LENGTH, EVENTS, IN_TURN = 5000, 200, 1000, 40
 EQUAL = 1e-10  # of the largest element of a state, in float64
@@ -161,8 +162,7 @@ def drift(hoisted: HoistedModel, ids: Tensor, length: int, events: int) -> float
 
 
 def _difference(state: RequestState, want: RequestState) -> float:
-    pairs = zip(state.tensors.values(), want.tensors.values(), strict=True)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    return error(list(state.tensors.values()), list(want.tensors.values()))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

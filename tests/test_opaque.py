@@ -193,6 +193,19 @@ def test_rows_that_meet_are_found():
     assert not certificate.passed and "opaque" in [check.name for check in certificate.failures]
 
 
+class Infinite(nn.Module):
+    """Rows by themselves that hold infinities, behind an operator that does not export."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill(x > 1, torch.inf) if int(x.sum()) < 1000 else x
+
+
+def test_infinities_of_rows_by_themselves_pass():
+    model, hoisted = around(Infinite(), ["inner"])
+    x = torch.tensor([[0.5, 2.0, 0.1], [0.2, 0.3, 0.4]]).double()
+    assert rankhoist.verify(hoisted, model, (x, torch.ones_like(x)), candidates=(7,)).passed
+
+
 class Otherwise(nn.Module):
     """What cannot be kept: results whose sizes are values, without rows, and of another kind."""
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from rankhoist.report.certificate import Check
 from rankhoist.runtime import HoistedModel
 from rankhoist.runtime.opaque import Kept
 from rankhoist.verify.batches import Batch
-from rankhoist.verify.measure import FLOAT64_TOLERANCE
+from rankhoist.verify.measure import FLOAT64_TOLERANCE, difference, scale_of
 from rankhoist.verify.original import again, run_hoisted
 
 ROWS = 16  # of a call that are also computed alone
@@ -62,8 +61,5 @@ def _row(tensor: Tensor, axis: int | None, row: int) -> Tensor:
 
 
 def _distance(alone: Tensor, together: Tensor, all_rows: Tensor) -> float:
-    """Relative to the largest value of all rows."""
-    if not together.numel():
-        return 0.0
-    scale = all_rows.abs().max().clamp(min=torch.finfo(torch.float64).tiny) if all_rows.is_floating_point() else 1
-    return float(((alone.double() - together.double()).abs().max() / scale).nan_to_num(torch.inf, torch.inf))
+    """Relative to the largest number of all rows."""
+    return difference([alone], [together], scale_of([all_rows])).error
