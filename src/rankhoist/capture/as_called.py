@@ -68,16 +68,21 @@ def _not_traced() -> Iterator[None]:
         yield
 
 
-def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> bool:
-    """Whether a program and its model are known to differ on the example.
-
-    On a GPU it is not tried, see `refused`. Who draws random numbers, writes to buffers or fails is refused for that;
-    who writes is not called, for the buffers are the user's.
-    """
+def may_be_called(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
+    """Whether a model can be tried on its example: not on a GPU, see `refused`, and not where it writes to buffers,
+    for these are the user's."""
     given_to_it = set(program.graph_signature.user_inputs)
     graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
     writes = any(_writes(node, given_to_it) for graph in graphs for node in graph.nodes)
-    if writes or any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers())):
+    return not writes and all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers()))
+
+
+def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> bool:
+    """Whether a program and its model are known to differ on the example.
+
+    Who draws random numbers, writes to buffers or fails is refused for that.
+    """
+    if not may_be_called(model, program):
         return False
     given = bound.args, bound.kwargs
     count = next((len(x) for x in pytree.tree_leaves(given) if isinstance(x, Tensor)), 0)

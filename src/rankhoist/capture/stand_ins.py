@@ -19,6 +19,7 @@ from rankhoist.capture.scripts import converted, scripts_converted
 from rankhoist.capture.shortest import shortest
 from rankhoist.capture.stateless import check_stateless, written
 from rankhoist.capture.varying import Axes
+from rankhoist.capture.whole_layers import check_whole_layers
 from rankhoist.errors import UnsupportedModelError
 
 ALONE = 8  # rows of the example that are computed each by itself
@@ -52,6 +53,8 @@ def exported(
         check_exported(program)
         return program
     check_stateless(model, bound, attributes)
+    if jagged is None:
+        check_whole_layers(model, bound, program)
     if others and jagged is None:
         check_alike(model, bound, program)
     if varying:
