@@ -72,6 +72,14 @@ def local(r: random.Random) -> tuple[Any, ...]:
     return normal(2, queries, 3), normal(2, keys, 3), normal(2, keys, 4), mask, 0.0, False
 
 
+def gathered(r: random.Random) -> tuple[Any, ...]:
+    """An index of some places along an axis; now and then of fewer along another one, too."""
+    sizes, dim = sizes_of(r, 3), r.randint(-3, 2)
+    own = [*sizes]
+    own[dim], own[(dim + 1) % 3] = r.randint(2, 9), sizes[(dim + 1) % 3] - (r.random() < 0.2)
+    return normal(*sizes), dim, torch.randint(0, sizes[dim], own)
+
+
 CALLS: dict[str, tuple[Any, Callable[[random.Random], tuple[Any, ...]]]] = {
     "flip": (aten.flip.default, sized([0, -1])),
     "roll": (aten.roll.default, sized(lambda r: [r.randint(-3, 3), 1], [1, -1])),
@@ -88,6 +96,7 @@ CALLS: dict[str, tuple[Any, Callable[[random.Random], tuple[Any, ...]]]] = {
     "constant_pad": (aten.constant_pad_nd.default, sized(amount, -2.0)),
     "index_select": (aten.index_select.default, sized(1, lambda r: torch.tensor(r.sample(range(5), r.randint(1, 5))))),
     "slice": (aten.slice.Tensor, sized(1, lambda r: r.randint(0, 3), 9, lambda r: r.randint(1, 3))),
+    "gather": (aten.gather.default, gathered),
     "conv1d": (aten.conv1d.default, lambda r: convolved(r, 1)),
     "conv2d": (aten.conv2d.default, lambda r: convolved(r, 2)),
     "conv1d_same": (aten.conv1d.padding, lambda r: convolved(r, 1, "same")),

@@ -76,6 +76,17 @@ def group_norm(node: fx.Node, box: Box) -> Made | None:
     return Made(node.target, (Take(x, box), groups, *weights), node.kwargs)
 
 
+def gather(node: fx.Node, box: Box) -> Made | None:
+    """`gather(x, dim, i)[box]` is of the index in that box, and of x there, but along `dim` of all."""
+    x, dim, index = arguments(node)[:3]
+    sizes, own = sizes_of(x), sizes_of(index)
+    every = dim % len(sizes)
+    if any(a != b for d, (a, b) in enumerate(zip(sizes, own, strict=True)) if d != every):  # of x the first places
+        return None
+    axes = tuple((Part(size),) if d == every else box[d] for d, size in enumerate(sizes))
+    return Made(node.target, (Take(x, axes), dim, Take(index, box)), node.kwargs)
+
+
 def by_channel(node: fx.Node, box: Box) -> Made:
     """Place by place, beside a number for every channel of axis 1, or one for all."""
     x, *others = arguments(node)
@@ -91,6 +102,7 @@ TABLE: dict[str, Law] = {
     "cumsum cumprod logcumsumexp fft_fft fft_ifft fft_rfft fft_irfft": along_dims,
     "sum.dim_IntList mean.dim prod.dim_int amax amin logsumexp any.dim all.dim argmax argmin": along_dims,
     "var.dim var.correction std.dim std.correction linalg_vector_norm norm.ScalarOpt_dim": along_dims,
+    "gather": gather,
     "layer_norm rms_norm": norm,
     "group_norm": group_norm,
     "prelu": by_channel,
