@@ -20,7 +20,7 @@ from rankhoist.compiler.rules import all_rules
 
 IDS, WIDTH, DOUBLE = 40, 6, torch.float64
 ROWS = 7
-NOT_EMPTY = ("last_step", "last_of_gru", "convolved")  # of no position they compute nothing
+NOT_EMPTY = ("first_columns", "last_step", "last_of_gru", "convolved")  # of no position they compute nothing
 OFFSETS = ([0, ROWS], [0, 3, 3, ROWS])  # one request, and three of which one is empty
 
 
@@ -54,6 +54,11 @@ def masked(h: Tensor, q: Tensor, ids: Tensor) -> Tensor:
 
 def highest(h: Tensor, q: Tensor, ids: Tensor) -> Tensor:
     return F.pad(h, (0, 0, 1, 0)).amax(1) * h.cumsum(1).tanh().sum(1)
+
+
+def first_columns(h: Tensor, q: Tensor, ids: Tensor) -> Tensor:
+    """Of the first event, by an index with fewer places than the history."""
+    return h.gather(2, (ids[:, :1, None] + torch.arange(WIDTH)) % WIDTH)[:, 0] * h.tanh().sum(1)
 
 
 def last_of_gru(h: Tensor, q: Tensor, ids: Tensor, gru: nn.GRU) -> Tensor:
@@ -113,11 +118,18 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoderLayer(WIDTH, 2, 8, 0.0, batch_first=True)
 
 
+def read_in_each(h: Tensor, q: Tensor, ids: Tensor) -> Tensor:
+    """Columns that every event chooses, and the item behind them."""
+    index = torch.cat([ids, (q[:, :1].abs() * 9).long()], 1)[..., None] + torch.arange(WIDTH)
+    return torch.cat([h, q[:, None]], 1).gather(2, index % WIDTH).exp().sum(1)
+
+
 ALONE: dict[str, tuple[Callable[..., Tensor], Callable[[], dict[str, nn.Module]]]] = {
     "pooled": (pooled, dict),
     "masked": (masked, dict),
     "filled": (filled, dict),
     "highest": (highest, dict),
+    "first_columns": (first_columns, dict),
     "last_of_gru": (last_of_gru, lambda: {"gru": nn.GRU(WIDTH, WIDTH, batch_first=True)}),
     "last_step": (last_step, lambda: {"gru": nn.GRU(WIDTH, WIDTH, batch_first=True)}),
     "encoded": (encoded, lambda: {"places": nn.Embedding(60, WIDTH), "layer": encoder()}),
@@ -132,6 +144,7 @@ TOGETHER: dict[str, tuple[Callable[..., Tensor], Callable[[], dict[str, nn.Modul
     "target_attention": (target_attention, lambda: {"maps": nn.Linear(WIDTH, 2 * WIDTH)}),
     "behind": (behind, lambda: {"layer": encoder()}),
     "products": (products, dict),
+    "read_in_each": (read_in_each, dict),
 }
 
 

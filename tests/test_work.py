@@ -20,8 +20,8 @@ aten = torch.ops.aten
 
 # Families whose operators look up, move, map or add up elements, and cost what they write.
 WITHOUT_PRODUCTS = {
-    "bags", "chosen", "lookup", "permuted", "reshape", "parts", "joining", "scans", "pointwise", "reduce", "norm",
-    "training",
+    "bags", "chosen", "gathers", "lookup", "permuted", "reshape", "parts", "joining", "scans", "pointwise", "reduce",
+    "norm", "training",
 }  # fmt: skip
 # Operators of other families that do no more. An outer product adds nothing up.
 # Of decompositions nobody says how many steps they take.

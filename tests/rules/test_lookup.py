@@ -34,7 +34,6 @@ from rules.cases import (
 )
 
 randn = numbers(1)
-PLACES = torch.arange(28).mul(3).view(7, 4) % 5
 
 
 def positive(x: Tensor) -> Tensor:
@@ -66,20 +65,6 @@ def gathered_by(place: Callable[[Tensor, Tensor], Tensor]) -> Call:
         return by_domain(both(c, k), w).gather(1, place(c, k)[:, None].expand(-1, 1, C + K))[:, 0] @ w.T
 
     return call
-
-
-def constant_places(c: Tensor, k: Tensor, p: Tensor) -> Tensor:
-    """Of every field columns of its own, with columns first, too, and of both of two heads the same."""
-    x, rows = fields(c, k), len(k)
-    heads = torch.stack([x, x + 1], 1).view(-1, 7, 5)
-    own = x.gather(2, p.expand(rows, 7, 4)).exp() + x.mT.gather(1, p.t().expand(rows, 4, 7)).mT.exp()
-    alike = x.gather(-1, p[:1].expand(rows, 7, 4)).exp()
-    return (own + alike + heads.gather(2, p.expand(2 * rows, 7, 4)).exp().view(-1, 2, 7, 4).sum(1)).sum((1, 2))
-
-
-def places_of_some(c: Tensor, k: Tensor, p: Tensor) -> Tensor:
-    """Of fewer fields than there are: a near miss."""
-    return fields(c, k).gather(2, p[:5].expand(len(k), 5, 4)).exp().sum((1, 2))
 
 
 EQUAL: dict[str, Equal] = {
@@ -165,8 +150,6 @@ EQUAL: dict[str, Equal] = {
         ROWS,
         dict(i=torch.tensor([9, 0, 3, 3, 7])),
     ),
-    "constant_places": (constant_places, FIELDS, dict(p=PLACES)),
-    "places_of_some": (places_of_some, FIELDS, dict(p=PLACES)),
     "gram_masked": (
         lambda c, k, m, w: F.linear(torch.masked_select(fields(c, k) @ fields(c, k).mT, m).view(-1, 21), w),
         FIELDS,
@@ -288,12 +271,6 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "several axes are indexed, one by torch.bool",
         dict(w=randn(2, 3, 2), m=torch.tensor([True, False, True])),
     ),
-    "gather_over_rows": (
-        lambda c, k: c[:, :4].gather(0, positive(k)),
-        "gather",
-        "works along the row axis: axis 0 of [rows, 4]",
-        {},
-    ),
     "places_of_own_part_by_part": (  # row i reads at places of rows 2 i and 2 i + 1
         lambda c, k: k[torch.arange(len(k)).repeat_interleave(2), positive(k)[:, :2].t().flatten()].view(-1, 2),
         "index",
@@ -316,9 +293,9 @@ NEAR_MISSES: dict[str, NearMiss] = {
         ("read_from_the_end", 3 * K),
         ("several_read_by_the_request", 2 * 3 * K),
         ("gathered_by_the_request", 3 * K),
+        ("another_place_of_each_column", 3 * K),
         # near misses: read as one tensor
         ("read_by_the_candidate", 3 * (C + K)),
-        ("another_place_of_each_column", 3 * (C + K)),
         ("places_of_either_side", 3 * 4),
     ],
 )
@@ -338,13 +315,6 @@ def test_bags_of_the_context_are_the_requests_beside_those_of_the_candidate():
         return F.embedding_bag(torch.cat([c, k], 1).view(-1, 2), t, mode="sum").view(len(c), 4, 3)
 
     assert rates(bags, "embedding_bag", Level.FULL, IDS, t=randn(9, 3)) == {Rate.REQUEST, Rate.ITEM}
-
-
-@pytest.mark.parametrize(
-    ("call", "found"), [(constant_places, {Rate.REQUEST, Rate.ITEM}), (places_of_some, {Rate.PAIR})]
-)
-def test_constant_places_of_the_context_are_the_requests(call: Call, found: set[Rate]):
-    assert rates(call, "gather", Level.LINEAR, FIELDS, p=PLACES) == found
 
 
 def test_buckets_of_the_context_are_the_requests():

@@ -90,6 +90,16 @@ def read(draft: Draft, x: fx.Node) -> Made:
         yield draft.call(aten.tanh.default, made) if draft.flag() else made
 
 
+def read_in_each(draft: Draft, x: fx.Node) -> Made:
+    """Of every token columns that ids choose, others for each token; of the first tokens, where there are fewer ids."""
+    _, length, width = draft.extent(x)
+    ids = draft.value(lambda e: len(e) == 2 and e[0] == -1 and 0 < e[1] <= length, floating=False)
+    _check_ids(draft, ids)
+    ids = draft.call(aten.unsqueeze.default, ids, 2)
+    ids = draft.call(aten.add.Tensor, ids, columns(draft, draft.number(1, 4)))
+    return draft.call(aten.gather.default, x, 2, draft.call(aten.remainder.Scalar, ids, draft.places(width)))
+
+
 def expert(draft: Draft, x: fx.Node) -> Made:
     """A row by a matrix that ids choose among few; then a layer."""
     ids = draft.value(lambda e: len(e) == 1, floating=False)
@@ -113,6 +123,7 @@ def columns(draft: Draft, width: int) -> fx.Node:
 STEPS = [
     Step(1, expert, floats(lambda e: len(e) == 2 and e[0] == -1 and e[1] > 0)),
     Step(2, read, floats(sequence)),
+    Step(1, read_in_each, floats(sequence)),
     Step(1, embed, whole_numbers(lambda e: len(e) < 3)),
     Step(1, pairs_by_index, floats(lambda e: len(e) == 3 and e[0] == -1 and e[1] > 1)),
     Step(1, own_row, floats(lambda e: len(e) == 2 and e[0] == -1 and e[1] > 0)),

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
-from rankhoist.compiler.algebra import grid, joins, moves, reads
+from rankhoist.compiler.algebra import joins, moves, reads
+from rankhoist.compiler.algebra.cuts import refine
 from rankhoist.compiler.algebra.evaluator import Evaluator
 from rankhoist.compiler.algebra.forms import (
     ROW,
     Block,
     Cell,
-    Elsewhere,
     Factor,
     Form,
     Label,
@@ -30,7 +28,7 @@ from rankhoist.compiler.algebra.forms import (
     whole,
 )
 from rankhoist.compiler.algebra.products import arrange
-from rankhoist.compiler.graph.node import Node, Rate
+from rankhoist.compiler.graph.node import Node, Rate, join
 
 Sizes = list[int | None]  # per dim: its new size, `None` for unchanged, -1 for gone
 
@@ -59,7 +57,7 @@ def by_blocks(
             present, made = [False] * len(value.dims), [block.factor.node]
             shapes = [[1 if d in dims else None for d in range(len(value.dims))]]
         else:
-            present = [any(x in block.factor.labels for x in own) or d in dims for d, own in enumerate(block.labels)]
+            present = [d in dims or _depends(block, d) for d in range(len(block.labels))]
             part = _part(evaluator, block, present)
             answer = rule(part, [d + part.has_rows for d in dims])
             several = isinstance(answer, list)
@@ -75,32 +73,48 @@ def by_blocks(
     return found if several else found[0]
 
 
-def read(evaluator: Evaluator, value: Form, index: Form, dim: int, gather: Callable[[Form, int, Form], Form]) -> Form:
-    """`value.gather(dim, index)`, `[c; k][n, i_n] = [c[n, i_n]; k[n, i_n]]`: no cut goes through the dim, and the index
-    is the same along all others.
+def gathered(
+    evaluator: Evaluator, value: Form, index: Form, dim: int, gather: Callable[[Form, int, Form], Form]
+) -> Form:  # fmt: skip
+    """`value.gather(dim, index)`, both with the same other dims, block by block along these. For places j of one,
+
+        gather(x, n, i)[..., j, ...] = gather(x[..., j, ...], n, i[..., j, ...])
+
+    as every place reads for itself. So does every place of i along n; x is whole there, for any place may be read.
+
+    Args:
+        gather: the same of two forms of one tensor.
     """
-    value = evaluator.tidy(evaluator.settled(evaluator.tidy(value)))
-    others = [d for d in range(len(value.dims)) if d != dim]
-    same = all(_same_along(index, d) and index.sizes[d] == value.sizes[d] for d in others)
-    if not same or len(value.dims[dim]) > 1 or index.dtype != torch.int64:
-        raise Elsewhere(f"places of {value.axes} by {index.axes} are of either side, or others along other axes")
-    if any(block.rate is Rate.WEIGHT for block in value.blocks.values()):
-        raise Elsewhere(f"a part of {value.axes} is a weight")
-    for d in others:
-        index = moves.take_dim(evaluator.b, index, d, np.zeros(1, dtype=np.int64))
+    value, index = _read_alike(evaluator, value, index, dim)
+    pairs = {cell: (value.blocks[moves.replaced(cell, dim, 0)], block) for cell, block in index.blocks.items()}
+    if len({join(b.rate for b in pair) for pair in pairs.values()}) == 1 < len(pairs):  # nothing is known earlier
+        everywhere = range(len(value.dims))
+        value, index = (_whole_along(evaluator, f, everywhere) for f in (value, index))
+        pairs = {cell: (value.blocks[cell], index.blocks[cell]) for cell in cells(index.dims)}
+    blocks = {}
+    for cell, pair in pairs.items():
+        own = [evaluator.settle(block) for block in pair]
+        present = [d == dim or any(_depends(b, d) for b in own) for d in range(len(cell))]
+        rows = any(b.rate is not Rate.WEIGHT for b in own)
+        parts = [replace(_part(evaluator, b, present), layout=row_layout(len(cell), rows=rows)) for b in own]
+        made = evaluator.node(gather(parts[0], dim + rows, parts[1]))
+        sizes = [parts[1].sizes[d] if d == dim else None for d in range(len(cell))]
+        _, blocks[cell] = _result(evaluator, cell, own[0], present, sizes, made)
+    return Form(index.dims, blocks, value.layout, value.dtype)
 
-    def rule(part: Form, axes: list[int]) -> Form:
-        shape = [index.extents[axis] if axis in axes else size for axis, size in enumerate(part.extents)]
-        return gather(part, axes[0], grid.stretched(evaluator.b, index, shape))
 
-    found: Form = by_blocks(evaluator, value, [dim], rule)
-    return found
+def _read_alike(evaluator: Evaluator, value: Form, index: Form, dim: int) -> tuple[Form, Form]:
+    """Settled, cut alike along all dims but one, along which the value is whole."""
+    value, index = (evaluator.tidy(evaluator.settled(evaluator.tidy(f))) for f in (value, index))
+    value = evaluator.tidy(_whole_along(evaluator, value, [dim]))
+    for d in range(len(value.dims)):
+        if d != dim:
+            value, index = refine(evaluator.b, [value, index], [d, d])
+    return value, index
 
 
-def _same_along(form: Form, dim: int) -> bool:
-    """Whether all of its positions have one value."""
-    blocks = form.blocks.values()
-    return not any({*b.labels[dim]} & {*f.labels} for b in blocks for t in b.terms for f in t.factors)
+def _depends(block: Block, dim: int) -> bool:
+    return any(x in block.factor.labels for x in block.labels[dim])
 
 
 def of_elements(evaluator: Evaluator, value: Form, rule: Callable[[Form], Form]) -> Form:

@@ -32,7 +32,7 @@ from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Promise, Value, as_form, integer, tensors_in
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Op, aten
+from rankhoist.compiler.graph.node import Op, Rate, aten
 
 Rule = Callable[["Call"], Value]
 
@@ -224,13 +224,21 @@ class Call:
 
     def read(self, value: Form, index: Form, dim: int) -> Form:
         """`value.gather(dim, index)`: what a request has, or rows of a weight, at places of one dim that a candidate
-        chooses, unevaluated (see `reads`), or what both have, block by block, at places that the request chooses.
+        chooses, unevaluated (see `reads`), else block by block (see `along.gathered`).
         """
-        if value.of_weights:
+
+        def gather(x: Form, axis: int, at: Form) -> Form:
+            made: Form = self.read(x, at, dim) if by_candidate(x, at) else self.run(aten.gather.default, x, axis, at)
+            return made
+
+        def by_candidate(x: Form, at: Form) -> bool:
+            return x.rate is Rate.REQUEST and at.rate.per_candidate
+
+        if value.of_weights and not value.has_rows:
             return reads.of_table(self._originals, value, index)
-        if not index.rate.per_candidate:
-            return along.read(self._originals, value, index, dim, partial(self.run, aten.gather.default))
-        return reads.of_request(self._originals, value, index, dim)
+        if by_candidate(value, index):
+            return reads.of_request(self._originals, value, index, dim)
+        return along.gathered(self._originals, value, index, dim, gather)
 
     def attended(
         self, q: Form, k: Form, v: Form, scale: float | None, causal: bool, parts: attends.Parts

@@ -172,28 +172,6 @@ def _chosen(call: Call) -> list[tuple[int, Value]]:
     return [(axis, i) for axis, i in enumerate(call.value("indices")) if i is not None]
 
 
-def constant_places(call: Call) -> Form:
-    """`x.gather(axis, p)`, p constant: points of that axis and of those along which p changes."""
-    value, index = call.forms("self", "index")
-    axis = value.place(call.value("dim"))
-    others = [a for a in range(len(value.layout)) if a != axis]
-    same = tuple(tuple(d for d in e if d != ROW) for e in index.layout)  # for all rows
-    places = call.constant(replace(index, layout=same))
-    if places is None or not value.mixed:
-        raise Elsewhere(f"{value.axes} is gathered by {index.axes}, and is whole or {index.axes} depends on the inputs")
-    if any(value.extents[a] != index.extents[a] for a in others):
-        raise Elsewhere(f"gathers from a part of {value.axes} by {index.axes}")
-    places = places.reshape([math.prod(index.sizes[d] for d in e) for e in same])
-    changing = [a for a in others if not torch.equal(places, places.narrow(a, 0, 1).expand_as(places))]
-    rest = [a for a in others if a not in changing]
-    order = [*rest, *changing, axis]
-    points = places.permute(order)[(0,) * len(rest)]
-    at = torch.meshgrid(*map(torch.arange, points.shape), indexing="ij")[:-1]
-    together = moves.ordered(replace(value, layout=tuple(value.layout[a] for a in order)))
-    taken = folds.take_points(call.builder, together, [*range(len(rest), len(order))], [*at, points])
-    return replace(taken, layout=tuple(taken.layout[order.index(a)] for a in range(len(order))))
-
-
 def masked_select(call: Call) -> Form:
     """A constant mask over the axes after the rows, flattened: points of these axes, folded behind the rows."""
     value, mask = call.forms("self", "mask")
@@ -216,10 +194,12 @@ def masked_select(call: Call) -> Form:
 
 
 def gathered(call: Call) -> Form:
-    """`x.gather(axis, i)`, x of the request and i of the candidate, or x of both and i of the request."""
+    """`x.gather(axis, i)`, x of the request and i of the candidate."""
     value, index = call.forms("self", "index")
     dim = value.dim(call.value("dim"))
     _read_by_other(value, index)
+    if not index.rate.per_candidate:
+        raise Elsewhere(f"places {index.axes} are the request's")
     if len(index.layout) != len(value.layout):
         raise Elsewhere(f"{value.axes} is gathered by {index.axes}")
     return call.read(value, index, dim)
@@ -236,6 +216,8 @@ def own_rows(call: Call) -> Form:
     alone = own.each == 1 and own.behind in ((), (1,), tuple(index.sizes))
     if not alone or len(index.layout) != 1 + len(own.behind) or len(own.behind) > 1 or index.dtype == torch.bool:
         raise Elsewhere(f"axis 1 of {value.axes} is indexed by {index.axes}")
+    if not index.rate.per_candidate and (index.dtype != torch.int64 or call.constant(index) is not None):
+        raise Elsewhere(f"places {index.axes} are known now, or no int64")
     index = index if own.behind else moves.with_axes(index, [1])
     places, counted = index.sizes[0], _from_the_start(call, index, value)
     index = grid.stretched(call.builder, moves.with_axes(counted, range(2, len(value.layout))), [
@@ -295,18 +277,6 @@ def own_row(call: Call) -> Value:
     return folds.take_points(call.builder, value, axes[1:], shaped)
 
 
-def gather(call: Call) -> Value:
-    """`gather` along an axis without rows reads every row for itself."""
-    value, index = call.forms("self", "index")
-    value.dim(call.value("dim"))
-    rows = [[axis for axis, e in enumerate(f.layout) if ROW in e] for f in (value, index)]
-    if value.of_weights and not value.has_rows:
-        raise Decline(f"gathers from {value.axes}, which is a weight")
-    if rows[0] != rows[1] or any(len(f.layout[r]) > 1 for f, rs in zip((value, index), rows, strict=True) for r in rs):
-        raise Decline(f"gathers across rows: {value.axes} by {index.axes}")
-    return call.rowwise(self=value, index=index)
-
-
 def row_number(call: Call) -> orders.RowNumber:
     """`arange(rows)` marks "my own row"; `arange(0, T * L * rows, L)` where its T parts of length L begin."""
     start = call.value("start")
@@ -331,8 +301,7 @@ LAWS = [
     *law("the own row", Level.REQUEST, {
         "unsqueeze view reshape flatten expand repeat tile repeat_interleave _to_copy clone": own_number,
     }, blocks=Level.LINEAR),
-    *law("constant index", Level.REQUEST, {"gather": constant_places}, blocks=Level.LINEAR),
-    *law("the own row", Level.REQUEST, {"index": own_row, "gather": gather, "arange": row_number}, blocks=Level.LINEAR),
+    *law("the own row", Level.REQUEST, {"index": own_row, "arange": row_number}, blocks=Level.LINEAR),
     *law("constant index", Level.REQUEST, {
         "index index_select": constant_index,
         "masked_select": masked_select,
