@@ -45,7 +45,7 @@ def exported(
         if jagged is not None:
             program = jagged.export(model, bound, training)
         elif training:
-            program = export(model, bound, training)
+            program = export(model, bound, training, varying)
         else:
             program = as_called(model, bound, lambda strict: export(model, bound, varying=varying, strict=strict))
         others = scripts or met.sequences
@@ -54,7 +54,8 @@ def exported(
         return program
     check_stateless(model, bound, attributes)
     if jagged is None:
-        check_whole_layers(model, bound, program)
+        with written(model):
+            check_whole_layers(model, bound, program)
     if others and jagged is None:
         check_alike(model, bound, program)
     if varying:
