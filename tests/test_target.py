@@ -203,12 +203,28 @@ def of_another(m: Ranker, history: Tensor, p: Tensor, item: Tensor) -> Tensor:
     return m.score(m.encoded(x, p)[rows(x), p])
 
 
+def of_weights_alone(m: Ranker, history: Tensor, p: Tensor, item: Tensor) -> Tensor:
+    """What is put in is weighed by what the history makes of itself, and read nowhere else."""
+    h = m.items(history)
+    weights = (h @ h.mT).masked_fill(HIDDEN, -torch.inf).softmax(-1)
+    return m.score((weights @ assigned(h, p, m.items(item)))[rows(h), p])
+
+
 def of_first(m: Ranker, history: Tensor, p: Tensor, item: Tensor) -> Tensor:
     """A place in front of what the history begins with."""
     return scored(assigned, READS["indexed"])(m, history, p * 0, item)
 
 
-OTHERS: list[Calls] = [by_itself, folded, of_two_tables, by_a_count, of_keys_and_values, of_another, of_first]
+OTHERS: list[Calls] = [
+    by_itself,
+    folded,
+    of_two_tables,
+    by_a_count,
+    of_keys_and_values,
+    of_another,
+    of_weights_alone,
+    of_first,
+]
 PAIRS = [("assigned", "indexed"), ("assigned", "gathered"), ("scattered", "taken"), ("chosen", "indexed"),
          ("chosen", "summed"), ("weighed", "weighed"), ("other_way", "indexed"), ("filled", "summed")]  # fmt: skip
 PUT: dict[str, Calls] = {
@@ -326,7 +342,6 @@ NEAR_MISSES: dict[str, Calls] = {
     "one_looks_ahead": seen_by(ONE_LOOKS_AHEAD),
     "padding_alone": scored(assigned, READS["indexed"], lambda m, q, k, v, p: F.scaled_dot_product_attention(
         q, k, v, ~padding(p)[:, None, None])),
-    "finite_fill": scored(assigned, READS["indexed"], by_softmax(lambda x, p: x.masked_fill(HIDDEN, -1e9))),
     "trained_mask": scored(assigned, READS["indexed"], lambda m, q, k, v, p: F.scaled_dot_product_attention(
         q, k, v, m.distances)),
     "all_by_name": scored(assigned, READS["indexed"], lambda m, q, k, v, p: torch.einsum(

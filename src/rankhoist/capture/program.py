@@ -92,6 +92,8 @@ class Program:
         asked: placeholders of the weights whose values the model's own Python asked for, or by which something was left
             out that nobody reads.
         wider: the program as it was captured, where this one leaves out what nobody reads.
+        fills: captured operators whose scores are filled with a number, and that number. This is equal to `wider` where
+            it lies far below the highest of them, which are the last of `outputs`.
     """
 
     graph: fx.Graph
@@ -117,12 +119,25 @@ class Program:
     places: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
     wider: Program | None = None
-    narrower: list[Program] = field(default_factory=list, init=False, repr=False, compare=False)  # once it is made
+    fills: tuple[tuple[str, float], ...] = ()
+    narrower: dict[bool, Program] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # once it is made
 
     @property
     def captured(self) -> Program:
         """With everything that its author wrote."""
         return self.wider or self
+
+    @property
+    def returned(self) -> list[Any]:
+        """The outputs that a caller asked for."""
+        return self.outputs[: len(self.outputs) - len(self.fills)]
+
+    @property
+    def supposed(self) -> list[tuple[tuple[str, float], fx.Node]]:
+        """`fills`, and the highest scores of each."""
+        return list(zip(self.fills, self.outputs[len(self.returned) :], strict=True))
 
     @property
     def interface(self) -> Interface:

@@ -95,6 +95,12 @@ def _each(originals: OriginalOperators, op: Op, *operands: Value, dtype: torch.d
     return elementwise(originals, op, operands, {}, dtype)
 
 
+def above(originals: OriginalOperators, peaks: Form, fill: float) -> Node:
+    """Whether all of these highest scores lie far enough above a number that others are filled with."""
+    holds = _above(originals, peaks, grid.constant_form(originals.b, fill, peaks.dtype, []))
+    return originals.b.rowwise(holds, join((holds.rate, Rate.REQUEST)))
+
+
 def _above(originals: OriginalOperators, peaks: Form, hidden: Form) -> Node:
     """Whether all elements of a request, or of a row, lie far enough above what is hidden, as their dtype has it:
     `[R]` or `[N]`, false where one is no number.

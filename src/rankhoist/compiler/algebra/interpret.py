@@ -24,7 +24,7 @@ from rankhoist.capture.effects import ASSERTIONS, LEFT_OUT
 from rankhoist.capture.empty import without_elements
 from rankhoist.capture.inputs import Part
 from rankhoist.capture.operators import captured_name, draws, overload
-from rankhoist.compiler.algebra import bag_tensors, chosen, grid, permuted, valuewise
+from rankhoist.compiler.algebra import bag_tensors, chosen, fills, grid, permuted, valuewise
 from rankhoist.compiler.algebra.bags import OfBags
 from rankhoist.compiler.algebra.call import Call, Law
 from rankhoist.compiler.algebra.forms import (
@@ -106,7 +106,14 @@ class Interpreter:
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
         self.b.source = "output"
-        return self._asserted([self._output(o) for o in self.program.outputs])
+        self._suppose()
+        return self._asserted([self._output(o) for o in self.program.returned])
+
+    def _suppose(self) -> None:
+        """What the program was written on the condition of."""
+        for (name, fill), peak in self.program.supposed:
+            holds = fills.above(self.originals, permuted.as_tensors(self.values[peak]), fill)
+            self.outcomes[name] = self.outcomes.get(name, Outcome()).supposing("finite fills", holds)
 
     def _placeholder(self, node: fx.Node) -> Value:
         known, name = self.memo.placeholders, node.name

@@ -31,6 +31,10 @@ class Outcome:
         """What happened in all, where a result is computed in parts: the last of them tells, at the rates of all."""
         return self if before is None else replace(self, rates=self.rates | before.rates)
 
+    def supposing(self, law: str, holds: Node) -> Outcome:
+        """The same, moved by a law on one condition more."""
+        return replace(self, law=law, conditions=[*self.conditions, holds])
+
 
 @dataclass
 class Memo:

@@ -35,11 +35,15 @@ SOFTMAX = {*overloads("softmax.int _softmax")}
 
 
 class Later:
-    """Looks into the captured values of a program."""
+    """Looks into the captured values of a program. Of scores that are not above `least` the softmax is 0; where these
+    are finite, on a condition, as of `algebra/fills`: it has to hold of all that are `supposed`.
+    """
 
-    def __init__(self, rows: sympy.Symbol, constants: Constants) -> None:
-        self.rows, self.constants = rows, constants
+    def __init__(self, rows: sympy.Symbol, constants: Constants, least: float = -math.inf) -> None:
+        self.rows, self.constants, self.least = rows, constants, least
+        self.supposed: set[fx.Node] = set()
         self._found: dict[fx.Node, Known] = {}
+        self._filled_with: set[fx.Node] = set()  # softmax of finite numbers that are not above `least`
 
     def number(self, node: fx.Node, queries: int, keys: int) -> float | None:
         """What all of its elements are where the place along axis `keys` is behind that along `queries`."""
@@ -61,6 +65,7 @@ class Later:
         waiting, seen = [node], {node}
         while waiting:
             own = waiting.pop()
+            self.supposed |= {own} & self._filled_with
             if self.constants.value(own) is not None:
                 self.constants.decides(own)
             elif _looks_through(own):
@@ -105,7 +110,9 @@ class Later:
             return Known(values, sure, next(k.infinities for k in given.values() if k))
         if node.target in SOFTMAX:
             (x,) = given.values()
-            sure = x.sure & (x.values == -math.inf)  # type: ignore[union-attr]
+            sure = x.sure & (x.values <= self.least)  # type: ignore[union-attr]
+            if bool(x.values[sure].isfinite().any()):  # type: ignore[union-attr]
+                self._filled_with.add(node)
             return Known(torch.zeros(sure.shape), sure, NEITHER)
         args = pytree.tree_map_only(fx.Node, lambda x: given.get(x, self._size(x)), node.args)
         return known.result(node.target, args, node.kwargs)

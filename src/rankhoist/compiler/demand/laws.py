@@ -241,7 +241,7 @@ SPLITS = {*overloads("split split_with_sizes chunk tensor_split.sections tensor_
 _LOOK_THROUGH: dict[Any, Law] = {operator.getitem: item_of}
 _TABLE: dict[str, Law] = {
     "clone contiguous alias detach lift_fresh_copy _to_copy to.dtype to.dtype_layout dropout": pointwise,
-    "where.ScalarOther where.ScalarSelf where.Scalar": pointwise,
+    "where.ScalarOther where.ScalarSelf where.Scalar __or__ __and__": pointwise,
     "view.default reshape _unsafe_view flatten unflatten": view,
     "permute": permute,
     "transpose.int t": transpose,

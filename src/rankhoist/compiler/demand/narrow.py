@@ -14,6 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,18 +41,23 @@ PICK = operator.getitem
 Demands = Mapping[fx.Node, Sequence[Box]]
 
 
-def narrowed(program: Program) -> Program:
-    """The same program without what is not read; itself where all is."""
+def narrowed(program: Program, supposing: bool = False) -> Program:
+    """The same program without what is not read; itself where all is. With `supposing`, some of it may be left out on
+    conditions, which are `Program.fills`.
+    """
     if program.wider is not None:
         return program
-    if not program.narrower:
-        program.narrower.append(_narrowed_or_whole(program))
-    return program.narrower[0]
+    known = program.narrower
+    if supposing not in known:
+        known[supposing] = _narrowed_or_whole(program, supposing)
+        if not known[supposing].fills:
+            known[False] = known[supposing]
+    return known[supposing]
 
 
-def _narrowed_or_whole(program: Program) -> Program:
+def _narrowed_or_whole(program: Program, supposing: bool) -> Program:
     made = program
-    for leaves_out in (behind, chosen, _narrowed):
+    for leaves_out in (partial(behind, supposing=supposing), chosen, _narrowed):
         try:
             made = leaves_out(made)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import fx
 from rankhoist.compiler.demand import boxes
 from rankhoist.compiler.demand.boxes import Axis, Box, Size
 from rankhoist.compiler.demand.made import sizes_of
-from rankhoist.compiler.demand.seen import KEYS, ROWS, axes_of, mark_of
+from rankhoist.compiler.demand.seen import KEYS, PLACE, ROWS, axes_of, mark_of, turned
 from rankhoist.compiler.demand.writer import Writer
 from rankhoist.compiler.graph.decline import Decline
 
@@ -106,6 +107,14 @@ class PlaceWriter(Writer):
         if axes[KEYS] < axes[ROWS]:
             x = self._ours(aten.transpose.int, x, 0, 1)
         return self._folded(self._ours(aten.reshape.default, x, sizes), axes[ROWS], box[axes[ROWS]])
+
+    def _highest(self, x: fx.Node, box: Box, before: bool) -> fx.Node:
+        """The highest score of each query; `before`: of a history's, of which those from the place on do not count."""
+        made = self._ours(aten.amax.default, x, [axes_of(box)[KEYS]], True)
+        if not before:
+            return made
+        queries = turned(turned(box, KEYS, None), PLACE, KEYS)
+        return self._ours(aten.masked_fill.Scalar, made, self._placed(self.later, queries), math.inf)
 
     def _ours(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """An operator that stands for no captured one."""

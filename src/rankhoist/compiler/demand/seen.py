@@ -31,6 +31,7 @@ from rankhoist.compiler.rules.law import overloads
 aten = torch.ops.aten
 ROWS, PLACE, KEYS = (sympy.Symbol(name, integer=True, nonnegative=True) for name in ("row", "place", "key"))
 HIDDEN, SHOWN = "hidden", "shown"  # a value but for the history's own at the place; the keys that a place sees
+ABOVE = "above"  # scores whose highest have to lie above a number
 
 
 def marked(symbol: sympy.Symbol, size: Size) -> Axis:
@@ -118,8 +119,13 @@ class Seen:
         axes, dim = axes_of(box), named_arguments(node)["dim"] % len(box) - len(box)
         if axes.get(KEYS) != dim or PLACE not in axes:
             return None
-        self._hides(x, -math.inf, axes[PLACE], dim)
-        return Made(node.target, (Made(HIDDEN, (Take(x, box), box, -math.inf)), *others), node.kwargs)
+        number = self.later.number(x, axes[PLACE], dim)
+        if number is None or number > self.later.least:
+            raise Decline(f"a query of the history may see the target in {x.name}")
+        scores = Made(HIDDEN, (Take(x, box), box, -math.inf))
+        if number > -math.inf:
+            scores = Made(ABOVE, (scores, box, number))
+        return Made(node.target, (scores, *others), node.kwargs)
 
     def filled(self, node: fx.Node, box: Box) -> Made | None:
         """One number everywhere, in a tensor like another."""
@@ -193,14 +199,13 @@ LAWS: Mapping[Any, Callable[[Seen, fx.Node, Box], Made | None]] = {
     **dict.fromkeys(overloads("matmul bmm"), Seen.product),
     aten.einsum.default: Seen.einsum,
 }
-ALIKE = {
-    *overloads("clone contiguous alias detach _to_copy to.dtype dropout where.ScalarOther where.ScalarSelf"),
+UNTAGGED = {*overloads("__or__.Tensor __and__.Tensor where.ScalarOther where.ScalarSelf")}  # elementwise all the same
+ALIKE = UNTAGGED | {
+    *overloads("clone contiguous alias detach _to_copy to.dtype dropout"),
     *overloads("view.default reshape _unsafe_view flatten unflatten permute transpose.int t unsqueeze squeeze expand"),
     *overloads("select.int slice.Tensor cat stack embedding linear matmul bmm mm addmm baddbmm layer_norm rms_norm"),
     *overloads("softmax.int _softmax sum.dim_IntList mean.dim amax amin linalg_vector_norm prelu"),
 }
 SPLITS = {*overloads("split split_with_sizes chunk unbind.int")}
 ALONG = {*overloads("slice.Tensor cat stack")}  # places along these are moved
-BROADCASTS = {
-    *overloads("scaled_dot_product_attention matmul baddbmm expand where.ScalarOther where.ScalarSelf"),
-}
+BROADCASTS = UNTAGGED | {*overloads("scaled_dot_product_attention matmul baddbmm expand")}

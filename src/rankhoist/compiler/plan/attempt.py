@@ -58,7 +58,7 @@ def _lowered(
     if workload.stored:
         outputs = cut(b, outputs, workload, target, interpreter.memo.cuts)
     outputs = lean(b, outputs, target.limits, reordered=interpreter.level is Level.FULL)
-    outputs[:count] = owned(b, outputs[:count], interpreter.program.outputs)
+    outputs[:count] = owned(b, outputs[:count], interpreter.program.returned)
     cost = total_cost(outputs, workload, interpreter.memo.seconds, target)
     if workload.stored:
         cost = replace(cost, seconds=cost.seconds + penalty(outputs, workload))

@@ -10,7 +10,7 @@ from rankhoist.capture import Program
 from rankhoist.compiler.algebra.call import Law
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.demand import narrowed
-from rankhoist.compiler.rules import all_rules, rules_without
+from rankhoist.compiler.rules import CONDITIONAL, all_rules, rules_without
 from rankhoist.compiler.targets import Target, this_machine
 
 
@@ -30,7 +30,9 @@ class Task:
     @property
     def interpreted(self) -> Program:
         """The program as this level reads it: at `full` without what nobody reads."""
-        return narrowed(self.program) if self.level is Level.FULL else self.program.captured
+        if self.level is not Level.FULL:
+            return self.program.captured
+        return narrowed(self.program, supposing=not (self.workload.stored or self.without & CONDITIONAL))
 
     @property
     def laws(self) -> Mapping[Any, Sequence[Law]]:

@@ -35,7 +35,7 @@ def make_graph(plan: Plan) -> Graph:
             continue
         numbers[node] = len(vertices)
         vertices.append(made)
-    read = _reads((o for o in program.outputs if isinstance(o, fx.Node)), numbers)
+    read = _reads((o for o in program.returned if isinstance(o, fx.Node)), numbers)
     last = Vertex("output", "output", "", "", ("pair",), (), "", read, (), "", "")
     return Graph((*vertices, last))
 
