@@ -17,6 +17,7 @@ import test_gathers
 import test_padding
 import test_reads_mapped
 import test_target
+import test_target_fills
 import test_ways
 import test_zeros
 from rules import test_rowwise, test_scans, test_windows
@@ -54,7 +55,7 @@ def test_named_cases_exist():
     equal = {*test_padding.IDIOMS, *test_fills.FILLED, *test_added_fills.ADDED, *test_scans.SCANS}
     equal = equal.union(test_windows.WINDOWS, test_windows.POOLED, test_demand.NARROWED, test_reads_mapped.MAPS)
     equal = equal.union(test_gathers.SUMS, test_gathers.MAPPED, test_experts.LAYERS, test_ways.KEPT)
-    equal = equal.union(test_zeros.MIXES, test_target.PUT)
+    equal = equal.union(test_zeros.MIXES, test_target.PUT, test_target_fills.MOVED)
     equal = equal.union(*(t.EQUAL for t in TESTS))
     declining = {*test_padding.NEAR_MISSES, *test_fills.NEAR_MISSES, *test_added_fills.NEAR_MISSES}
     declining = declining.union(
@@ -67,6 +68,7 @@ def test_named_cases_exist():
         test_gathers.NEAR_MISSES,
         test_gathers.PAIR_BY_PAIR,
         test_target.NEAR_MISSES,
+        test_target_fills.NEAR_MISSES,
         test_ways.NEAR_MISSES,
         test_zeros.NEAR_MISSES,
         *(t.NEAR_MISSES for t in TESTS),
