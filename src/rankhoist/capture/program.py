@@ -94,6 +94,7 @@ class Program:
         wider: the program as it was captured, where this one leaves out what nobody reads.
         fills: captured operators whose scores are filled with a number, and that number. This is equal to `wider` where
             it lies far below the highest of them, which are the last of `outputs`.
+        narrower: without what nobody reads, once that is made; True: also on conditions (see `fills`).
     """
 
     graph: fx.Graph
@@ -120,9 +121,7 @@ class Program:
     asked: frozenset[str] = frozenset()
     wider: Program | None = None
     fills: tuple[tuple[str, float], ...] = ()
-    narrower: dict[bool, Program] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )  # once it is made
+    narrower: dict[bool, Program] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def captured(self) -> Program:
