@@ -61,6 +61,12 @@ def test_who_cannot_be_told_otherwise_is_refused():
         hoisted(Asking(lambda: is_compiling()))
 
 
+def test_what_cannot_be_held_beside_the_model_is_no_second_try():
+    """The first export is known to differ; of the others nothing is known."""
+    with mock.patch.object(as_called, "_same", side_effect=[False, None, None]), pytest.raises(UnsupportedModelError):
+        hoisted(Asking(ASKS["is_compiling"]))
+
+
 def checked(x: Tensor) -> Tensor:
     if type(x) is not Tensor:
         raise TypeError(f"no tensor: {type(x)}")

@@ -20,6 +20,11 @@ def alike(made: Tensor, truth: Tensor, share: float) -> bool:
     return torch.allclose(made, truth, 0, share * scale, equal_nan=True)
 
 
+def rows_of(given: Any) -> int:
+    """How many rows a call's tensors have; 0 where it has none."""
+    return next((len(x) for x in pytree.tree_leaves(given) if isinstance(x, Tensor)), 0)
+
+
 def at_rows(rows: list[int], given: Any) -> Any:
     """These rows of a call's tensors."""
     return pytree.tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, given)

@@ -18,10 +18,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
-from rankhoist.capture.alike import at_rows, leaves_alike
+from rankhoist.capture.alike import at_rows, leaves_alike, rows_of
 from rankhoist.capture.export import quiet
 from rankhoist.capture.operators import is_view
 from rankhoist.capture.own_lines import is_own
@@ -41,12 +40,12 @@ def as_called(
         UnsupportedModelError: it computes something else whatever it is told.
     """
     program = export(False)
-    if not _differs(model, bound, program):
+    if _same(model, bound, program) is not False:
         return program
     for mode, strict in ((_not_traced, False), (contextlib.nullcontext, True)):
         with contextlib.suppress(Exception), mode():
             again = export(strict)
-            if not _differs(model, bound, again):
+            if _same(model, bound, again):
                 return again
     raise UnsupportedModelError(
         "the graph that torch.export makes of the model scores rows of the example otherwise than the model does: it "
@@ -70,23 +69,23 @@ def _not_traced() -> Iterator[None]:
 
 def may_be_called(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
     """Whether a model can be tried on its example: not on a GPU, see `refused`, and not where it writes to buffers,
-    for these are the user's."""
+    for these are the user's.
+    """
     given_to_it = set(program.graph_signature.user_inputs)
     graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
     writes = any(_writes(node, given_to_it) for graph in graphs for node in graph.nodes)
     return not writes and all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers()))
 
 
-def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> bool:
-    """Whether a program and its model are known to differ on the example.
+def _same(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> bool | None:
+    """Whether a program and its model score rows of the example alike; None where that is not known.
 
     Who draws random numbers, writes to buffers or fails is refused for that.
     """
     if not may_be_called(model, program):
-        return False
+        return None
     given = bound.args, bound.kwargs
-    count = next((len(x) for x in pytree.tree_leaves(given) if isinstance(x, Tensor)), 0)
-    rows = list(itertools.islice(itertools.cycle(range(count)), FEW))
+    rows = list(itertools.islice(itertools.cycle(range(rows_of(given))), FEW))
 
     def scores(run: Callable[..., Any]) -> Any:
         args, kwargs = at_rows(rows, given)
@@ -95,9 +94,11 @@ def _differs(model: nn.Module, bound: inspect.BoundArguments, program: torch.exp
     try:
         with torch.no_grad(), quiet():
             made, truth = scores(program.module()), scores(model)
-            return not leaves_alike(made, truth) and leaves_alike(scores(model), truth)
+            if leaves_alike(made, truth):
+                return True
+            return False if leaves_alike(scores(model), truth) else None
     except Exception:  # whatever it is, it is told where it matters
-        return False
+        return None
 
 
 def _writes(node: fx.Node, given: Container[Any]) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from rankhoist.capture.alike import at_rows, leaves_alike
+from rankhoist.capture.alike import at_rows, leaves_alike, rows_of
 from rankhoist.capture.as_called import as_called
 from rankhoist.capture.bags import JaggedCall
 from rankhoist.capture.checks import check_exported
@@ -69,10 +68,10 @@ def check_alike(model: nn.Module, bound: inspect.BoundArguments, program: torch.
     Raises:
         UnsupportedModelError: they differ.
     """
-    leaves = [x for x in pytree.tree_leaves((bound.args, bound.kwargs)) if isinstance(x, Tensor)]
-    count, run = len(leaves[0]), program.module()
+    given, run = (bound.args, bound.kwargs), program.module()
+    count = rows_of(given)
     for rows in [list(range(count)) * 2, *([i, i] for i in range(min(count, ALONE)))]:
-        args, kwargs = at_rows(rows, (bound.args, bound.kwargs))
+        args, kwargs = at_rows(rows, given)
         with torch.no_grad():
             made = run(*args, **kwargs)
             try:

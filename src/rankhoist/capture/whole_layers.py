@@ -12,10 +12,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from rankhoist.capture.alike import at_rows, leaves_alike
+from rankhoist.capture.alike import at_rows, leaves_alike, rows_of
 from rankhoist.capture.as_called import may_be_called
 from rankhoist.capture.export import quiet
 from rankhoist.errors import UnsupportedModelError
@@ -41,10 +40,10 @@ def check_whole_layers(model: nn.Module, bound: inspect.BoundArguments, program:
 
 def _answers_differ(model: nn.Module, bound: inspect.BoundArguments) -> bool:
     given, enabled = (bound.args, bound.kwargs), torch.backends.mha.get_fastpath_enabled()
-    count = next((len(x) for x in pytree.tree_leaves(given) if isinstance(x, Tensor)), 0)
+    rows = list(range(min(rows_of(given), ROWS)))
 
     def scores() -> Any:
-        args, kwargs = at_rows(list(range(min(count, ROWS))), given)
+        args, kwargs = at_rows(rows, given)
         return model(*args, **kwargs)
 
     whole = mock.patch.object(torch.backends.mha, "get_fastpath_enabled", return_value=enabled)
