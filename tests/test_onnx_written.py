@@ -57,6 +57,34 @@ def test_numbers_of_any_size_stay(tmp_path):
     assert_equal(scores, own)
 
 
+def test_orders_and_products_along_an_axis(tmp_path):
+    items = torch.tensor([[2.0, 5.0, 5.0, 1.0], [0.5, 3.0, 0.0, 4.0], [-1.0, -2.0, -2.0, -3.0]])
+
+    def scored(c: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        x = torch.stack([k * c, k - c], 1)
+        apart = x + torch.tensor([0.0, 0.1, 0.4, 0.2])  # which of equal ones is third, nobody says
+        return (
+            *x.cummax(-1), *x.cummax(1), *x.cummin(-1), *x.long().cummin(2), *x.long().cummax(2), x.cumprod(-1),
+            x.cumprod(1, dtype=torch.float64), *apart.kthvalue(2), *apart.kthvalue(3, -1, keepdim=True),
+            *apart.median(-1), *apart.median(1, keepdim=True),
+        )  # fmt: skip
+
+    assert_equal(*exported(scored, torch.tensor([[3.0, 1.0, 0.5, 2.0]]), items, tmp_path))
+
+
+def test_rows_are_multiplied_once(tmp_path):
+    """`addcmul` is a product and a sum, without a product by 1 over all rows."""
+    import onnx
+
+    def crossed(c: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        x = (k + c).sin()
+        return torch.addcmul(x, k, k.exp()), torch.addcmul(x, k.exp(), k, value=0.5)
+
+    assert_equal(*exported(crossed, torch.ones(1, 2), torch.randn(3, 2), tmp_path))
+    nodes = onnx.load(str(tmp_path / "candidate.onnx")).graph.node
+    assert sum(node.op_type == "Mul" for node in nodes) == 3
+
+
 def test_what_the_runtime_lacks_is_an_error_of_ours(tmp_path):
     with pytest.raises(BackendError, match=r"does not run candidate.onnx on CPUExecutionProvider: .*model.float\(\)"):
         exported(lambda c, k: c * k, torch.ones(1, 2).bfloat16(), torch.ones(3, 2).bfloat16(), tmp_path)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankhoist.compiler.graph.node import aten
 from rankhoist.compiler.targets.exported import Call, Exported, Load, Write
 from rankhoist.compiler.targets.extras import need, present
+from rankhoist.compiler.targets.onnx_words import written_out
 from rankhoist.errors import BackendError
 
 SUFFIX = ".onnx"
@@ -82,51 +82,12 @@ def _write(stage: Exported, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and the exporter about themselves
         program = torch.onnx.export(
-            _written_out(stage.program), dynamo=True, verbose=False, dynamic_shapes=stage.names,
+            written_out(stage.program), dynamo=True, verbose=False, dynamic_shapes=stage.names,
             optimize=False,  # it takes 1e-9 for 0, see findings/onnx_drops_small_numbers.sh; runtimes optimise again
         )  # fmt: skip
         assert program is not None
         _name(program.model.graph, stage.inputs, stage.outputs)
         program.save(str(path), external_data=weights > INSIDE)
-
-
-def _written_out(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program in operators that the exporter has, and writes as they are."""
-    written: dict[Any, Any] = {
-        aten.searchsorted.Tensor: _search,
-        aten.searchsorted.Scalar: lambda bounds, x, **how: _search(bounds, bounds.new_tensor(x), **how),
-        aten.log_sigmoid.default: _log_sigmoid,
-        aten.logcumsumexp.default: _log_of_sums,
-    }
-    found = {n.target for n in program.graph.nodes} & written.keys()
-    return program.run_decompositions({op: written[op] for op in found}) if found else program
-
-
-def _log_sigmoid(x: Tensor) -> Tensor:
-    """Of -1000 it is -1000; the exporter's is the logarithm of 0."""
-    return x.clamp(max=0) - x.abs().neg().exp().log1p()
-
-
-def _log_of_sums(x: Tensor, dim: int) -> Tensor:
-    """Each sum by its own largest number, as one far above may come later."""
-    last = x.movedim(dim, -1) if x.dim() else x.unsqueeze(0)
-    later = torch.ones(last.shape[-1], last.shape[-1], dtype=torch.bool, device=x.device).triu(1)
-    made = last.unsqueeze(-2).masked_fill(later, -torch.inf).logsumexp(-1)
-    return made.movedim(-1, dim) if x.dim() else made.squeeze(0)
-
-
-def _search(
-    bounds: Tensor, x: Tensor, *, out_int32: bool = False, right: bool = False, side: str | None = None,
-    sorter: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Where x belongs among sorted bounds: behind as many of them as are not above it, or not as large."""
-    right = right or side == "right"
-    bounds = bounds if sorter is None else bounds.gather(-1, sorter)
-    if bounds.dim() == 1:
-        return torch.bucketize(x, bounds, out_int32=out_int32, right=right)
-    below = bounds.unsqueeze(-2), x.unsqueeze(-1)
-    behind = ~(below[0] > below[1] if right else below[0] >= below[1])  # of what is no number all
-    return behind.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
 def _name(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
