@@ -390,6 +390,85 @@ def test_a_result_that_is_read_for_nothing_alone_is_no_shortcut(kind: type[nn.Mo
         rankhoist.hoist(kind().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["context"], level="expand")
 
 
-def test_other_values_that_are_left_there_are_no_shortcut():
+class Overwritten(nn.Module):
+    """Whatever one question leaves out, the last one that does not writes the same over it; two leave another value."""
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = candidate * context
+        self.put(x)
+        for column in range(3):
+            if (candidate[:, column] > 0).any():
+                self.put(x if column else x + 1)
+        return self.got().sum(1)
+
+    def put(self, x: Tensor) -> None:
+        self.made = x
+
+    def got(self) -> Tensor:
+        return self.made
+
+
+class Listed(Overwritten):
+    def put(self, x: Tensor) -> None:
+        self.every = [x]
+
+    def got(self) -> Tensor:
+        return self.every[0]
+
+
+class Held(nn.Module):
+    """The same, in a name."""
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = made = candidate * context
+        for column in range(3):
+            if (candidate[:, column] > 0).any():
+                made = x if column else x + 1
+        return made.sum(1)
+
+
+class Viewed(nn.Module):
+    """The same, in memory that a name shares, or does not."""
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = candidate * context
+        made = x.clone()
+        for column in range(3):
+            if (candidate[:, column] > 0).any():
+                made = made.clone() if column else x
+        x.mul_(2)
+        return made.sum(1)
+
+
+@pytest.mark.parametrize("kind", [Flagged, Overwritten, Listed, Held, Viewed])
+def test_other_values_that_are_left_there_are_no_shortcut(kind: type[nn.Module]):
     with pytest.raises(ExportError, match="its control flow, or a size, depends on the values"):
-        rankhoist.hoist(Flagged().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["context"], level="expand")
+        rankhoist.hoist(kind().eval(), (torch.randn(4, 3), torch.randn(4, 3)), context=["context"], level="expand")
+
+
+class Inline(nn.Module):
+    """What a turn of a loop leaves, the next one gives other values, and nobody reads it behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, context: Tensor, candidate: Tensor) -> Tensor:
+        x = candidate * context
+        out = torch.zeros_like(x)
+        for column, expert in enumerate(self.experts):
+            own = candidate[:, column] > 0
+            if own.any():
+                layer, rows = expert, own.nonzero()[:, 0]
+                made = layer(x[rows])
+                out = out.index_add(0, rows, made)
+        return out.sum(1)
+
+
+def test_what_is_left_in_names_that_nobody_reads_again_may_differ():
+    model = Inline().double().eval()
+    context, candidate = torch.randn(3, 3).double(), torch.randn(9, 3).double()
+    hoisted = rankhoist.hoist(model, (context[[0, 1, 1, 2]], candidate[:4]), context=["context"])
+    assert_equal(hoisted(context, candidate, request_offsets=OFFSETS), model(repeated(context, OFFSETS), candidate))
+    for row in candidate:
+        assert_equal(hoisted(context[:1], row[None]), model(context[:1], row[None]))

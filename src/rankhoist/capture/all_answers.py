@@ -11,9 +11,9 @@ from torch.export import ExportedProgram
 from rankhoist.capture.composites import written_anew
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
-from rankhoist.capture.nowhere import is_mark, same_where_nothing
+from rankhoist.capture.nowhere import same_where_nothing
 from rankhoist.capture.recurrent import of_any_length
-from rankhoist.capture.shortcuts import MOST, Answers, same_state
+from rankhoist.capture.shortcuts import MARK, MOST, Answers
 from rankhoist.capture.true_places import by_masks
 
 
@@ -28,7 +28,7 @@ def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> Expor
     if busy.asked and (len(busy.asked) > MOST or not _holds(program, busy, export)):
         return export(None)
     for part in [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]:
-        for node in [n for n in part.graph.nodes if is_mark(n)]:
+        for node in part.graph.find_nodes(op="call_function", target=MARK):
             part.graph.erase_node(node)
     return program
 
@@ -40,7 +40,7 @@ def _holds(program: ExportedProgram, busy: Answers, export: Callable[[Answers], 
         for number in range(len(busy.asked)):
             idle = Answers(number)
             second = _plain(export(idle))
-            goes_on = len(busy.asked) == len(idle.asked) and all(map(same_state, busy.asked, idle.asked))
+            goes_on = [q.state.lines for q in busy.asked] == [q.state.lines for q in idle.asked]
             if not (goes_on and same_where_nothing((first, second), (busy, idle), number)):
                 return False
     except Exception:  # whatever it is, there is nothing to compare

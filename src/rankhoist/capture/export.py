@@ -35,6 +35,7 @@ from rankhoist.capture.refusal import failing_module, line_of, refused
 from rankhoist.capture.shortcuts import Answers, answered
 from rankhoist.capture.signature import by_name, naming
 from rankhoist.capture.stated import Stated
+from rankhoist.capture.stateless import written
 from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
 from rankhoist.mistakes import in_one_line
@@ -124,7 +125,8 @@ def exported(
         def once(answers: Answers | None, floats: bool = floats, strict: bool = strict) -> torch.export.ExportedProgram:
             own = _no_own_gradients() if training else contextlib.nullcontext()
             mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers)
-            with quiet(), noting([] if strict else fixed), own, of_any_length(), mode:
+            as_they_were = contextlib.nullcontext() if answers is None else written(model)  # for the next export
+            with quiet(), noting([] if strict else fixed), own, of_any_length(), as_they_were, mode:
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
 
         try:

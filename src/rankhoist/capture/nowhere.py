@@ -49,11 +49,6 @@ def same_where_nothing(programs: Sequence[ExportedProgram], answers: Sequence[An
     return alike and first == second and graphs[0].takes_nothing()
 
 
-def is_mark(node: fx.Node) -> bool:
-    """Whether it is there to say what a question asks."""
-    return node.target is aten._assert_async.msg and str(node.args[1]).startswith(MARK)
-
-
 @dataclass
 class Terms:
     """Numbers of terms, of both graphs: those of the same operator and terms are one.
@@ -88,7 +83,7 @@ class _Graph:
 
     def learn(self, question: Question, number: int) -> bool:
         """Which masks are true nowhere; False where it is none of them."""
-        mark = next((n.args[0] for n in self._graph.nodes if is_mark(n) and n.args[1] == f"{MARK}{number}"), None)
+        mark = next(n.args[1] for n in self._marks() if n.args[0] == number)
         if question.about is None:
             return mark is not None and self._if(mark, question.nothing)
         symbols = question.about.free_symbols
@@ -146,10 +141,13 @@ class _Graph:
     # -- terms
 
     def results(self) -> Any:
-        """Of all that is returned, where there is nothing."""
+        """Of all that is returned, and of what is there at each question, where there is nothing."""
         self._read(self._left)
         last = next(n for n in self._graph.nodes if n.op == "output")
-        return self._given(last.args)
+        return self._given(last.args), [self._given(mark.args[2:]) for mark in self._marks()]
+
+    def _marks(self) -> list[fx.Node]:
+        return [n for n in self._graph.nodes if n.target is MARK]
 
     def _read(self, of: Callable[[fx.Node], int]) -> None:
         for node in self._graph.nodes:

@@ -8,9 +8,9 @@ nowhere (`nowhere`). Then the first is the model whatever the answers are. Going
 on, with the answers of some data, the model computes what the busy graph does. Where one is idle, it reaches the next
 one with what the busy graph has there, so that what follows is known.
 
-What it has there are tensors, which the graphs compare as far as anybody reads them, and other values in the frames of
-the model's Python, which have to be the same after both answers. A branch for nothing reads nothing on its own: it is
-not written, or it is `pass`, `continue`, or `return` of what the other one reads, too.
+What it has there is what the frames of the model's Python hold (`state`), as far as anybody reads it. A branch for
+nothing reads nothing on its own: it is not written, or it is `pass`, `continue`, or `return` of what the other one
+reads, too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType, MethodType
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -32,14 +31,14 @@ import sympy
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.node import has_side_effect
 from torch.overrides import TorchFunctionMode
 
-from rankhoist.capture.own_lines import TORCH, is_own, own_frame
+from rankhoist.capture.own_lines import is_own, own_frame
+from rankhoist.capture.state import State, state_of
 from rankhoist.capture.statements import BRANCHES, asking, source, wanted
 
 MOST = 64  # questions: each is another export
-MARK = "whether there is anything, question "
-EXPORTER = str(Path(TORCH, "export"))
 SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 COMPARED = {name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")}
 WHOLE = {"any": 0, "sum": 0, "count_nonzero": 0, "all": 1}  # of what is true nowhere; all: of its opposite
@@ -47,18 +46,26 @@ SAME = {"bool", "long", "int", "float", "double", "to", "item"}
 OPPOSITE = {"logical_not", "bitwise_not", "invert"}
 OPERANDS = {**dict.fromkeys(COMPARED, 2), **dict.fromkeys(SAME | OPPOSITE, 1)}
 SIMPLE = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return)
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, range, slice)
 
 
 @dataclass(frozen=True)
 class Question:
     """What the model's Python asks: a relation of numbers that data decides, or (None) the truth of a tensor, of which
-    the graph has a mark. `nothing` is the answer where masks are true nowhere; `state` is where, and what is there.
+    the graph has a mark. `nothing` is the answer where masks are true nowhere.
     """
 
     about: Any
     nothing: bool
-    state: list[tuple[Any, int, dict[str, Any]]]
+    state: State
+
+
+@torch.library.custom_op("rankhoist::asked", mutates_args=())
+def _mark(number: int, about: Tensor | None, tensors: list[Tensor], sizes: list[int]) -> None:
+    """Says in a graph where a question was asked: of what tensor, if of one, and what else is there."""
+
+
+_mark.register_fake(lambda number, about, tensors, sizes: None)
+MARK = has_side_effect(torch.ops.rankhoist.asked.default)
 
 
 @dataclass
@@ -71,9 +78,9 @@ class Answers:
 
     def to(self, about: Any, nothing: bool, frame: FrameType, x: Tensor | None = None) -> bool:
         """Whether there is work, in the words of the question; x is what it asks, where it is a tensor."""
-        if x is not None:
-            torch._assert_async(x.bool(), f"{MARK}{len(self.asked)}")
-        self.asked.append(Question(about, nothing, _state(frame)))
+        state = state_of(frame)
+        MARK(len(self.asked), x, state.tensors, state.sizes)
+        self.asked.append(Question(about, nothing, state))
         return nothing if len(self.asked) - 1 == self.idle else not nothing
 
 
@@ -212,56 +219,3 @@ def _read(statements: Sequence[ast.stmt]) -> set[str]:
         read |= {n.id for n in names if isinstance(n.ctx, ast.Load) or n is into} - given
         given |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
     return read
-
-
-# -- what is there
-
-
-def _state(frame: FrameType | None) -> list[tuple[Any, int, dict[str, Any]]]:
-    """Of the frames of the model's own lines: where they are, and what they have, but what tensors hold."""
-    found = []
-    while frame is not None and not frame.f_code.co_filename.startswith(EXPORTER):
-        if is_own(frame.f_code.co_filename):
-            own = {name: _form(value, ()) for name, value in frame.f_locals.items()}
-            found.append((frame.f_code, frame.f_lineno, own))
-        frame = frame.f_back
-    return found
-
-
-def _form(value: Any, within: tuple[int, ...]) -> Any:
-    if isinstance(value, (Tensor, *SIZES)):
-        return "of the graph"
-    if isinstance(value, PLAIN):
-        return type(value), repr(value)
-    if id(value) in within:
-        return "itself"
-    within = (*within, id(value))
-    if isinstance(value, dict):
-        return type(value), [(_form(k, within), _form(v, within)) for k, v in value.items()]
-    if isinstance(value, list | tuple):
-        return type(value), [_form(own, within) for own in value]
-    if isinstance(value, MethodType):
-        return value.__func__, _Same(value.__self__)
-    return _Same(value)  # made anew in every export, it is another
-
-
-class _Same:
-    """A value that is equal to itself alone, and stays there meanwhile."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._value is other._value
-
-
-def same_state(busy: Question, idle: Question) -> bool:
-    """Whether the same lines go on with the same values, of names that both have: one that is missing nobody reads."""
-    if len(busy.state) != len(idle.state):
-        return False
-    for (code, at, own), (other, place, values) in zip(busy.state, idle.state, strict=True):
-        if (code, at) != (other, place) or not values.keys() <= own.keys():
-            return False
-        if any(own[name] != form for name, form in values.items()):
-            return False
-    return True
