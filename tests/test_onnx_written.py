@@ -85,6 +85,20 @@ def test_rows_are_multiplied_once(tmp_path):
     assert sum(node.op_type == "Mul" for node in nodes) == 3
 
 
+def test_attention_with_more_and_fewer_axes_than_four(tmp_path):
+    def attended(c: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        q, m, history = k.view(-1, 2, 3), k.view(-1, 2, 3).abs() < 9, c.view(-1, 4, 3)
+        deep = [t[:, None, None].expand(-1, 2, 3, -1, -1) for t in (q, history)]
+        mask = (q[:, :, :1] < history[:, None, :, 0].mT[:, :1]).expand(-1, 2, 4) | m[..., :1]
+        return (
+            F.scaled_dot_product_attention(q, history, history, mask),
+            F.scaled_dot_product_attention(q, q, q, is_causal=True, scale=0.3),
+            F.scaled_dot_product_attention(deep[0] * deep[0].cumsum(2), deep[1], deep[1], mask[:, None, None]),
+        )
+
+    assert_equal(*exported(attended, torch.randn(1, 12), torch.randn(5, 6), tmp_path))
+
+
 def test_what_the_runtime_lacks_is_an_error_of_ours(tmp_path):
     with pytest.raises(BackendError, match=r"does not run candidate.onnx on CPUExecutionProvider: .*model.float\(\)"):
         exported(lambda c, k: c * k, torch.ones(1, 2).bfloat16(), torch.ones(3, 2).bfloat16(), tmp_path)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rankhoist.compiler.graph.node import aten
@@ -60,6 +61,25 @@ def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]
     return _kth(x, (x.shape[dim] + 1) // 2, dim, keepdim)
 
 
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    """With four axes, which is what the exporter takes."""
+    if enable_gqa or query.dim() == key.dim() == value.dim() == 4:
+        return NotImplemented
+    outside = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+
+    def in_four(t: Tensor) -> Tensor:
+        return t.expand(*outside, *t.shape[-2:]).reshape(1, -1, *t.shape[-2:])
+
+    mask = attn_mask if attn_mask is None or attn_mask.dim() < 3 else in_four(attn_mask)
+    made = F.scaled_dot_product_attention(
+        in_four(query), in_four(key), in_four(value), mask, dropout_p, is_causal, scale=scale
+    )
+    return made.reshape(*outside, *made.shape[-2:])
+
+
 def _of_all_before(x: Tensor, dim: int, nothing: float, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     """At each place along an axis something of all that is not behind it, where `nothing` changes nothing."""
     last = x.movedim(dim, -1) if x.dim() else x.unsqueeze(0)
@@ -91,6 +111,7 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     aten.log_sigmoid.default: _log_sigmoid,
     aten.logcumsumexp.default: _log_of_sums,
     aten.median.dim: _median,
+    aten.scaled_dot_product_attention.default: _attention,
     aten.searchsorted.Scalar: lambda bounds, x, **how: _search(bounds, bounds.new_tensor(x), **how),
     aten.searchsorted.Tensor: _search,
 }
