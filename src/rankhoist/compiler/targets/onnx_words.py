@@ -39,8 +39,7 @@ def _products(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tenso
 
 def _largest(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """And where each is, of equal ones the last."""
-    kind = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
-    least = -torch.inf if x.is_floating_point() else kind.min
+    least = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     values = _of_all_before(x, dim, least, lambda before: before.amax(-1))
     places = torch.arange(x.shape[dim], device=x.device).view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
     return values, _of_all_before(torch.where(x == values, places, 0), dim, 0, lambda before: before.amax(-1))
