@@ -32,6 +32,7 @@ from rankhoist.capture.packs import Pack
 from rankhoist.capture.reached import by_their_names
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.signature import Arguments
+from rankhoist.capture.sparse import check_no_sparse, sparse_in_parts
 from rankhoist.capture.stand_ins import exported
 from rankhoist.capture.true_places import by_masks, counted
 from rankhoist.capture.users import jagged_users, plain_users
@@ -181,12 +182,13 @@ def capture(
     if call.bound is not None and call.jagged is None:  # containers of bags have names of their own
         context = opened_names(context, call.bound.arguments)
         item = None if item is None else opened_names(item, call.bound.arguments)
-    with ordinary_weights(model), kept(model, call.bound, opaque) as calls, asked() as names:
+    with ordinary_weights(model), sparse_in_parts(model), kept(model, call.bound, opaque) as calls, asked() as names:
         if isinstance(model, nn.Module) and call.bound is not None:
             made = exported(model, call.bound, training, call.jagged, call.varying)
         else:
             made = model  # type: ignore[assignment]
         ours = made is not model and not training  # others may use theirs on
+        check_no_sparse(made)
         functional = _functional(made, known, ours, training)
     without_tokens(functional)
     without_checks_of_kinds(functional.graph)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from rankhoist.capture.sparse import is_sparse, parts_of
 from rankhoist.errors import CaptureError, UnsupportedModelError
 
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
@@ -79,6 +80,8 @@ def _in_parts(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if is_traceable_wrapper_subclass(weight):
             path, dot, own = name.rpartition(".")
             found |= {f"{path}{dot}parametrizations.{own}.original{i}": x for i, x in enumerate(parts(weight))}
+        elif is_sparse(weight):
+            found |= parts_of(name, weight)
         else:
             found[name] = weight
     return found
