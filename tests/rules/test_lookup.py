@@ -99,6 +99,24 @@ EQUAL: dict[str, Equal] = {
         dict(t=randn(9, 3)),
     ),
     "table_index": (lambda c, k, t: t[c[:, 0]] * t[k[:, 1]], IDS, dict(t=randn(9, 3))),
+    "numbers_of_a_table": (
+        lambda c, k, n, t: (
+            torch.take(n, torch.cat([c, k], 1) - 9).sum(1, keepdim=True)
+            * torch.take(t, k)
+            * n.gather(0, c.flatten()).view(-1, 4)
+        ),
+        IDS,
+        dict(n=randn(9), t=randn(3, 5)),
+    ),
+    "table_selected": (  # rows that are numbers, vectors, and matrices
+        lambda c, k, n, t: (
+            n.index_select(0, torch.cat([c, k], 1).flatten()).view(len(k), -1).sum(1)
+            * t.index_select(0, c[:, 0]).sum(1)
+            * t.view(9, 2, 2).index_select(0, k[:, 1]).sum((1, 2))
+        ),
+        IDS,
+        dict(n=randn(9), t=randn(9, 4)),
+    ),
     "stacked_tables": (
         lambda c, k, t: t[torch.arange(6), torch.cat([c, k[:, :2]], 1)].flatten(1),
         IDS,
@@ -132,6 +150,19 @@ EQUAL: dict[str, Equal] = {
             ],
             1,
         ),
+        IDS,
+        dict(t=randn(9, 3)),
+    ),
+    "one_bag_of_the_candidate": (
+        lambda c, k, t: F.embedding_bag(torch.cat([c, k[:, :2]], 1).view(-1, 2), t, mode="mean").view(-1, 9).tanh(),
+        IDS,
+        dict(t=randn(9, 3)),
+    ),
+    "bags_of_one_id": (
+        lambda c, k, t: (
+            F.embedding_bag(torch.cat([c, k], 1).view(-1, 1), t, mode="sum").view(-1, 8, 3)
+            * F.embedding_bag(torch.stack([k, c], 2).flatten(), t, torch.arange(0, len(k) * 8, 1)).view(-1, 8, 3)
+        ).tanh(),
         IDS,
         dict(t=randn(9, 3)),
     ),
@@ -247,6 +278,21 @@ NEAR_MISSES: dict[str, NearMiss] = {
         "bags given by offsets may cross rows: [(rows 4)]",
         dict(t=randn(4, 3)),
     ),
+    "bags_across_sides": (
+        lambda c, k, t: F.embedding_bag(
+            torch.stack([positive(c)[:, :4], positive(k)], 2).flatten(), t, torch.arange(0, len(k) * 8, 4), mode="sum"
+        ).view(-1, 6),
+        "embedding_bag",
+        "runs of positions are known at one rate each",
+        dict(t=randn(9, 3)),
+    ),
+    "numbers_of_rows": (lambda c, k: c.take(positive(k)), "take", "takes from [rows, 6]", {}),
+    "columns_of_a_table": (
+        lambda c, k, t: t.gather(0, positive(k)) * c[:, :1],
+        "gather",
+        "gathers from [3, 4], which is a weight",
+        dict(t=randn(3, 4)),
+    ),
     "index_of_rows": (
         lambda c, k: c[positive(k[:, 0])],
         "index",
@@ -310,11 +356,30 @@ test_equal_at_every_level = equal_at_every_level(EQUAL)
 test_declines = declines(NEAR_MISSES)
 
 
-def test_bags_of_the_context_are_the_requests_beside_those_of_the_candidate():
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_bags_of_the_context_are_the_requests_beside_those_of_the_candidate(length: int):
     def bags(c: Tensor, k: Tensor, t: Tensor) -> Tensor:
-        return F.embedding_bag(torch.cat([c, k], 1).view(-1, 2), t, mode="sum").view(len(c), 4, 3)
+        return F.embedding_bag(torch.cat([c, k], 1).view(-1, length), t, mode="sum").view(len(c), 8 // length, 3)
 
     assert rates(bags, "embedding_bag", Level.FULL, IDS, t=randn(9, 3)) == {Rate.REQUEST, Rate.ITEM}
+
+
+@pytest.mark.parametrize("shape", [(9,), (9, 3), (9, 3, 2)])
+def test_rows_that_the_context_selects_are_the_requests(shape: tuple[int, ...]):
+    def selected(c: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        return t.index_select(0, c.flatten()).view(len(k), -1).tanh() * k[:, :1]
+
+    assert rates(selected, "index_select", Level.FULL, IDS, t=randn(*shape)) == {Rate.REQUEST}
+
+
+@pytest.mark.parametrize(
+    ("operator", "read"), [("take", lambda t, i: torch.take(t, i)), ("gather", lambda t, i: t.gather(0, i))]
+)
+def test_numbers_that_the_context_reads_are_the_requests(operator: str, read: Callable[[Tensor, Tensor], Tensor]):
+    def numbers(c: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        return read(t, c.flatten()).view(len(k), -1).tanh() * k[:, :1]
+
+    assert rates(numbers, operator, Level.FULL, IDS, t=randn(9)) == {Rate.REQUEST}
 
 
 def test_buckets_of_the_context_are_the_requests():

@@ -61,23 +61,21 @@ def embedding_bag(call: Call) -> Value:
     table = call.form("weight")
     if not table.of_weights:
         raise Decline(f"the table is no weight, but {table.axes}")
-    return _by_place(call, ids, offsets) if _of_both_sides(call, ids, offsets) else call.rowwise()
-
-
-def _of_both_sides(call: Call, ids: Form, offsets: Value) -> bool:
-    """Whether some of the bags of every row, one behind the other, are the context's."""
-    if not isinstance(offsets, orders.RowNumber) or call.value("include_last_offset"):
-        return False
-    apart = ids.layout == ((ROW, 0, 1),) and ids.sizes == (offsets.count, offsets.step)
-    return apart and ids.mixed and call.value("per_sample_weights") is None
+    if not isinstance(offsets, orders.RowNumber) or not ids.mixed or len(bags) > 1 or call.value("include_last_offset"):
+        return call.rowwise()
+    return _by_place(call, ids, offsets)
 
 
 def _by_place(call: Call, ids: Form, offsets: orders.RowNumber) -> Value:
-    """`E([c; k]) = [E(c); E(k)]` along the places of bags."""
-    made = []
+    """`E([c; k]) = [E(c); E(k)]` along the places of bags, one behind the other in every row."""
+    made, sizes = [], (offsets.count, offsets.step)
+    ids = moves.ordered(ids)
+    if ids.sizes != sizes:
+        ids = moves.split_dim(call.builder, moves.merge_dims(ids, 0, len(ids.sizes)), 0, sizes)
     for start, end, _ in sequences.runs(sequences.per_candidate(ids, 0)):
         part = moves.take_dim(call.builder, ids, 0, np.arange(start, end))
-        made.append(call.again(indices=part, offsets=replace(offsets, count=end - start))[0])
+        own = call.again(indices=part, offsets=replace(offsets, count=end - start))[0]
+        made.append(moves.insert_dim(own, 0, ((ROW, 0), (1,))) if end - start == 1 else own)
     return [joins.side_by_side(call.builder, made, 0), *[None] * (len(call.outs) - 1)]
 
 
@@ -97,9 +95,30 @@ def table_index(call: Call) -> Form:
         raise Decline(f"axis 0 of {table.axes} is indexed by {ids.dtype} that depends on the inputs")
     if call.name == "index":
         return call.by_element(ids, lambda part: call.run(aten.index.Tensor, table, [part]))
-    if len(table.sizes) != 2:
-        raise Elsewhere(f"rows of {table.axes} are no vectors")
-    return call.by_element(ids, lambda part: call.run(aten.embedding.default, table, part))  # counts none from the end
+    return call.by_element(ids, lambda part: _embedded(call, table, part))
+
+
+def _embedded(call: Call, table: Form, ids: Form) -> Form:
+    """Rows of a table of any rank by the operator of embeddings, which counts no row from the end either."""
+    flat = table if len(table.sizes) == 2 else call.run(aten.reshape.default, table, [table.sizes[0], -1])
+    rows: Form = call.run(aten.embedding.default, flat, ids)
+    if len(table.sizes) == 1:
+        rows = call.run(aten.squeeze.dim, rows, -1)
+    elif flat is not table:
+        rows = call.run(aten.unflatten.int, rows, -1, list(table.sizes[1:]))
+    return rows
+
+
+def numbers_of_a_table(call: Call) -> Form:
+    """`take(w, i) = w.flatten()[i]`, and of a list of numbers `gather(w, 0, i) = w[i]`."""
+    table, ids = call.forms("self", "index")
+    if not table.of_weights or table.has_rows:
+        raise Elsewhere(f"{table.axes} is no table") if call.name == "gather" else Decline(f"takes from {table.axes}")
+    if call.name == "take":
+        return call.by_element(call.tidy(ids), lambda part: call.again(self=table, index=part))
+    if len(table.sizes) != 1:
+        raise Elsewhere(f"columns of {table.axes} are read apart")
+    return call.by_element(call.tidy(ids), lambda part: _embedded(call, table, part))
 
 
 def few_rows(call: Call) -> Form:
@@ -306,5 +325,8 @@ LAWS = [
         "index index_select": constant_index,
         "masked_select": masked_select,
     }, blocks=Level.LINEAR),
-    *law("lookup of blocks", Level.REQUEST, {"index index_select": table_index}, blocks=Level.LINEAR),
+    *law("lookup of blocks", Level.REQUEST, {
+        "index index_select": table_index,
+        "take gather": numbers_of_a_table,
+    }, blocks=Level.LINEAR),
 ]  # fmt: skip
