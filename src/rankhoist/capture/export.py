@@ -26,6 +26,7 @@ from rankhoist.capture.even import EvenParts
 from rankhoist.capture.fixing import Fixed, noting
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
 from rankhoist.capture.loops import loops_are_mapped
+from rankhoist.capture.named import results_registered
 from rankhoist.capture.one_row import results_are_moved
 from rankhoist.capture.opaque import keepable
 from rankhoist.capture.other_words import OtherWords
@@ -42,6 +43,7 @@ from rankhoist.mistakes import in_one_line
 
 MAX_ROWS = 2**24
 DECORATED = torch.utils._contextlib.__file__  # where a decorator enters a mode
+UNKNOWN_RESULT = "in output, which is not a known type"  # as torch.export says it
 TALKATIVE = ("torch._guards", "torch.fx", "torch._dynamo", "torch._subclasses")  # before they refuse
 
 
@@ -134,6 +136,8 @@ def exported(
         except Exception as error:
             first = first or error
     assert first is not None
+    if UNKNOWN_RESULT in str(first) and results_registered(model, bound.args, bound.kwargs):
+        return exported(called, model, args, kwargs, dynamic, leaves, bound, training, only_strict)
     if not training and not _untraced(first) and (refusal := refused(model, bound.args, bound.kwargs, leaves)):
         raise refusal from first
     raise ExportError(_why_not_exported(model, bound, first, fixed) + _constants(leaves)) from first

@@ -9,10 +9,10 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
 
 from rankhoist.arguments import as_a_tensor
 from rankhoist.capture.jagged import Jagged
+from rankhoist.capture.named import key_text, leaves_with_path
 from rankhoist.capture.varying import Varying, with_lengths
 from rankhoist.errors import InputError
 
@@ -187,14 +187,7 @@ def _leaves(value: Any) -> Iterable[tuple[list[str], Any]]:
         return [([], value)]
     if type(value) is dict and all(isinstance(v, _LEAF) for v in value.values()):
         return [([str(k)], v) for k, v in value.items()]
-    return [([_key(k) for k in path], leaf) for path, leaf in pytree.tree_flatten_with_path(value)[0]]
-
-
-def _key(key: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
+    return [([key_text(k) for k in path], leaf) for path, leaf in leaves_with_path(value)]
 
 
 def missing_inputs(

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch.utils import _pytree as pytree
 
 from rankhoist.capture import Constant, InputSpec, Interface, Varying
 from rankhoist.capture.inputs import CONSTANTS, Column
 from rankhoist.capture.packs import Pack
 from rankhoist.capture.signature import Arguments
 from rankhoist.errors import ArtifactError
-from rankhoist.runtime.plain import as_device, as_dtype, as_kind, counts, dtype_name, entries, entry, shown
+from rankhoist.runtime.plain import as_device, as_dtype, counts, dtype_name, entries, entry, shown
+from rankhoist.runtime.structure_json import as_structure, structure
 
 ROLES = ("context", "candidate", "packed")
 WIDEST = 2**20  # columns of a packed input, which are listed one by one
-LEAF = "*"
 
 
 def to_data(interface: Interface) -> dict[str, Any]:
@@ -37,7 +34,7 @@ def to_data(interface: Interface) -> dict[str, Any]:
         "packs": [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(p).items()} for p in interface.packs],
         "constants": [{"name": c.name, "place": c.place, "value": c.value} for c in interface.constants],
         "call": structure(interface.in_spec, "takes"),
-        "result": structure(interface.out_spec, "returns"),
+        "result": structure(interface.out_spec, "returns", named=True),
     }
 
 
@@ -139,47 +136,3 @@ def _as_constant(data: Any) -> Constant:
     if not isinstance(value, CONSTANTS):
         raise ArtifactError(f"it has a constant {shown(value)}")
     return Constant(entry(data, "name", str), counts({"place": [data.get("place")]}, "place")[0], value)
-
-
-# -- structures of calls and results
-
-
-def structure(spec: pytree.TreeSpec, verb: str) -> Any:
-    """The containers that a model takes or returns, as data.
-
-    Raises:
-        ArtifactError: it `verb` a container that a file cannot hold.
-    """
-
-    def encoded(value: Any) -> Any:
-        if type(value) is str:
-            return value
-        if type(value) in (list, tuple):
-            return {type(value).__name__: [encoded(v) for v in value]}
-        if type(value) in (dict, OrderedDict) and all(type(key) in (str, int) for key in value):
-            return {type(value).__name__: [[key, encoded(v)] for key, v in value.items()]}
-        raise ArtifactError(f"the model {verb} {type(value).__name__}; a file holds tuples, lists and dicts of tensors")
-
-    return encoded(pytree.tree_unflatten([LEAF] * spec.num_leaves, spec))
-
-
-def as_structure(data: Any) -> pytree.TreeSpec:
-    """The inverse of `structure`; torch's own reader would import what the data names."""
-
-    def decoded(value: Any) -> Any:
-        if value == LEAF:
-            return value
-        if len(as_kind(value, dict)) != 1:
-            raise ArtifactError("it has a container of no kind that there is")
-        ((kind, items),) = value.items()
-        items = as_kind(items, list)
-        if kind in ("list", "tuple"):
-            made = [decoded(item) for item in items]
-            return tuple(made) if kind == "tuple" else made
-        if kind in ("dict", "OrderedDict") and all(
-            len(as_kind(x, list)) == 2 and type(x[0]) in (str, int) for x in items
-        ):
-            return {"dict": dict, "OrderedDict": OrderedDict}[kind]((key, decoded(item)) for key, item in items)
-        raise ArtifactError(f"it has a container {shown(kind)}, which a file cannot hold")
-
-    return pytree.tree_structure(decoded(data))

@@ -18,8 +18,8 @@ from rankhoist.capture.inputs import CONSTANTS
 from rankhoist.capture.opaque import Result, Structure
 from rankhoist.errors import ArtifactError, BackendError, CaptureError, WeightsError
 from rankhoist.runtime.container import RefusedError
-from rankhoist.runtime.interface_json import as_structure, structure
 from rankhoist.runtime.plain import as_dtype, as_kind, counts, dtype_name, entries, entry, shown
+from rankhoist.runtime.structure_json import as_structure, structure
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from rankhoist.capture.named import key_text, leaves_with_path
 from rankhoist.runtime.hoisted import HoistedModel
 
 
@@ -37,7 +37,7 @@ def _leaves(hoisted: HoistedModel, rows: int, lengths: Mapping[str, int] | None)
     result = hoisted.score(state, hoisted.made_up("candidate", rows, lengths))
     if isinstance(result, Tensor):
         return [("scores", result)]
-    return [(_name(path), leaf) for path, leaf in pytree.tree_flatten_with_path(result)[0]]
+    return [(_name(path), leaf) for path, leaf in leaves_with_path(result)]
 
 
 def sizes_of(tensor: Tensor, other: Tensor) -> tuple[int, ...]:
@@ -46,5 +46,5 @@ def sizes_of(tensor: Tensor, other: Tensor) -> tuple[int, ...]:
 
 
 def _name(path: Sequence[Any]) -> str:
-    keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+    keys = [key_text(key) for key in path]
     return "output_" + keys[0] if len(keys) == 1 and keys[0].isdigit() else ".".join(keys)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from rankhoist.capture.named import leaves_with_path
+
 FLOAT64_TOLERANCE = 1e-10
 
 
@@ -48,7 +50,7 @@ class Outputs:
 
 def outputs(result: Any) -> Outputs:
     """Flatten what a model returned."""
-    found, _ = pytree.tree_flatten_with_path(result)
+    found = leaves_with_path(result)
     names = tuple("output" + pytree.keystr(path) for path, _ in found)
     return Outputs(names, tuple(x.detach().cpu() if isinstance(x, Tensor) else x for _, x in found))
 
