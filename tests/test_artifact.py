@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -272,18 +272,6 @@ def test_random_models_survive(seed, tmp_path):
 
 
 # -- what cannot be saved
-
-
-class Result(NamedTuple):
-    score: Tensor
-
-
-def test_results_that_a_file_cannot_hold_are_refused(tmp_path):
-    model = Function(lambda c, k: Result(c + k)).eval()
-    hoisted = hoist(model, (torch.randn(3, 4), torch.randn(3, 4)), context=["context"])
-    with pytest.raises(ArtifactError, match="cannot be saved: the model returns Result"):
-        hoisted.save(tmp_path / "x")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_written_whole_or_not_at_all(hoisted, path, monkeypatch):

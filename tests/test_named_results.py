@@ -107,6 +107,23 @@ def test_names_in_a_file_are_checked(data):
         as_structure(data)
 
 
+class Unnamed:
+    def __init__(self, *scores: Tensor) -> None:
+        self.scores = scores
+
+
+pytree.register_pytree_node(Unnamed, lambda x: ([*x.scores], None), lambda leaves, _: Unnamed(*leaves))
+
+
+def test_a_file_holds_no_container_without_names(tmp_path):
+    user, items = torch.randn(1, 3), torch.randn(4, 2)
+    hoisted = rankhoist.hoist(Model(lambda x: Unnamed(x, 2 * x)).eval(), (user.expand(4, -1), items), context=["user"])
+    assert rankhoist.verify(hoisted, Model(lambda x: Unnamed(x, 2 * x)).eval()).passed is False  # of other weights
+    with pytest.raises(ArtifactError, match="cannot be saved: the model returns Unnamed"):
+        hoisted.save(tmp_path / "model.rankhoist")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_holds_no_container_of_inputs(tmp_path):
     """Whoever calls a loaded model could not make one."""
 
