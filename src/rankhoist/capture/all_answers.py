@@ -12,6 +12,7 @@ from rankhoist.capture.composites import written_anew
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
 from rankhoist.capture.nowhere import same_where_nothing
+from rankhoist.capture.one_number import written_out
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.shortcuts import MARK, MOST, Answers
 from rankhoist.capture.true_places import by_masks
@@ -29,6 +30,8 @@ def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> Expor
         return export(None)
     for part in [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]:
         for node in part.graph.find_nodes(op="call_function", target=MARK):
+            for own in node.all_input_nodes:  # torch forgets some where it puts a part into a graph within
+                own.users.setdefault(node)
             part.graph.erase_node(node)
     return program
 
@@ -57,6 +60,7 @@ def _plain(program: ExportedProgram) -> ExportedProgram:
         with of_any_length():
             own = program.run_decompositions({})
         without_tokens(own)
+    written_out(own.graph)
     by_masks(own.graph)
     fill(own.graph)
     return own

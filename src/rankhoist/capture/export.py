@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from rankhoist.capture.all_answers import of_all_answers
 from rankhoist.capture.archive import muted
 from rankhoist.capture.asked import Asked
+from rankhoist.capture.chosen import loops_over_chosen
 from rankhoist.capture.even import EvenParts
 from rankhoist.capture.fixing import Fixed, noting
 from rankhoist.capture.inputs import CONSTANTS, named_leaves
@@ -177,9 +178,10 @@ def _symbolic(model: nn.Module, training: bool, floats: bool, answers: Answers |
     values of weights where Python asks for them, and answers where it asks whether there is anything.
     """
     questions = contextlib.nullcontext() if answers is None else answered(answers)
+    loops = contextlib.nullcontext() if answers is None else loops_over_chosen(answers)
     with (
         lengths_are_sizes(model), loops_are_mapped(model), results_are_moved(), EvenParts(), OtherWords(), questions,
-        Asked(model, training, floats), Stated(),
+        Asked(model, training, floats), Stated(), loops,
     ):  # fmt: skip
         yield
 

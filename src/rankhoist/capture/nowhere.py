@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
@@ -25,6 +25,7 @@ from rankhoist.capture.true_places import counted_by
 
 aten = torch.ops.aten
 COUNTED = {torch.bool, torch.int32, torch.int64, torch.float32, torch.float64}  # dtypes in which some are never none
+ALONG = {"sum", "any", "count_nonzero"}  # axes that are named
 COUNTS = {aten.sum.default, aten.count_nonzero.default, aten.any.default}
 # Where one is true, the other is not.
 CONTRARY = {"ne": "eq", "eq": "ne", "ge": "lt", "gt": "le", "le": "gt", "lt": "ge"}
@@ -55,11 +56,13 @@ class Terms:
 
     Attributes:
         nowhere, everywhere: those of masks that are true nowhere, and everywhere.
+        parts: of masks, axes and places on them, where they are true nowhere.
     """
 
     numbers: dict[Any, int] = field(default_factory=dict)
     nowhere: set[int] = field(default_factory=set)
     everywhere: set[int] = field(default_factory=set)
+    parts: set[tuple[int, int, int]] = field(default_factory=set)
 
     def of(self, *key: Any) -> int:
         return self.numbers.setdefault(key, len(self.numbers))
@@ -102,6 +105,8 @@ class _Graph:
             return self._if(first, truth)
         if name in COMPARED and isinstance(node.args[1], int | float):
             return _says_none(lambda n: COMPARED[name](n, node.args[1]), truth) and self._none(first)
+        if name == "select":
+            return not truth and self._nowhere_at(first, node.args[1] % first.meta["val"].dim(), node.args[2])
         return not truth and self._none(node)
 
     def _none(self, node: Any) -> bool:
@@ -124,6 +129,34 @@ class _Graph:
             self._nowhere(first)
         if name in OPPOSITE and first.meta["val"].dtype == torch.bool:
             self._everywhere(first)
+        return True
+
+    def _nowhere_at(self, mask: Any, axis: int, place: int) -> bool:
+        """A mask, of booleans or numbers, is true nowhere at one place of an axis."""
+        self._terms.parts.add((self._numbers[mask], axis, place))
+        if not isinstance(mask.target, torch._ops.OpOverload):
+            return True
+        name, first = operator_name(mask), mask.args[0]
+        if name in SAME and first.meta["val"].dtype == torch.bool:
+            return self._nowhere_at(first, axis, place)
+        if name in COMPARED and isinstance(mask.args[1], int | float):
+            none = _says_none(lambda n: COMPARED[name](n, mask.args[1]), False)
+            if none and (_positive(first) or (name == "ne" and not mask.args[1])):
+                return self._nowhere_at(first, axis, place)
+            return not none or self._none_at(first, axis, place)
+        return self._none_at(mask, axis, place)
+
+    def _none_at(self, node: Any, axis: int, place: int) -> bool:
+        """Numbers, if of places, are 0 at one place."""
+        if node.meta["val"].dtype not in COUNTED or not isinstance(node.target, torch._ops.OpOverload):
+            return True
+        name = operator_name(node)
+        if name in SAME:
+            return self._none_at(node.args[0], axis, place)
+        if name in ALONG and node.args[1:2] not in ((), (None,)):
+            kept = _kept(node)
+            if len(kept) == node.meta["val"].dim() and (name != "sum" or _positive(node.args[0])):
+                return self._nowhere_at(node.args[0], kept[axis], place)
         return True
 
     def _everywhere(self, mask: Any) -> bool:
@@ -198,14 +231,23 @@ class _Graph:
         return None
 
     def _pass_on(self, node: fx.Node, name: str, number: int) -> None:
-        """Masks that are made of others."""
+        """Masks that are made of others, and those of which it is known already, by the number of the whole term."""
         numbers = [self._numbers[n] for n in node.all_input_nodes]
         nowhere, everywhere = self._terms.nowhere, self._terms.everywhere
+        for known in (nowhere, everywhere):
+            if self._numbers[node] in known:
+                known.add(number)
+        parts = self._terms.parts
+        parts |= {(number, axis, place) for own, axis, place in parts if own == self._numbers[node]}
         first = numbers[0] if numbers else -1
+        if (first, *(_part(node) or ())) in parts:
+            nowhere.add(number)
         if name in VIEWS or name in OPPOSITE:
             for own, other in ((nowhere, everywhere), (everywhere, nowhere)):
                 if first in own:
                     (other if name in OPPOSITE else own).add(number)
+        elif name in ALONG and first in nowhere:
+            nowhere.add(number)
         elif name in COMPARED and first in nowhere and isinstance(node.args[1], int | float):
             (everywhere if COMPARED[name](0, node.args[1]) else nowhere).add(number)
         elif name in ("logical_and", "bitwise_and", "__and__") and nowhere & {*numbers}:
@@ -237,6 +279,22 @@ class _Graph:
                 except Exception:  # whatever it says
                     return False
         return True
+
+
+def _kept(node: fx.Node) -> list[int]:
+    """Axes that a reduction leaves."""
+    x, dims = cast(tuple[Any, Any], node.args[:2])
+    sizes = x.meta["val"].dim()
+    gone = {dim % sizes for dim in (dims if isinstance(dims, list | tuple) else [dims])}
+    return [d for d in range(sizes) if d not in gone]
+
+
+def _part(node: fx.Node) -> tuple[int, int] | None:
+    """The axis, and the only place on it, that a node takes of its operand."""
+    if node.target not in (aten.select.int, aten.slice.Tensor):
+        return None
+    x, axis, place, *end = cast(tuple[Any, ...], node.args)
+    return (axis % x.meta["val"].dim(), place) if end in ([], [place + 1], [place + 1, 1]) else None
 
 
 def _positive(node: Any) -> bool:

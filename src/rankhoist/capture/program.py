@@ -27,6 +27,7 @@ from rankhoist.capture.example import Example, of_exported, of_module
 from rankhoist.capture.inference import ordinary_weights
 from rankhoist.capture.inputs import Constant, Context, InputSpec, opened_names, own_rows
 from rankhoist.capture.interface import Interface
+from rankhoist.capture.one_number import written_out
 from rankhoist.capture.opaque import OpaqueCall, kept
 from rankhoist.capture.packs import Pack
 from rankhoist.capture.reached import by_their_names
@@ -214,6 +215,7 @@ def _functional(
             else:
                 with of_any_length(), few_prepared(exported):
                     exported = exported.run_decompositions({})
+            written_out(exported.graph_module.graph)
             by_masks(exported.graph_module.graph)
             return exported if known is None else taken_apart(exported, known, training)
     except Exception as error:

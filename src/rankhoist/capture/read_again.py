@@ -72,8 +72,9 @@ def _read_by(statement: ast.stmt, name: str) -> bool | None:
             given = _is_given(name, statement.target)
             blocks = (not given and _read(statement.body, name)) or _read(statement.orelse, name)
             return True if _loaded(name, statement.iter, statement.target) or blocks else None
-        case ast.With():  # it may end an exception before a value is given
-            return True if _loaded(name, *statement.items) or _read(statement.body, name) else None
+        case ast.With():  # it may end an exception before a value is given, but those of torch end none
+            read = _loaded(name, *statement.items) or _read(statement.body, name)
+            return read if read or all(_is_torchs(item.context_expr) for item in statement.items) else None
         case ast.Assign():
             if _loaded(name, statement.value, *statement.targets):
                 return True
@@ -91,6 +92,13 @@ def _mentioned(name: str, *nodes: ast.AST) -> bool:
 
 def _walk(*nodes: ast.AST) -> list[ast.AST]:
     return [n for node in nodes for n in ast.walk(node)]
+
+
+def _is_torchs(node: ast.expr) -> bool:
+    """Whether it is a call of what is named as torch's own: `torch.no_grad()`."""
+    while isinstance(node, ast.Call | ast.Attribute):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return isinstance(node, ast.Name) and node.id == "torch"
 
 
 def _is_given(name: str, target: ast.expr) -> bool:

@@ -41,6 +41,8 @@ from rankhoist.capture.statements import BRANCHES, asking, source, wanted
 MOST = 64  # questions: each is another export
 SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 COMPARED = {name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")}
+COMPARED |= {"greater": operator.gt, "greater_equal": operator.ge, "less": operator.lt, "less_equal": operator.le,
+             "not_equal": operator.ne}  # fmt: skip
 WHOLE = {"any": 0, "sum": 0, "count_nonzero": 0, "all": 1}  # of what is true nowhere; all: of its opposite
 SAME = {"bool", "long", "int", "float", "double", "to", "item"}
 OPPOSITE = {"logical_not", "bitwise_not", "invert"}

@@ -50,6 +50,13 @@ def state_of(frame: FrameType | None) -> State:
     return state
 
 
+class StandsFor:
+    """An object of ours that a model has in the place of another value: the same where what it is made of is."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+
 class _Forms:
     """Of values. One that was met already is told by when it was."""
 
@@ -78,6 +85,8 @@ class _Forms:
         """By what it holds, where that is known; itself otherwise, which is another in every export if made there."""
         every = self._every
         match value:
+            case StandsFor():
+                return type(value), self.of(value.of)
             case nn.Module():
                 own = {name: x for name, x in vars(value).items() if name not in PARTS} | value._modules
                 return _Same(value), every(own.keys()), every(own.values())

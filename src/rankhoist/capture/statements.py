@@ -24,6 +24,15 @@ def asking(frame: FrameType, among: Sequence[Statement]) -> Statement | None:
     return found[0] if len(found) == 1 else None
 
 
+def goes_through(frame: FrameType | None) -> bool:
+    """Whether a frame is about to go through what a `for` statement names, and nothing else does."""
+    if frame is None or dis.opname[frame.f_code.co_code[frame.f_lasti]] != "GET_ITER":
+        return False
+    loops = [s for s in ast.walk(source(frame.f_code.co_filename)) if isinstance(s, ast.For)]
+    found = [s for s in loops if s.iter.lineno <= frame.f_lineno <= (s.iter.end_lineno or 0) < s.body[0].lineno]
+    return len(found) == 1 and not any(isinstance(n, BRANCHES) for n in ast.walk(found[0].iter))
+
+
 def _branches(frame: FrameType) -> bool:
     """Whether it is about to go on in one of two ways, and not in a call such as `sorted(x)`."""
     code, at = frame.f_code.co_code, frame.f_lasti
