@@ -44,7 +44,10 @@ def _keys(value: Any, children: Sequence[Any]) -> list[Any]:
     if len(own) == len(children) and all(a is b for a, b in zip(own.values(), children, strict=True)):
         key = pytree.GetAttrKey if isinstance(value, tuple) else pytree.MappingKey
         return [key(name) for name in own]
-    return [pytree.SequenceKey(i) for i in range(len(children))]
+    with_keys = pytree.SUPPORTED_NODES[pytree._get_node_type(value)].flatten_with_keys_fn
+    return (
+        [key for key, _ in with_keys(value)[0]] if with_keys else [pytree.SequenceKey(i) for i in range(len(children))]
+    )
 
 
 def results_registered(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

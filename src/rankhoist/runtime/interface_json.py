@@ -33,7 +33,7 @@ def to_data(interface: Interface) -> dict[str, Any]:
         ],
         "packs": [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(p).items()} for p in interface.packs],
         "constants": [{"name": c.name, "place": c.place, "value": c.value} for c in interface.constants],
-        "call": structure(interface.in_spec, "takes"),
+        "call": structure(interface.in_spec, "takes", named=True),
         "result": structure(interface.out_spec, "returns", named=True),
     }
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -27,26 +28,29 @@ PLACES = {"list": list, "tuple": tuple}
 KEYS = {"dict": dict, "OrderedDict": OrderedDict}
 
 
-class Fields(dict[str, Any]):
+class Fields(SimpleNamespace):
     """What a loaded model returns in place of a dataclass: `result.click`, `result["click"]`."""
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the result has {', '.join(self)}, and no {name}") from None
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
 
 
 def _flatten(fields: Fields) -> tuple[list[Any], tuple[tuple[str, bool], ...]]:
-    return [x for x in fields.values() if x is not None], tuple((n, x is not None) for n, x in fields.items())
+    own = vars(fields).items()
+    return [x for _, x in own if x is not None], tuple((name, x is not None) for name, x in own)
 
 
-def _unflatten(leaves: Iterable[Any], names: Sequence[tuple[str, bool]]) -> Fields:
+def _unflatten(leaves: Iterable[Any], names: Iterable[tuple[str, bool]]) -> Fields:
     each = iter(leaves)
-    return Fields((name, next(each) if there else None) for name, there in names)
+    return Fields(**{name: next(each) if there else None for name, there in names})
 
 
-pytree.register_pytree_node(Fields, _flatten, _unflatten)
+def _with_keys(fields: Fields) -> tuple[list[Any], tuple[tuple[str, bool], ...]]:
+    leaves, names = _flatten(fields)
+    return list(zip((pytree.MappingKey(name) for name, there in names if there), leaves, strict=True)), names
+
+
+pytree.register_pytree_node(Fields, _flatten, _unflatten, flatten_with_keys_fn=_with_keys)
 
 
 @functools.lru_cache(256)
@@ -82,7 +86,7 @@ def structure(spec: pytree.TreeSpec, verb: str, named: bool = False) -> Any:
             return {kind: [encoded(v) for v in value]}
         if type(value) in KEYS.values() and all(type(key) in (str, int) for key in value):
             return {kind: [[key, encoded(v)] for key, v in value.items()]}
-        names = entries(value) if named else None
+        names = (vars(value) if isinstance(value, Fields) else entries(value)) if named else None
         if names is None or not all(_is_name(name) for name in names):
             raise ArtifactError(f"the model {verb} {kind}; a file holds tuples, lists and dicts of tensors")
         own = [[name, None if entry is None else encoded(entry)] for name, entry in names.items()]
@@ -112,7 +116,7 @@ def _decoded(value: Any) -> Any:
         if kind == "namedtuple":
             return named_tuple(tuple(name for name, _ in items))(*(_decoded(item) for _, item in items))
         if kind == "fields":
-            return Fields((name, None if item is None else _decoded(item)) for name, item in items)
+            return Fields(**{name: None if item is None else _decoded(item) for name, item in items})
     raise ArtifactError(f"it has a container {shown(kind)}, which a file cannot hold")
 
 
