@@ -16,6 +16,7 @@ from rankhoist.capture.one_number import written_out
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.shortcuts import MARK, MOST, Answers
 from rankhoist.capture.true_places import by_masks
+from rankhoist.capture.unread import unread
 
 
 def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> ExportedProgram:
@@ -57,7 +58,7 @@ def _plain(program: ExportedProgram) -> ExportedProgram:
     own._graph_module = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
     graphs_within = any(n.op == "get_attr" for n in own.graph.nodes)
     if graphs_within or not written_anew(own.graph):
-        with of_any_length():
+        with of_any_length(), unread():
             own = program.run_decompositions({})
         without_tokens(own)
     written_out(own.graph)

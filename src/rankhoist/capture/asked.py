@@ -83,16 +83,17 @@ class Asked(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = args, kwargs or {}
-        taken = _tensors(given)
-        if func in NUMBERS or (func in VALUES and (self._floats or not taken[0].is_floating_point())):
+        if func in NUMBERS or (func in VALUES and (self._floats or not _tensors(given)[0].is_floating_point())):
             with contextlib.suppress(_UnknownError):
                 return self._answer(func, given)
         if func is Tensor.numpy and not self._training:
             return LookedAt()
         result = func(*given[0], **given[1])
-        for place, x in enumerate(pytree.tree_leaves(result)):
-            if isinstance(x, Tensor) and all(x is not t for t in taken):
-                self._made[id(x)] = _Made(x, place, func, given, _written([x, *taken]))
+        if isinstance(result, Tensor | tuple | list | dict):  # most calls are questions, as that for a dtype
+            taken = _tensors(given)
+            for place, x in enumerate(pytree.tree_leaves(result)):
+                if isinstance(x, Tensor) and all(x is not t for t in taken):
+                    self._made[id(x)] = _Made(x, place, func, given, _written([x, *taken]))
         return result
 
     def _answer(self, func: Any, given: Any) -> Any:

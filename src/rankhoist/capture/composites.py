@@ -22,6 +22,7 @@ from rankhoist.capture.assignments import ASSIGNMENTS
 from rankhoist.capture.operators import is_view
 from rankhoist.capture.pooling import LARGEST, MEANS
 from rankhoist.capture.recurrent import of_any_length
+from rankhoist.capture.unread import unread
 
 aten = torch.ops.aten
 PREPARED, STAYS_WHOLE = "_collect_all_valid_cia_ops", "_is_preservable_cia_op"  # in torch: which ones, and whether one
@@ -124,7 +125,7 @@ def _taken(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> Ex
     if not table:
         return None
     try:
-        with of_any_length():
+        with of_any_length(), unread():
             taken: ExportedProgram = program.run_decompositions(table)
         if _tokens(taken) == _tokens(program):  # parts that check the result belong together: such operators stay whole
             return taken

@@ -38,6 +38,7 @@ from rankhoist.capture.shortcuts import Answers, answered
 from rankhoist.capture.signature import by_name, naming
 from rankhoist.capture.stated import Stated
 from rankhoist.capture.stateless import written
+from rankhoist.capture.unread import unread
 from rankhoist.capture.varying import Axes, fitted, told, traceable
 from rankhoist.errors import ExportError, UnsupportedModelError
 from rankhoist.mistakes import in_one_line
@@ -129,7 +130,7 @@ def exported(
             own = _no_own_gradients() if training else contextlib.nullcontext()
             mode = contextlib.nullcontext() if strict else _symbolic(model, training, floats, answers)
             as_they_were = contextlib.nullcontext() if answers is None else written(model)  # for the next export
-            with quiet(), noting([] if strict else fixed), own, of_any_length(), as_they_were, mode:
+            with quiet(), noting([] if strict else fixed), own, of_any_length(), unread(), as_they_were, mode:
                 return torch.export.export(called, args, kwargs, dynamic_shapes=dynamic, strict=strict)
 
         try:

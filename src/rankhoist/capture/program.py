@@ -36,6 +36,7 @@ from rankhoist.capture.signature import Arguments
 from rankhoist.capture.sparse import check_no_sparse, sparse_in_parts
 from rankhoist.capture.stand_ins import exported
 from rankhoist.capture.true_places import by_masks, counted
+from rankhoist.capture.unread import unread
 from rankhoist.capture.users import jagged_users, plain_users
 from rankhoist.capture.varying import Dynamic
 from rankhoist.capture.wrappers import unwrapped
@@ -213,7 +214,7 @@ def _functional(
             if ours and is_functional(exported):
                 exported.graph.eliminate_dead_code()
             else:
-                with of_any_length(), few_prepared(exported):
+                with of_any_length(), unread(), few_prepared(exported):
                     exported = exported.run_decompositions({})
             written_out(exported.graph_module.graph)
             by_masks(exported.graph_module.graph)
