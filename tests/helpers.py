@@ -15,7 +15,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.plan import Task
-from rankhoist.compiler.plan.attempt import attempt, settled
+from rankhoist.compiler.plan.attempt import Settled, attempt
 from rankhoist.compiler.plan.search import choice, explained, make_plan, search
 from rankhoist.compiler.rules import all_rules
 from rankhoist.compiler.targets import this_machine
@@ -81,7 +81,7 @@ def at_every_level(program: Program, levels: Sequence[Level] = LEVELS) -> dict[L
     found, made = search(Task(program, max(levels), Workload(), this_machine())), {}
     for level in levels:
         own = [plan for plan in found if plan.level <= level]
-        plan = explained(level, settled(choice(level, own), Builder(program.device)), own[-1])
+        plan = explained(level, Settled(Builder(program.device))(choice(level, own)), own[-1])
         made[level] = HoistedModel(program, plan)
     return made
 

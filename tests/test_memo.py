@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.plan import Task
-from rankhoist.compiler.plan.attempt import attempt
+from rankhoist.compiler.plan.attempt import Settled, attempt
 
 N = 7
 OFFSETS = [0, 3, 3, N]
@@ -118,3 +119,34 @@ def test_zeros_of_both_signs_are_told_apart():
         made = hoisted_at(program, level)(CONTEXT, CANDIDATE, request_offsets=OFFSETS)
         for got, want in zip(made, original(signed), strict=True):
             assert torch.equal(got, want), level
+
+
+def test_plans_that_are_kept_share_what_they_do_alike():
+    """Over one builder they are what each makes by itself."""
+    program, builder = captured(pairs, w=W), Builder()
+    choices = frozenset(), frozenset(operators(program))
+    plans = [attempt(Task(program, Level.FULL, Workload()), evaluated) for evaluated in choices]
+    alone = [attempt(plan.task, plan.evaluated, Memo(builder)) for plan in plans]
+    settled = Settled(Builder())
+    shared = [settled(plan) for plan in plans]
+    assert [str(plan) for plan in shared] == [str(plan) for plan in alone]
+    first, second = (plan.interpreter.memo for plan in shared)
+    assert first is second
+    assert str(shared[0]) != str(shared[1])
+
+
+def test_plans_that_are_kept_measure_sizes_that_depend_on_data_each_by_itself():
+    program = captured(lambda c, k: (k * (c.masked_select(c > 0).sum() + k[k > 0].sum())).sum((1, 2)))
+    settled, plan = Settled(Builder()), attempt(Task(program, Level.FULL, Workload()))
+    first, second = (settled(plan).interpreter.memo for _ in range(2))
+    assert first.measured and first.measured == second.measured
+    assert first is not second
+
+
+def test_plans_under_other_limits_share_how_they_are_interpreted():
+    program = captured(pairs, w=W)
+    settled, plan = Settled(Builder()), attempt(Task(program, Level.FULL, Workload()))
+    other = replace(plan.target.limits, attended=not plan.target.limits.attended)
+    own, under = settled(plan), settled.limited(plan, other)
+    assert own.interpreter.memo is under.interpreter.memo
+    assert len(own.interpreter.memo.lowered) == 2

@@ -13,6 +13,7 @@ from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node, live_nodes
 from rankhoist.compiler.lower.lean import lean
+from rankhoist.compiler.lower.limits import Limits
 from rankhoist.compiler.lower.own import owned
 from rankhoist.compiler.plan.cut import cut, penalty
 from rankhoist.compiler.plan.plan import Cost, Plan
@@ -33,7 +34,8 @@ def attempt(
     )
     results = interpreter.run(seconds)
     conditions = [interpreter.condition(late) for late in (False, True)]
-    known, key = interpreter.memo.lowered, (task.level, identity(results), identity(conditions))
+    known, how = interpreter.memo.lowered, (task.level, task.target.limits)
+    key = how, identity(results), identity(conditions)
     if key not in known:
         known[key] = _lowered(interpreter, results, conditions, task.target)
     outputs, conditions, cost = known[key]
@@ -44,9 +46,24 @@ def attempt(
     )  # fmt: skip
 
 
-def settled(plan: Plan, builder: Builder) -> Plan:
-    """The plan once more, without what the search left in its builder."""
-    return replace(attempt(plan.task, plan.evaluated, Memo(builder)), cost=plan.cost)
+class Settled:
+    """Plans of one target once more, without what the search left in its builder.
+
+    Those for one workload share what they do alike, but where data decides sizes: each plan measures them by itself.
+    """
+
+    def __init__(self, builder: Builder) -> None:
+        self._b, self._memos = builder, dict[Workload, Memo]()
+
+    def __call__(self, plan: Plan) -> Plan:
+        return replace(self.limited(plan, plan.target.limits), cost=plan.cost)
+
+    def limited(self, plan: Plan, limits: Limits) -> Plan:
+        """The same choices under other limits."""
+        memo = self._memos.get(plan.workload)
+        if memo is None or memo.measured:
+            memo = self._memos[plan.workload] = Memo(self._b)
+        return attempt(replace(plan.task, target=replace(plan.target, limits=limits)), plan.evaluated, memo)
 
 
 def _lowered(

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level, Workload
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Node
-from rankhoist.compiler.plan.attempt import attempt, settled
+from rankhoist.compiler.plan.attempt import Settled
 from rankhoist.compiler.plan.choice import EVERYWHERE, Range, Ranges, Way
 from rankhoist.compiler.plan.cut import bytes_of
 from rankhoist.compiler.plan.plan import Plan
@@ -49,7 +48,7 @@ def make_plans(
         unconditional = choice(task.level, search(always))
         if unconditional.cost.seconds <= ALIKE * plans[0].cost.seconds:
             return make_plans(always, others, builder, near)
-        otherwise = _placed(settled(unconditional, builder), plans)
+        otherwise = _placed(Settled(builder)(unconditional), plans)
     original = None if task.workload.stored else _placed(as_it_is(plans[0]), plans)
     name = task.target.name
     return Plans(tuple(plans), ranges.pop(name), original, None, name, ranges, otherwise)
@@ -58,10 +57,11 @@ def make_plans(
 def _of_target(task: Task, builder: Builder, near: Collection[frozenset[str]]) -> tuple[list[Plan], Ranges]:
     """The plans for one target, the one for the workload first, and where each is used."""
     deadline = time.thread_time() + SECONDS
-    found, target, stored = search(task, near), task.target, task.workload.stored
+    found, settled = search(task, near), Settled(builder)
+    target, stored = task.target, task.workload.stored
     main = choice(task.level, found)
     if task.level is not Level.FULL:
-        return [explained(task.level, settled(main, builder), found[-1])], EVERYWHERE
+        return [explained(task.level, settled(main), found[-1])], EVERYWHERE
     pool = [main, *(p for p in found if p is not main), *_for_elsewhere(task, found[-1].evaluated, deadline)]
     times = _predicted(pool, target)
     if stored:
@@ -69,13 +69,14 @@ def _of_target(task: Task, builder: Builder, near: Collection[frozenset[str]]) -
         times = _predicted(pool, target)
     chosen = _chosen(pool, times, target.doubt)
     used = _used(chosen)
-    plans = [settled(pool[i], builder) for i in used]
+    plans = [settled(pool[i]) for i in used]
     if not stored:  # what `tune` tries
         originals = [i for i, plan in enumerate(pool) if plan.level is Level.EXPAND]  # one is kept anyhow
         spare = _spare(times, [*used, *originals])[:SPARE]
         simplest = min(plans, key=lambda plan: _simplicity(plan.level))
         few = [main] if simplest is plans[0] else [main, simplest]
-        plans += [*(settled(pool[i], builder) for i in spare), *_by_other_limits(few, builder)]
+        plans += [*(settled(pool[i]) for i in spare)]
+        plans += [settled.limited(plan, limits) for plan in few for limits in plan.target.tried]
     rows = [_joined([used.index(i) for i in row]) for row in chosen]
     return [explained(task.level, plans[0], found[-1]), *plans[1:]], Ranges(tuple(REQUESTS), tuple(rows))
 
@@ -87,15 +88,6 @@ def _for_elsewhere(task: Task, evaluated: frozenset[str], deadline: float) -> li
         if time.thread_time() < deadline and not _near(count, task.workload):
             plans.append(affordable(replace(task, workload=replace(task.workload, candidates=count)), own))
     return [plan for plan in plans if plan is not None]
-
-
-def _by_other_limits(plans: Sequence[Plan], builder: Builder) -> list[Plan]:
-    """The same choices under the other limits that a target has tried by `tune`."""
-    return [
-        attempt(replace(plan.task, target=replace(plan.target, limits=limits)), plan.evaluated, Memo(builder))
-        for plan in plans
-        for limits in plan.target.tried
-    ]
 
 
 def _placed(plan: Plan, plans: list[Plan]) -> int:

@@ -22,7 +22,7 @@ from rankhoist.compiler.algebra.interpret import OverBudget
 from rankhoist.compiler.algebra.memo import Memo
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.plan.attempt import attempt, settled
+from rankhoist.compiler.plan.attempt import Settled, attempt
 from rankhoist.compiler.plan.plan import Plan
 from rankhoist.compiler.plan.task import Task
 from rankhoist.compiler.plan.watch import watch
@@ -36,7 +36,7 @@ ATTEMPT = 5.0  # seconds that one attempt may take: it is given up, and the sear
 def make_plan(task: Task) -> Plan:
     """The plan for a task: the fastest by prediction, below `full` the one with the fewest multiply-adds."""
     found = search(task)
-    return explained(task.level, settled(choice(task.level, found), Builder(task.program.device)), found[-1])
+    return explained(task.level, Settled(Builder(task.program.device))(choice(task.level, found)), found[-1])
 
 
 def choice(level: Level, plans: Sequence[Plan]) -> Plan:
