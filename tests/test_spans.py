@@ -21,7 +21,7 @@ from rankhoist.compiler.algebra.forms import Factor, Form, Label, one_block, row
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.decline import Decline
-from rankhoist.compiler.graph.lengths import Length, order
+from rankhoist.compiler.graph.lengths import Length, order, quotient
 from rankhoist.compiler.graph.node import Rate
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
@@ -235,6 +235,14 @@ def test_a_finite_fill_that_hides_nothing():
     for fill in (lambda x, m, p: x.masked_fill(m | p, -100.0), lambda x, m, p: x.masked_fill(m, 1e9), added(-100.0)):
         (made,) = check(Reader(hidden(fill), **two_maps()), {"history": 1}, LENGTHS, levels=[Level.FULL])
         assert made.plans.otherwise is None
+
+
+def test_quotients_are_whole_for_all_lengths():
+    rows, s = sympy.symbols("rows s", integer=True, positive=True)
+    for size, times in ((6 * rows, 6), (rows, 1), (2 * rows * s, 2 * s), (rows * s + rows, s + 1), (0 * rows, 0)):
+        assert quotient(size, rows) == times
+    for size in (rows / 2, rows + 1, s, sympy.Integer(6), rows * sympy.floor(s / 2)):
+        assert quotient(size, rows) is None
 
 
 def test_places_are_ordered_for_all_lengths_or_for_none():

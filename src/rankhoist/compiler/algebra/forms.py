@@ -23,6 +23,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -106,9 +107,10 @@ class Term:
     @property
     def zero(self) -> Factor | None:
         """A factor that is the number 0, which makes the term 0, if it has one (0 times infinity is no number)."""
-        if any(f.number is not None and not abs(f.number) < math.inf for f in self.factors):
+        numbers = [(f, number) for f in self.factors if (number := f.number) is not None]
+        if not all(abs(number) < math.inf for _, number in numbers):
             return None
-        return next((f for f in self.factors if f.number == 0), None)
+        return next((f for f, number in numbers if number == 0), None)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Block:
     def rate(self) -> Rate:
         return join(t.rate for t in self.terms)
 
-    @property
+    @cached_property
     def visible(self) -> Labels:
         return tuple(itertools.chain.from_iterable(self.labels))
 
@@ -178,7 +180,7 @@ class Form:
     def has_rows(self) -> bool:
         return any(ROW in entry for entry in self.layout)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[Sized, ...]:
         return tuple(sum(count(s) for s in segments) for segments in self.dims)
 

@@ -232,7 +232,9 @@ def _flipped(signs: Signs) -> Signs:
 def _infinities(x: Any) -> Signs:
     if isinstance(x, Known):
         return x.infinities
-    return _signs(torch.tensor(x, dtype=torch.float64)) if isinstance(x, float) else NEITHER
+    if not isinstance(x, float) or math.isfinite(x):
+        return NEITHER
+    return ANY if math.isnan(x) else frozenset({1 if x > 0 else -1})
 
 
 def _signs(value: Tensor) -> Signs:

@@ -102,7 +102,7 @@ Sized = Any  # a number, or a `Length`, which acts like one and declines where i
 
 def sized(expr: sympy.Expr, at: Mapping[sympy.Symbol, int]) -> Sized:
     """A size: a number, if the expression is one for all lengths."""
-    expr = sympy.expand(expr)
+    expr = expr if expr.is_Integer else sympy.expand(expr)
     return int(expr) if expr.is_Integer else Length(expr, at)
 
 
@@ -170,6 +170,9 @@ def _not_negative(size: Any) -> bool:
 def quotient(expr: sympy.Expr, by: sympy.Expr) -> sympy.Expr | None:
     """The exact quotient, with whole coefficients; None where it does not divide for all lengths."""
     expr = sympy.sympify(expr)
+    times, rest = expr.as_coeff_Mul()
+    if rest == by:
+        return times if times.is_Integer else None
     if not expr.is_polynomial(*expr.free_symbols):
         return None
     found = sympy.expand(sympy.cancel(expr / by))
