@@ -98,8 +98,10 @@ def check_outputs(signature: Any, training: bool) -> None:
     for spec in signature.output_specs:
         if spec.kind is OutputKind.PARAMETER_MUTATION:
             raise UnsupportedModelError(
-                f"the model writes to its parameter {spec.target!r} in forward, as an embedding with max_norm does. "
-                "Hoist the part of the model that only reads."
+                f"the model writes to its parameter {spec.target!r} in forward, as an embedding with max_norm or "
+                "`weight.data += ...` does. Hoist the part of the model that only reads; compute with what would be "
+                "written, F.linear(x, self.weight + self.a @ self.b), or write it once, before the model is hoisted: a "
+                "LoRA's merged weight is that of every call."
             )
         if spec.kind is OutputKind.BUFFER_MUTATION and not training:
             raise UnsupportedModelError(

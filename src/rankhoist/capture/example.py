@@ -13,6 +13,7 @@ from rankhoist.arguments import as_a_tensor
 from rankhoist.capture.bags import BagNames, JaggedCall, jagged_call
 from rankhoist.capture.checks import check_eval_mode, check_weights
 from rankhoist.capture.inputs import common_rows, named_leaves
+from rankhoist.capture.named import dataclasses_registered
 from rankhoist.capture.scripts import signature_of
 from rankhoist.capture.signature import Arguments
 from rankhoist.capture.varying import Axes, Dynamic, asked
@@ -54,6 +55,7 @@ def of_module(
     if model._forward_pre_hooks_with_kwargs or model._forward_hooks_with_kwargs:
         arguments = arguments.given_as(isinstance(example, Mapping))
     bound = _bound(arguments, example)
+    dataclasses_registered(bound.arguments)
     call = jagged_call(bound, jagged)
     leaves = named_leaves(bound.arguments) if call is None else call.leaves
     common_rows(leaves)

@@ -267,14 +267,14 @@ def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Ex
             path, kind = fixed[0].module(model)
             said, line = "", f"\nIt is {fixed[0].line}"
     elif _untraced(error):
-        cause = "it makes or writes a tensor where no graph shows it, as `weight.data += ...` in forward does"
+        cause = "it makes or writes a tensor where no graph shows it"
         said = ""
     elif type(error).__name__ == "UncapturedHigherOrderOpError":
         cause = "control flow in it decides for all rows of a call at once, where torch.where decides row by row"
     else:
         cause = in_one_line(error, 1500).rstrip(".")
         said = said.partition("\n")[2]  # the first line is the cause
-    advice = f"{_merged(error)}{_register(str(error))}{_cut(str(error))}{line}"
+    advice = f"{_register(str(error))}{_cut(str(error))}{line}"
     return (
         f"torch.export refuses the model in module {path!r} ({kind}): {cause}. {_help(keepable(model, bound, path))}"
         + (f"\n{said[:1500]}" if said else "")
@@ -282,20 +282,10 @@ def _why_not_exported(model: nn.Module, bound: inspect.BoundArguments, error: Ex
     )
 
 
-def _merged(error: Exception) -> str:
-    """Advice, where a weight is changed by its `.data`."""
-    return (
-        "\nCompute with what would be written, F.linear(x, self.weight + self.a @ self.b), or write it once, before "
-        "the model is hoisted: a LoRA's merged weight is that of every call."
-        if _untraced(error)
-        else ""
-    )
-
-
 def _register(said: str) -> str:
-    """Advice, where a type is unknown to torch."""
+    """Advice, where a type is unknown to torch, and no dataclass."""
     known = "is not a known type" in said or "register a pytree" in said
-    return "\nRegister a dataclass: torch.export.register_dataclass(...), before the model is hoisted." if known else ""
+    return "\nRegister it before: torch.utils._pytree.register_pytree_node(...), or return a dict." if known else ""
 
 
 def _cut(said: str) -> str:

@@ -205,7 +205,9 @@ def missing_inputs(
             return InputError(
                 f"input {name!r} is a container ({parts[0]}{more}), expected a tensor with rows on axis 0{own}"
             )
-    return InputError(f"missing {what}: {', '.join(names)}; got {', '.join(leaves) or 'none'}")
+    kinds = [(name, type(leaf).__name__) for name, leaf in leaves.items() if is_dataclass(leaf)]
+    known = [f". Register the type of {name!r}: torch.export.register_dataclass({kind})" for name, kind in kinds]
+    return InputError(f"missing {what}: {', '.join(names)}; got {', '.join(leaves) or 'none'}{''.join(known)}")
 
 
 def common_rows(leaves: Mapping[str, Any]) -> int:
@@ -218,9 +220,7 @@ def common_rows(leaves: Mapping[str, Any]) -> int:
         if not isinstance(leaf, torch.Tensor | Jagged):
             kind = type(leaf).__name__
             own = as_a_tensor(leaf)
-            if is_dataclass(leaf):
-                own = f". Register its type: torch.export.register_dataclass({kind})"
-            elif isinstance(leaf, Mapping):
+            if isinstance(leaf, Mapping):
                 own = ". A dict is taken apart: dict(x)"
             raise InputError(f"input {name!r} is {kind}, expected a tensor with rows on axis 0{own}")
         if isinstance(leaf, torch.Tensor) and leaf.layout != torch.strided and not leaf.is_nested:

@@ -51,11 +51,14 @@ def _keys(value: Any, children: Sequence[Any]) -> list[Any]:
 
 
 def results_registered(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Register the dataclasses that a model returns with torch's pytrees, as `torch.export.register_dataclass` does;
-    whether there was one that was not.
-    """
+    """Whether a model returns dataclasses that torch did not know, and knows now."""
     with torch.no_grad():
-        found = {type(x) for x in _dataclasses(model(*args, **kwargs))}
+        return dataclasses_registered(model(*args, **kwargs))
+
+
+def dataclasses_registered(value: Any) -> bool:
+    """Register dataclasses with torch's pytrees, by `torch.export.register_dataclass`; whether one was not before."""
+    found = {type(x) for x in _dataclasses(value)}
     for kind in found:
         torch.export.register_dataclass(kind)
     return bool(found)
@@ -64,7 +67,8 @@ def results_registered(model: nn.Module, args: Sequence[Any], kwargs: Mapping[st
 def _dataclasses(value: Any) -> Iterator[Any]:
     """Those that torch takes for leaves, with what is in them."""
     for leaf in pytree.tree_leaves(value):
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        own = type(leaf).__module__.startswith(f"{__package__.partition('.')[0]}.")  # bags, and inputs in two parts
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) and not own:
             yield leaf
             for entry in (entries(leaf) or {}).values():
                 yield from _dataclasses(entry)

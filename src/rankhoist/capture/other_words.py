@@ -142,7 +142,26 @@ def _by_data(x: Tensor) -> bool:
     return any(s.node.shape_env.is_unbacked_symint(symbol) for s in sizes for symbol in s.node.expr.free_symbols)
 
 
+def _data(x: Tensor, *_: Any) -> Tensor:
+    """The same elements and memory; torch would take it for a constant."""
+    return x.detach()
+
+
+def _set_data(x: Tensor, new: Tensor) -> None:
+    """No graph shows it; the same elements may be put where they are."""
+    if (_memory(x), x.shape, x.stride(), x.dtype) != (_memory(new), new.shape, new.stride(), new.dtype):
+        raise UnsupportedModelError(
+            "forward gives a tensor other elements, `x.data = ...`: compute with what it is given"
+        )
+
+
+def _memory(x: Tensor) -> tuple[int, Any]:
+    return x.untyped_storage()._cdata, x.storage_offset()
+
+
 WORDS: dict[Any, Callable[..., Any]] = {
+    Tensor.data.__get__: _data,  # type: ignore[attr-defined]
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.unbind: _unbind,
     Tensor.unbind: _unbind,
     torch.combinations: _combinations,
