@@ -173,6 +173,26 @@ def of_pairs_of_places(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     return torch.zeros(len(x), 8, dtype=x.dtype).index_add(0, row, F.linear(x[row], w[1]) * x[row, place][:, None])
 
 
+def of_tokens(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """Experts of events and a target, folded with the rows, which lie between places of a mask."""
+    x = torch.cat([c, k[:, None, :]], 1).reshape(-1, 4)
+    share, best = (x @ w[:, :4, 0].T).softmax(-1).topk(2, -1)
+    out, masks = torch.zeros(len(x), 2, dtype=x.dtype), F.one_hot(best, 3).permute(2, 1, 0)
+    for i in range(3):
+        place, token = torch.where(masks[i])
+        own = F.linear(F.relu(F.linear(x[None, token].reshape(-1, 4), w[i, :, :4], b)), v)
+        out.index_add_(0, token, own * share[token, place, None])
+    return out.reshape(len(k), 7, 2).sum(1)
+
+
+def between(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """`z[m] = f(x[m])` over `[2, rows, 6, 4]`."""
+    x = torch.stack([c, c.sin()])
+    own, z = x.sum(3) > 0, x.new_ones(2, *c.shape[:2], 5)
+    z[own] = F.linear(x[own], w).softmax(-1)
+    return scored(z.movedim(0, 2).flatten(2), k)
+
+
 def of_more_columns(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     """A mask of some of the columns that are there."""
     x = torch.cat([c, k], 1)
@@ -196,6 +216,8 @@ EQUAL: dict[str, Equal] = {
     "best_experts": (best_experts, ROWS, EXPERTS),
     "under_each_other": (under_each_other, ROWS, EXPERTS),
     "of_pairs_of_places": (of_pairs_of_places, ROWS, dict(w=EXPERTS["w"])),
+    "of_tokens": (of_tokens, HISTORY, EXPERTS),
+    "between": (between, HISTORY, W),
     "of_more_columns": (of_more_columns, ROWS, dict(w=EXPERTS["w"])),
     "weighed": (weighed, ROWS, dict(w=EXPERTS["w"])),
     "counted": (counted, HISTORY, W),
@@ -244,6 +266,14 @@ def transposed(c: Tensor, k: Tensor) -> Tensor:
     return z.flatten(1)[:, :K] * k
 
 
+def in_two_orders(c: Tensor, k: Tensor) -> Tensor:
+    """The same places, once with the rows between them and once with the rows first."""
+    x = torch.stack([c, c.sin()])
+    own, z = x > 0, torch.zeros_like(x)
+    z[own] = x[own] * x.transpose(0, 1).exp()[own.transpose(0, 1)]
+    return z.sum(0)[:, :K] * k
+
+
 def of_whole_rows(c: Tensor, k: Tensor) -> Tensor:
     """The second of two columns is no row."""
     _, places = some(c).nonzero(as_tuple=True)
@@ -288,6 +318,7 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "of_candidates": (of_candidates, "index", "most places of which depend on the candidate", {}),
     "ids_by_the_candidate": (ids_by_the_candidate, "embedding", STAYS, TABLE),
     "transposed": (transposed, "index_put", "puts elements at places that depend on the inputs", {}),
+    "in_two_orders": (in_two_orders, "mul", STAYS, {}),
     "of_whole_rows": (of_whole_rows, "index", "axes do not follow the rows", {}),
     "divided": (divided, "floor_divide", STAYS, {}),
     "inverted": (inverted, "linalg_inv", STAYS, {}),
@@ -314,7 +345,17 @@ test_declines = declines(NEAR_MISSES)
 
 @pytest.mark.parametrize(
     "name",
-    ["assigned", "counted", "by_ids", "selected", "scattered", "of_rows", "of_the_candidate", "by_the_candidate"],
+    [
+        "assigned",
+        "counted",
+        "by_ids",
+        "selected",
+        "scattered",
+        "of_rows",
+        "of_the_candidate",
+        "by_the_candidate",
+        "between",
+    ],
 )
 def test_what_is_chosen_of_a_request_is_computed_once(name: str):
     call, inputs, weights = EQUAL[name]
@@ -342,6 +383,14 @@ def test_of_the_original_all_places_are_counted():
     )
     (layer,) = (o for o in hoisted.report().operators if o.operator.startswith("aten.linear."))
     assert layer.before.multiply_adds == 6 * 4 * 5
+
+
+def test_experts_of_tokens_are_computed_once_for_events():
+    call, inputs, weights = EQUAL["of_tokens"]
+    rows = inputs[0][torch.arange(4) % 3], inputs[1][:4]
+    made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.FULL)
+    each = sum(n.work.multiply_adds for n in made.plan.nodes if n.rate.per_candidate)
+    assert each == 3 * 4 + 3 * (4 * 8 + 8 * 2)  # the gate and three experts, of one token of seven, for both places
 
 
 def test_what_is_chosen_of_both_sides_is_computed_as_early_as_it_is_known():

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -58,8 +59,8 @@ def mask_of(originals: OriginalOperators, value: Form) -> Mask:
         raise Elsewhere(f"{value.axes} is no mask of rows that depends on the inputs")
     if varies(value.sizes):
         raise Elsewhere(f"a mask of {value.axes} whose length varies")
-    form = _folded(originals, value, len(value.layout))
-    return Mask(form, originals.node(form), int(form.extents[0][0]))
+    form, outside = _folded(originals, value, len(value.layout))
+    return Mask(form, originals.node(form), int(form.extents[0][0]), outside)
 
 
 def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, value: Form, mask: Form) -> Chosen:
@@ -69,7 +70,7 @@ def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, valu
         raise Decline("rows are chosen by a mask while training")
     if value.extents[:axes] != mask.extents:
         raise Decline(f"a mask of {mask.axes} chooses from {value.axes}")
-    folded = _folded(originals, value, axes)
+    folded, _ = _folded(originals, value, axes)
     if _of_candidates(folded, 0) and not _columns(folded).any():
         raise Decline(f"a mask chooses from {value.axes}, most places of which depend on the candidate")
     symbol = originals.size(node.meta["val"].shape[0])
@@ -78,18 +79,32 @@ def of(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any, valu
     return Chosen(folded, 0, own, lambda: made, partial(put, originals))
 
 
-def _folded(originals: OriginalOperators, value: Form, axes: int) -> Form:
-    """With the first axes folded, places in one dim: `[rows, T]` is `[(rows T)]`, `[T, rows]` `[(T rows)]`."""
+def _folded(originals: OriginalOperators, value: Form, axes: int) -> tuple[Form, int]:
+    """With the first axes folded, places in one dim: `[rows, T]` is `[(rows T)]`, `[T, rows]` `[(T rows)]`. Of rows
+    between places, `[K, rows, T]`, all places are behind them, `[(rows K T)]`, with K, which were outside.
+    """
     count = math.prod(size for size, _ in value.extents[:axes])
     if not any(ROW in entry for entry in value.layout[:axes]):
         raise Decline(f"a mask chooses from {value.axes}, whose rows are behind its axes")
     folded = moves.ordered(folds.to_shape(originals.b, value, [(count, True), *value.extents[axes:]]))
     own = folded.layout[0]
-    if len(own) > 2 and own[0] == ROW:
-        folded = moves.merge_dims(folded, 0, len(own) - 1)
-    if len(folded.layout[0]) > 2:
-        raise Decline(f"a mask chooses from {value.axes}, whose rows are between its axes")
-    return folded
+    at, last = own.index(ROW), len(own) - 1
+    if at == last > 1:
+        raise Decline(f"a mask chooses from {value.axes}, whose rows are behind several axes")
+    outside = math.prod(int(folded.sizes[d]) for d in own[:at]) if at < last else 1
+    if last > 1:
+        folded = replace(folded, layout=((ROW, *own[:at], *own[at + 1 :]), *folded.layout[1:]))
+        folded = moves.merge_dims(folded, 0, last)
+    return folded, outside
+
+
+def _as_written(originals: OriginalOperators, value: Form, axis: int, mask: Mask) -> Form:
+    """Rows and places folded on an axis in the order of the mask's author."""
+    if mask.outside == 1:
+        return value
+    _, d = value.layout[axis]
+    split = moves.split_dim(originals.b, value, d, [mask.outside, mask.count // mask.outside])
+    return replace(split, layout=(*split.layout[:axis], (d, ROW, d + 1), *split.layout[axis + 1 :]))
 
 
 def _places(entry: tuple[int, ...]) -> int:
@@ -170,7 +185,7 @@ def _common(originals: OriginalOperators, node: fx.Node, args: Any, kwargs: Any)
     """The mask that chooses the rows of all operands which have any; None where there is no such operand or mask."""
     operands = tensors_in((args, kwargs))
     masks = [v.mask for v in operands if isinstance(v, Chosen)]
-    if not masks or draws(node) or any(m.node is not masks[0].node for m in masks) or _refuses(node, operands):
+    if not masks or draws(node) or not all(m.same(masks[0]) for m in masks) or _refuses(node, operands):
         return None
     others = [v for v in operands if not isinstance(v, Chosen)]
     return masks[0] if all(isinstance(v, Form) and v.of_weights and not v.has_rows for v in others) else None
@@ -235,7 +250,8 @@ def _fits(value: Value, axis: int | None, mask: Mask) -> bool:
 def _chosen(originals: OriginalOperators, value: Form, axis: Any, mask: Mask) -> Chosen:
     def made() -> Opaque:
         b = originals.b
-        rows, chosen = originals.present(value, Rate.PAIR), originals.present(mask.form, Rate.PAIR)
+        own = _as_written(originals, value, axis, mask), _as_written(originals, mask.form, 0, mask)
+        rows, chosen = (originals.present(form, Rate.PAIR) for form in own)
         args = (rows, [*[None] * axis, chosen])
         return Opaque(
             b.call(aten.index.Tensor, args, Rate.PAIR, (), value.dtype, rows_first=False), value.dtype, by_data=True
@@ -255,10 +271,11 @@ def put(originals: OriginalOperators, given: Chosen, target: Form, mask: Form) -
     behind, value = len(given.value.layout) - 1, given.value
     if len(mask.layout) == len(target.layout) and behind:
         mask = _of_rows(originals, mask, behind)
-    if given.axis or mask_of(originals, mask).node is not given.mask.node:
+    if given.axis or not mask_of(originals, mask).same(given.mask):
         raise Decline(f"puts rows where a mask of {mask.axes} is true which another one has chosen")
     shape = [*mask.extents, *value.extents[1:]]
-    return where(originals, mask, 0, folds.to_shape(originals.b, value, shape), target)
+    value = folds.to_shape(originals.b, _as_written(originals, value, 0, given.mask), shape)
+    return where(originals, mask, 0, value, target)
 
 
 def _of_rows(originals: OriginalOperators, mask: Form, behind: int) -> Form:

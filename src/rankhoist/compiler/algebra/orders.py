@@ -107,11 +107,19 @@ InOrder = Permutation | Permuted
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Which of `count` places of every row are chosen: booleans, folded with the rows, `[(rows count)]`."""
+    """Which of `count` places of every row are chosen: booleans, folded with the rows, `[(rows count)]`.
+
+    In the order of its author's, `outside` of these are outside of the rows: `[outside, rows, count / outside]`.
+    """
 
     form: Form
     node: Node
     count: int
+    outside: int = 1
+
+    def same(self, other: Mask) -> bool:
+        """Whether it chooses the same places in the same order."""
+        return self.node is other.node and self.outside == other.outside
 
 
 @dataclass(frozen=True, eq=False)
