@@ -193,6 +193,21 @@ def between(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     return scored(z.movedim(0, 2).flatten(2), k)
 
 
+def in_layers(c: Tensor, k: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """What is added for a token by one layer of experts is read by the next; masks with the tokens first and last."""
+    x = torch.cat([c, k[:, None, :]], 1).reshape(-1, 4)
+    for last in (False, True):
+        share, best = (x @ w[:, :4, 0].T).softmax(-1).topk(2, -1)
+        out = torch.zeros_like(x)
+        for i in range(3):
+            columns = torch.where((best == i).t()) if last else torch.where(best == i)
+            place, token = columns if last else columns[::-1]
+            own = F.linear(F.relu(F.linear(x[token], w[i, :, :4], b)), v.repeat(2, 1))
+            out = out.index_add(0, token, own * share[token, place, None])
+        x = x + out
+    return x.reshape(len(k), 7, 4).sum(1)
+
+
 def of_more_columns(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
     """A mask of some of the columns that are there."""
     x = torch.cat([c, k], 1)
@@ -218,6 +233,7 @@ EQUAL: dict[str, Equal] = {
     "of_pairs_of_places": (of_pairs_of_places, ROWS, dict(w=EXPERTS["w"])),
     "of_tokens": (of_tokens, HISTORY, EXPERTS),
     "between": (between, HISTORY, W),
+    "in_layers": (in_layers, HISTORY, EXPERTS),
     "of_more_columns": (of_more_columns, ROWS, dict(w=EXPERTS["w"])),
     "weighed": (weighed, ROWS, dict(w=EXPERTS["w"])),
     "counted": (counted, HISTORY, W),
@@ -274,6 +290,18 @@ def in_two_orders(c: Tensor, k: Tensor) -> Tensor:
     return z.sum(0)[:, :K] * k
 
 
+def added(f: Callable[[Tensor, Tensor, Tensor], Tensor], places: int = 6) -> Callable[..., Tensor]:
+    """`f(z, row, y)` of rows that a mask `[rows, places]` chooses."""
+
+    def call(c: Tensor, k: Tensor) -> Tensor:
+        own = some(c).repeat(1, 3)[:, :places]
+        row, place = torch.where(own)
+        y = c.repeat(1, 3)[:, :places][row, place].exp()
+        return f(torch.zeros_like(c[:, 0]), torch.where(own.flip(0))[0] if places == 5 else row, y)[:, None] * k
+
+    return call
+
+
 def of_whole_rows(c: Tensor, k: Tensor) -> Tensor:
     """The second of two columns is no row."""
     _, places = some(c).nonzero(as_tuple=True)
@@ -318,6 +346,9 @@ NEAR_MISSES: dict[str, NearMiss] = {
     "of_candidates": (of_candidates, "index", "most places of which depend on the candidate", {}),
     "ids_by_the_candidate": (ids_by_the_candidate, "embedding", STAYS, TABLE),
     "transposed": (transposed, "index_put", "puts elements at places that depend on the inputs", {}),
+    "added_by_another": (added(lambda z, i, y: z.index_add(0, i, y), 5), "index_add", "another one has chosen", {}),
+    "added_twice": (added(lambda z, i, y: z.index_add(0, i, y, alpha=2)), "index_add", STAYS, {}),
+    "added_often": (added(lambda z, i, y: z.index_add(0, i, y), 17), "index_add", "more than 16 places", {}),
     "in_two_orders": (in_two_orders, "mul", STAYS, {}),
     "of_whole_rows": (of_whole_rows, "index", "axes do not follow the rows", {}),
     "divided": (divided, "floor_divide", STAYS, {}),
@@ -363,6 +394,14 @@ def test_what_is_chosen_of_a_request_is_computed_once(name: str):
     made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.FULL)
     for operator in ("index.", "masked_select", "linear.", "embedding.", "one_hot.", "layer_norm.", "exp."):
         assert rates_of(made, f"aten.{operator}") <= {Rate.WEIGHT, Rate.REQUEST}, operator
+
+
+def test_experts_in_layers_are_computed_once_for_events():
+    call, inputs, weights = EQUAL["in_layers"]
+    rows = inputs[0][torch.arange(4) % 3], inputs[1][:4]
+    made = hoisted_at(capture(Function(call, **weights).eval(), rows, ["context"], all_rules()), Level.FULL)
+    each = sum(n.work.multiply_adds for n in made.plan.nodes if n.rate.per_candidate)
+    assert each == 2 * (3 * 4 + 3 * (4 * 8 + 8 * 4))  # of one token of seven
 
 
 @pytest.mark.parametrize(("name", "places"), [("experts", 1), ("best_experts", 2), ("under_each_other", 2)])

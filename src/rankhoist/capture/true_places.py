@@ -51,7 +51,7 @@ def by_masks(graph: fx.Graph) -> None:
 
 def _columns(indices: Indices) -> tuple[int, fx.Node, list[int]] | None:
     """The axis that reads by columns of one mask begin at, one behind the other, the mask, and its axes."""
-    given = [(i, _column(index)) for i, index in enumerate(indices) if index is not None]
+    given = [(i, column_of(index)) for i, index in enumerate(indices) if index is not None]
     at = given[0][0] if given else 0
     columns = [c for k, (i, c) in enumerate(given) if c is not None and i == at + k]
     if not columns or len(columns) < len(given) or len({c.mask for c in columns}) > 1:
@@ -101,7 +101,8 @@ def _called(graph: fx.Graph, target: Any, args: Any, value: Any) -> fx.Node:
     return node
 
 
-def _column(node: fx.Node) -> Column | None:
+def column_of(node: fx.Node) -> Column | None:
+    """The column of a mask that a node is, if it is one."""
     if node.op != "call_function":
         return None
     source, *given = node.args

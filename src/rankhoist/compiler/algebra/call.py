@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from rankhoist.capture.operators import operator_name, overload
+from rankhoist.capture.true_places import column_of
 from rankhoist.compiler.algebra import (
     along,
     attends,
@@ -26,7 +27,7 @@ from rankhoist.compiler.algebra import (
 )
 from rankhoist.compiler.algebra.bags import Key
 from rankhoist.compiler.algebra.einsum import contract
-from rankhoist.compiler.algebra.forms import Decline, Form
+from rankhoist.compiler.algebra.forms import Decline, Elsewhere, Form
 from rankhoist.compiler.algebra.orders import Chosen, Permutation, RowNumber
 from rankhoist.compiler.algebra.original import OriginalOperators
 from rankhoist.compiler.algebra.values import Promise, Value, as_form, integer, tensors_in
@@ -274,6 +275,15 @@ class Call:
     def chosen(self, value: Form, mask: Form) -> Chosen:
         """`value[mask]`, the result of this operator: see `chosen`."""
         return chosen.of(self._originals, self._node, self._args, self._kwargs, value, mask)
+
+    def added(self, target: Form, index: int, given: Chosen) -> Form:
+        """`target` and chosen rows at places that argument `index` says, a column of their mask: see `chosen`."""
+        places = self._node.args[index]
+        column = column_of(places) if isinstance(places, fx.Node) else None
+        mask = column and self._originals.values.get(column.mask)
+        if column is None or not isinstance(mask, Form):
+            raise Elsewhere("adds elements at places that depend on the inputs")
+        return chosen.added(self._originals, given, target, mask, column.axis)
 
     # -- this operator
 

@@ -47,6 +47,7 @@ LAYERS: dict[Any, int] = {
     aten.matmul.default: 0,
     aten.mm.default: 0,
 }  # which axis of the matrix is summed over
+PLACES = 16  # at most, of a row that are added up one after the other
 DIVISIONS = {"div", "floor_divide", "remainder", "fmod"}  # refuse a whole number 0
 
 
@@ -276,6 +277,32 @@ def put(originals: OriginalOperators, given: Chosen, target: Form, mask: Form) -
     shape = [*mask.extents, *value.extents[1:]]
     value = folds.to_shape(originals.b, _as_written(originals, value, 0, given.mask), shape)
     return where(originals, mask, 0, value, target)
+
+
+def added(originals: OriginalOperators, given: Chosen, target: Form, mask: Form, axis: int) -> Form:
+    """`target` and rows that a mask `[tokens, K]` or `[K, tokens]` chooses, added where they are along its `axis`;
+    declines where another one has chosen them.
+    """
+    b, other = originals.b, 1 - axis
+    if len(mask.layout) != 2 or len(mask.layout[other]) != 1 or mask.layout[other] == (ROW,):
+        raise Decline(f"adds rows along an axis of {mask.axes}")
+    if mask.dtype != torch.bool:
+        mask = pointwise.elementwise(originals, aten.ne.Scalar, (mask, 0), {}, torch.bool)
+    if given.axis or not mask_of(originals, mask).same(given.mask):
+        raise Decline(f"adds rows where a mask of {mask.axes} is true which another one has chosen")
+    if mask.sizes[mask.dim(other)] > PLACES:
+        raise Decline(f"adds rows of more than {PLACES} places")
+    shape = [*mask.extents, *given.value.extents[1:]]
+    value = folds.to_shape(b, _as_written(originals, given.value, 0, given.mask), shape)
+
+    def at(form: Form, place: int) -> Form:
+        dim = form.dim(other)
+        return moves.drop_dim(b, moves.take_dim(b, form, dim, np.array([place])), dim)
+
+    for place in range(mask.sizes[mask.dim(other)]):
+        own = where(originals, at(mask, place), 0, at(value, place), 0)
+        target = pointwise.elementwise(originals, aten.add.Tensor, (target, own), {}, target.dtype)
+    return target
 
 
 def _of_rows(originals: OriginalOperators, mask: Form, behind: int) -> Form:

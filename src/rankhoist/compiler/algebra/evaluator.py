@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import fx
 
 from rankhoist.capture import Program
 from rankhoist.compiler.algebra import joins
@@ -34,6 +35,7 @@ class Evaluator:
 
     def __init__(self, program: Program, workload: Workload, memo: Memo) -> None:
         self.program, self.workload, self.memo, self.b = program, workload, memo, memo.b
+        self.values: dict[fx.Node, Value] = {}  # what captured operators have made so far
         self.remark = ""  # what the report says of the work of the current operator that is left per candidate
         self.conditions: list[Node] = []  # on which what the current operator was rewritten to is equal
 

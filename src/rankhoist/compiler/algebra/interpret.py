@@ -83,7 +83,7 @@ class Interpreter:
         self.memo = memo or Memo(Builder(program.device))
         self.b = self.memo.b
         self.originals = OriginalOperators(program, workload, self.memo)
-        self.values: dict[fx.Node, Value] = {}
+        self.values = self.originals.values
         self.outcomes: dict[str, Outcome] = {}
         self.assertions: list[tuple[Node, str]] = []
         self.choices: set[str] = set()  # captured operators whose results depend on `keep`

@@ -36,6 +36,14 @@ def put_back(call: Call) -> Form:
     return given.put(call.form("self"), call.form(of=first))
 
 
+def added_back(call: Call) -> Form:
+    """`z.index_add(0, places, y)`, y what a mask has chosen, places along one of its axes."""
+    given = call.value("source")
+    if not isinstance(given, orders.Chosen) or call.value("dim") != 0 or call.value("alpha") != 1:
+        raise Elsewhere("adds elements at places that depend on the inputs")
+    return call.added(call.form("self"), 2, given)
+
+
 def scattered_back(call: Call) -> Form:
     """`z.masked_scatter(m, y)`."""
     given = call.value("source")
@@ -48,5 +56,6 @@ LAWS = law("rows chosen by a mask", Level.REQUEST, {
     "index": chosen,
     "masked_select": selected,
     "index_put": put_back,
+    "index_add": added_back,
     "masked_scatter": scattered_back,
 }, blocks=Level.LINEAR, orders=True)  # fmt: skip
