@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,6 +71,12 @@ def named_tuple(names: tuple[str, ...]) -> type[tuple[Any, ...]]:
     return type("Result", (tuple,), made | own)
 
 
+NAMES: dict[str, Callable[[list[tuple[str, Any]]], Any]] = {
+    "namedtuple": lambda pairs: named_tuple(tuple(name for name, _ in pairs))(*(x for _, x in pairs)),
+    "fields": lambda pairs: Fields(**dict(pairs)),
+}
+
+
 def structure(spec: pytree.TreeSpec, verb: str, named: bool = False) -> Any:
     """Of what a model takes or returns, as `verb` says; some of its classes may be others then, if they have names.
 
@@ -109,14 +115,12 @@ def _decoded(value: Any) -> Any:
     items = as_kind(items, list)
     if kind in PLACES:
         return PLACES[kind](_decoded(item) for item in items)
-    pairs = all(len(as_kind(x, list)) == 2 and type(x[0]) in (str, int) for x in items)
-    if kind in KEYS and pairs:
-        return KEYS[kind]((key, _decoded(item)) for key, item in items)
-    if pairs and all(_is_name(name) for name, _ in items) and len({name for name, _ in items}) == len(items):
-        if kind == "namedtuple":
-            return named_tuple(tuple(name for name, _ in items))(*(_decoded(item) for _, item in items))
-        if kind == "fields":
-            return Fields(**{name: None if item is None else _decoded(item) for name, item in items})
+    if kind in (*KEYS, *NAMES) and all(len(as_kind(x, list)) == 2 and type(x[0]) in (str, int) for x in items):
+        pairs = [(key, None if item is None and kind == "fields" else _decoded(item)) for key, item in items]
+        if kind in KEYS:
+            return KEYS[kind](pairs)
+        if all(_is_name(key) for key, _ in pairs) and len(dict(pairs)) == len(pairs):
+            return NAMES[kind](pairs)
     raise ArtifactError(f"it has a container {shown(kind)}, which a file cannot hold")
 
 

@@ -63,7 +63,9 @@ class Settled:
         memo = self._memos.get(plan.workload)
         if memo is None or memo.measured:
             memo = self._memos[plan.workload] = Memo(self._b)
-        return attempt(replace(plan.task, target=replace(plan.target, limits=limits)), plan.evaluated, memo)
+        own = limits == plan.target.limits
+        task = plan.task if own else replace(plan.task, target=replace(plan.target, limits=limits))
+        return attempt(task, plan.evaluated, memo)
 
 
 def _lowered(
