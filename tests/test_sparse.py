@@ -61,6 +61,9 @@ USES: dict[str, Callable[[Any, Any], Any]] = {
     "by hand": lambda a, x: torch.zeros_like(x).index_add(
         0, a.indices()[0], a.values()[:, None] * x[a.indices()[1]]
     ),
+    "as it is": lambda a, x: a._nnz() * torch.zeros_like(x).index_add(
+        0, a._indices()[0], a._values()[:, None] * x[a._indices()[1]]
+    ),
     "made in forward": dropped,
     "made twice": lambda a, x: torch.sparse_coo_tensor(
         torch.tensor([[4, 1, 4, 0], [1, 2, 1, 5]]), x[:4, 0], (N, N)
@@ -142,6 +145,16 @@ def test_refused(monkeypatch):
     refused(lambda a, x: torch.sparse_coo_tensor(*made, (N, N)).coalesce().values().sum() * x, "make it a buffer")
     monkeypatch.setattr(sparse, "LARGEST", 35)
     refused(lambda a, x: a.to_dense() @ x, r"all elements of a sparse matrix \[6, 6\]")
+
+
+def test_a_sparse_parameter_is_refused():
+    """New values would be those of a buffer, and not be trained."""
+    model = Propagated(USES["matmul"], buffer=False).eval()
+    graph = model.graph
+    del model.graph
+    model.graph = nn.Parameter(graph)
+    with pytest.raises(UnsupportedModelError, match=r"sparse tensor, 'graph'.*make it a buffer"):
+        rankhoist.hoist(model, ROWS, context=["user"])
 
 
 def test_reached_by_no_attribute():

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from rankhoist.errors import UnsupportedModelError
 
 LARGEST = 2**28  # elements of a matrix that is made dense
-LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 PRODUCTS = {"mm", "matmul", "spmm", "_sparse_mm", "mv"}
 THE_SAME = {"coalesce", "contiguous", "detach", "clone", "to_sparse", "to_sparse_coo", "to_sparse_csr"}
 OF_VALUES = {"to", "float", "double", "half", "bfloat16", "cuda", "cpu", "neg"}
-SCALES = {"mul", "div", "true_divide"}
-HOLDERS = ("_parameters", "_buffers")
+SCALES = {"mul", "rmul", "div", "true_divide", "truediv"}
 OPERATORS = ("matmul", "rmatmul", "mul", "rmul", "truediv", "add", "radd", "sub", "rsub", "neg")
 
 
@@ -91,6 +90,15 @@ class Matrix:
     def values(self) -> Tensor:
         """As of a tensor that is coalesced."""
         return self._merged().elements
+
+    def _indices(self) -> Tensor:
+        return self.places
+
+    def _values(self) -> Tensor:
+        return self.elements
+
+    def _nnz(self) -> int:
+        return self.elements.shape[0]
 
     def _merged(self) -> Matrix:
         if not self.coalesced:
@@ -210,16 +218,16 @@ def check_no_sparse(exported: torch.export.ExportedProgram) -> None:
 
 
 def _held(module: nn.Module) -> Mapping[str, Any]:
-    return {**vars(module), **module._parameters, **module._buffers}
+    return {**vars(module), **module._buffers}
 
 
 def _take_apart(module: nn.Module, own: Mapping[str, Tensor]) -> None:
     kind, unsaved = type(module), module._non_persistent_buffers_set
-    plain = {holder: {n: x for n, x in vars(module)[holder].items() if n not in own} for holder in HOLDERS}
+    buffers = {name: x for name, x in module._buffers.items() if name not in own}
     for name, matrix in own.items():
-        plain["_buffers"] |= parts_of(name, matrix)
+        buffers |= parts_of(name, matrix)
     unsaved = unsaved | {part for name in own if name in unsaved or name in vars(module) for part in _names(name)}
-    vars(module).update(plain, _non_persistent_buffers_set=unsaved)
+    vars(module).update(_buffers=buffers, _non_persistent_buffers_set=unsaved)
     made = {name: property(functools.partial(_of_parts, name=name, shape=x.shape)) for name, x in own.items()}
     module.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **made})
 
