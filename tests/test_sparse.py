@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_equal
 from torch import Tensor, nn
+from torch.fx.experimental import proxy_tensor
 
 import rankhoist
 from rankhoist.capture import sparse
@@ -123,6 +125,18 @@ def test_saved_verified_and_given_new_weights(tmp_path):
     new.graph = torch.eye(N).to_sparse_coo()
     with pytest.raises(WeightsError, match=r"graph__indices.*has shape \[2, 6\]"):
         loaded.update_weights(new.state_dict())
+
+
+def test_threads_leave_torch_as_it_was():
+    """Models are exported one after the other: what stands for functions of torch meanwhile is taken away again."""
+    own = torch.sparse_coo_tensor, proxy_tensor._extract_tensor_metadata
+    models = [Propagated(USES["made in forward"]).eval() for _ in range(3)]
+    user, item = torch.tensor([3]), torch.tensor([0, 5, 1])
+    with ThreadPoolExecutor(3) as threads:
+        hoisted = list(threads.map(lambda m: rankhoist.hoist(m, ROWS, context=["user"]), models))
+    assert (torch.sparse_coo_tensor, proxy_tensor._extract_tensor_metadata) == own
+    for made, model in zip(hoisted, models, strict=True):
+        assert_equal(made(user, item), model(user.expand(3), item))
 
 
 def test_gradients():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,7 @@ from rankhoist.capture.varying import Dynamic
 from rankhoist.capture.wrappers import unwrapped
 from rankhoist.errors import CaptureError, ExportError, InputError, UnsupportedModelError
 
+EXPORTS = threading.RLock()  # one at a time: functions of PyTorch stand for others meanwhile, in the whole process
 Model = nn.Module | Callable[..., Any] | torch.export.ExportedProgram  # what is called is a method of a module
 
 
@@ -184,7 +186,13 @@ def capture(
     if call.bound is not None and call.jagged is None:  # containers of bags have names of their own
         context = opened_names(context, call.bound.arguments)
         item = None if item is None else opened_names(item, call.bound.arguments)
-    with ordinary_weights(model), sparse_in_parts(model), kept(model, call.bound, opaque) as calls, asked() as names:
+    with (
+        EXPORTS,
+        ordinary_weights(model),
+        sparse_in_parts(model),
+        kept(model, call.bound, opaque) as calls,
+        asked() as names,
+    ):
         if isinstance(model, nn.Module) and call.bound is not None:
             made = exported(model, call.bound, training, call.jagged, call.varying)
         else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -195,8 +196,13 @@ def sparse_in_parts(model: object) -> Iterator[None]:
     before = [(m, type(m), dict(vars(m))) for m, _ in found]
     for module, own in found:
         _take_apart(module, own)
+    thread, plain = threading.get_ident(), torch.sparse_coo_tensor
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return _made(*args, **kwargs) if threading.get_ident() == thread else plain(*args, **kwargs)
+
     try:
-        with mock.patch.object(torch, "sparse_coo_tensor", _made):
+        with mock.patch.object(torch, "sparse_coo_tensor", made):
             yield
     finally:
         for module, kind, attributes in before:
