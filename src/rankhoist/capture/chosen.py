@@ -75,11 +75,8 @@ def loops_over_chosen(answers: Answers) -> Iterator[None]:
         turns = own.listed(x)
         return plain(x) if turns is None else turns
 
-    try:
-        with mock.patch.object(FakeTensor, "tolist", tolist), own:
-            yield
-    finally:
-        own.forget()  # another thread's export may put it back
+    with mock.patch.object(FakeTensor, "tolist", tolist), own:
+        yield
 
 
 class _Loops(TorchFunctionMode):
@@ -111,9 +108,6 @@ class _Loops(TorchFunctionMode):
         if chosen is None:
             return None
         return _Listed(x, lambda: (n if x.dim() == 1 else [n] for n in self._turns(chosen)))
-
-    def forget(self) -> None:
-        self._known.clear()
 
     def _rows(self, x: Tensor, chosen: Chosen) -> Iterator[Tensor]:
         """In the place of a tensor's rows, which are in its memory."""

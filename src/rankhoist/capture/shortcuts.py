@@ -132,7 +132,7 @@ class _AskedOfTensors(TorchFunctionMode):
 @contextlib.contextmanager
 def _asked_of_sizes(answers: Answers) -> Iterator[None]:
     """Answers of numbers that data decides, where torch knows none, to the model's own lines in this thread."""
-    thread, ended = threading.get_ident(), False
+    thread = threading.get_ident()
 
     def asks(truth: Callable[[Any], bool]) -> Callable[[Any], bool]:
         def asked(x: Any) -> bool:
@@ -140,7 +140,7 @@ def _asked_of_sizes(answers: Answers) -> Iterator[None]:
                 return truth(x)
             except GuardOnDataDependentSymNode:
                 frame = sys._getframe(1)
-                if ended or threading.get_ident() != thread or not is_own(frame.f_code.co_filename):
+                if threading.get_ident() != thread or not is_own(frame.f_code.co_filename):
                     raise
                 about = x.node.expr if isinstance(x, torch.SymBool) else sympy.Ne(x.node.expr, 0)
                 nothing = about.subs(dict.fromkeys(about.free_symbols, 0))
@@ -154,10 +154,7 @@ def _asked_of_sizes(answers: Answers) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for kind in (torch.SymBool, torch.SymInt):
             stack.enter_context(mock.patch.object(kind, "__bool__", asks(kind.__bool__)))
-        try:
-            yield
-        finally:
-            ended = True  # another thread's export may put these back
+        yield
 
 
 # -- where it is asked
