@@ -205,9 +205,12 @@ def missing_inputs(
             return InputError(
                 f"input {name!r} is a container ({parts[0]}{more}), expected a tensor with rows on axis 0{own}"
             )
-    kinds = [(name, type(leaf).__name__) for name, leaf in leaves.items() if is_dataclass(leaf)]
-    known = [f". Register the type of {name!r}: torch.export.register_dataclass({kind})" for name, kind in kinds]
-    return InputError(f"missing {what}: {', '.join(names)}; got {', '.join(leaves) or 'none'}{''.join(known)}")
+    advice = "".join(
+        f". Register the type of {name!r}: torch.export.register_dataclass({type(leaf).__name__})"
+        for name, leaf in leaves.items()
+        if is_dataclass(leaf)
+    )
+    return InputError(f"missing {what}: {', '.join(names)}; got {', '.join(leaves) or 'none'}{advice}")
 
 
 def common_rows(leaves: Mapping[str, Any]) -> int:

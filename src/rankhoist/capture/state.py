@@ -1,7 +1,7 @@
 """What a model's Python has where it asks: values of the frames of its own lines, and of the objects that these hold.
 
 Two exports that go on from the same lines with the same values compute the same. Tensors and sizes are of the graph:
-they are the same where their terms are, so the graph is given all of them (`STATE`).
+they are the same where their terms are, so the graph is given all of them (`shortcuts.MARK`).
 """
 
 from __future__ import annotations
