@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from helpers import assert_equal
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankhoist import Workload, hoist
 from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
@@ -19,12 +21,13 @@ from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.graph.products import arranged
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, Way, make_plans
 from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets import calibrate as calibration
-from rankhoist.compiler.targets.predict import ARRANGING, _broadcast_runs, seconds
+from rankhoist.compiler.targets.predict import ARRANGING, JOINED, _broadcast_runs, seconds
 from rankhoist.compiler.targets.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
@@ -153,6 +156,60 @@ def test_an_original_einsum_is_predicted_as_the_batched_product_that_it_is():
         aten.einsum.default, ("pbi,pij->bpj", [moved, w]), Rate.ITEM, (4800,), torch.float32, multiply_adds=own
     )
     assert seconds(other, REAL, 10, 1) > 0
+
+
+class Clones(TorchDispatchMode):
+    """Counts the copies that operators make."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is aten.clone.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_einsum_copies_what_is_predicted():
+    chosen = random.Random(0)
+    for _ in range(200):
+        letters = chosen.sample("abcxyzBN", chosen.randint(2, 5))
+        x, y = ([a for a in chosen.sample(letters, len(letters)) if chosen.random() < 0.8] or letters for _ in range(2))
+        kept = [a for a in letters if (a in x) != (a in y) or (a in x and chosen.random() < 0.5)]
+        equation = f"{''.join(x)},{''.join(y)}->{''.join(kept)}"
+        sizes = {letter: chosen.choice([2, 3]) for letter in letters}
+        operands = [torch.randn([sizes[a] for a in own]) for own in (x, y)]
+        with Clones() as clones:
+            torch.einsum(equation, *operands)
+        multiplies = any(a in x and a in y and a not in kept for a in letters)  # matrices; else elements
+        assert not multiplies or clones.count == len(arranged(equation, [list(o.shape) for o in operands])), equation
+
+
+def test_an_einsum_whose_letters_are_out_of_order_is_predicted_to_copy():
+    b = Builder()
+    x = b.leaf("input", "x", Rate.PAIR, (32, 16), torch.float32)
+    w = b.leaf("weight", "w", Rate.WEIGHT, (32, 16), torch.float32)
+
+    def of(equation: str) -> float:
+        node = b.call(aten.einsum.default, (equation, [x, w]), Rate.PAIR, (), torch.float32, multiply_adds=512)
+        return float(seconds(node, REAL, 1000, 1))
+
+    assert of("bnc,nc->b") == pytest.approx(of("bcn,cn->b") + REAL.functions(1000 * 512 * 4) + REAL.functions(512 * 4))
+
+
+def test_many_rows_of_a_few_matrices_are_products_of_their_own():
+    assert REAL.products(4, 32000, 4, 16) == pytest.approx(4 * REAL.products(1, 32000, 4, 16))
+    assert REAL.products(2, 16000, 4, 1) == pytest.approx(2 * REAL.products(1, 16000, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("operator", "axis", "runs"), [("cat", 1, 2), ("cat", 2, 8), ("stack", 1, 2), ("stack", -1, 64)]
+)
+def test_what_is_joined_is_copied_run_by_run(operator, axis, runs):
+    b = Builder()
+    x = b.leaf("input", "x", Rate.PAIR, (4, 8), torch.float32)
+    made = getattr(torch, operator)([torch.empty(1, 4, 8)] * 2, axis).shape[1:]
+    node = b.call(getattr(aten, operator).default, ([x, x], axis), Rate.PAIR, tuple(made), torch.float32)
+    joined = REAL.call + REAL.streams(64 * 4e6) + 1e6 * runs * REAL.row / JOINED
+    assert seconds(node, REAL, 1e6, 1) == pytest.approx(joined)
 
 
 class VectorCross(nn.Module):

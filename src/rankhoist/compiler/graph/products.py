@@ -5,8 +5,10 @@ Every function takes the captured node, the shapes of its tensor operands, and t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -117,3 +119,23 @@ def einsum_axes(equation: str, depths: Sequence[int]) -> tuple[list[list[str]], 
         return [*before, *(f"..{i}" for i in range(free, 0, -1) if ellipsis), *after]
 
     return [named(t, n) for t, n in zip(terms, free, strict=True)], named(right, max(free))
+
+
+def arranged(equation: str, shapes: Sequence[Sequence[Any]]) -> list[int]:
+    """Which operands of an einsum of two PyTorch copies before it multiplies matrices, both being contiguous.
+
+    It orders what is summed over by its letters, so `bnc,nc->b` copies the rows and `bcn,cn->b` does not. Axes of
+    both operands and the result, of one operand, and of both that are summed over become one axis each, without a copy
+    where they are neighbours in that order.
+    """
+    axes, result = einsum_axes(equation, [len(shape) for shape in shapes])
+    order = [*result, *sorted({name for own in axes for name in own} - set(result))]
+
+    def copied(own: Sequence[str], other: Sequence[str], shape: Sequence[Any]) -> bool:
+        present = [name for name, size in zip(own, shape, strict=True) if not isinstance(size, int) or size != 1]
+        places: dict[tuple[bool, bool], list[int]] = {}
+        for name in (name for name in order if name in present):
+            places.setdefault((name in other, name in result), []).append(present.index(name))
+        return any(b != a + 1 for along in places.values() for a, b in itertools.pairwise(along))
+
+    return [i for i in range(2) if copied(axes[i], axes[1 - i], shapes[i])]

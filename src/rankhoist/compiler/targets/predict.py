@@ -16,12 +16,13 @@ import torch
 
 from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.compiler.graph.operators import Timed, row
-from rankhoist.compiler.graph.products import einsum_axes
+from rankhoist.compiler.graph.products import arranged, einsum_axes
 from rankhoist.compiler.targets.profile import Profile
 
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
 PASSES = 6  # of a softmax over each of its rows, as measured
 NEAR = 3  # times as fast: elements picked by one index, whose neighbours are picked with them, as measured
+JOINED = 3  # times as fast: a run of a join, which is only copied, as measured
 FAR = 2  # times as long as the profile's gather: rows of a store are not in the cache, as measured
 MISS, LINE = 5e-8, 64  # seconds until a row of a store comes that is as long as a line of the cache, as measured
 SHORT = (torch.bfloat16, torch.float16)  # counted as float32, in their own profile
@@ -79,10 +80,11 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
     return profile.call + profile.streams(np.maximum(bytes_of(node, rows), read / 2), over) + runs
 
 
-def _runs(node: Node) -> int:
+def _runs(node: Node) -> float:
     """Per row, how often an operator starts anew on neighbouring elements: where it joins, repeats or adds up."""
-    if node.op is aten.cat.default:
-        return len(node.args[0]) * math.prod(node.sizes[: node.args[1] - 1])
+    if node.op in (aten.cat.default, aten.stack.default):
+        along = node.args[1] % (len(node.sizes) + 1) - 1  # of a row
+        return len(node.args[0]) * math.prod(node.sizes[:along]) / JOINED
     shapes = [a.sizes for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.sizes]
     largest = max(shapes, key=math.prod, default=())
     if row(node.op).timed is Timed.SOFTMAX:
@@ -194,7 +196,10 @@ def _convolution(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 def _einsum(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
     seen = as_product(node, profile, rows)
-    return _original(node, profile, rows, requests) if seen is None else seen + ARRANGING * profile.call
+    if seen is None:
+        return _original(node, profile, rows, requests)
+    copies = [node.args[1][i] for i in arranged(node.args[0], [_whole(a, rows) for a in node.args[1]])]
+    return seen + ARRANGING * profile.call + sum(profile.functions(bytes_of(a, rows)) for a in copies)
 
 
 def as_product(node: Node, profile: Any, rows: Any) -> Any:
@@ -205,7 +210,7 @@ def as_product(node: Node, profile: Any, rows: Any) -> Any:
     """
     if not all(a.rows_first for a in node.args[1]):
         return None
-    shapes = [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.sizes] for a in node.args[1]]
+    shapes = [_whole(a, rows) for a in node.args[1]]
     axes, result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
     if len(shapes) != 2:
         return None
@@ -220,6 +225,11 @@ def as_product(node: Node, profile: Any, rows: Any) -> Any:
     m, n = (math.prod((size[name] for name in own if name not in both), start=1) for own in (x, y))
     k = math.prod((size[name] for name in both if name not in result), start=1)
     return profile.products(batch, m, k, n)
+
+
+def _whole(node: Node, rows: Any) -> list[Any]:
+    """Its tensor's shape."""
+    return [*([] if node.rate is Rate.WEIGHT else [rows]), *node.sizes]
 
 
 def _attention(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:

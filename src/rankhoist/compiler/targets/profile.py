@@ -21,6 +21,7 @@ from rankhoist.errors import ProfileError
 
 VERSION = 3
 LANES = 16  # columns in one pass of a matrix product
+COLUMNS = 4  # which a product of a batch takes about as long for as for one, as measured
 WARM = 2**21  # bytes that stay in a core's cache
 BUILT_IN = Path(__file__).with_name("profile.json")
 BUILT_IN_BFLOAT16 = Path(__file__).with_name("profile-bfloat16.json")
@@ -102,6 +103,9 @@ class Profile:
         single = self._product_table(np.maximum(m, 1), k, n)
         few = np.minimum(np.asarray(batch) / self.sizes["batch"][0], 1.0)  # fewer than the table's: in proportion
         several = few * self._batched_table(np.maximum(batch, 1), np.maximum(m, 1), k, n)
+        # Beyond the table each is a product of its own, and one of a column no product by a vector.
+        alone = batch * (single if n >= COLUMNS else self._product_table(np.maximum(m, 1), k, COLUMNS))
+        several = np.where(np.asarray(m) > self.sizes["batched_m"][-1], np.maximum(several, alone), several)
         return np.where(np.asarray(batch) <= 1, single, several)
 
     def streams(self, size: Any, over: bool = False) -> Any:
