@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -329,3 +331,28 @@ def test_a_length_is_a_size_of_any_number_of_rows():
     for count in (1, 3, 7):
         assert_equal(hoisted(user[:1], item[:count]), model(user[:1].expand(count, -1), item[:count]))
     assert "len" not in globals()
+
+
+CONTAINER = "class Features:\n    def __init__(self, x): self.x = x\n\n    def rows(self): return len(self.x)\n"
+LAYER = """import torch
+from {package}.containers import Features
+
+class Counting(torch.nn.Module):
+    def forward(self, user, item):
+        return (user * item).sum(1) + torch.ones(Features(item).rows())
+"""
+
+
+def test_a_length_is_a_size_in_all_files_of_a_models_package(tmp_path, monkeypatch):
+    """A library's containers of features are not in the files of its layers."""
+    package = tmp_path / "shop_with_containers"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "containers.py").write_text(CONTAINER)
+    (package / "layers.py").write_text(LAYER.format(package=package.name))
+    monkeypatch.syspath_prepend(tmp_path)
+    layers = importlib.import_module(f"{package.name}.layers")
+    model, (user, item) = layers.Counting().eval(), torch.rand(2, 7, WIDTH)
+    hoisted = hoist(model, (user[:4], item[:4]), context=["user"])
+    assert_equal(hoisted(user[:1], item), model(user[:1].expand(7, -1), item))
+    assert "len" not in vars(layers) and "len" not in vars(sys.modules[f"{package.name}.containers"])

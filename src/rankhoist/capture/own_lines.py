@@ -28,6 +28,15 @@ def own_frame(frame: FrameType | None) -> FrameType | None:
 
 def own_names(model: nn.Module) -> list[dict[str, Any]]:
     """The global names of such files that its modules are written in, and what those are derived from."""
-    files = {base.__module__ for module in model.modules() for base in type(module).__mro__}
+    return _own({base.__module__ for module in model.modules() for base in type(module).__mro__})
+
+
+def package_names(model: nn.Module) -> list[dict[str, Any]]:
+    """The same of all files of their packages, as far as they are imported."""
+    packages = {str(names["__name__"]).partition(".")[0] for names in own_names(model)}
+    return _own({name for name in [*sys.modules] if name.partition(".")[0] in packages})
+
+
+def _own(files: set[str]) -> list[dict[str, Any]]:
     spaces = [vars(sys.modules[name]) for name in files if name in sys.modules]
     return [names for names in spaces if names.get("__file__") and is_own(str(names["__file__"]))]

@@ -1,7 +1,8 @@
 """`len(x)` in a model's own files: Python wants a number of it, where `x.shape[0]` is a size of any number of rows.
 
-While the model is exported, the files that its modules are written in have a `len` of their own, which looks at the
-shape. Elsewhere Python's stays as it is: what it fixes, the strict exporter reads in the model's bytecode.
+While the model is exported, the files of the packages that its modules are written in have a `len` of their own, which
+looks at the shape: a library's containers of features are not in the files of its layers. Elsewhere Python's stays as
+it is: what it fixes, the strict exporter reads in the model's bytecode.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankhoist.capture.own_lines import own_names
+from rankhoist.capture.own_lines import package_names
 
 
 @contextlib.contextmanager
 def lengths_are_sizes(model: nn.Module) -> Iterator[None]:
-    own = [names for names in own_names(model) if "len" not in names]
+    own = [names for names in package_names(model) if "len" not in names]
     for names in own:
         names["len"] = _length
     try:
