@@ -55,10 +55,12 @@ def export(
     training: bool = False,
     varying: Axes | None = None,
     strict: bool = False,
+    most: int = MAX_ROWS,
 ) -> torch.export.ExportedProgram:
     """Export with at least two rows: a size of one would be taken for a constant. What is no tensor is a constant.
 
-    `varying` are the symbols of other axes, by input; `strict`, the model's bytecode is read.
+    `varying` are the symbols of other axes, by input; `strict`, the model's bytecode is read; calls have `most` rows
+    at most.
 
     Raises:
         ExportError: `torch.export` refuses the model; says in which module and why.
@@ -71,10 +73,12 @@ def export(
         if not isinstance(leaf, torch.Tensor):
             return leaf
         leaf = traceable(leaf, own.get(id(leaf), ()))
+        if most < MAX_ROWS:
+            leaf = leaf[:3]
         return leaf.repeat_interleave(3, 0) if leaf.shape[0] == 1 else leaf.clone()  # one tensor given twice is two
 
     args, kwargs = pytree.tree_map(several, (bound.args, bound.kwargs))
-    rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
+    rows = torch.export.Dim("rows", min=2, max=most)
     dynamic = _sizes(by_name(bound), lambda x: {0: rows, **own.get(id(x), {})} if isinstance(x, torch.Tensor) else None)
     try:
         with naming(model, bound):

@@ -14,6 +14,7 @@ from rankhoist.capture.checks import check_exported
 from rankhoist.capture.export import export
 from rankhoist.capture.flex import flex_as_operators
 from rankhoist.capture.packed import packed_as_padded
+from rankhoist.capture.pieces import in_pieces
 from rankhoist.capture.scripts import converted, scripts_converted
 from rankhoist.capture.shortest import shortest
 from rankhoist.capture.stateless import check_stateless, written
@@ -46,7 +47,7 @@ def exported(
         elif training:
             program = export(model, bound, training, varying)
         else:
-            program = as_called(model, bound, lambda strict: export(model, bound, varying=varying, strict=strict))
+            program = as_called(model, bound, lambda strict: in_pieces(model, bound, varying, strict))
         others = scripts or met.sequences
     if training:
         check_exported(program)
