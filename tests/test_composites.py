@@ -208,7 +208,7 @@ def test_memory_is_not_read_where_it_lies_otherwise(read):
 
 
 def test_fourier_transforms_along_a_history():
-    """PyTorch takes them apart in a way that the operators after it do not fit; and of no row at all it makes none."""
+    """PyTorch takes them apart in a way that the operators after it do not fit; and of no row at all MKL makes none."""
 
     def call(c, k, w):
         filtered = torch.fft.irfft(torch.fft.rfft(c.view(-1, 4, 1), dim=1) * torch.view_as_complex(w), n=4, dim=1)
@@ -219,6 +219,7 @@ def test_fourier_transforms_along_a_history():
     hoisted = hoist(model, (CONTEXT[[0, 1, 2, 0]], CANDIDATE[:4]), context=["context"])
     expected = model(CONTEXT[[0, 0, 0, 2, 2, 2, 2]], CANDIDATE)
     assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, 7]), expected)
+    assert_equal(hoisted(CONTEXT, CANDIDATE[:0], request_offsets=[0, 0, 0, 0]), expected[:0])
     assert Rate.REQUEST in rates_of(hoisted, "fft_irfft") and Rate.PAIR in rates_of(hoisted, "fft_rfft")
 
 
@@ -234,5 +235,6 @@ def test_fourier_transforms_along_several_axes():
     hoisted = hoist(Function(call).eval(), (CONTEXT[[0, 1, 2, 0]], CANDIDATE[:4]), context=["context"])
     expected = call(CONTEXT[[0, 0, 0, 2, 2, 2, 2]], CANDIDATE)
     assert_equal(hoisted(CONTEXT, CANDIDATE, request_offsets=[0, 3, 3, 7]), expected)
+    assert_equal(hoisted(CONTEXT[:1], CANDIDATE[:0]), expected[:0])
     once = rates_of(hoisted, "fft_rfft2") | rates_of(hoisted, "fft_fft2") | rates_of(hoisted, "fft_irfft2")
     assert once == {Rate.REQUEST} and rates_of(hoisted, "fft_fftn") == {Rate.REQUEST, Rate.ITEM}

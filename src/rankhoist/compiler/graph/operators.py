@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from rankhoist.capture import OPAQUE
-from rankhoist.compiler.graph import fused, kernels, padded, products, trained
+from rankhoist.compiler.graph import fourier, fused, kernels, padded, products, trained
 from rankhoist.compiler.graph.attention import attention_by_products
 from rankhoist.compiler.graph.node import Op
 
@@ -201,9 +201,11 @@ ROWS: list[tuple[str, Operator]] = [
     ("_linalg_solve_ex", Operator(Timed.ORIGINAL, products.solve, checked=True)),
     ("linalg_solve_triangular", Operator(Timed.ORIGINAL, products.inverse)),
     ("cholesky_solve", Operator(Timed.ORIGINAL, products.solve_by_factor)),
+    # -- Fourier transforms
+    *[(n, Operator(spelled=fourier.of_any_rows(getattr(aten, n).default), checked=n[0] == "_")) for n in fourier.NAMES],
     # -- private ones that models hold, and nothing more is known of
     ("_adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _conj_physical _convolution", CHECKED),
-    ("_embedding_bag_forward_only _euclidean_dist _fft_c2c _fft_c2r _fft_r2c _fused_rms_norm _int_mm", CHECKED),
+    ("_embedding_bag_forward_only _euclidean_dist _fused_rms_norm _int_mm", CHECKED),
     ("_is_all_true _is_any_true _linalg_det _linalg_eigh _linalg_slogdet _linalg_svd _logcumsumexp", CHECKED),
     ("_masked_softmax _native_batch_norm_legit_no_training", CHECKED),
     ("_native_multi_head_attention _pdist_forward _prelu_kernel _safe_softmax", CHECKED),
