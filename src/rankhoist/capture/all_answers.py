@@ -1,17 +1,17 @@
-"""A model exported as if there was work wherever its Python asks, if that is what it computes (see `shortcuts`)."""
+"""A model exported as if there was work wherever its Python asks, if that is what it computes (see `between`)."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import fx
 from torch.export import ExportedProgram
 
-from rankhoist.capture.composites import written_anew
+from rankhoist.capture.between import same_whatever
+from rankhoist.capture.composites import few_prepared, written_anew
 from rankhoist.capture.defaults import fill
 from rankhoist.capture.effects import without_tokens
-from rankhoist.capture.nowhere import same_where_nothing
 from rankhoist.capture.one_number import written_out
 from rankhoist.capture.recurrent import of_any_length
 from rankhoist.capture.shortcuts import MARK, MOST, Answers
@@ -27,41 +27,56 @@ def of_all_answers(export: Callable[[Answers | None], ExportedProgram]) -> Expor
     """
     busy = Answers()
     program = export(busy)
-    if busy.asked and (len(busy.asked) > MOST or not _holds(program, busy, export)):
+    if not busy.asked:
+        return program
+    held = _held(program, busy, export) if len(busy.asked) <= MOST else None
+    if held is None:
         return export(None)
-    for part in [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]:
+    for part in [m for m in held.graph_module.modules() if isinstance(m, fx.GraphModule)]:
         for node in part.graph.find_nodes(op="call_function", target=MARK):
             for own in node.all_input_nodes:  # torch forgets some where it puts a part into a graph within
                 own.users.setdefault(node)
             part.graph.erase_node(node)
-    return program
+    return held
 
 
-def _holds(program: ExportedProgram, busy: Answers, export: Callable[[Answers], ExportedProgram]) -> bool:
-    """Whether the model computes what was exported with answers, whatever the answers are."""
+def _held(
+    program: ExportedProgram, busy: Answers, export: Callable[[Answers], ExportedProgram]
+) -> ExportedProgram | None:
+    """What was exported with answers, without writes, if the model computes that whatever the answers are."""
     try:
-        first = _plain(program)
-        for number in range(len(busy.asked)):
-            idle = Answers(number)
-            second = _plain(export(idle))
-            goes_on = [q.state.lines for q in busy.asked] == [q.state.lines for q in idle.asked]
-            if not (goes_on and same_where_nothing((first, second), (busy, idle), number)):
-                return False
+        idle = Answers(idle=True)
+        first, second = _plain([program, export(idle)])
+        return first if same_whatever((first, busy), (second, idle)) else None
     except Exception:  # whatever it is, there is nothing to compare
-        return False
-    return True
+        return None
 
 
-def _plain(program: ExportedProgram) -> ExportedProgram:
-    """In the words in which graphs are compared, without writes. The program itself is left as it is."""
+def _plain(programs: Sequence[ExportedProgram]) -> list[ExportedProgram]:
+    """In the words in which graphs are compared, without writes. The programs themselves are left as they are."""
+    made = [_copied(program) for program in programs]
+    if not all(_without_writes(own.graph) for own in made):  # or they would be in different words
+        made = [_functional(own) for own in programs]
+    for own in made:
+        without_tokens(own)
+        written_out(own.graph)
+        by_masks(own.graph)
+        fill(own.graph)
+    return made
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    with of_any_length(), unread(), few_prepared(program):
+        made: ExportedProgram = program.run_decompositions({})
+        return made
+
+
+def _copied(program: ExportedProgram) -> ExportedProgram:
     own = copy.copy(program)
     own._graph_module = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
-    graphs_within = any(n.op == "get_attr" for n in own.graph.nodes)
-    if graphs_within or not written_anew(own.graph):
-        with of_any_length(), unread():
-            own = program.run_decompositions({})
-        without_tokens(own)
-    written_out(own.graph)
-    by_masks(own.graph)
-    fill(own.graph)
     return own
+
+
+def _without_writes(graph: fx.Graph) -> bool:
+    """Make them anew; False where that takes more."""
+    return not any(n.op == "get_attr" for n in graph.nodes) and written_anew(graph)

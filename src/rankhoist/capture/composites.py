@@ -31,6 +31,7 @@ SIMPLE = {  # these have a kernel of their own, and parts that take about as lon
     aten.glu.default, aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.tril.default,
     aten.triu.default, aten.diag_embed.default,
 }  # fmt: skip
+ASIDE = {aten._assert_scalar.default, aten._assert_tensor_metadata.default}  # of sizes and kinds: they stay as they are
 SIZES = "aten::sym_"  # they are numbers, and PyTorch's parts of one are the same operator
 
 
@@ -61,7 +62,8 @@ def is_functional(program: ExportedProgram) -> bool:
 def _plain(op: torch._ops.OpOverload, stays_whole: Callable[[Any], bool]) -> bool:
     composite = op._can_decompose() and op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     own, schema = op.namespace == "aten", op._schema
-    return own and not schema.is_mutable and bool(schema.returns) and (not composite or stays_whole(op))
+    returns = bool(schema.returns) or op in ASIDE
+    return own and not schema.is_mutable and returns and (not composite or stays_whole(op))
 
 
 def written_anew(graph: fx.Graph) -> bool:

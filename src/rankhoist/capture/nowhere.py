@@ -1,4 +1,4 @@
-"""Whether two graphs are one where a mask is true nowhere. Their terms are compared, by what they are made of:
+"""What the terms of a graph are where a mask is true nowhere, by what they are made of:
 
     z[m] = y  and  z.index_add(0, r, y) by its places r  are  z,   where(m, y, z)  is  z,   cat([y[m], z])  is  z
 
@@ -7,6 +7,7 @@ What is chosen has no elements then, and neither has what is made of it, as far 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,11 +17,12 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.immutable_collections import immutable_list
 from torch.utils import _pytree as pytree
 
 from rankhoist.capture.operators import operator_name
-from rankhoist.capture.shortcuts import COMPARED, MARK, OPPOSITE, Answers, Question
+from rankhoist.capture.shortcuts import COMPARED, OPPOSITE, SIZES, Question
 from rankhoist.capture.true_places import counted_by
 
 aten = torch.ops.aten
@@ -37,19 +39,6 @@ WRITES = {"index_put", "index_add", "index_copy", "scatter", "scatter_add", "sca
 SOME = (1, 2, 10**6)  # numbers of places; a relation that is the same of these is so of all but 0
 
 
-def same_where_nothing(programs: Sequence[ExportedProgram], answers: Sequence[Answers], number: int) -> bool:
-    """Whether two exports are one where there is nothing of what a question asks for, and all operators of the first
-    one take that there is nothing.
-    """
-    terms = Terms()
-    graphs = [_Graph(program, terms) for program in programs]
-    if not all(graph.learn(own.asked[number], number) for graph, own in zip(graphs, answers, strict=True)):
-        return False
-    first, second = (graph.results() for graph in graphs)
-    alike = programs[0].call_spec.out_spec == programs[1].call_spec.out_spec
-    return alike and first == second and graphs[0].takes_nothing()
-
-
 @dataclass
 class Terms:
     """Numbers of terms, of both graphs: those of the same operator and terms are one.
@@ -57,6 +46,8 @@ class Terms:
     Attributes:
         nowhere, everywhere: those of masks that are true nowhere, and everywhere.
         parts: of masks, axes and places on them, where they are true nowhere.
+
+    What is known of masks is so at one question.
     """
 
     numbers: dict[Any, int] = field(default_factory=dict)
@@ -67,32 +58,58 @@ class Terms:
     def of(self, *key: Any) -> int:
         return self.numbers.setdefault(key, len(self.numbers))
 
+    def forget(self) -> None:
+        """What is known of masks."""
+        self.nowhere, self.everywhere, self.parts = set(), set(), set()
 
-class _Graph:
+
+class Numbered:
     """A graph, and the numbers of its terms."""
 
     def __init__(self, program: ExportedProgram, terms: Terms) -> None:
-        self._graph, self._terms = program.graph, terms
+        self.terms = terms
         self._constants = {
             spec.arg.name: _content(program.constants[spec.target])
             for spec in program.graph_signature.input_specs
             if spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None
         }
-        self._counted = counted_by(self._graph)
+        self.counted_by = counted_by(program.graph)
         self._numbers: dict[fx.Node, int] = {}
-        self._read(self._whole)
+        self._of: defaultdict[int, list[fx.Node]] = defaultdict(list)  # a number -> those that have it
+
+    def name(self, node: fx.Node, number: int) -> None:
+        """Give a node a number."""
+        self._numbers[node] = number
+        self._of[number].append(node)
 
     # -- what is known where there is nothing
 
-    def learn(self, question: Question, number: int) -> bool:
+    def learn(self, question: Question, mark: fx.Node) -> bool:
         """Which masks are true nowhere; False where it is none of them."""
-        mark = next(n.args[1] for n in self._marks() if n.args[0] == number)
+        asked: Any = mark.args[1]
+        known = self._says(question, asked)
+        self._spread()
+        return known
+
+    def _says(self, question: Question, asked: Any) -> bool:
         if question.about is None:
-            return mark is not None and self._if(mark, question.nothing)
+            return asked is not None and self._if(asked, question.nothing)
         symbols = question.about.free_symbols
         if len(symbols) != 1 or not _says_none(lambda n: question.about.subs(*symbols, n), question.nothing):
             return False
-        return self._if(mark, False) if mark is not None else self._nowhere(self._counted.get(*symbols))
+        return self._if(asked, False) if asked is not None else self._nowhere(self.counted_by.get(*symbols))
+
+    def _spread(self) -> None:
+        """To masks that were made already of those that are known."""
+        nowhere, everywhere = self.terms.nowhere, self.terms.everywhere
+        todo = [*nowhere, *everywhere, *(number for number, _, _ in self.terms.parts)]
+        while todo:
+            for user in [user for node in self._of[todo.pop()] for user in node.users if user in self._numbers]:
+                number = self._numbers[user]
+                if isinstance(user.target, torch._ops.OpOverload) and number not in nowhere | everywhere:
+                    self._pass_on(user, operator_name(user), number)
+                    if number in nowhere | everywhere:
+                        todo.append(number)
 
     def _if(self, node: Any, truth: bool) -> bool:
         """A number is true, or it is not."""
@@ -123,7 +140,7 @@ class _Graph:
         """A mask, of booleans or numbers, is true nowhere."""
         if mask is None:
             return False
-        self._terms.nowhere.add(self._numbers[mask])
+        self.terms.nowhere.add(self._numbers[mask])
         name, first = operator_name(mask), mask.args[0]
         if name in SAME and first.meta["val"].dtype == torch.bool:
             self._nowhere(first)
@@ -133,7 +150,7 @@ class _Graph:
 
     def _nowhere_at(self, mask: Any, axis: int, place: int) -> bool:
         """A mask, of booleans or numbers, is true nowhere at one place of an axis."""
-        self._terms.parts.add((self._numbers[mask], axis, place))
+        self.terms.parts.add((self._numbers[mask], axis, place))
         if not isinstance(mask.target, torch._ops.OpOverload):
             return True
         name, first = operator_name(mask), mask.args[0]
@@ -163,29 +180,24 @@ class _Graph:
         name = operator_name(mask)
         if mask.meta["val"].dtype != torch.bool:
             return False
-        self._terms.everywhere.add(self._numbers[mask])
+        self.terms.everywhere.add(self._numbers[mask])
         if name in OPPOSITE:
             self._nowhere(mask.args[0])
         if name in CONTRARY:
             contrary = getattr(getattr(aten, CONTRARY[name]), mask.target._overloadname)
-            self._terms.nowhere.add(self._terms.of(contrary, *self._given(mask.args, mask.kwargs)))
+            self.terms.nowhere.add(self.terms.of(contrary, *self._given(mask.args, mask.kwargs)))
         return True
 
     # -- terms
 
-    def results(self) -> Any:
-        """Of all that is returned, and of what is there at each question, where there is nothing."""
-        self._read(self._left)
-        last = next(n for n in self._graph.nodes if n.op == "output")
-        return self._given(last.args), [self._given(mark.args[2:]) for mark in self._marks()]
-
-    def _marks(self) -> list[fx.Node]:
-        return [n for n in self._graph.nodes if n.target is MARK]
-
-    def _read(self, of: Callable[[fx.Node], int]) -> None:
-        for node in self._graph.nodes:
-            if node.op != "output":
-                self._numbers[node] = of(node)
+    def reads(self, nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
+        """Give numbers to nodes one behind the other, as they are where there is nothing; what they are as a whole."""
+        for node in nodes:
+            self._numbers[node] = self._whole(node)
+        whole = {node: self._numbers[node] for node in nodes}
+        for node in nodes:
+            self._numbers[node] = self._left(node)
+        return whole
 
     def _given(self, *given: Any) -> Any:
         """Arguments, with numbers of terms in place of nodes, as part of a key."""
@@ -195,11 +207,13 @@ class _Graph:
 
     def _whole(self, node: fx.Node) -> int:
         """The number of a term as it is."""
+        if isinstance(size := node.meta.get("val"), torch.SymInt) and not free_unbacked_symbols(size):
+            return self.terms.of("a size", str(size))  # whatever it is read of
         if node.op == "call_function":
-            return self._terms.of(node.target, *self._given(node.args, node.kwargs))
+            return self.terms.of(node.target, *self._given(node.args, node.kwargs))
         if node.op == "get_attr":  # a graph within the graph: it is not looked into
-            return self._terms.of(node)
-        return self._terms.of(node.op, self._constants.get(node.name, node.target))
+            return self.terms.of(node)
+        return self.terms.of(node.op, self._constants.get(node.name, node.target))
 
     def _left(self, node: fx.Node) -> int:
         """The number of what a term is where there is nothing."""
@@ -208,10 +222,10 @@ class _Graph:
         name, args = operator_name(node), tuple[Any, ...](node.args)
         if name == "cat":
             args = (immutable_list(part for part in args[0] if not self._is_nothing(part)), *args[1:])
-            if len(args[0]) == 1 and _alike(args[0][0], node, self._none_of()) is not None:
+            if len(args[0]) == 1 and _alike(args[0][0], node, self.none_of(args[0][0], node)) is not None:
                 return self._numbers[args[0][0]]
         same = self._same(node, name)
-        number = self._terms.of(node.target, *self._given(args, node.kwargs)) if same is None else self._numbers[same]
+        number = self.terms.of(node.target, *self._given(args, node.kwargs)) if same is None else self._numbers[same]
         self._pass_on(node, name, number)
         return number
 
@@ -226,18 +240,18 @@ class _Graph:
             return _alike(given[0], node)
         if name == "where" and len(given) == 3:
             number = self._numbers[given[0]]
-            kept = 2 if number in self._terms.nowhere else 1 if number in self._terms.everywhere else 0
+            kept = 2 if number in self.terms.nowhere else 1 if number in self.terms.everywhere else 0
             return _alike(given[kept], node) if kept else None
         return None
 
     def _pass_on(self, node: fx.Node, name: str, number: int) -> None:
         """Masks that are made of others, and those of which it is known already, by the number of the whole term."""
         numbers = [self._numbers[n] for n in node.all_input_nodes]
-        nowhere, everywhere = self._terms.nowhere, self._terms.everywhere
+        nowhere, everywhere = self.terms.nowhere, self.terms.everywhere
         for known in (nowhere, everywhere):
             if self._numbers[node] in known:
                 known.add(number)
-        parts = self._terms.parts
+        parts = self.terms.parts
         parts |= {(number, axis, place) for own, axis, place in parts if own == self._numbers[node]}
         first = numbers[0] if numbers else -1
         if (first, *(_part(node) or ())) in parts:
@@ -257,28 +271,14 @@ class _Graph:
         """A mask that is true nowhere, or a tensor without elements."""
         if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
             return False
-        value, none = node.meta["val"], self._none_of()
-        mask = value.dtype == torch.bool and self._numbers[node] in self._terms.nowhere
-        return mask or any(_at(size, none) == 0 for size in value.shape)
+        value, none = node.meta["val"], self.none_of(node)
+        mask = value.dtype == torch.bool and self._numbers[node] in self.terms.nowhere
+        return mask or (bool(none) and any(at(size, none) == 0 for size in value.shape))
 
-    def _none_of(self) -> dict[sympy.Symbol, int]:
-        """Sizes that are 0."""
-        return {s: 0 for s, mask in self._counted.items() if self._numbers.get(mask) in self._terms.nowhere}
-
-    # -- operators that are given nothing
-
-    def takes_nothing(self) -> bool:
-        """Whether no operator of what has no elements raises, as a maximum of nothing does."""
-        sizes = self._none_of()
-        for node in self._graph.nodes:
-            tensors = [n for n in (*node.all_input_nodes, node) if self._is_nothing(n)]
-            if tensors and isinstance(node.target, torch._ops.OpOverload):
-                try:
-                    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: _made(n, sizes), (node.args, node.kwargs))
-                    node.target(*args, **kwargs)
-                except Exception:  # whatever it says
-                    return False
-        return True
+    def none_of(self, *nodes: fx.Node) -> dict[sympy.Symbol, int]:
+        """Sizes of tensors that are 0."""
+        own = {s: self.counted_by[s] for node in nodes for s in symbols_of(node) if s in self.counted_by}
+        return {s: 0 for s, mask in own.items() if self._numbers.get(mask, -1) in self.terms.nowhere}
 
 
 def _kept(node: fx.Node) -> list[int]:
@@ -304,20 +304,16 @@ def _positive(node: Any) -> bool:
     return operator_name(node) in VIEWS and _positive(node.args[0])
 
 
-def _made(node: fx.Node, sizes: dict[sympy.Symbol, int]) -> Any:
-    """What a node may be at such sizes."""
-
-    def of(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return torch.zeros((), dtype=value.dtype).expand([_at(size, sizes, 2) for size in value.shape])
-        return _at(value, sizes, 2)
-
-    return pytree.tree_map(of, node.meta["val"])
+def symbols_of(node: fx.Node) -> set[sympy.Symbol]:
+    """What the sizes of a node's tensors are made of."""
+    sizes = [x.shape if isinstance(x, torch.Tensor) else [x] for x in pytree.tree_leaves(node.meta.get("val"))]
+    own = [size.node.expr for shape in sizes for size in shape if isinstance(size, SIZES)]
+    return {symbol for expr in own for symbol in expr.free_symbols}
 
 
-def _at(size: Any, sizes: dict[sympy.Symbol, int], others: int | None = None) -> Any:
+def at(size: Any, sizes: dict[sympy.Symbol, int], others: int | None = None) -> Any:
     """A size as a number where it is one."""
-    if not isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
+    if not isinstance(size, SIZES):
         return size
     expr = size.node.expr.subs(sizes)
     if others is not None:
@@ -330,7 +326,7 @@ def _alike(node: Any, other: fx.Node, sizes: dict[sympy.Symbol, int] | None = No
     if not isinstance(node, fx.Node):
         return None
     one, two = node.meta["val"], other.meta["val"]
-    shapes = [[_at(size, sizes or {}) for size in own.shape] for own in (one, two)]
+    shapes = [[at(size, sizes or {}) for size in own.shape] for own in (one, two)]
     same = len(shapes[0]) == len(shapes[1]) and all(map(_same_size, *shapes))
     return node if same and one.dtype == two.dtype else None
 

@@ -2,15 +2,13 @@
 
     if mask.any(): out[mask] = expert(x[mask])        if rows.numel() == 0: continue
 
-torch.export refuses to ask data. Here the graph goes on as if there was work, at every such question. For each of them
-the model is exported once more, as if there was none, and that graph has to be the first one where the mask is true
-nowhere (`nowhere`). Then the first is the model whatever the answers are. Going back question by question: from there
-on, with the answers of some data, the model computes what the busy graph does. Where one is idle, it reaches the next
-one with what the busy graph has there, so that what follows is known.
+torch.export refuses to ask data. Here the graph goes on as if there was work, at every such question. The model is
+exported once more, as if there was none at any of them. From every question to the next one, that graph has to lead to
+what the first one does where the mask is true nowhere; so the first is the model, whatever the answers are (`between`).
 
-What it has there is what the frames of the model's Python hold (`state`), as far as anybody reads it. A branch for
-nothing reads nothing on its own: it is not written, or it is `pass`, `continue`, or `return` of what the other one
-reads, too.
+What is there at a question is what the frames of the model's Python hold (`state`), as far as anybody reads it. A
+branch for nothing reads nothing on its own: it is not written, or it is `pass`, `continue`, or `return` of what the
+other one reads, too.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from rankhoist.capture.own_lines import is_own, own_frame
 from rankhoist.capture.state import State, state_of
 from rankhoist.capture.statements import BRANCHES, asking, source, wanted
 
-MOST = 64  # questions: each is another export
+MOST = 1024  # questions: about as many take minutes to export
 SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 COMPARED = {name: getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne")}
 COMPARED |= {"greater": operator.gt, "greater_equal": operator.ge, "less": operator.lt, "less_equal": operator.le,
@@ -60,6 +58,11 @@ class Question:
     nothing: bool
     state: State
 
+    @property
+    def form(self) -> Any:
+        """The same of two questions that are asked alike."""
+        return self.state.lines, self.state.spaces, self.about is None, self.nothing
+
 
 @torch.library.custom_op("rankhoist::asked", mutates_args=())
 def _mark(number: int, about: Tensor | None, tensors: list[Tensor], sizes: list[int]) -> None:
@@ -72,9 +75,9 @@ MARK = has_side_effect(torch.ops.rankhoist.asked.default)
 
 @dataclass
 class Answers:
-    """To the questions of one export: there is work, but at the question `idle`."""
+    """To the questions of one export: there is work at each of them, or (`idle`) at none."""
 
-    idle: int | None = None
+    idle: bool = False
     asked: list[Question] = field(default_factory=list)
     items: dict[sympy.Symbol, Tensor] = field(default_factory=dict)  # numbers that were read -> out of what
 
@@ -83,7 +86,7 @@ class Answers:
         state = state_of(frame)
         MARK(len(self.asked), x, state.tensors, state.sizes)
         self.asked.append(Question(about, nothing, state))
-        return nothing if len(self.asked) - 1 == self.idle else not nothing
+        return nothing if self.idle else not nothing
 
 
 @contextlib.contextmanager
