@@ -182,6 +182,14 @@ def of_no_known_number(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tens
     return out
 
 
+def of_ids_in_a_list(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
+    """-1 would be the last expert."""
+    ids, out = x[:, 3].long(), zeros(x)
+    for e in torch.unique(ids):
+        out[ids == e] = m.experts[int(e)](x[ids == e])
+    return out
+
+
 def largest_values(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
     """What is largest is no place of it."""
     own, out = x[:, :2].long().max(1)[0], zeros(x)
@@ -216,7 +224,7 @@ def written_in_it(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
 
 REFUSED: list[Mix] = [
     counted, kept_in_a_list, only_one, last_of_all, in_any_case, with_places, in_other_words, how_many, of_another,
-    that_cancel, of_no_known_number, largest_values, backwards, written_before, written_in_it,
+    that_cancel, of_no_known_number, of_ids_in_a_list, largest_values, backwards, written_before, written_in_it,
 ]  # fmt: skip
 
 
@@ -225,3 +233,18 @@ def test_a_turn_that_changes_something_is_refused(mix: Mix):
     rows = torch.randn(4, 2), torch.randn(4, 3)
     with pytest.raises(ExportError, match="refuses the model in module"):
         rankhoist.hoist(Model(mix).eval(), rows, context=["context"], level="expand")
+
+
+SAID = {
+    of_no_known_number: r"write `ids.clamp\(0, n - 1\).unique\(\)`",
+    of_ids_in_a_list: r"write `ids.clamp\(0, n - 1\).unique\(\)`",
+    with_places: "write `for number in found:`",
+    in_other_words: "write `for number in found:`",
+    how_many: "write `for number in found:`",
+}
+
+
+@pytest.mark.parametrize("mix", SAID, ids=lambda mix: mix.__name__)
+def test_what_to_write_instead_is_said(mix: Mix):
+    with pytest.raises(ExportError, match=SAID[mix]):
+        rankhoist.hoist(Model(mix).eval(), (torch.randn(4, 2), torch.randn(4, 3)), context=["context"])

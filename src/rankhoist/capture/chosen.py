@@ -37,7 +37,14 @@ SUBSETS = {*COPIES, "flatten", "ravel", "reshape", "view", "squeeze", "unsqueeze
 AXES = {"argmax": 0, "argmin": 0, "argsort": 0, "topk": 1, "sort": 0, "max": 0, "min": 0}  # which argument tells it
 LAST = {"argsort", "topk", "sort"}  # where none does
 UNIQUE = {"sorted": True, "return_inverse": False, "return_counts": False, "dim": None}
-SAID = "a list of what was found in a tensor is read elsewhere than by a loop, and data says how long it is"
+SAID = (
+    "a list of what was found in a tensor is read elsewhere than by a loop, and data says how long it is: write "
+    "`for number in found:`, without enumerate, sorted or a comprehension"
+)
+UNBOUNDED = (
+    "a loop goes over the numbers that are in a tensor, and nothing says which there may be, as of an input's own ids: "
+    "write `ids.clamp(0, n - 1).unique()`, or `for number in range(n):` with `if (ids == number).any():` in it"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,12 @@ class Chosen:
         return self.of.select(0, number) if self.places else (self.of == number).any()
 
 
-Known = TypeVar("Known", Below, Chosen)
+@dataclass(frozen=True)
+class Unbounded:
+    """Numbers that are in a tensor; nothing says which there may be."""
+
+
+Known = TypeVar("Known", Below, Chosen, Unbounded)
 
 
 @contextlib.contextmanager
@@ -92,6 +104,7 @@ class _Loops(TorchFunctionMode):
             chosen = self._of(args[0], Chosen)
             if chosen is not None and goes_through(own_frame(sys._getframe(1))):
                 return self._rows(args[0], chosen)
+            self._check(args[0], chosen)
         if name == "getitem" and self._numbers:
             args = (args[0], self._plain(args[1]))
         result = func(*args, **given)
@@ -106,8 +119,14 @@ class _Loops(TorchFunctionMode):
         """In the place of a list of a tensor's numbers; None where they are not known."""
         chosen = self._of(x, Chosen)
         if chosen is None:
+            self._check(x, chosen)
             return None
         return _Listed(x, lambda: (n if x.dim() == 1 else [n] for n in self._turns(chosen)))
+
+    def _check(self, x: Tensor, chosen: Chosen | None) -> None:
+        """That it is not known to be gone through in vain."""
+        if chosen is not None or self._of(x, Unbounded) is not None:
+            raise UnsupportedModelError(UNBOUNDED if chosen is None else SAID)
 
     def _rows(self, x: Tensor, chosen: Chosen) -> Iterator[Tensor]:
         """In the place of a tensor's rows, which are in its memory."""
@@ -149,13 +168,15 @@ class _Loops(TorchFunctionMode):
         if known is not None:
             self._known[id(made)] = made, made._version, known
 
-    def _chosen(self, name: str, x: Tensor, others: Any, given: Any, made: Tensor) -> Chosen | None:
+    def _chosen(self, name: str, x: Tensor, others: Any, given: Any, made: Tensor) -> Chosen | Unbounded | None:
         if name in PLACES and not others and given.keys() <= {"as_tuple"}:
             most = x.shape[0] if x.dim() == 1 else None
             return Chosen(x, x._version, most, True) if isinstance(most, int) and most <= MOST else None
         if name == "unique" and not others and UNIQUE | given == UNIQUE:
             below = self._of(x, Below)
-            return None if below is None else Chosen(x, x._version, below.most, False)
+            if below is not None:
+                return Chosen(x, x._version, below.most, False)
+            return Unbounded() if isinstance(made, FakeTensor) else None
         chosen = self._of(x, Chosen) if name in SUBSETS else None
         return chosen if chosen is not None and _in_order(x, others, made) else None
 
