@@ -91,7 +91,17 @@ def values_in_a_list(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor
     return out
 
 
-EQUAL: list[Mix] = [rows_of_numbers, first_of_rows, numbers, listed, values, values_in_a_list]
+def counts(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
+    mask, out = F.one_hot(best[:, 0], EXPERTS), zeros(x)
+    for e, count in enumerate(mask.sum(0).tolist()):
+        if count == 0:
+            continue
+        rows = torch.where(mask[:, e])[0]
+        out[rows] = m.experts[e](x[rows])
+    return out
+
+
+EQUAL: list[Mix] = [counts, rows_of_numbers, first_of_rows, numbers, listed, values, values_in_a_list]
 
 
 @pytest.mark.parametrize("mix", EQUAL, ids=lambda mix: mix.__name__)
@@ -154,6 +164,24 @@ def with_places(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
 
 def in_other_words(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
     return torch.stack([torch.where((best[:, 0] == e)[:, None], m.experts[e](x), 0.0) for e in best.unique()]).sum(0)
+
+
+def counts_of_others(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
+    mask, out = F.one_hot(best[:, 0], EXPERTS), zeros(x)
+    for e, count in enumerate(mask.sum(0).tolist()):
+        if count == 0:
+            continue
+        rows = torch.where(mask[:, 1 - e])[0]
+        out[rows] = m.experts[e](x[rows])
+    return out
+
+
+def counts_that_are_used(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
+    mask, out = F.one_hot(best[:, 0], EXPERTS), zeros(x)
+    for e, count in enumerate(mask.sum(0).tolist()):
+        if count > 1:
+            out = torch.where(mask[:, e, None] > 0, m.experts[e](x), out)
+    return out
 
 
 def how_many(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
@@ -223,6 +251,7 @@ def written_in_it(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
 
 
 REFUSED: list[Mix] = [
+    counts_of_others, counts_that_are_used,
     counted, kept_in_a_list, only_one, last_of_all, in_any_case, with_places, in_other_words, how_many, of_another,
     that_cancel, of_no_known_number, of_ids_in_a_list, largest_values, backwards, written_before, written_in_it,
 ]  # fmt: skip

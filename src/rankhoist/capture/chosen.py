@@ -4,7 +4,8 @@
 
 Here there is a turn for every number that may be among them, and each asks whether it is (`shortcuts`), as in
 `mask.any(1)[e]` or `(best == e).any()`. Those that are come in the order of the model's, and one that is not has to
-change nothing.
+change nothing. Counts of a fixed length, `for e, count in enumerate(mask.sum(0).tolist()): if count == 0: continue`,
+are numbers of a tensor, of which each is asked for by itself.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ def loops_over_chosen(answers: Answers) -> Iterator[None]:
 
     def tolist(x: FakeTensor) -> Any:
         turns = own.listed(x)
-        return plain(x) if turns is None else turns
+        if turns is not None:
+            return turns
+        numbers = plain(x)
+        if x.dim() == 1:
+            read = x.clone()  # which nobody writes to
+            answers.items |= {n.node.expr: read[i] for i, n in enumerate(numbers) if isinstance(n, torch.SymInt)}
+        return numbers
 
     with mock.patch.object(FakeTensor, "tolist", tolist), own:
         yield
