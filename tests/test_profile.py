@@ -20,14 +20,15 @@ from rankhoist.bench.scenarios import CrossLayers, Scenario, scenario
 from rankhoist.capture import capture
 from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
-from rankhoist.compiler.graph.node import Rate, aten
+from rankhoist.compiler.graph.kernels import batched_matmul, request_matmul
+from rankhoist.compiler.graph.node import OFFSETS, Rate, aten
 from rankhoist.compiler.graph.products import arranged
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, Way, make_plans
 from rankhoist.compiler.targets import CPU
 from rankhoist.compiler.targets import calibrate as calibration
-from rankhoist.compiler.targets.predict import ARRANGING, JOINED, _broadcast_runs, seconds
+from rankhoist.compiler.targets.predict import ARRANGING, JOINED, PASSES, _broadcast_runs, seconds
 from rankhoist.compiler.targets.profile import BUILT_IN, Profile, filled, load_profile
 from rankhoist.errors import ProfileError
 from rankhoist.hoist import hoist_program
@@ -210,6 +211,35 @@ def test_what_is_joined_is_copied_run_by_run(operator, axis, runs):
     node = b.call(getattr(aten, operator).default, ([x, x], axis), Rate.PAIR, tuple(made), torch.float32)
     joined = REAL.call + REAL.streams(64 * 4e6) + 1e6 * runs * REAL.row / JOINED
     assert seconds(node, REAL, 1e6, 1) == pytest.approx(joined)
+
+
+@pytest.mark.parametrize(
+    ("operator", "args", "expected"),
+    [
+        ("layer_norm", ([8], None, None, 1e-5), REAL.streams(128e6) + 4e6 * PASSES * REAL.row),
+        ("group_norm", (2, None, None, 1e-5), REAL.streams(128e6) + 2e6 * PASSES * REAL.row),
+        ("var", ([2], True), 12 * REAL.functions(128e6)),
+        ("sort", (2,), 60 * REAL.functions(128e6)),
+    ],
+)
+def test_what_takes_rows_or_elements_one_by_one_is_predicted_to(operator, args, expected):
+    b = Builder()
+    x = b.leaf("input", "x", Rate.PAIR, (4, 8), torch.float32)
+    overload = getattr(getattr(aten, operator), "dim" if operator == "var" else "default")
+    node = b.call(overload, (x, *args), Rate.PAIR, (4,) if operator == "var" else (4, 8), torch.float32)
+    assert seconds(node, REAL, 1e6, 1) == pytest.approx(REAL.call + expected)
+
+
+@pytest.mark.parametrize(("rate", "requests"), [(Rate.WEIGHT, 1), (Rate.REQUEST, 1), (Rate.REQUEST, 10)])
+def test_columns_of_a_batch_are_predicted_as_the_passes_that_they_are(rate, requests):
+    b = Builder()
+    x = b.leaf("input", "x", Rate.ITEM, (120, 1, 32), torch.float32)
+    w = b.leaf("input", "w", rate, (120, 32, 1), torch.float32)
+    kernel, last = (batched_matmul, ()) if rate is Rate.WEIGHT else (request_matmul, (OFFSETS,))
+    node = b.call(kernel, (x, w, *last), Rate.PAIR, (120, 1, 1), torch.float32, multiply_adds=3840)
+    rows = 1e4 / requests
+    each = REAL.call + REAL.streams(rows * 3840 * 4) + REAL.streams(rows * 3840 * 2) + REAL.row * rows * 120
+    assert seconds(node, REAL, 1e4, requests) == pytest.approx(REAL.call + requests * each)
 
 
 class VectorCross(nn.Module):

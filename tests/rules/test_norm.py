@@ -119,9 +119,36 @@ EQUAL: dict[str, Equal] = {
         HISTORY,
         dict(w=randn(28, 3), b=randn(4)),
     ),
+    "spread": (
+        lambda c, k: both(c, k).var(1) + both(c, k).std(1, correction=0) * both(c, k).std(1, correction=2),
+        ROWS,
+        {},
+    ),
+    "spread_into_a_layer": (
+        lambda c, k, w: F.linear((both(c, k) - both(c, k).mean(1, True)) / (both(c, k).std(1, keepdim=True) + 0.1), w),
+        ROWS,
+        dict(w=W),
+    ),
+    "spread_of_fields": (
+        lambda c, k: (
+            fields(c, k).var(1, unbiased=False)
+            + torch.cat(torch.var_mean(fields(c, k), (1, 2), correction=0, keepdim=True), 1).sum(1)
+            + torch.stack(torch.std_mean(fields(c, k), 1)).prod(0)
+            + fields(c, k).std(2).sum(1, keepdim=True)
+        ),
+        FIELDS,
+        {},
+    ),
+    "spread_without_freedom": (lambda c, k: k / both(c, k).var(1, correction=10, keepdim=True), ROWS, {}),
+    "spread_of_equal_numbers": (
+        lambda c, k: torch.cat([c * 0 + 1, k * 0 + 1], 1).std(1, keepdim=True) + k,
+        ROWS,
+        {},
+    ),
 }
 
 NEAR_MISSES: dict[str, NearMiss] = {
+    "spread_over_rows": (lambda c, k: both(c, k) / both(c, k).std(0), "std", "over the rows: axis 0 of [rows, 10]", {}),
     "groups_over_rows": (
         lambda c, k: k + F.group_norm(c.t()[None], 1)[0].t()[:, :4],
         "group_norm",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from helpers import Function, hoisted_at
@@ -27,6 +29,19 @@ EQUAL: dict[str, Equal] = {
         {},
     ),
     "norm": (lambda c, k: F.normalize(both(c, k)) + both(c, k).norm(dim=1, keepdim=True), ROWS, {}),
+    "norms": (
+        lambda c, k: sum(torch.linalg.vector_norm(both(c, k), p, 1) for p in (0, 0.5, 1, 2, 3, -1, torch.inf)),
+        ROWS,
+        {},
+    ),
+    "norms_of_fields": (
+        lambda c, k: (
+            torch.linalg.vector_norm(fields(c, k), 3, (1, 2), keepdim=True)[:, 0] * fields(c, k).norm(dim=1)
+            + fields(c, k).norm(1, 1) / fields(c, k).norm(p="fro", dim=(1, 2))[:, None]
+        ),
+        FIELDS,
+        {},
+    ),
     "largest": (lambda c, k: fields(c, k).relu().amax(1) - fields(c, k).amin([1, 2], keepdim=True)[:, 0], FIELDS, {}),
     "any_all": (
         lambda c, k: (both(c, k) > 1).any(1) | (both(c, k) > -1).all(1, keepdim=True)[:, 0] | both(c, k).any(1),
@@ -64,6 +79,12 @@ NEAR_MISSES: dict[str, NearMiss] = {
         {},
     ),
     "fourier_along_all_axes": (lambda c, k: torch.fft.fftn(k + c[:, :4]).abs(), "fft_fftn", "transforms all axes", {}),
+    "norm_of_rows": (
+        lambda c, k: both(c, k) / both(c, k).norm(dim=0),
+        "linalg_vector_norm",
+        "over the rows: axis 0",
+        {},
+    ),
     "sort_rows": (lambda c, k: c.sort(0).values[:, :4] + k, "sort", "over the rows: axis 0", {}),
 }
 
@@ -76,6 +97,26 @@ def test_the_largest_of_a_history_is_found_once():
     def call(c: Tensor, k: Tensor) -> Tensor:
         return torch.cat([c, k], 1).relu().amax(1)
 
+    assert 20 * written(call, Level.LINEAR) < written(call, Level.REQUEST)
+
+
+def test_the_length_of_a_history_is_found_once():
+    def call(c: Tensor, k: Tensor) -> Tensor:
+        return torch.cat([c, k], 1).norm(dim=1)
+
+    assert 10 * written(call, Level.LINEAR) < written(call, Level.REQUEST)
+
+
+def test_what_is_not_0_is_counted_as_one_tensor():
+    """Counts of the parts would count as one each."""
+
+    def call(c: Tensor, k: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(torch.cat([c, k], 1), 0, 1)
+
+    assert written(call, Level.LINEAR) == written(call, Level.REQUEST)
+
+
+def written(call: Callable[[Tensor, Tensor], Tensor], level: Level) -> int:
+    """Elements, of 60 columns of a context and one of a candidate."""
     program = capture(Function(call).eval(), (randn(4, 60), randn(4, 1)), ["context"], all_rules())
-    elements = {level: hoisted_at(program, level).plan.cost.elements for level in (Level.REQUEST, Level.LINEAR)}
-    assert elements[Level.REQUEST] > 20 * elements[Level.LINEAR]
+    return hoisted_at(program, level).plan.cost.elements

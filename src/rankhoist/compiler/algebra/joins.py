@@ -129,6 +129,11 @@ def segment(form: Form, dim: int, k: int) -> Form:
     return replace(form, dims=dims, blocks=blocks)
 
 
+def segments(form: Form, dim: int) -> list[Form]:
+    """All of them."""
+    return [segment(form, dim, k) for k in range(len(form.dims[dim]))]
+
+
 def assemble(builder: Builder, form: Form, dim: int, parts: Sequence[Form]) -> Form:
     """The inverse of `segment`: parts in place of the segments of a dim; all other dims are cut alike."""
     axes = [f.layout for f in parts]

@@ -17,6 +17,7 @@ from torch import Tensor
 from rankhoist.compiler.graph import fused, padded
 from rankhoist.compiler.graph.activations import through
 from rankhoist.compiler.graph.padded import Padded
+from rankhoist.compiler.graph.products import by_vectors
 
 Offsets = Tensor | Padded | None
 SIDE_BY_SIDE = 512  # elements of a softmax over few, from which on rows side by side take less time, as measured
@@ -236,6 +237,8 @@ def batched_matmul(x: Tensor, m: Tensor) -> Tensor:
     rows, batch, width, inner = x.shape
     if batch == 1:
         return torch.mm(x.reshape(rows * width, inner), m[0]).view(rows, 1, width, m.shape[-1])
+    if by_vectors(inner, m.shape[-1], x.dtype) and x.device.type == "cpu":
+        return (x * m.transpose(1, 2)).sum(-1, keepdim=True)
     flat = x.transpose(0, 1).reshape(batch, rows * width, inner)
     return torch.bmm(flat, m).view(batch, rows, width, m.shape[-1]).transpose(0, 1)
 

@@ -59,6 +59,7 @@ class Operator:
     Attributes:
         timed: what the prediction takes it for.
         work: its multiply-adds as captured, or None for none.
+        serial: without vectors on a CPU, an element that it reads takes as long as so many exponentials, as measured.
         view: it returns its operand's memory, arranged anew.
         reshapes: it keeps the order of all elements.
         dense: its result is new and contiguous.
@@ -75,6 +76,7 @@ class Operator:
 
     timed: Timed = Timed.PASS
     work: Callable[[fx.Node, products.Shapes, int], int] | None = None
+    serial: int = 0
     view: bool = False
     reshapes: bool = False
     dense: bool = False
@@ -153,7 +155,12 @@ ROWS: list[tuple[str, Operator]] = [
     ("sum", Operator(Timed.REDUCE, spelled=torch.sum, overload="dim_IntList")),
     ("mean", Operator(Timed.REDUCE, spelled=torch.mean, overload="dim")),
     ("amax", Operator(Timed.REDUCE, spelled=torch.amax)),
-    ("amin max min argmax argmin prod any all var std", Operator(Timed.REDUCE)),
+    ("amin max min prod any all", Operator(Timed.REDUCE)),
+    ("argmax argmin", Operator(Timed.REDUCE, serial=1)),
+    ("var std var_mean std_mean", Operator(Timed.REDUCE, serial=12)),
+    ("cumsum cumprod cummax cummin logcumsumexp", Operator(serial=1)),
+    ("topk", Operator(serial=12)),
+    ("sort argsort kthvalue median mode", Operator(serial=60)),
     ("softmax", Operator(Timed.SOFTMAX, spelled=torch.softmax, overload="int")),
     ("_softmax _log_softmax", Operator(Timed.SOFTMAX, checked=True)),
     ("log_softmax logsumexp", Operator(Timed.SOFTMAX)),

