@@ -101,7 +101,22 @@ def counts(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
     return out
 
 
-EQUAL: list[Mix] = [counts, rows_of_numbers, first_of_rows, numbers, listed, values, values_in_a_list]
+def sorted_rows(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
+    order = best[:, 0].argsort()
+    parts = x[order].split(torch.bincount(best[:, 0], minlength=EXPERTS).tolist())
+    return torch.cat([m.experts[e](part) for e, part in enumerate(parts)])[order.argsort()]
+
+
+EQUAL: list[Mix] = [
+    sorted_rows,
+    counts,
+    rows_of_numbers,
+    first_of_rows,
+    numbers,
+    listed,
+    values,
+    values_in_a_list,
+]
 
 
 @pytest.mark.parametrize("mix", EQUAL, ids=lambda mix: mix.__name__)
@@ -184,6 +199,15 @@ def counts_that_are_used(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Te
     return out
 
 
+def counted_too_short(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
+    """There are as many as the largest says."""
+    out = zeros(x)
+    for e, count in enumerate(torch.bincount(best[:, 0], minlength=EXPERTS - 1).tolist()):
+        if count:
+            out = torch.where((best[:, :1] == e), m.experts[e](x), out)
+    return out
+
+
 def how_many(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
     return m.experts[0](x) * len(best.unique().tolist())
 
@@ -212,7 +236,7 @@ def of_no_known_number(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tens
 
 def of_ids_in_a_list(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
     """-1 would be the last expert."""
-    ids, out = x[:, 3].long(), zeros(x)
+    ids, out = (x[:, 3] * 0).long(), zeros(x)
     for e in torch.unique(ids):
         out[ids == e] = m.experts[int(e)](x[ids == e])
     return out
@@ -251,6 +275,7 @@ def written_in_it(m: Model, x: Tensor, share: Tensor, best: Tensor) -> Tensor:
 
 
 REFUSED: list[Mix] = [
+    counted_too_short,
     counts_of_others, counts_that_are_used,
     counted, kept_in_a_list, only_one, last_of_all, in_any_case, with_places, in_other_words, how_many, of_another,
     that_cancel, of_no_known_number, of_ids_in_a_list, largest_values, backwards, written_before, written_in_it,
