@@ -42,6 +42,9 @@ OTHERWISE: dict[str, Callable[[Norm, Tensor], Tensor]] = {
     "rows_meet": lambda f, x: torch.cat([f(p - p.mean(0)) for p in x.split(PIECE)]),
     "backwards": lambda f, x: torch.cat([f(p) for p in reversed(x.split(PIECE))]),
     "another_for_many": lambda f, x: f(x) if len(x) <= PIECE else f(x) + 1,
+    "another_for_many_pieces": lambda f, x: torch.cat(
+        [f(p) * (1 if i < 8 else 2) for i, p in enumerate(x.split(PIECE))]
+    ),
     "many_at_once": lambda f, x: f(x) if len(x) <= 5000 else f(x) + 1,
 }
 
@@ -81,6 +84,36 @@ def test_rows_in_pieces_are_rows(cut, rows):
 def test_what_is_another_of_several_pieces_is_refused(cut):
     with pytest.raises(ExportError, match="it fixes the number of rows"):
         rankhoist.hoist(Cutting(OTHERWISE[cut]).double().eval(), example(4), context=["user"])
+
+
+class OfIds(nn.Module):
+    """Rows of a table meet in a piece, and those of a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4).double()
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        users: Tensor = self.table(user)
+        return torch.cat([p - p.mean(0) for p in users.split(PIECE)]) + item[:, :4]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_equal_rows_do_not_hide_that_they_meet(number):
+    user, item = example(4)
+    alike = user[:1].repeat(4, 1), item[:1].repeat(4, 1)
+    for name in ("rows_meet", "the_first_for_all"):
+        with pytest.raises(ExportError, match="it fixes the number of rows"):
+            rankhoist.hoist(Cutting(OTHERWISE[name]).double().eval(), alike, context=["user"])
+    with pytest.raises(ExportError, match="it fixes the number of rows"):
+        rankhoist.hoist(OfIds().eval(), (torch.full((4,), number), torch.randn(4, 4).double()), context=["user"])
+
+
+def test_pieces_that_no_longer_vary_are_refused():
+    """A piece of two rows is a constant to torch.export."""
+    for cut in (lambda f, x: torch.cat([f(p) for p in x.split(2)]), lambda f, x: torch.cat([f(p) for p in x.chunk(2)])):
+        with pytest.raises(ExportError, match="it fixes the number of rows"):
+            rankhoist.hoist(Cutting(cut).double().eval(), example(4), context=["user"])
 
 
 def test_pieces_of_a_model_that_is_trained_are_refused():
