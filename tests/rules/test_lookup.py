@@ -389,6 +389,17 @@ def test_buckets_of_the_context_are_the_requests():
     assert rates(buckets, "searchsorted", Level.FULL, ROWS, e=randn(3).sort().values) == {Rate.REQUEST, Rate.ITEM}
 
 
+def test_a_mask_that_is_made_row_by_row_is_known_now():
+    """As transformers spells a causal mask: places repeated for every row are read in the own row."""
+
+    def masked(c: Tensor, k: Tensor, w: Tensor) -> Tensor:
+        places, rows = torch.arange(4).expand(len(k), -1), torch.arange(len(k))[:, None, None]
+        seen = places[rows, w[None, :, None]] >= places[rows, w[None, None, :]]
+        return (both(c, k)[:, None, :4] * seen.float()).sum(2)
+
+    assert rates(masked, "ge", Level.REQUEST, ROWS, w=torch.tensor([3, 0, 1, 2])) == {Rate.WEIGHT}
+
+
 @pytest.mark.parametrize(("context", "candidate", "wrong"), [(9, 0, 9), (0, 9, 9), (-10, -9, -10)])
 def test_an_id_of_the_next_table_is_an_error(context: int, candidate: int, wrong: int):
     """Tables that are read as one stay tables: id 9 of the first is not id 0 of the second."""

@@ -289,7 +289,9 @@ def own_row(call: Call) -> Value:
         raise Decline(f"axes {axes} of {value.axes} are indexed by {shown}, not one behind the other by numbers")
     if not all(first.beside(i, len(first.behind)) for i in others):
         raise Decline(f"{value.axes} is indexed by {shown}, with rows in a later axis")
-    constants = [k for k in map(call.constant, others) if k is not None and k.dim() <= len(first.behind)]
+    rows = len(first.behind) + 1
+    known = (k[0] if k is not None and k.dim() == rows and len(k) == 1 else k for k in map(call.constant, others))
+    constants = [k for k in known if k is not None and k.dim() < rows]
     if not others or len(constants) < len(others) or first.each != 1:
         return call.rowwise(self=value)
     shaped = [k.expand(torch.broadcast_shapes(k.shape, first.behind)) for k in constants]
