@@ -22,7 +22,7 @@ from rankhoist.compiler.algebra.workload import Level
 from rankhoist.compiler.graph.build import Builder
 from rankhoist.compiler.graph.kernels import batched_matmul, request_matmul
 from rankhoist.compiler.graph.node import OFFSETS, Rate, aten
-from rankhoist.compiler.graph.products import arranged
+from rankhoist.compiler.graph.products import pairs
 from rankhoist.compiler.plan import Task
 from rankhoist.compiler.plan.attempt import attempt
 from rankhoist.compiler.plan.ranges import CANDIDATES, REQUESTS, Range, Ranges, Way, make_plans
@@ -181,7 +181,9 @@ def test_einsum_copies_what_is_predicted():
         with Clones() as clones:
             torch.einsum(equation, *operands)
         multiplies = any(a in x and a in y and a not in kept for a in letters)  # matrices; else elements
-        assert not multiplies or clones.count == len(arranged(equation, [list(o.shape) for o in operands])), equation
+        assert not multiplies or clones.count == len(pairs(equation, [list(o.shape) for o in operands])[0].arranged), (
+            equation
+        )
 
 
 def test_an_einsum_whose_letters_are_out_of_order_is_predicted_to_copy():
@@ -194,6 +196,20 @@ def test_an_einsum_whose_letters_are_out_of_order_is_predicted_to_copy():
         return float(seconds(node, REAL, 1000, 1))
 
     assert of("bnc,nc->b") == pytest.approx(of("bcn,cn->b") + REAL.functions(1000 * 512 * 4) + REAL.functions(512 * 4))
+
+
+def test_an_einsum_of_three_is_two_products():
+    """Pairs of fields, then a matrix for each: as PyTorch makes them, from the left."""
+    first, second = pairs("bid,bjd,hij->bhd", [[9, 4, 8], [9, 4, 8], [3, 4, 4]])
+    assert (first.axes, first.result) == ((["b", "i", "d"], ["b", "j", "d"]), ["b", "d", "i", "j"])
+    assert (second.shapes, second.result) == (([9, 8, 4, 4], [3, 4, 4]), ["b", "h", "d"])
+    b = Builder()
+    x = b.leaf("input", "x", Rate.PAIR, (4, 8), torch.float32)
+    w = b.leaf("weight", "w", Rate.WEIGHT, (3, 4, 4), torch.float32)
+    operands = ("bid,bjd,hij->bhd", [x, x, w])
+    node = b.call(aten.einsum.default, operands, Rate.PAIR, (3, 8), torch.float32, multiply_adds=768)
+    products = REAL.products(9 * 8, 4, 1, 4) + REAL.products(1, 9 * 8, 16, 3)
+    assert seconds(node, REAL, 9, 1) >= REAL.call + products
 
 
 def test_many_rows_of_a_few_matrices_are_products_of_their_own():

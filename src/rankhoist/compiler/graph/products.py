@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -121,24 +121,44 @@ def einsum_axes(equation: str, depths: Sequence[int]) -> tuple[list[list[str]], 
     return [named(t, n) for t, n in zip(terms, free, strict=True)], named(right, max(free))
 
 
-def arranged(equation: str, shapes: Sequence[Sequence[Any]]) -> list[int]:
-    """Which operands of an einsum of two PyTorch copies before it multiplies matrices, both being contiguous.
+class Pair(NamedTuple):
+    """Two operands of an einsum and what comes of them: names of axes and shapes."""
 
-    It orders what is summed over by its letters, so `bnc,nc->b` copies the rows and `bcn,cn->b` does not. Axes of
-    both operands and the result, of one operand, and of both that are summed over become one axis each, without a copy
-    where they are neighbours in that order.
-    """
+    axes: tuple[list[str], list[str]]
+    shapes: tuple[Sequence[Any], Sequence[Any]]
+    result: list[str]
+
+    @property
+    def arranged(self) -> list[int]:
+        """Which of the two PyTorch copies before it multiplies matrices, both being contiguous.
+
+        It orders what is summed over by its letters, so `bnc,nc->b` copies the rows and `bcn,cn->b` does not. Axes of
+        both and the result, of one, and of both that are summed over become one axis each, without a copy where they
+        are neighbours in that order.
+        """
+        order = [*self.result, *sorted({*self.axes[0], *self.axes[1]} - {*self.result})]
+
+        def copied(own: Sequence[str], other: Sequence[str], shape: Sequence[Any]) -> bool:
+            present = [name for name, size in zip(own, shape, strict=True) if not isinstance(size, int) or size != 1]
+            places: dict[tuple[bool, bool], list[int]] = {}
+            for name in (name for name in order if name in present):
+                places.setdefault((name in other, name in self.result), []).append(present.index(name))
+            return any(b != a + 1 for along in places.values() for a, b in itertools.pairwise(along))
+
+        return [i for i in range(2) if copied(self.axes[i], self.axes[1 - i], self.shapes[i])]
+
+
+def pairs(equation: str, shapes: Sequence[Sequence[Any]]) -> list[Pair]:
+    """An einsum two operands at a time, from the left, as PyTorch goes through it, and sums what nobody reads later."""
     axes, result = einsum_axes(equation, [len(shape) for shape in shapes])
-    order = [*result, *sorted({name for own in axes for name in own} - set(result))]
-
-    def copied(own: Sequence[str], other: Sequence[str], shape: Sequence[Any]) -> bool:
-        present = [name for name, size in zip(own, shape, strict=True) if not isinstance(size, int) or size != 1]
-        places: dict[tuple[bool, bool], list[int]] = {}
-        for name in (name for name in order if name in present):
-            places.setdefault((name in other, name in result), []).append(present.index(name))
-        return any(b != a + 1 for along in places.values() for a, b in itertools.pairwise(along))
-
-    return [i for i in range(2) if copied(axes[i], axes[1 - i], shapes[i])]
+    size = {name: n for own, shape in zip(axes, shapes, strict=True) for name, n in zip(own, shape, strict=True)}
+    found, x = [], axes[0]
+    for i, y in enumerate(axes[1:], 2):
+        later = {*result, *(name for own in axes[i:] for name in own)}
+        made = [*(n for n in result if n in x or n in y), *sorted(({*x, *y} & later) - {*result})]
+        found.append(Pair((x, y), ([size[n] for n in x], shapes[i - 1]), made))
+        x = made
+    return found
 
 
 def by_vectors(inner: int, columns: int, dtype: torch.dtype) -> bool:

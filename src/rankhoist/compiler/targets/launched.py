@@ -16,7 +16,7 @@ from rankhoist.compiler.graph import fused, kernels
 from rankhoist.compiler.graph.node import Node, Rate
 from rankhoist.compiler.graph.operators import Timed, row
 from rankhoist.compiler.targets.accelerator import WIDTH, Accelerator
-from rankhoist.compiler.targets.predict import as_product, sizes, transposed, wide
+from rankhoist.compiler.targets.predict import as_products, sizes, transposed, wide
 from rankhoist.compiler.targets.predict import kind as kind_of
 
 CALLS = 4  # what a call of a hoisted model costs before its first operator, in calls of operators
@@ -188,8 +188,8 @@ def _batched_weight(node: Node, profile: Accelerator, rows: Any, requests: Any) 
 
 
 def _einsum(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:
-    seen = as_product(node, profile, rows)
-    return _by_weight(node, profile, rows, requests) if seen is None else (3, seen)
+    seen = as_products(node, profile, rows)
+    return _by_weight(node, profile, rows, requests) if seen is None else (3 * (len(node.args[1]) - 1), seen)
 
 
 def _attention(node: Node, profile: Accelerator, rows: Any, requests: Any) -> Kernels:

@@ -16,7 +16,7 @@ import torch
 
 from rankhoist.compiler.graph.node import Node, Rate, aten
 from rankhoist.compiler.graph.operators import Timed, row
-from rankhoist.compiler.graph.products import arranged, by_vectors, einsum_axes
+from rankhoist.compiler.graph.products import Pair, by_vectors, pairs
 from rankhoist.compiler.targets.profile import Profile
 
 CALLS = 12  # what a call of a hoisted model costs before its first operator, in calls of operators
@@ -210,41 +210,41 @@ def _convolution(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
 
 
 def _einsum(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
-    seen = as_product(node, profile, rows)
+    seen = as_products(node, profile, rows)
     if seen is None:
         return _original(node, profile, rows, requests)
-    copies = [node.args[1][i] for i in arranged(node.args[0], [_whole(a, rows) for a in node.args[1]])]
-    return seen + ARRANGING * profile.call + sum(profile.functions(bytes_of(a, rows)) for a in copies)
+    copies = [math.prod(pair.shapes[i], start=4.0) for pair in _pairs(node, rows) for i in pair.arranged]
+    return seen + ARRANGING * profile.call + sum(profile.functions(size) for size in copies)
 
 
-def as_product(node: Node, profile: Any, rows: Any) -> Any:
-    """An original einsum of two operands is one product, batched over the axes that both and the result have; whatever
-    has `products` may say how long it takes.
+def as_products(node: Node, profile: Any, rows: Any) -> Any:
+    """An original einsum is one product for every operand but the first, batched over the axes that both factors and
+    the result have; whatever has `products` may say how long these take.
 
-    None where an operand is in a layout of its own, which its shape does not tell, or the result has rows twice.
+    None where an operand is in a layout of its own, which its shape does not tell, or every row meets every other.
     """
     if not all(a.rows_first for a in node.args[1]):
         return None
-    shapes = [_whole(a, rows) for a in node.args[1]]
-    axes, result = einsum_axes(node.args[0], [len(shape) for shape in shapes])
-    if len(shapes) != 2:
-        return None
-    x, y = axes
+    times = [_as_product(pair, profile, rows) for pair in _pairs(node, rows)]
+    return None if not times or any(t is None for t in times) else sum(times)
+
+
+def _pairs(node: Node, rows: Any) -> list[Pair]:
+    return pairs(node.args[0], [[*([] if a.rate is Rate.WEIGHT else [rows]), *a.sizes] for a in node.args[1]])
+
+
+def _as_product(pair: Pair, profile: Any, rows: Any) -> Any:
+    (x, y), shapes = pair.axes, pair.shapes
     if shapes[0] and shapes[0][0] is not rows:
         x, y, shapes = y, x, shapes[::-1]  # the rows are on the left
     size = dict(zip(y, shapes[1], strict=True)) | dict(zip(x, shapes[0], strict=True))
     both = [name for name in x if name in y]
     if any(size[name] is rows for name in y if name not in both):
-        return None  # every row meets every other
-    batch = math.prod((size[name] for name in both if name in result), start=1)
+        return None
+    batch = math.prod((size[name] for name in both if name in pair.result), start=1)
     m, n = (math.prod((size[name] for name in own if name not in both), start=1) for own in (x, y))
-    k = math.prod((size[name] for name in both if name not in result), start=1)
+    k = math.prod((size[name] for name in both if name not in pair.result), start=1)
     return profile.products(batch, m, k, n)
-
-
-def _whole(node: Node, rows: Any) -> list[Any]:
-    """Its tensor's shape."""
-    return [*([] if node.rate is Rate.WEIGHT else [rows]), *node.sizes]
 
 
 def _attention(node: Node, profile: Profile, rows: Any, requests: Any) -> Any:
