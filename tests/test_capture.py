@@ -271,12 +271,19 @@ def test_example_that_is_no_example():
         (["*"], "no candidate input"),
         ({"user": [0, 7]}, r"columns \[7\] of input 'user' are outside 0..2"),
         ({"user": [0, 0]}, "listed twice"),
+        ({"user": [2, 0]}, "'user' are listed in another order than that of the input"),
+        ({"user": slice(None, None, -2)}, "listed in another order"),
         ([3], "names are strings"),
     ],
 )
 def test_context_errors(context, message):
     with pytest.raises(ContextError, match=message):
         hoist(TwoInputs().eval(), rows(), context=context)
+
+
+def test_columns_in_a_set_have_no_order():
+    hoisted = hoist(TwoInputs().eval(), rows(), context={"user": {2, 0}})
+    assert hoisted.interface.inputs["user"].columns == (0, 2)
 
 
 def test_columns_of_an_input_without_columns():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -104,6 +104,11 @@ def _columns(argument: str, name: str, shape: tuple[int, ...], columns: Any) -> 
         raise ContextError(f"{argument} columns {shown} of input {name!r} are outside 0..{width - 1}")
     if len(set(chosen)) != len(chosen):
         raise ContextError(f"{argument} columns of input {name!r} are listed twice: {sorted(chosen)}")
+    if list(chosen) != sorted(chosen) and not isinstance(columns, Set):
+        raise ContextError(
+            f"{argument} columns of input {name!r} are listed in another order than that of the input, in which a Split "
+            "gives them: list them ascending, and give X[:, sorted(columns)]"
+        )
     return tuple(sorted(chosen))
 
 
