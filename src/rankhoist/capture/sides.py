@@ -106,8 +106,8 @@ def _columns(argument: str, name: str, shape: tuple[int, ...], columns: Any) -> 
         raise ContextError(f"{argument} columns of input {name!r} are listed twice: {sorted(chosen)}")
     if list(chosen) != sorted(chosen) and not isinstance(columns, Set):
         raise ContextError(
-            f"{argument} columns of input {name!r} are listed in another order than that of the input, in which a Split "
-            "gives them: list them ascending, and give X[:, sorted(columns)]"
+            f"{argument} columns of input {name!r} are listed in another order than that of the input, in which a "
+            "Split gives them: list them ascending, and give X[:, sorted(columns)]"
         )
     return tuple(sorted(chosen))
 
