@@ -127,3 +127,31 @@ def test_torch_itself_is_answered_as_ever():
     with mock.patch("torch.compiler._is_compiling_flag", True), as_called._not_traced():
         assert not torch.compiler.is_compiling()
         assert torch._dynamo.external_utils.is_compiling()  # asks torch.compiler
+
+
+class Alone(nn.Module):
+    """What it makes of a row alone is `one`'s."""
+
+    def __init__(self, one: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one = one
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.one(user, item) if len(user) == 1 else (user.sum(1) * item.sum(1))
+
+
+def test_a_model_that_scores_one_row_otherwise_is_refused():
+    """torch.export takes it for granted that a call has several."""
+    example = torch.randn(4, 5), torch.randn(4, 3)
+    with pytest.raises(UnsupportedModelError, match="scores one row alone otherwise than among others"):
+        rankhoist.hoist(Alone(lambda u, i: u.sum(1)).eval(), example, context=["user"])
+
+
+def test_one_row_may_lose_its_axis_or_fail():
+    def fails(user: Tensor, item: Tensor) -> Tensor:
+        raise ValueError("one is not enough")
+
+    example = torch.randn(4, 5), torch.randn(4, 3)
+    for one in (lambda u, i: (u.sum(1) * i.sum(1)).squeeze(), fails):
+        scores = rankhoist.hoist(Alone(one).eval(), example, context=["user"])(example[0][:1], example[1][:1])
+        assert_equal(scores, example[0][:1].sum(1) * example[1][:1].sum(1))

@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from rankhoist.capture.alike import at_rows, leaves_alike, rows_of
 from rankhoist.capture.export import quiet
@@ -40,7 +41,10 @@ def as_called(
         UnsupportedModelError: it computes something else whatever it is told.
     """
     program = export(False)
-    if _same(model, bound, program) is not False:
+    same = _same(model, bound, program)
+    if same:
+        _check_one_row(model, bound, program)
+    if same is not False:
         return program
     for mode, strict in ((_not_traced, False), (contextlib.nullcontext, True)):
         with contextlib.suppress(Exception), mode():
@@ -99,6 +103,33 @@ def _same(model: nn.Module, bound: inspect.BoundArguments, program: torch.export
             return False if leaves_alike(scores(model), truth) else None
     except Exception:  # whatever it is, it is told where it matters
         return None
+
+
+def _check_one_row(model: nn.Module, bound: inspect.BoundArguments, program: torch.export.ExportedProgram) -> None:
+    """That a row alone is scored as among others, which torch.export takes for granted. A model may fail there, or
+    return it without an axis.
+
+    Raises:
+        UnsupportedModelError: it computes something else.
+    """
+
+    def scores(run: Callable[..., Any]) -> Any:
+        args, kwargs = at_rows([0], (bound.args, bound.kwargs))
+        return pytree.tree_map_only(torch.Tensor, torch.ravel, run(*args, **kwargs))
+
+    try:
+        with torch.no_grad(), quiet():
+            run = program.module(check_guards=False)
+            truth, made = scores(model), scores(run)
+            same = leaves_alike(made, truth)
+            settled = same or (leaves_alike(scores(model), truth) and leaves_alike(scores(run), made))
+    except Exception:  # of one row; what does not take the example at all is told elsewhere
+        return
+    if settled and not same:  # who draws random numbers or keeps something is refused for that
+        raise UnsupportedModelError(
+            "the model scores one row alone otherwise than among others: it asks for their number (`if len(x) == 1:`), "
+            "or a `squeeze()` loses the axis of rows: write `squeeze(1)`, and make it compute the same of every number"
+        )
 
 
 def _writes(node: fx.Node, given: Container[Any]) -> bool:
