@@ -89,7 +89,7 @@ def _runs(node: Node) -> float:
         return len(node.args[0]) * math.prod(node.sizes[:along]) / JOINED
     if row(node.op).timed is Timed.NORM:
         along = node.args[1]  # the axes of a row that are normalised, or into how many groups
-        return PASSES * (along if isinstance(along, int) else math.prod(node.sizes) // max(math.prod(along), 1))
+        return PASSES * (along if isinstance(along, int) else math.prod(node.sizes[: len(node.sizes) - len(along)]))
     shapes = [a.sizes for a in node.args if isinstance(a, Node) and a.rate is not Rate.WEIGHT and a.sizes]
     largest = max(shapes, key=math.prod, default=())
     if row(node.op).timed is Timed.SOFTMAX:
