@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial, reduce
 
 from rankhoist.compiler.algebra import places, products
-from rankhoist.compiler.algebra.forms import Block, Factor, Label, Labels, Term
+from rankhoist.compiler.algebra.forms import Block, Factor, Label, Term
 from rankhoist.compiler.algebra.gathers import as_products
 from rankhoist.compiler.algebra.order import Tree, cheapest
 from rankhoist.compiler.algebra.products import size
@@ -35,7 +35,7 @@ def settle(builder: Builder, block: Block, workload: Workload) -> Block:
         chosen, (inner,) = found
         made = settle(builder, Block((*inner.labels, chosen.labels[-1:]), inner.terms), workload)
         return settle(builder, places.read(builder, made, chosen, block.labels), workload)
-    sums = Sums(builder, workload, block.visible)
+    sums = Sums(builder, workload, frozenset(block.visible))
     total = sums.total([sums.value(group) for group in sums.grouped(block.terms)])
     return Block(block.labels, (Term((total,)),))
 
@@ -47,7 +47,7 @@ def simplify(builder: Builder, block: Block, workload: Workload) -> Block:
     fixed = tuple(t for t in block.terms if not t.rate.per_candidate)
     if fixed:
         fixed = settle(builder, Block(block.labels, fixed), workload).terms
-    sums = Sums(builder, workload, block.visible)
+    sums = Sums(builder, workload, frozenset(block.visible))
     terms = [sums.with_one_moving(t) for t in block.terms if t.rate.per_candidate]
     groups = sums.grouped(terms, by_coefficient=True)
     return Block(block.labels, (*fixed, *(t for group in groups for t in sums.folded(group))))
@@ -55,19 +55,18 @@ def simplify(builder: Builder, block: Block, workload: Workload) -> Block:
 
 @dataclass(frozen=True)
 class Sums:
-    """Terms as they are evaluated in a builder, for a workload: labels that are not `visible`, in the order of the
-    result, are summed.
+    """Terms as they are evaluated in a builder, for a workload: labels that are not `visible` are summed.
 
     The *moving* factors of a term are those per candidate; the others are its coefficient.
     """
 
     builder: Builder
     workload: Workload
-    visible: Labels
+    visible: frozenset[Label]
 
     def keeping(self, labels: Iterable[Label]) -> Sums:
         """The same, but these labels are not summed either."""
-        return replace(self, visible=(*self.visible, *labels))
+        return replace(self, visible=self.visible | {*labels})
 
     def split(self, term: Term) -> tuple[list[Factor], list[Factor]]:
         """The coefficient of a term, and its moving factors.
@@ -80,7 +79,7 @@ class Sums:
         every = [f for f in every if f.place is None] or every
         moving = [f for f in every if not self.workload.before(f.node.rate)]
         if moving and len(moving) < len(every):
-            left = {*self.visible}.union(*(f.labels for f in moving))
+            left = self.visible.union(*(f.labels for f in moving))
             held = {x for f in term.factors if f not in moving for x in f.labels if x in left}
             if not self.workload.holds(usual(size(held))):
                 moving = every
@@ -160,7 +159,7 @@ class Sums:
             return False
         coefficient, own = ({x for f in factors for x in f.labels} for factors in (fixed, moving))
         left = [x for x in own if x in self.visible or x in coefficient]
-        return bool(2 * size(left) <= size({*self.visible}))
+        return bool(2 * size(left) <= size(self.visible))
 
     def product(self, term: Term) -> Factor:
         """One term, in its cheapest order."""
@@ -186,7 +185,7 @@ class Sums:
         inside = set(_leaves(tree))
         outside = {x for i, f in enumerate(factors) if i not in inside for x in f.labels}
         left, right = (self._carried_out(side, factors) for side in tree)
-        return products.product(self.builder, left, right, (*self.visible, *outside))
+        return products.product(self.builder, left, right, self.visible | outside)
 
     def cost(self, factors: Sequence[Factor]) -> int:
         """Units of their product; see `order`."""

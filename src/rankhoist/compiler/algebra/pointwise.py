@@ -81,7 +81,7 @@ def product(evaluator: Evaluator, blocks: list[Block]) -> Block | None:
     if evaluator.too_long([len(block.terms) for block in blocks]):
         return None
     block = grid.multiply_blocks(blocks)
-    sums = Sums(evaluator.b, evaluator.workload, block.visible)
+    sums = Sums(evaluator.b, evaluator.workload, frozenset(block.visible))
     moving = [t for t in block.terms if sum(f.node.rate.per_candidate for f in t.factors) > 1]
     return block if all(map(sums.small, moving)) else None
 

@@ -56,7 +56,7 @@ class Roles(NamedTuple):
         return math.prod(map(size, self))
 
 
-def product(builder: Builder, x: Factor, y: Factor, keep: Sequence[Label]) -> Factor:
+def product(builder: Builder, x: Factor, y: Factor, keep: Collection[Label]) -> Factor:
     """`sum over labels not kept of x * y`, by one elementwise or matrix product, or by a read."""
     for chosen, value in ((x, y), (y, x)):
         if chosen.place in value.labels and chosen.place not in keep:
@@ -64,7 +64,7 @@ def product(builder: Builder, x: Factor, y: Factor, keep: Sequence[Label]) -> Fa
     found = before_gather(builder, x, y, keep, product)
     if found is not None:
         return found
-    if _on_the_left(y, x, keep):
+    if (y.node.rate, len(y.labels)) > (x.node.rate, len(x.labels)):
         x, y = y, x
     x = sum_out(builder, x, set(keep) | set(y.labels))
     y = sum_out(builder, y, set(keep) | set(x.labels))
@@ -77,17 +77,6 @@ def product(builder: Builder, x: Factor, y: Factor, keep: Sequence[Label]) -> Fa
     if shared and not roles.batch:
         return _linear(builder, x, y, roles)
     return _matmul(builder, x, y, roles)
-
-
-def _on_the_left(y: Factor, x: Factor, keep: Sequence[Label]) -> bool:
-    """Whether y is the rows of a product, not x: it is computed more often, or larger, or, of several products such as
-    those of heads, before x in the result.
-    """
-    if (y.node.rate, len(y.labels)) != (x.node.rate, len(x.labels)):
-        return (y.node.rate, len(y.labels)) > (x.node.rate, len(x.labels))
-    both = {*x.labels} & {*y.labels}
-    first = next((label for label in keep if (label in x.labels) != (label in y.labels)), None)
-    return first in y.labels and not both.isdisjoint(keep) and not both.issubset(keep)
 
 
 def add(builder: Builder, x: Factor, y: Factor) -> Factor:
