@@ -113,7 +113,7 @@ class _Loops(TorchFunctionMode):
             if chosen is not None and goes_through(own_frame(sys._getframe(1))):
                 return self._rows(args[0], chosen)
             self._check(args[0], chosen)
-        if name == "bincount" and (counted := self._counted(args[0], *args[1:], **given)) is not None:
+        if name == "bincount" and (counted := self._counted(*args, **given)) is not None:
             return counted
         if name == "getitem" and self._numbers:
             args = (args[0], self._plain(args[1]))
@@ -125,11 +125,11 @@ class _Loops(TorchFunctionMode):
         self._note(name, args, given, result)
         return result
 
-    def _counted(self, x: Tensor, weights: Any = None, minlength: int = 0) -> Tensor | None:
+    def _counted(self, input: Tensor, weights: Any = None, minlength: int = 0) -> Tensor | None:
         """How often there is every number below `minlength`, where all are known to be, so data does not say."""
-        below = self._of(x, Below)
+        below = self._of(input, Below)
         known = weights is None and below is not None and below.most <= minlength
-        return F.one_hot(x.long(), minlength).sum(0) if known else None
+        return F.one_hot(input.long(), minlength).sum(0) if known else None
 
     def listed(self, x: Tensor) -> Any:
         """In the place of a list of a tensor's numbers; None where they are not known."""
