@@ -136,19 +136,6 @@ def norm_of_rows(call: Call) -> Value:
     return call.rowwise()
 
 
-def _normalised(call: Call) -> tuple[Form, int]:
-    """What is normalised, and along how many last axes; none of them are the rows."""
-    x, sizes = call.form("input"), call.value("normalized_shape")
-    count = len(x.layout) - 1 if sizes is None else len(sizes)
-    if any(ROW in e for e in x.layout[len(x.layout) - count :]):
-        raise Decline(f"normalises over the rows of {x.axes}")
-    return x, count
-
-
-def _weights(call: Call) -> tuple[str, ...]:
-    return ("weight",) if "rms_norm" in call.name else ("weight", "bias")
-
-
 def spread_of_cut_axis(call: Call) -> Value:
     """Law 5: `var`, `std`, and with the mean, of blocks along one cut axis."""
     given = call.form("self")
@@ -168,19 +155,26 @@ def spread_of_cut_axis(call: Call) -> Value:
     spread = _length(call, apart, dims, bool(call.value("keepdim")))
     spread = call.each(aten.div.Scalar, spread, math.sqrt(size - free))
     made = _square(call, spread) if call.name.startswith("var") else spread
-    return [made, call.settled(_own_mean(call, x, dims, axes))] if call.name.endswith("mean") else made
+    return [made, _mean(call, x, dims, axes if call.value("keepdim") else [])] if call.name.endswith("mean") else made
+
+
+def _normalised(call: Call) -> tuple[Form, int]:
+    """What is normalised, and along how many last axes; none of them are the rows."""
+    x, sizes = call.form("input"), call.value("normalized_shape")
+    count = len(x.layout) - 1 if sizes is None else len(sizes)
+    if any(ROW in e for e in x.layout[len(x.layout) - count :]):
+        raise Decline(f"normalises over the rows of {x.axes}")
+    return x, count
+
+
+def _weights(call: Call) -> tuple[str, ...]:
+    return ("weight",) if "rms_norm" in call.name else ("weight", "bias")
 
 
 def _degrees_taken(call: Call) -> float:
     """Of freedom: 1, or what is asked for."""
     asked = call.value("correction", "unbiased")
     return 1.0 if asked is None else float(asked)
-
-
-def _own_mean(call: Call, x: Form, dims: list[int], axes: list[int]) -> Form:
-    scale = 1.0 / math.prod(x.sizes[d] for d in dims)
-    mean = grid.sum_dims(call.builder, x, dims, scale)
-    return moves.with_axes(mean, axes) if call.value("keepdim") else mean
 
 
 def _length(call: Call, x: Form, dims: list[int], keepdim: bool) -> Form:

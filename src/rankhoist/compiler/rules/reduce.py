@@ -72,7 +72,10 @@ def norm_of_parts(call: Call) -> Value:
         raise Elsewhere("counts what is not 0, and counts of the parts would count as one each")
     if value.varies(cut) and not 0 < order < math.inf:
         raise Elsewhere(f"a part of axis {call.value('dim')} of {value.axes} may have no position")
-    own = [call.along(x, dims, lambda part, axes: _again(call, part, axes, True)) for x in joins.segments(value, cut)]
+    own = [
+        call.along(x, dims, lambda part, axes: _again(call, part, axes, keepdim=True))
+        for x in joins.segments(value, cut)
+    ]
     return _along(call, joins.along_axis(call.builder, own, value.axis(cut)), dims)
 
 
@@ -107,13 +110,12 @@ def transformed(call: Call) -> Value:
 
 
 def _along(call: Call, value: Form, dims: list[int]) -> Value:
-    return call.along(value, dims, lambda part, axes: _again(call, part, axes, call.value("keepdim")))
+    return call.along(value, dims, lambda part, axes: _again(call, part, axes))
 
 
-def _again(call: Call, part: Form, axes: list[int], keepdim: bool) -> Any:
+def _again(call: Call, part: Form, axes: list[int], **changed: Value) -> Any:
     """The operator on a part."""
-    at = axes[0] if isinstance(call.value("dim"), int) else axes
-    return call.again(self=part, dim=at, **({} if keepdim is None else {"keepdim": keepdim}))
+    return call.again(self=part, dim=axes[0] if isinstance(call.value("dim"), int) else axes, **changed)
 
 
 LAWS = [
